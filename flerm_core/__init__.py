@@ -1,0 +1,9 @@
+"""The mathematics of function-space learning rates (arXiv 2502.17405). Knows no network and no database; needs numpy only.
+
+`flerm_core.measure` alone imports torch.
+"""
+
+from flerm_core.matching import match_targets
+from flerm_core.trajectory import Trajectory
+
+__all__ = ["Trajectory", "match_targets"]
