@@ -1,0 +1,386 @@
+"""The trajectory of all FSLRs over one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flerm_core.bands import bands_of
+from flerm_core.errors import DataLoss, InvalidInput, NotFound
+from flerm_core.interpolate import geometric_mean, interpolate_rows, log_spread
+from flerm_core.recording import Measurement, ParameterList
+
+_FORMAT = "flerm-trajectory-1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryQuery:
+    """Which part of a recording's trajectory to read. `max_points` 0: every row; `pattern` empty: every parameter."""
+
+    recording_id: str
+    first_step: int | None = None
+    last_step: int | None = None
+    pattern: str = ""
+    max_points: int = 0
+
+
+class Trajectory:
+    """FSLRs of L parameters at T optimiser steps of one run.
+
+    names [L]: canonical; one with `*` for block numbers is a role (the joint change of its tensors). shapes [L]; bands [L]
+    (found from the names where not given). steps: int64 [T], ascending, counted from 1. values: float32 [T, L] in output units
+    per unit learning rate, NaN = unmeasured. losses and learning_rates: float64 [T], NaN = not logged. tokens: int64 [T], -1 =
+    not logged.
+
+    The arrays are read-only views of what was given, where the types allow it. Raises `InvalidInput` for what does not fit
+    together.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        shapes: Sequence[Sequence[int]],
+        steps: ArrayLike,
+        values: ArrayLike,
+        *,
+        bands: Sequence[str] | None = None,
+        losses: ArrayLike | None = None,
+        learning_rates: ArrayLike | None = None,
+        tokens: ArrayLike | None = None,
+    ) -> None:
+        self.names = list(names)
+        self.shapes = [tuple(int(size) for size in shape) for shape in shapes]
+        _check_length("shapes", len(self.shapes), len(self.names), "names")
+        repeated = len(self.names) - len(set(self.names))
+        if repeated:
+            raise InvalidInput(f"names: {repeated} of the {len(self.names)} names are there twice; each is allowed once")
+        self.bands = list(bands) if bands is not None else bands_of(self.names, self.shapes)
+        _check_length("bands", len(self.bands), len(self.names), "names")
+        self.steps: NDArray[np.int64] = _steps(steps)
+        rows = len(self.steps)
+        self.values: NDArray[np.float32] = _values(values, rows, len(self.names))
+        self.losses: NDArray[np.float64] = _column("losses", losses, rows, np.nan, np.float64)
+        self.learning_rates: NDArray[np.float64] = _column("learning_rates", learning_rates, rows, np.nan, np.float64)
+        self.tokens: NDArray[np.int64] = _column("tokens", tokens, rows, -1, np.int64)
+
+    @classmethod
+    def from_measurements(cls, parameters: ParameterList, rows: Iterable[Measurement]) -> Trajectory:
+        """The trajectory of measurements in the order of their steps; their scalars and extra vectors are left out."""
+        found = list(rows)
+        for row in found:
+            _check_length(f"values at step {row.step}", len(row.values), len(parameters), "names")
+        return cls(
+            parameters.names,
+            parameters.shapes,
+            [row.step for row in found],
+            np.array([row.values for row in found], np.float32).reshape(len(found), len(parameters)),
+            bands=parameters.bands,
+            losses=[np.nan if row.loss is None else row.loss for row in found],
+            learning_rates=[np.nan if row.learning_rate is None else row.learning_rate for row in found],
+            tokens=[-1 if row.tokens is None else row.tokens for row in found],
+        )
+
+    @property
+    def parameters(self) -> ParameterList:
+        """Names, shapes and bands as one value."""
+        return ParameterList(tuple(self.names), tuple(self.shapes), tuple(self.bands))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Measurement]:
+        """The rows, in the order of their steps."""
+        for at, step in enumerate(self.steps):
+            loss, rate, tokens = float(self.losses[at]), float(self.learning_rates[at]), int(self.tokens[at])
+            yield Measurement(
+                step=int(step),
+                values=self.values[at],
+                loss=None if np.isnan(loss) else loss,
+                learning_rate=None if np.isnan(rate) else rate,
+                tokens=None if tokens < 0 else tokens,
+            )
+
+    def __repr__(self) -> str:
+        span = f", steps {self.steps[0]} to {self.steps[-1]}" if len(self) else ""
+        return f"Trajectory({len(self.names)} parameters, {len(self)} rows{span})"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all of it is equal, NaN to NaN."""
+        if not isinstance(other, Trajectory):
+            return NotImplemented
+        return (
+            self.parameters == other.parameters
+            and np.array_equal(self.steps, other.steps)
+            and np.array_equal(self.tokens, other.tokens)
+            and all(
+                np.array_equal(mine, its, equal_nan=True)
+                for mine, its in (
+                    (self.values, other.values),
+                    (self.losses, other.losses),
+                    (self.learning_rates, other.learning_rates),
+                )
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def at(self, step: float | None = None) -> dict[str, float]:
+        """Name to FSLR at `step` (None: the first row), NaN where a tensor had not been measured by then. See `resampled`."""
+        if not len(self):
+            raise NotFound(f"step: {step} asked of a trajectory without rows")
+        row = self.resampled([self.steps[0] if step is None else step])[0]
+        return dict(zip(self.names, row.tolist(), strict=True))
+
+    def resampled(self, steps: ArrayLike) -> NDArray[np.float64]:
+        """FSLRs at any `steps` [S], not only the measured: float64 [S, L].
+
+        Between two measurements of a tensor its logarithm is linear in the step. Unmeasured rows are bridged. The last
+        measurement holds for ever after, the first row for everything before it; a tensor first measured in a later row is NaN
+        until then.
+        """
+        asked = np.asarray(steps, np.float64)
+        if not np.isfinite(asked).all() or (asked < 0).any():
+            raise InvalidInput(f"step: {asked.tolist()} has what is not a step; allowed are finite numbers from 0")
+        return interpolate_rows(self.steps, self.values, asked)
+
+    def between(self, first: int | None = None, last: int | None = None) -> Trajectory:
+        """The rows of steps `first` to `last`, both included; None: no bound."""
+        low = 0 if first is None else int(np.searchsorted(self.steps, first, "left"))
+        high = len(self) if last is None else int(np.searchsorted(self.steps, last, "right"))
+        return self._rows(np.arange(low, max(low, high)))
+
+    def thinned(self, max_points: int) -> Trajectory:
+        """At most `max_points` rows, evenly chosen, the first and the last among them; 0: all."""
+        return self if max_points <= 0 else self._rows(thin(len(self), max_points))
+
+    def _rows(self, at: NDArray[np.int64]) -> Trajectory:
+        return Trajectory(
+            self.names,
+            self.shapes,
+            self.steps[at],
+            self.values[at],
+            bands=self.bands,
+            losses=self.losses[at],
+            learning_rates=self.learning_rates[at],
+            tokens=self.tokens[at],
+        )
+
+    def select(self, pattern: str | Sequence[str]) -> Trajectory:
+        """The parameters whose names match a shell-style pattern, or any of several. Raises `NotFound` when none does."""
+        patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+        at = [i for i, name in enumerate(self.names) if any(fnmatchcase(name, each) for each in patterns)]
+        if not at:
+            raise NotFound(f"pattern: {pattern!r} matches none of the parameters; there are {listed(self.names)}")
+        return self._with(self.parameters.select(at), self.values[:, at])
+
+    def _with(self, parameters: ParameterList, values: NDArray[np.floating]) -> Trajectory:
+        return Trajectory(
+            parameters.names,
+            parameters.shapes,
+            self.steps,
+            values,
+            bands=parameters.bands,
+            losses=self.losses,
+            learning_rates=self.learning_rates,
+            tokens=self.tokens,
+        )
+
+    def smoothed(self, ema_decay: float) -> Trajectory:
+        """An exponential moving average over rows, as the paper takes it: of the squared FSLR, since that is what a draw estimates without bias.
+
+        Weights are normalised, so that the first rows are not drawn to 0. NaN stays NaN and is passed over. `ema_decay` in [0,
+        1); 0 changes nothing. It lags: with 0.9 and a measurement every 100 steps it reads a falling FSLR about twice too high.
+        """
+        if not 0 <= ema_decay < 1:
+            raise InvalidInput(f"ema_decay: {ema_decay} is out of range; allowed are numbers from 0 up to, not including, 1")
+        squares = self.values.astype(np.float64) ** 2
+        mean, weight = np.zeros(len(self.names)), np.zeros(len(self.names))
+        smooth = np.full(squares.shape, np.nan)
+        for at, row in enumerate(squares):
+            seen = ~np.isnan(row)
+            weight[seen] = ema_decay * weight[seen] + 1
+            mean[seen] += (row[seen] - mean[seen]) / weight[seen]
+            smooth[at, seen] = np.sqrt(mean[seen])
+        return self._with(self.parameters, smooth)
+
+    @classmethod
+    def average(cls, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, NDArray[np.float64]]:
+        """One trajectory for several seeds of one model: its geometric mean, and the spread of it.
+
+        The spread is the standard deviation of ln FSLR over the seeds, float64 [T, L], NaN where only one measured. Where the
+        runs were measured at different steps, all are read at the union of them. Seeds that did not measure a tensor do not
+        count for it. Losses and learning rates are averaged (over those that logged), tokens kept where all agree. Why
+        geometric: docs/decisions.md. Raises `InvalidInput` when there are none or their parameters differ.
+        """
+        if not trajectories:
+            raise InvalidInput("trajectories: none given; an average needs at least one")
+        first = trajectories[0]
+        for other in trajectories[1:]:
+            difference = _difference(first, other)
+            if difference:
+                raise InvalidInput(f"trajectories: {difference}; only runs of one model can be averaged")
+        steps = np.unique(np.concatenate([each.steps for each in trajectories]))
+        stack = np.stack([each.resampled(steps) for each in trajectories])
+        extras = [_extras(each, steps) for each in trajectories]
+        tokens = np.stack([extra[2] for extra in extras])
+        mean = cls(
+            first.names,
+            first.shapes,
+            steps,
+            geometric_mean(stack),
+            bands=first.bands,
+            losses=_mean(np.stack([extra[0] for extra in extras])),
+            learning_rates=_mean(np.stack([extra[1] for extra in extras])),
+            tokens=np.where((tokens == tokens[0]).all(axis=0), tokens[0], -1),
+        )
+        return mean, log_spread(stack)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything to one .npz file without pickles, whole or not at all."""
+        target = Path(path)
+        header = {"format": _FORMAT, "names": self.names, "shapes": self.shapes, "bands": self.bands}
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    header=np.frombuffer(json.dumps(header).encode(), np.uint8),
+                    steps=self.steps,
+                    values=self.values,
+                    losses=self.losses,
+                    learning_rates=self.learning_rates,
+                    tokens=self.tokens,
+                )
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trajectory:
+        """What `save` wrote. Raises `NotFound` for a missing file, `DataLoss` for one that is damaged or something else."""
+        if not Path(path).is_file():
+            raise NotFound(f"path: there is no file {os.fspath(path)}")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header: dict[str, Any] = json.loads(file["header"].tobytes())
+                if header.get("format") != _FORMAT:
+                    raise DataLoss(f"{os.fspath(path)} has the format {header.get('format')!r}; this version reads {_FORMAT!r}")
+                return cls(
+                    header["names"],
+                    header["shapes"],
+                    file["steps"],
+                    file["values"],
+                    bands=header["bands"],
+                    losses=file["losses"],
+                    learning_rates=file["learning_rates"],
+                    tokens=file["tokens"],
+                )
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise DataLoss(f"{os.fspath(path)} is not a trajectory that can be read: {error}") from error
+
+
+def thin(rows: int, max_points: int) -> NDArray[np.int64]:
+    """Which of `rows` rows to keep so that at most `max_points` stay: evenly spread, the first and the last among them."""
+    if rows <= max_points:
+        return np.arange(rows)
+    if max_points == 1:
+        return np.array([rows - 1])
+    return np.unique(np.linspace(0, rows - 1, max_points).round().astype(np.int64))
+
+
+def listed(items: Iterable[object], most: int = 20) -> str:
+    """Items as a phrase, at most `most` of them spelled out."""
+    found = [str(item) for item in items]
+    rest = len(found) - most
+    return ", ".join(found[:most]) + (f" and {rest} more" if rest > 0 else "") if found else "none"
+
+
+def _difference(first: Trajectory, other: Trajectory) -> str:
+    if set(first.names) != set(other.names):
+        apart = sorted(set(first.names) ^ set(other.names))
+        return f"only some of them have {listed(apart)}"
+    if first.names != other.names:
+        return "their parameters stand in different orders"
+    return next(
+        (
+            f"{name!r} is of shape {list(mine)} in one and {list(its)} in another"
+            for name, mine, its in zip(first.names, first.shapes, other.shapes, strict=True)
+            if mine != its
+        ),
+        "",
+    )
+
+
+def _extras(
+    trajectory: Trajectory, steps: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Losses, learning rates and tokens at `steps`: those of the row, nothing where there is no such row."""
+    at = np.searchsorted(steps, trajectory.steps)
+    losses, rates, tokens = np.full(len(steps), np.nan), np.full(len(steps), np.nan), np.full(len(steps), -1, np.int64)
+    losses[at], rates[at], tokens[at] = trajectory.losses, trajectory.learning_rates, trajectory.tokens
+    return losses, rates, tokens
+
+
+def _mean(stack: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over axis 0 of what is not NaN; NaN where nothing is."""
+    seen = ~np.isnan(stack)
+    count = seen.sum(axis=0)
+    total = np.where(seen, stack, 0.0).sum(axis=0)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _check_length(field: str, length: int, wanted: int, of: str) -> None:
+    if length != wanted:
+        raise InvalidInput(f"{field}: {length} given for {wanted} {of}; one each is allowed")
+
+
+def _steps(steps: ArrayLike) -> NDArray[np.int64]:
+    found = np.asarray(steps)
+    if found.size == 0:
+        found = found.astype(np.int64)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise InvalidInput(f"steps: an array of {found.ndim} dimensions of {found.dtype} given; a list of integers is allowed")
+    if (found < 0).any():
+        raise InvalidInput(f"steps: {found.min()} is negative; allowed are steps from 0")
+    if (found[1:] <= found[:-1]).any():
+        at = int(np.flatnonzero(found[1:] <= found[:-1])[0])
+        raise InvalidInput(f"steps: {found[at + 1]} follows {found[at]}; steps must ascend")
+    return _read_only(found.astype(np.int64, copy=False))
+
+
+def _values(values: ArrayLike, rows: int, columns: int) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # What overflows becomes infinite, and is refused below.
+        found = np.asarray(values, np.float32)
+    if found.size == 0 and rows * columns == 0:
+        found = found.reshape(rows, columns)
+    if found.shape != (rows, columns):
+        raise InvalidInput(f"values: shape {list(found.shape)} given; [steps, names] = [{rows}, {columns}] is allowed")
+    wrong = np.isinf(found) | (found < 0)
+    if wrong.any():
+        row, column = (int(place[0]) for place in np.nonzero(wrong))
+        raise InvalidInput(
+            f"values: {found[row, column]} at row {row}, column {column}; allowed are finite numbers from 0, and NaN"
+        )
+    return _read_only(found)
+
+
+def _column(field: str, values: ArrayLike | None, rows: int, missing: float, dtype: type[np.generic]) -> NDArray[Any]:
+    found = np.full(rows, missing, dtype) if values is None else np.asarray(values, dtype)
+    if found.shape != (rows,):
+        raise InvalidInput(f"{field}: shape {list(found.shape)} given; one value for each of the {rows} steps is allowed")
+    return _read_only(found)
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view
