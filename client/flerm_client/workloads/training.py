@@ -1,0 +1,201 @@
+"""The one training loop of all workloads: plain, recording or matched, in one process or under DDP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
+
+from flerm_client.flerm import FLeRM
+from flerm_client.workloads import Scale, Workload, workload_named
+from flerm_client.workloads.ranks import Ranks, joined
+from flerm_core.errors import FlermError, InvalidInput
+
+MODES = ("plain", "record", "match")
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], float], Optimizer]] = {
+    "adam": lambda parameters, lr: Adam(parameters, lr),
+    "adamw": lambda parameters, lr: AdamW(parameters, lr),
+    "sgd": lambda parameters, lr: SGD(parameters, lr, momentum=0.9),
+}
+SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
+    "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),
+    "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, steps),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One training run. Raises `InvalidInput` for a field out of its range and `NotFound` for an unknown workload.
+
+    `mode` record keeps the FSLRs of this run under `family` and `lr` in `registry`; match fetches those and trains with the
+    learning rates that they ask for (and reports its own FSLRs); plain does neither. `every`: optimiser steps between
+    measurements; None means 100 when recording and, when matching, once at the start. `registry` None: FLERM_REGISTRY.
+    """
+
+    workload: str
+    lr: float
+    scale: Scale = field(default_factory=Scale)
+    steps: int = 300
+    seed: int = 0
+    optimizer: str = "adam"
+    schedule: str = "constant"
+    mode: str = "plain"
+    family: str | None = None
+    registry: str | None = None
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        available = workload_named(self.workload).steps_available if self.steps > 0 else None
+        if not 0 < self.lr < math.inf:
+            raise InvalidInput(f"lr is {self.lr}, but it must be positive and finite")
+        if self.steps < 1 or (available is not None and self.steps > available):
+            limit = "at least 1" if available is None else f"from 1 to {available}, where {self.workload}'s data ends"
+            raise InvalidInput(f"steps is {self.steps}, but it must be {limit}")
+        if self.every is not None and self.every < 1:
+            raise InvalidInput(f"every is {self.every}, but it must be at least 1")
+        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("mode", MODES)):
+            if getattr(self, name) not in allowed:
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}")
+
+    @property
+    def family_name(self) -> str:
+        """The family asked for; by default the workload's name."""
+        return self.family or self.workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a job; the same on every rank but for `seconds`.
+
+    `losses`: the mean over ranks, step by step. `final_loss`: their mean over the last 200 steps, of a short run over the last
+    fifth. `status`: completed, or diverged when a loss was not finite, which ends the run. The mappings go by tensor name and
+    are empty for a plain run: `targets` and `fslr` in output units per unit learning rate, `learning_rates` of the last step.
+    """
+
+    job: Job
+    world: int
+    status: str
+    final_loss: float
+    losses: list[float]
+    seconds: float
+    targets: dict[str, float] = field(default_factory=dict)
+    fslr: dict[str, float] = field(default_factory=dict)
+    multipliers: dict[str, float] = field(default_factory=dict)
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    matched: list[str] = field(default_factory=list)
+    """Tensors that have both a target and a measurement, and so a multiplier of their own."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-like."""
+        return asdict(self)
+
+
+def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> Result:
+    """Runs `job` on this process and, under torchrun, all its fellow ranks, which call this too.
+
+    `on_step(step, loss)` is called on rank 0 after every step, counted from 1. Raises what the registry and the measurement
+    raise, on every rank alike, and `FlermError` should the ranks end with different multipliers or weights.
+    """
+    workload = workload_named(job.workload)
+    with joined() as ranks:
+        model = ranks.wrap(workload.build(job.scale, seed=job.seed))
+        optimizer = OPTIMIZERS[job.optimizer](model.parameters(), job.lr)
+        flerm = _attach(job, workload, model, optimizer, ranks)
+        try:
+            result = _loop(job, workload, model, optimizer, flerm, ranks, on_step)
+        except BaseException:
+            if flerm is not None:
+                flerm.close(status="failed")
+            raise
+        if flerm is not None:
+            flerm.close(status=result.status)
+        _agree(result, model, ranks)
+        return result
+
+
+def final_loss(losses: list[float]) -> float:
+    """The mean over the last 200 losses (the paper's), of fewer than 1,000 over the last fifth."""
+    last = losses[-min(200, math.ceil(len(losses) / 5)) :]
+    return sum(last) / len(last)
+
+
+def _attach(job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer, ranks: Ranks) -> FLeRM | None:
+    if job.mode == "plain":
+        return None
+    probe = (batch.to(ranks.device) for batch in workload.probe(seed=job.seed, rank=ranks.rank, world=ranks.world))
+    common: dict[str, Any] = {
+        "probe": probe,
+        "family": job.family_name,
+        "lr": job.lr,
+        "registry": job.registry,
+        "seed": job.seed,
+        "config": dict(workload.config(job.scale)),
+    }
+    if job.mode == "record":
+        return FLeRM.record(model, optimizer, every=job.every or 100, **common)
+    return FLeRM.match(model, optimizer, every=job.every, **common)
+
+
+def _loop(
+    job: Job,
+    workload: Workload,
+    model: nn.Module,
+    optimizer: Optimizer,
+    flerm: FLeRM | None,
+    ranks: Ranks,
+    on_step: Callable[[int, float], None] | None,
+) -> Result:
+    scheduler = SCHEDULES[job.schedule](optimizer, job.steps)
+    batches = workload.batches(seed=job.seed, rank=ranks.rank, world=ranks.world)
+    losses: list[float] = []
+    started = time.perf_counter()
+    for step, (inputs, labels) in zip(range(1, job.steps + 1), batches, strict=False):
+        optimizer.zero_grad()
+        loss = workload.loss(model(inputs.to(ranks.device)), labels.to(ranks.device))
+        loss.backward()
+        losses.append(ranks.mean(loss.detach().clone()).item())
+        if not math.isfinite(losses[-1]):
+            break
+        if flerm is not None:
+            tokens = workload.tokens_per_step
+            flerm.log(loss=losses[-1], tokens=None if tokens is None else step * tokens)
+        optimizer.step()
+        if step < job.steps:
+            scheduler.step()
+        if on_step is not None and ranks.rank == 0:
+            on_step(step, losses[-1])
+    completed = math.isfinite(losses[-1])
+    targets = {} if flerm is None or job.mode == "record" else dict(flerm.targets)
+    fslr = {} if flerm is None else dict(flerm.fslr)
+    return Result(
+        job=job,
+        world=ranks.world,
+        status="completed" if completed else "diverged",
+        final_loss=final_loss(losses),
+        losses=losses,
+        seconds=time.perf_counter() - started,
+        targets=targets,
+        fslr=fslr,
+        multipliers={} if flerm is None else dict(flerm.multipliers),
+        learning_rates={} if flerm is None else dict(flerm.learning_rates()),
+        matched=[name for name in targets if name in fslr],
+    )
+
+
+def _agree(result: Result, model: nn.Module, ranks: Ranks) -> None:
+    # What DDP and FLeRM promise: every rank ends with the same multipliers and weights, bit for bit.
+    digest = hashlib.sha256(json.dumps(result.multipliers, sort_keys=True).encode())
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digests = ranks.gather(digest.hexdigest())
+    if len(set(digests)) > 1:
+        raise FlermError(f"the {ranks.world} ranks ended with different multipliers or weights: digests {', '.join(digests)}")
