@@ -1,0 +1,7 @@
+"""The spool: measurements on local disk, so that training never waits for a registry. See `flerm_client.spool.format`."""
+
+from flerm_client.spool.files import default_folder, quarantine, quarantined, spool_files
+from flerm_client.spool.reader import SpoolContent, SpoolReader, read
+from flerm_client.spool.writer import SpoolWriter
+
+__all__ = ["SpoolContent", "SpoolReader", "SpoolWriter", "default_folder", "quarantine", "quarantined", "read", "spool_files"]

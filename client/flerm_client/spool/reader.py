@@ -1,0 +1,193 @@
+"""Reading spool files: frame by frame, resumable, while they grow or long after; and whole, as core values."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from flerm_client.spool.format import HEADER, MAGIC, VERSION, Damage, Frame, Kind, parse
+from flerm_client.spool.owner import Owner
+from flerm_core.errors import DataLoss, Refused
+from flerm_core.recording import Attempt, Ending, Measurement, RecordingSpec
+from flerm_proto.convert import ending_from, measurement_from, optional, spec_from, timestamp_from
+from flerm_proto.v1 import registry_pb2 as pb
+
+log = logging.getLogger("flerm.spool")
+
+_BLOCK = 4 << 20
+
+
+class SpoolReader:
+    """Iterates the believable frames of a spool file from `offset` (0, or the `end` of a frame read before).
+
+    Iteration ends at the last whole frame; iterate again for what was written since. Damage in the middle is skipped, kept
+    in `damage`. Raises `DataLoss` when the file is no spool file (an empty or cut header counts as "nothing yet"), `Refused`
+    when it is of a later version.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        self.offset = offset
+        self.damage: list[Damage] = []
+
+    def __iter__(self) -> Iterator[Frame]:
+        with self.path.open("rb") as file:
+            if self.offset < len(HEADER):
+                head = file.read(len(HEADER))
+                if head[: len(MAGIC)] != MAGIC[: len(head)]:
+                    raise DataLoss(f"{self.path} is not a spool file")
+                if len(head) < len(HEADER):
+                    return
+                found = int.from_bytes(head[len(MAGIC) :], "little")
+                if found != VERSION:
+                    raise Refused(
+                        f"{self.path} is of spool version {found}, this flerm reads version {VERSION}: use its writer's"
+                    )
+                self.offset = len(HEADER)
+            size = _BLOCK
+            while True:
+                file.seek(self.offset)
+                data = file.read(size)
+                items, end = parse(data, self.offset)
+                if end == self.offset:
+                    if len(data) < size:
+                        return
+                    size *= 2  # a frame, or damage, longer than the block
+                    continue
+                for item in items:
+                    if isinstance(item, Damage):
+                        self.damage.append(item)
+                        log.warning("%s: %s skipped", self.path, item)
+                    else:
+                        self.offset = item.end
+                        yield item
+                self.offset = end
+                size = _BLOCK
+
+    @property
+    def tail(self) -> int:
+        """Bytes behind the last whole frame, as of now: a write under way, or torn by a death."""
+        return max(self.path.stat().st_size - self.offset, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Measurements that could not be written."""
+
+    lost: int
+    first_step: int
+    last_step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who wrote a file, for which registry, when."""
+
+    owner: Owner
+    registry: str
+    created_at: datetime
+
+
+@dataclass(slots=True)
+class SpoolContent:
+    """All that a spool file says."""
+
+    path: Path
+    origin: Origin
+    spec: RecordingSpec
+    attempt: Attempt
+    rows: list[Measurement] = field(default_factory=list)
+    ending: Ending | None = None
+    gaps: list[Gap] = field(default_factory=list)
+    damage: list[Damage] = field(default_factory=list)
+    tail: int = 0
+
+    @property
+    def status(self) -> str:
+        """As a registry would say: the ending's, else `running` while the owner lives, else `interrupted`."""
+        if self.ending is not None:
+            return self.ending.status
+        return "running" if self.origin.owner.alive else "interrupted"
+
+
+def message_of(
+    frame: Frame, kind: type[pb.StartRecordingRequest] | type[pb.Measurement] | type[pb.FinishRecordingRequest]
+) -> Any:
+    """The payload as a message of `kind`. Raises `DataLoss` where it is none (its writer was at fault: the CRC was right)."""
+    try:
+        return kind.FromString(frame.payload)
+    except DecodeError as error:
+        raise DataLoss(f"the frame that ends at {frame.end} is no {kind.__name__}: {error}") from error
+
+
+def origin_of(frame: Frame) -> Origin:
+    """What an owner frame says."""
+    try:
+        content = json.loads(frame.payload)
+        return Origin(
+            Owner.from_json(content["owner"]), str(content.get("registry", "")), datetime.fromisoformat(content["created_at"])
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataLoss(f"the owner frame that ends at {frame.end} does not say who writes") from error
+
+
+def gap_of(frame: Frame) -> Gap:
+    """What a gap frame says."""
+    try:
+        return Gap(**json.loads(frame.payload))
+    except (ValueError, TypeError) as error:
+        raise DataLoss(f"the gap frame that ends at {frame.end} does not say what is missing") from error
+
+
+def started_from(message: pb.StartRecordingRequest) -> tuple[RecordingSpec, Attempt]:
+    """What a start request opens."""
+    attempt = Attempt(
+        id=message.attempt_id,
+        resume_at=optional(message, "resume_at") or 0,
+        started_at=timestamp_from(message, "started_at") or datetime.fromtimestamp(0, UTC),
+    )
+    return spec_from(message.spec), attempt
+
+
+def read(path: Path, *, rows: bool = True) -> SpoolContent:
+    """The whole file as core values; `rows=False` decodes no measurements (their vectors come back empty).
+
+    A torn tail is dropped, with a warning unless the owner may still be writing. Raises `DataLoss` when it does not say
+    which recording it holds.
+    """
+    reader = SpoolReader(path)
+    origin: Origin | None = None
+    content: SpoolContent | None = None
+    for frame in reader:
+        if frame.kind == Kind.OWNER:
+            origin = origin_of(frame)
+        elif frame.kind == Kind.START and content is None:
+            spec, attempt = started_from(message_of(frame, pb.StartRecordingRequest))
+            unknown = Origin(Owner("", "", 0, ""), "", attempt.started_at)
+            content = SpoolContent(path, origin or unknown, spec, attempt)
+        elif content is None:
+            continue
+        elif frame.kind == Kind.MEASUREMENT:
+            message = message_of(frame, pb.Measurement)
+            if not rows:
+                message.ClearField("fslr")
+                message.ClearField("vectors")
+            content.rows.append(measurement_from(message))
+        elif frame.kind == Kind.GAP:
+            content.gaps.append(gap_of(frame))
+        elif frame.kind == Kind.FINISH:
+            content.ending = ending_from(message_of(frame, pb.FinishRecordingRequest))
+    if content is None:
+        raise DataLoss(f"{path} does not say which recording it holds")
+    content.damage, content.tail = reader.damage, reader.tail
+    if content.tail and content.status != "running":
+        log.warning("%s: %d bytes of an unfinished write at the end dropped", path, content.tail)
+    return content
