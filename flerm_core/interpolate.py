@@ -50,7 +50,7 @@ def blend(left: Array, right: Array, weight: Array | float) -> Array:
     positive = (left > 0) & (right > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         geometric = np.exp((1 - weights) * np.log(left) + weights * np.log(right))
-    mixed = np.where(positive, geometric, (1 - weights) * left + weights * right)
+    mixed: Array = np.where(positive, geometric, (1 - weights) * left + weights * right)
     # The mean of two equal numbers is that number, to the last bit: a held value must not drift.
     return np.where((weights == 0) | (left == right), left, np.where(weights == 1, right, mixed))
 
@@ -61,7 +61,7 @@ def geometric_mean(stack: Array) -> Array:
         return stack[0]
     logs, count = _logs(stack)
     total = np.where(np.isnan(logs), 0.0, logs).sum(axis=0)
-    mean = np.exp(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
+    mean: Array = np.exp(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
     return np.where((count == 0) & (stack == 0).any(axis=0), 0.0, mean)
 
 
@@ -71,7 +71,8 @@ def log_spread(stack: Array) -> Array:
     known = np.where(np.isnan(logs), 0.0, logs)
     mean = np.divide(known.sum(axis=0), count, out=np.zeros(stack.shape[1:]), where=count > 0)
     squares = (np.where(np.isnan(logs), 0.0, logs - mean) ** 2).sum(axis=0)
-    return np.sqrt(np.divide(squares, count - 1, out=np.full(stack.shape[1:], np.nan), where=count > 1))
+    spread: Array = np.sqrt(np.divide(squares, count - 1, out=np.full(stack.shape[1:], np.nan), where=count > 1))
+    return spread
 
 
 def _logs(stack: Array) -> tuple[Array, NDArray[np.int64]]:

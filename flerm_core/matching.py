@@ -33,15 +33,16 @@ def match_targets(
     blocks: str | Iterable[str] | None = None,
     depth: str = DEFAULT_DEPTH,
 ) -> dict[str, float]:
-    """Target FSLRs for the parameters `names` of another model of the family, from the base's `trajectory` at `step` (None: its first row).
+    """Target FSLRs for the parameters `names` of another model of the family, by the base's `trajectory` at `step`.
 
     Where both models have the same number of blocks, a tensor's target is its namesake's FSLR, exactly. Where they differ, the
     axes are those given as `blocks` ("layers.*"; several for several) or else found from the names, and `depth` names the rule
     of `DEPTH_RULES` by which the base's blocks answer for the target's. Under `joint` the answer holds the role's name
     (`layers.*.attn.q.weight`) in place of its tensors' names: it is the target of their joint change.
 
-    Names may carry wrappers' prefixes, and are answered as asked. NaN: the base had not measured that tensor at that step.
-    Raises `NotFound` naming every name that cannot be matched and what there is, `InvalidInput` for a wrong axis, rule or step.
+    `step` None is the first row. Names may carry wrappers' prefixes, and are answered as asked. NaN: the base had not measured
+    that tensor at that step. Raises `NotFound` naming every name that cannot be matched and what there is, `InvalidInput` for a
+    wrong axis, rule or step.
     """
     asked = list(names)
     row = trajectory.at(step)

@@ -195,7 +195,7 @@ class Trajectory:
         )
 
     def smoothed(self, ema_decay: float) -> Trajectory:
-        """An exponential moving average over rows, as the paper takes it: of the squared FSLR, since that is what a draw estimates without bias.
+        """An exponential moving average over rows, of the squared FSLR: that is what a draw estimates without bias.
 
         Weights are normalised, so that the first rows are not drawn to 0. NaN stays NaN and is passed over. `ema_decay` in [0,
         1); 0 changes nothing. It lags: with 0.9 and a measurement every 100 steps it reads a falling FSLR about twice too high.
@@ -225,9 +225,9 @@ class Trajectory:
             raise InvalidInput("trajectories: none given; an average needs at least one")
         first = trajectories[0]
         for other in trajectories[1:]:
-            difference = _difference(first, other)
-            if difference:
-                raise InvalidInput(f"trajectories: {difference}; only runs of one model can be averaged")
+            apart = difference(first, other)
+            if apart:
+                raise InvalidInput(f"trajectories: {apart}; only runs of one model can be averaged")
         steps = np.unique(np.concatenate([each.steps for each in trajectories]))
         stack = np.stack([each.resampled(steps) for each in trajectories])
         extras = [_extras(each, steps) for each in trajectories]
@@ -304,7 +304,8 @@ def listed(items: Iterable[object], most: int = 20) -> str:
     return ", ".join(found[:most]) + (f" and {rest} more" if rest > 0 else "") if found else "none"
 
 
-def _difference(first: Trajectory, other: Trajectory) -> str:
+def difference(first: Trajectory, other: Trajectory) -> str:
+    """In words, how the parameters of two trajectories differ; empty when they are the same."""
     if set(first.names) != set(other.names):
         apart = sorted(set(first.names) ^ set(other.names))
         return f"only some of them have {listed(apart)}"
@@ -335,7 +336,8 @@ def _mean(stack: NDArray[np.float64]) -> NDArray[np.float64]:
     seen = ~np.isnan(stack)
     count = seen.sum(axis=0)
     total = np.where(seen, stack, 0.0).sum(axis=0)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    mean: NDArray[np.float64] = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return mean
 
 
 def _check_length(field: str, length: int, wanted: int, of: str) -> None:
