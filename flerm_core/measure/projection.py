@@ -1,0 +1,77 @@
+"""φ = Σ ω_nk f_nk / √(NK) (Eq. 3): the random projection of the outputs, and the randomness behind it.
+
+Only ∂φ/∂f = ω / √(NK) is ever needed, so φ itself is not formed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flerm_core.errors import MeasurementError
+
+
+def seed_from(*coordinates: int) -> int:
+    """A 63-bit seed for a place in a run: (seed, measurement, draw, data-parallel rank). Neighbouring places share nothing."""
+    text = ",".join(map(str, coordinates)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+
+
+def generator_for(device: torch.device, *coordinates: int) -> torch.Generator:
+    """A generator of its own for a place in a run: never the global one."""
+    return torch.Generator(device=device).manual_seed(seed_from(*coordinates))
+
+
+def draw_projection(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """∂φ/∂f, shaped like `outputs` [N, ...]: standard normal over √(NK), N and K counted in this process."""
+    omega = torch.randn(outputs.shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return (omega / math.sqrt(outputs.numel())).to(outputs.dtype)
+
+
+def as_output(value: Any) -> Tensor:
+    """The tensor f in what a model returns: itself, the attribute or key `logits`, or the only floating-point tensor there.
+
+    Raises `MeasurementError` when there is none or more than one, or when it is not a batch (dimension 0 counts examples).
+    """
+    if isinstance(value, Tensor):
+        found = value
+    else:
+        logits = value.get("logits") if isinstance(value, Mapping) else getattr(value, "logits", None)
+        candidates = [logits] if isinstance(logits, Tensor) else floating_tensors(value)
+        if len(candidates) != 1:
+            raise MeasurementError(
+                f"the model returns a {type(value).__name__} with {len(candidates)} floating-point tensors: "
+                "say which one is the output with output=lambda model, batch: ..."
+            )
+        found = candidates[0]
+    if not found.is_floating_point():
+        raise MeasurementError(f"the output has dtype {found.dtype}: it must be floating point")
+    if found.ndim == 0 or found.numel() == 0:
+        raise MeasurementError(f"the output has shape {list(found.shape)}: dimension 0 must count at least one example")
+    return found
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
+def floating_tensors(value: Any) -> list[Tensor]:
+    """Those of `tensors_in` that can move continuously."""
+    return [t for t in tensors_in(value) if t.is_floating_point()]

@@ -1,0 +1,75 @@
+"""ΔW: what one optimiser step did to every tensor, at learning rate 1 (Section 3.3).
+
+The optimiser moves the weights in place, so W_old is copied before the step. Afterwards the two are *exchanged* in place
+for the time of a measurement: the model computes at W_old (Eq. 1 linearises there) while W_new waits in the copy, and both
+return bit for bit. In place, because whatever else looks at a parameter's storage (flattened recurrent weights, sharded views,
+captured graphs) must see the same values as the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Update:
+    """The step of a set of parameters. Built before it (copies the weights: 1 × their memory), read after it.
+
+    `rates[name]` is the learning rate that the step ran at, multiplier included; set it before reading `change`.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self.rates: dict[str, float] = {}
+        self._other = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self._at_old = False
+
+    def change(self, name: str) -> Tensor:
+        """ΔW of `name` at learning rate 1, in at least float32, shaped like the tensor. Zero where its rate is 0."""
+        current, other = self.parameters[name].detach(), self._other[name]
+        new, old = (other, current) if self._at_old else (current, other)
+        rate = self.rates[name]
+        if rate == 0.0:
+            return torch.zeros_like(new, dtype=_wide(new.dtype))
+        if new.dtype != _wide(new.dtype):
+            new, old = new.to(_wide(new.dtype)), old.to(_wide(old.dtype))
+        return (new - old).div_(rate)
+
+    def moved(self) -> dict[str, Tensor]:
+        """For every tensor a 0-dimensional bool: did the step change it at all? Not yet synchronised with the host."""
+        return {name: (parameter.detach() != self._other[name]).any() for name, parameter in self.parameters.items()}
+
+    @contextmanager
+    def at_old_weights(self) -> Iterator[None]:
+        """The model computes at W_old inside and at W_new, bit for bit, outside."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, parameter in self.parameters.items():
+            waiting = parameter.detach().clone()
+            parameter.copy_(self._other[name])
+            self._other[name].copy_(waiting)
+        self._at_old = not self._at_old
+
+    @torch.no_grad()
+    def reapply(self, factors: Mapping[str, float]) -> None:
+        """W ← W_old + factor · (W_new − W_old), as if the step had run at `factor` times its rate (design, method 4)."""
+        for name, factor in factors.items():
+            if factor != 1.0:
+                parameter, old = self.parameters[name], self._other[name]
+                wide = _wide(parameter.dtype)
+                step = (parameter.detach().to(wide) - old.to(wide)).mul_(factor)
+                parameter.copy_(step.add_(old.to(wide)))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """At least float32: in bfloat16 half of ΔW/η would round to zero at η = 1e-4 (docs/method.md)."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
