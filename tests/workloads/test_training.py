@@ -1,0 +1,167 @@
+"""The training loop: reproducible, the same on any number of ranks, untouched by recording, matched through a folder registry."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flerm_client.workloads import Scale
+from flerm_client.workloads.training import Job, Result, final_loss, train
+from flerm_core.errors import InvalidInput, NotFound
+
+STEPS = 20
+
+
+def job(**fields: object) -> Job:
+    return Job(**{"workload": "resmlp", "lr": 4e-3, "steps": STEPS, "every": None, **fields})  # type: ignore[arg-type]
+
+
+def flerm(*arguments: str, ranks: int = 1, registry: str = "") -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("FLERM_")}
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "flerm_client.cli", "train", *arguments],
+        env=environment | {"OMP_NUM_THREADS": "1"} | ({"FLERM_REGISTRY": registry} if registry else {}),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder registry that holds two base recordings of resmlp at learning rate 4e-3."""
+    registry = f"file://{tmp_path_factory.mktemp('registry')}"
+    for seed in (0, 1):
+        train(job(mode="record", seed=seed, registry=registry, every=10))
+    return registry
+
+
+@pytest.fixture(scope="module")
+def plain() -> Result:
+    return train(job())
+
+
+def test_a_run_repeats_bit_for_bit_and_learns(plain: Result) -> None:
+    assert train(job()).losses == plain.losses
+    assert len(plain.losses) == STEPS
+    assert plain.final_loss < 0.5 * plain.losses[0]
+    assert (plain.status, plain.world, plain.fslr, plain.matched) == ("completed", 1, {}, [])
+
+
+def test_recording_leaves_the_losses_bit_for_bit_and_measures_every_tensor(plain: Result, folder: str) -> None:
+    recorded = train(job(mode="record", registry=folder, family="untouched", every=7))
+    assert recorded.losses == plain.losses
+    assert set(recorded.fslr) >= {"input.weight", "layers.3.bias", "readout.weight"}
+    assert all(value > 0 for value in recorded.fslr.values())
+    assert set(recorded.multipliers.values()) == {1.0}
+    assert set(recorded.learning_rates.values()) == {4e-3}
+
+
+def test_matching_the_base_itself_changes_little(plain: Result, folder: str) -> None:
+    matched = train(job(mode="match", registry=folder))
+    assert len(matched.matched) == 12
+    # Two seeds' average against one of them: FSLRs scatter by 20 to 50 % between seeds, no more.
+    assert all(0.3 < matched.multipliers[name] < 3.0 for name in matched.matched)
+
+
+def test_matching_a_wider_model_slows_its_hidden_matrices(folder: str) -> None:
+    matched = train(job(mode="match", registry=folder, scale=Scale(width=8)))
+    hidden = [matched.multipliers[f"layers.{j}.weight"] for j in range(4)]
+    # Adam's update of a hidden matrix moves the outputs in proportion to width: multipliers near 1/8.
+    assert all(0.04 < multiplier < 0.4 for multiplier in hidden)
+    for name in matched.matched:
+        assert matched.learning_rates[name] == pytest.approx(4e-3 * matched.multipliers[name], rel=1e-6)
+
+
+def test_two_ranks_train_as_one_process_does(plain: Result, tmp_path: Path) -> None:
+    out = tmp_path / "two.json"
+    done = flerm("resmlp", "--lr", "4e-3", "--steps", str(STEPS), "--json", str(out), ranks=2)
+    assert done.returncode == 0, done.stderr
+    two = json.loads(out.read_text())
+    assert two["world"] == 2
+    assert two["losses"] == pytest.approx(plain.losses, rel=1e-3)
+
+
+def test_two_ranks_match_from_the_command_line_and_print_the_table(folder: str, tmp_path: Path) -> None:
+    out = tmp_path / "matched.json"
+    arguments = ("resmlp", "--width", "4", "--depth", "2", "--lr", "4e-3", "--steps", str(STEPS), "--match", "--json", str(out))
+    done = flerm(*arguments, ranks=2, registry=folder)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert (result["world"], result["status"], len(result["matched"])) == (2, "completed", 20)
+    for heading in ("tensor", "base FSLR", "measured FSLR", "multiplier", "learning rate"):
+        assert heading in done.stdout
+    assert done.stdout.count("layers.7.weight") == 1, "rank 0 alone prints"
+    assert f"final loss {result['final_loss']:.4f}" in done.stdout
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_unknown_family_ends_every_rank_with_one_sentence(folder: str, ranks: int) -> None:
+    done = flerm("resmlp", "--lr", "4e-3", "--steps", "5", "--match", "--family", "nobody", ranks=ranks, registry=folder)
+    assert done.returncode == (3 if ranks == 1 else 1), "torchrun ends with 1 whatever its ranks ended with"
+    assert "nobody" in done.stderr
+    if ranks == 1:
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback (most recent call last):\n  File" not in done.stderr.split("torch/distributed")[0]
+
+
+def test_a_learning_rate_outside_the_recorded_range_is_named(folder: str) -> None:
+    done = flerm("resmlp", "--lr", "0.5", "--steps", "5", "--match", registry=folder)
+    assert done.returncode == 3
+    assert "0.5" in done.stderr
+    assert "0.004" in done.stderr
+
+
+def test_recording_and_matching_at_once_is_a_usage_error() -> None:
+    done = flerm("resmlp", "--lr", "1e-3", "--record", "--match")
+    assert done.returncode == 2
+    assert "--record and --match" in done.stderr
+
+
+def test_a_diverged_run_ends_and_says_so() -> None:
+    result = train(job(lr=1e30, optimizer="sgd", steps=50))
+    assert result.status == "diverged"
+    assert len(result.losses) < 50
+    assert not math.isfinite(result.losses[-1])
+
+
+def test_the_cosine_schedule_and_the_other_optimisers_train() -> None:
+    for optimizer, lr in (("adamw", 4e-3), ("sgd", 0.03)):
+        result = train(job(optimizer=optimizer, lr=lr, schedule="cosine"))
+        assert result.final_loss < 0.6 * result.losses[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"lr": 0.0}, r"lr is 0.0, but it must be positive and finite"),
+        ({"lr": math.inf}, r"lr is inf"),
+        ({"steps": 0}, r"steps is 0, but it must be at least 1"),
+        ({"workload": "decoder", "steps": 10**6}, r"steps is 1000000, but it must be from 1 to \d+, where decoder's data ends"),
+        ({"every": 0}, r"every is 0, but it must be at least 1"),
+        ({"optimizer": "lion"}, r"optimizer is 'lion', but it must be one of adam, adamw, sgd"),
+        ({"schedule": "step"}, r"schedule is 'step', but it must be one of constant, cosine"),
+        ({"mode": "both"}, r"mode is 'both', but it must be one of plain, record, match"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_is_allowed(fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        job(**fields)
+
+
+def test_an_unknown_workload_is_refused_before_anything_starts() -> None:
+    with pytest.raises(NotFound, match="no workload 'vit'"):
+        job(workload="vit")
+
+
+def test_the_final_loss_is_the_mean_of_the_last_fifth_or_of_the_last_200() -> None:
+    assert final_loss([9.0] * 8 + [1.0, 3.0]) == 2.0
+    assert final_loss([5.0]) == 5.0
+    assert final_loss([9.0] * 1800 + [1.0] * 200) == 1.0
