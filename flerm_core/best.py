@@ -38,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossPoint:
-    """One learning rate: mean loss over `seeds` finite runs (NaN: none), their standard deviation (NaN: fewer than two), diverged runs."""
+    """One learning rate: mean and standard deviation (NaN for too few) of the loss over `seeds` finite runs; diverged runs."""
 
     lr: float
     loss: float
@@ -49,7 +49,9 @@ class LossPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """The answer. `lr` and `loss`: the best recorded rate. `optimum`: the fitted one; `optimum_spread`: its standard deviation over
+    """The answer.
+
+    `lr` and `loss`: the best recorded rate. `optimum`: the fitted one; `optimum_spread`: its standard deviation over
     seeds in octaves, NaN for fewer than two. `next_lr`: what to try next (the optimum itself when there is nothing left to
     try). `advice`: why, in a sentence. `points`: the curve, ascending by rate.
     """

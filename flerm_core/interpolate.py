@@ -58,7 +58,8 @@ def blend(left: Array, right: Array, weight: Array | float) -> Array:
 def geometric_mean(stack: Array) -> Array:
     """Over axis 0 of [seeds, ...]. One seed gives itself, to the last bit."""
     if len(stack) == 1:
-        return stack[0]
+        alone: Array = stack[0]
+        return alone
     logs, count = _logs(stack)
     total = np.where(np.isnan(logs), 0.0, logs).sum(axis=0)
     mean: Array = np.exp(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))

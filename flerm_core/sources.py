@@ -15,7 +15,7 @@ from flerm_core.trajectory import listed
 
 POLICIES = ("exact", "nearest", "interpolate")
 Sources = dict[float, tuple[Recording, ...]]
-"""Learning rate to the recordings (one a seed) that speak for it, both ascending: one rate, or the two neighbours of the one asked."""
+"""Learning rate to its recordings, one a seed, both ascending: one rate, or the two neighbours of the one asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def _fitting(base: Sequence[Recording], query: TargetQuery) -> list[Recording]:
         raise NotFound(f"family: {query.family!r} has no completed base recording; there are {_statuses(base)}")
     for key, value in query.tags.items():
         there = {each.spec.tags[key] for each in left if key in each.spec.tags}
-        left = _kept(left, lambda spec, k=key, v=value: spec.tags.get(k) == v, f"tags: {key}={value!r}", sorted(there), query)
+        left = _kept(left, _has_tag(key, value), f"tags: {key}={value!r}", sorted(there), query)
     if query.optimizer:
         names = sorted({each.spec.optimizer for each in left})
         left = _kept(left, lambda spec: spec.optimizer == query.optimizer, f"optimizer: {query.optimizer!r}", names, query)
@@ -117,6 +117,10 @@ def _kept(
     if not kept:
         raise NotFound(f"{wish} fits no completed base recording of {query.family!r}; there is {listed(there)}")
     return kept
+
+
+def _has_tag(key: str, value: str) -> Callable[[RecordingSpec], bool]:
+    return lambda spec: spec.tags.get(key) == value
 
 
 def _refuse_several(recordings: Sequence[Recording], kind: Callable[[RecordingSpec], str], what: str, how: str) -> None:
@@ -161,6 +165,6 @@ def _rates_for(query: TargetQuery, rates: Mapping[float, object], base: Sequence
     if query.policy == "exact":
         raise NotFound(f"lr: no completed base recording of {query.family!r} has {query.lr:g}; recorded are {there}{rest}")
     raise NotFound(
-        f"lr: {query.lr:g} lies outside the recorded range {known[0]:g} to {known[-1]:g} of {query.family!r} (recorded are {there}), "
-        f"and targets are not extrapolated; record it, or ask for policy 'nearest'{rest}"
+        f"lr: {query.lr:g} lies outside the recorded range {known[0]:g} to {known[-1]:g} of {query.family!r} "
+        f"(recorded are {there}); record it, or ask for policy 'nearest'{rest}"
     )

@@ -28,10 +28,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Targets(Mapping[str, float]):
-    """Target FSLRs over a run, and where they come from. As a mapping it is the first row: name to FSLR, NaN = unmeasured in the base.
+    """Target FSLRs over a run, and where they come from. As a mapping it is the first row: name to FSLR (NaN: unmeasured).
 
     names [L]: the asker's tensors; under depth rule `joint` a role's name (`layers.*.attn.q.weight`) in place of its tensors'.
-    steps: int64 [T]. values: float32 [T, L], output units per unit learning rate. spread: float32 [T, L], standard deviation of
+    steps: int64 [T]. table: float32 [T, L], output units per unit learning rate. spread: float32 [T, L], standard deviation of
     ln FSLR over seeds, NaN where there is but one. tokens: int64 [T], -1 = not known. sources: ids of the recordings used;
     source_learning_rates: theirs, distinct, ascending; seeds: recordings averaged, the fewest at any of these rates. digest: of
     names, steps and values. final_step: the last measured of the base runs; final_tokens: what they saw by their end.
@@ -43,7 +43,7 @@ class Targets(Mapping[str, float]):
     depth: str
     names: tuple[str, ...]
     steps: NDArray[np.int64]
-    values: NDArray[np.float32]
+    table: NDArray[np.float32]
     spread: NDArray[np.float32]
     tokens: NDArray[np.int64]
     optimizer: str
@@ -58,7 +58,7 @@ class Targets(Mapping[str, float]):
 
     def __getitem__(self, name: str) -> float:
         try:
-            return float(self.values[0, self.names.index(name)])
+            return float(self.table[0, self.names.index(name)])
         except ValueError:
             raise KeyError(name) from None
 
@@ -97,7 +97,7 @@ class Targets(Mapping[str, float]):
             moment = fraction * self.final_step
         elif tokens is not None:
             moment = self._step_of(tokens)
-        row = interpolate_rows(self.steps, self.values, np.array([moment]))[0]
+        row = interpolate_rows(self.steps, self.table, np.array([moment]))[0]
         return dict(zip(self.names, row.tolist(), strict=True))
 
     def _step_of(self, tokens: float) -> float:
@@ -147,7 +147,7 @@ def build_targets(
         depth=depth,
         names=names,
         steps=steps,
-        values=values,
+        table=values,
         spread=_blend_spreads(query, tuple(loaded), spreads).astype(np.float32),
         tokens=_tokens(everything, steps),
         optimizer=spec.optimizer,
@@ -180,8 +180,8 @@ def _refuse_other_models(sources: Sources, loaded: Mapping[float, Sequence[Traje
         apart = difference(its, trajectory)
         if apart:
             raise Ambiguous(
-                f"family: the base recordings {first.spec.id} and {each.spec.id} of {each.spec.family!r} are not of one model: {apart}; "
-                "name one by tags"
+                f"family: the base recordings {first.spec.id} and {each.spec.id} of {each.spec.family!r} "
+                f"are not of one model: {apart}; name one by tags"
             )
 
 
@@ -216,7 +216,8 @@ def _tokens(trajectories: Sequence[Trajectory], steps: NDArray[np.int64]) -> NDA
         if not known.any():
             return np.full(len(steps), -1, np.int64)
         counts.append(np.interp(steps, each.steps[known], each.tokens[known]))
-    return np.mean(counts, axis=0).round().astype(np.int64)
+    mean: NDArray[np.int64] = np.mean(counts, axis=0).round().astype(np.int64)
+    return mean
 
 
 def _check_ranks(query: TargetQuery, base: Trajectory) -> None:
@@ -235,7 +236,8 @@ def _check_ranks(query: TargetQuery, base: Trajectory) -> None:
         known = ranks.get(_role_of(canonical(name)), set())
         if not is_role(name) and known and len(shape) not in known:
             raise InvalidInput(
-                f"shapes: {name!r} has {len(shape)} dimensions ({list(shape)}); {sorted(known)} allowed, as in the base of {query.family!r}"
+                f"shapes: {name!r} has {len(shape)} dimensions ({list(shape)}); {sorted(known)} allowed, "
+                f"as in the base of {query.family!r}"
             )
 
 
