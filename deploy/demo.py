@@ -45,25 +45,26 @@ def shown(command: tuple[str, ...]) -> str:
 
 
 @contextmanager
-def registry(folder: Path) -> Iterator[dict[str, str]]:
-    """A server process on free ports; yields its addresses by `grpc` and `http`. Stops it at the end and checks that it ended well."""
-    announcement = folder / "addresses.json"
-    os.mkfifo(announcement)  # reading a FIFO waits for the server's word, without polling
+def registry(folder: Path) -> Iterator[tuple[str, str]]:
+    """A server process on free ports; yields its gRPC and HTTP addresses. Stops it at the end and checks that it ended well."""
     command = (
         *PYTHON,
         *("flerm_server.cli", "serve", "--db", f"sqlite:///{folder / 'flerm.db'}"),
-        *("--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--announce", str(announcement)),
+        *("--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"),
     )
     say(f"$ {shown(command)}")
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
+    log = folder / "server.log"
+    with log.open("w") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as server:
         try:
-            yield json.loads(announcement.read_text())
+            # One line says that both sides answer and where; the end of the stream, that the server is gone.
+            _, *addresses = (server.stdout.readline() if server.stdout else "").split() or [""]
+            if len(addresses) == 2:
+                yield addresses[0], addresses[1].rstrip("/")
         finally:
             server.send_signal(signal.SIGTERM)
             code = server.wait(timeout=30)
-    if code != 0:
-        raise SystemExit(f"the server ended with code {code}:\n{(folder / 'server.log').read_text()}")
+    if code != 0 or len(addresses) != 2:
+        raise SystemExit(f"the server ended with code {code}:\n{log.read_text()}")
     say("server stopped")
 
 
@@ -83,11 +84,10 @@ def run(command: tuple[str, ...], environment: dict[str, str], out: Path, *, sho
 def main() -> None:
     """Runs the demo."""
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="flerm-demo-") as name, registry(Path(name)) as addresses:
-        folder, http = Path(name), f"http://{addresses['http']}"
-        address = f"grpc://{addresses['grpc']}"
-        environment = os.environ | {"FLERM_REGISTRY": address, "FLERM_SPOOL": str(folder / "spool"), "OMP_NUM_THREADS": "1"}
-        say(f"registry at {address} and {http}\n")
+    with tempfile.TemporaryDirectory(prefix="flerm-demo-") as name, registry(Path(name)) as (grpc, http):
+        folder = Path(name)
+        environment = os.environ | {"FLERM_REGISTRY": grpc, "FLERM_SPOOL": str(folder / "spool"), "OMP_NUM_THREADS": "1"}
+        say(f"registry at {grpc} and {http}\n")
 
         def get(path: str) -> Any:
             say(f"$ curl -s '{http}{path}'")
@@ -119,13 +119,13 @@ def main() -> None:
 
         say("\n4. Read over HTTP what was recorded")
         family = get(f"/api/v1/families/{FAMILY}")
-        say(
-            f"    {family['recordings']} recordings, base learning rates {', '.join(f'{lr:g}' for lr in family['learning_rates'])}"
-        )
+        rates = ", ".join(f"{lr:g}" for lr in family["learning_rates"])
+        say(f"    {family['recordings']} recordings, base learning rates {rates}")
         recordings = get(f"/api/v1/recordings?family={FAMILY}")["items"]
         for item in recordings:
+            kind = f"{item['role']} {item['variant']}"
             say(
-                f"    {item['id']}  {item['role']:6} {item['variant']:7} lr {item['lr']:<8.4g} {item['status']}, {item['rows']} rows"
+                f"    {item['id']}  {kind:14}  lr {item['lr']:<6.4g} seed {item['seed']}  {item['status']}, {item['rows']} rows"
             )
         own = next(item for item in recordings if item["role"] == "scaled")
         trajectory = get(f"/api/v1/recordings/{own['id']}/trajectory")

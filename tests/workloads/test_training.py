@@ -1,4 +1,4 @@
-"""The training loop: reproducible, the same on any number of ranks, untouched by recording, matched through a folder registry."""
+"""The training loop: reproducible, the same on any number of ranks, untouched by recording, matched by a folder registry."""
 
 from __future__ import annotations
 
