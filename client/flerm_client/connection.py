@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -53,18 +54,21 @@ class Connection:
         self._stub: Any = None
         self._pid = 0
 
-    def unary(self, method: str, request: Any, *, seconds: float = UNARY_SECONDS) -> Any:
-        """The answer of one unary method."""
-        return self._patiently(lambda: getattr(self._ready(), method)(request, timeout=seconds, metadata=self._metadata()))
+    def unary(self, method: str, request: Any, *, seconds: float = UNARY_SECONDS, until: float | None = None) -> Any:
+        """The answer of one unary method. `until`: the monotonic moment by which all tries must have ended."""
+        return self._patiently(
+            lambda left: getattr(self._ready(), method)(request, timeout=min(seconds, left), metadata=self._metadata()), until
+        )
 
-    def stream(self, method: str, request: Any) -> Iterator[Any]:
+    def stream(self, method: str, request: Any, *, until: float | None = None) -> Iterator[Any]:
         """The answers of a method that streams. Retries until the first one came."""
 
-        def first() -> tuple[Any, Iterator[Any]]:
-            answers = getattr(self._ready(), method)(request, timeout=STREAM_SECONDS, metadata=self._metadata())
+        def first(left: float) -> tuple[Any, Iterator[Any]]:
+            timeout = min(STREAM_SECONDS, left)
+            answers = getattr(self._ready(), method)(request, timeout=timeout, metadata=self._metadata())
             return next(answers, None), answers
 
-        head, rest = self._patiently(first)
+        head, rest = self._patiently(first, until)
         if head is None:
             return
         yield head
@@ -98,12 +102,12 @@ class Connection:
             raise InvalidInput("token: only printable ASCII characters are allowed")
         return [("authorization", f"Bearer {token}")] if token else []
 
-    def _patiently(self, call: Callable[[], Any]) -> Any:
-        end = time.monotonic() + self.patience
+    def _patiently(self, call: Callable[[float], Any], until: float | None) -> Any:
+        end = time.monotonic() + self.patience if until is None else until
         attempt = 0
         while True:
             try:
-                return call()
+                return call(math.inf if until is None else max(until - time.monotonic(), 0.1))
             except grpc.RpcError as error:
                 translated = self._translated(error)
             pause = backoff(attempt)

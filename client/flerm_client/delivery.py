@@ -46,13 +46,15 @@ class Delivery:
     """The way of one file. Call `advance` until `done`; it raises what went wrong, after which it may be called again.
 
     `unfinished`: the status to report for an attempt whose file has no end (its process died); None: wait for the end.
+    `keep`: leave the file where it is, whatever comes of it (its folder is a registry).
     """
 
-    def __init__(self, path: Path, connection: Connection, *, unfinished: str | None = None) -> None:
+    def __init__(self, path: Path, connection: Connection, *, unfinished: str | None = None, keep: bool = False) -> None:
         self.path = path
         self.unfinished = unfinished
         self.progress = Progress()
         self.done = False
+        self.keep = keep
         self.quarantined: Path | None = None
         self.started = False  # whether the registry knows the attempt
         self._connection = connection
@@ -191,20 +193,20 @@ class Delivery:
         reasons = [*self._reasons, *map(str, self._reader.damage)]
         if reasons:
             self._set_aside("; ".join(reasons))
-        else:
+        elif not self.keep:
             remove(self.path)
         self.done = True
 
     def _set_aside(self, why: str) -> None:
         log.error("%s set aside: %s", self.path.name, why)
-        self.quarantined = quarantine(self.path, why)
+        self.quarantined = self.path if self.keep else quarantine(self.path, why)
         self.progress.problem = why
         self.done = True
 
     def _tell(self) -> None:
         if self.progress == self._told:
             return
-        if self.progress.tell(self.path):
+        if not self.keep and self.progress.tell(self.path):
             self._told = replace(self.progress)
 
 

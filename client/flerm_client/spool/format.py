@@ -16,8 +16,8 @@ readers cannot live with.
 
 A frame is believed when its CRC is right. Where it is not and a right one follows later, the bytes between are *damage*:
 reported, skipped. Where none follows they are the *tail*, a write that is under way or was torn by a death: a reader stops
-there and may look again. There is no fsync (the file outlives the process, not the host), no mmap and no lock: network file systems
-have trouble with all three.
+there and may look again. There is no fsync (the file outlives the process, not the host), no mmap and no lock: network file
+systems have trouble with all three.
 """
 
 from __future__ import annotations

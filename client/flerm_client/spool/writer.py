@@ -52,7 +52,7 @@ class SpoolWriter:
     """Appends one attempt to a file of its own in `folder`. Not thread-safe; one per attempt.
 
     `registry` is the address that the file is for, remembered in it for `flerm sync`. After `start`, no method raises because
-    of the disk: rows that cannot be written are counted in `lost`, warned of once, and marked as a gap when writing works again.
+    of the disk: rows that cannot be written are counted in `lost`, warned of once, and marked as a gap when it works again.
     """
 
     def __init__(self, folder: Path, registry: str = "") -> None:

@@ -1,0 +1,76 @@
+"""The `flerm` command.
+
+Each command is a plain function in a module of its own, imported when it is asked for: a listing must not wait for torch. Other
+parts of the distribution add commands by the entry-point group `flerm.commands` (typer apps, merged at the top level).
+
+Exit codes: 0; 1 a failure of ours; 2 wrong usage or input; 3 not found; 4 the registry cannot be reached; 5 refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+
+import typer
+
+_COMMANDS = {
+    "families": "flerm_client.cli.families",
+    "recordings": "flerm_client.cli.recordings",
+    "show": "flerm_client.cli.show",
+    "best": "flerm_client.cli.best",
+    "targets": "flerm_client.cli.targets",
+    "check": "flerm_client.cli.check",
+    "export": "flerm_client.cli.export",
+    "sync": "flerm_client.cli.sync",
+    "doctor": "flerm_client.cli.doctor",
+    "train": "flerm_client.cli.train",
+}
+
+
+def _root() -> None:
+    """Function-space learning rates: record them on a small model, look at them, carry the learning rate to a big one."""
+
+
+def build(asked: str | None = None) -> typer.Typer:
+    """The app with the command `asked`, or with all of them (for help, completion, or a name that we do not know)."""
+    app = typer.Typer(name="flerm", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.callback()(_root)
+    known = asked in _COMMANDS
+    for name, module in _COMMANDS.items():
+        if name == asked or not known:
+            app.command(name)(getattr(import_module(module), name))
+    if not known:
+        for entry in sorted(entry_points(group="flerm.commands"), key=lambda each: each.name):
+            app.add_typer(entry.load())
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; its exit code. Errors are one line on standard error."""
+    from flerm_core.errors import FlermError
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    usage_error = typer.BadParameter.__base__  # click's, wherever this version of typer keeps it
+    assert usage_error is not None
+    try:
+        asked = given[0] if given else None
+        code = build(asked)(given, prog_name="flerm", standalone_mode=False)
+    except FlermError as error:
+        return _fail(str(error), error.exit_code)
+    except usage_error as error:
+        message = error.format_message()  # type: ignore[attr-defined]
+        return _fail(f"{message} (see flerm {asked + ' ' if asked in _COMMANDS else ''}--help)" if message else "", 2)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # `flerm recordings | head`
+        sys.stderr.close()
+        return 0
+    return int(code or 0)
+
+
+def _fail(message: str, code: int) -> int:
+    if message:
+        sys.stderr.write(f"flerm: {' '.join(message.split())}\n")
+    return code

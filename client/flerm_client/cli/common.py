@@ -1,0 +1,120 @@
+"""What the commands share: options, tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flerm_core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from flerm_client.registry import RegistryClient
+
+Registry = Annotated[
+    str | None,
+    typer.Option("--registry", "-r", help="grpc://host:port, grpcs://host:port or file:///folder; default: FLERM_REGISTRY"),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of a table")]
+Tag = Annotated[list[str] | None, typer.Option("--tag", help="key=value, may be repeated")]
+Spool = Annotated[Path | None, typer.Option("--spool", help="folder; default: FLERM_SPOOL, else ~/.local/state/flerm/spool")]
+
+
+def client(registry: str | None) -> RegistryClient:
+    """A client that does not wait for a registry that is down: a person sits before it."""
+    from flerm_client.registry import RegistryClient
+
+    return RegistryClient(registry, patience=0.0)
+
+
+def tags_of(tags: Sequence[str] | None) -> dict[str, str]:
+    """`key=value` words as a mapping."""
+    pairs = {}
+    for tag in tags or ():
+        key, equals, value = tag.partition("=")
+        if not (key and equals):
+            raise InvalidInput(f"--tag: {tag!r} is no tag; allowed is key=value")
+        pairs[key] = value
+    return pairs
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: moments as ISO text, NaN as null, tuples and arrays as lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "", empty: str = "none") -> None:
+    """A table; numbers to the right. Without rows one line that says so."""
+    if not rows:
+        say(empty)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for at, column in enumerate(columns):
+        numeric = all(isinstance(row[at], int | float) or row[at] is None for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    console = Console()
+    # Into a pipe a table is as wide as it is: cut columns are of no use to grep.
+    if not console.is_terminal:
+        console = Console(width=max(console.measure(table).maximum, 1))
+    console.print(table)
+
+
+def say(text: str) -> None:
+    """One line on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def complain(text: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(f"flerm: {text}\n")
+
+
+def number(value: float | None) -> str:
+    """A figure as people read it."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.4g}"
+
+
+def moment(value: datetime | None) -> str:
+    """A moment in local time, to the minute."""
+    return value.astimezone().strftime("%Y-%m-%d %H:%M") if value is not None else "–"
+
+
+def _cell(value: object) -> str:
+    from rich.markup import escape
+
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return number(value)
+    return escape(str(value))

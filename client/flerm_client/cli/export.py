@@ -1,0 +1,72 @@
+"""`flerm export`: a recording's trajectory as a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flerm_client.cli.common import Json, Registry, client, plain, print_json, say
+from flerm_client.cli.recordings import as_plain
+from flerm_core.errors import InvalidInput
+from flerm_core.recording import Recording
+from flerm_core.trajectory import Trajectory
+
+_FORMATS = (".npz", ".csv", ".json")
+
+
+def export(
+    recording: Annotated[str, typer.Argument(help="a recording's id")],
+    file: Annotated[Path, typer.Argument(help="what to write: .npz (Trajectory.load reads it), .csv or .json")],
+    pattern: Annotated[str, typer.Option(help="only parameters that fit this shell-style pattern")] = "",
+    first_step: Annotated[int | None, typer.Option(help="from this step on")] = None,
+    last_step: Annotated[int | None, typer.Option(help="up to this step, included")] = None,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Writes a recording's trajectory: npz, CSV (a column for each tensor) or JSON.
+
+    Example: flerm export 6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11 base.npz
+    """
+    if file.suffix not in _FORMATS:
+        raise InvalidInput(f"file: {str(file)!r} has an unknown ending; allowed are {', '.join(_FORMATS)}")
+    with client(registry) as connected:
+        found = connected.recording(recording)
+        trajectory = connected.trajectory(recording, pattern=pattern, first_step=first_step, last_step=last_step)
+    try:
+        _write(file, found, trajectory)
+    except OSError as error:
+        raise InvalidInput(f"file: {file} cannot be written ({error.strerror})") from error
+    if as_json:
+        print_json({"file": str(file), "rows": len(trajectory), "parameters": len(trajectory.names)})
+    else:
+        say(f"{file}: {len(trajectory)} rows of {len(trajectory.names)} tensors")
+
+
+def _write(file: Path, recording: Recording, trajectory: Trajectory) -> None:
+    if file.suffix == ".npz":
+        trajectory.save(file)
+    elif file.suffix == ".csv":
+        with file.open("w", newline="") as opened:
+            writer = csv.writer(opened)
+            writer.writerow(["step", "loss", "learning_rate", "tokens", *trajectory.names])
+            for row in trajectory:
+                values = ["" if value != value else value for value in row.values.tolist()]
+                logged = ["" if value is None else value for value in (row.loss, row.learning_rate, row.tokens)]
+                writer.writerow([row.step, *logged, *values])
+    else:
+        rows = [
+            {
+                "step": row.step,
+                "loss": row.loss,
+                "learning_rate": row.learning_rate,
+                "tokens": row.tokens,
+                "fslr": plain(row.values),
+            }
+            for row in trajectory
+        ]
+        content = {**as_plain(recording), "names": trajectory.names, "shapes": trajectory.shapes, "bands": trajectory.bands}
+        file.write_text(json.dumps({**content, "rows": rows}) + "\n")

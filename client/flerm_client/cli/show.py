@@ -1,0 +1,90 @@
+"""`flerm show`: one recording, from a registry or from a spool file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flerm_client.cli.common import Json, Registry, client, moment, number, print_json, print_table, say
+from flerm_client.cli.recordings import as_plain
+from flerm_core.recording import Recording
+from flerm_core.trajectory import Trajectory
+
+
+def show(
+    recording: Annotated[str, typer.Argument(help="a recording's id, or the path of a spool file")],
+    pattern: Annotated[str, typer.Option(help="only parameters that fit this shell-style pattern")] = "",
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """One recording: what it was, and the FSLRs of its first and last measurement.
+
+    Example: flerm show 6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11 --pattern '*.weight'
+    """
+    path = Path(recording)
+    found, trajectory, notes = (
+        _from_spool(path, pattern) if path.suffix == ".spool" else _from_registry(recording, registry, pattern)
+    )
+    if as_json:
+        rows = [{"step": row.step, "loss": row.loss, "fslr": row.values} for row in trajectory]
+        print_json({**as_plain(found), "names": trajectory.names, "trajectory": rows, "notes": notes})
+        return
+    spec = found.spec
+    say(
+        f"recording {spec.id}: {spec.family}, lr {number(spec.lr)}, seed {spec.seed}, {spec.role}/{spec.variant}, {found.status}"
+    )
+    say(f"{spec.optimizer or 'optimizer unknown'}, estimator {spec.estimator.kind}, world size {spec.world_size}")
+    say(f"{found.rows} measurements, steps {found.first_step} to {found.last_step}, final loss {number(found.final_loss)}")
+    say(f"begun {moment(found.created_at)}, ended {moment(found.finished_at)}")
+    for note in notes:
+        say(note)
+    if not len(trajectory):
+        return
+    first, last = trajectory.values[0], trajectory.values[-1]
+    rows = [
+        (name, band, "×".join(map(str, shape)) or "–", float(first[at]), float(last[at]))
+        for at, (name, band, shape) in enumerate(zip(trajectory.names, trajectory.bands, trajectory.shapes, strict=True))
+    ]
+    print_table(
+        ("tensor", "band", "shape", f"FSLR at step {trajectory.steps[0]}", f"at step {trajectory.steps[-1]}"),
+        rows,
+        empty="no tensors",
+    )
+
+
+def _from_registry(recording_id: str, registry: str | None, pattern: str) -> tuple[Recording, Trajectory, list[str]]:
+    with client(registry) as connected:
+        return connected.recording(recording_id), connected.trajectory(recording_id, pattern=pattern), []
+
+
+def _from_spool(path: Path, pattern: str) -> tuple[Recording, Trajectory, list[str]]:
+    from flerm_client.spool.reader import read
+    from flerm_core.errors import NotFound
+
+    if not path.exists():
+        raise NotFound(f"there is no spool file {path}")
+    content = read(path)
+    trajectory = Trajectory.from_measurements(content.spec.parameters, content.rows)
+    ending = content.ending
+    found = Recording(
+        spec=content.spec,
+        status=content.status,
+        rows=len(content.rows),
+        first_step=content.rows[0].step if content.rows else 0,
+        last_step=content.rows[-1].step if content.rows else 0,
+        final_loss=ending.final_loss if ending else None,
+        tokens=ending.tokens if ending else None,
+        created_at=content.attempt.started_at,
+        parameter_count=len(content.spec.parameters),
+    )
+    notes = [f"written by {content.origin.owner}, for {content.origin.registry or 'no registry'}"]
+    notes += [
+        f"gap: {gap.lost} measurements from step {gap.first_step} to {gap.last_step} lost ({gap.reason})"
+        for gap in content.gaps
+    ]
+    notes += [f"damage: {damage}" for damage in content.damage]
+    if content.tail and content.status != "running":
+        notes.append(f"{content.tail} bytes of an unfinished write at the end")
+    return found, trajectory.select(pattern) if pattern else trajectory, notes

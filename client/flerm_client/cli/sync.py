@@ -1,0 +1,79 @@
+"""`flerm sync`: sends what is left in a spool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flerm_client.cli.common import Json, Registry, Spool, complain, print_json, say
+from flerm_core.errors import FlermError, Unreachable
+
+
+def sync(
+    registry: Registry = None,
+    spool: Spool = None,
+    take: Annotated[bool, typer.Option("--take", help="also files whose owner, on another host, may still be running")] = False,
+    as_json: Json = False,
+) -> None:
+    """Sends what runs have left in the spool to the registry it was meant for, or to the one named by --registry.
+
+    Files in use are left to their owners. A file is removed when the registry has all of it; a folder that is itself a registry
+    (file:///) keeps its files. Ends with exit code 4 when a registry cannot be reached, 5 when something was refused.
+
+    Example: flerm sync --registry grpc://127.0.0.1:50051
+    """
+    from flerm_client.spool.files import default_folder, spool_files
+
+    folder = (spool or default_folder()).expanduser().absolute()
+    results = [_send(path, registry, take) for path in spool_files(folder)]
+    if as_json:
+        print_json({"spool": str(folder), "files": results})
+    else:
+        for result in results:
+            line = f"{result['file']}: {result['outcome']}, {result['rows']} measurements"
+            say(f"{line} ({result['why']})" if result["why"] else line)
+        if not results:
+            say(f"nothing is left in {folder}")
+    outcomes = {result["outcome"] for result in results}
+    if "refused" in outcomes:
+        complain(f"what was refused is in {folder / 'quarantine'}, with the reasons")
+    if outcomes & {"refused", "failed"}:
+        raise typer.Exit(5 if "refused" in outcomes else 4)
+
+
+def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
+    from flerm_client.connection import Connection
+    from flerm_client.delivery import Delivery, origin_at, takeable
+    from flerm_client.environment import address_of, token_of
+
+    def result(outcome: str, rows: int = 0, why: str = "") -> dict[str, Any]:
+        return {"file": path.name, "outcome": outcome, "rows": rows, "why": why}
+
+    origin = origin_at(path)
+    free, why = takeable(path)
+    if not free and not (take and origin is not None and not origin.owner.here):
+        return result("in use", why=why)
+    meant = origin.registry if origin is not None else ""
+    folder_registry = meant.startswith("file:")
+    if registry is None and folder_registry:
+        return result("kept", why="its folder is a registry; --registry names one to send it to")
+    try:
+        address = address_of(registry or meant or None)
+        if address.folder is not None:
+            return result("kept", why=f"{address.text} is a folder, not a server")
+        connection = Connection(address, token_of(), patience=2.0)
+        delivery = Delivery(path, connection, unfinished="interrupted", keep=folder_registry)
+        try:
+            while delivery.advance():
+                pass
+        finally:
+            connection.reset()
+    except Unreachable as error:
+        return result("failed", why=str(error))
+    except FlermError as error:
+        return result("failed", delivery.progress.acknowledged, str(error))
+    if delivery.quarantined is not None:
+        return result("refused", delivery.progress.acknowledged, delivery.progress.problem)
+    return result("delivered", delivery.progress.acknowledged)

@@ -1,0 +1,133 @@
+"""A registry server as `RegistryClient` sees it: each method one call of the wire contract, core values in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from flerm_client.connection import Connection
+from flerm_client.delivery import BATCH_BYTES, BATCH_ROWS
+from flerm_client.spool.writer import start_request
+from flerm_core.best import Best, BestQuery
+from flerm_core.recording import Attempt, Ending, Family, Measurement, Recording, RecordingFilter, RecordingSpec
+from flerm_core.targets import TargetQuery, Targets
+from flerm_core.trajectory import Trajectory
+from flerm_proto import convert, convert_queries
+from flerm_proto.v1 import registry_pb2 as pb
+
+_PAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryInfo:
+    """What a server says of itself. `now` is its database's clock."""
+
+    version: str
+    schema_revision: str
+    api_versions: tuple[str, ...]
+    now: datetime | None
+    max_parameters: int
+    max_rows_per_append: int
+
+
+class RemoteRegistry:
+    """The registry behind a connection. `RegistryClient` says what the methods do."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._attempts: dict[str, int] = {}  # of the recordings that this client started
+
+    def close(self) -> None:
+        """Closes the channel."""
+        self._connection.reset()
+
+    def info(self) -> RegistryInfo:
+        """Versions, limits, clock."""
+        answer = self._connection.unary("ServerInfo", pb.ServerInfoRequest())
+        return RegistryInfo(
+            version=answer.version,
+            schema_revision=answer.schema_revision,
+            api_versions=tuple(answer.api_versions),
+            now=convert.timestamp_from(answer, "now"),
+            max_parameters=answer.max_parameters,
+            max_rows_per_append=answer.max_rows_per_append,
+        )
+
+    def register_family(self, name: str, description: str, blocks: Sequence[str]) -> Family:
+        """RegisterFamily."""
+        request = pb.RegisterFamilyRequest(name=name, description=description, blocks=blocks)
+        return convert.family_from(self._connection.unary("RegisterFamily", request))
+
+    def families(self, prefix: str = "") -> Iterator[Family]:
+        """ListFamilies, page by page."""
+        token = ""
+        while True:
+            request = pb.ListFamiliesRequest(prefix=prefix, page_size=_PAGE, page_token=token)
+            page = self._connection.unary("ListFamilies", request)
+            yield from map(convert.family_from, page.families)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def start(self, spec: RecordingSpec, attempt: Attempt | None) -> None:
+        """StartRecording."""
+        request = start_request(spec, attempt) if attempt is not None else pb.StartRecordingRequest(spec=convert.spec_to(spec))
+        answer = self._connection.unary("StartRecording", request)
+        if attempt is not None:
+            self._attempts[spec.id] = answer.attempt
+
+    def append(self, recording_id: str, rows: Sequence[Measurement]) -> None:
+        """Append, in messages of bounded size."""
+        batch: list[pb.Measurement] = []
+        size = 0
+        for message in map(convert.measurement_to, rows):
+            length = message.ByteSize()
+            if batch and (len(batch) == BATCH_ROWS or size + length > BATCH_BYTES):
+                self._append(recording_id, batch)
+                batch, size = [], 0
+            batch.append(message)
+            size += length
+        if batch:
+            self._append(recording_id, batch)
+
+    def _append(self, recording_id: str, batch: list[pb.Measurement]) -> None:
+        attempt = self._attempts.get(recording_id, 0)
+        self._connection.unary("Append", pb.AppendRequest(recording_id=recording_id, attempt=attempt, measurements=batch))
+
+    def finish(self, recording_id: str, ending: Ending) -> Recording:
+        """FinishRecording."""
+        request = convert.ending_to(recording_id, self._attempts.get(recording_id, 0), ending)
+        return convert.recording_from(self._connection.unary("FinishRecording", request))
+
+    def recordings(self, filters: RecordingFilter) -> Iterator[Recording]:
+        """ListRecordings, page by page."""
+        token = ""
+        while True:
+            page = self._connection.unary("ListRecordings", convert.filter_to(filters, _PAGE, token))
+            yield from map(convert.recording_from, page.recordings)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def recording(self, recording_id: str) -> Recording:
+        """GetRecording."""
+        request = pb.GetRecordingRequest(recording_id=recording_id)
+        return convert.recording_from(self._connection.unary("GetRecording", request))
+
+    def trajectory(
+        self, recording_id: str, *, first_step: int | None, last_step: int | None, pattern: str, max_points: int
+    ) -> Trajectory:
+        """GetTrajectory."""
+        request = pb.GetTrajectoryRequest(
+            recording_id=recording_id, first_step=first_step, last_step=last_step, pattern=pattern, max_points=max_points
+        )
+        return convert_queries.trajectory_from(self._connection.stream("GetTrajectory", request))
+
+    def targets(self, query: TargetQuery) -> Targets:
+        """GetTargets."""
+        return convert_queries.targets_from(self._connection.stream("GetTargets", convert_queries.query_to(query)))
+
+    def best(self, query: BestQuery) -> Best:
+        """GetBest."""
+        return convert_queries.best_from(self._connection.unary("GetBest", convert_queries.best_query_to(query)))
