@@ -81,6 +81,11 @@ def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
     return best_rate(query.family, runs)
 
 
+def loss_curve(runs: Iterable[Run]) -> tuple[LossPoint, ...]:
+    """Loss against learning rate, ascending by rate, over the `runs` that count; empty when none does."""
+    return tuple(_point(rate, at) for rate, at in _curve(runs).items())
+
+
 def best_rate(family: str, runs: Iterable[Run]) -> Best:
     """The best rate by the final losses of `runs`.
 
@@ -89,8 +94,7 @@ def best_rate(family: str, runs: Iterable[Run]) -> Best:
     Raises `NotFound` when no run is completed with a finite loss.
     """
     found = list(runs)
-    curve = _curve(found)
-    points = tuple(_point(rate, at) for rate, at in curve.items())
+    points = loss_curve(found)
     best = _lowest(points)
     if best is None:
         raise NotFound(f"family: {family!r} has no completed run with a final loss; {len(found)} runs are there in all")

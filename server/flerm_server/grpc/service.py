@@ -1,0 +1,154 @@
+"""Every rpc of the wire contract, on a store. Messages in, messages out; what they mean is the store's and the core's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import grpc
+from google.protobuf.json_format import Error as JsonError
+
+from flerm_core import limits
+from flerm_core.errors import FlermError, InvalidInput, Unreachable
+from flerm_core.packing import pack
+from flerm_core.recording import Attempt, now
+from flerm_proto import convert, convert_queries
+from flerm_proto.status import code_of
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server import queries
+from flerm_server.metrics import Metrics
+from flerm_server.store.base import Batch, Store
+from flerm_server.store.ingest import GroupCommit
+from flerm_server.version import version
+
+API_VERSIONS = ("v1",)
+
+Value = TypeVar("Value")
+
+
+class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore]
+    """The service `flerm.registry.v1.Registry`. Errors leave it as `FlermError`; `CallInterceptor` makes statuses of them."""
+
+    def __init__(self, store: Store, metrics: Metrics) -> None:
+        """Serves `store`, counting into `metrics`."""
+        self._store = store
+        self._metrics = metrics
+        self._ingest = GroupCommit(store)
+
+    def ServerInfo(self, request: pb.ServerInfoRequest, context: grpc.ServicerContext) -> pb.ServerInfoResponse:
+        """Versions, limits and the database's clock."""
+        info = self._store.info()
+        return pb.ServerInfoResponse(
+            version=version(),
+            schema_revision=info.schema_revision,
+            api_versions=API_VERSIONS,
+            now=convert.timestamp_to(info.now),
+            max_parameters=limits.MAX_PARAMETERS,
+            max_rows_per_append=limits.MAX_ROWS,
+        )
+
+    def RegisterFamily(self, request: pb.RegisterFamilyRequest, context: grpc.ServicerContext) -> pb.Family:
+        """Creates a family or completes its description."""
+        family = self._store.register_family(request.name, description=request.description, blocks=tuple(request.blocks))
+        return convert.family_to(family)
+
+    def ListFamilies(self, request: pb.ListFamiliesRequest, context: grpc.ServicerContext) -> pb.ListFamiliesResponse:
+        """One page of families by name."""
+        page = self._store.families(prefix=request.prefix, page_size=request.page_size, page_token=request.page_token)
+        return pb.ListFamiliesResponse(families=map(convert.family_to, page.items), next_page_token=page.next_token)
+
+    def StartRecording(self, request: pb.StartRecordingRequest, context: grpc.ServicerContext) -> pb.StartRecordingResponse:
+        """Opens a recording or an attempt."""
+        spec = _read("spec", lambda: convert.spec_from(request.spec))
+        if request.resume_at and not request.attempt_id:
+            raise InvalidInput(
+                f"attempt_id of recording {spec.id[:80]!r} is empty: a resume (resume_at {request.resume_at}) needs one"
+            )
+        started_at = _read("started_at", lambda: convert.timestamp_from(request, "started_at"))
+        attempt = Attempt(id=request.attempt_id or spec.id, resume_at=request.resume_at, started_at=started_at or now())
+        started = self._store.start(spec, attempt)
+        self._metrics.recordings.inc(started.created)
+        return pb.StartRecordingResponse(recording_id=started.recording_id, attempt=started.attempt, created=started.created)
+
+    def Append(self, request: pb.AppendRequest, context: grpc.ServicerContext) -> pb.AppendResponse:
+        """Stores rows; answers when they are committed."""
+        rows = _read("measurements", lambda: tuple(map(convert.measurement_from, request.measurements)))
+        stored = self._ingest.append(Batch(request.recording_id, rows, request.attempt))
+        self._metrics.rows.inc(stored.committed - stored.duplicates)
+        self._metrics.duplicates.inc(stored.duplicates)
+        return pb.AppendResponse(committed=stored.committed, duplicates=stored.duplicates)
+
+    def AppendStream(
+        self, request_iterator: Iterator[pb.AppendRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.AppendResponse]:
+        """Stores rows request by request. A refusal is answered in place; an unreachable database ends the stream."""
+        for request in request_iterator:
+            try:
+                yield self.Append(request, context)
+            except Unreachable:
+                raise
+            except FlermError as error:
+                code: int = code_of(error).value[0]  # type: ignore[index, unused-ignore]
+                yield pb.AppendResponse(error_code=code, error_message=str(error))
+
+    def FinishRecording(self, request: pb.FinishRecordingRequest, context: grpc.ServicerContext) -> pb.Recording:
+        """Ends an attempt."""
+        recording = self._store.finish(request.recording_id, request.attempt, convert.ending_from(request))
+        return convert.recording_to(recording.without_parameters())
+
+    def RenewLease(self, request: pb.RenewLeaseRequest, context: grpc.ServicerContext) -> pb.RenewLeaseResponse:
+        """Keeps a running recording running."""
+        return pb.RenewLeaseResponse(seconds=self._store.renew(request.recording_id, request.attempt))
+
+    def GetRecording(self, request: pb.GetRecordingRequest, context: grpc.ServicerContext) -> pb.Recording:
+        """One recording with its parameters."""
+        return convert.recording_to(self._store.recording(request.recording_id))
+
+    def ListRecordings(self, request: pb.ListRecordingsRequest, context: grpc.ServicerContext) -> pb.ListRecordingsResponse:
+        """One page of recordings, newest first."""
+        filters = _read("filter", lambda: convert.filter_from(request))
+        page = self._store.recordings(filters, page_size=request.page_size, page_token=request.page_token)
+        return pb.ListRecordingsResponse(recordings=map(convert.recording_to, page.items), next_page_token=page.next_token)
+
+    def GetTrajectory(self, request: pb.GetTrajectoryRequest, context: grpc.ServicerContext) -> Iterator[pb.TrajectoryChunk]:
+        """A header, then the rows block by block as the database gives them: memory does not grow with the recording."""
+        asked = convert_queries.trajectory_query_from(request)
+        selection, columns = queries.select(self._store, asked)
+        parameters = selection.recording.spec.parameters
+        chosen = parameters if columns is None else parameters.select(columns)
+        header = pb.TrajectoryHeader(
+            recording=convert.recording_to(selection.recording.without_parameters()),
+            parameters=convert.parameters_to(chosen),
+            rows=len(selection.steps),
+        )
+        yield pb.TrajectoryChunk(header=header)
+        for rows in self._store.read(selection, columns):
+            yield pb.TrajectoryChunk(
+                rows=pb.TrajectoryRows(
+                    steps=rows.steps.tolist(),
+                    values=pack(rows.values),
+                    losses=rows.losses.tolist(),
+                    learning_rates=rows.learning_rates.tolist(),
+                    tokens=rows.tokens.tolist(),
+                )
+            )
+
+    def GetTargets(self, request: pb.GetTargetsRequest, context: grpc.ServicerContext) -> Iterator[pb.TargetsChunk]:
+        """Targets for the asker's architecture."""
+        query = _read("query", lambda: convert_queries.query_from(request))
+        yield from convert_queries.targets_to(queries.targets(self._store, query))
+
+    def GetBest(self, request: pb.GetBestRequest, context: grpc.ServicerContext) -> pb.Best:
+        """The best base rate of a family and which to try next."""
+        return convert_queries.best_to(queries.best(self._store, convert_queries.best_query_from(request)))
+
+
+def _read(field: str, convert_it: Callable[[], Value]) -> Value:
+    """A converted field. What cannot be converted (NaN in a Struct, a moment beyond the calendar) is the sender's mistake."""
+    try:
+        return convert_it()
+    except FlermError as error:
+        raise InvalidInput(f"{field}: {error}") from error
+    except (JsonError, OverflowError, ValueError) as error:
+        raise InvalidInput(f"{field}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,66 @@
+"""Questions of the core's, answered from a store. gRPC, REST and pages all ask here, so they cannot disagree."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from flerm_core import limits
+from flerm_core.best import Best, BestQuery, LossPoint, Run, best_of, loss_curve
+from flerm_core.errors import NotFound
+from flerm_core.recording import Recording, RecordingFilter
+from flerm_core.targets import TargetQuery, Targets, build_targets, choose_sources
+from flerm_core.trajectory import Trajectory, TrajectoryQuery, listed
+from flerm_server.store.base import Selection, Store
+
+
+def select(store: Store, query: TrajectoryQuery) -> tuple[Selection, list[int] | None]:
+    """The rows that `query` asks for, and the columns (None: all). Raises `NotFound` when the pattern fits no parameter."""
+    limits.validate_trajectory_query(query)
+    selection = store.select(
+        query.recording_id, first_step=query.first_step, last_step=query.last_step, max_points=query.max_points
+    )
+    if not query.pattern:
+        return selection, None
+    names = selection.recording.spec.parameters.names
+    columns = [at for at, name in enumerate(names) if fnmatchcase(name, query.pattern)]
+    if not columns:
+        raise NotFound(f"pattern {query.pattern!r} matches none of the parameters; there are {listed(names)}")
+    return selection, columns
+
+
+def targets(store: Store, query: TargetQuery) -> Targets:
+    """The targets that `query` asks for. Raises as the core does, and `NotFound` for an unknown family."""
+    limits.validate_query(query)
+    family = store.family(query.family)
+    wanted = RecordingFilter(family=query.family, role="base", variant="plain")
+    sources = choose_sources(store.all_recordings(wanted), query)
+
+    def load(recording: Recording) -> Trajectory:
+        return store.trajectory(recording.spec.id)
+
+    return build_targets(query, sources, load, blocks=family.blocks)
+
+
+def best(store: Store, query: BestQuery) -> Best:
+    """The best rate of a family. Raises as `best_of` does, and `NotFound` for an unknown family."""
+    limits.validate_best_query(query)
+    store.family(query.family)
+    wanted = RecordingFilter(
+        family=query.family,
+        role=query.role or "base",
+        variant=query.variant or "plain",
+        optimizer=query.optimizer,
+        tags=query.tags,
+    )
+    return best_of(store.all_recordings(wanted), query)
+
+
+def losses(store: Store, family: str) -> dict[tuple[str, str], tuple[LossPoint, ...]]:
+    """Loss against learning rate of a family by (role, variant), over its completed and diverged recordings."""
+    store.family(family)
+    runs: dict[tuple[str, str], list[Run]] = {}
+    for each in store.all_recordings(RecordingFilter(family=family)):
+        spec = each.spec
+        run = Run(lr=spec.lr, seed=spec.seed, loss=each.final_loss, status=each.status)
+        runs.setdefault((spec.role, spec.variant), []).append(run)
+    return {key: points for key, found in sorted(runs.items()) if (points := loss_curve(found))}

@@ -1,0 +1,1 @@
+"""The registry over HTTP: REST under /api/v1, pages, metrics, health."""

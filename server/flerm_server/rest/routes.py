@@ -1,0 +1,246 @@
+"""The routes under /api/v1."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+
+from flerm_core.best import BestQuery
+from flerm_core.errors import InvalidInput
+from flerm_core.matching import multipliers
+from flerm_core.recording import RecordingFilter
+from flerm_core.targets import TargetQuery, Targets
+from flerm_core.trajectory import TrajectoryQuery
+from flerm_server import queries
+from flerm_server.rest import tabular
+from flerm_server.rest.schemas import (
+    BestOut,
+    Estimator,
+    Families,
+    FamilyOut,
+    LossCurve,
+    Losses,
+    LossPointOut,
+    MatchOut,
+    MatchRequest,
+    RecordingOut,
+    Recordings,
+    TargetsOut,
+    TargetsRequest,
+    number,
+)
+from flerm_server.store.base import Store
+
+PageSize = Annotated[int, Query(ge=0, le=1000, description="items of a page; 0: 100")]
+PageToken = Annotated[str, Query(description="next_page_token of the page before")]
+Tags = Annotated[list[str], Query(description="key=value; all given ones must be there")]
+PROBLEM: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "What is wrong, in a sentence (RFC 9457)", "content": {"application/problem+json": {}}},
+    "5XX": {"description": "What failed, in a sentence (RFC 9457)", "content": {"application/problem+json": {}}},
+}
+
+
+def router(store: Store) -> APIRouter:
+    """All of /api/v1, on `store`. Handlers are plain functions: they run on threads, beside the event loop."""
+    api = APIRouter(prefix="/api/v1", responses=PROBLEM)
+
+    @api.get("/families", tags=["families"])
+    def families(prefix: str = "", page_size: PageSize = 0, page_token: PageToken = "") -> Families:
+        """Families by name."""
+        page = store.families(prefix=prefix, page_size=page_size, page_token=page_token)
+        return Families(families=[FamilyOut.of(each) for each in page.items], next_page_token=page.next_token)
+
+    @api.get("/families/{name:path}/best", tags=["families"])
+    def best(name: str, role: str = "base", variant: str = "plain", optimizer: str = "", tag: Tags = []) -> BestOut:  # noqa: B006
+        """The best learning rate of a family, its spread, and which to try next."""
+        return BestOut.of(
+            queries.best(store, BestQuery(family=name, role=role, variant=variant, optimizer=optimizer, tags=_tags(tag)))
+        )
+
+    @api.get("/families/{name:path}/losses", tags=["families"])
+    def losses(name: str) -> Losses:
+        """Loss against learning rate, one curve per role and variant."""
+        return Losses(
+            family=name,
+            curves=[
+                LossCurve(
+                    role=role,
+                    variant=variant,
+                    points=[
+                        LossPointOut(
+                            lr=each.lr,
+                            loss=number(each.loss),
+                            spread=number(each.spread),
+                            seeds=each.seeds,
+                            diverged=each.diverged,
+                        )
+                        for each in points
+                    ],
+                )
+                for (role, variant), points in queries.losses(store, name).items()
+            ],
+        )
+
+    @api.get("/families/{name:path}", tags=["families"])
+    def family(name: str) -> FamilyOut:
+        """One family."""
+        return FamilyOut.of(store.family(name))
+
+    @api.get("/recordings", tags=["recordings"])
+    def recordings(
+        family: str = "",
+        lr_min: float | None = None,
+        lr_max: float | None = None,
+        role: str = "",
+        variant: str = "",
+        optimizer: str = "",
+        status: str = "",
+        tag: Tags = [],  # noqa: B006
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: PageSize = 0,
+        page_token: PageToken = "",
+    ) -> Recordings:
+        """Recordings, newest first."""
+        filters = RecordingFilter(
+            family=family,
+            lr_min=lr_min,
+            lr_max=lr_max,
+            role=role,
+            variant=variant,
+            optimizer=optimizer,
+            status=status,
+            tags=_tags(tag),
+            created_after=created_after,
+            created_before=created_before,
+        )
+        page = store.recordings(filters, page_size=page_size, page_token=page_token)
+        return Recordings(recordings=[RecordingOut.of(each) for each in page.items], next_page_token=page.next_token)
+
+    @api.get("/recordings/{recording_id}", tags=["recordings"])
+    def recording(recording_id: str) -> RecordingOut:
+        """One recording with its parameters."""
+        return RecordingOut.of(store.recording(recording_id))
+
+    @api.get(
+        "/recordings/{recording_id}/trajectory",
+        tags=["recordings"],
+        response_class=StreamingResponse,
+        responses={200: {"content": {each: {} for each in tabular.FORMATS.values()}}},
+    )
+    def trajectory(
+        request: Request,
+        recording_id: str,
+        first_step: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+        last_step: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+        pattern: Annotated[str, Query(description="of parameter names, shell style; empty: all")] = "",
+        max_points: Annotated[int, Query(ge=0, lt=2**31, description="thin rows evenly to at most so many; 0: all")] = 0,
+        format: Annotated[str | None, Query(description="json, csv or parquet; else by the Accept header")] = None,
+    ) -> StreamingResponse:
+        """FSLRs over steps, null or empty where unmeasured."""
+        media = tabular.choose(format, request.headers.get("accept", "*/*"))
+        query = TrajectoryQuery(
+            recording_id=recording_id, first_step=first_step, last_step=last_step, pattern=pattern, max_points=max_points
+        )
+        selection, columns = queries.select(store, query)
+        parameters = selection.recording.spec.parameters
+        chosen = parameters if columns is None else parameters.select(columns)
+        rows = store.read(selection, columns)
+        headers = {
+            "Vary": "Accept",
+            "Content-Disposition": f'inline; filename="{selection.recording.spec.id}.{_suffix(media)}"',
+        }
+        if media == tabular.JSON:
+            return StreamingResponse(tabular.as_json(selection, chosen, rows), media_type=media, headers=headers)
+        if media == tabular.CSV:
+            return StreamingResponse(tabular.as_csv(chosen, rows), media_type=media, headers=headers)
+        return StreamingResponse(tabular.as_parquet(selection, chosen, rows)(), media_type=media, headers=headers)
+
+    @api.get("/targets", tags=["targets"])
+    def targets_by_query(
+        family: str,
+        lr: float,
+        name: Annotated[list[str], Query(description="the asker's parameters; none: the base's own")] = [],  # noqa: B006
+        policy: str = "interpolate",
+        depth: str = "",
+        block: Annotated[list[str], Query(description="block axes such as layers.*")] = [],  # noqa: B006
+        optimizer: str = "",
+        estimator: Annotated[str, Query(description="its name, such as example")] = "",
+        tag: Tags = [],  # noqa: B006
+        step: int | None = None,
+    ) -> TargetsOut:
+        """Target FSLRs for a learning rate. For many names, or an optimiser's settings: POST."""
+        asked = TargetsRequest(
+            family=family,
+            lr=lr,
+            names=name,
+            policy=policy,
+            depth=depth,
+            blocks=block,
+            optimizer=optimizer,
+            estimator=Estimator(name=estimator) if estimator else None,
+            tags=_tags(tag),
+            step=step,
+        )
+        return TargetsOut.of(_targets(asked))
+
+    @api.post("/targets", tags=["targets"])
+    def targets(asked: TargetsRequest) -> TargetsOut:
+        """Target FSLRs for a learning rate and an architecture."""
+        return TargetsOut.of(_targets(asked))
+
+    @api.post("/match", tags=["targets"])
+    def match(asked: MatchRequest) -> MatchOut:
+        """Measured FSLRs in, matched learning rates out."""
+        measured = {name: float("nan") if value is None else value for name, value in asked.measured.items()}
+        found = _targets(asked if asked.names else asked.model_copy(update={"names": list(measured)}))
+        wanted = found.at(step=asked.step) if asked.step is not None else dict(found)
+        matched = multipliers(wanted, measured)
+        return MatchOut(
+            family=asked.family,
+            lr=asked.lr,
+            learning_rates={name: asked.lr * value for name, value in matched.values.items()},
+            multipliers=matched.values,
+            targets={name: number(value) for name, value in wanted.items()},
+            unmeasured=list(matched.unmeasured),
+            noisy=list(matched.noisy),
+            clamped=list(matched.clamped),
+            sources=list(found.sources),
+            digest=found.digest,
+        )
+
+    def _targets(asked: TargetsRequest) -> Targets:
+        query = TargetQuery(
+            family=asked.family,
+            lr=asked.lr,
+            names=tuple(asked.names),
+            shapes=tuple(tuple(shape) for shape in asked.shapes),
+            policy=asked.policy,
+            depth=asked.depth,
+            blocks=tuple(asked.blocks),
+            optimizer=asked.optimizer,
+            optimizer_config=asked.optimizer_config,
+            estimator=asked.estimator.to_core() if asked.estimator else None,
+            tags=asked.tags,
+            step=asked.step,
+        )
+        return queries.targets(store, query)
+
+    return api
+
+
+def _tags(pairs: list[str]) -> dict[str, str]:
+    tags = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise InvalidInput(f"tag {pair[:80]!r}: key=value is allowed")
+        tags[key] = value
+    return tags
+
+
+def _suffix(media: str) -> str:
+    return next(suffix for suffix, kind in tabular.FORMATS.items() if kind == media)

@@ -1,0 +1,161 @@
+"""The registry's process: gRPC and HTTP on one store, from start to a clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+import grpc
+import structlog
+import uvicorn
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from flerm_core.errors import Refused
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server.grpc.interceptors import CallInterceptor
+from flerm_server.grpc.service import RegistryService
+from flerm_server.metrics import Metrics
+from flerm_server.rest.app import create_app
+from flerm_server.settings import Address, Settings
+from flerm_server.store.base import Store
+from flerm_server.store.sql import open_store
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Registry"].full_name
+# A thread is busy for as long as its stream is open: enough for the streams of many clients.
+THREADS = 256
+
+log = structlog.get_logger("flerm.serve")
+
+
+class Server:
+    """A running registry. `grpc_address` and `http_address` are the real ones, whatever ports were asked."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Opens the store and listens on both ports. Raises `Refused`, `InvalidInput`, `Unreachable`, leaving nothing open."""
+        settings.check()
+        self._settings = settings
+        self._ended = threading.Event()
+        metrics = Metrics()
+        self._socket = _listen(settings.http)
+        try:
+            self._store: Store = open_store(settings.db, lease_seconds=settings.lease_seconds)
+            self._health = health.HealthServicer()
+            self._grpc = _grpc_server(self._store, metrics, self._health)
+            self.grpc_address = _bind(self._grpc, settings.grpc)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.http_address = Address(settings.http.host, self._socket.getsockname()[1])
+        app = create_app(self._store, metrics, local_only=self.http_address.loopback)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        )
+        self._http = uvicorn.Server(config)
+        self._http_thread = threading.Thread(target=self._run_http, name="http")
+
+    def start(self) -> None:
+        """Begins to answer on both ports; writes the announcement."""
+        self._grpc.start()
+        self._http_thread.start()
+        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        if self._settings.announce:
+            # Written beside and moved, so that who sees the file sees all of it.
+            content = {"grpc": self.grpc_address.text, "http": self.http_address.text, "pid": os.getpid()}
+            part = self._settings.announce.with_name(self._settings.announce.name + ".part")
+            part.write_text(json.dumps(content))
+            part.replace(self._settings.announce)
+
+    def stop(self) -> None:
+        """Takes no more calls, lets those in flight end within the drain time, closes the store."""
+        self._health.enter_graceful_shutdown()
+        self._http.should_exit = True
+        drained = self._grpc.stop(self._settings.drain_seconds)
+        self._http_thread.join()
+        drained.wait()
+        self._store.close()
+
+    def wait(self, requested: threading.Event) -> None:
+        """Until `requested` is set or the HTTP side ends by itself (which is a bug: it raises `Refused`)."""
+        self._on_http_end = requested.set
+        requested.wait()
+        if self._ended.is_set():
+            raise Refused("the HTTP side of the registry ended by itself; the log says why")
+
+    _on_http_end: Callable[[], None] = staticmethod(lambda: None)
+
+    def _run_http(self) -> None:
+        try:
+            self._http.run(sockets=[self._socket])
+        finally:
+            if not self._http.should_exit:
+                self._ended.set()
+            self._on_http_end()
+
+
+def run(settings: Settings, announce: Callable[[Server], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. `announce` is called once both sides answer."""
+    requested = threading.Event()
+
+    def request_stop(number: int, _: FrameType | None) -> None:
+        log.info("stopping", signal=signal.Signals(number).name)
+        requested.set()
+
+    # Before anything listens: who is told to stop while starting stops too.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, request_stop)
+    server = Server(settings)
+    server.start()
+    try:
+        announce(server)
+        server.wait(requested)
+    finally:
+        server.stop()
+
+
+def _listen(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address.host, address.port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise Refused(f"http {address.text}: cannot listen there ({error.strerror}); choose another with --http") from error
+    return listener
+
+
+def _grpc_server(store: Store, metrics: Metrics, health_service: health.HealthServicer) -> grpc.Server:
+    server = grpc.server(
+        ThreadPoolExecutor(THREADS, thread_name_prefix="grpc"),
+        interceptors=[CallInterceptor(metrics)],
+        # Two servers must not share a port by accident.
+        options=[("grpc.so_reuseport", 0)],
+    )
+    rpc.add_RegistryServicer_to_server(RegistryService(store, metrics), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server
+
+
+def _bind(server: grpc.Server, address: Address) -> Address:
+    try:
+        port = server.add_insecure_port(address.text)
+    except RuntimeError as error:
+        raise Refused(f"grpc {address.text}: cannot listen there; choose another with --grpc") from error
+    if not port:
+        raise Refused(f"grpc {address.text}: cannot listen there; choose another with --grpc")
+    return Address(address.host, port)

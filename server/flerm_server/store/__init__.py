@@ -1,0 +1,1 @@
+"""Where recordings are kept: the contract (`base`) and its form in SQL (`sql`)."""

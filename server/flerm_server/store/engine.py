@@ -1,0 +1,113 @@
+"""The database's connection: SQLite as durable as it can be, PostgreSQL by psycopg 3; clock and errors alike on both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.dialects import postgresql, sqlite
+
+from flerm_core.errors import InvalidInput, Unreachable
+
+BUSY_SECONDS = 30  # how long a SQLite writer waits for another
+EPOCH = datetime.fromtimestamp(0, UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+# clock_timestamp, not now(): the latter stands still within a transaction.
+POSTGRES_CLOCK = sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+
+
+def parse_url(text: str) -> sa.URL:
+    """The URL of a database this server can use. Raises `InvalidInput` naming the kinds there are."""
+    try:
+        url = sa.make_url(text)
+    except exc.ArgumentError:
+        url = None
+    kind = url.get_backend_name() if url else ""
+    if url is None or kind not in ("sqlite", "postgresql"):
+        raise InvalidInput(f"db {text!r}: sqlite:///FILE or postgresql://USER@HOST/DATABASE is allowed")
+    if kind == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if url.database in (None, "", ":memory:") or "mode=memory" in text:
+        raise InvalidInput(f"db {text!r}: a registry needs a file; a database in memory would lose what was acknowledged")
+    return url
+
+
+def open_engine(url: sa.URL) -> sa.Engine:
+    """An engine whose transactions are durable when committed, and write transactions serial on SQLite. Connects lazily."""
+    if url.get_backend_name() == "postgresql":
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=24, pool_recycle=1800)
+    engine = sa.create_engine(
+        url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=8, max_overflow=56
+    )
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    # The driver opens no transactions of its own: `_begin_sqlite` does.
+    connection.isolation_level = None
+    (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+    if mode != "wal":
+        raise Unreachable(f"SQLite cannot use its write-ahead log here (journal mode {mode!r}): keep the file on a local disk")
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that reads before it writes must hold the write lock from its first statement, or it may fail half-way.
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[sa.Connection]:
+    """One transaction. Database trouble becomes `Unreachable`, in one sentence."""
+    try:
+        with engine.connect() as connection:
+            if writes:
+                connection = connection.execution_options(writes=True)
+            with connection.begin():
+                yield connection
+    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise Unreachable(
+            f"the database {engine.url.render_as_string(hide_password=True)} does not answer: {reason}"
+        ) from error
+
+
+def clock(connection: sa.Connection) -> int:
+    """The database's clock, microseconds since 1970 UTC. SQLite lives in this host: its clock is ours."""
+    if connection.dialect.name == "sqlite":
+        return time.time_ns() // 1000
+    return int(connection.execute(POSTGRES_CLOCK).scalar_one())
+
+
+def insert_new(connection: sa.Connection, table: sa.Table, values: dict[str, Any]) -> int | None:
+    """Inserts one row; its key, or None when a row with one of its unique values was there (or came in between)."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    statement = dialect.insert(table).values(values).on_conflict_do_nothing().returning(table.c.key)
+    key: int | None = connection.execute(statement).scalar_one_or_none()
+    return key
+
+
+def moment_to(moment: datetime) -> int:
+    """A moment as the database keeps it."""
+    return (moment.astimezone(UTC) - EPOCH) // MICROSECOND
+
+
+def moment_from(value: int) -> datetime:
+    """A moment from the database."""
+    return EPOCH + timedelta(microseconds=value)
+
+
+def database_file(url: sa.URL) -> Path:
+    """The file of a SQLite database."""
+    return Path(url.database or "")

@@ -1,0 +1,251 @@
+"""Listings, and choosing and reading rows."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from flerm_core.errors import DataLoss, InvalidInput, NotFound
+from flerm_core.packing import unpack
+from flerm_core.recording import Family, ParameterList, Recording, RecordingFilter
+from flerm_core.trajectory import thin
+from flerm_server.store.base import BLOCK_BYTES, PAGE_SIZE, Page, Rows, Segment, Selection
+from flerm_server.store.engine import moment_to
+from flerm_server.store.rows import family_from, parameters_from, recording_from, select_recordings, status_at
+from flerm_server.store.starts import NEVER
+from flerm_server.store.tables import attempts, families, measurements, parameter_lists, recording_tags, recordings
+
+LR_TOLERANCE = 1e-9  # as flerm_core.recording.same_lr
+NEAR_NAMES = 5
+NAMES_CONSIDERED = 1000
+
+_BLOCK = (
+    sa.select(
+        measurements.c.step,
+        measurements.c.fslr,
+        measurements.c.loss,
+        measurements.c.learning_rate,
+        measurements.c.tokens,
+        measurements.c.extra,
+    )
+    .where(measurements.c.attempt_key == sa.bindparam("attempt"))
+    .order_by(measurements.c.step)
+)
+_RANGE = _BLOCK.where(measurements.c.step.between(sa.bindparam("first"), sa.bindparam("last")))
+_CHOSEN = _BLOCK.where(measurements.c.step.in_(sa.bindparam("steps", expanding=True)))
+
+
+def encode_token(*parts: object) -> str:
+    """An opaque page token."""
+    return base64.urlsafe_b64encode("\n".join(map(str, parts)).encode()).decode()
+
+
+def decode_token(token: str, parts: int) -> list[str]:
+    """What `encode_token` packed. Raises `InvalidInput` for anything else."""
+    try:
+        found = base64.urlsafe_b64decode(token.encode("ascii")).decode().split("\n")
+    except (binascii.Error, UnicodeError):
+        found = []
+    if len(found) != parts:
+        raise _bad_token(token)
+    return found
+
+
+def _bad_token(token: str) -> InvalidInput:
+    return InvalidInput(f"page_token {token[:80]!r}: only the next_page_token of the page before is allowed")
+
+
+def list_families(connection: sa.Connection, prefix: str, page_size: int, page_token: str) -> Page[Family]:
+    """One page of families by name."""
+    limit = page_size or PAGE_SIZE
+    query = sa.select(families).order_by(families.c.name).limit(limit + 1)
+    if prefix:
+        query = query.where(sa.func.substr(families.c.name, 1, len(prefix)) == prefix)  # LIKE ignores case on SQLite
+    if page_token:
+        query = query.where(families.c.name > decode_token(page_token, 1)[0])
+    found = connection.execute(query).all()
+    items = _with_counts(connection, found[:limit])
+    return Page(tuple(items), encode_token(items[-1].name) if len(found) > limit else "")
+
+
+def one_family(connection: sa.Connection, name: str) -> Family:
+    """One family. Raises `NotFound` naming those that come near."""
+    found = connection.execute(sa.select(families).where(families.c.name == name)).all()
+    if not found:
+        names = connection.execute(sa.select(families.c.name).order_by(families.c.name).limit(NAMES_CONSIDERED)).scalars().all()
+        near = difflib.get_close_matches(name, names, NEAR_NAMES, 0.5) or list(names[:NEAR_NAMES])
+        there = f"there are {len(names)}, for example {', '.join(near)}" if names else "this registry has none yet"
+        raise NotFound(f"family {name!r} is not in this registry; {there}")
+    return _with_counts(connection, found)[0]
+
+
+def _with_counts(connection: sa.Connection, found: Sequence[sa.Row[Any]]) -> list[Family]:
+    keys = [row.key for row in found]
+    counts: dict[int, int] = {}
+    rates: dict[int, list[float]] = {}
+    for key, role, lr, count in connection.execute(
+        sa.select(recordings.c.family_key, recordings.c.role, recordings.c.lr, sa.func.count())
+        .where(recordings.c.family_key.in_(keys))
+        .group_by(recordings.c.family_key, recordings.c.role, recordings.c.lr)
+        .order_by(recordings.c.lr)
+    ):
+        counts[key] = counts.get(key, 0) + count
+        if role == "base":
+            rates.setdefault(key, []).append(lr)
+    return [family_from(row, counts.get(row.key, 0), tuple(rates.get(row.key, ()))) for row in found]
+
+
+def list_recordings(
+    connection: sa.Connection, filters: RecordingFilter, page_size: int, page_token: str, now: int
+) -> Page[Recording]:
+    """One page of recordings, newest first."""
+    limit = page_size or PAGE_SIZE
+    order = sa.tuple_(recordings.c.created_at, recordings.c.key)
+    query = select_recordings(now).order_by(recordings.c.created_at.desc(), recordings.c.key.desc()).limit(limit + 1)
+    query = query.where(*_conditions(filters, now))
+    if page_token:
+        created, key = decode_token(page_token, 2)
+        if not (created.isdecimal() and key.isdecimal()) or max(int(created), int(key)) > NEVER:
+            raise _bad_token(page_token)
+        query = query.where(order < sa.tuple_(sa.literal(int(created)), sa.literal(int(key))))
+    found = connection.execute(query).all()
+    rows = found[:limit]
+    tags = tags_of(connection, [row.key for row in rows])
+    items = tuple(recording_from(row, tags.get(row.key, {})) for row in rows)
+    return Page(items, encode_token(rows[-1].created_at, rows[-1].key) if len(found) > limit else "")
+
+
+def _conditions(filters: RecordingFilter, now: int) -> list[sa.ColumnElement[bool]]:
+    conditions = [
+        column == value
+        for column, value in (
+            (families.c.name, filters.family),
+            (recordings.c.role, filters.role),
+            (recordings.c.variant, filters.variant),
+            (recordings.c.optimizer, filters.optimizer),
+            (status_at(now), filters.status),
+        )
+        if value
+    ]
+    if filters.lr_min is not None:
+        conditions.append(recordings.c.lr >= filters.lr_min * (1 - LR_TOLERANCE))
+    if filters.lr_max is not None:
+        conditions.append(recordings.c.lr <= filters.lr_max * (1 + LR_TOLERANCE))
+    if filters.created_after is not None:
+        conditions.append(recordings.c.created_at >= moment_to(filters.created_after))
+    if filters.created_before is not None:
+        conditions.append(recordings.c.created_at < moment_to(filters.created_before))
+    for name, value in filters.tags.items():
+        tagged = sa.select(recording_tags.c.recording_key).where(recording_tags.c.name == name, recording_tags.c.value == value)
+        conditions.append(recordings.c.key.in_(tagged))
+    return conditions
+
+
+def tags_of(connection: sa.Connection, keys: Sequence[int]) -> dict[int, dict[str, str]]:
+    """The tags of each recording that has any, by name."""
+    found: dict[int, dict[str, str]] = {}
+    query = sa.select(recording_tags).where(recording_tags.c.recording_key.in_(keys)).order_by(recording_tags.c.name)
+    for row in connection.execute(query):
+        found.setdefault(row.recording_key, {})[row.name] = row.value
+    return found
+
+
+def one_recording(connection: sa.Connection, recording_id: str, now: int) -> tuple[int, Recording]:
+    """The key and the recording with its parameters. Raises `NotFound`."""
+    row = connection.execute(
+        select_recordings(now)
+        .add_columns(parameter_lists.c.content)
+        .join(parameter_lists)
+        .where(recordings.c.id == recording_id)
+    ).one_or_none()
+    if row is None:
+        raise unknown_recording(recording_id)
+    parameters: ParameterList = parameters_from(row.content)
+    return row.key, recording_from(row, tags_of(connection, [row.key]).get(row.key, {}), parameters)
+
+
+def unknown_recording(recording_id: str) -> NotFound:
+    """The answer to an id that is not there."""
+    return NotFound(f"recording {recording_id[:80]!r} is not in this registry; list them by family to find its id")
+
+
+def select(
+    connection: sa.Connection, recording_id: str, first: int | None, last: int | None, max_points: int, now: int
+) -> Selection:
+    """The visible steps of a recording within [first, last], thinned to `max_points`."""
+    key, recording = one_recording(connection, recording_id, now)
+    lower, upper = (0 if first is None else first), (NEVER if last is None else last)
+    parts: list[NDArray[np.int64]] = []
+    segments: list[Segment] = []
+    # Visible ranges of attempts do not overlap, and resume_at puts them in the order of their steps.
+    query = sa.select(attempts.c.key, attempts.c.resume_at, attempts.c.visible_below).where(attempts.c.recording_key == key)
+    for attempt in connection.execute(query.order_by(attempts.c.resume_at)).all():
+        start, stop = max(attempt.resume_at, lower), min(attempt.visible_below - 1, upper)
+        if start > stop:
+            continue
+        steps = connection.execute(
+            sa.select(measurements.c.step)
+            .where(measurements.c.attempt_key == attempt.key, measurements.c.step.between(start, stop))
+            .order_by(measurements.c.step)
+        ).scalars()
+        found = np.fromiter(steps, np.int64)
+        if len(found):
+            parts.append(found)
+            segments.append(Segment(attempt.key, int(found[0]), int(found[-1])))
+    chosen = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    if max_points:
+        chosen = chosen[thin(len(chosen), max_points)]
+    return Selection(recording, chosen, tuple(segments))
+
+
+def blocks(selection: Selection, columns: Sequence[int] | None) -> Iterator[tuple[Segment, NDArray[np.int64]]]:
+    """The selection's steps in blocks of at most BLOCK_BYTES, each of one segment."""
+    width = selection.recording.parameter_count if columns is None else len(columns)
+    height = max(1, BLOCK_BYTES // (4 * max(width, 1)))
+    for segment in selection.segments:
+        steps = selection.steps[(selection.steps >= segment.first) & (selection.steps <= segment.last)]
+        for start in range(0, len(steps), height):
+            yield segment, steps[start : start + height]
+
+
+def read_block(
+    connection: sa.Connection, selection: Selection, segment: Segment, steps: NDArray[np.int64], columns: Sequence[int] | None
+) -> Rows:
+    """The rows of one block. Raises `NotFound` when they have gone since they were chosen, `DataLoss` for damaged bytes."""
+    # All measured rows in between: a range. Thinned: the steps themselves, or one would read what is thrown away.
+    between = int(steps[-1] - steps[0])
+    few = len(selection.steps) < selection.recording.rows and between >= len(steps)
+    if few:
+        found = [
+            row
+            for start in range(0, len(steps), 500)
+            for row in connection.execute(
+                _CHOSEN, {"attempt": segment.attempt_key, "steps": steps[start : start + 500].tolist()}
+            )
+        ]
+    else:
+        span = {"attempt": segment.attempt_key, "first": int(steps[0]), "last": int(steps[-1])}
+        wanted = set(steps.tolist())
+        found = [row for row in connection.execute(_RANGE, span) if row.step in wanted]
+    if len(found) != len(steps):
+        raise NotFound(f"recording {selection.recording.spec.id} was deleted while it was read")
+    width = selection.recording.parameter_count
+    data = b"".join(row.fslr for row in found)
+    if len(data) != 4 * width * len(found):
+        raise DataLoss(f"recording {selection.recording.spec.id}: rows from step {steps[0]} on do not have {width} values each")
+    values = unpack(data, width).reshape(len(found), width)
+    return Rows(
+        steps=steps,
+        values=values if columns is None else values[:, list(columns)],
+        losses=np.array([np.nan if row.loss is None else row.loss for row in found], np.float64),
+        learning_rates=np.array([np.nan if row.learning_rate is None else row.learning_rate for row in found], np.float64),
+        tokens=np.array([-1 if row.tokens is None else row.tokens for row in found], np.int64),
+        extras=tuple(row.extra for row in found),
+    )
