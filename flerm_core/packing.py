@@ -1,4 +1,5 @@
-"""Vectors of FSLRs as bytes: little-endian IEEE float32, NaN = unmeasured. The same on the wire, in the spool and in the database."""
+"""Vectors of FSLRs as bytes: little-endian IEEE float32, NaN = unmeasured. The same on the wire, in the spool and in the
+database."""
 
 from __future__ import annotations
 

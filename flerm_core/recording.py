@@ -110,7 +110,8 @@ class RecordingSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One run of the training process that wrote a recording. A resume at step k opens a new one, which owns the steps from k on."""
+    """One run of the training process that wrote a recording. A resume at step k opens a new one, which owns the steps from
+    k on."""
 
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     resume_at: int = 0
@@ -142,7 +143,8 @@ class Recording:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One row: all FSLRs at one optimiser step. `values` is float32 [L] in output units per unit learning rate; NaN = unmeasured."""
+    """One row: all FSLRs at one optimiser step. `values` is float32 [L] in output units per unit learning rate; NaN =
+    unmeasured."""
 
     step: int
     values: NDArray[np.float32]

@@ -1,8 +1,9 @@
 """`example`, the default: one draw gives a sample per example instead of one per batch.
 
 ω is independent between examples, so E[c_n c_m] = 0 for n ≠ m with c_n = Δ_ℓφ_n, the part of φ's change that example n
-contributes, and FSLR² = E[(Σ_n c_n)²] = E[Σ_n c_n²]: the same quantity as Eq. 2, from N samples instead of one. Module by module c_n = ⟨δy_n, ∂φ/∂y_n⟩ with δy the
-change of the module's output under ΔW; only gradients of activations are needed, none of weights.
+contributes, and FSLR² = E[(Σ_n c_n)²] = E[Σ_n c_n²]: the same quantity as Eq. 2, from N samples instead of one. Module by
+module c_n = ⟨δy_n, ∂φ/∂y_n⟩ with δy the change of the module's output under ΔW; only gradients of activations are needed,
+none of weights.
 """
 
 from __future__ import annotations
@@ -119,9 +120,9 @@ class Example(Estimator):
 
     def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
         """Σ_n c_n² of every tensor, then of every role (c_n summed over its tensors before squaring)."""
+        began = None if self.proven else (RandomState(), generator.get_state())
         while True:
             watch = _Watch(self._ownership)
-            randomness = None if self.proven else RandomState()
             with watch.attached():
                 outputs = self.subject.outputs(batch)
             direction = draw_projection(outputs, generator)
@@ -130,8 +131,9 @@ class Example(Estimator):
             changes = self._changes(watch, outputs, direction, update)
             if self.proven or self._prove(changes, outputs, direction, update):
                 return self._squares(changes), outputs.numel()
-            assert randomness is not None
-            randomness.restore()  # the same masks once more, with other owners
+            assert began is not None
+            began[0].restore()  # the same masks and projection once more, with other owners
+            generator.set_state(began[1])
 
     def _find_layouts(self, watch: _Watch, outputs: Tensor, direction: Tensor, generator: torch.Generator) -> None:
         examples = len(outputs)

@@ -46,6 +46,7 @@ class Meter:
         self.estimator = estimator
         self.ranks = ranks
         self.measurements = 0
+        self.measuring = False
         self.autocast = AutocastContext()
         self.randomness = PrivateRandomness(seed_from(seed, ranks.rank))
         self._seed = seed
@@ -59,6 +60,7 @@ class Meter:
         """
         problem: Exception | None = None
         total: Tensor | None = None
+        self.measuring = True
         with untouched(self.subject.model), self.randomness.active(), update.at_old_weights():
             try:
                 for draw in range(draws):
@@ -67,8 +69,14 @@ class Meter:
                     total = numbers if total is None else total + numbers
             except Exception as error:  # told to every rank, then raised on each
                 problem = error
+        self.measuring = False
         self.measurements += 1
         return self._join(total, problem)
+
+    def take_fallback(self) -> None:
+        """Goes on with the fallback, as the run that is resumed here had to."""
+        if self._fallback is not None:
+            self.estimator = self._fallback
 
     def _join(self, total: Tensor | None, problem: Exception | None) -> dict[str, float]:
         """The one collective of a measurement: [failures, weight, weighted numbers …], summed over ranks."""
@@ -112,7 +120,7 @@ class Meter:
                     f"the targets were measured by the example estimator, which does not apply here: {reason}"
                 )
             warnings.warn(f"measuring by {self._fallback.name} instead of example: {reason}", stacklevel=2)
-            self.estimator = self._fallback
+            self.take_fallback()
             masks.restore()
             return self._draw(batch, update, 0)
         self.estimator.proven = True

@@ -21,6 +21,11 @@ class Ranks:
         self.rank = 0 if self.alone else dist.get_rank(group)
         self.size = 1 if self.alone else dist.get_world_size(group)
 
+    @property
+    def _first(self) -> int:
+        """The global rank of the group's rank 0."""
+        return 0 if self._group is None else dist.get_global_rank(self._group, 0)
+
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum over ranks, the same bits on each. One collective; none in a world of one."""
         if not self.alone:
@@ -49,12 +54,18 @@ class Ranks:
         kind, sentence = first
         raise kind(f"rank {rank}: {sentence}") from problem
 
+    def spread(self, values: Tensor) -> Tensor:
+        """Rank 0's `values`, bit for bit, on every rank."""
+        if not self.alone:
+            dist.broadcast(values, src=self._first, group=self._group)
+        return values
+
     def share(self, value: Any) -> Any:
         """Rank 0's `value` on every rank."""
         if self.alone:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=dist.get_global_rank(self._group, 0) if self._group else 0, group=self._group)
+        dist.broadcast_object_list(box, src=self._first, group=self._group)
         return box[0]
 
 

@@ -17,7 +17,9 @@ from flerm_core.measure.update import Update
 
 
 class Kronecker(Estimator):
-    """FSLR = √(Π_d E[s_d] / E[s_0]^(D−1)), s_0 = Σ Z², s_d = Σ (Σ_{i_d} Z)² (Eq. 28), in the log domain. Scalars count as rank 1.
+    """FSLR = √(Π_d E[s_d] / E[s_0]^(D−1)) with s_0 = Σ Z² and s_d = Σ (Σ_{i_d} Z)² (Eq. 28), in the log domain.
+
+    Scalars count as rank 1.
 
     The rows of the output layer are independent (f_nk depends on row k alone); named, its weight uses Σ_k (Σ_j Z_kj)² and its
     bias Σ_k Z_k², both unbiased.

@@ -1,0 +1,88 @@
+"""What a matched run aims for: target FSLRs over its steps, and the multipliers that reach them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import torch
+
+from flerm_client.fetch import fetch_best, fetch_targets
+from flerm_core.best import BestQuery
+from flerm_core.errors import InvalidInput
+from flerm_core.matching import Multipliers, match_targets, multipliers
+from flerm_core.recording import EstimatorSettings
+from flerm_core.targets import TargetQuery, Targets
+from flerm_core.trajectory import Trajectory
+
+TargetSource = Mapping[str, float] | Trajectory
+
+
+class Aim:
+    """Targets, and how far multipliers may go for them. Fixed for a run: a resumed run takes them from its checkpoint."""
+
+    def __init__(self, targets: Targets | dict[str, float], clamp: tuple[float, float]) -> None:
+        self._targets = targets
+        self._clamp = clamp
+
+    @classmethod
+    def given(cls, source: TargetSource, names: Sequence[str], depth: str, blocks: Any, clamp: tuple[float, float]) -> Aim:
+        """From what the user holds: the answer to a query, a base trajectory, or FSLRs by name (for all of `names`)."""
+        if isinstance(source, Targets):
+            return cls(source, clamp)
+        if isinstance(source, Trajectory):
+            return cls(match_targets(source, names, blocks=blocks, depth=depth), clamp)
+        targets = {str(name): float(value) for name, value in source.items()}
+        missing = [name for name in names if name not in targets]
+        if missing:
+            raise InvalidInput(f"targets has no value for {', '.join(missing)}; it has {', '.join(targets) or 'none at all'}")
+        return cls({name: targets[name] for name in names}, clamp)
+
+    @classmethod
+    def fetched(cls, registry: str, query: TargetQuery, token: str | None, timeout: float, clamp: tuple[float, float]) -> Aim:
+        """From the registry; a query at learning rate NaN means the family's best."""
+        if math.isnan(query.lr):
+            asked = BestQuery(family=query.family, optimizer=query.optimizer, tags=query.tags)
+            query = replace(query, lr=fetch_best(registry, asked, token=token, timeout=timeout).lr)
+        return cls(fetch_targets(registry, query, token=token, timeout=timeout), clamp)
+
+    @property
+    def found(self) -> Targets | None:
+        """The registry's answer with its origin; None for targets that the user gave."""
+        return self._targets if isinstance(self._targets, Targets) else None
+
+    def at(self, step: int) -> dict[str, float]:
+        """Targets at a step of this run, by tensor or role."""
+        return self._targets.at(step=step) if isinstance(self._targets, Targets) else dict(self._targets)
+
+    def multipliers(self, step: int, measured: Mapping[str, float], previous: Mapping[str, float]) -> Multipliers:
+        """m = target / measured (Eq. 19) at `step`."""
+        return multipliers(self.at(step), measured, previous=previous, clamp=self._clamp)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        if not isinstance(self._targets, Targets):
+            return {"given": dict(self._targets)}
+        state = {f.name: getattr(self._targets, f.name) for f in fields(self._targets)}
+        state["estimator"] = asdict(self._targets.estimator)
+        state["optimizer_config"] = dict(self._targets.optimizer_config)
+        for name in ("steps", "values", "spread", "tokens"):
+            state[name] = torch.tensor(state[name])
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The targets of the run that wrote `state`."""
+        if "given" in state:
+            self._targets = dict(state["given"])
+            return
+        arrays = {name: state[name].numpy() for name in ("steps", "values", "spread", "tokens")}
+        tuples = {name: tuple(state[name]) for name in ("names", "sources", "source_learning_rates")}
+        self._targets = Targets(**{**state, **arrays, **tuples, "estimator": EstimatorSettings(**state["estimator"])})
+
+
+def registry_of(registry: str | None) -> str | None:
+    """The registry meant: the one given, else that of the environment."""
+    return registry or os.environ.get("FLERM_REGISTRY") or None

@@ -1,0 +1,151 @@
+"""What a run has measured and logged so far, and its way to the registry."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flerm_client.about import About
+from flerm_client.reporting import Reporter
+from flerm_core.recording import Attempt, Ending, Measurement, ParameterList, RecordingSpec, now
+from flerm_core.trajectory import Trajectory
+
+_LAST = 200  # losses behind a final loss (Section 4: "averaged over the last 200 batches")
+
+
+class Journal:
+    """The rows of this run, in memory and, where there is a registry, in the spool. One per process; only rank 0's reports.
+
+    `parameters` index the vectors: the tensors, then the roles.
+    """
+
+    def __init__(self, parameters: ParameterList) -> None:
+        self.parameters = parameters
+        self.rows: list[Measurement] = []
+        self.diverged = False
+        self._reporter: Reporter | None = None
+        self._losses: deque[Any] = deque(maxlen=_LAST)
+        self._pending: Any = None
+        self.tokens: int | None = None
+
+    def report_to(self, about: About, spec: RecordingSpec, attempt: Attempt) -> None:
+        """From now on every row also goes to the registry of `about`."""
+        self._reporter = Reporter.open(about.registry, spec, attempt, token=about.token, spool=about.spool)
+
+    @property
+    def reporting(self) -> bool:
+        """Whether rows go to a registry."""
+        return self._reporter is not None
+
+    def log(self, loss: Any, tokens: int | None) -> None:
+        """The loss of the step that follows, a number or a 0-dimensional tensor (not read before it is needed), and the
+        tokens so far."""
+        if loss is not None:
+            loss = loss.detach() if hasattr(loss, "detach") else loss
+            self._pending = loss
+            self._losses.append(loss)
+        if tokens is not None:
+            self.tokens = int(tokens)
+
+    def step_over(self) -> None:
+        """The step that a logged loss went with is over."""
+        self._pending = None
+
+    def add(self, step: int, fslrs: Mapping[str, float], rate: float, multipliers: Mapping[str, float] | None) -> None:
+        """One measurement, at the schedule's learning rate `rate`; without any finite value it is left out."""
+        values = self._vector(fslrs)
+        if np.isnan(values).all():
+            return
+        vectors = {} if multipliers is None else {"multiplier": self._vector(multipliers)}
+        row = Measurement(
+            step=step,
+            values=values,
+            loss=_finite(self._pending),
+            learning_rate=rate,
+            tokens=self.tokens,
+            measured_at=now(),
+            vectors=vectors,
+        )
+        self.rows.append(row)
+        if self._reporter is not None:
+            self._reporter.append(row)
+
+    def _vector(self, values: Mapping[str, float]) -> NDArray[np.float32]:
+        vector = np.array([values.get(name, math.nan) for name in self.parameters.names], np.float32)
+        vector[~np.isfinite(vector) | (vector == 0.0)] = np.nan
+        return vector
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """All rows."""
+        return Trajectory.from_measurements(self.parameters, self.rows)
+
+    def finish(self, status: str, step: int, timeout: float) -> None:
+        """Ends the run's attempt; waits at most `timeout` seconds for its delivery and says what is left."""
+        if self._reporter is None:
+            return
+        losses = [float(loss) for loss in self._losses]
+        if status == "completed" and (self.diverged or not all(map(math.isfinite, losses))):
+            status = "diverged"
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        final = sum(finite) / len(finite) if finite and status != "diverged" else None
+        ending = Ending(status=status, final_loss=final, final_step=step, tokens=self.tokens)
+        delivery = self._reporter.finish(ending, timeout=timeout)
+        if delivery.problem:
+            warnings.warn(delivery.problem, stacklevel=3)
+        self._reporter = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far, as plain tensors."""
+        so_far = self.trajectory
+        multipliers = [row.vectors.get("multiplier") for row in self.rows]
+        return {
+            "steps": torch.tensor(so_far.steps),
+            "values": torch.tensor(so_far.values),
+            "losses": torch.tensor(so_far.losses),
+            "learning_rates": torch.tensor(so_far.learning_rates),
+            "tokens": torch.tensor(so_far.tokens),
+            "multipliers": [None if each is None else torch.tensor(each) for each in multipliers],
+            "last_losses": [float(loss) for loss in self._losses],
+            "tokens_seen": self.tokens,
+            "diverged": self.diverged,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The rows of the run that wrote `state`."""
+        columns = {name: state[name].numpy() for name in ("losses", "learning_rates", "tokens")}
+        parameters = self.parameters
+        so_far = Trajectory(
+            parameters.names,
+            parameters.shapes,
+            state["steps"].numpy(),
+            state["values"].numpy(),
+            bands=parameters.bands,
+            **columns,
+        )
+        self.rows = [
+            row if multiplier is None else replace(row, vectors={"multiplier": multiplier.numpy()})
+            for row, multiplier in zip(so_far, state["multipliers"], strict=True)
+        ]
+        self._losses = deque(state["last_losses"], maxlen=_LAST)
+        self.tokens = state["tokens_seen"]
+        self.diverged = state["diverged"]
+
+
+def ending_status() -> str:
+    """How a process that ends without `close()` ended: failed under an uncaught exception, else completed."""
+    return "failed" if getattr(sys, "last_value", None) is not None else "completed"
+
+
+def _finite(loss: Any) -> float | None:
+    value = None if loss is None else float(loss)
+    return value if value is not None and math.isfinite(value) else None

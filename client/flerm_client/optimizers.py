@@ -1,0 +1,88 @@
+"""What FLeRM must know of an optimiser: whether its update is proportional to its learning rate, and what shapes that
+update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from flerm_core.errors import InvalidInput, Unsupported
+
+# By class name, looked for in the whole ancestry: most of these live in packages that need not be installed.
+_REFUSED = {
+    "LBFGS": "it chooses its step lengths by a line search",
+    "Rprop": "its step sizes adapt by themselves and ignore the learning rate after the first step",
+    "ASGD": "its step is not proportional to its learning rate",
+    "Adafactor": "it scales its step by the weights and a schedule of its own",
+    "AdamWScheduleFree": "its weights are an average that moves between steps; use the plain AdamW",
+    "SGDScheduleFree": "its weights are an average that moves between steps; use the plain SGD",
+    "RAdamScheduleFree": "its weights are an average that moves between steps; use the plain RAdam",
+    "DAdaptAdam": "it sets its own learning rate",
+    "DAdaptSGD": "it sets its own learning rate",
+    "DAdaptAdaGrad": "it sets its own learning rate",
+    "DAdaptLion": "it sets its own learning rate",
+    "Prodigy": "it sets its own learning rate",
+    "ZeroRedundancyOptimizer": "each rank steps only its own part of the parameters; use FSDP2 (fully_shard) instead",
+    "DeepSpeedZeroOptimizer": "it keeps the parameters in flat partitions of its own; use FSDP2 (fully_shard)",
+    "DeepSpeedZeroOptimizer_Stage3": "it keeps the parameters in flat partitions of its own; use FSDP2 (fully_shard)",
+}
+
+# What changes how fast or where a step is computed, or the learning rate itself, but not the update at learning rate 1.
+_IMPLEMENTATION = {
+    "params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable",
+    "max_lr", "min_lr", "max_momentum", "base_momentum",
+}  # fmt: skip
+
+
+def bare_optimizer(optimizer: Any) -> Optimizer:
+    """The torch optimiser inside wrappers (accelerate's) that hand `step` on to their `.optimizer`. Refuses by name what
+    cannot work."""
+    while not type(optimizer).__module__.startswith("torch.optim") and isinstance(
+        getattr(optimizer, "optimizer", None), Optimizer
+    ):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise InvalidInput(
+            f"optimizer is a {type(optimizer).__name__}; allowed is a torch.optim.Optimizer or a sequence of them"
+        )
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in _REFUSED:
+            raise Unsupported(f"{type(optimizer).__name__} cannot be measured or matched: {_REFUSED[kind.__name__]}")
+    if any(group.get("capturable") for group in optimizer.param_groups) and torch.cuda.is_available():
+        raise Unsupported(
+            "an optimiser with capturable=True may run inside a CUDA graph, where its rates cannot be set; turn it off"
+        )
+    return optimizer
+
+
+def initial_rate(optimizers: list[Optimizer]) -> float:
+    """The one learning rate that all parameter groups began with. Raises `InvalidInput` when there are several."""
+    rates = {float(group.get("initial_lr", group["lr"])) for each in optimizers for group in each.param_groups}
+    if len(rates) != 1:
+        listed = ", ".join(f"{rate:g}" for rate in sorted(rates))
+        raise InvalidInput(f"lr= must be given: the parameter groups begin with different learning rates ({listed})")
+    return rates.pop()
+
+
+def describe(optimizers: list[Optimizer]) -> tuple[str, dict[str, Any]]:
+    """Class name(s), and every setting that shapes the update at learning rate 1; one that differs between groups as a list
+    of its values."""
+    name = "+".join(type(each).__name__ for each in optimizers)
+    values: dict[str, list[Any]] = {}
+    for each in optimizers:
+        for group in each.param_groups:
+            for key, value in group.items():
+                plain = _plain(value)
+                if key not in _IMPLEMENTATION and plain not in values.setdefault(key, []):
+                    values[key].append(plain)
+    return name, {key: found[0] if len(found) == 1 else found for key, found in sorted(values.items())}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
