@@ -86,7 +86,7 @@ class Connection:
     def _ready(self) -> Any:
         if self._channel is None or self._pid != os.getpid():
             self._channel = self._open()
-            self._stub = RegistryStub(self._channel)  # type: ignore[no-untyped-call]
+            self._stub = RegistryStub(self._channel)
             self._pid = os.getpid()
         return self._stub
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import site
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -119,7 +117,9 @@ def versions(*, git: bool = True) -> dict[str, str]:
 
     A commit with uncommitted changes is marked `+changes`. Nothing that cannot be found out is an error; it is left out.
     """
-    found = {"python": platform.python_version()}
+    from importlib import metadata
+
+    found = {"python": sys.version.split()[0]}
     for package in ("flerm", "numpy", "torch"):
         try:
             found[package] = metadata.version(package)
@@ -131,6 +131,8 @@ def versions(*, git: bool = True) -> dict[str, str]:
 
 
 def _git_commit() -> str:
+    import subprocess
+
     command = ["git", "describe", "--always", "--abbrev=40", "--match=", "--dirty=+changes"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5.0, check=False)

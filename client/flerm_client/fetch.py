@@ -57,9 +57,12 @@ def fetch_targets(
 
 
 def fetch_best(
-    registry: str | os.PathLike[str] | None, query: BestQuery, *, token: str | None = None, timeout: float = 60.0
+    registry: str | os.PathLike[str] | None, query: BestQuery | str, *, token: str | None = None, timeout: float = 60.0
 ) -> Best:
-    """The best rate of a family, asked like `fetch_targets`."""
+    """The best rate of a family (its name: base recordings, variant plain), asked like `fetch_targets`."""
+    from flerm_core.best import BestQuery
+
+    query = BestQuery(family=query) if isinstance(query, str) else query
     address = address_of(registry)
     if address.folder is not None:
         from flerm_client.spool.folder import FolderRegistry

@@ -122,7 +122,7 @@ class RemoteRegistry:
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id, first_step=first_step, last_step=last_step, pattern=pattern, max_points=max_points
         )
-        return convert_queries.trajectory_from(self._connection.stream("GetTrajectory", request))
+        return convert_queries.trajectory_from(self._connection.stream("GetTrajectory", request))[1]
 
     def targets(self, query: TargetQuery) -> Targets:
         """GetTargets."""

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from flerm_core.limits import validate_spec
 
 from flerm_client.environment import Address, address_of, child_command, child_environment
 from flerm_client.progress import Progress
 from flerm_client.spool.files import QUARANTINE, default_folder, sidecar
 from flerm_client.spool.writer import SpoolWriter
+from flerm_core.limits import validate_spec
 from flerm_core.recording import Attempt, Ending, Measurement, RecordingSpec
 
 log = logging.getLogger("flerm.reporting")
@@ -91,7 +91,7 @@ class Reporter:
         """Puts one measurement into the spool and returns: a few dozen microseconds."""
         if self._pid != os.getpid():
             return
-        self._writer.append(row)
+        self._writer.append(_finite(row))
         self._ring()
 
     def finish(self, ending: Ending, timeout: float = 10.0) -> Delivery:
@@ -133,8 +133,8 @@ class Reporter:
             with theirs, sidecar(self.path, ".log").open("ab") as output:
                 self._uploader = subprocess.Popen(
                     command,
-                    stdin=theirs,
-                    stdout=theirs,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
                     stderr=output,
                     env=child_environment(self._token),
                     start_new_session=True,
@@ -244,3 +244,10 @@ class Reporter:
             log.warning(
                 "%s; training goes on, the measurements stay in %s (log: %s)", text, self.path, sidecar(self.path, ".log")
             )
+
+
+def _finite(row: Measurement) -> Measurement:
+    """A loss that is no number (a run that diverges) is one that was not logged: registries take numbers only."""
+    if row.loss is None or math.isfinite(row.loss):
+        return row
+    return replace(row, loss=None)

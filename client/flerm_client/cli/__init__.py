@@ -11,9 +11,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
+from typing import Any
 
 import typer
+
+# click's UsageError, wherever this version of typer keeps it.
+_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 _COMMANDS = {
     "families": "flerm_client.cli.families",
@@ -42,6 +45,8 @@ def build(asked: str | None = None) -> typer.Typer:
         if name == asked or not known:
             app.command(name)(getattr(import_module(module), name))
     if not known:
+        from importlib.metadata import entry_points  # slow to load, and seldom needed
+
         for entry in sorted(entry_points(group="flerm.commands"), key=lambda each: each.name):
             app.add_typer(entry.load())
     return app
@@ -52,15 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from flerm_core.errors import FlermError
 
     given = list(sys.argv[1:] if arguments is None else arguments)
-    usage_error = typer.BadParameter.__base__  # click's, wherever this version of typer keeps it
-    assert usage_error is not None
     try:
         asked = given[0] if given else None
         code = build(asked)(given, prog_name="flerm", standalone_mode=False)
     except FlermError as error:
         return _fail(str(error), error.exit_code)
-    except usage_error as error:
-        message = error.format_message()  # type: ignore[attr-defined]
+    except _USAGE_ERROR as error:
+        message = error.format_message()
         return _fail(f"{message} (see flerm {asked + ' ' if asked in _COMMANDS else ''}--help)" if message else "", 2)
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)

@@ -78,14 +78,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for at, column in enumerate(columns):
         numeric = all(isinstance(row[at], int | float) or row[at] is None for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    console = Console()
-    # Into a pipe a table is as wide as it is: cut columns are of no use to grep.
-    if not console.is_terminal:
-        console = Console(width=max(console.measure(table).maximum, 1))
-    console.print(table)
+    # As wide as it is: columns cut or folded to the window's width are of no use, to a reader or to grep.
+    wide = Console(width=100_000)
+    Console(width=max(wide.measure(table).maximum, 1)).print(table)
 
 
 def say(text: str) -> None:

@@ -28,12 +28,13 @@ def show(
         _from_spool(path, pattern) if path.suffix == ".spool" else _from_registry(recording, registry, pattern)
     )
     if as_json:
-        rows = [{"step": row.step, "loss": row.loss, "fslr": row.values} for row in trajectory]
-        print_json({**as_plain(found), "names": trajectory.names, "trajectory": rows, "notes": notes})
+        series = [{"step": row.step, "loss": row.loss, "fslr": row.values} for row in trajectory]
+        print_json({**as_plain(found), "names": trajectory.names, "trajectory": series, "notes": notes})
         return
     spec = found.spec
     say(
-        f"recording {spec.id}: {spec.family}, lr {number(spec.lr)}, seed {spec.seed}, {spec.role}/{spec.variant}, {found.status}"
+        f"recording {spec.id}: {spec.family}, lr {number(spec.lr)}, seed {spec.seed}, {spec.role}/{spec.variant}, "
+        f"{found.status}"
     )
     say(f"{spec.optimizer or 'optimizer unknown'}, estimator {spec.estimator.kind}, world size {spec.world_size}")
     say(f"{found.rows} measurements, steps {found.first_step} to {found.last_step}, final loss {number(found.final_loss)}")

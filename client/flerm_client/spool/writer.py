@@ -7,7 +7,6 @@ import errno
 import json
 import logging
 import os
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from flerm_client.spool.format import HEADER, SUFFIX, Kind, encode
@@ -42,6 +41,8 @@ def file_name(recording_id: str, attempt_id: str) -> str:
 
 
 def _flerm_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("flerm")
     except PackageNotFoundError:  # run from a source tree
