@@ -1,0 +1,66 @@
+"""Stores to test: SQL on both databases, and gRPC in front of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from flerm_server.serve import Server
+from flerm_server.settings import Address, Settings
+from flerm_server.store import schema
+from flerm_server.store.base import Store
+from flerm_server.store.engine import open_engine, parse_url
+from flerm_server.store.sql import open_store
+from tests.conftest import PostgresCluster
+from tests.server.remote_store import RemoteStore
+
+
+@dataclass
+class Backend:
+    """One database with a server on it."""
+
+    url: str
+    local: Store
+    remote: Store
+    server: Server
+
+
+def migrate(url: str) -> str:
+    """Makes the tables; the URL."""
+    engine = open_engine(parse_url(url))
+    schema.upgrade(engine)
+    engine.dispose()
+    return url
+
+
+def serve(url: str) -> Iterator[Backend]:
+    """A server in this process, on free ports."""
+    server = Server(Settings(db=url, grpc=Address("127.0.0.1", 0), http=Address("127.0.0.1", 0), drain_seconds=2))
+    server.start()
+    local, remote = open_store(url), RemoteStore(server.grpc_address.text)
+    yield Backend(url, local, remote, server)
+    remote.close()
+    local.close()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def sqlite_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    yield from serve(f"sqlite:///{tmp_path_factory.mktemp('store')}/registry.db")
+
+
+@pytest.fixture(scope="session")
+def postgres_backend(postgres: PostgresCluster) -> Iterator[Backend]:
+    yield from serve(migrate(postgres.new_database()))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return request.getfixturevalue("sqlite_backend" if request.param == "sqlite" else "postgres_backend")
+
+
+@pytest.fixture(params=["direct", "over gRPC"])
+def store(request: pytest.FixtureRequest, backend: Backend) -> Store:
+    return backend.local if request.param == "direct" else backend.remote

@@ -1,0 +1,115 @@
+"""The store as it looks through gRPC, so that one suite holds for both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import grpc
+import numpy as np
+
+from flerm_core.errors import FlermError
+from flerm_core.packing import unpack
+from flerm_core.recording import Attempt, Ending, Family, Recording, RecordingFilter, RecordingSpec
+from flerm_proto import convert
+from flerm_proto.status import error_of
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server.store.base import Appended, Batch, Page, Rows, Segment, Selection, Started, Store, StoreInfo
+
+SECONDS = 20
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class RemoteStore(Store):
+    """A `Store` by the calls of the wire contract. The trajectory's extra scalars do not travel."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(address)
+        self.stub = rpc.RegistryStub(self.channel)
+
+    def _call(self, method: str, request: object) -> object:
+        try:
+            return getattr(self.stub, method)(request, timeout=SECONDS)
+        except grpc.RpcError as error:
+            raise error_of(error.code(), error.details()) from None
+
+    def info(self) -> StoreInfo:
+        found = self._call("ServerInfo", pb.ServerInfoRequest())
+        return StoreInfo(found.schema_revision, convert.timestamp_from(found, "now"))
+
+    def register_family(self, name, *, description="", blocks: Sequence[str] = (), created_by="") -> Family:
+        request = pb.RegisterFamilyRequest(name=name, description=description, blocks=blocks)
+        return convert.family_from(self._call("RegisterFamily", request))
+
+    def family(self, name: str) -> Family:
+        return next(each for each in self.families(prefix=name).items if each.name == name)
+
+    def families(self, *, prefix="", page_size=0, page_token="") -> Page[Family]:
+        request = pb.ListFamiliesRequest(prefix=prefix, page_size=page_size, page_token=page_token)
+        found = self._call("ListFamilies", request)
+        return Page(tuple(map(convert.family_from, found.families)), found.next_page_token)
+
+    def start(self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by="") -> Started:
+        request = pb.StartRecordingRequest(spec=convert.spec_to(spec))
+        if attempt is not None:
+            request.attempt_id, request.resume_at = attempt.id, attempt.resume_at
+            request.started_at.CopyFrom(convert.timestamp_to(attempt.started_at))
+        found = self._call("StartRecording", request)
+        return Started(found.recording_id, found.attempt, found.created)
+
+    def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
+        requests = [
+            pb.AppendRequest(
+                recording_id=batch.recording_id, attempt=batch.attempt, measurements=map(convert.measurement_to, batch.rows)
+            )
+            for batch in batches
+        ]
+        return [
+            error_of(CODES[each.error_code], each.error_message)
+            if each.error_code
+            else Appended(each.committed, each.duplicates)
+            for each in self.stub.AppendStream(iter(requests), timeout=SECONDS)
+        ]
+
+    def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
+        return convert.recording_from(self._call("FinishRecording", convert.ending_to(recording_id, attempt, ending)))
+
+    def renew(self, recording_id: str, attempt: int = 0) -> float:
+        return self._call("RenewLease", pb.RenewLeaseRequest(recording_id=recording_id, attempt=attempt)).seconds
+
+    def recording(self, recording_id: str) -> Recording:
+        return convert.recording_from(self._call("GetRecording", pb.GetRecordingRequest(recording_id=recording_id)))
+
+    def recordings(self, filters: RecordingFilter, *, page_size=0, page_token="") -> Page[Recording]:
+        found = self._call("ListRecordings", convert.filter_to(filters, page_size, page_token))
+        return Page(tuple(map(convert.recording_from, found.recordings)), found.next_page_token)
+
+    def select(self, recording_id, *, first_step=None, last_step=None, max_points=0) -> Selection:
+        request = pb.GetTrajectoryRequest(
+            recording_id=recording_id, first_step=first_step, last_step=last_step, max_points=max_points
+        )
+        stream = self.stub.GetTrajectory(request, timeout=SECONDS)
+        try:
+            header = next(stream).header
+            self._parts = [chunk.rows for chunk in stream]
+        except grpc.RpcError as error:
+            raise error_of(error.code(), error.details()) from None
+        recording = convert.recording_from(header.recording)
+        steps = np.array([step for part in self._parts for step in part.steps], np.int64)
+        assert len(steps) == header.rows
+        return Selection(recording, steps, (Segment(0, 0, 0),))
+
+    def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
+        for part in self._parts:
+            values = unpack(part.values, selection.recording.parameter_count)
+            yield Rows(
+                np.array(part.steps, np.int64),
+                values if columns is None else values[:, list(columns)],
+                np.array(part.losses),
+                np.array(part.learning_rates),
+                np.array(part.tokens),
+                (None,) * len(part.steps),
+            )
+
+    def close(self) -> None:
+        self.channel.close()
