@@ -81,7 +81,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Buffers (BatchNorm's statistics) and train/eval modes of `model` are, after it, what they were; gradients are recorded
     inside."""
     buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-    contents = {id(b): (b, b._version, b.detach().clone()) for _, own in buffers for b in own.values() if b is not None}
+    contents = {id(b): (b, b.detach().clone()) for _, own in buffers for b in own.values() if b is not None}
     modes = {module: module.training for module in model.modules()}
     with torch.inference_mode(False), torch.enable_grad():
         try:
@@ -90,9 +90,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for module, own in buffers:
                     module._buffers.update(own)
-                for buffer, version, content in contents.values():
-                    if buffer._version != version:
-                        buffer.copy_(content)
+                # Always: batch_norm's kernel writes its statistics without raising the tensor's version.
+                for buffer, content in contents.values():
+                    buffer.copy_(content)
             for module, mode in modes.items():
                 module.training = mode
 

@@ -1,0 +1,186 @@
+"""Matching: after the first measured step every tensor moves as far in function space as its target says; groups stay the user's."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, SequentialLR, StepLR
+
+from flerm_client import FLeRM
+from flerm_core.errors import InvalidInput
+
+from .runs import ResMLP, Trace, fresh, leave, loss_of, same, vectors
+
+ONES = dict.fromkeys(dict(ResMLP().named_parameters()), 1.0)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> float:
+    optimizer.zero_grad()
+    loss = loss_of(model(batch))
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def probe() -> Any:
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randn(32, 8, generator=generator) for _ in range(8)]
+
+
+def test_the_matched_step_has_the_targets_fslr() -> None:
+    model, batches = fresh("resmlp")
+    optimizer = Adam(model.parameters(), 1e-3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    flerm = FLeRM.match(model, optimizer, probe=probe(), family="f", targets=ONES, estimator="exact", warmup=8)
+    step(model, optimizer, batches[0])
+    for name, multiplier in flerm.multipliers.items():
+        assert multiplier * flerm.fslr[name] == pytest.approx(1.0, rel=2 ** (1 / 32) - 1)
+        assert flerm.learning_rates()[name] == pytest.approx(1e-3 * multiplier)
+        moved = (model.get_parameter(name).detach() - before[name]).abs().max().item()
+        assert moved == pytest.approx(1e-3 * multiplier, rel=1e-3)  # Adam's first step is the sign of the gradient
+
+
+def test_a_matched_run_is_a_plain_run_at_these_rates_from_the_first_step_on() -> None:
+    model, batches = fresh("resmlp")
+    twin = copy.deepcopy(model)
+    optimizer = AdamW(model.parameters(), 1e-3, weight_decay=0.1)
+    flerm = FLeRM.match(model, optimizer, probe=probe(), family="f", targets=ONES)
+    for batch in batches:
+        step(model, optimizer, batch)
+    groups = [{"params": [p], "lr": 1e-3 * flerm.multipliers[n]} for n, p in twin.named_parameters()]
+    plain = AdamW(groups, 1e-3, weight_decay=0.1)
+    for batch in batches:
+        step(twin, plain, batch)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, twin.get_parameter(name), rtol=1e-5, atol=1e-6)
+
+
+SCHEDULERS: dict[str, Any] = {
+    "lambda": lambda o: LambdaLR(o, lambda t: 0.9**t),
+    "step": lambda o: StepLR(o, 2),
+    "cosine": lambda o: CosineAnnealingLR(o, 8),
+    "onecycle": lambda o: OneCycleLR(o, 1e-2, total_steps=10),
+    "sequential": lambda o: SequentialLR(o, [StepLR(o, 1), CosineAnnealingLR(o, 8)], [3]),
+    "plateau": lambda o: ReduceLROnPlateau(o, patience=0, threshold=10.0),
+}
+
+
+@pytest.mark.parametrize("first", ["scheduler", "flerm"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_schedulers_and_checkpoints_do_not_see_us(scheduler: str, first: str) -> None:
+    def train(targets: dict[str, float] | None) -> tuple[Trace, list[Any]]:
+        model, batches = fresh("resmlp")
+        optimizer = SGD([{"params": model.blocks.parameters(), "weight_decay": 0.1}], 1e-2, momentum=0.9)
+        optimizer.add_param_group({"params": [*model.input.parameters(), *model.readout.parameters()], "lr": 2e-2})
+        schedule = SCHEDULERS[scheduler](optimizer) if first == "scheduler" else None
+        if targets:
+            FLeRM.match(model, optimizer, probe=probe(), family="f", targets=targets, lr=1e-2, clamp=(1.0, 1.0))
+        schedule = schedule or SCHEDULERS[scheduler](optimizer)
+        trace, seen = Trace(), []
+        for batch in batches:
+            loss = step(model, optimizer, batch)
+            schedule.step(*([loss] if scheduler == "plateau" else []))
+            trace.losses.append(loss)
+            seen.append([{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups])
+        return leave(trace, model, optimizer), seen
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain, matched = train(None), train(ONES)
+    assert same(plain, matched)
+
+
+def test_an_exception_in_step_leaves_the_groups_the_users() -> None:
+    model, batches = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2)
+    FLeRM.match(model, optimizer, probe=probe(), family="f", targets=ONES)
+    step(model, optimizer, batches[0])
+    groups = optimizer.param_groups
+
+    def closure() -> float:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(closure)
+    assert optimizer.param_groups is groups
+    assert [group["lr"] for group in groups] == [1e-2]
+    step(model, optimizer, batches[1])
+
+
+def test_parameters_that_join_in_mid_run_train_unmatched() -> None:
+    model, batches = fresh("resmlp")
+    late = list(model.readout.parameters())
+    early = [p for p in model.parameters() if all(p is not q for q in late)]
+    optimizer = SGD(early, 1e-2)
+    targets = {n: v for n, v in ONES.items() if not n.startswith("readout")}
+    flerm = FLeRM.match(model, optimizer, probe=probe(), family="f", targets=targets)
+    step(model, optimizer, batches[0])
+    optimizer.add_param_group({"params": late, "lr": 5e-2})
+    before = model.readout.bias.detach().clone()
+    step(model, optimizer, batches[1])
+    torch.testing.assert_close(before - 5e-2 * model.readout.bias.grad, model.readout.bias.detach())
+    assert "readout.bias" not in flerm.multipliers
+
+
+def test_a_tensor_without_update_keeps_multiplier_one_and_trains_on() -> None:
+    class Adapter(nn.Module):
+        """LoRA: B is zero at first, so A has no gradient."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lora_A = nn.Linear(8, 2, bias=False)
+            self.lora_B = nn.Linear(2, 5, bias=False)
+            nn.init.zeros_(self.lora_B.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.lora_B(self.lora_A(x))
+
+    torch.manual_seed(0)
+    model = Adapter()
+    optimizer = Adam(model.parameters(), 1e-2)
+    targets = {"lora_A.weight": 1.0, "lora_B.weight": 1.0}
+    flerm = FLeRM.match(model, optimizer, probe=probe(), family="f", targets=targets)
+    step(model, optimizer, vectors())
+    assert "lora_A.weight" not in flerm.fslr
+    assert flerm.multipliers["lora_A.weight"] == 1.0 != flerm.multipliers["lora_B.weight"]
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_step_at_rate_zero_is_not_measured_but_the_next_one_is() -> None:
+    model, batches = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2)
+    flerm = FLeRM.record(model, optimizer, probe=probe(), family="f", every=100)
+    schedule = LambdaLR(optimizer, lambda t: min(1.0, t / 2))
+    for batch in batches[:3]:
+        step(model, optimizer, batch)
+        schedule.step()
+    assert flerm.trajectory.steps.tolist() == [2]
+
+
+def test_targets_that_miss_a_tensor_are_refused_by_name() -> None:
+    model, _ = fresh("resmlp")
+    some = {name: 1.0 for name in ONES if name != "readout.bias"}
+    with pytest.raises(InvalidInput, match=r"targets has no value for readout\.bias; it has input\.weight"):
+        FLeRM.match(model, SGD(model.parameters(), 1e-2), probe=probe(), family="f", targets=some)
+
+
+def test_two_optimizers_on_one_model() -> None:
+    model, batches = fresh("resmlp")
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors_ = [p for p in model.parameters() if p.ndim == 1]
+    both = [SGD(matrices, 1e-2), Adam(vectors_, 1e-3)]
+    flerm = FLeRM.match(model, both, probe=probe(), family="f", lr=1e-2, targets=ONES, estimator="exact")
+    for each in both:
+        each.zero_grad()
+    loss_of(model(batches[0])).backward()
+    for each in both:
+        each.step()
+    assert flerm.steps == 1
+    assert flerm.learning_rates()["input.weight"] == pytest.approx(1e-2 * flerm.multipliers["input.weight"])
+    assert flerm.learning_rates()["input.bias"] == pytest.approx(1e-3 * flerm.multipliers["input.bias"])
