@@ -84,8 +84,8 @@ class Delivery:
             self.progress.problem = str(error)
             self._tell()
             raise
-        self.progress.problem = ""
         if not self.done:
+            self.progress.problem = ""
             self._tell()
         return more
 

@@ -29,7 +29,9 @@ def test_a_folder_is_an_address():
     assert address_of("file:///tmp/my%20runs").folder == Path("/tmp/my runs")
 
 
-@pytest.mark.parametrize("text", ["localhost:50051", "http://x:1", "grpc://", "grpc://h:port", "file://relative", "grpc://h/path"])
+@pytest.mark.parametrize(
+    "text", ["localhost:50051", "http://x:1", "grpc://", "grpc://h:port", "file://relative", "grpc://h/path"]
+)
 def test_what_is_no_address_is_named_with_the_forms_allowed(text):
     with pytest.raises(InvalidInput) as caught:
         address_of(text)
@@ -61,7 +63,9 @@ def test_a_token_file_is_read_anew_each_time(monkeypatch, tmp_path):
 def test_a_child_finds_our_packages_and_not_what_lies_in_the_working_directory(tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit('shadowed')")
     command = child_command("flerm_client.fetch", "--help")
-    done = subprocess.run(command, env=child_environment("secret"), cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        command, env=child_environment("secret"), cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "secret" not in " ".join(command)
 

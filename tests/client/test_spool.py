@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.client.runs import NAMES, row_of, spec_of, write_run
+from spooled import NAMES, child_environment, row_of, spec_of, write_run
 
 from flerm_client.spool import SpoolReader, SpoolWriter, default_folder, read
 from flerm_client.spool.format import HEADER, Kind
@@ -147,11 +147,13 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path):
 
 def test_the_owner_is_known_to_live_and_to_be_gone(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from tests.client.runs import *; "
+        "import sys; from pathlib import Path; from spooled import *; "
         "w = SpoolWriter(Path(sys.argv[1])); w.start(spec_of('mlp'), Attempt()); w.append(row_of(1)); print('up', flush=True); "
         "sys.stdin.read()"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
+    )
     assert child.stdout.readline() == b"up\n"
     (path,) = tmp_path.glob("*.spool")
     assert read(path).status == "running"

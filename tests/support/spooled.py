@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 
 from flerm_client.spool import SpoolWriter
@@ -25,7 +28,9 @@ def row_of(step: int, scale: float = 1.0) -> Measurement:
     return Measurement(step=step, values=values, loss=1.0 / step, learning_rate=1e-2, tokens=64 * step, measured_at=now())
 
 
-def write_run(folder, spec: RecordingSpec, steps, *, registry: str = "", attempt: Attempt | None = None, ending: Ending | None = None):
+def write_run(
+    folder, spec: RecordingSpec, steps, *, registry: str = "", attempt: Attempt | None = None, ending: Ending | None = None
+):
     """A spool file of `steps`, ended as completed unless told otherwise; its path."""
     writer = SpoolWriter(folder, registry)
     path = writer.start(spec, attempt or Attempt())
@@ -34,3 +39,9 @@ def write_run(folder, spec: RecordingSpec, steps, *, registry: str = "", attempt
     assert writer.finish(ending or Ending(status="completed", final_loss=0.5, final_step=max(steps, default=0)))
     writer.close()
     return path
+
+
+def child_environment(**settings: str) -> dict[str, str]:
+    """The environment for a Python child that imports this module too."""
+    paths = [str(Path(__file__).parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **settings}
