@@ -75,7 +75,7 @@ def validate_family_name(name: str) -> None:
         isinstance(name, str) and _FAMILY.fullmatch(name) is not None,
         "family",
         name,
-        f"'name' or 'team/name', each 1 to {MAX_FAMILY_PART} letters, digits, '.', '_' or '-', beginning with a letter or digit",
+        f"'name' or 'team/name', each of 1 to {MAX_FAMILY_PART} letters, digits, '.', '_' or '-', the first a letter or digit",
     )
 
 
@@ -147,7 +147,7 @@ def validate_attempt(attempt: Attempt) -> None:
 
 
 def validate_measurements(rows: Sequence[Measurement], columns: int) -> None:
-    """The rows of one request for a recording of `columns` parameters: steps from 0 and ascending, values finite and from 0, or NaN.
+    """The rows of one request, for `columns` parameters: steps from 0 and ascending, values finite and from 0, or NaN.
 
     Losses and learning rates must be finite where they are given: what is not a number is left out (None), not sent.
     """

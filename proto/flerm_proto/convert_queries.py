@@ -1,4 +1,6 @@
-"""Questions and their answers as messages and back: targets, best rates, trajectories. Streams go in messages of at most 1 MiB of values."""
+"""Questions and their answers as messages and back: targets, best rates, trajectories.
+
+Streams go in messages of at most 1 MiB of values."""
 
 from __future__ import annotations
 
@@ -102,7 +104,7 @@ def targets_to(targets: Targets) -> Iterator[pb.TargetsChunk]:
 
 
 def targets_from(chunks: Iterable[pb.TargetsChunk]) -> Targets:
-    """Targets from their messages. Raises `DataLoss` when the header is missing or the digest is not that of names and values."""
+    """Targets from their messages. Raises `DataLoss` when the header is missing or the content has another digest."""
     header_chunk, rest = _header(chunks)
     header = header_chunk.header
     columns = len(header.names)
