@@ -1,0 +1,39 @@
+"""A DDP run that matches fixed targets; every rank reports its weights, multipliers and learning rates."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch  # noqa: E402
+from torch import distributed as dist  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+
+from distributed.launch import report  # noqa: E402
+from flerm_client import FLeRM  # noqa: E402
+from measure.runs import fresh, loss_of  # noqa: E402
+
+every = int(sys.argv[1])
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+model, _ = fresh("resmlp")
+generator = torch.Generator().manual_seed(100 + rank)
+batches = [torch.randn(12, 8, generator=generator) for _ in range(6)]
+ddp = DistributedDataParallel(model)
+optimizer = torch.optim.AdamW(ddp.parameters(), 1e-3)
+targets = {name: 1.0 for name, _ in model.named_parameters()}
+probe = [torch.randn(16 + 4 * rank, 8, generator=generator) for _ in range(4)]
+flerm = FLeRM.match(ddp, optimizer, probe=probe, family="f", targets=targets, every=every)
+for batch in batches:
+    optimizer.zero_grad()
+    loss_of(ddp(batch)).backward()
+    optimizer.step()
+report(
+    {
+        "weights": {name: p.detach() for name, p in model.named_parameters()},
+        "multipliers": flerm.multipliers,
+        "fslr": flerm.fslr,
+        "rates": flerm.learning_rates(),
+    }
+)
+dist.destroy_process_group()

@@ -1,0 +1,28 @@
+"""Measures one and the same update on every rank, each on its own probe batch, in float64."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch  # noqa: E402
+from torch import distributed as dist  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+
+from distributed.launch import report  # noqa: E402
+from flerm_client.subject import find_ranks, make_subject  # noqa: E402
+from flerm_core.measure.meter import Meter, make_estimator  # noqa: E402
+from measure import models  # noqa: E402
+from measure.reference import random_update  # noqa: E402
+
+estimator, draws = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo")
+case = models.build("embedding")
+model = DistributedDataParallel(case.model)
+optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+update, _ = random_update(case.model)
+subject = make_subject(model, [optimizer], None, None)
+meter = Meter(subject, make_estimator(estimator, subject), find_ranks(model, None), seed=4)
+batches = (case.batch(dist.get_rank()) for _ in iter(int, 1))
+report([meter.measure(update, batches, 1) for _ in range(draws)])
+dist.destroy_process_group()

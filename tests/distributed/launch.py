@@ -1,0 +1,38 @@
+"""Runs a script on several real ranks by torchrun, with a time limit, and hands back what each rank wrote."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+JOBS = Path(__file__).parent / "jobs"
+
+
+@dataclass
+class Outcome:
+    code: int
+    output: str
+    ranks: list[Any]
+
+
+def torchrun(ranks: int, script: str | Path, *arguments: str, folder: Path, seconds: float = 90.0, **environment: str) -> Outcome:
+    """`script` (of jobs/, or a path, or `-m module`) on `ranks` processes; each may torch.save to its `rank{r}.pt` in `folder`."""
+    target = ["-m", str(script)[3:]] if str(script).startswith("-m ") else [str(JOBS / script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *target, *arguments]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "FLERM_TEST_FOLDER": str(folder), "FLERM_SPOOL": str(folder / "spool")} | environment
+    done = subprocess.run(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, check=False
+    )
+    files = [folder / f"rank{rank}.pt" for rank in range(ranks)]
+    return Outcome(done.returncode, done.stdout, [torch.load(f, weights_only=False) for f in files if f.exists()])
+
+
+def report(value: Any) -> None:
+    """From a rank: what `torchrun` hands back."""
+    torch.save(value, Path(os.environ["FLERM_TEST_FOLDER"]) / f"rank{os.environ['RANK']}.pt")
