@@ -133,7 +133,7 @@ def validate_estimator(settings: EstimatorSettings, field: str = "estimator") ->
     check_choice(f"{field}.name", settings.name, ESTIMATORS)
     check_integer(f"{field}.samples", settings.samples, 1, 1_000_000)
     check_integer(f"{field}.warmup", settings.warmup, 1, 1_000_000)
-    check_integer(f"{field}.every", settings.every, 1)
+    check_integer(f"{field}.every", settings.every)  # 0: once, at `start`
     check_integer(f"{field}.start", settings.start, 1)
     check_text(f"{field}.output_weight", settings.output_weight, MAX_PARAMETER_NAME)
     check_text(f"{field}.output_bias", settings.output_bias, MAX_PARAMETER_NAME)

@@ -63,7 +63,7 @@ def content_digest(content: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EstimatorSettings:
-    """How FSLRs were estimated. Two recordings compare only when `name` and the output layer agree."""
+    """How FSLRs were estimated. Two recordings compare only when `name` and the output layer agree. `every` 0: once, at `start`."""
 
     name: str = "example"
     samples: int = 1

@@ -97,7 +97,7 @@ class Targets(Mapping[str, float]):
             moment = fraction * self.final_step
         elif tokens is not None:
             moment = self._step_of(tokens)
-        row = interpolate_rows(self.steps, self.table, np.array([moment]))[0]
+        row = interpolate_rows(self.steps, self.table, np.array([moment], np.float64))[0]
         return dict(zip(self.names, row.tolist(), strict=True))
 
     def _step_of(self, tokens: float) -> float:
