@@ -36,7 +36,7 @@ def _between(steps: NDArray[np.int64], values: Array, asked: Array) -> Array:
     upper = np.clip(np.searchsorted(steps, asked, "left"), 0, len(steps) - 1)
     lower = np.where(steps[upper] <= asked, upper, np.maximum(upper - 1, 0))
     gap = (steps[upper] - steps[lower]).astype(np.float64)
-    weight = np.divide(asked - steps[lower], gap, out=np.zeros_like(asked), where=gap > 0)
+    weight = np.divide(asked - steps[lower], gap, out=np.zeros(len(asked)), where=gap > 0)
     return blend(values[lower], values[upper], weight[:, None])
 
 

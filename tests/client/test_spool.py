@@ -204,6 +204,6 @@ def test_spooling_500_tensors_takes_at_most_200_microseconds_in_99_of_100(tmp_pa
 def test_an_attempt_is_written_once(tmp_path):
     spec, attempt = spec_of("mlp"), Attempt()
     write_run(tmp_path, spec, [1], attempt=attempt)
-    with pytest.raises(FlermError, match="in the spool .* already"):
+    with pytest.raises(FlermError, match=r"in the spool .* already"):
         SpoolWriter(tmp_path).start(spec, attempt)
     assert spec.parameters.names == NAMES
