@@ -63,7 +63,10 @@ def content_digest(content: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EstimatorSettings:
-    """How FSLRs were estimated. Two recordings compare only when `name` and the output layer agree. `every` 0: once, at `start`."""
+    """How FSLRs were estimated. Two recordings compare only when `name` and the output layer agree.
+
+    `every` 0: measured once, at step `start`.
+    """
 
     name: str = "example"
     samples: int = 1
