@@ -75,7 +75,7 @@ def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
     kinds = sorted({optimizer_kind(each.spec) for each in found})
     if len(kinds) > 1:
         raise Ambiguous(
-            f"family: {query.family!r} was recorded with {len(kinds)} optimisers: {listed(kinds)}; name one by optimizer or tags"
+            f"family: {query.family!r} was recorded with {len(kinds)} optimisers: {listed(kinds)}; name one by optimizer, tags"
         )
     runs = [Run(lr=each.spec.lr, seed=each.spec.seed, loss=each.final_loss, status=each.status) for each in found]
     return best_rate(query.family, runs)

@@ -27,9 +27,12 @@ def canonical(name: str) -> str:
     A name of nothing but wrappers stays as it is.
     """
     path = [part for part in name.split(".") if part not in _WRAPPERS]
-    if path[:2] == ["base_model", "model"] and len(path) > 2:
+    while path[:2] == ["base_model", "model"] and len(path) > 2:
         path = path[2:]
-    kept = [part for at, part in enumerate(path) if not (at and part == _ADAPTER and path[at - 1].startswith("lora_"))]
+    kept: list[str] = []
+    for part in path:
+        if not (part == _ADAPTER and kept and kept[-1].startswith("lora_")):
+            kept.append(part)
     return ".".join(kept) or name
 
 
