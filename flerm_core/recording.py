@@ -161,7 +161,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an attempt ended. `final_loss`: the mean over the last logged losses (at most 200)."""
+    """How an attempt ended. `final_loss`: the mean over the last 200 logged losses, of fewer than 1,000 over the last fifth."""
 
     status: str = "completed"
     final_loss: float | None = None

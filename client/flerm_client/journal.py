@@ -6,7 +6,7 @@ import math
 import sys
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ class Journal:
         self.diverged = False
         self._reporter: Reporter | None = None
         self._losses: deque[Any] = deque(maxlen=_LAST)
+        self._logged = 0
         self._pending: Any = None
         self.tokens: int | None = None
 
@@ -53,6 +54,7 @@ class Journal:
             loss = loss.detach() if hasattr(loss, "detach") else loss
             self._pending = loss
             self._losses.append(loss)
+            self._logged += 1
         if tokens is not None:
             self.tokens = int(tokens)
 
@@ -97,7 +99,7 @@ class Journal:
         if status == "completed" and (self.diverged or not all(map(math.isfinite, losses))):
             status = "diverged"
         finite = [loss for loss in losses if math.isfinite(loss)]
-        final = sum(finite) / len(finite) if finite and status != "diverged" else None
+        final = final_loss(finite, self._logged) if finite and status != "diverged" else None
         ending = Ending(status=status, final_loss=final, final_step=step, tokens=self.tokens)
         delivery = self._reporter.finish(ending, timeout=timeout)
         if delivery.problem:
@@ -116,6 +118,7 @@ class Journal:
             "tokens": torch.tensor(so_far.tokens),
             "multipliers": [None if each is None else torch.tensor(each) for each in multipliers],
             "last_losses": [float(loss) for loss in self._losses],
+            "losses_logged": self._logged,
             "tokens_seen": self.tokens,
             "diverged": self.diverged,
         }
@@ -137,8 +140,18 @@ class Journal:
             for row, multiplier in zip(so_far, state["multipliers"], strict=True)
         ]
         self._losses = deque(state["last_losses"], maxlen=_LAST)
+        self._logged = state["losses_logged"]
         self.tokens = state["tokens_seen"]
         self.diverged = state["diverged"]
+
+
+def final_loss(last: Sequence[float], count: int) -> float:
+    """The mean over the last 200 of a run's `count` losses, of fewer than 1,000 over the last fifth.
+
+    `last` holds the run's last losses, at least that many.
+    """
+    window = last[-min(_LAST, math.ceil(count / 5)) :]
+    return sum(window) / len(window)
 
 
 def ending_status() -> str:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from flerm_client import RegistryClient
+from flerm_client.journal import final_loss
 from flerm_client.workloads import Scale
-from flerm_client.workloads.training import Job, Result, final_loss, train
+from flerm_client.workloads.training import Job, Result, train
 from flerm_core.errors import InvalidInput, NotFound
 
 STEPS = 20
@@ -161,7 +163,16 @@ def test_an_unknown_workload_is_refused_before_anything_starts() -> None:
         job(workload="vit")
 
 
-def test_the_final_loss_is_the_mean_of_the_last_fifth_or_of_the_last_200() -> None:
-    assert final_loss([9.0] * 8 + [1.0, 3.0]) == 2.0
-    assert final_loss([5.0]) == 5.0
-    assert final_loss([9.0] * 1800 + [1.0] * 200) == 1.0
+def test_result_and_registry_agree_on_the_final_loss_the_mean_over_the_last_fifth(folder: str) -> None:
+    result = train(job(mode="record", registry=folder, family="final"))
+    assert result.final_loss == pytest.approx(sum(result.losses[-4:]) / 4, rel=1e-12)
+    with RegistryClient(folder) as registry:
+        (recording,) = registry.recordings(family="final")
+    assert recording.final_loss == pytest.approx(result.final_loss, rel=1e-12)
+    assert (recording.status, recording.spec.lr, recording.spec.config["hidden"]) == ("completed", 4e-3, 32)
+
+
+@pytest.mark.parametrize(("count", "window"), [(1, 1), (7, 2), (999, 200), (1000, 200), (50_000, 200)])
+def test_the_final_loss_never_looks_further_back_than_200_steps(count: int, window: int) -> None:
+    last = [9.0] * (min(count, 1000) - window) + [1.0] * window
+    assert final_loss(last, count) == 1.0

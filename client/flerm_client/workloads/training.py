@@ -16,6 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
 from flerm_client.flerm import FLeRM
+from flerm_client.journal import final_loss
 from flerm_client.workloads import Scale, Workload, workload_named
 from flerm_client.workloads.ranks import Ranks, joined
 from flerm_core.errors import FlermError, InvalidInput
@@ -122,12 +123,6 @@ def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> R
         return result
 
 
-def final_loss(losses: list[float]) -> float:
-    """The mean over the last 200 losses (the paper's), of fewer than 1,000 over the last fifth."""
-    last = losses[-min(200, math.ceil(len(losses) / 5)) :]
-    return sum(last) / len(last)
-
-
 def _attach(job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer, ranks: Ranks) -> FLeRM | None:
     if job.mode == "plain":
         return None
@@ -180,7 +175,7 @@ def _loop(
         job=job,
         world=ranks.world,
         status="completed" if completed else "diverged",
-        final_loss=final_loss(losses),
+        final_loss=final_loss(losses, len(losses)),
         losses=losses,
         seconds=time.perf_counter() - started,
         targets=targets,
