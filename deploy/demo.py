@@ -110,7 +110,7 @@ def main() -> None:
         rate = float(best["lr"])
 
         say(f"\n3. Train a model {WIDTH} times as wide on {RANKS} DDP ranks, at matched learning rates")
-        scaled = (*TRAIN, "--width", str(WIDTH), "--lr", f"{rate!r}", "--match", "--every", str(EVERY))
+        scaled = (*TRAIN, "--width", str(WIDTH), "--lr", f"{rate!r}", "--match")
         torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "-m", *scaled)
         say(f"$ {shown(torchrun)}")
         matched = run(torchrun, environment, folder / "matched.json", show=True)
@@ -121,7 +121,7 @@ def main() -> None:
         family = get(f"/api/v1/families/{FAMILY}")
         rates = ", ".join(f"{lr:g}" for lr in family["learning_rates"])
         say(f"    {family['recordings']} recordings, base learning rates {rates}")
-        recordings = get(f"/api/v1/recordings?family={FAMILY}")["items"]
+        recordings = get(f"/api/v1/recordings?family={FAMILY}")["recordings"]
         for item in recordings:
             kind = f"{item['role']} {item['variant']}"
             say(
@@ -129,7 +129,8 @@ def main() -> None:
             )
         own = next(item for item in recordings if item["role"] == "scaled")
         trajectory = get(f"/api/v1/recordings/{own['id']}/trajectory")
-        say(f"    {len(trajectory['steps'])} measurements of {len(trajectory['names'])} tensors, steps {trajectory['steps']}")
+        steps = ", ".join(str(row["step"]) for row in trajectory["rows"])
+        say(f"    {len(trajectory['rows'])} measurements of {len(trajectory['names'])} tensors and roles, at steps {steps}")
         if len(recordings) != len(base) + 1 or any(item["status"] != "completed" for item in recordings):
             raise SystemExit(f"the registry holds {len(recordings)} recordings, not {len(base) + 1} completed ones")
     say(f"\n{time.perf_counter() - started:.0f} s in all")
