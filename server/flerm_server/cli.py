@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ def serve(
     Example: flerm serve --db sqlite:///runs.db --grpc 127.0.0.1:50051 --http 127.0.0.1:8080
     """
     with _one_sentence():
+        # gRPC's own log lines tell nothing that our sentences do not; who debugs gRPC sets the variable.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         # Here, not above: `flerm --help` need not wait for SQLAlchemy and FastAPI.
         from flerm_server.logs import configure
         from flerm_server.serve import Server, run

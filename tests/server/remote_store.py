@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -91,10 +92,12 @@ class RemoteStore(Store):
         stream = self.stub.GetTrajectory(request, timeout=SECONDS)
         try:
             header = next(stream).header
+            parameters = convert.parameters_from(header.parameters)
             self._parts = [chunk.rows for chunk in stream]
         except grpc.RpcError as error:
             raise error_of(error.code(), error.details()) from None
         recording = convert.recording_from(header.recording)
+        recording = replace(recording, spec=replace(recording.spec, parameters=parameters))
         steps = np.array([step for part in self._parts for step in part.steps], np.int64)
         assert len(steps) == header.rows
         return Selection(recording, steps, (Segment(0, 0, 0),))

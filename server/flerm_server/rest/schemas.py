@@ -268,7 +268,7 @@ class TargetsOut(BaseModel):
             depth=targets.depth,
             names=list(targets.names),
             steps=targets.steps.tolist(),
-            values=[[number(value) for value in row] for row in targets.values.tolist()],
+            values=[[number(value) for value in row] for row in targets.table.tolist()],
             spread=[[number(value) for value in row] for row in targets.spread.tolist()],
             tokens=[None if value < 0 else value for value in targets.tokens.tolist()],
             optimizer=targets.optimizer,

@@ -1,0 +1,210 @@
+"""The process: what it announces, how it ends, what it refuses to do."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from typer.testing import CliRunner
+
+from flerm_core.errors import InvalidInput
+from flerm_proto import convert
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server.cli import app
+from flerm_server.settings import Address
+from tests.conftest import PostgresCluster, RegistryProcess, StartRegistry
+from tests.server.conftest import migrate
+from tests.server.given import attempt, family, row, spec
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_announces_its_addresses_and_stops_cleanly(start_registry: StartRegistry, number: signal.Signals):
+    registry = start_registry()
+    assert registry.output[0] == f"registry: {registry.address}  {registry.http}/\n"
+    with grpc.insecure_channel(registry.grpc) as channel:
+        info = rpc.RegistryStub(channel).ServerInfo(pb.ServerInfoRequest(), timeout=10)
+        assert (info.schema_revision, list(info.api_versions), info.max_rows_per_append) == ("0001", ["v1"], 1000)
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        assert "flerm.registry.v1.Registry" in ProtoReflectionDescriptorDatabase(channel).get_services()
+    assert httpx.get(f"{registry.http}/healthz").json()["status"] == "alive"
+    assert registry.stop(number) == 0
+    assert '"event": "stopping"' in "".join(registry.output)
+
+
+def test_what_was_acknowledged_is_there_after_a_kill(start_registry: StartRegistry):
+    registry = start_registry()
+    sent = spec(family())
+    with grpc.insecure_channel(registry.grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=10)
+        request = pb.AppendRequest(recording_id=sent.id, measurements=[convert.measurement_to(row(1))])
+        assert stub.Append(request, timeout=10).committed == 1
+    assert registry.stop(signal.SIGKILL) == -signal.SIGKILL
+    again = start_registry(db=registry.db)
+    with grpc.insecure_channel(again.grpc) as channel:
+        found = rpc.RegistryStub(channel).GetRecording(pb.GetRecordingRequest(recording_id=sent.id), timeout=10)
+        assert (found.rows, found.status) == (1, "running")
+
+
+def test_a_call_in_flight_ends_before_the_server_does(start_registry: StartRegistry):
+    """A stream that is open when SIGTERM comes may send its rest within the drain time."""
+    registry = start_registry(options=("--drain", "10"))
+    sent = spec(family())
+    with grpc.insecure_channel(registry.grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=10)
+        answers = []
+
+        def requests():
+            for step in range(1, 4):
+                yield pb.AppendRequest(recording_id=sent.id, measurements=[convert.measurement_to(row(step))])
+                if step == 1:
+                    registry.process.send_signal(signal.SIGTERM)
+
+        answers = [answer.committed for answer in stub.AppendStream(requests(), timeout=10)]
+    assert answers == [1, 1, 1]
+    assert registry.stop() == 0
+
+
+def test_it_serves_postgresql(start_registry: StartRegistry, postgres: PostgresCluster):
+    registry = start_registry(db=migrate(postgres.new_database()))
+    assert httpx.get(f"{registry.http}/readyz").json()["schema_revision"] == "0001"
+    assert registry.stop() == 0
+
+
+def refused(*options: str) -> tuple[int, str]:
+    ended = CliRunner().invoke(app, ["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", *options])
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    return ended.exit_code, ended.stderr
+
+
+def test_it_refuses_what_it_cannot_do_in_one_sentence(tmp_path: Path, postgres: PostgresCluster):
+    db = f"sqlite:///{tmp_path}/registry.db"
+    code, sentence = refused("--db", db, "--http", "0.0.0.0:0")
+    assert (code, "this version has no tokens yet" in sentence, "--insecure" in sentence) == (5, True, True)
+    code, sentence = refused("--db", db, "--grpc", "localhost")
+    assert (code, "grpc 'localhost': HOST:PORT is allowed" in sentence) == (2, True)
+    code, sentence = refused("--db", postgres.new_database())
+    assert (code, "flerm db upgrade" in sentence) == (5, True)
+    code, sentence = refused("--db", f"sqlite:///{tmp_path}/no/folder.db")
+    assert (code, "unable to open database file" in sentence) == (4, True)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for side in ("grpc", "http"):
+            code, sentence = refused("--db", db, f"--{side}", f"127.0.0.1:{port}")
+            assert (code, f"{side} 127.0.0.1:{port}: cannot listen there" in sentence) == (5, True)
+
+
+def test_insecure_lets_it_listen_everywhere(start_registry: StartRegistry):
+    registry = start_registry(http="0.0.0.0:0", options=("--insecure",))
+    url = registry.http.replace("0.0.0.0", "127.0.0.1")
+    assert httpx.get(f"{url}/healthz", headers={"Host": "registry.example"}).status_code == 200
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:99999", "::1:80", "host:http"])
+def test_addresses_are_checked(text: str):
+    with pytest.raises(InvalidInput, match="HOST:PORT is allowed"):
+        Address.parse("http", text)
+
+
+def test_addresses_are_read():
+    assert Address.parse("http", "[::1]:80") == Address("::1", 80)
+    assert Address("::1", 80).text == "[::1]:80"
+    assert [Address(host, 1).loopback for host in ("127.0.0.9", "::1", "localhost", "10.0.0.1", "example.org")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def garbage(address: str, data: bytes) -> None:
+    host, port = address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65536):
+            pass
+
+
+def test_garbage_at_the_ports_harms_nobody(registry: RegistryProcess):
+    for data in (
+        b"\x00" * 1000,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 500,
+        b"\x16\x03\x01\x02\x00",
+    ):
+        for address in (registry.grpc, registry.http.removeprefix("http://")):
+            try:
+                garbage(address, data)
+            except ConnectionResetError:
+                continue  # hanging up on garbage is an answer too
+    assert httpx.get(f"{registry.http}/readyz").status_code == 200
+
+
+def status(stub: rpc.RegistryStub, method: str, request: object) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(stub, method)(request, timeout=10)
+    return caught.value.code(), caught.value.details()
+
+
+def test_bad_input_gets_a_status_and_a_sentence(registry: RegistryProcess):
+    sent = spec(family())
+    start = pb.StartRecordingRequest(spec=convert.spec_to(sent))
+    with grpc.insecure_channel(registry.grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        stub.StartRecording(start, timeout=10)
+        short = pb.AppendRequest(recording_id=sent.id, measurements=[pb.Measurement(step=1, fslr=b"\x00" * 8)])
+        torn = pb.AppendRequest(recording_id=sent.id, measurements=[pb.Measurement(step=1, fslr=b"\x00" * 7)])
+        nameless = convert.spec_to(spec("bad name"))
+        lost = pb.StartRecordingRequest(spec=convert.spec_to(sent), resume_at=5)
+        infinite = pb.StartRecordingRequest(spec=convert.spec_to(sent))
+        infinite.spec.config["x"] = float("nan")
+        late = pb.StartRecordingRequest(spec=convert.spec_to(sent), attempt_id=attempt(0, 1).id)
+        late.started_at.seconds = 2**60
+        invalid = grpc.StatusCode.INVALID_ARGUMENT
+        for method, request, code, part in (
+            ("Append", short, invalid, "values at step 1"),
+            ("Append", torn, invalid, "7 packed bytes"),
+            ("Append", pb.AppendRequest(recording_id="nobody"), grpc.StatusCode.NOT_FOUND, "'nobody' is not in this registry"),
+            ("StartRecording", pb.StartRecordingRequest(), invalid, "id: ''"),
+            ("StartRecording", pb.StartRecordingRequest(spec=nameless), invalid, "family: 'bad name'"),
+            ("StartRecording", lost, invalid, "a resume (resume_at 5) needs one"),
+            ("StartRecording", infinite, invalid, "spec: "),
+            ("StartRecording", late, invalid, "started_at: "),
+            ("RegisterFamily", pb.RegisterFamilyRequest(name=""), invalid, "family: ''"),
+            ("ListRecordings", pb.ListRecordingsRequest(page_size=-1), invalid, "page_size: -1"),
+            ("FinishRecording", pb.FinishRecordingRequest(recording_id=sent.id, status="done"), invalid, "status: 'done'"),
+            ("RenewLease", pb.RenewLeaseRequest(recording_id="x"), grpc.StatusCode.NOT_FOUND, "'x'"),
+            ("GetBest", pb.GetBestRequest(family="none/such"), grpc.StatusCode.NOT_FOUND, "'none/such'"),
+        ):
+            found, sentence = status(stub, method, request)
+            assert (found, part in sentence) == (code, True), sentence
+            assert "\n" not in sentence
+
+
+def test_a_refusal_on_a_stream_is_answered_in_place(registry: RegistryProcess):
+    sent = spec(family())
+    with grpc.insecure_channel(registry.grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=10)
+        rows = [row(1), row(1, 9, 9, 9), row(2)]
+        requests = [pb.AppendRequest(recording_id=sent.id, measurements=[convert.measurement_to(each)]) for each in rows]
+        answers = list(stub.AppendStream(iter(requests), timeout=10))
+    assert [(each.committed, each.error_code) for each in answers] == [
+        (1, 0),
+        (0, grpc.StatusCode.ALREADY_EXISTS.value[0]),
+        (1, 0),
+    ]
+    assert "step 1" in answers[1].error_message
