@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from flerm_core.errors import InvalidInput
-from flerm_core.naming import expand, is_role
+from flerm_core.naming import block_axes, expand, is_role, split_name
 
 BANDS = (
     "input",
@@ -129,20 +129,18 @@ def _place_ends(names: Sequence[str], shapes: Sequence[Sequence[int]], bands: li
     open_bands = ("other", "feed-forward")
     matrices = [at for at, shape in enumerate(shapes) if len(shape) > 1 and not is_role(names[at])]
     if matrices and "embedding" not in bands:
-        first, last = matrices[0], matrices[-1]
-        if "input" not in bands and bands[first] in open_bands:
-            bands[first] = "input"
-        if "readout" not in bands and bands[last] in open_bands and not _in_block(names[last]):
-            bands[last] = "readout"
+        axes = block_axes(names, shapes)
+        for at, band in ((matrices[0], "input"), (matrices[-1], "readout")):
+            if band not in bands and bands[at] in open_bands and not _in_block(names[at], axes):
+                bands[at] = band
     for at in matrices:
         if bands[at] == "other":
             bands[at] = "feed-forward"
 
 
-def _in_block(name: str) -> bool:
-    """Whether the parameter lies in a numbered module of modules, and so cannot be a model's last layer by itself."""
-    path = name.split(".")
-    return any(part.isdecimal() for part in path[:-2])
+def _in_block(name: str, axes: Sequence[str]) -> bool:
+    """Whether the parameter is one of several blocks, or lies in a numbered module of modules: no first or last layer by itself."""
+    return bool(split_name(name, axes)[1]) or any(part.isdecimal() for part in name.split(".")[:-2])
 
 
 def _override(names: Sequence[str], bands: list[str], overrides: Mapping[str, str]) -> None:

@@ -96,6 +96,11 @@ def test_a_residual_mlp_and_a_convolutional_net() -> None:
     assert bands_of(resnet, shapes) == ["input", "norm", "feed-forward", "readout"]
 
 
+def test_blocks_without_ends_are_all_of_one_kind() -> None:
+    assert bands_of(["blocks.0.weight", "blocks.1.weight"], [(4, 4)] * 2) == ["feed-forward"] * 2
+    assert bands_of(["in.weight", "blocks.0.weight", "blocks.1.weight"], [(4, 2), (4, 4), (4, 4)])[2] == "feed-forward"
+
+
 def test_a_tied_decoder_has_no_readout() -> None:
     names = ["wte.weight", "h.0.attn.c_attn.weight", "h.0.mlp.c_proj.weight"]
     assert bands_of(names, [(9, 4), (4, 12), (16, 4)]) == ["embedding", "query/key", "feed-forward"]
@@ -109,7 +114,7 @@ def test_a_role_has_the_band_of_its_tensors() -> None:
 def test_the_user_has_the_last_word() -> None:
     names, shapes = ["a.weight", "b.weight", "c.weight"], [(2, 2)] * 3
     assert bands_of(names, shapes, overrides={"b.*": "norm", "*": "other"}) == ["other", "norm", "other"]
-    with pytest.raises(InvalidInput, match="'nrom' .* is not a band; allowed are input, embedding"):
+    with pytest.raises(InvalidInput, match=r"'nrom' .* is not a band; allowed are input, embedding"):
         bands_of(names, shapes, overrides={"b.*": "nrom"})
     with pytest.raises(InvalidInput, match=r"'d\.\*' matches none of the 3 parameters"):
         bands_of(names, shapes, overrides={"d.*": "norm"})

@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as hnp
 
 from flerm_core import Trajectory
 from flerm_core.errors import DataLoss, InvalidInput, NotFound
-from flerm_core.recording import Measurement
 
 NAN = float("nan")
 
