@@ -139,7 +139,7 @@ def _place_ends(names: Sequence[str], shapes: Sequence[Sequence[int]], bands: li
 
 
 def _in_block(name: str, axes: Sequence[str]) -> bool:
-    """Whether the parameter is one of several blocks, or lies in a numbered module of modules: no first or last layer by itself."""
+    """Whether the parameter is one of several blocks, or lies in a numbered module of modules: neither can be an end."""
     return bool(split_name(name, axes)[1]) or any(part.isdecimal() for part in name.split(".")[:-2])
 
 

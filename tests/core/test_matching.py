@@ -124,7 +124,7 @@ def test_targets_are_read_at_the_step_asked() -> None:
 def test_names_may_be_wrapped_and_are_answered_as_asked() -> None:
     wrapped = [f"module._orig_mod.{name}" for name in decoder(2)]
     assert list(match_targets(base([1.0, 2.0]), wrapped)) == wrapped
-    with pytest.raises(InvalidInput, match="are the same parameter 'head.weight'"):
+    with pytest.raises(InvalidInput, match=r"are the same parameter 'head\.weight'"):
         match_targets(base([1.0]), ["head.weight", "module.head.weight"])
 
 
@@ -186,7 +186,7 @@ def test_noise_is_left_alone() -> None:
     found = multipliers(dict.fromkeys(measured, 1.0), measured, clamp=(2.0**-20, 2.0**20))
     assert found.noisy == ("bias",)
     assert found.values["bias"] == 1.0
-    assert found.values["small"] > 9000
+    assert found.values["small"] == 2 ** (round(16 * math.log2(1 / 1.1e-4)) / 16)
 
 
 def test_a_clamp_is_reported() -> None:
@@ -214,7 +214,7 @@ def test_nothing_that_is_not_finite_is_ever_applied(pairs: dict[str, tuple[float
 def test_what_cannot_be_used_is_named() -> None:
     with pytest.raises(NotFound, match="targets: none for b; there are targets for a"):
         multipliers({"a": 1.0}, {"a": 1.0, "b": 1.0})
-    with pytest.raises(InvalidInput, match="measured: -1.0 for 'a'"):
+    with pytest.raises(InvalidInput, match=r"measured: -1\.0 for 'a'"):
         multipliers({"a": 1.0}, {"a": -1.0})
     with pytest.raises(InvalidInput, match=r"clamp: \(2, 4\) is not allowed"):
         multipliers({"a": 1.0}, {"a": 1.0}, clamp=(2, 4))
