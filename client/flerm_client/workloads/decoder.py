@@ -120,7 +120,8 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [batch, time, 256] for the byte that follows each of `tokens`, int64 [batch, time ≤ context]."""
-        x = self.embedding(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        # One row of positions for each example, not one for all: what a row did to an example's outputs can then be told.
+        x = self.embedding(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens))
         for layer in self.layers:
             x = layer(x)
         logits: Tensor = self.readout(self.norm(x))
