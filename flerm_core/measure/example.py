@@ -8,15 +8,12 @@ none of weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from flerm_core.errors import MeasurementError
 from flerm_core.measure.estimator import Estimator, Subject
@@ -24,82 +21,24 @@ from flerm_core.measure.gradients import stream_gradients
 from flerm_core.measure.layout import Layout, find_layout, half_of
 from flerm_core.measure.local import Use, closed_form, forward_mode, has_closed_form
 from flerm_core.measure.ownership import Ownership
-from flerm_core.measure.projection import draw_projection, floating_tensors
+from flerm_core.measure.projection import draw_projection, tensors_in
 from flerm_core.measure.untouched import RandomState
 from flerm_core.measure.update import Update
+from flerm_core.measure.watch import Place, Watch
 
 # Σ_n c_n and ⟨ΔW, ∂φ/∂W⟩ are equal up to rounding. A use that went unseen shows as an error of the size of its part.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.15, torch.float16: 0.05}
 
-_Place = tuple[nn.Module, int, int]  # module, which of its calls, which of its outputs
+_NOISE = 1e-4
 
 
 class ExamplesCouple(MeasurementError):
     """An example's output depends on other examples' rows, or the model does not let us see which rows are whose."""
 
 
-class _Watch:
-    """One forward with the owners watched: every use of theirs, and a gradient edge for every output of each use."""
-
-    def __init__(self, ownership: Ownership) -> None:
-        self._ownership = ownership
-        self._calls: dict[nn.Module, int] = {}
-        self._entered: dict[nn.Module, RandomState] = {}
-        self._listening = False
-        self.edges: list[GradientEdge] = []
-        self._hear: Callable[[_Place, Use, Tensor], None] | None = None
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        handles = []
-        for module in self._ownership.owners:
-            if not has_closed_form(module):
-                handles.append(module.register_forward_pre_hook(self._enter))
-            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
-        self._listening = True
-        try:
-            yield
-        finally:
-            self._listening = False
-            for handle in handles:
-                handle.remove()
-
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if self._listening:
-            self._entered[module] = RandomState()
-
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if not self._listening:
-            return
-        call = self._calls[module] = self._calls.get(module, -1) + 1
-        use = Use(module, args, kwargs, self._entered.pop(module, None))
-        for index, output in enumerate(floating_tensors(result)):
-            if output.requires_grad:
-                self.edges.append(get_gradient_edge(output))
-                output.register_hook(self._listener((module, call, index), use))
-
-    def _listener(self, place: _Place, use: Use) -> Callable[[Tensor], None]:
-        def listen(gradient: Tensor) -> None:
-            if self._hear is not None:
-                with torch.no_grad():
-                    self._hear(place, use, gradient)
-
-        return listen
-
-    def backward(
-        self, outputs: Tensor, direction: Tensor, hear: Callable[[_Place, Use, Tensor], None], *, keep: bool = False
-    ) -> None:
-        """Sends `direction` back through the graph; `hear` is told of every watched output's gradient on the way."""
-        if self.edges:
-            self._hear = hear
-            try:
-                torch.autograd.grad(outputs, self.edges, direction, retain_graph=keep, allow_unused=True)
-            finally:
-                self._hear = None
-
-
 class Example(Estimator):
-    """The example estimator. Its first draw finds out the layout of every activation and proves that no use was missed.
+    """The example estimator. Its first draw settles how the model is watched: which module answers for which tensor, which
+    activations examples share, how the rows of each are laid out; and proves that no use of a tensor was missed.
 
     Raises `ExamplesCouple` from that draw with the reason, when it does not apply.
     """
@@ -108,10 +47,12 @@ class Example(Estimator):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
+        self.settled = False
         self._ownership = Ownership(subject.model, subject.parameters)
-        self._layouts: dict[_Place, Layout] = {}
-        self.proven = False
         self._positions = {name: i for i, name in enumerate(subject.parameters)}
+        self._layouts: dict[Place, Layout] = {}
+        self._shared: dict[nn.Module, None] = {}
+        self._counts_examples: tuple[int, int] | None = None  # which tensor of a batch, and which of its dimensions
 
     @property
     def columns(self) -> int:
@@ -120,72 +61,123 @@ class Example(Estimator):
 
     def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
         """Σ_n c_n² of every tensor, then of every role (c_n summed over its tensors before squaring)."""
-        began = None if self.proven else (RandomState(), generator.get_state())
-        while True:
-            watch = _Watch(self._ownership)
-            with watch.attached():
-                outputs = self.subject.outputs(batch)
-            direction = draw_projection(outputs, generator)
-            if not self.proven:
-                self._find_layouts(watch, outputs, direction, generator)
-            changes = self._changes(watch, outputs, direction, update)
-            if self.proven or self._prove(changes, outputs, direction, update):
-                return self._squares(changes), outputs.numel()
-            assert began is not None
-            began[0].restore()  # the same masks and projection once more, with other owners
-            generator.set_state(began[1])
+        if not self.settled:
+            return self._settle(batch, update, generator)
+        watch, outputs = self._forward(batch)
+        changes = self._changes(watch, outputs, draw_projection(outputs, generator), update)
+        return self._squares(changes), outputs.numel()
 
-    def _find_layouts(self, watch: _Watch, outputs: Tensor, direction: Tensor, generator: torch.Generator) -> None:
-        examples = len(outputs)
-        chosen = half_of(examples, generator).to(outputs.device)
-        coupled: list[nn.Module] = []
+    def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
+        """The root of each mean."""
+        return dict(zip([*self.subject.parameters, *self.subject.roles], np.sqrt(mean).tolist(), strict=True))
 
-        def look(place: _Place, use: Use, gradient: Tensor) -> None:
-            layout = find_layout(gradient, chosen)
-            if layout is None:
-                coupled.append(use.module)
-            else:
-                self._layouts[place] = layout
+    def _forward(self, batch: Any) -> tuple[Watch, Tensor]:
+        examples = 0
+        if self._shared and self._counts_examples is not None:
+            index, axis = self._counts_examples
+            examples = list(tensors_in(batch))[index].shape[axis]
+        watch = Watch(self._ownership.owners, self._shared, examples)
+        with watch.attached():
+            return watch, self.subject.outputs(batch)
 
-        if examples > 1:
-            masked = direction * chosen.reshape(-1, *[1] * (outputs.ndim - 1)).to(direction.dtype)
-            watch.backward(outputs, masked, look, keep=True)
-        if coupled:
-            name = next(path for path, module in self.subject.model.named_modules() if module is coupled[-1])
-            kind = type(coupled[-1]).__name__
-            raise ExamplesCouple(
-                f"the rows of {name or 'the model'} ({kind}) cannot be told apart by example: examples share statistics or "
-                "are mixed (BatchNorm in train mode, routing), or dimension 0 of the output does not count them"
-            )
-
-    def _changes(self, watch: _Watch, outputs: Tensor, direction: Tensor, update: Update) -> Tensor:
+    def _changes(self, watch: Watch, outputs: Tensor, direction: Tensor, update: Update, *, keep: bool = False) -> Tensor:
         """c [tensors, N] float64."""
         examples = len(outputs)
         changes = torch.zeros(len(self._positions), examples, dtype=torch.float64, device=outputs.device)
 
-        def add(place: _Place, use: Use, gradient: Tensor) -> None:
+        def add(place: Place, use: Use, gradient: Tensor) -> None:
             held = self._ownership.owners[use.module]
-            layout = self._layout(place, gradient, examples)
+            layout = self._layout(place, examples)
             for tensor in dict.fromkeys(held.values()):
                 change = update.change(tensor)
                 path = next(path for path, name in held.items() if name == tensor)
                 if "." not in path and has_closed_form(use.module):
                     products = closed_form(use, path, change, gradient)
                 else:
-                    products = forward_mode(use, held, tensor, change, place[2], gradient)
+                    products = forward_mode(use, held, tensor, change, place.index, gradient)
                 changes[self._positions[tensor]] += layout.by_example(products, examples)
 
-        watch.backward(outputs, direction, add, keep=not self.proven)
+        watch.backward(outputs, direction, add, keep=keep)
         return changes
 
-    def _layout(self, place: _Place, gradient: Tensor, examples: int) -> Layout:
+    def _layout(self, place: Place, examples: int) -> Layout:
         if examples == 1:
             return Layout("major")
         if place not in self._layouts:
-            raise ExamplesCouple(
-                f"{type(place[0]).__name__} ran more often than at the first measurement: its rows are unknown"
-            )
+            raise ExamplesCouple(f"{type(place.module).__name__} ran more often than at first: its rows are unknown")
         return self._layouts[place]
+
+    def _squares(self, changes: Tensor) -> Tensor:
+        roles = [changes[[self._positions[name] for name in members]].sum(0) for members in self.subject.roles.values()]
+        return torch.cat([changes, torch.stack(roles)] if roles else [changes]).square().sum(1)
+
+    # The first draw
+
+    def _settle(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
+        masks, drawn = RandomState(), generator.get_state()
+        watch, plain = self._forward(batch)
+        self._counts_examples = _counter(batch, len(plain))
+        expanded: list[nn.Module] = []  # every module that was tried as shared
+        outputs = plain
+        while True:
+            direction = draw_projection(outputs, generator)
+            unclear = self._find_layouts(watch, outputs, direction, generator)
+            if unclear:
+                self._clear_up(unclear[0], expanded)
+            else:
+                changes = self._changes(watch, outputs, direction, update, keep=True)
+                if self._prove(changes, outputs, direction, update):
+                    return self._squares(changes), outputs.numel()
+            while True:  # once more from the same masks and projection, watched otherwise
+                masks.restore()
+                generator.set_state(drawn)
+                try:
+                    watch, outputs = self._forward(batch)
+                except Exception:
+                    if not (expanded and expanded[-1] in self._shared):
+                        raise
+                    outputs = plain.new_empty(0)
+                if torch.equal(outputs, plain):
+                    break
+                # Whoever takes the shared output does not simply broadcast it: the next module up must answer.
+                self._hand_up(expanded[-1])
+
+    def _find_layouts(self, watch: Watch, outputs: Tensor, direction: Tensor, generator: torch.Generator) -> list[nn.Module]:
+        """Fills in the layout of every watched output; the modules where there is none, in the order of the forward."""
+        examples = len(outputs)
+        if examples == 1:
+            return []
+        chosen = half_of(examples, generator).to(outputs.device)
+        found: dict[Place, Layout | None] = {}
+
+        def look(place: Place, use: Use, gradient: Tensor) -> None:
+            found[place] = find_layout(gradient, chosen)
+
+        masked = direction * chosen.reshape(-1, *[1] * (outputs.ndim - 1)).to(direction.dtype)
+        watch.backward(outputs, masked, look, keep=True)
+        self._layouts = {place: layout for place, layout in found.items() if layout is not None}
+        return [place.module for place in watch.edges if place in found and found[place] is None]
+
+    def _clear_up(self, module: nn.Module, expanded: list[nn.Module]) -> None:
+        """`module`'s rows belong to no one example: examples share its output, or it mixes them."""
+        if module not in expanded and self._counts_examples is not None:
+            expanded.append(module)
+            self._shared[module] = None
+        else:
+            self._hand_up(module)
+
+    def _hand_up(self, module: nn.Module) -> None:
+        """The next module up answers for the tensors of `module`, by its own derivative. For a few that is cheap."""
+        self._shared.pop(module, None)
+        tensors = set(self._ownership.owners[module].values())
+        allowed = max(2, len(self._positions) // 10)
+        few = len(self._ownership.promoted | tensors) <= allowed
+        if not few or not all(self._ownership.promote(name) for name in sorted(tensors)):
+            name = next(path for path, found in self.subject.model.named_modules() if found is module)
+            raise ExamplesCouple(
+                f"the rows of {name or 'the model'} ({type(module).__name__}) cannot be told apart by example: examples share "
+                "statistics or are mixed (BatchNorm in train mode, routing), or dimension 0 of the output does not count them"
+            )
 
     def _prove(self, changes: Tensor, outputs: Tensor, direction: Tensor, update: Update) -> bool:
         """Compares Σ_n c_n with ⟨ΔW, ∂φ/∂W⟩; hands tensors that differ to the next module up. True when nothing differs."""
@@ -196,20 +188,21 @@ class Example(Estimator):
 
         stream_gradients(outputs, direction, self.subject.parameters, consume)
         scale = changes.square().sum(1).sqrt() + reference.abs()
-        off = ((changes.sum(1) - reference).abs() > self._tolerance() * scale).tolist()
+        tolerance = max(_ROUNDING.get(p.dtype, 1e-2) for p in self.subject.parameters.values())
+        # A tensor that moves nothing (a bias before BatchNorm) is all rounding: only what counts beside the others is compared.
+        floor = _NOISE * scale.median()
+        off = ((changes.sum(1) - reference).abs() > tolerance * scale + floor).tolist()
         wrong = [name for name, position in self._positions.items() if off[position]]
         stuck = [name for name in wrong if not self._ownership.promote(name)]
         if stuck:
             raise ExamplesCouple(f"the derivative of the model itself does not account for the gradient of {', '.join(stuck)}")
         return not wrong
 
-    def _tolerance(self) -> float:
-        return max(_ROUNDING.get(p.dtype, 1e-2) for p in self.subject.parameters.values())
 
-    def _squares(self, changes: Tensor) -> Tensor:
-        roles = [changes[[self._positions[name] for name in members]].sum(0) for members in self.subject.roles.values()]
-        return torch.cat([changes, torch.stack(roles)] if roles else [changes]).square().sum(1)
-
-    def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
-        """The root of each mean."""
-        return dict(zip([*self.subject.parameters, *self.subject.roles], np.sqrt(mean).tolist(), strict=True))
+def _counter(batch: Any, examples: int) -> tuple[int, int] | None:
+    """Which tensor of a batch counts the examples along which of its dimensions; None where none does."""
+    for index, tensor in enumerate(tensors_in(batch)):
+        for axis, size in enumerate(tensor.shape):
+            if size == examples:
+                return index, axis
+    return None

@@ -26,7 +26,8 @@ def derivative(
     mode.
     """
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-        duals = {}
+        # Copies of buffers: what the module writes there (statistics) must neither stay nor disturb a graph that saved them.
+        duals = {path: buffer.clone() for path, buffer in module.named_buffers()}
         for path, change in changes.items():
             parameter = module.get_parameter(path).detach()
             duals[path] = forward_ad.make_dual(parameter, change.to(parameter.dtype))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from flerm_core.measure.forward import derivative
 from flerm_core.measure.projection import floating_tensors
-from flerm_core.measure.untouched import RandomState, untouched
+from flerm_core.measure.untouched import RandomState
 
 
 @dataclass
@@ -126,8 +126,7 @@ def _tangents(use: Use, paths: list[str], change: Tensor) -> list[Tensor]:
     if use.randomness is not None:
         use.randomness.restore()
     try:
-        with untouched(use.module):
-            return derivative(use.module, dict.fromkeys(paths, change), args, kwargs, floating_tensors)[1]
+        return derivative(use.module, dict.fromkeys(paths, change), args, kwargs, floating_tensors)[1]
     finally:
         outside.restore()
 

@@ -100,7 +100,7 @@ class Meter:
 
     @property
     def _unsettled(self) -> bool:
-        return isinstance(self.estimator, Example) and not self.estimator.proven
+        return isinstance(self.estimator, Example) and not self.estimator.settled
 
     def _first(self, batch: Any, update: Update) -> Tensor:
         """The first draw of `example`: where it does not apply on any rank, all take the fallback, for this draw and ever
@@ -123,7 +123,7 @@ class Meter:
             self.take_fallback()
             masks.restore()
             return self._draw(batch, update, 0)
-        self.estimator.proven = True
+        self.estimator.settled = True
         if problem is not None:
             raise problem
         assert numbers is not None

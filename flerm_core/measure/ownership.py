@@ -22,6 +22,7 @@ class Ownership:
             for child_name, child in module.named_children():
                 self._parents.setdefault(child, []).append((module, child_name))
         self.owners: dict[nn.Module, dict[str, str]] = {}
+        self.promoted: set[str] = set()
         for module in model.modules():
             held = {path: names[id(p)] for path, p in module._parameters.items() if p is not None and id(p) in names}
             if held:
@@ -29,6 +30,7 @@ class Ownership:
 
     def promote(self, tensor: str) -> bool:
         """Hands `tensor` to the parents of its owners. False when only the root is left to ask, and has been asked."""
+        self.promoted.add(tensor)
         moved = False
         additions: list[tuple[nn.Module, dict[str, str]]] = []
         for module, held in list(self.owners.items()):

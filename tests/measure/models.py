@@ -98,6 +98,28 @@ def sequence_first() -> Case:
     return Case(SequenceFirst(), lambda seed: _normal(seed, 5, 5, 4))
 
 
+class Positions(nn.Module):
+    """Activations that all examples share: positions looked up once, some added by broadcasting, some behind a dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(11, 6)
+        self.places = nn.Embedding(9, 6)
+        self.kinds = nn.Embedding(3, 6)
+        self.soften = nn.Linear(6, 6)
+        self.readout = nn.Linear(6, 11)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        time = torch.arange(tokens.shape[1])
+        x = self.tokens(tokens) + self.soften(torch.tanh(self.places(time)))
+        x = x + self.kinds(time % 3).unsqueeze(0)
+        return self.readout(torch.tanh(x))
+
+
+def positions() -> Case:
+    return Case(Positions(), lambda seed: torch.randint(0, 11, (9, 9), generator=torch.Generator().manual_seed(seed)))
+
+
 class Coupled(nn.Module):
     """BatchNorm in train mode: every example moves every other's output."""
 
@@ -115,8 +137,7 @@ def coupled() -> Case:
     return Case(Coupled(), lambda seed: _normal(seed, 12, 6))
 
 
-CASES = {f.__name__: f for f in (mlp, convolution, embedding, behind, sequence_first, coupled)}
-INDEPENDENT = {name: make for name, make in CASES.items() if name != "coupled"}
+CASES = {f.__name__: f for f in (mlp, convolution, embedding, behind, sequence_first, positions, coupled)}
 
 
 def build(name: str) -> Case:

@@ -1,4 +1,5 @@
-"""Matching: after the first measured step every tensor moves as far in function space as its target says; groups stay the user's."""
+"""Matching: after the first measured step every tensor moves as far in function space as its target says; groups stay the
+user's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A run that records has, bit for bit, the losses, weights, buffers, optimiser state and random numbers of one that does not."""
+"""A run that records has, bit for bit, the losses, weights, buffers, optimiser state and random numbers of one that does
+not."""
 
 from __future__ import annotations
 

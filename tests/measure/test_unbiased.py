@@ -27,7 +27,7 @@ def squares(estimator: str, case: models.Case, update, batches, draws: int) -> d
 
 
 @pytest.mark.parametrize(("estimator", "draws"), [("example", 200), ("full", 600)])
-@pytest.mark.parametrize("name", models.INDEPENDENT)
+@pytest.mark.parametrize("name", models.CASES)
 def test_mean_of_squares_is_the_exact_one_within_four_standard_errors(name: str, estimator: str, draws: int) -> None:
     case = models.build(name)
     update, changes = random_update(case.model)
@@ -35,7 +35,7 @@ def test_mean_of_squares_is_the_exact_one_within_four_standard_errors(name: str,
     exact = exact_fslr(at_old(case.model, changes), changes, [batch])
     for tensor, samples in squares(estimator, case, update, [batch], draws).items():
         error = abs(samples.mean() - exact[tensor] ** 2)
-        assert error < 4.0 * samples.std() / np.sqrt(draws), f"{tensor}: {samples.mean() ** 0.5} against {exact[tensor]}"
+        assert error < 4.0 * samples.std() / np.sqrt(draws) + 1e-20, f"{tensor}: {samples.mean() ** 0.5} against {exact[tensor]}"
 
 
 @pytest.mark.parametrize("name", models.CASES)
@@ -45,7 +45,7 @@ def test_exact_equals_forward_mode(name: str) -> None:
     batches = [case.batch(seed) for seed in range(3)]
     subject = Subject(case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch))
     measured = Meter(subject, make_estimator("exact", subject), Ranks()).measure(update, iter(batches), 3)
-    assert measured == pytest.approx(exact_fslr(at_old(case.model, changes), changes, batches), rel=1e-9)
+    assert measured == pytest.approx(exact_fslr(at_old(case.model, changes), changes, batches), rel=1e-9, abs=1e-12)
 
 
 def test_one_draw_of_example_is_a_sample_per_example() -> None:

@@ -1,0 +1,100 @@
+"""One forward with modules watched: every use of them, and the gradient of every output of each use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from flerm_core.measure.local import Use, has_closed_form
+from flerm_core.measure.projection import floating_tensors
+from flerm_core.measure.untouched import RandomState
+
+Hear = Callable[["Place", Use, Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tensor of a forward: output `index` of the `call`-th call of `module`."""
+
+    module: nn.Module
+    call: int
+    index: int
+
+
+class Watch:
+    """Hooks on `modules` for one forward, and as many backward passes through it as wanted.
+
+    An output of a module in `shared` is the same for all examples (a position embedding), and there its gradient is their
+    sum. It is handed on expanded along a new or unit dimension 0, one row for each of `examples`: the same values to whoever
+    broadcasts it, but a gradient for each example.
+    """
+
+    def __init__(self, modules: Collection[nn.Module], shared: Collection[nn.Module] = (), examples: int = 0) -> None:
+        self._modules = modules
+        self._shared = shared
+        self._examples = examples
+        self._calls: dict[nn.Module, int] = {}
+        self._entered: dict[nn.Module, RandomState] = {}
+        self._listening = False
+        self._hear: Hear | None = None
+        self.edges: dict[Place, GradientEdge] = {}
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """The forward to watch runs inside."""
+        handles = []
+        for module in self._modules:
+            if not has_closed_form(module):
+                handles.append(module.register_forward_pre_hook(self._enter))
+            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+        self._listening = True
+        try:
+            yield
+        finally:
+            self._listening = False
+            for handle in handles:
+                handle.remove()
+
+    def backward(self, outputs: Tensor, direction: Tensor, hear: Hear, *, keep: bool = False) -> None:
+        """Sends `direction` back through the graph; `hear` is told of every watched output's gradient on the way."""
+        if not self.edges:
+            return
+        self._hear = hear
+        try:
+            torch.autograd.grad(outputs, list(self.edges.values()), direction, retain_graph=keep, allow_unused=True)
+        finally:
+            self._hear = None
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if self._listening:
+            self._entered[module] = RandomState()
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Any:
+        if not self._listening:
+            return None
+        call = self._calls[module] = self._calls.get(module, -1) + 1
+        use = Use(module, args, dict(kwargs), self._entered.pop(module, None))
+        replaced = isinstance(result, Tensor) and module in self._shared
+        if replaced:
+            rows = result if result.shape[0] == 1 else result.unsqueeze(0)
+            result = rows.expand(self._examples, *rows.shape[1:])
+        for index, output in enumerate(floating_tensors(result)):
+            if output.requires_grad:
+                place = Place(module, call, index)
+                self.edges[place] = get_gradient_edge(output)
+                output.register_hook(self._listener(place, use))
+        return result if replaced else None
+
+    def _listener(self, place: Place, use: Use) -> Callable[[Tensor], None]:
+        def listen(gradient: Tensor) -> None:
+            if self._hear is not None:
+                with torch.no_grad():
+                    self._hear(place, use, gradient)
+
+        return listen
