@@ -38,11 +38,14 @@ log = structlog.get_logger("flerm.serve")
 class Server:
     """A running registry. `grpc_address` and `http_address` are the real ones, whatever ports were asked."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Opens the store and listens on both ports. Raises `Refused`, `InvalidInput`, `Unreachable`, leaving nothing open."""
+    def __init__(self, settings: Settings, stop_requested: threading.Event | None = None) -> None:
+        """Opens the store and listens on both ports. Raises `Refused`, `InvalidInput`, `Unreachable`, leaving nothing open.
+
+        `wait` waits for `stop_requested`.
+        """
         settings.check()
         self._settings = settings
-        self._ended = threading.Event()
+        self._stop_requested = stop_requested or threading.Event()
         metrics = Metrics()
         self._socket = _listen(settings.http)
         try:
@@ -87,22 +90,17 @@ class Server:
         drained.wait()
         self._store.close()
 
-    def wait(self, requested: threading.Event) -> None:
-        """Until `requested` is set or the HTTP side ends by itself (which is a bug: it raises `Refused`)."""
-        self._on_http_end = requested.set
-        requested.wait()
-        if self._ended.is_set():
+    def wait(self) -> None:
+        """Until a stop is requested. Raises `Refused` when the HTTP side ends by itself, which is a bug."""
+        self._stop_requested.wait()
+        if not self._http_thread.is_alive():
             raise Refused("the HTTP side of the registry ended by itself; the log says why")
-
-    _on_http_end: Callable[[], None] = staticmethod(lambda: None)
 
     def _run_http(self) -> None:
         try:
             self._http.run(sockets=[self._socket])
         finally:
-            if not self._http.should_exit:
-                self._ended.set()
-            self._on_http_end()
+            self._stop_requested.set()
 
 
 def run(settings: Settings, announce: Callable[[Server], None]) -> None:
@@ -116,11 +114,11 @@ def run(settings: Settings, announce: Callable[[Server], None]) -> None:
     # Before anything listens: who is told to stop while starting stops too.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, request_stop)
-    server = Server(settings)
+    server = Server(settings, requested)
     server.start()
     try:
         announce(server)
-        server.wait(requested)
+        server.wait()
     finally:
         server.stop()
 

@@ -1,7 +1,8 @@
 """Storing rows: many batches, one transaction, each stored or refused on its own.
 
 The ways to be fast: two statements read the state of all recordings concerned (the first locks them); a row above everything
-its attempt has cannot have been sent before, so nothing is looked up for it; three executemany write.
+its attempt has cannot have been sent before, so nothing is looked up for it; three executemany write,
+all on the driver's own cursor (see `prepared`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from flerm_core.recording import Measurement
 from flerm_server.store.base import Appended, Batch
 from flerm_server.store.engine import moment_to
 from flerm_server.store.extra import encode
+from flerm_server.store.prepared import Prepared, PreparedIn
 from flerm_server.store.starts import closed, refuse_closed
 from flerm_server.store.tables import attempts, measurements, recordings
 
 CONTENT = ("fslr", "loss", "learning_rate", "tokens", "extra")
 
-_LOCK = (
+_LOCK = PreparedIn(
     sa.select(
         recordings.c.key,
         recordings.c.id,
@@ -35,26 +37,33 @@ _LOCK = (
         recordings.c.last_step,
         recordings.c.tokens,
     )
-    .where(recordings.c.id.in_(sa.bindparam("ids", expanding=True)))
     .order_by(recordings.c.key)  # every server locks in one order: no deadlock
-    .with_for_update()
+    .with_for_update(),
+    recordings.c.id,
 )
-_ATTEMPTS = sa.select(
-    attempts.c.key,
+_ATTEMPTS = PreparedIn(
+    sa.select(
+        attempts.c.recording_key,
+        attempts.c.number,
+        attempts.c.key,
+        attempts.c.resume_at,
+        attempts.c.status,
+        attempts.c.visible_below,
+        attempts.c.last_step,
+    ),
     attempts.c.recording_key,
-    attempts.c.number,
-    attempts.c.resume_at,
-    attempts.c.status,
-    attempts.c.visible_below,
-    attempts.c.last_step,
-).where(attempts.c.recording_key.in_(sa.bindparam("keys", expanding=True)))
-_STORED = sa.select(measurements.c.step, *(measurements.c[name] for name in CONTENT)).where(
-    measurements.c.attempt_key == sa.bindparam("attempt"),
-    measurements.c.step.between(sa.bindparam("first"), sa.bindparam("last")),
 )
-_INSERT = measurements.insert()
-_UPDATE_ATTEMPT = attempts.update().where(attempts.c.key == sa.bindparam("attempt")).values(last_step=sa.bindparam("greatest"))
-_UPDATE_RECORDING = (
+_STORED = Prepared(
+    sa.select(measurements.c.step, *(measurements.c[name] for name in CONTENT)).where(
+        measurements.c.attempt_key == sa.bindparam("attempt"),
+        measurements.c.step.between(sa.bindparam("first"), sa.bindparam("last")),
+    )
+)
+_INSERT = Prepared(measurements.insert(), measurements.c.keys())
+_UPDATE_ATTEMPT = Prepared(
+    attempts.update().where(attempts.c.key == sa.bindparam("attempt")).values(last_step=sa.bindparam("greatest"))
+)
+_UPDATE_RECORDING = Prepared(
     recordings.update()
     .where(recordings.c.key == sa.bindparam("recording"))
     .values(
@@ -117,19 +126,12 @@ def append(connection: sa.Connection, batches: Sequence[Batch], now: int, lease_
 
 
 def _load(connection: sa.Connection, ids: set[str]) -> dict[str, _Recording]:
-    found = connection.execute(_LOCK, {"ids": list(ids)}).all()
-    if not found:
-        return {}
-    states = {
-        row.id: _Recording(row.key, row.parameter_count, row.attempt, row.rows, row.first_step, row.last_step, row.tokens)
-        for row in found
-    }
+    states = {row[1]: _Recording(row[0], *row[2:]) for row in _LOCK.all(connection, list(ids))}
     by_key = {state.key: state for state in states.values()}
-    # A statement of its own: it sees what was committed while the first waited for its locks.
-    for row in connection.execute(_ATTEMPTS, {"keys": list(by_key)}):
-        by_key[row.recording_key].attempts[row.number] = _Attempt(
-            row.key, row.resume_at, row.status, row.visible_below, row.last_step
-        )
+    if by_key:
+        # A statement of its own: it sees what was committed while the first waited for its locks.
+        for recording_key, number, *attempt in _ATTEMPTS.all(connection, list(by_key)):
+            by_key[recording_key].attempts[number] = _Attempt(*attempt)
     return states
 
 
@@ -192,9 +194,9 @@ def _stored(connection: sa.Connection, attempt: _Attempt, rows: dict[int, dict[s
     if old:
         span = {"attempt": attempt.key, "first": min(old), "last": max(old)}
         wanted = set(old)
-        for row in connection.execute(_STORED, span):
-            if row.step in wanted:
-                there[row.step] = dict(row._mapping)
+        for step, *content in _STORED.all(connection, span):
+            if step in wanted:
+                there[step] = dict(zip(CONTENT, content, strict=True))
     return there
 
 
@@ -203,11 +205,11 @@ def _write(connection: sa.Connection, states: dict[str, _Recording], now: int, l
     changed = [attempt for state in touched for attempt in state.attempts.values() if attempt.pending]
     rows = [row for attempt in changed for row in attempt.pending.values()]
     if rows:
-        connection.execute(_INSERT, rows)
-        connection.execute(_UPDATE_ATTEMPT, [{"attempt": a.key, "greatest": max(a.last_step, *a.pending)} for a in changed])
+        _INSERT.run(connection, rows)
+        _UPDATE_ATTEMPT.run(connection, [{"attempt": a.key, "greatest": max(a.last_step, *a.pending)} for a in changed])
     if touched:
-        connection.execute(
-            _UPDATE_RECORDING,
+        _UPDATE_RECORDING.run(
+            connection,
             [
                 {
                     "recording": state.key,

@@ -70,13 +70,22 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 @contextmanager
 def transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[sa.Connection]:
     """One transaction. Database trouble becomes `Unreachable`, in one sentence."""
+    driver = engine.dialect.loaded_dbapi
+    # The driver's own too: `prepared` goes to its cursor.
+    troubles: tuple[type[Exception], ...] = (
+        exc.OperationalError,
+        exc.InterfaceError,
+        exc.TimeoutError,
+        driver.OperationalError,
+        driver.InterfaceError,
+    )
     try:
         with engine.connect() as connection:
             if writes:
                 connection = connection.execution_options(writes=True)
             with connection.begin():
                 yield connection
-    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+    except troubles as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise Unreachable(
             f"the database {engine.url.render_as_string(hide_password=True)} does not answer: {reason}"
