@@ -69,7 +69,7 @@ class Aim:
         state = {f.name: getattr(self._targets, f.name) for f in fields(self._targets)}
         state["estimator"] = asdict(self._targets.estimator)
         state["optimizer_config"] = dict(self._targets.optimizer_config)
-        for name in ("steps", "values", "spread", "tokens"):
+        for name in ("steps", "table", "spread", "tokens"):
             state[name] = torch.tensor(state[name])
         return state
 
@@ -78,7 +78,7 @@ class Aim:
         if "given" in state:
             self._targets = dict(state["given"])
             return
-        arrays = {name: state[name].numpy() for name in ("steps", "values", "spread", "tokens")}
+        arrays = {name: state[name].numpy() for name in ("steps", "table", "spread", "tokens")}
         tuples = {name: tuple(state[name]) for name in ("names", "sources", "source_learning_rates")}
         self._targets = Targets(**{**state, **arrays, **tuples, "estimator": EstimatorSettings(**state["estimator"])})
 

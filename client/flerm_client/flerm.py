@@ -216,6 +216,7 @@ class FLeRM:
         self._aim: Aim | None = None
         self._dry_run = False
         self._multipliers: dict[str, float] = {}
+        self._matched_at = 1
         self._fslr: dict[str, float] = {}
         self.steps = 0
         self._update: Update | None = None
@@ -227,7 +228,7 @@ class FLeRM:
     def _begin(self, settings: EstimatorSettings, *, may_fall_back: bool) -> None:
         check_settings(settings)
         self._settings = settings
-        self._next = settings.start
+        self._next = self._matched_at = settings.start
         outer = {"output_weight": settings.output_weight, "output_bias": settings.output_bias}
         fallback = make_estimator("kronecker", self._subject, **outer) if may_fall_back else None
         estimator = make_estimator(settings.name, self._subject, **outer)
@@ -246,8 +247,8 @@ class FLeRM:
 
     @property
     def targets(self) -> dict[str, float]:
-        """The FSLRs that this run matches at its present step, by tensor (or role); empty for a recording run."""
-        return {} if self._aim is None else self._aim.at(max(self.steps, 1))
+        """The FSLRs that the present multipliers aim for, by tensor (or role); empty for a recording run."""
+        return {} if self._aim is None else self._aim.at(self._matched_at)
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -348,6 +349,7 @@ class FLeRM:
         if self._dry_run:
             self.close(status="interrupted")
             raise SystemExit(0)
+        self._matched_at = self.steps
         before = self.multipliers
         names = list(before)
         exact = torch.tensor([outcome.values.get(n, 1.0) for n in names], dtype=torch.float64, device=self._subject.device)
@@ -405,6 +407,7 @@ class FLeRM:
             "measurements": self._meter.measurements,
             "estimator": self._meter.estimator.name,
             "multipliers": dict(self._multipliers),
+            "matched_at": self._matched_at,
             "fslr": dict(self._fslr),
             "lr": self.lr,
             "recording_id": self.recording_id,
@@ -428,6 +431,7 @@ class FLeRM:
         if state["estimator"] != self._meter.estimator.name:
             self._meter.take_fallback()
         self._multipliers, self._fslr = dict(state["multipliers"]), dict(state["fslr"])
+        self._matched_at = state["matched_at"]
         self.lr, self.recording_id = state["lr"], state["recording_id"]
         if state["random"] is not None:
             with self._meter.randomness.active():

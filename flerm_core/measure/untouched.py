@@ -32,8 +32,14 @@ class RandomState:
             torch.cuda.set_rng_state_all(self._cuda)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, for a checkpoint."""
-        return {"python": self._python, "numpy": self._numpy, "cpu": self._cpu, "cuda": self._cuda}
+        """The state, for a checkpoint: plain values and tensors."""
+        kind, keys, *rest = self._numpy
+        return {
+            "python": self._python,
+            "numpy": (kind, torch.tensor(keys, dtype=torch.int64), *rest),
+            "cpu": self._cpu,
+            "cuda": self._cuda,
+        }
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> RandomState:
@@ -41,7 +47,8 @@ class RandomState:
         self = cls.__new__(cls)
         python = state["python"]
         self._python = (python[0], tuple(python[1]), python[2])
-        self._numpy = state["numpy"]
+        kind, keys, *rest = state["numpy"]
+        self._numpy = (kind, keys.numpy().astype(np.uint32), *rest)
         self._cpu = state["cpu"]
         devices = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
         self._cuda = state["cuda"] if len(state["cuda"]) == devices else []

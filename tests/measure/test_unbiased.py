@@ -35,7 +35,9 @@ def test_mean_of_squares_is_the_exact_one_within_four_standard_errors(name: str,
     exact = exact_fslr(at_old(case.model, changes), changes, [batch])
     for tensor, samples in squares(estimator, case, update, [batch], draws).items():
         error = abs(samples.mean() - exact[tensor] ** 2)
-        assert error < 4.0 * samples.std() / np.sqrt(draws) + 1e-20, f"{tensor}: {samples.mean() ** 0.5} against {exact[tensor]}"
+        assert error < 4.0 * samples.std() / np.sqrt(draws) + 1e-20, (
+            f"{tensor}: {samples.mean() ** 0.5} against {exact[tensor]}"
+        )
 
 
 @pytest.mark.parametrize("name", models.CASES)
