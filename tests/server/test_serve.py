@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -61,23 +64,36 @@ def test_a_call_in_flight_ends_before_the_server_does(start_registry: StartRegis
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
         stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=10)
-        answers = []
+        answered = threading.Event()
 
         def requests():
             for step in range(1, 4):
                 yield pb.AppendRequest(recording_id=sent.id, measurements=[convert.measurement_to(row(step))])
-                if step == 1:
-                    registry.process.send_signal(signal.SIGTERM)
+                assert answered.wait(10)
 
-        answers = [answer.committed for answer in stub.AppendStream(requests(), timeout=10)]
+        answers = []
+        for answer in stub.AppendStream(requests(), timeout=20):
+            answers.append(answer.committed)
+            if len(answers) == 1:
+                registry.process.send_signal(signal.SIGTERM)
+                wait_until(lambda: '"event": "stopping"' in "".join(registry.output))
+            answered.set()
     assert answers == [1, 1, 1]
-    assert registry.stop() == 0
+    assert registry.process.wait(30) == 0
 
 
 def test_it_serves_postgresql(start_registry: StartRegistry, postgres: PostgresCluster):
     registry = start_registry(db=migrate(postgres.new_database()))
     assert httpx.get(f"{registry.http}/readyz").json()["schema_revision"] == "0001"
     assert registry.stop() == 0
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Polls what has no event of its own to wait for: another process's output."""
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def refused(*options: str) -> tuple[int, str]:
