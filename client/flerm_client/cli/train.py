@@ -39,6 +39,10 @@ def train(
     Example: flerm train resmlp --lr 1e-3 --record && flerm train resmlp --width 4 --lr 1e-3 --match. Under torchrun:
     torchrun --nproc-per-node 2 -m flerm_client.cli train resmlp --width 4 --lr 1e-3 --match
     """
+    if record and match:
+        raise InvalidInput(
+            "--record and --match were both given, but a run is one of the two (a matched run reports itself too)"
+        )
     # Here and not above: `flerm --help` must not wait for torch.
     try:
         from flerm_client.workloads import Scale
@@ -48,10 +52,6 @@ def train(
         if error.name not in ("torch", "sklearn"):
             raise
         raise InvalidInput(f"'flerm train' needs the package {error.name}: pip install 'flerm[workloads]'") from error
-    if record and match:
-        raise InvalidInput(
-            "--record and --match were both given, but a run is one of the two (a matched run reports itself too)"
-        )
     job = Job(
         workload=workload,
         lr=lr,
