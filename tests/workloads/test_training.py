@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flerm_client import RegistryClient
+from flerm_client.cli import main
 from flerm_client.journal import final_loss
 from flerm_client.workloads import Scale
 from flerm_client.workloads.training import Job, Result, train
@@ -24,9 +25,10 @@ def job(**fields: object) -> Job:
     return Job(**{"workload": "resmlp", "lr": 4e-3, "steps": STEPS, "every": None, **fields})  # type: ignore[arg-type]
 
 
-def flerm(*arguments: str, ranks: int = 1, registry: str = "") -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+def torchrun(*arguments: str, registry: str = "") -> subprocess.CompletedProcess[str]:
+    """`flerm train` on two ranks."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FLERM_")}
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     return subprocess.run(
         [sys.executable, *launcher, "-m", "flerm_client.cli", "train", *arguments],
         env=environment | {"OMP_NUM_THREADS": "1"} | ({"FLERM_REGISTRY": registry} if registry else {}),
@@ -84,7 +86,7 @@ def test_matching_a_wider_model_slows_its_hidden_matrices(folder: str) -> None:
 
 def test_two_ranks_train_as_one_process_does(plain: Result, tmp_path: Path) -> None:
     out = tmp_path / "two.json"
-    done = flerm("resmlp", "--lr", "4e-3", "--steps", str(STEPS), "--json", str(out), ranks=2)
+    done = torchrun("resmlp", "--lr", "4e-3", "--steps", str(STEPS), "--json", str(out))
     assert done.returncode == 0, done.stderr
     two = json.loads(out.read_text())
     assert two["world"] == 2
@@ -94,7 +96,7 @@ def test_two_ranks_train_as_one_process_does(plain: Result, tmp_path: Path) -> N
 def test_two_ranks_match_from_the_command_line_and_print_the_table(folder: str, tmp_path: Path) -> None:
     out = tmp_path / "matched.json"
     arguments = ("resmlp", "--width", "4", "--depth", "2", "--lr", "4e-3", "--steps", str(STEPS), "--match", "--json", str(out))
-    done = flerm(*arguments, ranks=2, registry=folder)
+    done = torchrun(*arguments, registry=folder)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert (result["world"], result["status"], len(result["matched"])) == (2, "completed", 20)
@@ -104,27 +106,38 @@ def test_two_ranks_match_from_the_command_line_and_print_the_table(folder: str, 
     assert f"final loss {result['final_loss']:.4f}" in done.stdout
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_an_unknown_family_ends_every_rank_with_one_sentence(folder: str, ranks: int) -> None:
-    done = flerm("resmlp", "--lr", "4e-3", "--steps", "5", "--match", "--family", "nobody", ranks=ranks, registry=folder)
-    assert done.returncode == (3 if ranks == 1 else 1), "torchrun ends with 1 whatever its ranks ended with"
-    assert "nobody" in done.stderr
-    if ranks == 1:
-        assert len(done.stderr.strip().splitlines()) == 1
-    assert "Traceback (most recent call last):\n  File" not in done.stderr.split("torch/distributed")[0]
+def test_an_unknown_family_ends_both_ranks_with_its_sentence(folder: str) -> None:
+    done = torchrun("resmlp", "--lr", "4e-3", "--steps", "5", "--match", "--family", "nobody", registry=folder)
+    assert done.returncode == 1, "torchrun ends with 1 whatever its ranks ended with"
+    assert "'nobody'" in done.stderr
+    assert "workloads/training.py" not in done.stderr, "no traceback of ours"
 
 
-def test_a_learning_rate_outside_the_recorded_range_is_named(folder: str) -> None:
-    done = flerm("resmlp", "--lr", "0.5", "--steps", "5", "--match", registry=folder)
-    assert done.returncode == 3
-    assert "0.5" in done.stderr
-    assert "0.004" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (("--lr", "4e-3", "--match", "--family", "nobody"), 3, ["'nobody'"]),
+        (("--lr", "0.5", "--match"), 3, ["0.5", "0.004"]),
+        (("--lr", "4e-3", "--record", "--match"), 2, ["--record and --match"]),
+        (("--lr", "-1"), 2, ["lr is -1.0"]),
+        (("--lr", "4e-3", "--optimizer", "lion"), 2, ["'lion'", "adam, adamw, sgd"]),
+    ],
+)
+def test_a_run_that_cannot_start_ends_with_one_sentence_and_its_code(
+    folder: str, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, named: list[str]
+) -> None:
+    assert main(["train", "resmlp", "--steps", "5", "--registry", folder, *arguments]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(each in line for each in named)
 
 
-def test_recording_and_matching_at_once_is_a_usage_error() -> None:
-    done = flerm("resmlp", "--lr", "1e-3", "--record", "--match")
-    assert done.returncode == 2
-    assert "--record and --match" in done.stderr
+def test_one_process_prints_the_table_of_a_recorded_run(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--lr", "4e-3", "--steps", "5", "--record", "--family", "printed", "--registry", folder]
+    assert main(["train", "resmlp", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "printed at learning rate 0.004: record, ranks: 1" in printed
+    assert printed.count("readout.weight") == 1
+    assert "completed: 5 steps" in printed
 
 
 def test_a_diverged_run_ends_and_says_so() -> None:
