@@ -52,6 +52,7 @@ class Example(Estimator):
         self._positions = {name: i for i, name in enumerate(subject.parameters)}
         self._layouts: dict[Place, Layout] = {}
         self._shared: dict[nn.Module, None] = {}
+        self._deepest: set[Place] = set()
         self._counts_examples: tuple[int, int] | None = None  # which tensor of a batch, and which of its dimensions
 
     @property
@@ -76,7 +77,7 @@ class Example(Estimator):
         if self._shared and self._counts_examples is not None:
             index, axis = self._counts_examples
             examples = list(tensors_in(batch))[index].shape[axis]
-        watch = Watch(self._ownership.owners, self._shared, examples)
+        watch = Watch(self._ownership.owners, self._shared, examples, self._deepest)
         with watch.attached():
             return watch, self.subject.outputs(batch)
 
@@ -127,6 +128,7 @@ class Example(Estimator):
             else:
                 changes = self._changes(watch, outputs, direction, update, keep=True)
                 if self._prove(changes, outputs, direction, update):
+                    self._deepest = watch.find_deepest()
                     return self._squares(changes), outputs.numel()
             while True:  # once more from the same masks and projection, watched otherwise
                 masks.restore()

@@ -40,9 +40,10 @@ Product = Callable[[Any, Tensor, str, Tensor, Tensor], Tensor]
 
 def _linear(module: nn.Linear, x: Tensor, name: str, change: Tensor, gradient: Tensor) -> Tensor:
     if name == "bias":
-        return (gradient * change).sum(-1)
-    if module.in_features <= module.out_features:
-        return ((gradient @ change) * x.to(change.dtype)).sum(-1)
+        return gradient @ change
+    # In place into the product, and over the narrower side: one temporary, the smallest there is.
+    if module.in_features <= module.out_features and gradient.ndim == x.ndim:
+        return (gradient @ change).mul_(x).sum(-1)
     return ((x.to(change.dtype) @ change.T) * gradient).sum(-1)
 
 
@@ -55,9 +56,13 @@ def _embedding(module: nn.Embedding, x: Tensor, name: str, change: Tensor, gradi
 
 def _convolution(module: Any, x: Tensor, name: str, change: Tensor, gradient: Tensor) -> Tensor:
     if name == "bias":
-        return gradient * change.reshape(-1, *[1] * (gradient.ndim - 2))
+        return gradient * _along_channels(change, gradient)
     products: Tensor = module._conv_forward(x.to(change.dtype), change, None) * gradient
     return products
+
+
+def _along_channels(change: Tensor, gradient: Tensor) -> Tensor:
+    return change.reshape(-1, *[1] * (gradient.ndim - 2))
 
 
 def _layer_norm(module: nn.LayerNorm, x: Tensor, name: str, change: Tensor, gradient: Tensor) -> Tensor:
@@ -72,13 +77,13 @@ def _rms_norm(module: nn.RMSNorm, x: Tensor, name: str, change: Tensor, gradient
 
 def _group_norm(module: nn.GroupNorm, x: Tensor, name: str, change: Tensor, gradient: Tensor) -> Tensor:
     if name == "bias":
-        return gradient * change.reshape(-1, *[1] * (gradient.ndim - 2))
+        return gradient * _along_channels(change, gradient)
     return gradient * F.group_norm(x.to(change.dtype), module.num_groups, change, None, module.eps)
 
 
 def _batch_norm(module: Any, x: Tensor, name: str, change: Tensor, gradient: Tensor) -> Tensor:
     if name == "bias":
-        return gradient * change.reshape(-1, *[1] * (gradient.ndim - 2))
+        return gradient * _along_channels(change, gradient)
     own = module.training or module.running_mean is None
     mean, variance = (None, None) if own else (module.running_mean, module.running_var)
     return gradient * F.batch_norm(x.to(change.dtype), mean, variance, change, None, own, 0.0, module.eps)

@@ -32,10 +32,16 @@ class Watch:
 
     An output of a module in `shared` is the same for all examples (a position embedding), and there its gradient is their
     sum. It is handed on expanded along a new or unit dimension 0, one row for each of `examples`: the same values to whoever
-    broadcasts it, but a gradient for each example.
+    broadcasts it, but a gradient for each example. `deepest`: the answer of `find_deepest` for an earlier forward.
     """
 
-    def __init__(self, modules: Collection[nn.Module], shared: Collection[nn.Module] = (), examples: int = 0) -> None:
+    def __init__(
+        self,
+        modules: Collection[nn.Module],
+        shared: Collection[nn.Module] = (),
+        examples: int = 0,
+        deepest: Collection[Place] = (),
+    ) -> None:
         self._modules = modules
         self._shared = shared
         self._examples = examples
@@ -44,6 +50,7 @@ class Watch:
         self._listening = False
         self._hear: Hear | None = None
         self.edges: dict[Place, GradientEdge] = {}
+        self.deepest = deepest
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -65,11 +72,29 @@ class Watch:
         """Sends `direction` back through the graph; `hear` is told of every watched output's gradient on the way."""
         if not self.edges:
             return
+        # A pass collects the gradients of the edges it is asked for and frees all others at once. Asked for are only those that no
+        # other watched edge lies behind: the rest are on the way to them.
+        deepest = [edge for place, edge in self.edges.items() if place in (self.deepest or self.edges)]
         self._hear = hear
         try:
-            torch.autograd.grad(outputs, list(self.edges.values()), direction, retain_graph=keep, allow_unused=True)
+            torch.autograd.grad(outputs, deepest, direction, retain_graph=keep, allow_unused=True)
         finally:
             self._hear = None
+
+    def find_deepest(self) -> set[Place]:
+        """The watched places that have no watched place behind them, towards the inputs."""
+        watched = {edge.node for edge in self.edges.values()}
+        behind: dict[Any, bool] = {}  # node to: is a watched node among those it hands gradients to, or theirs?
+        stack = [(node, False) for node in watched]
+        while stack:
+            node, expanded = stack.pop()
+            following = [after for after, _ in node.next_functions if after is not None]
+            if expanded:
+                behind[node] = any(after in watched or behind[after] for after in following)
+            elif node not in behind:
+                stack.append((node, True))
+                stack += [(after, False) for after in following if after not in behind]
+        return {place for place, edge in self.edges.items() if not behind[edge.node]}
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._listening:
