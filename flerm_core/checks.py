@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from datetime import datetime
 from typing import Any
 
@@ -74,7 +74,7 @@ def check_choice(field: str, value: object, choices: Sequence[str]) -> None:
     check(value in choices, field, value, f"one of {', '.join(choices)}")
 
 
-def check_count(field: str, values: Sequence[object] | Mapping[Any, Any], most: int) -> None:
+def check_count(field: str, values: Sized, most: int) -> None:
     """At most `most` entries."""
     if len(values) > most:
         raise InvalidInput(f"{field}: {len(values)} entries are not allowed; it must be at most {most}")

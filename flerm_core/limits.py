@@ -7,6 +7,7 @@ Sizes are such that one message of any kind stays below gRPC's default limit of 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 
 from flerm_core.bands import BANDS
 from flerm_core.best import BestQuery
+from flerm_core.block import MeasurementBlock
 from flerm_core.checks import (
+    MAX_INTEGER,
     check,
     check_choice,
     check_count,
@@ -30,6 +33,7 @@ from flerm_core.checks import (
 from flerm_core.errors import InvalidInput
 from flerm_core.matching import depth_rule
 from flerm_core.naming import as_axes
+from flerm_core.packing import FLOAT32
 from flerm_core.recording import (
     ESTIMATORS,
     ROLES,
@@ -61,6 +65,8 @@ MAX_VECTORS = 16
 MAX_SOURCES = 1_000
 MAX_PAGE_SIZE = 1_000
 MAX_LABEL = 128  # optimiser, variant, ...
+MAX_MOMENT = 253_402_300_799_999_999  # microseconds since 1970: the last of year 9999
+INFINITY_BITS = 0x7F800000
 
 _FAMILY = re.compile(
     rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_FAMILY_PART - 1}}})(/[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_FAMILY_PART - 1}}})?"
@@ -159,6 +165,48 @@ def validate_measurements(rows: Sequence[Measurement], columns: int) -> None:
             raise InvalidInput(f"step: {row.step} follows {previous} in one request; steps must ascend")
         previous = row.step
         _validate_row(row, columns)
+
+
+def validate_block(block: MeasurementBlock, columns: int) -> None:
+    """The same for rows in column form, about a hundred times faster for rows that are in order.
+
+    What is not evidently in order is looked at row by row, by `validate_measurements`: it has the last word, and the sentence.
+    """
+    check_count("measurements", block, MAX_ROWS)
+    if not _evidently_valid(block, columns):
+        validate_measurements(tuple(block), columns)
+
+
+def _evidently_valid(block: MeasurementBlock, columns: int) -> bool:
+    steps = block.steps
+    if not len(steps):
+        return True
+    if any(block.extras) or steps[0] < 0 or steps[-1] > MAX_INTEGER:
+        return False
+    if len(steps) > 1 and not all(map(int.__lt__, steps, steps[1:])):
+        return False
+    if set(map(len, block.fslr)) != {4 * columns}:
+        return False
+    rates = [rate for rate in block.learning_rates if rate is not None]
+    losses = [loss for loss in block.losses if loss is not None]
+    tokens = [count for count in block.tokens if count is not None]
+    moments = [moment for moment in block.measured_at if moment is not None]
+    return (
+        all(map(math.isfinite, losses))
+        and all(map(math.isfinite, rates))
+        and (not rates or min(rates) >= 0)
+        and (not tokens or (min(tokens) >= 0 and max(tokens) <= MAX_INTEGER))
+        and (not moments or (min(moments) >= 0 and max(moments) <= MAX_MOMENT))
+        and _finite_or_nan(np.frombuffer(block.fslr[0] if len(steps) == 1 else b"".join(block.fslr), FLOAT32))
+    )
+
+
+def _finite_or_nan(values: NDArray[np.float32]) -> bool:
+    """Whether all are finite and not negative, or NaN. The bits of such numbers, as integers, lie below those of infinity."""
+    bits = values.view("<u4")
+    if bits.max() < INFINITY_BITS:
+        return True
+    return bool(((bits < INFINITY_BITS) | np.isnan(values)).all())
 
 
 def _validate_row(row: Measurement, columns: int) -> None:

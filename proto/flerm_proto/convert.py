@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from flerm_core.block import Extra, MeasurementBlock
 from flerm_core.packing import pack, unpack
 from flerm_core.recording import (
     Ending,
@@ -23,14 +24,16 @@ from flerm_core.recording import (
 )
 from flerm_proto.v1 import registry_pb2 as pb
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
 
 def timestamp_to(moment: datetime | None) -> Timestamp | None:
     """A moment as a message; None stays None (an unset field)."""
     if moment is None:
         return None
-    message = Timestamp()
-    message.FromDatetime(moment.astimezone(UTC).replace(tzinfo=None))
-    return message
+    # Not `FromDatetime`: it takes five times as long, in the training thread.
+    since = moment - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
 
 
 def timestamp_from(message: Any, name: str) -> datetime | None:
@@ -42,7 +45,7 @@ def timestamp_from(message: Any, name: str) -> datetime | None:
 
 
 def _moment(message: Any, name: str) -> datetime:
-    return timestamp_from(message, name) or datetime.fromtimestamp(0, UTC)
+    return timestamp_from(message, name) or _EPOCH
 
 
 def struct_to(values: Mapping[str, Any]) -> Struct:
@@ -201,17 +204,25 @@ def recording_from(message: pb.Recording) -> Recording:
 
 
 def measurement_to(row: Measurement) -> pb.Measurement:
-    """A row as a message."""
-    return pb.Measurement(
-        step=row.step,
-        fslr=pack(row.values),
-        loss=row.loss,
-        learning_rate=row.learning_rate,
-        tokens=row.tokens,
-        measured_at=timestamp_to(row.measured_at),
-        scalars=row.scalars,
-        vectors={name: pack(vector) for name, vector in row.vectors.items()},
-    )
+    """A row as a message. Field by field: the training thread makes these, and keywords take twice as long."""
+    message = pb.Measurement()
+    message.step = row.step
+    message.fslr = pack(row.values)
+    if row.loss is not None:
+        message.loss = row.loss
+    if row.learning_rate is not None:
+        message.learning_rate = row.learning_rate
+    if row.tokens is not None:
+        message.tokens = row.tokens
+    if row.measured_at is not None:
+        since = row.measured_at - _EPOCH
+        message.measured_at.seconds = since.days * 86_400 + since.seconds
+        message.measured_at.nanos = since.microseconds * 1000
+    if row.scalars:
+        message.scalars.update(row.scalars)
+    for name, vector in row.vectors.items():
+        message.vectors[name] = pack(vector)
+    return message
 
 
 def measurement_from(message: pb.Measurement) -> Measurement:
@@ -226,6 +237,27 @@ def measurement_from(message: pb.Measurement) -> Measurement:
         scalars=dict(message.scalars),
         vectors={name: unpack(data, 1)[:, 0] for name, data in message.vectors.items()},
     )
+
+
+def block_from(messages: Sequence[pb.Measurement]) -> MeasurementBlock:
+    """Rows in column form from messages, without an object for each. Nothing is checked: `limits.validate_block` does."""
+    return MeasurementBlock(
+        steps=[row.step for row in messages],
+        fslr=[row.fslr for row in messages],
+        losses=[row.loss if row.HasField("loss") else None for row in messages],
+        learning_rates=[row.learning_rate if row.HasField("learning_rate") else None for row in messages],
+        tokens=[row.tokens if row.HasField("tokens") else None for row in messages],
+        measured_at=[_microseconds(row.measured_at) if row.HasField("measured_at") else None for row in messages],
+        extras=[_extra_from(row) if row.scalars or row.vectors else None for row in messages],
+    )
+
+
+def _microseconds(moment: Timestamp) -> int:
+    return moment.seconds * 1_000_000 + moment.nanos // 1_000
+
+
+def _extra_from(row: pb.Measurement) -> Extra:
+    return Extra(dict(row.scalars), {name: unpack(data, 1)[:, 0] for name, data in row.vectors.items()})
 
 
 def ending_to(recording_id: str, attempt: int, ending: Ending) -> pb.FinishRecordingRequest:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from flerm_core.block import MeasurementBlock
 from flerm_core.recording import Attempt, Measurement, ParameterList, RecordingSpec
+from flerm_server.store.base import Batch
 
 NAMES = ("layers.0.weight", "layers.1.weight", "readout.weight")
 PARAMETERS = ParameterList(NAMES, ((4, 4), (4, 4), (2, 4)), ("feed-forward", "feed-forward", "readout"))
@@ -38,3 +40,8 @@ def row(step: int, *values: float, **more: Any) -> Measurement:
 def rows(*steps: int) -> tuple[Measurement, ...]:
     """One default row a step."""
     return tuple(row(step) for step in steps)
+
+
+def batch(recording_id: str, *measurements: Measurement, attempt: int = 0) -> Batch:
+    """Rows as the store takes them."""
+    return Batch(recording_id, MeasurementBlock.of(measurements), attempt)

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flerm_core.recording import Ending
-from flerm_server.store.base import Batch
 from tests.server.conftest import Backend
-from tests.server.given import NAMES, family, row, rows, spec
+from tests.server.given import NAMES, batch, family, row, rows, spec
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def recorded(backend: Backend, name: str, *, loss: float = 1.0, status: str = "c
     """A recording of three rows that ended; its id."""
     sent = spec(name, **changes)
     backend.local.start(sent)
-    backend.local.append_many([Batch(sent.id, (row(1, 4, 2, np.nan, loss=2.5, tokens=64), *rows(101, 201)))])
+    backend.local.append_many([batch(sent.id, row(1, 4, 2, np.nan, loss=2.5, tokens=64), *rows(101, 201))])
     backend.local.finish(sent.id, 0, Ending(status=status, final_loss=None if status == "diverged" else loss))
     return sent.id
 
@@ -184,7 +183,7 @@ def test_health_and_metrics(backend: Backend, http: httpx.Client):
     assert http.get("/readyz").json()["schema_revision"] == "0001"
     sent = spec(family())
     backend.remote.start(sent)
-    backend.remote.append_many([Batch(sent.id, rows(1, 2))])
+    backend.remote.append_many([batch(sent.id, *rows(1, 2))])
     text = http.get("/metrics").text
     assert 'flerm_calls_total{code="OK",method="AppendStream",protocol="grpc"}' in text
     assert 'flerm_calls_total{code="200",method="GET /readyz",protocol="http"}' in text

@@ -11,16 +11,16 @@ import pytest
 
 from flerm_core.errors import AlreadyExists, InvalidInput, NotFound, Refused
 from flerm_core.recording import Ending, EstimatorSettings, ParameterList, RecordingFilter
-from flerm_server.store.base import Appended, Batch, Started, Store
+from flerm_server.store.base import Appended, Started, Store
 from flerm_server.store.extra import decode
 from flerm_server.store.ingest import GroupCommit
 from flerm_server.store.sql import open_store
 from tests.server.conftest import Backend
-from tests.server.given import PARAMETERS, attempt, family, row, rows, spec
+from tests.server.given import PARAMETERS, attempt, batch, family, row, rows, spec
 
 
 def append(store: Store, recording_id: str, *measurements, attempt: int = 0) -> Appended:
-    (answer,) = store.append_many([Batch(recording_id, measurements, attempt)])
+    (answer,) = store.append_many([batch(recording_id, *measurements, attempt=attempt)])
     if isinstance(answer, Exception):
         raise answer
     return answer
@@ -112,12 +112,12 @@ def test_a_refused_batch_fails_alone_and_whole(store: Store):
     store.start(other)
     answers = store.append_many(
         [
-            Batch(good.id, rows(1, 2)),
-            Batch(other.id, (row(1), row(2, np.inf, 1, 1))),
-            Batch(str(uuid.uuid4()), rows(1)),
-            Batch(good.id, rows(2, 3)),
-            Batch(good.id, (row(3, 9, 9, 9),)),
-            Batch(good.id, rows(4), attempt=7),
+            batch(good.id, *rows(1, 2)),
+            batch(other.id, row(1), row(2, np.inf, 1, 1)),
+            batch(str(uuid.uuid4()), row(1)),
+            batch(good.id, *rows(2, 3)),
+            batch(good.id, row(3, 9, 9, 9)),
+            batch(good.id, row(4), attempt=7),
         ]
     )
     assert answers[0] == Appended(2, 0)
@@ -321,7 +321,7 @@ def test_many_threads_append_at_once_and_every_row_is_there_once(backend: Backen
     def client(number: int) -> None:
         try:
             sent = recordings[number % 2]
-            answers.extend(ingest.append(Batch(sent.id, rows(1000 * (number // 4) + step))) for step in range(1, 41))
+            answers.extend(ingest.append(batch(sent.id, row(1000 * (number // 4) + step))) for step in range(1, 41))
         except Exception as error:
             errors.append(error)
 

@@ -17,9 +17,10 @@ from flerm_proto.status import code_of
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server import queries
+from flerm_server.grpc.ahead import ReadAhead
 from flerm_server.metrics import Metrics
 from flerm_server.store.base import Batch, Store
-from flerm_server.store.ingest import GroupCommit
+from flerm_server.store.ingest import GroupCommit, Pending
 from flerm_server.version import version
 
 API_VERSIONS = ("v1",)
@@ -73,24 +74,43 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
 
     def Append(self, request: pb.AppendRequest, context: grpc.ServicerContext) -> pb.AppendResponse:
         """Stores rows; answers when they are committed."""
-        rows = _read("measurements", lambda: tuple(map(convert.measurement_from, request.measurements)))
-        stored = self._ingest.append(Batch(request.recording_id, rows, request.attempt))
-        self._metrics.rows.inc(stored.committed - stored.duplicates)
-        self._metrics.duplicates.inc(stored.duplicates)
-        return pb.AppendResponse(committed=stored.committed, duplicates=stored.duplicates)
+        return self._stored(self._submit(request))
 
     def AppendStream(
         self, request_iterator: Iterator[pb.AppendRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.AppendResponse]:
-        """Stores rows request by request. A refusal is answered in place; an unreachable database ends the stream."""
-        for request in request_iterator:
+        """Stores rows request by request. A refusal is answered in place; an unreachable database ends the stream.
+
+        Requests are read ahead, so that those which arrive while others are written share the next commit.
+        """
+
+        def take(request: pb.AppendRequest) -> Pending | FlermError:
             try:
-                yield self.Append(request, context)
+                return self._submit(request)
+            except FlermError as error:
+                return error
+
+        for taken in ReadAhead(request_iterator, take, pb.AppendRequest.ByteSize):
+            try:
+                if isinstance(taken, FlermError):
+                    raise taken
+                yield self._stored(taken)
             except Unreachable:
                 raise
             except FlermError as error:
                 code: int = code_of(error).value[0]  # type: ignore[index, unused-ignore]
                 yield pb.AppendResponse(error_code=code, error_message=str(error))
+
+    def _submit(self, request: pb.AppendRequest) -> Pending:
+        rows = _read("measurements", lambda: convert.block_from(request.measurements))
+        return self._ingest.submit(Batch(request.recording_id, rows, request.attempt))
+
+    def _stored(self, pending: Pending) -> pb.AppendResponse:
+        stored = self._ingest.finish(pending)
+        self._metrics.rows.inc(stored.committed - stored.duplicates)
+        if stored.duplicates:
+            self._metrics.duplicates.inc(stored.duplicates)
+        return pb.AppendResponse(committed=stored.committed, duplicates=stored.duplicates)
 
     def FinishRecording(self, request: pb.FinishRecordingRequest, context: grpc.ServicerContext) -> pb.Recording:
         """Ends an attempt."""

@@ -1,30 +1,37 @@
 """Storing rows: many batches, one transaction, each stored or refused on its own.
 
-The ways to be fast: two statements read the state of all recordings concerned (the first locks them); a row above everything
-its attempt has cannot have been sent before, so nothing is looked up for it; three executemany write,
-all on the driver's own cursor (see `prepared`).
+The ways to be fast: rows stay columns, no object is made for one; two statements read the state of all recordings concerned
+(the first locks them); a row above everything its attempt has cannot have been sent before, so nothing is looked up for it;
+three statements write, all on the driver's own cursor (see `prepared`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import sqlalchemy as sa
 
 from flerm_core import limits
 from flerm_core.errors import AlreadyExists, FlermError, InvalidInput, NotFound
-from flerm_core.packing import pack
-from flerm_core.recording import Measurement
 from flerm_server.store.base import Appended, Batch
-from flerm_server.store.engine import moment_to
 from flerm_server.store.extra import encode
-from flerm_server.store.prepared import Prepared, PreparedIn
+from flerm_server.store.prepared import Driver, InsertMany, Prepared, PreparedIn
 from flerm_server.store.starts import closed, refuse_closed
 from flerm_server.store.tables import attempts, measurements, recordings
 
-CONTENT = ("fslr", "loss", "learning_rate", "tokens", "extra")
+COLUMNS = (
+    "attempt_key", "step", "fslr", "loss", "learning_rate", "tokens", "extra", "measured_at", "committed_at",
+)  # fmt: skip
+STEP, TOKENS = COLUMNS.index("step"), COLUMNS.index("tokens")
+# What must be equal when a step is sent again.
+CONTENT = COLUMNS[2:7]
+
+Row = tuple[Any, ...]
+"""One row as `COLUMNS` say."""
 
 _LOCK = PreparedIn(
     sa.select(
@@ -59,7 +66,7 @@ _STORED = Prepared(
         measurements.c.step.between(sa.bindparam("first"), sa.bindparam("last")),
     )
 )
-_INSERT = Prepared(measurements.insert(), measurements.c.keys())
+_INSERT = InsertMany(measurements, COLUMNS)
 _UPDATE_ATTEMPT = Prepared(
     attempts.update().where(attempts.c.key == sa.bindparam("attempt")).values(last_step=sa.bindparam("greatest"))
 )
@@ -93,13 +100,15 @@ class _Recording:
     touched: int = 0  # the attempt that got rows, the latest of them if it did
     attempts: dict[int, _Attempt] = field(default_factory=dict)
 
-    def add(self, step: int, tokens: int | None) -> None:
-        """Counts one visible row."""
-        self.first_step = step if not self.rows else min(self.first_step, step)
-        if not self.rows or step >= self.last_step:
-            self.last_step = step
-            self.tokens = self.tokens if tokens is None else tokens
-        self.rows += 1
+    def add(self, rows: Sequence[Row]) -> None:
+        """Counts visible rows, ascending by step, of which there is at least one."""
+        first, last = rows[0][STEP], rows[-1][STEP]
+        if not self.rows or last >= self.last_step:
+            seen = (row[TOKENS] for row in reversed(rows) if row[TOKENS] is not None and row[STEP] >= self.last_step)
+            self.tokens = next(seen, self.tokens)
+        self.first_step = first if not self.rows else min(self.first_step, first)
+        self.last_step = last if not self.rows else max(self.last_step, last)
+        self.rows += len(rows)
 
 
 @dataclass(slots=True)
@@ -108,34 +117,38 @@ class _Attempt:
     resume_at: int
     status: str
     visible_below: int
-    last_step: int
-    pending: dict[int, dict[str, Any]] = field(default_factory=dict)  # rows of this transaction by step
+    last_step: int  # of the rows stored before this transaction
+    pending: list[Row] = field(default_factory=list)  # rows of this transaction
+    highest: int = -1  # step of all these
+
+    def __post_init__(self) -> None:
+        self.highest = self.last_step
 
 
-def append(connection: sa.Connection, batches: Sequence[Batch], now: int, lease_until: int) -> list[Appended | FlermError]:
+def append(driver: Driver, batches: Sequence[Batch], now: int, lease_until: int) -> list[Appended | FlermError]:
     """Stores `batches` within the caller's transaction; the answer at i is that of batch i."""
-    states = _load(connection, {batch.recording_id for batch in batches})
+    states = _load(driver, {batch.recording_id for batch in batches})
     answers: list[Appended | FlermError] = []
     for batch in batches:
         try:
-            answers.append(_take(connection, states, batch, now))
+            answers.append(_take(driver, states, batch, now))
         except FlermError as error:
             answers.append(error)
-    _write(connection, states, now, lease_until)
+    _write(driver, states, now, lease_until)
     return answers
 
 
-def _load(connection: sa.Connection, ids: set[str]) -> dict[str, _Recording]:
-    states = {row[1]: _Recording(row[0], *row[2:]) for row in _LOCK.all(connection, list(ids))}
+def _load(driver: Driver, ids: set[str]) -> dict[str, _Recording]:
+    states = {row[1]: _Recording(row[0], *row[2:]) for row in _LOCK.all(driver, list(ids))}
     by_key = {state.key: state for state in states.values()}
     if by_key:
         # A statement of its own: it sees what was committed while the first waited for its locks.
-        for recording_key, number, *attempt in _ATTEMPTS.all(connection, list(by_key)):
+        for recording_key, number, *attempt in _ATTEMPTS.all(driver, list(by_key)):
             by_key[recording_key].attempts[number] = _Attempt(*attempt)
     return states
 
 
-def _take(connection: sa.Connection, states: dict[str, _Recording], batch: Batch, now: int) -> Appended:
+def _take(driver: Driver, states: dict[str, _Recording], batch: Batch, now: int) -> Appended:
     """Checks one batch and, all of it being right, plans its rows."""
     state = states.get(batch.recording_id)
     if state is None:
@@ -144,72 +157,70 @@ def _take(connection: sa.Connection, states: dict[str, _Recording], batch: Batch
     attempt = state.attempts.get(number)
     if attempt is None:
         raise NotFound(f"recording {batch.recording_id} has no attempt {number}; it has {sorted(state.attempts)}")
-    limits.validate_measurements(batch.rows, state.columns)
-    if not batch.rows:
+    steps = batch.rows.steps
+    limits.validate_block(batch.rows, state.columns)
+    if not steps:
         return Appended(0, 0)
-    first = min(row.step for row in batch.rows)
-    if first < attempt.resume_at:
+    if steps[0] < attempt.resume_at:
         raise InvalidInput(
-            f"step {first} of recording {batch.recording_id}: attempt {number} owns steps from {attempt.resume_at} on only"
+            f"step {steps[0]} of recording {batch.recording_id}: attempt {number} owns steps from {attempt.resume_at} on only"
         )
-    rows = {row.step: _columns(row, attempt.key, now) for row in batch.rows}
-    stored = _stored(connection, attempt, rows)
-    for step, there in stored.items():
-        differing = [name for name in CONTENT if rows[step][name] != there[name]]
-        if differing:
-            raise AlreadyExists(
-                f"step {step} of recording {batch.recording_id}, attempt {number}, "
-                f"is stored with other content ({', '.join(differing)})"
-            )
-    fresh = {step: row for step, row in rows.items() if step not in stored}
-    if fresh and closed(attempt.status):
-        raise refuse_closed(batch.recording_id, number, attempt.status)
-    for step, row in fresh.items():
-        attempt.pending[step] = row
-        if step < attempt.visible_below:
-            state.add(step, row["tokens"])
+    rows = _rows(batch, attempt.key, now)
+    stored = _stored(driver, attempt, rows) if steps[0] <= attempt.highest else {}
+    if stored:
+        _refuse_other_content(rows, stored, batch, number)
+        rows = [row for row in rows if row[STEP] not in stored]
+    if rows:
+        if closed(attempt.status):
+            raise refuse_closed(batch.recording_id, number, attempt.status)
+        attempt.pending += rows
+        attempt.highest = max(attempt.highest, rows[-1][STEP])
+        visible = rows[: bisect_left(rows, attempt.visible_below, key=lambda row: row[STEP])]
+        if visible:
+            state.add(visible)
     if state.touched != state.latest:
         state.touched = number
-    return Appended(len(rows), len(stored))
+    return Appended(len(steps), len(stored))
 
 
-def _columns(row: Measurement, attempt_key: int, now: int) -> dict[str, Any]:
-    return {
-        "attempt_key": attempt_key,
-        "step": row.step,
-        "fslr": pack(row.values),
-        "loss": row.loss,
-        "learning_rate": row.learning_rate,
-        "tokens": row.tokens,
-        "measured_at": None if row.measured_at is None else moment_to(row.measured_at),
-        "committed_at": now,
-        "extra": encode(row.scalars, row.vectors),
-    }
+def _rows(batch: Batch, attempt_key: int, now: int) -> list[Row]:
+    block = batch.rows
+    extras: Iterable[bytes | None] = (None if extra is None else encode(*extra) for extra in block.extras)
+    columns = (block.steps, block.fslr, block.losses, block.learning_rates, block.tokens, extras, block.measured_at)
+    return list(zip(repeat(attempt_key), *columns, repeat(now)))
 
 
-def _stored(connection: sa.Connection, attempt: _Attempt, rows: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Those of `rows` that are there already: in the database or earlier in this transaction."""
-    there = {step: attempt.pending[step] for step in rows if step in attempt.pending}
-    old = [step for step in rows if step <= attempt.last_step and step not in there]
+def _stored(driver: Driver, attempt: _Attempt, rows: Sequence[Row]) -> dict[int, Row]:
+    """The content of those of `rows` that are there already: in the database or earlier in this transaction."""
+    wanted = {row[STEP] for row in rows}
+    there = {row[STEP]: row[2:7] for row in attempt.pending if row[STEP] in wanted}
+    old = [step for step in wanted if step <= attempt.last_step and step not in there]
     if old:
         span = {"attempt": attempt.key, "first": min(old), "last": max(old)}
-        wanted = set(old)
-        for step, *content in _STORED.all(connection, span):
-            if step in wanted:
-                there[step] = dict(zip(CONTENT, content, strict=True))
+        there |= {step: tuple(content) for step, *content in _STORED.all(driver, span) if step in wanted}
     return there
 
 
-def _write(connection: sa.Connection, states: dict[str, _Recording], now: int, lease_until: int) -> None:
+def _refuse_other_content(rows: Sequence[Row], stored: dict[int, Row], batch: Batch, number: int) -> None:
+    for row in rows:
+        there = stored.get(row[STEP])
+        if there is not None and there != row[2:7]:
+            differing = [name for name, mine, its in zip(CONTENT, row[2:7], there, strict=True) if mine != its]
+            raise AlreadyExists(
+                f"step {row[STEP]} of recording {batch.recording_id}, attempt {number}, "
+                f"is stored with other content ({', '.join(differing)})"
+            )
+
+
+def _write(driver: Driver, states: dict[str, _Recording], now: int, lease_until: int) -> None:
     touched = [state for state in states.values() if state.touched]
     changed = [attempt for state in touched for attempt in state.attempts.values() if attempt.pending]
-    rows = [row for attempt in changed for row in attempt.pending.values()]
-    if rows:
-        _INSERT.run(connection, rows)
-        _UPDATE_ATTEMPT.run(connection, [{"attempt": a.key, "greatest": max(a.last_step, *a.pending)} for a in changed])
+    if changed:
+        _INSERT.run(driver, changed[0].pending if len(changed) == 1 else [row for each in changed for row in each.pending])
+        _UPDATE_ATTEMPT.run(driver, [{"attempt": each.key, "greatest": each.highest} for each in changed])
     if touched:
         _UPDATE_RECORDING.run(
-            connection,
+            driver,
             [
                 {
                     "recording": state.key,

@@ -11,9 +11,10 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from flerm_core.block import MeasurementBlock
 from flerm_core.errors import FlermError
 from flerm_core.limits import MAX_PAGE_SIZE
-from flerm_core.recording import Attempt, Ending, Family, Measurement, Recording, RecordingFilter, RecordingSpec
+from flerm_core.recording import Attempt, Ending, Family, Recording, RecordingFilter, RecordingSpec
 from flerm_core.trajectory import Trajectory
 
 Item = TypeVar("Item")
@@ -44,7 +45,7 @@ class Batch:
     """Rows of one attempt, stored whole or refused whole. `attempt` 0: the latest."""
 
     recording_id: str
-    rows: tuple[Measurement, ...]
+    rows: MeasurementBlock
     attempt: int = 0
 
 

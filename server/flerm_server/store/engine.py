@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
 
-from flerm_core.errors import InvalidInput, Unreachable
+from flerm_core.errors import FlermError, InvalidInput, Unreachable
+from flerm_server.store.prepared import Driver
 
 BUSY_SECONDS = 30  # how long a SQLite writer waits for another
 EPOCH = datetime.fromtimestamp(0, UTC)
@@ -70,8 +71,36 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 @contextmanager
 def transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[sa.Connection]:
     """One transaction. Database trouble becomes `Unreachable`, in one sentence."""
+    with _trouble(engine), engine.connect() as connection:
+        if writes:
+            connection = connection.execution_options(writes=True)
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def driver_transaction(engine: sa.Engine) -> Iterator[Driver]:
+    """One writing transaction on the driver's own connection, without what SQLAlchemy does around one (100 µs and more)."""
+    with _trouble(engine):
+        pooled = engine.raw_connection()
+        try:
+            connection: Any = pooled.driver_connection
+            if engine.dialect.name == "sqlite":
+                connection.execute("BEGIN IMMEDIATE")
+            yield Driver(connection, engine.dialect)
+            connection.commit()
+        except BaseException as error:
+            # A connection that failed goes; one that was only refused goes back, and the pool rolls it back.
+            if not isinstance(error, FlermError):
+                pooled.invalidate()
+            raise
+        finally:
+            pooled.close()
+
+
+@contextmanager
+def _trouble(engine: sa.Engine) -> Iterator[None]:
     driver = engine.dialect.loaded_dbapi
-    # The driver's own too: `prepared` goes to its cursor.
     troubles: tuple[type[Exception], ...] = (
         exc.OperationalError,
         exc.InterfaceError,
@@ -80,11 +109,7 @@ def transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[sa.Conne
         driver.InterfaceError,
     )
     try:
-        with engine.connect() as connection:
-            if writes:
-                connection = connection.execution_options(writes=True)
-            with connection.begin():
-                yield connection
+        yield
     except troubles as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise Unreachable(
@@ -97,6 +122,11 @@ def clock(connection: sa.Connection) -> int:
     if connection.dialect.name == "sqlite":
         return time.time_ns() // 1000
     return int(connection.execute(POSTGRES_CLOCK).scalar_one())
+
+
+def driver_clock(driver: Driver) -> int:
+    """The same on the driver's own connection."""
+    return time.time_ns() // 1000 if driver.dialect.name == "sqlite" else int(driver.all(POSTGRES_CLOCK.text, None)[0][0])
 
 
 def insert_new(connection: sa.Connection, table: sa.Table, values: dict[str, Any]) -> int | None:

@@ -14,7 +14,7 @@ from flerm_core.recording import Attempt, Ending, Family, Recording, RecordingFi
 from flerm_server.store import reads, schema
 from flerm_server.store.appends import append
 from flerm_server.store.base import Appended, Batch, Page, Rows, Selection, Started, Store, StoreInfo
-from flerm_server.store.engine import clock, moment_from, open_engine, parse_url, transaction
+from flerm_server.store.engine import clock, driver_clock, driver_transaction, moment_from, open_engine, parse_url, transaction
 from flerm_server.store.starts import Opening, closed, ensure_family
 from flerm_server.store.tables import attempts, families, recordings
 
@@ -74,9 +74,9 @@ class SqlStore(Store):
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
         if not batches:
             return []
-        with transaction(self._engine, writes=True) as connection:
-            now = clock(connection)
-            return append(connection, batches, now, now + self._lease)
+        with driver_transaction(self._engine) as driver:
+            now = driver_clock(driver)
+            return append(driver, batches, now, now + self._lease)
 
     @override
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
