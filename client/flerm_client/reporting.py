@@ -32,6 +32,10 @@ _RESTART_SECONDS = 1.0
 _QUIET = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
+_lingering: list[subprocess.Popen[bytes]] = []
+"""Uploaders that outlive their reporter. A Popen that is dropped while its process runs warns, and leaves a zombie."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """What became of a run's measurements: how many are not in the registry, and a sentence that says why and what to do."""
@@ -121,6 +125,11 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def uploader_pid(self) -> int | None:
+        """The process that delivers; None where there is none (a folder, or it could not be started)."""
+        return None if self._uploader is None else self._uploader.pid
 
     def _launch(self) -> None:
         self._hang_up()
@@ -234,9 +243,10 @@ class Reporter:
 
     def _release(self) -> None:
         self._writer.close()
-        if self._uploader is not None:
-            self._uploader.poll()  # reaps it if it has ended; it may still carry what others left
         self._hang_up()
+        if self._uploader is not None:
+            _lingering.append(self._uploader)
+        _lingering[:] = [each for each in _lingering if each.poll() is None]
 
     def _warn(self, text: str) -> None:
         if not self._warned:

@@ -34,6 +34,7 @@ log = logging.getLogger("flerm.uploader")
 
 GRACE = 60.0
 _STOP_GRACE = 10.0
+_GATHER = 0.05
 _POLL = 0.2  # where the system has no pidfd, or the parent has closed the pipe
 
 
@@ -70,6 +71,14 @@ class Doorbell:
         """Whether the training process has ended."""
         self._gone = self._gone or not self._owner.alive
         return self._gone
+
+    def rest(self, seconds: float) -> None:
+        """The same, deaf to the bell. While nobody waits for it, ringing costs the training thread no waking of a process."""
+        if self._bell is not None:
+            self._poll.unregister(self._bell)
+        self.wait(seconds)
+        if self._bell is not None:
+            self._poll.register(self._bell, select.POLLIN)
 
     def wait(self, seconds: float) -> bool:
         """Until something happens, `seconds` at most; whether the parent rang."""
@@ -185,7 +194,8 @@ class Uploader:
 
     def _wait(self, pause: float | None) -> None:
         if pause is None:
-            self._doorbell.wait(self._lease - time.monotonic() if self.own.started else 60.0)
+            if self._doorbell.wait(self._lease - time.monotonic() if self.own.started else 60.0):
+                self._doorbell.rest(_GATHER)  # what comes meanwhile goes in the same message
             return
         # News do not shorten a pause after a failure: the registry is not to be hammered. Only the end does.
         until = min(time.monotonic() + pause, self._deadline or math.inf)
@@ -206,6 +216,15 @@ class Uploader:
             log.debug("nobody reads the outcome")
 
 
+def _step_back() -> None:
+    """Lets the training process go first: waking us must not take its processor from it."""
+    try:
+        os.nice(10)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except (AttributeError, OSError) as error:  # another system, or not allowed: only less polite
+        log.debug("priority stays as it is: %s", error)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the uploader; its exit code is 0 however far it came: the spool says what is left."""
     parser = argparse.ArgumentParser(prog="python -m flerm_client.uploader", description=__doc__.partition("\n")[0])
@@ -215,6 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--grace", type=float, default=GRACE, help="seconds to go on after the parent's end")
     options = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _step_back()
     doorbell = Doorbell(options.parent)
     connection = Connection(address_of(options.registry), token_of())
     Uploader(options.file, connection, doorbell, grace=options.grace).run()

@@ -1,0 +1,177 @@
+"""What reporting takes from the training thread, whatever the registry does: `python benchmarks/client_spool.py`.
+
+Part one times `Reporter.append` of 500 tensors while the registry is up, answers after 1 s, is a black hole (connections are
+made, nothing ever answers) or is down; the floor is a bare `write` of the same bytes to the same disk, in the same run. Part
+two sets the median step of a run that records, with its registry down, against that of the same run without us, step by step.
+
+Reach: p99 at most 200 µs in every state; a median step of at most 1.01.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from gate import Gate
+
+from flerm_client.reporting import Reporter
+from flerm_core.recording import Attempt, Ending, Measurement, ParameterList, RecordingSpec, now
+
+TENSORS = 500
+STATES = ("up", "slow", "black hole", "down")
+
+
+def spec() -> RecordingSpec:
+    """A recording of 500 tensors."""
+    names = tuple(f"layers.{at}.weight" for at in range(TENSORS))
+    return RecordingSpec(
+        family="benchmark", lr=1e-3, parameters=ParameterList(names, ((8, 8),) * TENSORS, ("feed-forward",) * TENSORS)
+    )
+
+
+def row(step: int, values: np.ndarray) -> Measurement:
+    """A measurement as a recording run makes them."""
+    return Measurement(step=step, values=values, loss=1.0, learning_rate=1e-3, tokens=64 * step, measured_at=now())
+
+
+@contextmanager
+def registry(folder: Path) -> Iterator[str]:
+    """A real registry on SQLite; "host:port"."""
+    announce = folder / "announce.json"
+    command = [sys.executable, "-m", "flerm_server.cli", "serve", "--db", f"sqlite:///{folder}/registry.db"]
+    process = subprocess.Popen(
+        [*command, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--announce", str(announce)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("registry: "):
+            break
+    try:
+        yield json.loads(announce.read_text())["grpc"]
+    finally:
+        process.terminate()
+        process.wait(30.0)
+        process.stdout.close()
+
+
+@contextmanager
+def registry_that_is(state: str, target: str) -> Iterator[str]:
+    """The address of a registry in one of `STATES`; `target` is a real one."""
+    if state == "up":
+        yield f"grpc://{target}"
+    elif state == "slow":
+        gate = Gate(target)
+        gate.behave(delay=1.0)
+        yield gate.address
+        gate.close()
+    else:
+        with socket.socket() as hole:
+            hole.bind(("127.0.0.1", 0))
+            if state == "black hole":
+                hole.listen(64)  # the kernel takes connections, nobody reads from them
+            yield f"grpc://127.0.0.1:{hole.getsockname()[1]}"
+
+
+def appends(address: str, folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Microseconds of each of `count` appends: by the wall, and of this thread's processor time."""
+    wall, busy = np.empty(count), np.empty(count)
+    work = np.random.default_rng(0).normal(size=(300, 300))
+    values = np.abs(np.random.default_rng(1).normal(size=TENSORS)).astype(np.float32)
+    with Reporter.open(address, spec(), Attempt(), spool=folder) as reporter:
+        for at in range(count):
+            work = work @ work  # a step's work in between: caches are cold as in training
+            work /= np.abs(work).max()
+            measurement = row(at + 1, values)
+            begin, began = time.perf_counter_ns(), time.thread_time_ns()
+            reporter.append(measurement)
+            busy[at], wall[at] = time.thread_time_ns() - began, time.perf_counter_ns() - begin
+        reporter.finish(Ending(), timeout=0.0)
+        uploader = reporter.uploader_pid
+    if uploader is not None:
+        os.kill(uploader, 15)
+    return wall / 1000, busy / 1000
+
+
+def writes(folder: Path, count: int) -> np.ndarray:
+    """Microseconds of each bare `write` of as many bytes as a spooled measurement has."""
+    taken = np.empty(count)
+    data = bytes(4 * TENSORS + 60)
+    file = os.open(folder / "floor", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    for at in range(count):
+        begin = time.perf_counter_ns()
+        os.write(file, data)
+        taken[at] = time.perf_counter_ns() - begin
+    os.close(file)
+    return taken / 1000
+
+
+def step_ratio(folder: Path, steps: int) -> float:
+    """The median step of a run that records every 100 steps to a registry that is down, over that of one without us."""
+    import torch
+    from torch import nn
+
+    from flerm_client import FLeRM
+
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(16)))
+        return model, torch.optim.Adam(model.parameters(), 1e-4)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        begin = time.perf_counter()
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+        return time.perf_counter() - begin
+
+    batch = torch.randn(256, 256)
+    plain, recorded = make(), make()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"grpc://127.0.0.1:{closed.getsockname()[1]}"
+        flerm = FLeRM.record(*recorded, probe=[batch], family="benchmark", registry=address, spool=folder, every=100)
+        times = [(step(*plain), step(*recorded)) for _ in range(steps)]
+        flerm.close(timeout=0.0)
+    without, with_us = zip(*times[10:], strict=True)
+    return median(with_us) / median(without)
+
+
+def main() -> None:
+    """Prints both parts."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--appends", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=600)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, registry(Path(name)) as target:
+        folder = Path(name)
+        floor = writes(folder, options.appends)
+        print(f"{TENSORS} tensors, {options.appends} appends; µs in the training thread, and the p50 over a bare write's\n")
+        print(f"{'registry':12}{'p50':>8}{'p99':>8}{'cpu p99':>9}{'/ write':>9}")
+        print(f"{'bare write':12}{np.percentile(floor, 50):8.0f}{np.percentile(floor, 99):8.0f}")
+        for state in STATES:
+            with registry_that_is(state, target) as address:
+                wall, busy = appends(address, folder / state.replace(" ", "-"), options.appends)
+            ratio = np.median(wall) / np.median(floor)
+            print(f"{state:12}{np.median(wall):8.0f}{np.percentile(wall, 99):8.0f}{np.percentile(busy, 99):9.0f}{ratio:9.1f}")
+        print(f"\nmedian step, registry down / without us: {step_ratio(folder / 'steps', options.steps):.4f}")
+
+
+if __name__ == "__main__":
+    main()
