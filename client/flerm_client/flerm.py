@@ -207,7 +207,7 @@ class FLeRM:
         self.seed = seed
         self._model = model
         self._ranks = find_ranks(model, process_group)
-        self._subject = make_subject(model, self._optimizers, output, blocks)
+        self._subject = make_subject(model, self._optimizers, output, blocks, self._ranks)
         self._probe = Probe(probe)
         names = {id(p): name for name, p in self._subject.parameters.items()}
         self._rates = [Rates(each, names) for each in self._optimizers]
@@ -323,7 +323,10 @@ class FLeRM:
 
     def _measure(self, update: Update) -> None:
         # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing: tried again at the next.
-        if not any(update.rates.values()) or not bool(torch.stack(list(update.moved().values())).any()):
+        if not any(update.rates.values()):
+            return
+        moved = bool(torch.stack(list(update.moved().values())).any())
+        if not (self._ranks.any(moved, self._subject.device) if self._ranks.locked else moved):
             return
         draws = self._settings.warmup if self._meter.measurements == 0 else self._settings.samples
         measured = self._meter.measure(update, self._probe, draws)
@@ -332,7 +335,7 @@ class FLeRM:
         if any(not math.isfinite(value) for value in measured.values()):
             self._journal.diverged = True
         self._fslr = {name: value for name, value in measured.items() if value > 0.0 and math.isfinite(value)} or self._fslr
-        if self._about.registry is not None and self._ranks.rank == 0 and not self._journal.reporting:
+        if self._about.registry is not None and self._ranks.lead and not self._journal.reporting:
             self._journal.report_to(self._about, self._spec(), Attempt(resume_at=self._resume_at))
         if self._aim is not None:
             self._match(self._aim, update)
@@ -344,7 +347,7 @@ class FLeRM:
         everything = [*self._subject.parameters, *self._subject.roles]
         measured = {name: self._fslr.get(name, math.nan) for name in everything}
         outcome = aim.multipliers(self.steps, measured, self._multipliers)
-        if self._ranks.rank == 0:
+        if self._ranks.lead:
             _tell(outcome, self._dry_run)
         if self._dry_run:
             self.close(status="interrupted")
@@ -364,7 +367,7 @@ class FLeRM:
     def _on_lead(self, ask: Callable[[], Any]) -> Any:
         """What `ask` answers on rank 0, on every rank; what it raises, likewise."""
         answer: Any = None
-        if self._ranks.rank == 0:
+        if self._ranks.lead:
             try:
                 answer = ask()
             except FlermError as error:

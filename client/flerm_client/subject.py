@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from flerm_core.errors import InvalidInput, Unsupported
+from flerm_core.measure import fsdp
 from flerm_core.measure.estimator import Output, Subject
+from flerm_core.measure.placements import Sharding, find_parts
 from flerm_core.measure.ranks import Ranks
 from flerm_core.naming import block_axes, canonical, role_names
 
@@ -31,10 +36,29 @@ def bare_model(model: nn.Module) -> nn.Module:
 
 
 def find_ranks(model: nn.Module, group: Any) -> Ranks:
-    """The ranks that hold replicas of `model`: `group` if given, else the one its DDP wrapper uses, else this process alone.
+    """The ranks that measure `model` together: those its DDP wrapper uses, those of the mesh on which its sharded parameters lie
+    (FSDP2, tensor parallel), `group` where neither says it, else this process alone.
 
     Raises `Unsupported` for wrappers that are not measured, and for a process among others whose model nothing says is shared.
     """
+    _refuse_wrappers(model)
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        return _mesh_ranks(model, group)
+    ddp = _ddp_of(model)
+    if group is None and ddp is not None:
+        group = ddp.process_group
+    if group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise Unsupported(
+            f"{dist.get_world_size()} ranks run, but the model is in no DistributedDataParallel: "
+            "wrap it, or say which ranks hold replicas of it with process_group="
+        )
+    ranks = Ranks(group, alone=group is None)
+    if ddp is not None:
+        ranks.refuse = partial(_refuse_join, ddp)
+    return ranks
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
     kinds = {f"{kind.__module__}.{kind.__name__}" for module in model.modules() for kind in type(module).__mro__}
     if any(kind.startswith("torch.distributed.fsdp.fully_sharded_data_parallel.") for kind in kinds):
         raise Unsupported(
@@ -42,25 +66,103 @@ def find_ranks(model: nn.Module, group: Any) -> Ranks:
             "move to FSDP2: torch.distributed.fsdp.fully_shard(module) on each block and then the model"
         )
     if any(kind.startswith("deepspeed.") for kind in kinds):
-        raise Unsupported("a DeepSpeed engine partitions parameters and cannot be measured; use DDP")
+        raise Unsupported("a DeepSpeed engine partitions parameters and cannot be measured; use FSDP2 (fully_shard) or DDP")
+    if any(kind.startswith("torch.distributed.pipelining.") for kind in kinds):
+        raise Unsupported(
+            "a pipeline stage computes a part of the outputs only and cannot be measured; use FSDP2 or tensor parallel"
+        )
     if any(isinstance(module, DataParallel) for module in model.modules()):
         raise Unsupported(
             "DataParallel replicates the model in every forward and cannot be measured; use DistributedDataParallel"
         )
-    sharded = next((name for name, p in model.named_parameters() if isinstance(p, DTensor)), None)
-    if sharded is not None:
-        raise Unsupported(f"{sharded!r} is a DTensor (FSDP2 or tensor parallel): sharded parameters are not measured; use DDP")
-    wrapper: nn.Module | None = model
-    while wrapper is not None and group is None:
+
+
+def _ddp_of(model: nn.Module) -> DistributedDataParallel | None:
+    wrapper: Any = model
+    while wrapper is not None:
         if isinstance(wrapper, DistributedDataParallel):
-            group = wrapper.process_group
+            return wrapper
         wrapper = getattr(wrapper, "_orig_mod", None) or getattr(wrapper, "module", None)
-    if group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    return None
+
+
+def _refuse_join(ddp: DistributedDataParallel) -> None:
+    if ddp._join_config.enable:
+        raise Unsupported("a step inside ddp.join() cannot be measured: ranks that ran out of batches do not take it")
+
+
+def _mesh_ranks(model: nn.Module, group: Any) -> Ranks:
+    if _ddp_of(model) is not None:
+        raise Unsupported("DistributedDataParallel around sharded parameters (DTensor) cannot be measured; use HSDP: fully_shard "
+                          "over a mesh of (replicate, shard)")  # fmt: skip
+    mesh, data = _meshes(model)
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None, "a rank outside the mesh holds no part of the model"
+    ranks = set(mesh.mesh.flatten().tolist())
+    replicas = 1
+    if group is not None and data:
+        if set(dist.get_process_group_ranks(group)) != ranks:
+            raise InvalidInput(f"process_group: the model is sharded over ranks {sorted(ranks)}, it must be these or None")
+    elif group is not None:  # tensor parallel, replicated by the user
+        replicas = dist.get_world_size(group)
+    if len(ranks) * replicas != dist.get_world_size() and group is None:
         raise Unsupported(
-            f"{dist.get_world_size()} ranks run, but the model is in no DistributedDataParallel: "
-            "wrap it, or say which ranks hold replicas of it with process_group="
+            f"the model's parameters lie on {len(ranks)} of {dist.get_world_size()} ranks: pipeline and expert parallel cannot be "
+            "measured; where the others hold replicas, say which with process_group="
         )
-    return Ranks(group, alone=group is None)
+    dims = range(mesh.ndim)
+    everyone = [None] if len(ranks) * replicas == dist.get_world_size() else [mesh.get_group(dim) for dim in dims]
+    if replicas > 1 and everyone != [None]:
+        everyone.append(group)
+    rank = 0 if replicas == 1 else dist.get_rank(group)
+    for dim in data:
+        rank = rank * mesh.size(dim) + coordinate[dim]
+    return Ranks(groups=everyone, split=[mesh.get_group(dim) for dim in dims if dim not in data], rank=rank, locked=True)
+
+
+def _meshes(model: nn.Module) -> tuple[DeviceMesh, list[int]]:
+    """The mesh on which all sharded parameters lie, and its dimensions along which ranks have batches of their own."""
+    meshes = [p.device_mesh for p in model.parameters() if isinstance(p, DTensor)]
+    widest = max(meshes, key=lambda mesh: mesh.ndim)
+    names = widest.mesh_dim_names or ()
+    data = fsdp.data_meshes(model)
+    odd = next((mesh for mesh in meshes if mesh != widest and not set(mesh.mesh_dim_names or ("?",)) <= set(names)), None)
+    if len(data) > 1 or odd is not None or any("expert" in name or name == "ep" for name in names):
+        raise Unsupported(
+            "the model's parameters lie on different meshes of ranks: expert parallel cannot be measured; use one mesh for all"
+        )
+    if not data:
+        return widest, []
+    if data[0] == widest:
+        return widest, list(range(widest.ndim))
+    own = set(data[0].mesh_dim_names or ())
+    found = [dim for dim, name in enumerate(names) if name in own]
+    if len(found) != data[0].ndim:
+        raise Unsupported(
+            f"FSDP2's mesh {data[0]} is no part of the mesh {widest} on which parameters lie: use one mesh for all"
+        )
+    return widest, found
+
+
+def find_sharding(model: nn.Module, parameters: Mapping[str, nn.Parameter], ranks: Ranks) -> Sharding | None:
+    """How the ranks share `parameters`; None where each holds them whole."""
+    if not any(isinstance(p, DTensor) for p in model.parameters()):
+        return None
+    mesh, data = _meshes(model)
+    coordinate = mesh.get_coordinate() or []
+    names = mesh.mesh_dim_names or ("",) * mesh.ndim
+    averaged = fsdp.managed(model)
+    split = [dim for dim in range(mesh.ndim) if dim not in data]
+    return Sharding(
+        parts=find_parts(parameters),
+        reduced={name: averaged[id(p)] for name, p in parameters.items() if id(p) in averaged},
+        data_axes=frozenset(names[dim] for dim in data if names[dim]),
+        split=bool(split),
+        first_of_split=all(coordinate[dim] == 0 for dim in split),
+        total=ranks.sum,
+        total_split=ranks.sum_split,
+        device=mesh.device_type,
+    )
 
 
 def make_subject(
@@ -68,13 +170,15 @@ def make_subject(
     optimizers: Iterable[Optimizer],
     output: Output | None,
     blocks: str | Iterable[str] | None,
+    ranks: Ranks,
 ) -> Subject:
-    """The model's tensors that the optimisers step, by canonical name, and the roles they play.
+    """The model's tensors that the optimisers step, by canonical name, the roles they play, and how `ranks` share them.
 
     Raises `InvalidInput` when there are none, or when two names fall together.
     """
     stepped = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
     bare = bare_model(model)
+    fsdp.reshard(bare)
     parameters: dict[str, nn.Parameter] = {}
     for name, parameter in bare.named_parameters():
         if id(parameter) in stepped:
@@ -88,7 +192,8 @@ def make_subject(
         blocks = (blocks,)
     axes = tuple(blocks) if blocks is not None else block_axes(names, shapes)
     roles = {role: tuple(members) for role, members in role_names(names, axes).items()}
-    return Subject(bare, parameters, _on_device(output or default_output, next(iter(parameters.values())).device), roles)
+    subject = Subject(bare, parameters, output or default_output, roles, find_sharding(bare, parameters, ranks))
+    return replace(subject, output=_on_device(subject.output, subject.device))
 
 
 def default_output(model: nn.Module, batch: Any) -> Any:

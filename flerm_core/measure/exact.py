@@ -1,7 +1,9 @@
-"""`exact`: no Monte Carlo. J·ΔW_ℓ by forward-mode differentiation, tensor by tensor (Eq. 1 and 2 as they stand)."""
+"""`exact`: no Monte Carlo. J·ΔW_ℓ tensor by tensor (Eq. 1 and 2 as they stand): by forward-mode differentiation, or where the model
+is sharded, which has no forward mode, by central differences."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flerm_core.errors import MeasurementError
 from flerm_core.measure.estimator import Estimator, Output, Subject
 from flerm_core.measure.forward import derivative
+from flerm_core.measure.fsdp import reshard
+from flerm_core.measure.placements import local, whole
 from flerm_core.measure.projection import as_output
 from flerm_core.measure.untouched import RandomState
 from flerm_core.measure.update import Update
@@ -48,19 +53,69 @@ class Exact(Estimator):
         return len(self._rows)
 
     def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
-        """(1/NK) Σ (Δ_ℓ f_nk)² of every tensor and role in turn."""
-        places = {id(p): f"model.{name}" for name, p in self.subject.model.named_parameters()}
+        """Σ (Δ_ℓ f_nk)² of every tensor and role in turn."""
+        moved = self._by_forward_mode if self.subject.sharding is None else self._by_difference
         masks = RandomState()
         squares: list[Tensor] = []
         count = 0
-        for members in self._rows.values():
-            masks.restore()
-            changes = {places[id(self.subject.parameters[name])]: update.change(name) for name in members}
-            outputs, moved = derivative(self._function, changes, (batch,), {}, lambda result: [as_output(result)])
-            squares.append(moved[0].square().mean(dtype=torch.float64))
-            count = outputs[0].numel()
+        for members, step in zip(self._rows.values(), self._steps(update), strict=True):
+            change, count = moved(members, update, batch, step, masks)
+            squares.append(change.square().sum(dtype=torch.float64))
         return torch.stack(squares), count
 
     def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
         """The root of each mean."""
         return dict(zip(self._rows, np.sqrt(mean).tolist(), strict=True))
+
+    def _by_forward_mode(
+        self, members: tuple[str, ...], update: Update, batch: Any, step: float, masks: RandomState
+    ) -> tuple[Tensor, int]:
+        places = {id(p): f"model.{name}" for name, p in self.subject.model.named_parameters()}
+        masks.restore()
+        changes = {places[id(self.subject.parameters[name])]: update.change(name) for name in members}
+        outputs, moved = derivative(self._function, changes, (batch,), {}, lambda result: [as_output(result)])
+        return moved[0], outputs[0].numel()
+
+    def _by_difference(
+        self, members: tuple[str, ...], update: Update, batch: Any, step: float, masks: RandomState
+    ) -> tuple[Tensor, int]:
+        """(f(W + hΔW) − f(W − hΔW)) / 2h, this rank's part of it: sharded models have no forward mode."""
+        changes = {name: update.change(name) for name in members}
+        ends = []
+        for factor in (step, -step):
+            with update.displaced(changes, factor):
+                reshard(self.subject.model)  # whole weights that an earlier forward left are old
+                masks.restore()
+                with torch.no_grad():
+                    ends.append(self.subject.outputs(batch))
+        if ends[0].dtype not in (torch.float32, torch.float64):
+            raise MeasurementError(
+                f"estimator='exact' takes differences of outputs where the model is sharded, and {ends[0].dtype} is too coarse for "
+                "them; use 'example'"
+            )
+        forward, backward = (whole(end) for end in ends)
+        moved = (forward.double() - backward.double()) / (2.0 * step)
+        assert self.subject.sharding is not None
+        return moved if self.subject.sharding.first_of_split else torch.zeros_like(moved), forward.numel()
+
+    def _steps(self, update: Update) -> list[float]:
+        """h for each row: such that hΔW is ∛ε of the weights in size, where the errors of rounding (ε/h) and of curvature (h²)
+        are both least. Weights smaller than the model's are taken as large as these: fresh biases are zero."""
+        sharding = self.subject.sharding
+        if sharding is None:
+            return [0.0] * len(self._rows)
+        sizes = {name: torch.zeros(3, dtype=torch.float64, device=sharding.device) for name in self.subject.parameters}
+        for name, parameter in self.subject.parameters.items():
+            if sharding.counts(name):
+                weight = local(parameter)
+                terms = [weight.double().square().sum(), update.change(name).double().square().sum()]
+                sizes[name] += torch.tensor([*(float(term) for term in terms), weight.numel()], dtype=torch.float64)
+        total = dict(zip(sizes, sharding.total(torch.stack(list(sizes.values()))).tolist(), strict=True))
+        typical = sum(weights for weights, _, _ in total.values()) / sum(count for _, _, count in total.values())
+        epsilon = max(torch.finfo(p.dtype).eps for p in self.subject.parameters.values())
+        steps = []
+        for members in self._rows.values():
+            weights, changes, count = (sum(total[name][i] for name in members) for i in range(3))
+            size = math.sqrt(max(weights / count, typical))
+            steps.append(epsilon ** (1 / 3) * size / math.sqrt(changes / count) if changes > 0.0 else 1.0)
+        return steps

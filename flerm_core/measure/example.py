@@ -8,6 +8,7 @@ none of weights.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,23 +18,23 @@ from torch import Tensor, nn
 
 from flerm_core.errors import MeasurementError
 from flerm_core.measure.estimator import Estimator, Subject
+from flerm_core.measure.fsdp import recover
 from flerm_core.measure.gradients import stream_gradients
-from flerm_core.measure.layout import Layout, find_layout, half_of
+from flerm_core.measure.layout import ExamplesCouple, Layout, half_of
 from flerm_core.measure.local import Use, closed_form, forward_mode, has_closed_form
 from flerm_core.measure.ownership import Ownership
+from flerm_core.measure.placements import Sharding, local, placed_like
 from flerm_core.measure.projection import draw_projection, tensors_in
+from flerm_core.measure.split import find_split_layout, split_products
 from flerm_core.measure.untouched import RandomState
 from flerm_core.measure.update import Update
 from flerm_core.measure.watch import Place, Watch
+from flerm_core.measure.zstatistics import z_of
 
 # Σ_n c_n and ⟨ΔW, ∂φ/∂W⟩ are equal up to rounding. A use that went unseen shows as an error of the size of its part.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 _NOISE = 1e-4
-
-
-class ExamplesCouple(MeasurementError):
-    """An example's output depends on other examples' rows, or the model does not let us see which rows are whose."""
 
 
 class Example(Estimator):
@@ -54,6 +55,10 @@ class Example(Estimator):
         self._shared: dict[nn.Module, None] = {}
         self._deepest: set[Place] = set()
         self._counts_examples: tuple[int, int] | None = None  # which tensor of a batch, and which of its dimensions
+        self._watched = False
+        self._sharding = subject.sharding or Sharding()
+        if self._sharding.split:
+            self.reach = "split"
 
     @property
     def columns(self) -> int:
@@ -61,12 +66,25 @@ class Example(Estimator):
         return len(self.subject.parameters) + len(self.subject.roles)
 
     def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
-        """Σ_n c_n² of every tensor, then of every role (c_n summed over its tensors before squaring)."""
-        if not self.settled:
+        """Σ_n c_n² of every tensor, then of every role (c_n summed over its tensors before squaring); where ranks share the work
+        on a batch, this rank's part of c [tensors · N].
+
+        A rank without examples settles nothing: it does so with the first that it gets.
+        """
+        if not self._watched:
             return self._settle(batch, update, generator)
         watch, outputs = self._forward(batch)
         changes = self._changes(watch, outputs, draw_projection(outputs, generator), update)
-        return self._squares(changes), outputs.numel()
+        return self._raw(changes, outputs), outputs.numel()
+
+    def close(self, parts: Tensor) -> Tensor:
+        """Σ_n c_n² of every tensor and role."""
+        return self._squares(parts.reshape(len(self._positions), -1)) if self.reach == "split" else parts
+
+    def _raw(self, changes: Tensor, outputs: Tensor) -> Tensor:
+        """What `draw` gives, of c under the φ of this batch alone."""
+        count = outputs.numel()
+        return (changes * math.sqrt(count)).reshape(-1) if self.reach == "split" else self._squares(changes) * count
 
     def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
         """The root of each mean."""
@@ -90,13 +108,17 @@ class Example(Estimator):
             held = self._ownership.owners[use.module]
             layout = self._layout(place, examples)
             for tensor in dict.fromkeys(held.values()):
-                change = update.change(tensor)
+                change = self._sharding.for_forward(tensor, update.change(tensor))
                 path = next(path for path, name in held.items() if name == tensor)
-                if "." not in path and has_closed_form(use.module):
+                if self._sharding.split:
+                    first = self._sharding.first_of_split
+                    products = split_products(use, path, change, gradient, first=first)
+                elif "." not in path and has_closed_form(use.module):
                     products = closed_form(use, path, change, gradient)
                 else:
                     products = forward_mode(use, held, tensor, change, place.index, gradient)
-                changes[self._positions[tensor]] += layout.by_example(products, examples)
+                if products is not None:
+                    changes[self._positions[tensor]] += layout.by_example(products, examples)
 
         watch.backward(outputs, direction, add, keep=keep)
         return changes
@@ -117,48 +139,58 @@ class Example(Estimator):
     def _settle(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
         masks, drawn = RandomState(), generator.get_state()
         watch, plain = self._forward(batch)
+        if not self._sharding.anywhere(len(plain) > 0):
+            return plain.new_zeros(self.columns, dtype=torch.float64), 0
+        if self._sharding.anywhere(len(plain) == 0):
+            raise MeasurementError("the first probe batch of a sharded model is empty: every rank needs examples to begin with")
         self._counts_examples = _counter(batch, len(plain))
         expanded: list[nn.Module] = []  # every module that was tried as shared
         outputs = plain
         while True:
             direction = draw_projection(outputs, generator)
             unclear = self._find_layouts(watch, outputs, direction, generator)
-            if unclear:
-                self._clear_up(unclear[0], expanded)
+            if unclear is not None:
+                self._clear_up(unclear, expanded)
             else:
                 changes = self._changes(watch, outputs, direction, update, keep=True)
                 if self._prove(changes, outputs, direction, update):
                     self._deepest = watch.find_deepest()
-                    return self._squares(changes), outputs.numel()
+                    self._watched = True
+                    return self._raw(changes, outputs), outputs.numel()
             while True:  # once more from the same masks and projection, watched otherwise
                 masks.restore()
                 generator.set_state(drawn)
+                same = False
                 try:
                     watch, outputs = self._forward(batch)
+                    same = torch.equal(local(outputs), local(plain))
                 except Exception:
                     if not (expanded and expanded[-1] in self._shared):
                         raise
-                    outputs = plain.new_empty(0)
-                if torch.equal(outputs, plain):
+                    recover(self.subject.model)
+                if not self._sharding.anywhere(not same):
                     break
                 # Whoever takes the shared output does not simply broadcast it: the next module up must answer.
                 self._hand_up(expanded[-1])
 
-    def _find_layouts(self, watch: Watch, outputs: Tensor, direction: Tensor, generator: torch.Generator) -> list[nn.Module]:
-        """Fills in the layout of every watched output; the modules where there is none, in the order of the forward."""
+    def _find_layouts(self, watch: Watch, outputs: Tensor, direction: Tensor, generator: torch.Generator) -> nn.Module | None:
+        """Fills in the layout of every watched output; the first module of the forward where there is none."""
         examples = len(outputs)
-        if examples == 1:
-            return []
+        if examples == 1 and not self._sharding.parts:
+            return None
         chosen = half_of(examples, generator).to(outputs.device)
         found: dict[Place, Layout | None] = {}
 
         def look(place: Place, use: Use, gradient: Tensor) -> None:
-            found[place] = find_layout(gradient, chosen)
+            found[place] = find_split_layout(gradient, chosen)
 
-        masked = direction * chosen.reshape(-1, *[1] * (outputs.ndim - 1)).to(direction.dtype)
-        watch.backward(outputs, masked, look, keep=True)
+        mask = chosen.reshape(-1, *[1] * (outputs.ndim - 1)).to(direction.dtype)
+        watch.backward(outputs, direction * placed_like(direction, mask), look, keep=True)
+        self._sharding.agree_on_order([(type(place.module).__name__, place.call, place.index) for place in found])
         self._layouts = {place: layout for place, layout in found.items() if layout is not None}
-        return [place.module for place in watch.edges if place in found and found[place] is None]
+        unclear = self._sharding.total(torch.tensor([float(layout is None) for layout in found.values()], device=mask.device))
+        wrong = {place.module for place, flag in zip(found, unclear.tolist(), strict=True) if flag}
+        return next((place.module for place in watch.edges if place.module in wrong), None)
 
     def _clear_up(self, module: nn.Module, expanded: list[nn.Module]) -> None:
         """`module`'s rows belong to no one example: examples share its output, or it mixes them."""
@@ -186,14 +218,19 @@ class Example(Estimator):
         reference = torch.zeros_like(changes[:, 0])
 
         def consume(name: str, gradient: Tensor) -> None:
-            reference[self._positions[name]] = update.change(name).mul_(gradient).sum(dtype=torch.float64)
+            z = z_of(self.subject, update, name, gradient)
+            if z is not None:
+                reference[self._positions[name]] = z.sum(dtype=torch.float64)
 
-        stream_gradients(outputs, direction, self.subject.parameters, consume)
-        scale = changes.square().sum(1).sqrt() + reference.abs()
+        stream_gradients(outputs, direction, self.subject, consume)
+        summed, reference, squared = self._sharding.total(
+            torch.stack([changes.sum(1), reference, changes.square().sum(1)])
+        ).unbind()
+        scale = squared.sqrt() + reference.abs()
         tolerance = max(_ROUNDING.get(p.dtype, 1e-2) for p in self.subject.parameters.values())
         # A tensor that moves nothing (a bias before BatchNorm) is all rounding: only what counts beside the others is compared.
         floor = _NOISE * scale.median()
-        off = ((changes.sum(1) - reference).abs() > tolerance * scale + floor).tolist()
+        off = ((summed - reference).abs() > tolerance * scale + floor).tolist()
         wrong = [name for name, position in self._positions.items() if off[position]]
         stuck = [name for name in wrong if not self._ownership.promote(name)]
         if stuck:

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from flerm_core.measure.estimator import Subject
 from flerm_core.measure.untouched import gradients_set_aside
 
 
-def stream_gradients(
-    outputs: Tensor,
-    direction: Tensor,
-    parameters: Mapping[str, nn.Parameter],
-    consume: Callable[[str, Tensor], None],
-    *,
-    retain_graph: bool = False,
-) -> None:
+def stream_gradients(outputs: Tensor, direction: Tensor, subject: Subject, consume: Callable[[str, Tensor], None]) -> None:
     """One backward pass from `outputs` along `direction`; `consume(name, gradient)` is called once per tensor that has one.
 
-    `consume` owns the gradient; it is freed on return. `.grad` is afterwards what it was. Works where gradients appear only
-    after accumulation (sharded parameters), and sees the sum over all uses of a tied tensor.
+    The gradient is the sum over all uses of a tied tensor, and is freed on return. Nothing that is attached to the accumulation
+    of gradients hears of it (DDP's reducer, an optimiser stepping in backward); `.grad` is what it was. Sharded gradients come
+    as FSDP2 or tensor parallel leaves them in `.grad`, reduced, which is the only place where they ever are.
     """
+    if subject.sharding is None:
+        _captured(outputs, direction, subject, consume)
+    else:
+        _accumulated(outputs, direction, subject, consume)
 
+
+def _captured(outputs: Tensor, direction: Tensor, subject: Subject, consume: Callable[[str, Tensor], None]) -> None:
+    def taker(name: str) -> Callable[[Tensor], Tensor]:
+        def take(gradient: Tensor) -> Tensor:
+            with torch.no_grad():
+                consume(name, gradient)
+            return gradient.new_zeros(()).expand(gradient.shape)  # what autograd holds on to costs no memory
+
+        return take
+
+    moving = {name: p for name, p in subject.parameters.items() if p.requires_grad}
+    handles = [p.register_hook(taker(name)) for name, p in moving.items()]
+    try:
+        if moving:
+            torch.autograd.grad(outputs, list(moving.values()), direction, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _accumulated(outputs: Tensor, direction: Tensor, subject: Subject, consume: Callable[[str, Tensor], None]) -> None:
     def taker(name: str) -> Callable[[Tensor], None]:
         def take(parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
@@ -33,10 +53,16 @@ def stream_gradients(
 
         return take
 
-    handles = [p.register_post_accumulate_grad_hook(taker(name)) for name, p in parameters.items()]
-    try:
-        with gradients_set_aside(list(parameters.values())):
-            torch.autograd.backward(outputs, direction, retain_graph=retain_graph, inputs=list(parameters.values()))
-    finally:
-        for handle in handles:
-            handle.remove()
+    everything: list[nn.Parameter] = list(subject.model.parameters())
+    theirs = {id(p): p._post_accumulate_grad_hooks for p in everything}
+    with gradients_set_aside(everything):
+        try:
+            for parameter in everything:
+                parameter._post_accumulate_grad_hooks = None
+            for name, parameter in subject.parameters.items():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(taker(name))
+            torch.autograd.backward(outputs, direction)
+        finally:
+            for parameter in everything:
+                parameter._post_accumulate_grad_hooks = theirs[id(parameter)]

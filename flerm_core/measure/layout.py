@@ -13,6 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flerm_core.errors import MeasurementError
+
+
+class ExamplesCouple(MeasurementError):
+    """An example's output depends on other examples' rows, or the model does not let us see which rows are whose."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -25,6 +31,8 @@ class Layout:
     def by_example(self, values: Tensor, examples: int) -> Tensor:
         """`values` [...] summed over all but the examples: [examples]. Only leading dimensions up to `axis` need be those of
         the activation."""
+        if examples == 0:
+            return values.new_zeros(0)
         if self.kind == "axis":
             values = values.movedim(self.axis, 0)
         elif self.kind == "major":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from flerm_core.measure.forward import derivative
@@ -104,14 +105,20 @@ _CLOSED: dict[type[nn.Module], Product] = {
 }
 
 
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """The class of `module`, below the one that FSDP2 makes of it."""
+    kind = type(module)
+    return next(base for base in kind.__bases__ if not issubclass(base, FSDPModule)) if isinstance(module, FSDPModule) else kind
+
+
 def has_closed_form(module: nn.Module) -> bool:
     """Whether `module` is exactly of a known kind: a subclass may compute something else."""
-    return type(module) in _CLOSED and not getattr(module, "scale_grad_by_freq", False)
+    return kind_of(module) in _CLOSED and not getattr(module, "scale_grad_by_freq", False)
 
 
 def closed_form(use: Use, name: str, change: Tensor, gradient: Tensor) -> Tensor:
     """The products of a module of a known kind, in the dtype of `change`."""
-    return _CLOSED[type(use.module)](use.module, use.input, name, change, gradient.to(change.dtype))
+    return _CLOSED[kind_of(use.module)](use.module, use.input, name, change, gradient.to(change.dtype))
 
 
 def forward_mode(use: Use, names: Mapping[str, str], tensor: str, change: Tensor, index: int, gradient: Tensor) -> Tensor:

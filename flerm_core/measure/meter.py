@@ -13,7 +13,9 @@ from torch import Tensor
 from flerm_core.errors import InvalidInput, MeasurementError
 from flerm_core.measure.estimator import Estimator, Subject
 from flerm_core.measure.exact import Exact
-from flerm_core.measure.example import Example, ExamplesCouple
+from flerm_core.measure.example import Example
+from flerm_core.measure.fsdp import own_reduction, recover
+from flerm_core.measure.layout import ExamplesCouple
 from flerm_core.measure.projection import generator_for, seed_from
 from flerm_core.measure.ranks import Ranks
 from flerm_core.measure.untouched import AutocastContext, PrivateRandomness, RandomState, untouched
@@ -58,61 +60,108 @@ class Meter:
 
         NaN or 0 where the update does not move the outputs. Every rank gets the same numbers, or raises the same error.
         """
+        self.ranks.refuse()
         problem: Exception | None = None
-        total: Tensor | None = None
+        readings: list[tuple[Tensor, int]] = []
         self.measuring = True
-        with untouched(self.subject.model), self.randomness.active(), update.at_old_weights():
+        with (
+            untouched(self.subject.model),
+            own_reduction(self.subject.model),
+            self.randomness.active(),
+            update.at_old_weights(),
+        ):
             try:
+                if self.ranks.locked:
+                    batches = iter(self._fetched(batches, draws))
                 for draw in range(draws):
                     batch = next(batches)
-                    numbers = self._first(batch, update) if self._unsettled else self._draw(batch, update, draw)
-                    total = numbers if total is None else total + numbers
+                    readings.append(self._first(batch, update) if self._unsettled else self._draw(batch, update, draw))
             except Exception as error:  # told to every rank, then raised on each
                 problem = error
+                recover(self.subject.model)
         self.measuring = False
         self.measurements += 1
-        return self._join(total, problem)
+        return self._join(readings, problem)
 
     def take_fallback(self) -> None:
         """Goes on with the fallback, as the run that is resumed here had to."""
         if self._fallback is not None:
             self.estimator = self._fallback
 
-    def _join(self, total: Tensor | None, problem: Exception | None) -> dict[str, float]:
-        """The one collective of a measurement: [failures, weight, weighted numbers …], summed over ranks."""
-        if total is None or problem is not None:
-            total = torch.zeros(self.estimator.columns + 1, dtype=torch.float64, device=self.subject.device)
-        if self.ranks.alone and problem is not None:
-            raise problem
-        failed = torch.full((1,), float(problem is not None), dtype=torch.float64, device=total.device)
-        failures, weight, *sums = self.ranks.sum(torch.cat([failed, total])).tolist()
+    def _fetched(self, batches: Iterator[Any], draws: int) -> list[Any]:
+        """The batches of a measurement by ranks whose forwards wait for each other: none begins before all have theirs."""
+        fetched: list[Any] = []
+        problem: Exception | None = None
+        try:
+            fetched = [next(batches) for _ in range(draws)]
+        except Exception as error:
+            problem = error
+        self.ranks.agree(problem, self.subject.device)
+        return fetched
+
+    def _join(self, readings: list[tuple[Tensor, int]], problem: Exception | None) -> dict[str, float]:
+        """The one collective of a measurement: [failures, count, numbers …], summed over ranks (two where ranks work on one
+        batch together, and their parts must be whole first)."""
+        if problem is not None:
+            if self.ranks.alone:
+                raise problem
+            if self.ranks.locked:
+                self.ranks.fail(problem)
+            readings = []
+        reach = self.estimator.reach
+        parts = [reading for reading, _ in readings]
+        count = float(sum(outputs for _, outputs in readings))
+        if reach == "split":
+            joined = self.ranks.sum_split(torch.cat(parts))
+            parts = list(joined.split([len(part) for part in parts]))
+        numbers = torch.zeros(self.estimator.columns, dtype=torch.float64, device=self.subject.device)
+        if reach == "all":
+            numbers = torch.cat(parts)
+        else:
+            for part in parts:
+                numbers += self.estimator.close(part)
+        sharding = self.subject.sharding
+        if sharding is not None and not sharding.first_of_split:
+            count = 0.0
+            numbers = torch.zeros_like(numbers) if reach == "split" else numbers
+        head = torch.tensor([float(problem is not None), count], dtype=torch.float64, device=numbers.device)
+        failures, weight, *sums = self.ranks.sum(torch.cat([head, numbers])).tolist()
         if failures:
             self.ranks.raise_together(problem)
+        if not weight:
+            raise MeasurementError(
+                "every probe batch of this measurement is empty: dimension 0 of the output counts no examples"
+            )
+        if reach == "all":
+            draws = torch.tensor(sums, dtype=torch.float64).reshape(len(readings), -1)
+            sums = torch.stack([self.estimator.close(draw) for draw in draws]).sum(0).tolist()
         return self.estimator.fslrs(np.asarray(sums) / weight)
 
-    def _draw(self, batch: Any, update: Update, draw: int) -> Tensor:
-        """[weight, weighted numbers …] float64 of one draw on this rank."""
+    def _draw(self, batch: Any, update: Update, draw: int) -> tuple[Tensor, int]:
+        """The parts of one draw on this rank, and the count of outputs behind them."""
         device = self.subject.device
         generator = generator_for(device, self._seed, self.measurements, draw, self.ranks.rank)
         with self.autocast.open(device.type):
-            numbers, outputs = self.estimator.draw(batch, update, generator)
-        return torch.cat([numbers.new_tensor([outputs]), numbers * outputs])
+            return self.estimator.draw(batch, update, generator)
 
     @property
     def _unsettled(self) -> bool:
         return isinstance(self.estimator, Example) and not self.estimator.settled
 
-    def _first(self, batch: Any, update: Update) -> Tensor:
+    def _first(self, batch: Any, update: Update) -> tuple[Tensor, int]:
         """The first draw of `example`: where it does not apply on any rank, all take the fallback, for this draw and ever
         after."""
         assert isinstance(self.estimator, Example)
         problem: Exception | None = None
-        numbers: Tensor | None = None
+        reading: tuple[Tensor, int] | None = None
         masks = RandomState()
         try:
-            numbers = self._draw(batch, update, 0)
+            reading = self._draw(batch, update, 0)
         except Exception as error:  # the other ranks wait for this rank's verdict
             problem = error
+            recover(self.subject.model)
+            if self.ranks.locked and not isinstance(error, ExamplesCouple):
+                raise
         if self.ranks.any(isinstance(problem, ExamplesCouple), self.subject.device):
             reason = str(problem) if isinstance(problem, ExamplesCouple) else "it does not apply on another rank"
             if self._fallback is None:
@@ -126,5 +175,5 @@ class Meter:
         self.estimator.settled = True
         if problem is not None:
             raise problem
-        assert numbers is not None
-        return numbers
+        assert reading is not None
+        return reading

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from flerm_core.errors import MeasurementError
 
@@ -29,15 +30,22 @@ def generator_for(device: torch.device, *coordinates: int) -> torch.Generator:
 
 
 def draw_projection(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """∂φ/∂f, shaped like `outputs` [N, ...]: standard normal over √(NK), N and K counted in this process."""
+    """∂φ/∂f, shaped like `outputs` [N, ...]: standard normal over √(NK), N and K counted in this process.
+
+    Outputs sharded over ranks take their slices of one draw, which is the same on these ranks.
+    """
     omega = torch.randn(outputs.shape, generator=generator, device=generator.device, dtype=torch.float32)
-    return (omega / math.sqrt(outputs.numel())).to(outputs.dtype)
+    direction = (omega / math.sqrt(max(outputs.numel(), 1))).to(outputs.dtype)
+    if isinstance(outputs, DTensor):
+        whole = [Replicate() if placement.is_partial() else placement for placement in outputs.placements]
+        return distribute_tensor(direction, outputs.device_mesh, whole, src_data_rank=None)
+    return direction
 
 
 def as_output(value: Any) -> Tensor:
     """The tensor f in what a model returns: itself, the attribute or key `logits`, or the only floating-point tensor there.
 
-    Raises `MeasurementError` when there is none or more than one, or when it is not a batch (dimension 0 counts examples).
+    Raises `MeasurementError` when there is none or more than one, or when it is a scalar (dimension 0 counts examples).
     """
     if isinstance(value, Tensor):
         found = value
@@ -52,8 +60,8 @@ def as_output(value: Any) -> Tensor:
         found = candidates[0]
     if not found.is_floating_point():
         raise MeasurementError(f"the output has dtype {found.dtype}: it must be floating point")
-    if found.ndim == 0 or found.numel() == 0:
-        raise MeasurementError(f"the output has shape {list(found.shape)}: dimension 0 must count at least one example")
+    if found.ndim == 0:
+        raise MeasurementError("the output has no dimensions: dimension 0 must count examples")
     return found
 
 

@@ -2,35 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from flerm_core import errors
 from flerm_core.errors import FlermError, MeasurementError
+
+_instances = itertools.count()
 
 
 class Ranks:
-    """The data-parallel processes that measure together. A world of one needs no process group (`group` None and dist not
-    used)."""
+    """The processes that measure together. A world of one needs no process group.
 
-    def __init__(self, group: Any = None, *, alone: bool = False) -> None:
-        self._group = group
+    `groups` together span them: a sum over one after the other is the sum over all. `split` are those of them along which
+    ranks work on one and the same batch (tensor parallel). `rank` counts the batches: ranks that share one share it. `locked`:
+    the ranks' forwards wait for each other (FSDP2, tensor parallel), so a rank that fails cannot go on to the next reduction.
+    """
+
+    def __init__(
+        self,
+        group: Any = None,
+        *,
+        alone: bool = False,
+        groups: Sequence[Any] | None = None,
+        split: Sequence[Any] = (),
+        rank: int | None = None,
+        locked: bool = False,
+    ) -> None:
         self.alone = alone or not (dist.is_available() and dist.is_initialized())
-        self.rank = 0 if self.alone else dist.get_rank(group)
-        self.size = 1 if self.alone else dist.get_world_size(group)
-
-    @property
-    def _first(self) -> int:
-        """The global rank of the group's rank 0."""
-        return 0 if self._group is None else dist.get_global_rank(self._group, 0)
+        self._groups: list[Any] = [group] if groups is None else list(groups)
+        self._split = list(split)
+        self.locked = locked
+        self.size = 1
+        for each in [] if self.alone else self._groups:
+            self.size *= dist.get_world_size(each)
+        own = 0 if self.alone else dist.get_rank(self._groups[0])
+        self.rank = own if rank is None else rank
+        self.lead = self.alone or all(dist.get_rank(each) == 0 for each in self._groups)
+        self.refuse: Callable[[], None] = lambda: None
+        self._serial = next(_instances)
+        self._raised: FlermError | None = None
 
     def sum(self, values: Tensor) -> Tensor:
-        """The elementwise sum over ranks, the same bits on each. One collective; none in a world of one."""
+        """The elementwise sum over ranks, the same bits on each. One collective a group; none in a world of one."""
         if not self.alone:
-            dist.all_reduce(values, group=self._group)
+            for group in self._groups:
+                self._reduce(values, group)
         return values
+
+    def sum_split(self, values: Tensor) -> Tensor:
+        """The elementwise sum over the ranks that work on this rank's batch."""
+        for group in self._split:
+            self._reduce(values, group)
+        return values
+
+    def _reduce(self, values: Tensor, group: Any) -> None:
+        try:
+            dist.all_reduce(values, group=group)
+        except RuntimeError as error:
+            self._raise_told(error)
+            raise
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether `flag` is set on any rank. Called by all ranks at the same point."""
@@ -44,30 +81,65 @@ class Ranks:
             self.raise_together(problem)
 
     def raise_together(self, problem: Exception | None) -> None:
-        """Exchanges the sentences of the ranks that have a problem and raises the first one everywhere."""
-        told: list[tuple[type[Exception], str] | None] = [None] * self.size
-        own = (
-            None if problem is None else (type(problem) if isinstance(problem, FlermError) else MeasurementError, _say(problem))
-        )
-        dist.all_gather_object(told, own, group=self._group)
+        """Exchanges the sentences of the ranks that have a problem and raises the first one everywhere. Called by all ranks."""
+        told: list[tuple[str, str] | None] = [_told(problem)]
+        for group in self._groups:
+            found: list[list[tuple[str, str] | None]] = [[] for _ in range(dist.get_world_size(group))]
+            dist.all_gather_object(found, told, group=group)
+            told = [item for each in found for item in each]
         rank, first = next((rank, item) for rank, item in enumerate(told) if item is not None)
-        kind, sentence = first
-        raise kind(f"rank {rank}: {sentence}") from problem
+        self._raised = _error(first, rank)
+        raise self._raised from problem
+
+    def fail(self, problem: Exception) -> NoReturn:
+        """For `locked` ranks: raises the sentence of the rank that failed first, here and, once they give up waiting for this
+        rank (its end, or the process group's timeout), on the others. Not a collective: goes through the store."""
+        if problem is self._raised:  # everyone has been told
+            raise problem
+        rank, told = dist.get_rank(), _told(problem)
+        first = json.loads(_store().compare_set(self._place, "", json.dumps([rank, told])))
+        raise _error(first[1], first[0]) from problem
+
+    def _raise_told(self, error: RuntimeError) -> None:
+        """A broken collective: another rank may have said why it left."""
+        if self.locked and _store().check([self._place]):
+            rank, told = json.loads(_store().get(self._place))
+            self._raised = _error(told, rank)
+            raise self._raised from error
+
+    @property
+    def _place(self) -> str:
+        return f"flerm/failure/{self._serial}"
 
     def spread(self, values: Tensor) -> Tensor:
-        """Rank 0's `values`, bit for bit, on every rank."""
-        if not self.alone:
-            dist.broadcast(values, src=self._first, group=self._group)
+        """The lead's `values`, bit for bit, on every rank."""
+        for group in [] if self.alone else self._groups:
+            dist.broadcast(values, group=group, group_src=0)
         return values
 
     def share(self, value: Any) -> Any:
-        """Rank 0's `value` on every rank."""
-        if self.alone:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=self._first, group=self._group)
-        return box[0]
+        """The lead's `value` on every rank."""
+        for group in [] if self.alone else self._groups:
+            box = [value]
+            dist.broadcast_object_list(box, group=group, group_src=0)
+            value = box[0]
+        return value
 
 
-def _say(problem: Exception) -> str:
-    return str(problem) if isinstance(problem, FlermError) else f"{type(problem).__name__}: {problem}"
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _told(problem: Exception | None) -> tuple[str, str] | None:
+    if problem is None:
+        return None
+    own = isinstance(problem, FlermError)
+    return (type(problem) if own else MeasurementError).__name__, str(
+        problem
+    ) if own else f"{type(problem).__name__}: {problem}"
+
+
+def _error(told: tuple[str, str], rank: int) -> FlermError:
+    kind, sentence = told
+    made: FlermError = getattr(errors, kind, MeasurementError)(f"rank {rank}: {sentence}")
+    return made

@@ -3,7 +3,7 @@
 The optimiser moves the weights in place, so W_old is copied before the step. Afterwards the two are *exchanged* in place
 for the time of a measurement: the model computes at W_old (Eq. 1 linearises there) while W_new waits in the copy, and both
 return bit for bit. In place, because whatever else looks at a parameter's storage (flattened recurrent weights, sharded views,
-captured graphs) must see the same values as the model.
+captured graphs) must see the same values as the model. Of a sharded tensor all this concerns this rank's part.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from flerm_core.measure.placements import local
 
 
 class Update:
@@ -24,12 +26,12 @@ class Update:
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
         self.rates: dict[str, float] = {}
-        self._other = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self._other = {name: local(parameter).clone() for name, parameter in parameters.items()}
         self._at_old = False
 
     def change(self, name: str) -> Tensor:
-        """ΔW of `name` at learning rate 1, in at least float32, shaped like the tensor. Zero where its rate is 0."""
-        current, other = self.parameters[name].detach(), self._other[name]
+        """ΔW of `name` (of this rank's part) at learning rate 1, in at least float32, shaped like it. Zero where its rate is 0."""
+        current, other = local(self.parameters[name]), self._other[name]
         new, old = (other, current) if self._at_old else (current, other)
         rate = self.rates[name]
         if rate == 0.0:
@@ -39,8 +41,9 @@ class Update:
         return (new - old).div_(rate)
 
     def moved(self) -> dict[str, Tensor]:
-        """For every tensor a 0-dimensional bool: did the step change it at all? Not yet synchronised with the host."""
-        return {name: (parameter.detach() != self._other[name]).any() for name, parameter in self.parameters.items()}
+        """For every tensor a 0-dimensional bool: did the step change it (this rank's part) at all? Not yet synchronised with the
+        host."""
+        return {name: (local(parameter) != self._other[name]).any() for name, parameter in self.parameters.items()}
 
     @contextmanager
     def at_old_weights(self) -> Iterator[None]:
@@ -54,20 +57,36 @@ class Update:
     @torch.no_grad()
     def _exchange(self) -> None:
         for name, parameter in self.parameters.items():
-            waiting = parameter.detach().clone()
-            parameter.copy_(self._other[name])
+            current = local(parameter)
+            waiting = current.clone()
+            current.copy_(self._other[name])
             self._other[name].copy_(waiting)
         self._at_old = not self._at_old
+
+    @contextmanager
+    def displaced(self, changes: Mapping[str, Tensor], factor: float) -> Iterator[None]:
+        """Inside, the tensors of `changes` are at W_old + factor · their change; afterwards at W_old, bit for bit. To be used
+        within `at_old_weights`."""
+        kept = {name: local(self.parameters[name]).clone() for name in changes}
+        with torch.no_grad():
+            for name, change in changes.items():
+                local(self.parameters[name]).add_(change, alpha=factor)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    local(self.parameters[name]).copy_(value)
 
     @torch.no_grad()
     def reapply(self, factors: Mapping[str, float]) -> None:
         """W ← W_old + factor · (W_new − W_old), as if the step had run at `factor` times its rate (design, method 4)."""
         for name, factor in factors.items():
             if factor != 1.0:
-                parameter, old = self.parameters[name], self._other[name]
-                wide = _wide(parameter.dtype)
-                step = (parameter.detach().to(wide) - old.to(wide)).mul_(factor)
-                parameter.copy_(step.add_(old.to(wide)))
+                current, old = local(self.parameters[name]), self._other[name]
+                wide = _wide(current.dtype)
+                step = (current.to(wide) - old.to(wide)).mul_(factor)
+                current.copy_(step.add_(old.to(wide)))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

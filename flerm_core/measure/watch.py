@@ -59,7 +59,8 @@ class Watch:
         for module in self._modules:
             if not has_closed_form(module):
                 handles.append(module.register_forward_pre_hook(self._enter))
-            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+            # First of all hooks: what others make of an output (tensor parallel's move it) is not the module's.
+            handles.append(module.register_forward_hook(self._leave, with_kwargs=True, prepend=True))
         self._listening = True
         try:
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flerm_core.errors import InvalidInput
-from flerm_core.measure.estimator import Estimator, Subject
+from flerm_core.measure.estimator import Estimator, Reach, Subject
 from flerm_core.measure.gradients import stream_gradients
+from flerm_core.measure.placements import Part
 from flerm_core.measure.projection import draw_projection
 from flerm_core.measure.update import Update
 
@@ -36,12 +38,25 @@ class Kronecker(Estimator):
                 )
         self._output_weight, self._output_bias = output_weight, output_bias
         self._slices: dict[str, slice] = {}
-        start = 0
+        self._places: dict[str, list[slice]] = {}  # in the parts: that of s_0, then of each s_d
+        self._parts = start = 0
         for name, parameter in subject.parameters.items():
             stop = start + max(parameter.ndim, 1) + 1
             self._slices[name] = slice(start, stop)
             start = stop
+            self._places[name] = [self._place(length) for length in self._lengths(name, parameter)]
         self._columns = start
+        self.reach: Reach = "none" if subject.sharding is None else "all"
+
+    def _lengths(self, name: str, parameter: Tensor) -> list[int]:
+        part = _part(self.subject, name)
+        return [1] + [
+            part.sum_length(dim) if part is not None and dim in part.cut else 1 for dim in range(max(parameter.ndim, 1))
+        ]
+
+    def _place(self, length: int) -> slice:
+        self._parts += length
+        return slice(self._parts - length, self._parts)
 
     @property
     def columns(self) -> int:
@@ -49,16 +64,40 @@ class Kronecker(Estimator):
         return self._columns
 
     def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
-        """s_0, s_1 … s_D of every tensor in turn."""
+        """s_0, s_1 … s_D of every tensor in turn. Of a sharded one, this rank's part of them: where Z is cut along d, all
+        the sums Σ_{i_d} Z, as only the whole ones may be squared."""
         outputs = self.subject.outputs(batch)
-        sums = torch.zeros(self._columns, dtype=torch.float64, device=outputs.device)
+        parts = torch.zeros(self._parts, dtype=torch.float64, device=outputs.device)
 
         def consume(name: str, gradient: Tensor) -> None:
-            z = update.change(name).mul_(gradient)
-            sums[self._slices[name]] = z_sums(z).to(sums.device)
+            z = z_of(self.subject, update, name, gradient)
+            if z is None:
+                return
+            part = _part(self.subject, name)
+            z = z.reshape(1) if z.ndim == 0 else z
+            squared, *summed = self._places[name]
+            parts[squared] += z.square().sum(dtype=torch.float64).to(parts.device)
+            for dim, place in enumerate(summed):
+                if part is not None and dim in part.cut:
+                    parts[place] += part.sum_over(z, dim).to(parts.device)
+                else:
+                    parts[place] += z.sum(dim).square().sum(dtype=torch.float64).to(parts.device)
 
-        stream_gradients(outputs, draw_projection(outputs, generator), self.subject.parameters, consume)
-        return sums, outputs.numel()
+        stream_gradients(outputs, projection_of(self.subject, outputs, generator), self.subject, consume)
+        return parts * scale_of(self.subject, outputs), outputs.numel()
+
+    def close(self, parts: Tensor) -> Tensor:
+        """s_0, s_1 … s_D of every tensor in turn."""
+        if self.subject.sharding is None:
+            return parts
+        numbers = []
+        for name, (squared, *summed) in self._places.items():
+            part = _part(self.subject, name)
+            numbers.append(parts[squared])
+            for dim, place in enumerate(summed):
+                cut = part is not None and dim in part.cut
+                numbers.append(parts[place].square().sum().reshape(1) if cut else parts[place])
+        return torch.cat(numbers)
 
     def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
         """Eq. 28, tensor by tensor."""
@@ -89,31 +128,62 @@ class Full(Estimator):
 
     name = "full"
 
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self.reach: Reach = "none" if subject.sharding is None else "all"
+
     @property
     def columns(self) -> int:
         """One per tensor."""
         return len(self.subject.parameters)
 
     def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
-        """(Δ_ℓφ)² of every tensor in turn (Eq. 4)."""
+        """(Δ_ℓφ)² of every tensor in turn (Eq. 4); of a sharded one, this rank's part of Δ_ℓφ."""
         outputs = self.subject.outputs(batch)
-        squares = torch.zeros(self.columns, dtype=torch.float64, device=outputs.device)
+        parts = torch.zeros(self.columns, dtype=torch.float64, device=outputs.device)
         positions = {name: i for i, name in enumerate(self.subject.parameters)}
 
         def consume(name: str, gradient: Tensor) -> None:
-            squares[positions[name]] = (update.change(name).mul_(gradient)).sum(dtype=torch.float64).square()
+            z = z_of(self.subject, update, name, gradient)
+            if z is not None:
+                moved = z.sum(dtype=torch.float64)
+                parts[positions[name]] = moved if _part(self.subject, name) is not None else moved.square()
 
-        stream_gradients(outputs, draw_projection(outputs, generator), self.subject.parameters, consume)
-        return squares, outputs.numel()
+        stream_gradients(outputs, projection_of(self.subject, outputs, generator), self.subject, consume)
+        return parts * scale_of(self.subject, outputs), outputs.numel()
+
+    def close(self, parts: Tensor) -> Tensor:
+        """(Δ_ℓφ)² of every tensor in turn."""
+        if self.subject.sharding is None:
+            return parts
+        sharded = torch.tensor([name in self.subject.sharding.parts for name in self.subject.parameters], device=parts.device)
+        return torch.where(sharded, parts.square(), parts)
 
     def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
         """The root of each mean."""
         return dict(zip(self.subject.parameters, np.sqrt(mean).tolist(), strict=True))
 
 
-def z_sums(z: Tensor) -> Tensor:
-    """[s_0, s_1, …, s_D] of one Z, float64; a scalar counts as rank 1."""
-    z = z.reshape(1) if z.ndim == 0 else z
-    sums = [z.square().sum(dtype=torch.float64)]
-    sums += [z.sum(dim).square().sum(dtype=torch.float64) for dim in range(z.ndim)]
-    return torch.stack(sums)
+def _part(subject: Subject, name: str) -> Part | None:
+    return None if subject.sharding is None else subject.sharding.parts.get(name)
+
+
+def z_of(subject: Subject, update: Update, name: str, gradient: Tensor) -> Tensor | None:
+    """Z of `name`, this rank's part of it where it is sharded; None where another rank's equal part counts."""
+    sharding = subject.sharding
+    if sharding is None:
+        return update.change(name).mul_(gradient)
+    gradient = sharding.gradient(name, gradient)
+    return update.change(name).mul_(gradient) if sharding.counts(name) else None
+
+
+def projection_of(subject: Subject, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """∂φ/∂f. Where gradients are reduced over ranks before they are seen, these must weigh every output alike: ω itself,
+    without this rank's own 1/√(NK)."""
+    direction = draw_projection(outputs, generator)
+    return direction if subject.sharding is None else direction * math.sqrt(outputs.numel())
+
+
+def scale_of(subject: Subject, outputs: Tensor) -> float:
+    """What makes squares under `projection_of` those under ω (`Estimator.draw`)."""
+    return float(outputs.numel()) if subject.sharding is None else 1.0
