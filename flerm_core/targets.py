@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound
-from flerm_core.interpolate import blend, interpolate_rows, log_spread
+from flerm_core.interpolate import blend, geometric_mean, interpolate_rows, log_spread
 from flerm_core.matching import DEFAULT_DEPTH, match_rows
 from flerm_core.naming import canonical, is_role
 from flerm_core.packing import pack
@@ -24,6 +24,8 @@ from flerm_core.trajectory import Trajectory, difference
 __all__ = ["TargetQuery", "Targets", "build_targets", "choose_sources", "targets_digest"]
 
 Array = NDArray[np.float64]
+
+PART_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -130,15 +132,21 @@ def build_targets(
     steps = np.unique(np.concatenate([each.steps for each in everything]) if query.step is None else np.array([query.step]))
     bands = dict(zip(base.names, base.bands, strict=True))
 
-    def matched(trajectory: Trajectory) -> dict[str, Array]:
-        columns = dict(zip(trajectory.names, trajectory.resampled(steps).T, strict=True))
-        return match_rows(columns, asked, bands=bands, blocks=query.blocks or tuple(blocks), depth=depth)
+    axes = query.blocks or tuple(blocks)
+    means = [_mean(group) for group in loaded.values()]
 
-    means = [matched(Trajectory.average(group)[0]) for group in loaded.values()]
-    names = tuple(means[0])
-    values = _blend_rates(query, tuple(loaded), [_table(mean, steps) for mean in means]).astype(np.float32)
-    # The spread of a target is that of what each seed alone would have given.
-    spreads = [log_spread(np.stack([_table(matched(each), steps) for each in group])) for group in loaded.values()]
+    def matched(trajectory: Trajectory, at: NDArray[np.int64]) -> dict[str, Array]:
+        columns = dict(zip(trajectory.names, trajectory.resampled(at).T, strict=True))
+        return match_rows(columns, asked, bands=bands, blocks=axes, depth=depth)
+
+    names = tuple(matched(means[0], steps[:1]))
+    values, spread = (np.empty((len(steps), len(names)), np.float32) for _ in range(2))
+    for part in _parts(len(steps), len(everything) * max(len(base.names), len(names))):
+        at = steps[part]
+        values[part] = _blend_rates(query, tuple(loaded), [_table(matched(mean, at), at) for mean in means])
+        # The spread of a target is that of what each seed alone would have given.
+        spreads = [log_spread(np.stack([_table(matched(each, at), at) for each in group])) for group in loaded.values()]
+        spread[part] = _blend_spreads(query, tuple(loaded), spreads)
     ends = [each.tokens for each in recordings if each.tokens is not None]
     return Targets(
         family=query.family,
@@ -148,7 +156,7 @@ def build_targets(
         names=names,
         steps=steps,
         table=values,
-        spread=_blend_spreads(query, tuple(loaded), spreads).astype(np.float32),
+        spread=spread,
         tokens=_tokens(everything, steps),
         optimizer=spec.optimizer,
         optimizer_config=spec.optimizer_config,
@@ -183,6 +191,25 @@ def _refuse_other_models(sources: Sources, loaded: Mapping[float, Sequence[Traje
                 f"family: the base recordings {first.spec.id} and {each.spec.id} of {each.spec.family!r} "
                 f"are not of one model: {apart}; name one by tags"
             )
+
+
+def _mean(group: Sequence[Trajectory]) -> Trajectory:
+    """The geometric mean over seeds at the union of their steps, as `Trajectory.average` has it, in bounded memory."""
+    first = group[0]
+    steps = np.unique(np.concatenate([each.steps for each in group]))
+    values = np.empty((len(steps), len(first.names)), np.float32)
+    for part in _parts(len(steps), len(group) * len(first.names)):
+        values[part] = geometric_mean(np.stack([each.resampled(steps[part]) for each in group]))
+    return Trajectory(first.names, first.shapes, steps, values, bands=first.bands)
+
+
+def _parts(rows: int, width: int) -> Iterator[slice]:
+    """Rows by so many that `width` float64 values a row stay within `PART_BYTES`, at least one each.
+
+    Seeds are held as the float32 they are stored in; only one part at a time exists as float64.
+    """
+    size = max(1, PART_BYTES // (8 * max(width, 1)))
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def _table(columns: Mapping[str, Array], steps: NDArray[np.int64]) -> Array:

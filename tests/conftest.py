@@ -109,6 +109,7 @@ class PostgresCluster:
     """A PostgreSQL server on a free port, in a folder that goes away."""
 
     port: int
+    restart: Callable[[], None]
     count: int = 0
 
     def new_database(self) -> str:
@@ -140,9 +141,10 @@ def postgres() -> Iterator[PostgresCluster]:
         )
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c max_connections=200"
         log = str(folder / "log")
-        subprocess.run([tools["pg_ctl"], "-D", str(data), "-l", log, "-o", options, "-w", "start"], **run, **quiet)
+        start = [tools["pg_ctl"], "-D", str(data), "-l", log, "-o", options, "-w"]
+        subprocess.run([*start, "start"], **run, **quiet)
         try:
-            yield PostgresCluster(port)
+            yield PostgresCluster(port, lambda: subprocess.run([*start, "-m", "immediate", "restart"], **run, **quiet))
         finally:
             subprocess.run([tools["pg_ctl"], "-D", str(data), "-m", "immediate", "-w", "stop"], **run, **quiet)
     finally:

@@ -7,6 +7,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -15,6 +16,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from flerm_core.errors import InvalidInput, Refused
+from flerm_core.recording import RecordingFilter
 from flerm_server.cli import app
 from flerm_server.store import schema
 from flerm_server.store.engine import open_engine, parse_url
@@ -22,7 +24,8 @@ from flerm_server.store.sql import open_store
 from flerm_server.store.tables import metadata
 from tests.conftest import PostgresCluster
 from tests.server.conftest import migrate
-from tests.server.given import family, spec
+
+SCHEMAS = Path(__file__).parent / "schemas"  # what `iterdump` wrote of a database of each past revision
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -37,8 +40,8 @@ def test_the_migrations_make_the_tables_that_the_code_uses(empty: str):
     engine = open_engine(parse_url(migrate(empty)))
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    assert schema.check(engine) == schema.SchemaState("0001", "0001", "0001")
-    assert schema.upgrade(engine)[0].current == "0001"
+    assert schema.check(engine) == schema.SchemaState("0002", "0002", "0001")
+    assert schema.upgrade(engine)[0].current == "0002"
     engine.dispose()
 
 
@@ -73,38 +76,31 @@ def test_a_schema_that_asks_for_newer_servers_is_refused(empty: str):
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE schema_support SET oldest_server = '0008'"))
     engine.dispose()
-    with pytest.raises(Refused, match=r"schema 0009, which only servers that know 0008 can serve; this one knows 0001"):
+    with pytest.raises(Refused, match=r"schema 0009, which only servers that know 0008 can serve; this one knows 0002"):
         open_store(empty)
 
 
-def test_an_existing_file_is_copied_before_it_is_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    url = f"sqlite:///{tmp_path}/old.db"
-    store = open_store(url)
-    sent = spec(family())
-    store.start(sent)
-    # A version that knows one revision more; there is none yet, so one is laid beside the real ones.
-    versions = tmp_path / "migrations"
-    versions.mkdir()
-    for name in ("env.py", "script.py.mako"):
-        (versions / name).write_text((schema.MIGRATIONS / name).read_text())
-    (versions / "versions").mkdir()
-    first = schema.MIGRATIONS / "versions" / "0001_first.py"
-    (versions / "versions" / "0001_first.py").write_text(first.read_text())
-    (versions / "versions" / "0002_more.py").write_text(
-        "from alembic import op\nimport sqlalchemy as sa\nrevision = '0002'\ndown_revision = '0001'\n"
-        "def upgrade():\n    op.add_column('families', sa.Column('colour', sa.Text))\n"
+@pytest.mark.parametrize("dump", sorted(SCHEMAS.glob("*.sql")), ids=lambda path: path.stem)
+def test_every_past_schema_is_copied_and_upgraded_with_its_content(dump: Path, tmp_path: Path):
+    with closing(sqlite3.connect(tmp_path / "old.db")) as old:
+        old.executescript(dump.read_text())
+    store = open_store(f"sqlite:///{tmp_path}/old.db")
+    assert store.info().schema_revision == schema.head()
+    (found,) = store.recordings(RecordingFilter(family="team/resmlp")).items
+    assert (found.spec.lr, found.spec.tags, found.status, found.final_loss, found.rows) == (
+        3e-4,
+        {"a": "b"},
+        "completed",
+        0.5,
+        2,
     )
-    monkeypatch.setattr(schema, "MIGRATIONS", versions)
-    upgraded = open_store(url)
-    assert upgraded.info().schema_revision == "0002"
-    assert upgraded.recording(sent.id).spec == sent
-    # The server that was running before goes on beside it: the revision only added something.
-    assert store.recording(sent.id).spec == sent
+    trajectory = store.trajectory(found.spec.id)
+    assert trajectory.steps.tolist() == [1, 101]
+    np.testing.assert_array_equal(trajectory.values, np.array([[1, 0.5, np.nan], [101, 50.5, np.nan]], np.float32))
     store.close()
-    upgraded.close()
-    with closing(sqlite3.connect(tmp_path / "old.db.before-upgrade-from-0001")) as copy:
-        assert copy.execute("SELECT id FROM recordings").fetchall() == [(sent.id,)]
-        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+    with closing(sqlite3.connect(tmp_path / f"old.db.before-upgrade-from-{dump.stem}")) as copy:
+        assert copy.execute("SELECT id FROM recordings").fetchall() == [(found.spec.id,)]
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [(dump.stem,)]
 
 
 @pytest.mark.parametrize(
@@ -130,10 +126,10 @@ def test_the_db_commands(tmp_path: Path):
     missing = run("db", "current", "--db", db)
     assert missing.exit_code == 3
     assert missing.stderr == f"Error: db {db}: there is no such file; `flerm serve` or `flerm db upgrade` makes it\n"
-    assert run("db", "upgrade", "--db", db).stdout == "schema (empty) -> 0001\n"
-    assert run("db", "upgrade", "--db", db).stdout == "schema 0001, up to date\n"
-    assert run("db", "check", "--db", db).stdout == "schema 0001: this version can serve it\n"
+    assert run("db", "upgrade", "--db", db).stdout == "schema (empty) -> 0002\n"
+    assert run("db", "upgrade", "--db", db).stdout == "schema 0002, up to date\n"
+    assert run("db", "check", "--db", db).stdout == "schema 0002: this version can serve it\n"
     assert run("db", "backup", f"{tmp_path}/copy.db", "--db", db).exit_code == 0
-    assert run("db", "current", "--db", f"sqlite:///{tmp_path}/copy.db").stdout == "schema 0001, this version has 0001\n"
+    assert run("db", "current", "--db", f"sqlite:///{tmp_path}/copy.db").stdout == "schema 0002, this version has 0002\n"
     again = run("db", "backup", f"{tmp_path}/copy.db", "--db", db)
     assert (again.exit_code, "exists already" in again.stderr) == (2, True)

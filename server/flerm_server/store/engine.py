@@ -43,7 +43,9 @@ def parse_url(text: str) -> sa.URL:
 def open_engine(url: sa.URL) -> sa.Engine:
     """An engine whose transactions are durable when committed, and write transactions serial on SQLite. Connects lazily."""
     if url.get_backend_name() == "postgresql":
-        return sa.create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=24, pool_recycle=1800)
+        engine = sa.create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=24, pool_recycle=1800)
+        sa.event.listen(engine, "connect", _prepare_postgres)
+        return engine
     engine = sa.create_engine(
         url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=8, max_overflow=56
     )
@@ -60,6 +62,14 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
         raise Unreachable(f"SQLite cannot use its write-ahead log here (journal mode {mode!r}): keep the file on a local disk")
     for pragma in ("synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _prepare_postgres(connection: Any, _: Any) -> None:
+    # A database whose default is to acknowledge before it has written would break the store's promise.
+    connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    )
+    connection.commit()
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
@@ -79,14 +89,14 @@ def transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[sa.Conne
 
 
 @contextmanager
-def driver_transaction(engine: sa.Engine) -> Iterator[Driver]:
-    """One writing transaction on the driver's own connection, without what SQLAlchemy does around one (100 µs and more)."""
+def driver_transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[Driver]:
+    """One transaction on the driver's own connection, without what SQLAlchemy does around one (100 µs and more)."""
     with _trouble(engine):
         pooled = engine.raw_connection()
         try:
             connection: Any = pooled.driver_connection
             if engine.dialect.name == "sqlite":
-                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
             yield Driver(connection, engine.dialect)
             connection.commit()
         except BaseException as error:

@@ -74,11 +74,11 @@ class PreparedIn:
         self._column = column
         self._sized = lru_cache(maxsize=None)(self._of_size)
 
-    def all(self, driver: Driver, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """The rows that have one of `values`, of which there is at least one."""
+    def all(self, driver: Driver, values: Sequence[Any], more: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """The rows that have one of `values`, of which there is at least one; `more`: the statement's own parameters."""
         size = 1 << (len(values) - 1).bit_length()
         padded = [*values, *[values[-1]] * (size - len(values))]
-        return self._sized(size).all(driver, {f"value{at}": value for at, value in enumerate(padded)})
+        return self._sized(size).all(driver, {f"value{at}": value for at, value in enumerate(padded)} | dict(more or {}))
 
     def _of_size(self, size: int) -> Prepared:
         values = [sa.bindparam(f"value{at}", type_=self._column.type) for at in range(size)]

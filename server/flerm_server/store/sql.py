@@ -74,7 +74,7 @@ class SqlStore(Store):
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
         if not batches:
             return []
-        with driver_transaction(self._engine) as driver:
+        with driver_transaction(self._engine, writes=True) as driver:
             now = driver_clock(driver)
             return append(driver, batches, now, now + self._lease)
 
@@ -137,8 +137,8 @@ class SqlStore(Store):
     @override
     def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
         for segment, steps in reads.blocks(selection, columns):
-            with transaction(self._engine) as connection:
-                rows = reads.read_block(connection, selection, segment, steps, columns)
+            with driver_transaction(self._engine) as driver:
+                rows = reads.read_block(driver, selection, segment, steps, columns)
             yield rows
 
     @override

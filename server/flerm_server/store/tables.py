@@ -93,6 +93,7 @@ recordings = Table(
     Column("created_by", Text, nullable=False),
     Index(None, "created_at", "key"),
     Index(None, "family_key", "role", "variant", "lr"),
+    Index(None, "family_key", "created_at", "key"),
 )
 
 recording_tags = Table(

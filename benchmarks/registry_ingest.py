@@ -1,0 +1,98 @@
+"""Durable ingest of 500-tensor measurements: values per second against the floors and against peers, all in one run.
+
+    python benchmarks/registry_ingest.py [--db URL] [--rounds 5] [--peers .cache/peers/bin/python]
+
+The floor is the slower of the same rows in the same commits straight into the database, and the same bytes over a gRPC method
+that does nothing. Streams have another floor: all messages on one bare stream. Peers live in an environment of their own
+(`python -m venv .cache/peers; .cache/peers/bin/pip install mlflow optuna grpcio protobuf`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from registry_bench import TENSORS, registry, request, start, summary
+from registry_floors import bare_grpc, bare_postgres, bare_sqlite
+
+MESSAGES = {1: 300, 50: 40}  # rows a message: messages
+
+
+def main() -> None:
+    """Prints one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--db", default="")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", default="")
+    options = parser.parse_args()
+    values = np.random.default_rng(0).random(TENSORS, np.float32)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        db = options.db or f"sqlite:///{folder}/registry.db"
+        rounds: dict[int, list[dict[str, Any]]] = {rows: [] for rows in MESSAGES}
+        with bare_grpc() as bare, registry(db, folder) as server:
+            for _ in range(options.rounds):
+                for rows, count in MESSAGES.items():
+                    recording = start(server.stub)
+                    messages = [request(recording, 1 + at * rows, rows, values) for at in range(2 * count)]
+                    raw = [message.SerializeToString() for message in messages]
+                    if options.db:
+                        stored = bare_postgres(options.db, values.tobytes(), count, rows)
+                    else:
+                        stored = bare_sqlite(folder, values.tobytes(), count, rows)
+                    called = bare.unary(raw[:count])
+                    ours = []
+                    for message in messages[:count]:
+                        started = time.perf_counter()
+                        server.stub.Append(message, timeout=60)
+                        ours.append(time.perf_counter() - started)
+                    streamed = bare.stream(raw[count:]) / count
+                    started = time.perf_counter()
+                    committed = sum(each.committed for each in server.stub.AppendStream(iter(messages[count:]), timeout=600))
+                    our_stream = (time.perf_counter() - started) / count
+                    assert committed == rows * count
+                    rounds[rows].append(
+                        {"database": stored, "grpc": called, "ours": ours, "grpc_stream": streamed, "ours_stream": our_stream}
+                    )
+        for rows, found in rounds.items():
+            results[f"{rows} rows a message"] = _result(rows, found)
+    if options.peers:
+        peers = subprocess.run(
+            [options.peers, str(Path(__file__).with_name("registry_peers.py"))], check=True, capture_output=True, text=True
+        )
+        theirs = json.loads(peers.stdout.splitlines()[-1])
+        results["peers, values/s"] = theirs
+        for rows in MESSAGES:
+            mine = results[f"{rows} rows a message"]["unary"]["values_per_s"]
+            results[f"{rows} rows a message"]["times mlflow"] = round(mine / theirs["mlflow"])
+            results[f"{rows} rows a message"]["times optuna"] = round(mine / theirs["optuna"])
+    print(json.dumps(results, indent=2))
+
+
+def _result(rows: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    unary = [max(median(each["database"]), median(each["grpc"])) / median(each["ours"]) for each in rounds]
+    stream = [max(median(each["database"]), each["grpc_stream"]) / each["ours_stream"] for each in rounds]
+    times = {name: summary([one for each in rounds for one in each[name]]) for name in ("database", "grpc", "ours")}
+    seconds = median(median(each["ours"]) for each in rounds)
+    seconds_stream = median(each["ours_stream"] for each in rounds)
+    return {
+        "unary": {"of_floor": round(median(unary), 2), "values_per_s": round(rows * TENSORS / seconds), **times},
+        "stream": {
+            "of_floor": round(median(stream), 2),
+            "values_per_s": round(rows * TENSORS / seconds_stream),
+            "grpc_ms": round(1e3 * median(each["grpc_stream"] for each in rounds), 3),
+            "ours_ms": round(1e3 * seconds_stream, 3),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""A targets query with 100,000 recordings stored against the same query with 100: median and 99th percentile.
+
+    python benchmarks/registry_targets.py [--db URL]
+
+The family asked has 100 recordings (5 rates, 20 seeds) of 20 tensors x 10 measurements; all others are of 999 other families.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import sqlalchemy as sa
+from registry_bench import summary
+
+from flerm_core.block import MeasurementBlock
+from flerm_core.recording import Ending, Measurement, ParameterList, RecordingSpec
+from flerm_core.targets import TargetQuery
+from flerm_server import queries
+from flerm_server.store import schema
+from flerm_server.store.base import Batch
+from flerm_server.store.engine import open_engine, parse_url
+from flerm_server.store.sql import SqlStore
+from flerm_server.store.tables import families, recordings
+
+ASKED, ROUNDS = "benchmark/asked", 100
+
+
+def main() -> None:
+    """Prints one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--db", default="")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        engine = open_engine(parse_url(options.db or f"sqlite:///{Path(name)}/registry.db"))
+        schema.upgrade(engine)
+        store = SqlStore(engine)
+        fill(store)
+        few = ask(store)
+        others(engine, 999, 100)
+        many = ask(store)
+        store.close()
+    found = {"100 recordings": summary(few), "100,000 recordings": summary(many)}
+    ratios = {key: round(found["100,000 recordings"][key] / found["100 recordings"][key], 2) for key in ("p50_ms", "p99_ms")}
+    print(json.dumps(found | {"ratio": ratios}, indent=2))
+
+
+def fill(store: SqlStore) -> None:
+    """The family that is asked."""
+    names = tuple(f"layers.{at}.weight" for at in range(20))
+    parameters = ParameterList(names, ((4, 4),) * 20, ("feed-forward",) * 20)
+    values = np.random.default_rng(0).random(20, np.float32)
+    block = MeasurementBlock.of([Measurement(step=1 + 100 * at, values=values) for at in range(10)])
+    template = RecordingSpec(family=ASKED, lr=1e-3, parameters=parameters, optimizer="Adam")
+    for rate in range(5):
+        for seed in range(20):
+            spec = replace(template, id=str(uuid.uuid4()), lr=1e-4 * 2**rate, seed=seed)
+            store.start(spec)
+            store.append_many([Batch(spec.id, block)])
+            store.finish(spec.id, 0, Ending(final_loss=1.0))
+
+
+def others(engine: sa.Engine, count: int, each: int) -> None:
+    """Further families, of recordings that are copies of one."""
+    with engine.begin() as connection:
+        row = dict(connection.execute(sa.select(recordings).limit(1)).mappings().one())
+        family = dict(connection.execute(sa.select(families).limit(1)).mappings().one())
+        del row["key"], family["key"]
+        for at in range(count):
+            key = connection.execute(families.insert().values(family | {"name": f"other/{at}"})).inserted_primary_key[0]
+            copies = [
+                row | {"id": str(uuid.uuid4()), "family_key": key, "created_at": row["created_at"] + at} for _ in range(each)
+            ]
+            connection.execute(recordings.insert(), copies)
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("ANALYZE")
+
+
+def ask(store: SqlStore) -> list[float]:
+    """Seconds of each query."""
+    query = TargetQuery(family=ASKED, lr=3e-4)
+    queries.targets(store, query)
+    seconds = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        queries.targets(store, query)
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
