@@ -36,6 +36,13 @@ def _groups(model: nn.Module) -> list[Any]:
     return list(found.values())
 
 
+def all_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Every parameter of `model`, the sharded ones also where whole ones stand in for them at the moment."""
+    found: dict[int, nn.Parameter] = {id(p): p for p in model.parameters()}
+    found |= {id(each.sharded_param): each.sharded_param for group in _groups(model) for each in group.fsdp_params}
+    return list(found.values())
+
+
 def reshard(model: nn.Module) -> None:
     """Registers the sharded parameters wherever a forward left whole ones (the root does)."""
     for module in sharded_modules(model):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flerm_core.measure.estimator import Subject
+from flerm_core.measure.fsdp import all_parameters
 from flerm_core.measure.untouched import gradients_set_aside
 
 
@@ -53,16 +55,16 @@ def _accumulated(outputs: Tensor, direction: Tensor, subject: Subject, consume: 
 
         return take
 
-    everything: list[nn.Parameter] = list(subject.model.parameters())
-    theirs = {id(p): p._post_accumulate_grad_hooks for p in everything}
+    everything = all_parameters(subject.model)
+    theirs: list[Any] = [p._post_accumulate_grad_hooks for p in everything]
     with gradients_set_aside(everything):
         try:
             for parameter in everything:
-                parameter._post_accumulate_grad_hooks = None
+                parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
             for name, parameter in subject.parameters.items():
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(taker(name))
             torch.autograd.backward(outputs, direction)
         finally:
-            for parameter in everything:
-                parameter._post_accumulate_grad_hooks = theirs[id(parameter)]
+            for parameter, hooks in zip(everything, theirs, strict=True):
+                parameter._post_accumulate_grad_hooks = hooks

@@ -35,7 +35,8 @@ def draw_projection(outputs: Tensor, generator: torch.Generator) -> Tensor:
     Outputs sharded over ranks take their slices of one draw, which is the same on these ranks.
     """
     omega = torch.randn(outputs.shape, generator=generator, device=generator.device, dtype=torch.float32)
-    direction = (omega / math.sqrt(max(outputs.numel(), 1))).to(outputs.dtype)
+    wide = omega.double() if outputs.dtype == torch.float64 else omega
+    direction = (wide / math.sqrt(max(outputs.numel(), 1))).to(outputs.dtype)
     if isinstance(outputs, DTensor):
         whole = [Replicate() if placement.is_partial() else placement for placement in outputs.placements]
         return distribute_tensor(direction, outputs.device_mesh, whole, src_data_rank=None)
