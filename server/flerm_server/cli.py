@@ -38,6 +38,9 @@ def serve(
     announce: Annotated[Path | None, typer.Option(help="Write the real addresses to this file, as JSON")] = None,
     drain: Annotated[float, typer.Option(help="Seconds that calls in flight may take after SIGTERM", min=0)] = 10.0,
     lease: Annotated[float, typer.Option(help="Seconds after which a silent recording reads as interrupted", min=1)] = 120.0,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A site whose pages may read REST (CORS), such as https://dash.example; repeatable")
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
 ) -> None:
     """Serves a registry: gRPC for jobs, HTTP for everybody else.
@@ -61,6 +64,7 @@ def serve(
             drain_seconds=drain,
             lease_seconds=lease,
             announce=announce,
+            allowed_origins=tuple(allow_origin or ()),
         )
 
         def say(server: Server) -> None:

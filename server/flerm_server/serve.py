@@ -24,6 +24,7 @@ from flerm_server.grpc.interceptors import CallInterceptor
 from flerm_server.grpc.service import RegistryService
 from flerm_server.metrics import Metrics
 from flerm_server.rest.app import create_app
+from flerm_server.rest.live import Streams
 from flerm_server.settings import Address, Settings
 from flerm_server.store.base import Store
 from flerm_server.store.sql import open_store
@@ -51,13 +52,21 @@ class Server:
         try:
             self._store: Store = open_store(settings.db, lease_seconds=settings.lease_seconds)
             self._health = health.HealthServicer()
-            self._grpc = _grpc_server(self._store, metrics, self._health)
+            self._grpc = _grpc_server(self._store, metrics, self._health, settings)
             self.grpc_address = _bind(self._grpc, settings.grpc)
         except BaseException:
             self._socket.close()
             raise
         self.http_address = Address(settings.http.host, self._socket.getsockname()[1])
-        app = create_app(self._store, metrics, local_only=self.http_address.loopback)
+        self._streams = Streams()
+        app = create_app(
+            self._store,
+            metrics,
+            local_only=self.http_address.loopback,
+            streams=self._streams,
+            grpc_port=self.grpc_address.port,
+            allowed_origins=settings.allowed_origins,
+        )
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -85,6 +94,7 @@ class Server:
         """Takes no more calls, lets those in flight end within the drain time, closes the store."""
         self._health.enter_graceful_shutdown()
         self._http.should_exit = True
+        self._streams.close()  # pages that follow recordings would hold the HTTP side open
         drained = self._grpc.stop(self._settings.drain_seconds)
         self._http_thread.join()
         drained.wait()
@@ -136,17 +146,30 @@ def _listen(address: Address) -> socket.socket:
     return listener
 
 
-def _grpc_server(store: Store, metrics: Metrics, health_service: health.HealthServicer) -> grpc.Server:
+def _grpc_server(
+    store: Store, metrics: Metrics, health_service: health.HealthServicer, settings: Settings
+) -> grpc.Server:
     server = grpc.server(
         ThreadPoolExecutor(THREADS, thread_name_prefix="grpc"),
         interceptors=[CallInterceptor(metrics)],
         # Two servers must not share a port by accident.
-        options=[("grpc.so_reuseport", 0)],
+        options=[("grpc.so_reuseport", 0), *_keepalive(settings.keepalive_seconds)],
     )
     rpc.add_RegistryServicer_to_server(RegistryService(store, metrics), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server
+
+
+def _keepalive(seconds: float) -> list[tuple[str, int]]:
+    """Peers that vanished without a word are asked, and dropped when they do not answer."""
+    milliseconds = round(seconds * 1000)
+    return [
+        ("grpc.keepalive_time_ms", milliseconds),
+        ("grpc.keepalive_timeout_ms", milliseconds),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
 
 
 def _bind(server: grpc.Server, address: Address) -> Address:

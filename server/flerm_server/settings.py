@@ -46,7 +46,8 @@ class Settings:
     """One server.
 
     `drain_seconds`: how long calls in flight may take after SIGTERM. `lease_seconds`: after how long a silent recording reads
-    as interrupted. `announce`: a file that gets the real addresses.
+    as interrupted. `announce`: a file that gets the real addresses. `allowed_origins`: other sites
+    whose pages may read REST (CORS), such as https://dash.example.
     """
 
     db: str = "sqlite:///flerm.db"
@@ -56,6 +57,8 @@ class Settings:
     drain_seconds: float = 10.0
     lease_seconds: float = 120.0
     announce: Path | None = None
+    keepalive_seconds: float = 60.0
+    allowed_origins: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises `Refused` for an address that others can reach, unless `insecure`."""

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from flerm_core.errors import FlermError
 from flerm_server.metrics import Metrics
-from flerm_server.rest import problems
-from flerm_server.rest.middleware import LocalOnly, Observe
+from flerm_server.rest import figures, problems, tabular
+from flerm_server.rest.live import Streams
+from flerm_server.rest.middleware import Observe, SafeHeaders, SameSite
 from flerm_server.rest.routes import router
 from flerm_server.store.base import Store
 from flerm_server.version import version
-from flerm_server.web import pages
+from flerm_server.web import matcher, pages
+from flerm_server.web.assets import Assets
+from flerm_server.web.rendering import Pages
 
-STATIC = Path(__file__).parent.parent / "web" / "static"
 API_ASSETS = Path(str(files("fastapi_offline"))) / "static"
+GZIP_LEVEL = 5  # most of the gain for a third of level 9's time
 
 
-def create_app(store: Store, metrics: Metrics, *, local_only: bool) -> FastAPI:
-    """The application on `store`. `local_only`: it listens on the loopback, so requests for other hosts are forged: refused."""
+def create_app(
+    store: Store,
+    metrics: Metrics,
+    *,
+    local_only: bool,
+    streams: Streams | None = None,
+    grpc_port: int | None = None,
+    allowed_origins: Sequence[str] = (),
+) -> FastAPI:
+    """The application on `store`.
+
+    `local_only`: it listens on the loopback, so requests for other hosts are forged: refused. `streams`: the event streams,
+    for who wants to close them. `grpc_port`: what commands shown on pages name. `allowed_origins`: pages of other hosts that
+    may read REST (CORS); none by default.
+    """
     app = FastAPI(
         title="FLeRM registry",
         version=version(),
@@ -33,21 +51,19 @@ def create_app(store: Store, metrics: Metrics, *, local_only: bool) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    problems.install(app)
+    assets = Assets()
+    rendered = Pages(assets)
+    problems.install(app, pages.ErrorPage(rendered))
+    app.include_router(figures.router(store, streams or Streams()))
     app.include_router(router(store))
-    app.include_router(pages.router(store))
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.include_router(matcher.router(store, rendered, grpc_port))
+    app.include_router(pages.router(store, rendered, grpc_port))
+    app.include_router(assets.router())
     app.mount("/docs/assets", StaticFiles(directory=API_ASSETS), name="docs-assets")
 
     @app.get("/docs", include_in_schema=False)
     def docs(request: Request) -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="FLeRM registry: REST",
-            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="/docs/assets/swagger-ui.css",
-            swagger_favicon_url="/static/favicon.svg",
-        )
+        return rendered.page("docs.html", request)
 
     @app.get("/healthz", include_in_schema=False)
     def alive() -> dict[str, str]:
@@ -65,7 +81,19 @@ def create_app(store: Store, metrics: Metrics, *, local_only: bool) -> FastAPI:
     def measured() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    # Parquet is compressed already, and events must not wait for a full buffer.
+    packed = (*DEFAULT_EXCLUDED_CONTENT_TYPES, tabular.PARQUET)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=GZIP_LEVEL, exclude_content_types=packed)
+    if allowed_origins:
+        headers = ["ETag", "Content-Disposition"]
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Content-Type", "If-None-Match"],
+            expose_headers=headers,
+        )
+    app.add_middleware(SafeHeaders)
+    app.add_middleware(SameSite, local_only=local_only, allowed_origins=allowed_origins)
     app.add_middleware(Observe, metrics=metrics)
-    if local_only:
-        app.add_middleware(LocalOnly)
     return app

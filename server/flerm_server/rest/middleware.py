@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import structlog
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flerm_server.metrics import Metrics
@@ -17,32 +19,63 @@ LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 log = structlog.get_logger("flerm.http")
 
 
-class LocalOnly:
-    """Refuses requests whose Host or Origin is another host's.
+class SameSite:
+    """Refuses requests whose Origin is another site's, and on the loopback those whose Host is.
 
     A page from elsewhere that had its name resolved to 127.0.0.1 could read the registry through its visitor's browser
-    otherwise (DNS rebinding).
+    otherwise (DNS rebinding). Beyond the loopback the registry's own pages, and the `allowed_origins`, may ask.
     """
+
+    def __init__(self, app: ASGIApp, *, local_only: bool, allowed_origins: Sequence[str] = ()) -> None:
+        self._app = app
+        self._local_only = local_only
+        self._allowed = frozenset(allowed_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 400 or 403, or passes on."""
+        if scope["type"] == "http":
+            refusal = self._refusal(Headers(scope=scope))
+            if refusal is not None:
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> Response | None:
+        host, origin = headers.get("host", ""), headers.get("origin", "")
+        if self._local_only and _hostname(f"//{host}") not in LOCAL:
+            return problem(400, f"Host {host[:200]!r}: a registry on the loopback answers {', '.join(sorted(LOCAL))} only")
+        own = LOCAL if self._local_only else {_hostname(f"//{host}")}
+        if origin and origin not in self._allowed and _hostname(origin) not in own:
+            return problem(403, f"Origin {origin[:200]!r}: this registry answers its own pages only")
+        return None
+
+
+class SafeHeaders:
+    """Tells browsers to load nothing from outside and to take nothing for what it is not."""
+
+    # plotly.js sets style attributes; it and swagger-ui draw icons from data addresses.
+    POLICY = (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self'; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+    HEADERS = (
+        (b"content-security-policy", POLICY.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"same-origin"),
+    )
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 400 or 403, or passes on."""
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            host, origin = headers.get("host", ""), headers.get("origin", "")
-            if _hostname(f"//{host}") not in LOCAL:
-                await problem(400, f"Host {host[:200]!r}: a registry on the loopback answers {', '.join(sorted(LOCAL))} only")(
-                    scope, receive, send
-                )
-                return
-            if origin and _hostname(origin) not in LOCAL:
-                await problem(403, f"Origin {origin[:200]!r}: a registry on the loopback answers its own pages only")(
-                    scope, receive, send
-                )
-                return
-        await self._app(scope, receive, send)
+        """Passes on, with the headers added to the answer."""
+
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *self.HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, add if scope["type"] == "http" else send)
 
 
 def _hostname(url: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from flerm_core.best import BestQuery
 from flerm_core.errors import InvalidInput
@@ -15,7 +15,8 @@ from flerm_core.recording import RecordingFilter
 from flerm_core.targets import TargetQuery, Targets
 from flerm_core.trajectory import TrajectoryQuery
 from flerm_server import queries
-from flerm_server.rest import tabular
+from flerm_server.rest import conditional, examples, tabular
+from flerm_server.rest.problems import PROBLEM
 from flerm_server.rest.schemas import (
     BestOut,
     Estimator,
@@ -37,31 +38,33 @@ from flerm_server.store.base import Store
 PageSize = Annotated[int, Query(ge=0, le=1000, description="items of a page; 0: 100")]
 PageToken = Annotated[str, Query(description="next_page_token of the page before")]
 Tags = Annotated[list[str], Query(description="key=value; all given ones must be there")]
-PROBLEM: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "What is wrong, in a sentence (RFC 9457)", "content": {"application/problem+json": {}}},
-    "5XX": {"description": "What failed, in a sentence (RFC 9457)", "content": {"application/problem+json": {}}},
-}
 
 
 def router(store: Store) -> APIRouter:
     """All of /api/v1, on `store`. Handlers are plain functions: they run on threads, beside the event loop."""
     api = APIRouter(prefix="/api/v1", responses=PROBLEM)
 
-    @api.get("/families", tags=["families"])
+    @api.get("/families", tags=["families"], responses=examples.FAMILIES)
     def families(prefix: str = "", page_size: PageSize = 0, page_token: PageToken = "") -> Families:
         """Families by name."""
         page = store.families(prefix=prefix, page_size=page_size, page_token=page_token)
         return Families(families=[FamilyOut.of(each) for each in page.items], next_page_token=page.next_token)
 
-    @api.get("/families/{name:path}/best", tags=["families"])
-    def best(name: str, role: str = "base", variant: str = "plain", optimizer: str = "", tag: Tags = []) -> BestOut:  # noqa: B006
+    @api.get("/families/{name:path}/best", tags=["families"], responses=examples.BEST)
+    def best(
+        name: examples.FamilyName,
+        role: str = "base",
+        variant: str = "plain",
+        optimizer: str = "",
+        tag: Tags = [],  # noqa: B006
+    ) -> BestOut:
         """The best learning rate of a family, its spread, and which to try next."""
         return BestOut.of(
             queries.best(store, BestQuery(family=name, role=role, variant=variant, optimizer=optimizer, tags=_tags(tag)))
         )
 
-    @api.get("/families/{name:path}/losses", tags=["families"])
-    def losses(name: str) -> Losses:
+    @api.get("/families/{name:path}/losses", tags=["families"], responses=examples.LOSSES)
+    def losses(name: examples.FamilyName) -> Losses:
         """Loss against learning rate, one curve per role and variant."""
         return Losses(
             family=name,
@@ -84,12 +87,12 @@ def router(store: Store) -> APIRouter:
             ],
         )
 
-    @api.get("/families/{name:path}", tags=["families"])
-    def family(name: str) -> FamilyOut:
+    @api.get("/families/{name:path}", tags=["families"], responses=examples.FAMILY)
+    def family(name: examples.FamilyName) -> FamilyOut:
         """One family."""
         return FamilyOut.of(store.family(name))
 
-    @api.get("/recordings", tags=["recordings"])
+    @api.get("/recordings", tags=["recordings"], responses=examples.RECORDINGS)
     def recordings(
         family: str = "",
         lr_min: float | None = None,
@@ -120,27 +123,31 @@ def router(store: Store) -> APIRouter:
         page = store.recordings(filters, page_size=page_size, page_token=page_token)
         return Recordings(recordings=[RecordingOut.of(each) for each in page.items], next_page_token=page.next_token)
 
-    @api.get("/recordings/{recording_id}", tags=["recordings"])
-    def recording(recording_id: str) -> RecordingOut:
-        """One recording with its parameters."""
-        return RecordingOut.of(store.recording(recording_id))
+    @api.get("/recordings/{recording_id}", tags=["recordings"], responses=examples.RECORDING, response_model=RecordingOut)
+    def recording(request: Request, recording_id: examples.RecordingId) -> Response:
+        """One recording with its parameters. Once it has ended, with an ETag."""
+        found = store.recording(recording_id)
+        etag = conditional.etag_of([found], "recording")
+        if same := conditional.unchanged(request, etag):
+            return same
+        return JSONResponse(RecordingOut.of(found).model_dump(mode="json"), headers=conditional.headers(etag))
 
     @api.get(
         "/recordings/{recording_id}/trajectory",
         tags=["recordings"],
         response_class=StreamingResponse,
-        responses={200: {"content": {each: {} for each in tabular.FORMATS.values()}}},
+        responses=examples.TRAJECTORY,
     )
     def trajectory(
         request: Request,
-        recording_id: str,
+        recording_id: examples.RecordingId,
         first_step: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
         last_step: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
         pattern: Annotated[str, Query(description="of parameter names, shell style; empty: all")] = "",
         max_points: Annotated[int, Query(ge=0, lt=2**31, description="thin rows evenly to at most so many; 0: all")] = 0,
         format: Annotated[str | None, Query(description="json, csv or parquet; else by the Accept header")] = None,
-    ) -> StreamingResponse:
-        """FSLRs over steps, null or empty where unmeasured."""
+    ) -> Response:
+        """FSLRs over steps, null or empty where unmeasured. Once the recording has ended, with an ETag."""
         media = tabular.choose(format, request.headers.get("accept", "*/*"))
         query = TrajectoryQuery(
             recording_id=recording_id, first_step=first_step, last_step=last_step, pattern=pattern, max_points=max_points
@@ -149,7 +156,11 @@ def router(store: Store) -> APIRouter:
         parameters = selection.recording.spec.parameters
         chosen = parameters if columns is None else parameters.select(columns)
         rows = store.read(selection, columns)
+        etag = conditional.etag_of([selection.recording], "trajectory", media, request.url.query)
+        if same := conditional.unchanged(request, etag):
+            return same
         headers = {
+            **conditional.headers(etag),
             "Vary": "Accept",
             "Content-Disposition": f'inline; filename="{selection.recording.spec.id}.{_suffix(media)}"',
         }
@@ -159,7 +170,7 @@ def router(store: Store) -> APIRouter:
             return StreamingResponse(tabular.as_csv(chosen, rows), media_type=media, headers=headers)
         return StreamingResponse(tabular.as_parquet(selection, chosen, rows)(), media_type=media, headers=headers)
 
-    @api.get("/targets", tags=["targets"])
+    @api.get("/targets", tags=["targets"], responses=examples.TARGETS)
     def targets_by_query(
         family: str,
         lr: float,
@@ -187,13 +198,13 @@ def router(store: Store) -> APIRouter:
         )
         return TargetsOut.of(_targets(asked))
 
-    @api.post("/targets", tags=["targets"])
-    def targets(asked: TargetsRequest) -> TargetsOut:
+    @api.post("/targets", tags=["targets"], responses=examples.TARGETS)
+    def targets(asked: Annotated[TargetsRequest, Body(examples=[examples.TARGETS_REQUEST])]) -> TargetsOut:
         """Target FSLRs for a learning rate and an architecture."""
         return TargetsOut.of(_targets(asked))
 
-    @api.post("/match", tags=["targets"])
-    def match(asked: MatchRequest) -> MatchOut:
+    @api.post("/match", tags=["targets"], responses=examples.MATCH)
+    def match(asked: Annotated[MatchRequest, Body(examples=[examples.MATCH_REQUEST])]) -> MatchOut:
         """Measured FSLRs in, matched learning rates out."""
         measured = {name: float("nan") if value is None else value for name, value in asked.measured.items()}
         found = _targets(asked if asked.names else asked.model_copy(update={"names": list(measured)}))

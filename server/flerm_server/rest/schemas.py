@@ -304,4 +304,11 @@ class MatchOut(BaseModel):
     digest: str
 
 
+class FigureOut(BaseModel):
+    """A plotly figure: `Plotly.newPlot(element, data, layout)`, or `plotly.graph_objects.Figure(figure)`."""
+
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+
+
 Losses.model_rebuild()

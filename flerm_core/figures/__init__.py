@@ -1,0 +1,12 @@
+"""The paper's figures as plotly figure dictionaries: `{"data": [...], "layout": {...}}`, made without plotly.
+
+Pages hand them to plotly.js, `flerm plot` to plotly, a notebook to its own renderer: one source for all three. Numbers are
+rounded to five digits, names from outside are escaped, because plotly reads text as a kind of HTML.
+"""
+
+from flerm_core.figures.evolution import fslr_figure, run_figure
+from flerm_core.figures.losses import Curve, curves_of, loss_figure
+from flerm_core.figures.ratios import ratio_figure, ratios
+from flerm_core.figures.style import Figure
+
+__all__ = ["Curve", "Figure", "curves_of", "fslr_figure", "loss_figure", "ratio_figure", "ratios", "run_figure"]

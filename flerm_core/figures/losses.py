@@ -1,0 +1,137 @@
+"""Loss against learning rate, one curve per scale and kind of run: the paper's Figure 2."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flerm_core.best import Best, LossPoint, Run, loss_curve
+from flerm_core.figures.style import GREY, PALETTE, Figure, axis, layout, nothing, number, numbers, text
+from flerm_core.recording import Recording
+
+MOST_SCALES = 12  # a setting with more values than this tells runs apart, not scales
+LOG_RATIO = 20.0  # losses further apart than this are shown on a logarithmic axis
+_COLOURS = {"plain": "#d1495b", "matched": "#4c84d6"}
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """The runs of one role, variant and scale. `scale`: the settings that differ within the family (`width 128`), or empty."""
+
+    role: str
+    variant: str
+    scale: str
+    points: tuple[LossPoint, ...]
+
+    @property
+    def label(self) -> str:
+        """As a legend names it: `scaled, matched, width 128`."""
+        return ", ".join(part for part in (self.role, self.variant, self.scale) if part)
+
+
+def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
+    """The curves of a family's recordings, base first, then by scale; those without a finished run are left out."""
+    found = list(recordings)
+    keys = _scale_keys(each.spec.config for each in found)
+    runs: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for each in found:
+        spec = each.spec
+        settings = tuple((key, spec.config[key]) for key in keys if key in spec.config)
+        run = Run(lr=spec.lr, seed=spec.seed, loss=each.final_loss, status=each.status)
+        runs[spec.role != "base", tuple((key, _order(value)) for key, value in settings), spec.variant, settings].append(run)
+    curves = []
+    for (scaled, _, variant, settings), its in sorted(runs.items(), key=lambda each: each[0][:3]):
+        points = loss_curve(its)
+        if points:
+            scale = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in settings)
+            curves.append(Curve(role="scaled" if scaled else "base", variant=variant, scale=scale, points=points))
+    return curves
+
+
+def _scale_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Settings that differ between recordings, in few values: width, depth, rank."""
+    values: dict[str, set[Any]] = defaultdict(set)
+    order: list[str] = []
+    for config in configs:
+        for key, value in config.items():
+            if isinstance(value, str | int | float):
+                if key not in values:
+                    order.append(key)
+                values[key].add(value)
+    return [key for key in order if 1 < len(values[key]) <= MOST_SCALES]
+
+
+def _order(value: object) -> tuple[int, float, str]:
+    """Numbers by size, then words by letter."""
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
+
+
+def loss_figure(curves: Sequence[Curve], best: Best | None = None) -> Figure:
+    """Final loss against learning rate, log₂-spaced, with the spread over seeds; `best` is marked with a line.
+
+    A rate at which a run diverged has a cross at the top. Losses more than 20 × apart stand on a logarithmic axis.
+    """
+    losses = [point.loss for curve in curves for point in curve.points if math.isfinite(point.loss)]
+    if not losses:
+        return nothing("No finished run with a final loss yet")
+    log = min(losses) > 0 and max(losses) / min(losses) > LOG_RATIO
+    scales = list(dict.fromkeys(curve.scale for curve in curves))
+    data = [_trace(curve, scales.index(curve.scale)) for curve in curves]
+    diverged = [(curve, point) for curve in curves for point in curve.points if point.diverged]
+    if diverged:
+        data.append(_crosses(diverged, max(losses)))
+    rates = sorted({point.lr for curve in curves for point in curve.points})
+    margin = 1.4
+    ends = [math.log10(rates[0] / margin), math.log10(rates[-1] * margin)]
+    x = axis("learning rate", log=True, range=ends)
+    if len(rates) <= 12:
+        x |= {"tickmode": "array", "tickvals": [number(rate) for rate in rates], "ticktext": [f"{rate:.3g}" for rate in rates]}
+    more: dict[str, Any] = {"hovermode": "closest"}
+    if best is not None:
+        line = {"color": GREY, "width": 1.5, "dash": "dot"}
+        mark = {"type": "line", "x0": best.lr, "x1": best.lr, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+        note = {"text": f"best base rate: {best.lr:.3g}", "x": math.log10(best.lr), "xref": "x", "y": 1, "yref": "paper"}
+        more |= {
+            "shapes": [mark],
+            "annotations": [{**note, "showarrow": False, "xanchor": "left", "yanchor": "top", "xshift": 6}],
+        }
+    return {"data": data, "layout": layout(x, axis("final loss", log=log), **more)}
+
+
+def _trace(curve: Curve, scale: int) -> dict[str, Any]:
+    own = GREY if curve.role == "base" and curve.variant == "plain" else _COLOURS.get(curve.variant)
+    colour = own or PALETTE[2 + sum(map(ord, curve.variant)) % (len(PALETTE) - 2)]
+    drawn = [point for point in curve.points if math.isfinite(point.loss)]
+    spread = [0.0 if math.isnan(point.spread) else point.spread for point in drawn]
+    seeds = [f"{point.seeds} seed{'s' if point.seeds != 1 else ''}" for point in drawn]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": text(curve.label),
+        "x": [point.lr for point in drawn],
+        "y": numbers(point.loss for point in drawn),
+        "error_y": {"type": "data", "array": numbers(spread), "thickness": 1, "width": 3, "visible": any(spread)},
+        "line": {"color": colour, "width": 2, "dash": _DASHES[scale % len(_DASHES)]},
+        "marker": {"size": 7, "symbol": _SYMBOLS[scale % len(_SYMBOLS)]},
+        "customdata": seeds,
+        "hovertemplate": f"<b>{text(curve.label)}</b><br>lr %{{x:.4~g}}: loss %{{y:.5~g}}, %{{customdata}}<extra></extra>",
+    }
+
+
+def _crosses(diverged: Sequence[tuple[Curve, LossPoint]], top: float) -> dict[str, Any]:
+    words = [f"{text(curve.label)}: {point.diverged} of {point.diverged + point.seeds} diverged" for curve, point in diverged]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "diverged",
+        "x": [point.lr for _, point in diverged],
+        "y": [number(top)] * len(diverged),
+        "marker": {"symbol": "x", "size": 9, "color": "#d1495b"},
+        "customdata": words,
+        "hovertemplate": "lr %{x:.4~g}<br>%{customdata}<extra></extra>",
+    }

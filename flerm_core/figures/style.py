@@ -1,0 +1,89 @@
+"""What all figures share: colours, axes, numbers and text."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from flerm_core.bands import BANDS
+
+Figure = dict[str, Any]
+"""A plotly figure: its traces under `data`, its axes and legend under `layout`; nothing but JSON."""
+
+# Middle tones: at least 3:1 against white and against near-black, so that one figure serves light and dark pages.
+PALETTE = (
+    "#4c84d6",
+    "#c9741c",
+    "#3a9a5c",
+    "#d1495b",
+    "#8a63c9",
+    "#2a94a8",
+    "#a8703f",
+    "#c45f9a",
+    "#848f2a",
+    "#6f7f95",
+    "#7f8793",
+)
+GREY = "#7f8793"
+BAND_COLOURS = dict(zip(BANDS, PALETTE, strict=True))
+GRID = "rgba(128,128,128,0.22)"
+TEXT = "#737b86"
+DIGITS = 5
+
+
+def number(value: float) -> float | None:
+    """A value as a figure carries it: five digits; None, which is a gap, for what is not finite."""
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+
+
+def numbers(values: Iterable[float]) -> list[float | None]:
+    """Values as a trace carries them."""
+    return [number(value) for value in values]
+
+
+def positive(values: Iterable[float]) -> list[float | None]:
+    """The same for a logarithmic axis: what is not above 0 is a gap."""
+    return [number(value) if value > 0 else None for value in values]
+
+
+def text(words: str) -> str:
+    """Text from outside as plotly may show it: it reads tags and entities."""
+    return html.escape(words)
+
+
+def see_through(colour: str, opacity: float) -> str:
+    """`#rrggbb` as rgba()."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity:g})"
+
+
+def axis(title: str, *, log: bool = False, **more: Any) -> dict[str, Any]:
+    """One axis. Logarithmic ones are labelled as powers of ten."""
+    scale = {"type": "log", "exponentformat": "power"} if log else {"type": "linear"}
+    plain = {"title": {"text": title, "standoff": 12}, "gridcolor": GRID, "zeroline": False, "automargin": True}
+    return {**plain, **scale, **more}
+
+
+def layout(x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Axes, legend and background. The size is the container's."""
+    return {
+        "xaxis": x,
+        "yaxis": y,
+        "autosize": True,
+        "margin": {"l": 64, "r": 16, "t": 16, "b": 52},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
+        "hoverlabel": {"namelength": -1},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        **more,
+    }
+
+
+def nothing(words: str) -> Figure:
+    """A figure without data that says why."""
+    note = {"text": text(words), "showarrow": False, "x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
+    hidden = {"visible": False}
+    return {"data": [], "layout": layout(hidden, hidden, annotations=[note])}

@@ -1,0 +1,136 @@
+"use strict";
+// Draws the figures that the server makes, in the page's colours, and follows recordings that run.
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+
+function colours() {
+  // light-dark() is resolved only where a property uses it, so it is read off a real one.
+  const probe = document.createElement("span");
+  document.body.append(probe);
+  const read = (name) => {
+    probe.style.color = `var(${name})`;
+    return getComputedStyle(probe).color;
+  };
+  const found = { ink: read("--ink"), quiet: read("--quiet"), grid: read("--grid"), card: read("--card"), line: read("--line") };
+  probe.remove();
+  return found;
+}
+
+function themed(layout) {
+  const { ink, quiet, grid, card, line } = colours();
+  const narrow = innerWidth < 640;
+  const result = { ...layout, font: { ...layout.font, color: quiet } };
+  for (const name of ["xaxis", "yaxis", "yaxis2"]) {
+    if (layout[name]) result[name] = { ...layout[name], gridcolor: grid, linecolor: line };
+  }
+  result.hoverlabel = { ...layout.hoverlabel, bgcolor: card, bordercolor: line, font: { color: ink } };
+  result.legend = { ...layout.legend, font: { color: ink, size: narrow ? 11 : 12 } };
+  result.margin = { ...layout.margin, ...(narrow ? { l: 48, r: 8 } : {}) };
+  return result;
+}
+
+class Plot {
+  constructor(element) {
+    this.element = element;
+    this.wait = element.querySelector(".wait");
+    this.drawing = element.querySelector(".drawing");
+    this.figure = null;
+    this.busy = false;
+    this.again = false;
+  }
+
+  async load() {
+    if (this.busy) {
+      this.again = true;
+      return;
+    }
+    this.busy = true;
+    try {
+      const answer = await fetch(this.element.dataset.figure, { headers: { Accept: "application/json" } });
+      const content = await answer.json();
+      if (!answer.ok) throw new Error(content.detail);
+      this.figure = content;
+      await this.draw();
+    } catch (error) {
+      this.say(error.message || "The registry does not answer; reload the page to try again.");
+    } finally {
+      this.busy = false;
+      if (this.again) {
+        this.again = false;
+        this.load();
+      }
+    }
+  }
+
+  async draw() {
+    if (!this.figure) return;
+    const first = !this.drawing.classList.contains("js-plotly-plot");
+    await Plotly.react(this.drawing, this.figure.data, { ...themed(this.figure.layout), uirevision: "same" }, config);
+    this.wait.hidden = true;
+    this.element.dataset.drawn = Number(this.element.dataset.drawn || 0) + 1;
+    if (first && this.element.dataset.click === "rate") this.drawing.on("plotly_click", (event) => toRate(event.points[0].x));
+  }
+
+  say(sentence) {
+    this.wait.textContent = sentence;
+    this.wait.classList.add("wrong");
+    this.wait.hidden = false;
+  }
+}
+
+function toRate(rate) {
+  const query = new URLSearchParams(location.search);
+  query.set("lr_min", rate);
+  query.set("lr_max", rate);
+  query.delete("after");
+  location.assign(`?${query}#recordings`);
+}
+
+const plots = [...document.querySelectorAll("[data-figure]")].map((element) => new Plot(element));
+for (const plot of plots) plot.load();
+dark.addEventListener("change", () => plots.forEach((plot) => plot.draw()));
+
+const followed = document.querySelector("[data-events]");
+if (followed) {
+  const source = new EventSource(followed.dataset.events);
+  const word = document.getElementById("live-word");
+  let rows = null;
+  const show = (state) => {
+    for (const [name, value] of Object.entries(state)) {
+      for (const element of document.querySelectorAll(`[data-live="${name}"]`)) {
+        element.textContent = value === null ? "–" : name === "final_loss" ? value.toFixed(4) : value;
+        if (name === "status") element.className = `status ${value}`;
+      }
+    }
+    if (rows !== null && rows !== state.rows) plots.forEach((plot) => plot.load());
+    rows = state.rows;
+  };
+  source.addEventListener("open", () => { word.textContent = "live"; });
+  source.addEventListener("rows", (event) => show(JSON.parse(event.data)));
+  source.addEventListener("end", (event) => {
+    source.close();
+    show(JSON.parse(event.data));
+    word.textContent = "";
+  });
+  source.addEventListener("trouble", (event) => {
+    source.close();
+    word.textContent = `no longer live: ${JSON.parse(event.data).detail}`;
+  });
+  source.addEventListener("error", () => { word.textContent = "not live at the moment, trying again"; });
+  addEventListener("pagehide", () => source.close());
+}
+
+// A model that is too long for an address is posted.
+const matcher = document.getElementById("matcher");
+if (matcher) {
+  matcher.addEventListener("submit", () => { matcher.method = matcher.elements.tensors.value.length > 4000 ? "post" : "get"; });
+}
+
+for (const button of document.querySelectorAll("button[data-copy]")) {
+  button.hidden = !navigator.clipboard;
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+    button.textContent = "Copied";
+  });
+}
