@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
 
+from flerm_client.comparison import Comparison, kind_of, mismatches
 from flerm_client.fetch import fetch_best, fetch_targets
 from flerm_core.best import BestQuery
-from flerm_core.errors import InvalidInput
+from flerm_core.errors import FlermError, InvalidInput, NotFound
 from flerm_core.matching import Multipliers, match_targets, multipliers
 from flerm_core.recording import EstimatorSettings
 from flerm_core.targets import TargetQuery, Targets
@@ -24,9 +26,12 @@ TargetSource = Mapping[str, float] | Trajectory
 class Aim:
     """Targets, and how far multipliers may go for them. Fixed for a run: a resumed run takes them from its checkpoint."""
 
-    def __init__(self, targets: Targets | dict[str, float], clamp: tuple[float, float]) -> None:
+    def __init__(
+        self, targets: Targets | dict[str, float], clamp: tuple[float, float], mismatches: tuple[str, ...] = ()
+    ) -> None:
         self._targets = targets
         self._clamp = clamp
+        self._mismatches = mismatches
 
     @classmethod
     def given(cls, source: TargetSource, names: Sequence[str], depth: str, blocks: Any, clamp: tuple[float, float]) -> Aim:
@@ -42,12 +47,37 @@ class Aim:
         return cls({name: targets[name] for name in names}, clamp)
 
     @classmethod
-    def fetched(cls, registry: str, query: TargetQuery, token: str | None, timeout: float, clamp: tuple[float, float]) -> Aim:
-        """From the registry; a query at learning rate NaN means the family's best."""
+    def fetched(
+        cls,
+        registry: str,
+        query: TargetQuery,
+        token: str | None,
+        timeout: float,
+        clamp: tuple[float, float],
+        dry_run: bool = False,
+    ) -> Aim:
+        """From the registry, within `timeout` seconds; a query at learning rate NaN means the family's best.
+
+        A dry run also takes targets of another optimiser or estimator, where there are no others, and says so.
+        """
+        end = time.monotonic() + timeout
         if math.isnan(query.lr):
             asked = BestQuery(family=query.family, optimizer=query.optimizer, tags=query.tags)
             query = replace(query, lr=fetch_best(registry, asked, token=token, timeout=timeout).lr)
-        return cls(fetch_targets(registry, query, token=token, timeout=timeout), clamp)
+        try:
+            return cls(fetch_targets(registry, query, token=token, timeout=end - time.monotonic()), clamp)
+        except NotFound as missing:
+            if not dry_run:
+                raise
+            any_kind = replace(query, optimizer="", optimizer_config=None, estimator=None)
+            try:
+                found = fetch_targets(registry, any_kind, token=token, timeout=end - time.monotonic())
+            except FlermError:
+                raise missing from None  # it was not for the kind
+        kind = kind_of(query.estimator)
+        return cls(
+            found, clamp, mismatches(found, optimizer=query.optimizer, optimizer_config=query.optimizer_config, estimator=kind)
+        )
 
     @property
     def found(self) -> Targets | None:
@@ -61,6 +91,13 @@ class Aim:
     def multipliers(self, step: int, measured: Mapping[str, float], previous: Mapping[str, float]) -> Multipliers:
         """m = target / measured (Eq. 19) at `step`."""
         return multipliers(self.at(step), measured, previous=previous, clamp=self._clamp)
+
+    def comparison(self, family: str, lr: float, step: int, measured: Mapping[str, float]) -> Comparison:
+        """All that a dry run says: `measured` FSLRs at `step` beside what is aimed for there."""
+        if self.found is not None:
+            return Comparison.of(self.found, measured, step=step, mismatches=self._mismatches, clamp=self._clamp)
+        outcome = self.multipliers(step, measured, {})
+        return Comparison(family=family, lr=lr, targets=self.at(step), measured=measured, outcome=outcome)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""

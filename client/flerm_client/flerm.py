@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import sys
 import uuid
 import warnings
 import weakref
@@ -18,12 +19,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from flerm_client.about import About, check_settings, parameter_list, versions
+from flerm_client.about import About, check_settings, model_config, parameter_list
 from flerm_client.aim import Aim, TargetSource, registry_of
 from flerm_client.journal import Journal, ending_status
 from flerm_client.optimizers import bare_optimizer, describe, initial_rate
 from flerm_client.probe import Probe
 from flerm_client.rates import Rates
+from flerm_client.reporting import check_reporting
 from flerm_client.stepping import Attachment
 from flerm_client.subject import find_ranks, make_subject
 from flerm_core.errors import FlermError, InvalidInput
@@ -71,6 +73,7 @@ class FLeRM:
         variant: str = "plain",
         tags: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
+        omit: Sequence[str] = (),
         bands: Mapping[str, str] | None = None,
         blocks: str | Sequence[str] | None = None,
         process_group: Any = None,
@@ -81,7 +84,9 @@ class FLeRM:
         `probe`: fresh input batches, cycled. `lr`: the key within `family`, default the optimiser's initial rate. `output`: f =
         output(model, batch), default `model(batch)`; its dimension 0 counts examples. `registry`: grpc://, grpcs:// or
         file:///, default FLERM_REGISTRY; without one everything stays in `.trajectory`. Measured are the steps start, start
-        + every, …, counted from 1, each as the mean of `samples` draws, the first of `warmup`. `config` describes the model.
+        + every, …, counted from 1, each as the mean of `samples` draws, the first of `warmup`. `config` describes the model,
+        beside what is recorded by itself: the model's own config, optimizer, versions, git commit, world size; `omit` names those
+        that are not ("config", "optimizer", "versions", "git", "world_size").
         `bands` maps name patterns to bands, `blocks` names block axes ("layers.*"); both are found from the names otherwise.
         `process_group`: the ranks that hold replicas, where no DDP wrapper says so.
 
@@ -90,7 +95,7 @@ class FLeRM:
         self = cls(model, optimizer, probe, family, lr, output, seed, bands, blocks, process_group)
         self._about = About(
             registry=registry_of(registry), token=token, spool=spool,
-            role=role, variant=variant, tags=tags or {}, config=config or {},
+            role=role, variant=variant, tags=tags or {}, config=config or {}, found=model_config(self._subject.model), omit=omit,
         )  # fmt: skip
         settings = EstimatorSettings(estimator, samples, warmup, every, start, output_weight or "", output_bias or "")
         self._begin(settings, may_fall_back=True)
@@ -125,6 +130,7 @@ class FLeRM:
         variant: str = "matched",
         tags: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
+        omit: Sequence[str] = (),
         bands: Mapping[str, str] | None = None,
         blocks: str | Sequence[str] | None = None,
         process_group: Any = None,
@@ -135,8 +141,9 @@ class FLeRM:
         Targets come from the registry before training starts (waiting at most `timeout` seconds), or from `targets`.
         `lr="best"` takes the family's best base rate. Multipliers are set at step `start`, which itself already runs at
         them, and again each `every` steps if given. `depth` names the rule for another number of blocks, `policy` that for a
-        rate between recorded ones; `source_tags` choose among base recordings. `dry_run`: at the first measurement say what
-        is unmatched, noisy or clamped, and end the program. The rest as in `record`.
+        rate between recorded ones; `source_tags` choose among base recordings. `dry_run`: at the first measurement print
+        what is unmeasured, noisy or clamped, on what the base's seeds disagree, and where optimizer or estimator are not the
+        targets', and end the program with exit code 0; nothing is recorded. The rest as in `record`.
 
         Raises on every rank alike: `NotFound` for a family, rate or parameter without base recording, `Ambiguous` where several
         kinds fit, `Unreachable` when the registry did not answer and nothing is cached.
@@ -147,7 +154,7 @@ class FLeRM:
         self = cls(model, optimizer, probe, family, number, output, seed, bands, blocks, process_group)
         self._about = About(
             registry=registry_of(registry), token=token, spool=spool,
-            role=role, variant=variant, tags=tags or {}, config=config or {},
+            role=role, variant=variant, tags=tags or {}, config=config or {}, found=model_config(self._subject.model), omit=omit,
         )  # fmt: skip
         settings = EstimatorSettings(estimator or "example", samples, warmup, every or 0, start)
         check_settings(settings)
@@ -171,7 +178,7 @@ class FLeRM:
                 estimator=None if estimator is None else settings,
                 tags=source_tags or {},
             )
-            self._aim = self._on_lead(partial(Aim.fetched, self._about.registry, query, token, timeout, clamp))
+            self._aim = self._on_lead(partial(Aim.fetched, self._about.registry, query, token, timeout, clamp, dry_run))
         found = self._aim.found
         if found is not None:
             self.lr = found.lr
@@ -233,6 +240,11 @@ class FLeRM:
         fallback = make_estimator("kronecker", self._subject, **outer) if may_fall_back else None
         estimator = make_estimator(settings.name, self._subject, **outer)
         self._meter = Meter(self._subject, estimator, self._ranks, seed=self.seed, fallback=fallback)
+        if self._about.registry is not None and not self._dry_run:
+            if self._ranks.lead:
+                self._about = self._about.looked_up()
+            # A wrong tag, a spool that cannot be written: told now, on every rank, and not by rank 0 in mid-training.
+            self._on_lead(lambda: check_reporting(self._about.registry, self._spec(), self._about.spool))
         self._attachments = [Attachment(each, partial(self._around, index)) for index, each in enumerate(self._optimizers)]
         self._forward_hook = self._model.register_forward_pre_hook(self._see_forward)
         self._at_exit = partial(_close_at_exit, weakref.ref(self))
@@ -335,7 +347,7 @@ class FLeRM:
         if any(not math.isfinite(value) for value in measured.values()):
             self._journal.diverged = True
         self._fslr = {name: value for name, value in measured.items() if value > 0.0 and math.isfinite(value)} or self._fslr
-        if self._about.registry is not None and self._ranks.lead and not self._journal.reporting:
+        if self._about.registry is not None and self._ranks.lead and not self._journal.reporting and not self._dry_run:
             self._journal.report_to(self._about, self._spec(), Attempt(resume_at=self._resume_at))
         if self._aim is not None:
             self._match(self._aim, update)
@@ -347,11 +359,13 @@ class FLeRM:
         everything = [*self._subject.parameters, *self._subject.roles]
         measured = {name: self._fslr.get(name, math.nan) for name in everything}
         outcome = aim.multipliers(self.steps, measured, self._multipliers)
-        if self._ranks.lead:
-            _tell(outcome, self._dry_run)
         if self._dry_run:
+            if self._ranks.lead:
+                sys.stdout.write(f"{aim.comparison(self.family, self.lr, self.steps, measured).text()}\n")
             self.close(status="interrupted")
             raise SystemExit(0)
+        if self._ranks.lead:
+            _tell(outcome)
         self._matched_at = self.steps
         before = self.multipliers
         names = list(before)
@@ -380,7 +394,7 @@ class FLeRM:
     def _spec(self) -> RecordingSpec:
         kind, kind_settings = describe(self._optimizers)
         found = None if self._aim is None else self._aim.found
-        return RecordingSpec(
+        spec = RecordingSpec(
             id=self.recording_id,
             family=self.family,
             lr=self.lr,
@@ -390,14 +404,13 @@ class FLeRM:
             variant=self._about.variant,
             optimizer=kind,
             optimizer_config=kind_settings,
-            config=self._about.config,
             estimator=replace(self._settings, name=self._meter.estimator.name),
             tags=self._about.tags,
             world_size=self._ranks.size,
-            versions=versions(),
             targets_digest="" if found is None else found.digest,
             targets_sources=() if found is None else found.sources,
         )
+        return self._about.complete(spec)
 
     # Checkpoints
 
@@ -446,12 +459,12 @@ class FLeRM:
         self._resume_at = self.steps + 1
 
 
-def _tell(outcome: Multipliers, everything: bool) -> None:
-    """Warns of what was left alone or bounded; of unmeasured tensors (LoRA's A at first) only when `everything` is asked."""
-    kept = "keep their multiplier"
-    told = [(outcome.noisy, f"have too small an FSLR to be matched and {kept}"), (outcome.clamped, "were clamped")]
-    if everything:
-        told.append((outcome.unmeasured, f"have no update or no target and {kept}"))
+def _tell(outcome: Multipliers) -> None:
+    """Warns of what was left alone as noise or bounded; tensors without an update yet (LoRA's A at first) are no news."""
+    told = [
+        (outcome.noisy, "have too small an FSLR to be matched and keep their multiplier"),
+        (outcome.clamped, "were clamped"),
+    ]
     for names, what in told:
         if names:
             warnings.warn(f"{len(names)} tensors {what}: {', '.join(names)}", stacklevel=2)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flerm_client.about import About
 from flerm_client.reporting import Reporter
+from flerm_core.errors import FlermError
 from flerm_core.recording import Attempt, Ending, Measurement, ParameterList, RecordingSpec, now
 from flerm_core.trajectory import Trajectory
 
@@ -33,6 +34,7 @@ class Journal:
         self.rows: list[Measurement] = []
         self.diverged = False
         self._reporter: Reporter | None = None
+        self._unreportable = False
         self._losses: deque[Any] = deque(maxlen=_LAST)
         self._logged = 0
         self._pending: Any = None
@@ -40,12 +42,16 @@ class Journal:
 
     def report_to(self, about: About, spec: RecordingSpec, attempt: Attempt) -> None:
         """From now on every row also goes to the registry of `about`."""
-        self._reporter = Reporter.open(about.registry, spec, attempt, token=about.token, spool=about.spool)
+        try:
+            self._reporter = Reporter.open(about.registry, spec, attempt, token=about.token, spool=about.spool)
+        except FlermError as error:  # what `check_reporting` could not foresee must not end a training that runs
+            self._unreportable = True
+            warnings.warn(f"this run goes on and is not reported: {error}", stacklevel=2)
 
     @property
     def reporting(self) -> bool:
-        """Whether rows go to a registry."""
-        return self._reporter is not None
+        """Whether rows go to a registry, or it was found out that they cannot."""
+        return self._reporter is not None or self._unreportable
 
     def log(self, loss: Any, tokens: int | None) -> None:
         """The loss of the step that follows, a number or a 0-dimensional tensor (not read before it is needed), and the

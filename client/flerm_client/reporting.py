@@ -20,6 +20,7 @@ from flerm_client.environment import Address, address_of, child_command, child_e
 from flerm_client.progress import Progress
 from flerm_client.spool.files import QUARANTINE, default_folder, sidecar
 from flerm_client.spool.writer import SpoolWriter
+from flerm_core.errors import InvalidInput
 from flerm_core.limits import validate_spec
 from flerm_core.recording import Attempt, Ending, Measurement, RecordingSpec
 
@@ -42,6 +43,24 @@ class Delivery:
 
     left: int
     problem: str
+
+
+def check_reporting(registry: str | None, spec: RecordingSpec, spool: str | os.PathLike[str] | None = None) -> None:
+    """Raises now what `Reporter.open` would raise of them: `InvalidInput` for a wrong address, specification or spool folder."""
+    folder = _folder(address_of(registry), spool)
+    validate_spec(spec)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InvalidInput(
+            f"the spool folder {folder} cannot be made ({error.strerror}): set FLERM_SPOOL to one that can"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidInput(f"the spool folder {folder} cannot be written: set FLERM_SPOOL to one that can")
+
+
+def _folder(address: Address, spool: str | os.PathLike[str] | None) -> Path:
+    return (address.folder or (Path(spool).expanduser() if spool is not None else default_folder())).absolute()
 
 
 class Reporter:
@@ -83,8 +102,7 @@ class Reporter:
         """
         address = address_of(registry)
         validate_spec(spec)
-        folder = address.folder or (Path(spool).expanduser() if spool is not None else default_folder())
-        writer = SpoolWriter(folder.absolute(), address.text)
+        writer = SpoolWriter(_folder(address, spool), address.text)
         path = writer.start(spec, attempt)
         reporter = cls(address, writer, path, spec.id, token)
         if address.folder is None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, Tag, client, print_json, print_table, say, tags_of
+from flerm_client.cli.common import Json, Registry, Tag, client, print_json, say, tags_of
 from flerm_core.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -36,63 +35,28 @@ def check(
 
     Example: flerm check mlp wide.npz --lr 4e-3 --registry grpc://127.0.0.1:50051
     """
+    from flerm_client.comparison import Comparison, mismatches
+
     names, measured, spec = _model(model)
     with client(registry) as connected:
         found = connected.targets(
             family, lr, names=names, step=step, policy=policy, depth=depth, optimizer=optimizer, tags=tags_of(tag)
         )
-    mismatches = []
-    if spec is not None and spec.estimator.kind != found.estimator.kind:
-        mismatches.append(f"estimator: measured by {spec.estimator.kind}, the targets by {found.estimator.kind}")
-    if spec is not None and spec.optimizer and spec.optimizer != found.optimizer:
-        mismatches.append(f"optimizer: the model's is {spec.optimizer}, the targets' {found.optimizer}")
-    report: dict[str, Any] = {
-        "family": family,
-        "lr": lr,
-        "sources": found.sources,
-        "seeds": found.seeds,
-        "digest": found.digest,
-        "targets": dict(found),
-        "spread": dict(zip(found.names, found.spread[0].tolist(), strict=True)),
-        "mismatches": mismatches,
-    }
-    if measured is not None:
-        from flerm_core.matching import multipliers
-
-        moment = measured.at(step)
-        made = multipliers(dict(found), moment)
-        report |= {
-            "measured": moment,
-            "multipliers": made.values,
-            "unmeasured": made.unmeasured,
-            "noisy": made.noisy,
-            "clamped": made.clamped,
-        }
+    differing: tuple[str, ...] = ()
+    if spec is not None:
+        differing = mismatches(
+            found,
+            optimizer=spec.optimizer,
+            optimizer_config=spec.optimizer_config if spec.optimizer else None,
+            estimator=spec.estimator.kind,
+        )
+    comparison = Comparison.of(found, None if measured is None else measured.at(step), step=step, mismatches=differing)
     if as_json:
-        print_json(report)
+        print_json(comparison.to_dict())
     else:
-        _print(report)
-    if mismatches:
+        say(comparison.text())
+    if differing:
         raise typer.Exit(5)
-
-
-def _print(report: dict[str, Any]) -> None:
-    say(f"{len(report['targets'])} tensors match {report['family']} at lr {report['lr']:g} ({report['seeds']} seeds)")
-    for mismatch in report["mismatches"]:
-        say(f"mismatch: {mismatch}")
-    for kind in ("unmeasured", "noisy", "clamped"):
-        if report.get(kind):
-            say(f"{kind}: {', '.join(report[kind])}")
-    wide = [name for name, spread in report["spread"].items() if not math.isnan(spread) and spread > 0.5]
-    if wide:
-        say(f"seeds disagree (spread of ln FSLR above 0.5): {', '.join(wide)}")
-    measured, factors = report.get("measured", {}), report.get("multipliers", {})
-    names = factors or report["targets"]
-    rows = [
-        (name, report["targets"].get(name), measured.get(name), factors.get(name), report["spread"].get(name, math.nan))
-        for name in names
-    ]
-    print_table(("tensor", "target FSLR", "measured", "multiplier", "spread (ln)"), rows)
 
 
 def _model(path: Path) -> tuple[list[str], Trajectory | None, RecordingSpec | None]:
