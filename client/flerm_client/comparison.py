@@ -22,8 +22,8 @@ _KINDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Targets beside what was measured. `targets`, `spread` (of ln FSLR over seeds, NaN for one seed) and `measured` go by tensor
-    or role, FSLRs in output units per unit learning rate; `outcome` None: nothing was measured yet."""
+    """Targets beside what was measured. `targets`, `spread` (of ln FSLR over seeds, NaN for one seed) and `measured` go by
+    tensor or role, FSLRs in output units per unit learning rate; `outcome` None: nothing was measured yet."""
 
     family: str
     lr: float

@@ -85,8 +85,8 @@ class FLeRM:
         output(model, batch), default `model(batch)`; its dimension 0 counts examples. `registry`: grpc://, grpcs:// or
         file:///, default FLERM_REGISTRY; without one everything stays in `.trajectory`. Measured are the steps start, start
         + every, …, counted from 1, each as the mean of `samples` draws, the first of `warmup`. `config` describes the model,
-        beside what is recorded by itself: the model's own config, optimizer, versions, git commit, world size; `omit` names those
-        that are not ("config", "optimizer", "versions", "git", "world_size").
+        beside what is recorded by itself: the model's own config, optimizer, versions, git commit, world size; `omit` names
+        those that are not ("config", "optimizer", "versions", "git", "world_size").
         `bands` maps name patterns to bands, `blocks` names block axes ("layers.*"); both are found from the names otherwise.
         `process_group`: the ranks that hold replicas, where no DDP wrapper says so.
 
@@ -95,7 +95,8 @@ class FLeRM:
         self = cls(model, optimizer, probe, family, lr, output, seed, bands, blocks, process_group)
         self._about = About(
             registry=registry_of(registry), token=token, spool=spool,
-            role=role, variant=variant, tags=tags or {}, config=config or {}, found=model_config(self._subject.model), omit=omit,
+            role=role, variant=variant, tags=tags or {}, omit=omit,
+            config=config or {}, found=model_config(self._subject.model),
         )  # fmt: skip
         settings = EstimatorSettings(estimator, samples, warmup, every, start, output_weight or "", output_bias or "")
         self._begin(settings, may_fall_back=True)
@@ -154,7 +155,8 @@ class FLeRM:
         self = cls(model, optimizer, probe, family, number, output, seed, bands, blocks, process_group)
         self._about = About(
             registry=registry_of(registry), token=token, spool=spool,
-            role=role, variant=variant, tags=tags or {}, config=config or {}, found=model_config(self._subject.model), omit=omit,
+            role=role, variant=variant, tags=tags or {}, omit=omit,
+            config=config or {}, found=model_config(self._subject.model),
         )  # fmt: skip
         settings = EstimatorSettings(estimator or "example", samples, warmup, every or 0, start)
         check_settings(settings)

@@ -46,7 +46,7 @@ class Delivery:
 
 
 def check_reporting(registry: str | None, spec: RecordingSpec, spool: str | os.PathLike[str] | None = None) -> None:
-    """Raises now what `Reporter.open` would raise of them: `InvalidInput` for a wrong address, specification or spool folder."""
+    """Raises now what `Reporter.open` would raise: `InvalidInput` for a wrong address, specification or spool folder."""
     folder = _folder(address_of(registry), spool)
     validate_spec(spec)
     try:

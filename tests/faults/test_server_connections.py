@@ -1,0 +1,165 @@
+"""Clients that stall, vanish or talk nonsense cost the others nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from waiting import until
+
+from flerm_core.recording import Measurement, ParameterList
+from flerm_proto import convert
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server.serve import Server
+from flerm_server.settings import Address, Settings
+from tests.conftest import RegistryProcess, StartRegistry
+from tests.server.given import family, row, spec
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+MIB = 1 << 20
+
+
+def resident(registry: RegistryProcess) -> int:
+    pages = int(Path(f"/proc/{registry.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def descriptors(registry: RegistryProcess) -> int:
+    return len(os.listdir(f"/proc/{registry.process.pid}/fd"))
+
+
+def connect(address: str, data: bytes) -> socket.socket:
+    host, port = address.rsplit(":", 1)
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    connection.sendall(data)
+    return connection
+
+
+def test_clients_that_stop_reading_hold_up_nobody(start_registry: StartRegistry):
+    """Eight of them, each in the middle of 32 MB: the server waits for them with one message each, others append meanwhile."""
+    registry = start_registry()
+    tensors = 2000
+    names = tuple(f"layers.{at}.weight" for at in range(tensors))
+    sent = spec(family(), parameters=ParameterList(names, ((1,),) * tensors, ("other",) * tensors))
+    values = np.random.default_rng(0).random(tensors, np.float32)
+    with grpc.insecure_channel(registry.grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=20)
+        requests = [
+            pb.AppendRequest(
+                recording_id=sent.id,
+                measurements=[convert.measurement_to(Measurement(step=at + step, values=values)) for step in range(100)],
+            )
+            for at in range(0, 4000, 100)
+        ]
+        assert sum(each.committed for each in stub.AppendStream(iter(requests), timeout=60)) == 4000
+        before = resident(registry)
+        channels = [grpc.insecure_channel(registry.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(8)]
+        streams = [rpc.RegistryStub(each).GetTrajectory(pb.GetTrajectoryRequest(recording_id=sent.id)) for each in channels]
+        for stream in streams:
+            assert next(stream).header.rows == 4000
+        other = spec(family())
+        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(other)), timeout=20)
+        for step in range(1, 101):
+            request = pb.AppendRequest(recording_id=other.id, measurements=[convert.measurement_to(row(step))])
+            assert stub.Append(request, timeout=5).committed == 1
+        assert resident(registry) - before < 64 * MIB
+        for each in channels:
+            each.close()
+
+
+def test_half_open_connections_leave_room_for_others(start_registry: StartRegistry):
+    registry = start_registry()
+    with grpc.insecure_channel(registry.grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        stub.ServerInfo(pb.ServerInfoRequest(), timeout=20)
+        before = descriptors(registry)
+        # Some say nothing, some stop in the middle of the preface, some in the middle of a frame.
+        beginnings = (b"", PREFACE[:10], PREFACE + EMPTY_SETTINGS + b"\x00\x00\xff\x00")
+        connections = [connect(registry.grpc, beginnings[at % 3]) for at in range(300)]
+        for _ in range(20):
+            stub.ServerInfo(pb.ServerInfoRequest(), timeout=5)
+        for connection in connections:
+            connection.close()
+        until(lambda: descriptors(registry) <= before + 2, "the server kept connections that were closed")
+
+
+def test_a_peer_that_vanished_is_dropped(tmp_path: Path):
+    """It takes part in the handshake and then answers nothing, not even a ping."""
+    here = Address("127.0.0.1", 0)
+    server = Server(Settings(db=f"sqlite:///{tmp_path}/r.db", grpc=here, http=here, drain_seconds=1, keepalive_seconds=1))
+    server.start()
+    try:
+        with connect(server.grpc_address.text, PREFACE + EMPTY_SETTINGS) as peer:
+            while peer.recv(65536):
+                pass  # until the server hangs up: else the socket's timeout fails the test
+    finally:
+        server.stop()
+
+
+def test_random_bytes_at_the_port_cost_nothing(start_registry: StartRegistry):
+    registry = start_registry()
+    source = random.Random(0)
+
+    def talk() -> None:
+        for _ in range(100):
+            data = source.randbytes(source.randint(1, 2000))
+            begin = source.choice((b"", PREFACE, PREFACE + EMPTY_SETTINGS))
+            try:
+                with connect(registry.grpc, begin + data) as connection:
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(65536):
+                        pass
+            except (ConnectionResetError, BrokenPipeError):
+                continue  # hanging up on nonsense is an answer too
+
+    with grpc.insecure_channel(registry.grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        stub.ServerInfo(pb.ServerInfoRequest(), timeout=20)
+        before = descriptors(registry)
+        threads = [threading.Thread(target=talk) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stub.ServerInfo(pb.ServerInfoRequest(), timeout=5)
+        until(lambda: descriptors(registry) <= before + 2, "the server kept connections that were closed")
+
+
+@pytest.mark.parametrize("clients", [8, pytest.param(64, marks=pytest.mark.slow)])
+def test_many_clients_at_once_and_every_row_is_there_once(start_registry: StartRegistry, clients: int):
+    registry = start_registry()
+    rows, errors, ids = 40, [], []
+
+    def client() -> None:
+        try:
+            with grpc.insecure_channel(registry.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+                stub = rpc.RegistryStub(channel)
+                sent = spec(family())
+                stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=60)
+                for step in range(1, rows + 1):
+                    request = pb.AppendRequest(recording_id=sent.id, measurements=[convert.measurement_to(row(step))])
+                    assert stub.Append(request, timeout=60).committed == 1
+                ids.append(sent.id)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    with grpc.insecure_channel(registry.grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        for recording in ids:
+            chunks = stub.GetTrajectory(pb.GetTrajectoryRequest(recording_id=recording), timeout=20)
+            assert [step for chunk in chunks for step in chunk.rows.steps] == list(range(1, rows + 1))

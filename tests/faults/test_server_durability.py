@@ -1,0 +1,158 @@
+"""An acknowledgement means: on the disk. And a database that fails refuses, loses nothing, and is used again when it is back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psycopg
+import pytest
+
+from flerm_core.recording import Measurement, ParameterList
+from flerm_proto import convert
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
+from tests.conftest import PostgresCluster, StartRegistry
+from tests.server.conftest import migrate
+from tests.server.given import family, spec
+
+TENSORS = 500
+NAMES = tuple(f"layers.{at}.weight" for at in range(TENSORS))
+PARAMETERS = ParameterList(NAMES, ((4,),) * TENSORS, ("other",) * TENSORS)
+
+
+def start(stub: rpc.RegistryStub) -> str:
+    sent = spec(family(), parameters=PARAMETERS)
+    stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=20)
+    return sent.id
+
+
+def append(stub: rpc.RegistryStub, recording: str, step: int) -> None:
+    row = Measurement(step=step, values=np.random.default_rng(step).random(TENSORS, np.float32))
+    request = pb.AppendRequest(recording_id=recording, measurements=[convert.measurement_to(row)])
+    assert stub.Append(request, timeout=20).committed == 1
+
+
+def steps(stub: rpc.RegistryStub, recording: str) -> list[int]:
+    chunks = stub.GetTrajectory(pb.GetTrajectoryRequest(recording_id=recording), timeout=20)
+    return [step for chunk in chunks for step in chunk.rows.steps]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace shows what the server asks of the kernel")
+def test_sqlite_syncs_its_log_before_each_acknowledgement(tmp_path: Path):
+    """strace writes a line before the traced call returns: what is in its file at the answer came before the answer."""
+    calls, announce = tmp_path / "calls", tmp_path / "announce.json"
+    command = ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync", "-e", "signal=none", "-o", str(calls), sys.executable]
+    options = ["-m", "flerm_server.cli", "serve", "--db", f"sqlite:///{tmp_path}/registry.db", "--announce", str(announce)]
+    ports = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    process = subprocess.Popen([*command, *options, *ports], stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    def syncs() -> int:
+        return len(re.findall(r"f(?:data)?sync\(\d+<[^>]*registry\.db-wal>\) *= 0", calls.read_text()))
+
+    try:
+        assert process.stdout.readline().startswith("registry: ")
+        with grpc.insecure_channel(json.loads(announce.read_text())["grpc"]) as channel:
+            stub = rpc.RegistryStub(channel)
+            recording = start(stub)
+            for step in range(1, 6):
+                before = syncs()
+                append(stub, recording, step)
+                assert syncs() > before
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("default", ["on", "off"])
+def test_postgresql_has_flushed_its_log_before_each_acknowledgement(
+    start_registry: StartRegistry, postgres: PostgresCluster, default: str
+):
+    """Also where the database's own default would acknowledge first."""
+    url = migrate(postgres.new_database())
+    with psycopg.connect(url, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = {default}')
+
+        def flushed() -> int:
+            return connection.execute("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint").fetchone()[0]
+
+        with grpc.insecure_channel(start_registry(db=url).grpc) as channel:
+            stub = rpc.RegistryStub(channel)
+            recording = start(stub)
+            for step in range(1, 6):
+                before = flushed()
+                append(stub, recording, step)
+                assert flushed() - before >= 4 * TENSORS
+
+
+def test_postgresql_restarts_under_a_running_server(start_registry: StartRegistry, postgres: PostgresCluster):
+    with grpc.insecure_channel(start_registry(db=migrate(postgres.new_database())).grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        recording = start(stub)
+        append(stub, recording, 1)
+        postgres.restart()
+        append(stub, recording, 2)
+        assert steps(stub, recording) == [1, 2]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting needs rights that this user has not: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill_up(stub: rpc.RegistryStub, recording: str) -> int:
+    """Appends until refused; the last acknowledged step."""
+    for step in range(1, 10_000):
+        try:
+            append(stub, recording, step)
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.UNAVAILABLE
+            assert "does not answer: " in error.details()
+            return step - 1
+    pytest.fail("the disk never filled up")
+
+
+def test_a_full_disk_refuses_and_loses_nothing(start_registry: StartRegistry, small_disk: Path):
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(1 << 20))
+    with grpc.insecure_channel(start_registry(db=f"sqlite:///{small_disk}/registry.db").grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        recording = start(stub)
+        last = fill_up(stub, recording)
+        assert last > 10
+        assert steps(stub, recording) == list(range(1, last + 1))
+        ballast.unlink()
+        append(stub, recording, last + 1)
+        assert steps(stub, recording) == list(range(1, last + 2))
+
+
+def test_a_file_that_may_not_grow_refuses_and_loses_nothing(start_registry: StartRegistry):
+    registry = start_registry()
+    with grpc.insecure_channel(registry.grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        recording = start(stub)
+        soft, hard = resource.prlimit(registry.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(registry.process.pid, resource.RLIMIT_FSIZE, (1 << 20, hard))
+        last = fill_up(stub, recording)
+        resource.prlimit(registry.process.pid, resource.RLIMIT_FSIZE, (soft, hard))
+        append(stub, recording, last + 1)
+        assert steps(stub, recording) == list(range(1, last + 2))

@@ -1,0 +1,153 @@
+"""Every field of every rpc, with anything in it: a status and a sentence, never a bug, and nothing that stays behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flerm_proto import convert
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
+from tests.conftest import RegistryProcess, launch_registry
+from tests.server.given import row, spec
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Registry"]
+METHODS = [method.name for method in SERVICE.methods]
+FAMILY, RECORDING = "fuzz/known", "0b7f1f0e-57a3-4f0d-8a8e-6f2a9c1d3e5b"
+BUGS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+CALLS = 10_000
+
+TEXTS = st.one_of(
+    st.sampled_from(["", FAMILY, RECORDING, "base", "plain", "completed", "example", "layers.*", "layers.0.weight", "exact"]),
+    st.text(max_size=40),
+)
+FLOATS = st.one_of(st.sampled_from([0.0, 1e-3, -1.0, float("nan"), float("inf")]), st.floats())
+SCALARS = {
+    FieldDescriptor.TYPE_STRING: TEXTS,
+    FieldDescriptor.TYPE_BYTES: st.one_of(st.just(bytes(12)), st.binary(max_size=24)),
+    FieldDescriptor.TYPE_DOUBLE: FLOATS,
+    FieldDescriptor.TYPE_BOOL: st.booleans(),
+    FieldDescriptor.TYPE_INT32: st.one_of(st.integers(-2, 20), st.integers(-(2**31), 2**31 - 1)),
+    FieldDescriptor.TYPE_INT64: st.one_of(st.integers(-2, 2000), st.integers(-(2**63), 2**63 - 1)),
+}
+
+
+def repeated(field: FieldDescriptor) -> bool:
+    return field.is_repeated if hasattr(field, "is_repeated") else field.label == FieldDescriptor.LABEL_REPEATED
+
+
+def values(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
+    """What one entry of a field may hold."""
+    if field.message_type is None:
+        return SCALARS.get(field.type, st.integers(0, 1))
+    return messages(field.message_type, depth + 1)
+
+
+def messages(descriptor: Descriptor, depth: int = 0) -> st.SearchStrategy[Any]:
+    """Messages of a kind with some of their fields set, to anything."""
+
+    @st.composite
+    def build(draw: st.DrawFn) -> Any:
+        message = GetMessageClass(descriptor)()
+        for field in descriptor.fields:
+            if depth > 3 or not draw(st.booleans()):
+                continue
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
+                held = getattr(message, field.name)
+                for each in draw(st.lists(values(key, depth), max_size=2)):
+                    if value.message_type is None:
+                        held[each] = draw(values(value, depth))
+                    else:
+                        held[each].CopyFrom(draw(values(value, depth)))
+            elif repeated(field):
+                getattr(message, field.name).extend(draw(st.lists(values(field, depth), max_size=3)))
+            elif field.message_type is not None:
+                getattr(message, field.name).CopyFrom(draw(values(field, depth)))
+            else:
+                setattr(message, field.name, draw(values(field, depth)))
+        return message
+
+    return build()
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory):
+    """A registry of its own, with one recording that the messages may hit."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    registry = launch_registry(f"sqlite:///{folder}/registry.db", folder / "announce.json")
+    with grpc.insecure_channel(registry.grpc) as channel:
+        stub = rpc.RegistryStub(channel)
+        known = spec(FAMILY, id=RECORDING)
+        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(known)), timeout=20)
+        stub.Append(pb.AppendRequest(recording_id=RECORDING, measurements=[convert.measurement_to(row(1))]), timeout=20)
+        yield registry, stub
+    assert registry.stop() == 0
+    assert '"event": "bug"' not in "".join(registry.output)
+
+
+def call(stub: rpc.RegistryStub, method: str, request: Any) -> tuple[grpc.StatusCode, str]:
+    """The status of a call, and its sentence."""
+    kind = SERVICE.methods_by_name[method]
+    try:
+        answer = getattr(stub, method)(iter([request]) if kind.client_streaming else request, timeout=20)
+        if kind.server_streaming:
+            for _ in answer:
+                pass
+    except grpc.RpcError as error:
+        return error.code(), error.details()
+    return grpc.StatusCode.OK, ""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_whatever_the_fields_hold_the_answer_is_a_status_and_a_sentence(fuzzed: tuple[RegistryProcess, Any], method: str):
+    _, stub = fuzzed
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @given(messages(SERVICE.methods_by_name[method].input_type))
+    def fuzz(request: Any) -> None:
+        code, sentence = call(stub, method, request)
+        assert code not in BUGS, sentence
+        assert "\n" not in sentence and len(sentence) < 2000
+
+    fuzz()
+
+
+def held(registry: RegistryProcess) -> tuple[int, int]:
+    """Pages of memory and file descriptors."""
+    folder = Path(f"/proc/{registry.process.pid}")
+    return int((folder / "statm").read_text().split()[1]), len(os.listdir(folder / "fd"))
+
+
+def test_ten_thousand_bad_calls_leave_nothing_behind(fuzzed: tuple[RegistryProcess, Any]):
+    registry, stub = fuzzed
+    bad = [
+        ("Append", pb.AppendRequest(recording_id="nobody", measurements=[convert.measurement_to(row(1))])),
+        ("Append", pb.AppendRequest(recording_id=RECORDING, measurements=[pb.Measurement(step=1, fslr=b"1234567")])),
+        ("RegisterFamily", pb.RegisterFamilyRequest(name="bad name")),
+        ("GetRecording", pb.GetRecordingRequest(recording_id="\x00")),
+        ("ListRecordings", pb.ListRecordingsRequest(page_token="rubbish")),
+        ("GetTrajectory", pb.GetTrajectoryRequest(recording_id=RECORDING, pattern="none*")),
+        ("GetTargets", pb.GetTargetsRequest(family=FAMILY, lr=-1)),
+        ("StartRecording", pb.StartRecordingRequest()),
+    ]
+
+    def calls(count: int) -> None:
+        for at in range(count):
+            method, request = bad[at % len(bad)]
+            assert call(stub, method, request)[0] not in (grpc.StatusCode.OK, *BUGS)
+
+    calls(1000)  # threads, caches and pools reach their size
+    memory, descriptors = held(registry)
+    calls(CALLS)
+    after = held(registry)
+    assert after[0] <= memory * 1.05
+    assert after[1] <= descriptors * 1.05

@@ -1,0 +1,144 @@
+"""The server dies by SIGKILL at random moments of ingest and comes back; clients go on. Nothing acknowledged is lost or doubled."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from flerm_client import RegistryClient
+from flerm_core.block import MeasurementBlock
+from flerm_core.recording import Measurement
+from flerm_proto import convert
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
+from tests.conftest import RegistryProcess, free_port, launch_registry
+from tests.server.conftest import migrate
+from tests.server.given import family, spec
+
+SECONDS = 60
+KILLS = [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+# Short, so that a test need not wait for gRPC's patience.
+RECONNECT = [
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+]
+
+
+class Writer(threading.Thread):
+    """A client that sends rows of one recording, and what was not acknowledged again, until told to stop."""
+
+    def __init__(self, address: str, seed: int, *, streamed: bool) -> None:
+        super().__init__()
+        self.address, self.streamed = address, streamed
+        self.random = np.random.default_rng(seed)
+        self.recording = spec(family())
+        self.stopping = threading.Event()
+        self.sent: list[Measurement] = []
+        self.acknowledged = 0
+        self.repeated = 0
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with grpc.insecure_channel(self.address, options=RECONNECT) as channel:
+                stub = rpc.RegistryStub(channel)
+                start = pb.StartRecordingRequest(spec=convert.spec_to(self.recording))
+                while not self.calls(lambda: stub.StartRecording(start, timeout=SECONDS, wait_for_ready=True)):
+                    pass
+                while not self.stopping.is_set() or self.acknowledged < len(self.sent):
+                    self.calls(lambda: self.stream(stub) if self.streamed else self.unary(stub))
+        except BaseException as error:
+            self.failure = error
+
+    def calls(self, call) -> bool:
+        """Whether it succeeded; False when the server went away meanwhile."""
+        try:
+            call()
+        except grpc.RpcError as error:
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                raise
+            return False
+        return True
+
+    def request(self, first: int) -> tuple[pb.AppendRequest, int]:
+        """Rows from index `first` on, new ones where those sent before do not reach."""
+        count = int(self.random.integers(1, 20))
+        while len(self.sent) < first + count:
+            values = self.random.random(3, np.float32)
+            self.sent.append(Measurement(step=len(self.sent) + 1, values=values, loss=float(values[0])))
+        rows = self.sent[first : first + count]
+        return pb.AppendRequest(recording_id=self.recording.id, measurements=map(convert.measurement_to, rows)), count
+
+    def unary(self, stub: rpc.RegistryStub) -> None:
+        request, count = self.request(self.acknowledged)
+        answer = stub.Append(request, timeout=SECONDS, wait_for_ready=True)
+        assert answer.committed == count
+        self.acknowledged += count
+        self.repeated += answer.duplicates
+
+    def stream(self, stub: rpc.RegistryStub) -> None:
+        first, requests, counts = self.acknowledged, [], []
+        for _ in range(30):
+            request, count = self.request(first)
+            requests.append(request)
+            counts.append(count)
+            first += count
+        for answer in stub.AppendStream(iter(requests), timeout=SECONDS, wait_for_ready=True):
+            if answer.error_code == grpc.StatusCode.UNAVAILABLE.value[0]:
+                return
+            assert (answer.error_code, answer.committed) == (0, counts[0]), answer.error_message
+            self.acknowledged += counts.pop(0)
+            self.repeated += answer.duplicates
+
+
+@pytest.mark.parametrize("kills", KILLS)
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_what_was_acknowledged_is_there_once_and_equal(
+    database: str, kills: int, tmp_path: Path, request: pytest.FixtureRequest
+):
+    if database == "sqlite":
+        db = f"sqlite:///{tmp_path}/registry.db"
+    else:
+        db = migrate(request.getfixturevalue("postgres").new_database())
+    moments = random.Random(kills)
+    address = f"127.0.0.1:{free_port()}"
+
+    def launch() -> RegistryProcess:
+        return launch_registry(db, tmp_path / "announce.json", address)
+
+    server = launch()
+    writers = [Writer(address, seed, streamed=bool(seed % 2)) for seed in range(4)]
+    try:
+        for writer in writers:
+            writer.start()
+        for _ in range(kills):
+            threading.Event().wait(moments.uniform(0.05, 0.6))
+            server.stop(signal.SIGKILL)
+            server = launch()
+        threading.Event().wait(0.2)
+    finally:
+        for writer in writers:
+            writer.stopping.set()
+        for writer in writers:
+            writer.join(SECONDS)
+        alive = [writer.is_alive() for writer in writers]
+    try:
+        assert [writer.failure for writer in writers] == [None] * len(writers)
+        assert not any(alive)
+        with RegistryClient(f"grpc://{address}") as client:
+            for writer in writers:
+                found = client.trajectory(writer.recording.id)
+                sent = MeasurementBlock.of(writer.sent)
+                assert writer.acknowledged == len(sent) > 0
+                assert found.steps.tolist() == sent.steps
+                assert found.values.tobytes() == b"".join(sent.fslr)
+                assert found.losses.tolist() == sent.losses
+    finally:
+        assert server.stop() == 0
