@@ -19,7 +19,8 @@ import grpc
 
 ANSWER = b"\x08\x01"  # an AppendResponse with committed = 1
 TABLE = """CREATE TABLE measurements (attempt_key INTEGER NOT NULL, step BIGINT NOT NULL, fslr BLOB NOT NULL, loss DOUBLE,
-learning_rate DOUBLE, tokens BIGINT, measured_at BIGINT, committed_at BIGINT NOT NULL, extra BLOB, PRIMARY KEY (attempt_key, step))"""
+learning_rate DOUBLE, tokens BIGINT, measured_at BIGINT, committed_at BIGINT NOT NULL, extra BLOB,
+PRIMARY KEY (attempt_key, step))"""
 INSERT = "INSERT INTO measurements VALUES (1, ?, ?, 1.0, 1e-3, ?, ?, ?, NULL)"
 
 

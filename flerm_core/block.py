@@ -60,7 +60,7 @@ class MeasurementBlock:
         )
 
     def __iter__(self) -> Iterator[Measurement]:
-        """One row at a time. Raises `InvalidInput` for bytes that are not whole float32 values, or a moment beyond year 9999."""
+        """One row at a time. Raises `InvalidInput` for bytes that are not whole float32 values and moments beyond year 9999."""
         for at, step in enumerate(self.steps):
             moment, extra = self.measured_at[at], self.extras[at]
             try:

@@ -17,13 +17,14 @@ from flerm_proto import convert
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from tests.conftest import RegistryProcess, launch_registry
+from tests.server.conftest import migrate
 from tests.server.given import row, spec
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Registry"]
 METHODS = [method.name for method in SERVICE.methods]
 FAMILY, RECORDING = "fuzz/known", "0b7f1f0e-57a3-4f0d-8a8e-6f2a9c1d3e5b"
 BUGS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
-CALLS = 10_000
+CALLS = {"sqlite": 10_000, "postgresql": 1_000}
 
 TEXTS = st.one_of(
     st.sampled_from(["", FAMILY, RECORDING, "base", "plain", "completed", "example", "layers.*", "layers.0.weight", "exact"]),
@@ -79,11 +80,13 @@ def messages(descriptor: Descriptor, depth: int = 0) -> st.SearchStrategy[Any]:
     return build()
 
 
-@pytest.fixture(scope="module")
-def fuzzed(tmp_path_factory: pytest.TempPathFactory):
-    """A registry of its own, with one recording that the messages may hit."""
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def fuzzed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """A registry of its own on each database, with one recording that the messages may hit."""
     folder = tmp_path_factory.mktemp("fuzz")
-    registry = launch_registry(f"sqlite:///{folder}/registry.db", folder / "announce.json")
+    on_file = request.param == "sqlite"
+    db = f"sqlite:///{folder}/registry.db" if on_file else migrate(request.getfixturevalue("postgres").new_database())
+    registry = launch_registry(db, folder / "announce.json")
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
         known = spec(FAMILY, id=RECORDING)
@@ -147,7 +150,7 @@ def test_ten_thousand_bad_calls_leave_nothing_behind(fuzzed: tuple[RegistryProce
 
     calls(1000)  # threads, caches and pools reach their size
     memory, descriptors = held(registry)
-    calls(CALLS)
+    calls(CALLS[registry.db.partition(":")[0]])
     after = held(registry)
     assert after[0] <= memory * 1.05
     assert after[1] <= descriptors * 1.05

@@ -120,11 +120,17 @@ def _trouble(engine: sa.Engine) -> Iterator[None]:
     )
     try:
         yield
+    except (exc.DataError, driver.DataError) as error:
+        # Such as a NUL in an id that is looked up: PostgreSQL has no such text.
+        raise InvalidInput(f"a field holds what the database cannot: {_reason(error)}") from error
     except troubles as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise Unreachable(
-            f"the database {engine.url.render_as_string(hide_password=True)} does not answer: {reason}"
+            f"the database {engine.url.render_as_string(hide_password=True)} does not answer: {_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
 
 
 def clock(connection: sa.Connection) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from flerm_core.errors import FlermError
+from flerm_core.errors import Unreachable
 from flerm_server.store.base import Appended, Batch, Store
 
 MAX_ROWS = 20_000  # of one transaction, so that the first to wait is answered soon
@@ -69,7 +69,7 @@ class GroupCommit:
             answers = self._store.append_many([each.batch for each in group])
         except Exception as error:
             # Trouble of the database is everyone's. Anything else may be the doing of one batch: then each goes alone.
-            if len(group) > 1 and not isinstance(error, FlermError):
+            if len(group) > 1 and not isinstance(error, Unreachable):
                 for each in group:
                     self._write([each])
                 return
