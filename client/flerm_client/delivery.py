@@ -26,6 +26,7 @@ from flerm_core.errors import (
     Refused,
     Unauthenticated,
 )
+from flerm_core.recording import now
 from flerm_proto.v1 import registry_pb2 as pb
 
 log = logging.getLogger("flerm.delivery")
@@ -208,6 +209,18 @@ class Delivery:
             return
         if not self.keep and self.progress.tell(self.path):
             self._told = replace(self.progress)
+
+
+def is_stillborn(path: Path, seconds: float = 60.0) -> bool:
+    """Whether `path` holds nothing and nobody will write there: a process that died between making it and its first words.
+
+    A living writer fills a file in the moment that it makes it, or takes it away again (a full disk).
+    """
+    try:
+        idle = now().timestamp() - path.stat().st_mtime > seconds
+        return idle and next(iter(SpoolReader(path)), None) is None
+    except (FileNotFoundError, DataLoss, Refused):
+        return False
 
 
 def origin_at(path: Path) -> Origin | None:

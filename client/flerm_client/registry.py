@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -242,12 +242,20 @@ class RegistryClient:
         last_step: int | None = None,
         pattern: str = "",
         max_points: int = 0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Trajectory:
         """The measured FSLRs [T, L] of a recording: steps `first_step` to `last_step` (both included), parameters whose names
         fit the shell-style `pattern`, thinned evenly to at most `max_points` rows (0: all).
+
+        `progress` is called with the rows that have arrived and those there will be, message by message.
         """
         return self._registry.trajectory(
-            recording_id, first_step=first_step, last_step=last_step, pattern=pattern, max_points=max_points
+            recording_id,
+            first_step=first_step,
+            last_step=last_step,
+            pattern=pattern,
+            max_points=max_points,
+            progress=progress or (lambda arrived, total: None),
         )
 
     def targets(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -116,13 +116,29 @@ class RemoteRegistry:
         return convert.recording_from(self._connection.unary("GetRecording", request))
 
     def trajectory(
-        self, recording_id: str, *, first_step: int | None, last_step: int | None, pattern: str, max_points: int
+        self,
+        recording_id: str,
+        *,
+        first_step: int | None,
+        last_step: int | None,
+        pattern: str,
+        max_points: int,
+        progress: Callable[[int, int], None],
     ) -> Trajectory:
         """GetTrajectory."""
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id, first_step=first_step, last_step=last_step, pattern=pattern, max_points=max_points
         )
-        return convert_queries.trajectory_from(self._connection.stream("GetTrajectory", request))[1]
+
+        def counted() -> Iterator[pb.TrajectoryChunk]:
+            arrived = total = 0
+            for chunk in self._connection.stream("GetTrajectory", request):
+                total = total or chunk.header.rows
+                arrived += len(chunk.rows.steps)
+                progress(arrived, total)
+                yield chunk
+
+        return convert_queries.trajectory_from(counted())[1]
 
     def targets(self, query: TargetQuery) -> Targets:
         """GetTargets."""

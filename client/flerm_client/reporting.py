@@ -105,7 +105,7 @@ class Reporter:
         writer = SpoolWriter(_folder(address, spool), address.text)
         path = writer.start(spec, attempt)
         reporter = cls(address, writer, path, spec.id, token)
-        if address.folder is None:
+        if address.folder is None and writer.begun:
             reporter._launch()
         return reporter
 
@@ -174,7 +174,7 @@ class Reporter:
 
     def _ring(self) -> None:
         """Wakes the uploader; starts another where it was killed."""
-        if self._address.folder is not None or self._outcome is not None:
+        if self._address.folder is not None or self._outcome is not None or not self._writer.begun:
             return
         if self._line is not None:
             try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,6 +85,20 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     # As wide as it is: columns cut or folded to the window's width are of no use, to a reader or to grep.
     wide = Console(width=100_000)
     Console(width=max(wide.measure(table).maximum, 1)).print(table)
+
+
+@contextmanager
+def transfer(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error while rows arrive, where that is a terminal: the `progress` of `RegistryClient.trajectory`."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda arrived, total: bar.update(task, completed=arrived, total=total)
 
 
 def say(text: str) -> None:

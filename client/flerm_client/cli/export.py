@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, client, plain, print_json, say
+from flerm_client.cli.common import Json, Registry, client, plain, print_json, say, transfer
 from flerm_client.cli.recordings import as_plain
 from flerm_core.errors import InvalidInput
 from flerm_core.recording import Recording
@@ -33,9 +33,9 @@ def export(
     """
     if file.suffix not in _FORMATS:
         raise InvalidInput(f"file: {str(file)!r} has an unknown ending; allowed are {', '.join(_FORMATS)}")
-    with client(registry) as connected:
+    with client(registry) as connected, transfer(f"recording {recording}") as bar:
         found = connected.recording(recording)
-        trajectory = connected.trajectory(recording, pattern=pattern, first_step=first_step, last_step=last_step)
+        trajectory = connected.trajectory(recording, pattern=pattern, first_step=first_step, last_step=last_step, progress=bar)
     try:
         _write(file, found, trajectory)
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, client, moment, number, print_json, print_table, say
+from flerm_client.cli.common import Json, Registry, client, moment, number, print_json, print_table, say, transfer
 from flerm_client.cli.recordings import as_plain
 from flerm_core.recording import Recording
 from flerm_core.trajectory import Trajectory
@@ -56,8 +56,8 @@ def show(
 
 
 def _from_registry(recording_id: str, registry: str | None, pattern: str) -> tuple[Recording, Trajectory, list[str]]:
-    with client(registry) as connected:
-        return connected.recording(recording_id), connected.trajectory(recording_id, pattern=pattern), []
+    with client(registry) as connected, transfer(f"recording {recording_id}") as bar:
+        return connected.recording(recording_id), connected.trajectory(recording_id, pattern=pattern, progress=bar), []
 
 
 def _from_spool(path: Path, pattern: str) -> tuple[Recording, Trajectory, list[str]]:

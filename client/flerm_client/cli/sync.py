@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flerm_client.cli.common import Json, Registry, Spool, complain, print_json, say
-from flerm_core.errors import FlermError, Unreachable
+from flerm_core.errors import FlermError, Refused
 
 
 def sync(
@@ -20,7 +20,8 @@ def sync(
     """Sends what runs have left in the spool to the registry it was meant for, or to the one named by --registry.
 
     Files in use are left to their owners. A file is removed when the registry has all of it; a folder that is itself a registry
-    (file:///) keeps its files. Ends with exit code 4 when a registry cannot be reached, 5 when something was refused.
+    (file:///) keeps its files. Ends with exit code 4 when a registry cannot be reached, 5 when something was refused: a token
+    (the file stays), or measurements for good (set aside in quarantine/).
 
     Example: flerm sync --registry grpc://127.0.0.1:50051
     """
@@ -36,21 +37,25 @@ def sync(
             say(f"{line} ({result['why']})" if result["why"] else line)
         if not results:
             say(f"nothing is left in {folder}")
-    outcomes = {result["outcome"] for result in results}
-    if "refused" in outcomes:
+    if any(result["outcome"] == "refused" for result in results):
         complain(f"what was refused is in {folder / 'quarantine'}, with the reasons")
-    if outcomes & {"refused", "failed"}:
-        raise typer.Exit(5 if "refused" in outcomes else 4)
+    codes = {result["code"] for result in results}
+    if codes - {0}:
+        raise typer.Exit(Refused.exit_code if Refused.exit_code in codes else max(codes))
 
 
 def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
     from flerm_client.connection import Connection
-    from flerm_client.delivery import Delivery, origin_at, takeable
+    from flerm_client.delivery import Delivery, is_stillborn, origin_at, takeable
     from flerm_client.environment import address_of, token_of
+    from flerm_client.spool.files import remove
 
-    def result(outcome: str, rows: int = 0, why: str = "") -> dict[str, Any]:
-        return {"file": path.name, "outcome": outcome, "rows": rows, "why": why}
+    def result(outcome: str, rows: int = 0, why: str = "", code: int = 0) -> dict[str, Any]:
+        return {"file": path.name, "outcome": outcome, "rows": rows, "why": why, "code": code}
 
+    if is_stillborn(path):
+        remove(path)
+        return result("removed", why="it is empty: its run ended before it could write")
     origin = origin_at(path)
     free, why = takeable(path)
     if not free and not (take and origin is not None and not origin.owner.here):
@@ -59,6 +64,7 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
     folder_registry = meant.startswith("file:")
     if registry is None and folder_registry:
         return result("kept", why="its folder is a registry; --registry names one to send it to")
+    acknowledged = 0
     try:
         address = address_of(registry or meant or None)
         if address.folder is not None:
@@ -69,11 +75,10 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
             while delivery.advance():
                 pass
         finally:
+            acknowledged = delivery.progress.acknowledged
             connection.reset()
-    except Unreachable as error:
-        return result("failed", why=str(error))
     except FlermError as error:
-        return result("failed", delivery.progress.acknowledged, str(error))
+        return result("failed", acknowledged, str(error), error.exit_code)
     if delivery.quarantined is not None:
-        return result("refused", delivery.progress.acknowledged, delivery.progress.problem)
-    return result("delivered", delivery.progress.acknowledged)
+        return result("refused", acknowledged, delivery.progress.problem, Refused.exit_code)
+    return result("delivered", acknowledged)

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from flerm_core.limits import validate_measurements, validate_spec
-
 from flerm_client.spool.files import spool_files
 from flerm_client.spool.reader import SpoolContent, read
 from flerm_client.spool.writer import SpoolWriter
 from flerm_core.best import Best, BestQuery, best_of
 from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused
+from flerm_core.limits import validate_measurements, validate_spec
 from flerm_core.packing import pack
 from flerm_core.recording import Attempt, Ending, Family, Measurement, Recording, RecordingFilter, RecordingSpec, now
 from flerm_core.targets import TargetQuery, Targets, build_targets, choose_sources
@@ -180,12 +179,21 @@ class FolderRegistry:
         return self._stored(recording_id).recording()
 
     def trajectory(
-        self, recording_id: str, *, first_step: int | None, last_step: int | None, pattern: str, max_points: int
+        self,
+        recording_id: str,
+        *,
+        first_step: int | None,
+        last_step: int | None,
+        pattern: str,
+        max_points: int,
+        progress: Callable[[int, int], None],
     ) -> Trajectory:
         """Rows of all attempts that count."""
         stored = self._stored(recording_id)
         whole = Trajectory.from_measurements(stored.spec.parameters, stored.rows()).between(first_step, last_step)
-        return (whole.select(pattern) if pattern else whole).thinned(max_points)
+        found = (whole.select(pattern) if pattern else whole).thinned(max_points)
+        progress(len(found), len(found))
+        return found
 
     def targets(self, query: TargetQuery) -> Targets:
         """By `flerm_core.targets`."""

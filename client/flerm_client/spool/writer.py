@@ -106,6 +106,11 @@ class SpoolWriter:
         self._write(b"")
         return self.path
 
+    @property
+    def begun(self) -> bool:
+        """Whether the file is there and says whose it is."""
+        return self._size > 0
+
     def append(self, row: Measurement) -> bool:
         """Adds one measurement; False when it could not be written."""
         return self._append(Kind.MEASUREMENT, measurement_to(row).SerializeToString(), row.step)
@@ -139,11 +144,11 @@ class SpoolWriter:
 
     def _write(self, frame: bytes) -> bool:
         """Writes what is owed (the file's head, a gap) and `frame`, all or nothing."""
+        if self.path is None:
+            return False
         data = self._head + self._gap_frame() + frame
         try:
             if self._fd < 0:
-                if self.path is None:
-                    return False
                 self._fd = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
             written = os.write(self._fd, data)
             while written < len(data):
@@ -154,6 +159,10 @@ class SpoolWriter:
                 # A half frame left behind would only cost readers a search; they find the next one by its marker.
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, self._size)
+                    if not self.begun:
+                        # A file that says nothing of its owner would be nobody's: the next write makes it anew.
+                        self.close()
+                        self.path.unlink()
             return False
         self._size += len(data)
         self._head, self._gap = b"", None
