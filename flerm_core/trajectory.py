@@ -9,15 +9,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flerm_core.bands import bands_of
-from flerm_core.errors import DataLoss, InvalidInput, NotFound
+from flerm_core.errors import DataLoss, InvalidInput, NotFound, Unsupported
 from flerm_core.interpolate import geometric_mean, interpolate_rows, log_spread
 from flerm_core.recording import Measurement, ParameterList
+
+if TYPE_CHECKING:
+    import pandas
 
 _FORMAT = "flerm-trajectory-1"
 
@@ -243,6 +246,22 @@ class Trajectory:
             tokens=np.where((tokens == tokens[0]).all(axis=0), tokens[0], -1),
         )
         return mean, log_spread(stack)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A pandas DataFrame indexed by `step`: columns `loss`, `learning_rate`, `tokens`, then a column for each parameter.
+
+        What was not logged or measured is missing (NaN; <NA> for tokens). Raises `Unsupported` where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise Unsupported("to_dataframe needs the package pandas, which is not installed: pip install pandas") from error
+        index = pandas.Index(self.steps, name="step")
+        tokens = pandas.array(self.tokens, dtype="Int64")
+        tokens[self.tokens < 0] = pandas.NA
+        logged = {"loss": self.losses, "learning_rate": self.learning_rates, "tokens": tokens}
+        values = pandas.DataFrame(self.values, index=index, columns=self.names)
+        return pandas.concat([pandas.DataFrame(logged, index=index), values], axis=1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to one .npz file without pickles, whole or not at all."""
