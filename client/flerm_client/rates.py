@@ -41,14 +41,15 @@ class Rates:
         theirs = self._optimizer.param_groups
         split = self._split_groups(theirs, multipliers)
         ours = [{**group, "params": parameters, "lr": group["lr"] * m} for group, m, parameters in split]
+        given = [dict(group) for group in ours]
         self._optimizer.param_groups = ours
         try:
             yield
         finally:
             self._optimizer.param_groups = theirs
-            for changed, (group, _, _) in zip(ours, split, strict=True):
-                for key, value in changed.items():
-                    if key not in ("params", "lr") and (key not in group or group[key] is not value):
+            for after, before, (group, _, _) in zip(ours, given, split, strict=True):
+                for key, value in after.items():
+                    if key not in ("params", "lr") and (key not in before or before[key] is not value):
                         group[key] = value
 
     def _split_groups(

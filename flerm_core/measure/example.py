@@ -48,7 +48,7 @@ class Example(Estimator):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.settled = False
+        self._settled_for: tuple[bool, ...] = ()
         self._ownership = Ownership(subject.model, subject.parameters)
         self._positions = {name: i for i, name in enumerate(subject.parameters)}
         self._layouts: dict[Place, Layout] = {}
@@ -64,6 +64,18 @@ class Example(Estimator):
     def columns(self) -> int:
         """One per tensor and role."""
         return len(self.subject.parameters) + len(self.subject.roles)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known how to watch the model; anew when a tensor was frozen or unfrozen."""
+        return self._settled_for == self._trained()
+
+    def settle(self) -> None:
+        """What the last draw found out holds from now on."""
+        self._settled_for = self._trained()
+
+    def _trained(self) -> tuple[bool, ...]:
+        return tuple(p.requires_grad for p in self.subject.parameters.values())
 
     def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
         """Σ_n c_n² of every tensor, then of every role (c_n summed over its tensors before squaring); where ranks share the work
@@ -137,6 +149,7 @@ class Example(Estimator):
     # The first draw
 
     def _settle(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
+        self._deepest = set()
         masks, drawn = RandomState(), generator.get_state()
         watch, plain = self._forward(batch)
         if not self._sharding.anywhere(len(plain) > 0):

@@ -172,7 +172,7 @@ class Meter:
             self.take_fallback()
             masks.restore()
             return self._draw(batch, update, 0)
-        self.estimator.settled = True
+        self.estimator.settle()
         if problem is not None:
             raise problem
         assert reading is not None
