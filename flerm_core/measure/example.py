@@ -55,7 +55,7 @@ class Example(Estimator):
         self._shared: dict[nn.Module, None] = {}
         self._deepest: set[Place] = set()
         self._counts_examples: tuple[int, int] | None = None  # which tensor of a batch, and which of its dimensions
-        self._watched = False
+        self._watched_for: tuple[bool, ...] = ()  # as `settled`, for this rank
         self._sharding = subject.sharding or Sharding()
         if self._sharding.split:
             self.reach = "split"
@@ -83,7 +83,7 @@ class Example(Estimator):
 
         A rank without examples settles nothing: it does so with the first that it gets.
         """
-        if not self._watched:
+        if self._watched_for != self._trained():
             return self._settle(batch, update, generator)
         watch, outputs = self._forward(batch)
         changes = self._changes(watch, outputs, draw_projection(outputs, generator), update)
@@ -168,7 +168,7 @@ class Example(Estimator):
                 changes = self._changes(watch, outputs, direction, update, keep=True)
                 if self._prove(changes, outputs, direction, update):
                     self._deepest = watch.find_deepest()
-                    self._watched = True
+                    self._watched_for = self._trained()
                     return self._raw(changes, outputs), outputs.numel()
             while True:  # once more from the same masks and projection, watched otherwise
                 masks.restore()
