@@ -116,6 +116,19 @@ class Trajectory:
         span = f", steps {self.steps[0]} to {self.steps[-1]}" if len(self) else ""
         return f"Trajectory({len(self.names)} parameters, {len(self)} rows{span})"
 
+    def figure(self, pattern: str = "") -> dict[str, Any]:
+        """The FSLRs over steps as a plotly figure dictionary (`flerm_core.figures.fslr_figure`), tensors that fit a shell-style
+        `pattern` as lines of their own: `plotly.graph_objects.Figure(trajectory.figure())`."""
+        from flerm_core.figures import fslr_figure
+
+        return fslr_figure(self, self.select(pattern).names if pattern else ())
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
+        """What a notebook shows: the figure where it can draw one, else a table of bands."""
+        from flerm_core.figures.notebook import mime_bundle
+
+        return mime_bundle(self)
+
     def __eq__(self, other: object) -> bool:
         """Whether all of it is equal, NaN to NaN."""
         if not isinstance(other, Trajectory):

@@ -17,6 +17,7 @@ from flerm_core.figures.style import (
     Figure,
     axis,
     layout,
+    log_axis,
     nothing,
     numbers,
     positive,
@@ -49,7 +50,7 @@ def fslr_figure(
     lines = [_line(thinned, name, PALETTE[at % len(PALETTE)]) for at, name in enumerate(dict.fromkeys(tensors[:MAX_TENSORS]))]
     data = [*band_traces(thinned, faint=bool(lines)), *lines]
     hover = {"hovermode": "closest"} if lines else {"hovermode": "x unified"}
-    return {"data": data, "layout": layout(axis("step"), axis(title, log=True), **hover)}
+    return {"data": data, "layout": layout(axis("step"), log_axis(title, data), **hover)}
 
 
 def band_traces(trajectory: Trajectory, *, faint: bool = False) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def loss_figure(curves: Sequence[Curve], best: Best | None = None) -> Figure:
     rates = sorted({point.lr for curve in curves for point in curve.points})
     margin = 1.4
     ends = [math.log10(rates[0] / margin), math.log10(rates[-1] * margin)]
-    x = axis("learning rate", log=True, range=ends)
+    x = axis("learning rate", log=True, range=ends, dtick="D2", exponentformat="none")
     if len(rates) <= 12:
         x |= {"tickmode": "array", "tickvals": [number(rate) for rate in rates], "ticktext": [f"{rate:.3g}" for rate in rates]}
     more: dict[str, Any] = {"hovermode": "closest"}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flerm_core.figures.evolution import MAX_POINTS, band_traces
-from flerm_core.figures.style import GREY, Figure, axis, layout, nothing
+from flerm_core.figures.style import GREY, Figure, axis, layout, log_axis, nothing
 from flerm_core.matching import match_rows
 from flerm_core.naming import is_role
 from flerm_core.trajectory import Trajectory
@@ -38,6 +38,6 @@ def ratio_figure(quotients: Trajectory) -> Figure:
     if not len(quotients):
         return nothing("No measurement to compare yet")
     even = {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": 1, "y1": 1, "line": {"color": GREY, "width": 1.5}}
-    y = axis("FSLR / target", log=True, exponentformat="none")
+    data = band_traces(quotients.thinned(MAX_POINTS))
     more = {"shapes": [even], "hovermode": "x unified"}
-    return {"data": band_traces(quotients.thinned(MAX_POINTS)), "layout": layout(axis("step"), y, **more)}
+    return {"data": data, "layout": layout(axis("step"), log_axis("FSLR / target", data), **more)}

@@ -60,10 +60,17 @@ def see_through(colour: str, opacity: float) -> str:
 
 
 def axis(title: str, *, log: bool = False, **more: Any) -> dict[str, Any]:
-    """One axis. Logarithmic ones are labelled as powers of ten."""
+    """One axis."""
     scale = {"type": "log", "exponentformat": "power"} if log else {"type": "linear"}
     plain = {"title": {"text": title, "standoff": 12}, "gridcolor": GRID, "zeroline": False, "automargin": True}
     return {**plain, **scale, **more}
+
+
+def log_axis(title: str, traces: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """A logarithmic axis for the `y` of traces: labels at 1, 2 and 5 over few decades, at powers of ten over many."""
+    values = [value for trace in traces for value in trace["y"] if value is not None]
+    few = not values or math.log10(max(values) / min(values)) < 3
+    return axis(title, log=True, dtick="D2", exponentformat="none") if few else axis(title, log=True, dtick=1)
 
 
 def layout(x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:

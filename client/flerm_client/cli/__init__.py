@@ -26,6 +26,7 @@ _COMMANDS = {
     "targets": "flerm_client.cli.targets",
     "check": "flerm_client.cli.check",
     "export": "flerm_client.cli.export",
+    "plot": "flerm_client.cli.plot",
     "sync": "flerm_client.cli.sync",
     "doctor": "flerm_client.cli.doctor",
     "train": "flerm_client.cli.train",

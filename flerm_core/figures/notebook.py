@@ -1,0 +1,46 @@
+"""How a notebook shows a trajectory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flerm_core.bands import BANDS
+from flerm_core.figures.evolution import fslr_figure
+from flerm_core.figures.style import text
+from flerm_core.naming import is_role
+from flerm_core.trajectory import Trajectory
+
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+def mime_bundle(trajectory: Trajectory) -> dict[str, Any]:
+    """The figure for notebooks that draw plotly by themselves (JupyterLab with plotly, VS Code, Colab), a table for others."""
+    html = as_table(trajectory)
+    return {PLOTLY: fslr_figure(trajectory), "text/html": html, "text/plain": repr(trajectory)}
+
+
+def as_table(trajectory: Trajectory) -> str:
+    """Per band the number of tensors and their median FSLR at the first and the last step, as HTML."""
+    first, last = (trajectory.steps[0], trajectory.steps[-1]) if len(trajectory) else ("–", "–")
+    head = f"<tr><th>band</th><th>tensors</th><th>FSLR at step {first}</th><th>at step {last}</th></tr>"
+    rows = []
+    for band in BANDS:
+        columns = [
+            at
+            for at, (name, its) in enumerate(zip(trajectory.names, trajectory.bands, strict=True))
+            if its == band and not is_role(name)
+        ]
+        if columns:
+            ends = [_median(trajectory, at, columns) for at in (0, -1)]
+            rows.append(f"<tr><td>{text(band)}</td><td>{len(columns)}</td><td>{ends[0]}</td><td>{ends[1]}</td></tr>")
+    return f"<p>{text(repr(trajectory))}</p><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _median(trajectory: Trajectory, row: int, columns: list[int]) -> str:
+    if not len(trajectory):
+        return "–"
+    values = trajectory.values[row, columns]
+    measured = values[~np.isnan(values)]
+    return f"{np.median(measured):.4g}" if len(measured) else "–"
