@@ -71,6 +71,7 @@ INFINITY_BITS = 0x7F800000
 _FAMILY = re.compile(
     rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_FAMILY_PART - 1}}})(/[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_FAMILY_PART - 1}}})?"
 )
+RESERVED = ("best", "losses", "figure", "recordings", "targets")  # what REST says of a family, under its name
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _ENDINGS = tuple(status for status in STATUSES if status != "running")
 
@@ -83,6 +84,8 @@ def validate_family_name(name: str) -> None:
         name,
         f"'name' or 'team/name', each of 1 to {MAX_FAMILY_PART} letters, digits, '.', '_' or '-', the first a letter or digit",
     )
+    team, _, own = name.rpartition("/")
+    check(not team or own not in RESERVED, "family", name, f"another name than {', '.join(RESERVED)} within a team")
 
 
 def validate_family(name: str, description: str = "", blocks: Sequence[str] = ()) -> None:
@@ -272,6 +275,16 @@ def validate_filter(filters: RecordingFilter) -> None:
     for field, moment in (("created_after", filters.created_after), ("created_before", filters.created_before)):
         if moment is not None:
             check_moment(field, moment)
+
+
+def validate_tagging(recording_id: str, tags: Mapping[str, str], remove: Sequence[str]) -> None:
+    """Tags to set on a recording and keys to remove; no key in both."""
+    check_uuid("recording_id", recording_id)
+    _validate_tags("set", tags)
+    check_count("remove", remove, MAX_TAGS)
+    for key in remove:
+        check_text("remove", key, MAX_TAG_KEY, least=1)
+        check(key not in tags, "remove", key, "a key that is not set in the same request")
 
 
 def validate_page_size(page_size: int) -> None:

@@ -123,7 +123,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """A recording as the registry knows it. In listings `spec.parameters` is empty and `parameter_count` tells its length."""
+    """A recording as the registry knows it. In listings `spec.parameters` is empty and `parameter_count` tells its length.
+
+    `final_step`: where the run ended, if it said so; `last_step` is that of its last measurement.
+    """
 
     spec: RecordingSpec
     status: str = "running"
@@ -138,6 +141,7 @@ class Recording:
     finished_at: datetime | None = None
     created_by: str = ""
     parameter_count: int = 0
+    final_step: int | None = None
 
     def without_parameters(self) -> Recording:
         """The same, light enough for a listing."""

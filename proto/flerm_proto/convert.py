@@ -181,6 +181,7 @@ def recording_to(recording: Recording) -> pb.Recording:
         finished_at=timestamp_to(recording.finished_at),
         created_by=recording.created_by,
         parameter_count=recording.parameter_count,
+        final_step=recording.final_step,
     )
 
 
@@ -200,6 +201,7 @@ def recording_from(message: pb.Recording) -> Recording:
         finished_at=timestamp_from(message, "finished_at"),
         created_by=message.created_by,
         parameter_count=message.parameter_count,
+        final_step=optional(message, "final_step"),
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flerm_server.store.schema import SchemaState
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-db_app = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, current, check, backup.")
+db_app = typer.Typer(no_args_is_help=True, help="The database: upgrade, current, check, backup, prune.")
 app.add_typer(db_app, name="db")
 
 DEFAULT_DB = "sqlite:///flerm.db"
@@ -120,6 +120,23 @@ def backup(destination: Path, db: Db = DEFAULT_DB) -> None:
         typer.echo(f"copied to {database.backup(destination)}")
 
 
+@db_app.command()
+def prune(
+    older_than: Annotated[float, typer.Option(help="Days since a recording was last written to", min=0)],
+    db: Db = DEFAULT_DB,
+    family: Annotated[str, typer.Option(help="Only of this family")] = "",
+    status: Annotated[str, typer.Option(help="Only of this status, such as failed or interrupted")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go")] = False,
+) -> None:
+    """Deletes old recordings with all their rows, for good.
+
+    Example: flerm db prune --older-than 90 --status failed --db sqlite:///runs.db
+    """
+    with _one_sentence(), _Database(db) as database:
+        count, rows = database.prune(older_than, family, status, dry_run)
+        typer.echo(f"{'would delete' if dry_run else 'deleted'} {count} recordings with {rows} rows")
+
+
 class _Database:
     """The database at a URL, for one command. SQLite files are made only by `upgrade`."""
 
@@ -157,6 +174,24 @@ class _Database:
 
         self._must_exist()
         return schema.backup(self._engine, destination)
+
+    def prune(self, days: float, family: str, status: str, dry_run: bool) -> tuple[int, int]:
+        from datetime import timedelta
+
+        from flerm_core.recording import RecordingFilter, now
+        from flerm_server.store.sql import open_store
+
+        self._must_exist()
+        store = open_store(self._url)
+        try:
+            before = now() - timedelta(days=days)
+            filters = RecordingFilter(family=family, status=status, created_before=before)
+            # The whole list first: pages are cut by keys that deleting leaves, but statuses lapse meanwhile.
+            old = [each for each in store.all_recordings(filters) if each.updated_at < before]
+            rows = sum(each.rows if dry_run else store.delete(each.spec.id) for each in old)
+        finally:
+            store.close()
+        return len(old), rows
 
     def _must_exist(self) -> None:
         from flerm_core.errors import NotFound

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from flerm_core import limits
 from flerm_core.best import BestQuery
+from flerm_core.block import MeasurementBlock
 from flerm_core.errors import InvalidInput
 from flerm_core.recording import (
     Attempt,
@@ -63,6 +64,35 @@ def test_a_family_name_is_safe_in_a_path_or_is_refused(name: str) -> None:
     assert name.count("/") <= 1
     assert not set(name) & set("\\ %?#&<>\"'\n")
     assert not any(part in ("", ".", "..") for part in name.split("/"))
+
+
+def test_a_family_within_a_team_is_not_called_as_a_rest_route() -> None:
+    limits.validate_family_name("best")
+    refused("family: 'team/best' is not allowed; it must be another name than best", limits.validate_family_name, "team/best")
+
+
+def test_rows_in_column_form_get_the_same_sentences() -> None:
+    good = [row(0), row(1), row(7, (0.0, 3e38), loss=-1.5, learning_rate=0.0, tokens=0)]
+    limits.validate_block(MeasurementBlock.of(good), 2)
+    limits.validate_block(MeasurementBlock.of([]), 2)
+    limits.validate_block(MeasurementBlock.of([row(1, (NAN, 0.0), scalars={"sharpness": 2.0})]), 2)
+    for wrong, sentence in (
+        ([row(3), row(3)], "step: 3 follows 3 in one request"),
+        ([row(-1)], "step: -1 is not allowed"),
+        ([row(1, (1.0, INF))], "values at step 1, parameter 1: inf is not allowed"),
+        ([row(1, (NAN, -1.0))], "values at step 1, parameter 1: -1.0 is not allowed"),
+        ([row(1), row(2, (1.0,))], "one value for each of the 2 parameters"),
+        ([row(1, loss=NAN)], "loss at step 1: nan"),
+        ([row(1, learning_rate=-0.1)], "learning_rate at step 1: -0.1"),
+        ([row(1, tokens=-1)], "tokens at step 1: -1"),
+        ([row(1, scalars={"": 1.0})], "a name of scalars at step 1"),
+        ([row(at) for at in range(1001)], "measurements: 1001 entries"),
+    ):
+        refused(sentence, limits.validate_block, MeasurementBlock.of(wrong), 2)
+    torn = replace(MeasurementBlock.of([row(1)]), fslr=[b"1234567"])
+    refused("values at step 1: 7 packed bytes are not whole rows", limits.validate_block, torn, 2)
+    late = replace(MeasurementBlock.of([row(1)]), measured_at=[2**62])
+    refused("measured_at at step 1: ", limits.validate_block, late, 2)
 
 
 def test_a_family_has_a_description_and_axes() -> None:

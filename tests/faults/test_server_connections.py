@@ -34,7 +34,7 @@ def resident(registry: RegistryProcess) -> int:
 
 
 def descriptors(registry: RegistryProcess) -> int:
-    return len(os.listdir(f"/proc/{registry.process.pid}/fd"))
+    return len(list(Path(f"/proc/{registry.process.pid}/fd").iterdir()))
 
 
 def connect(address: str, data: bytes) -> socket.socket:

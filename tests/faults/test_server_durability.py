@@ -1,4 +1,4 @@
-"""An acknowledgement means: on the disk. And a database that fails refuses, loses nothing, and is used again when it is back."""
+"""An acknowledgement means: on the disk. A database that fails refuses, loses nothing, and is used again when it is back."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,7 @@ def test_whatever_the_fields_hold_the_answer_is_a_status_and_a_sentence(fuzzed: 
 def held(registry: RegistryProcess) -> tuple[int, int]:
     """Pages of memory and file descriptors."""
     folder = Path(f"/proc/{registry.process.pid}")
-    return int((folder / "statm").read_text().split()[1]), len(os.listdir(folder / "fd"))
+    return int((folder / "statm").read_text().split()[1]), len(list((folder / "fd").iterdir()))
 
 
 def test_ten_thousand_bad_calls_leave_nothing_behind(fuzzed: tuple[RegistryProcess, Any]):

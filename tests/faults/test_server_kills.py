@@ -1,4 +1,4 @@
-"""The server dies by SIGKILL at random moments of ingest and comes back; clients go on. Nothing acknowledged is lost or doubled."""
+"""SIGKILL hits the server at random moments of ingest; it restarts, clients go on. Nothing acknowledged is lost or doubled."""
 
 from __future__ import annotations
 

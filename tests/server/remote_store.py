@@ -50,6 +50,16 @@ class RemoteStore(Store):
         found = self._call("ListFamilies", request)
         return Page(tuple(map(convert.family_from, found.families)), found.next_page_token)
 
+    def rename_family(self, name: str, new_name: str) -> Family:
+        return convert.family_from(self._call("RenameFamily", pb.RenameFamilyRequest(name=name, new_name=new_name)))
+
+    def tag(self, recording_id: str, tags, remove: Sequence[str] = ()) -> Recording:
+        request = pb.TagRecordingRequest(recording_id=recording_id, set=tags, remove=remove)
+        return convert.recording_from(self._call("TagRecording", request))
+
+    def delete(self, recording_id: str) -> int:
+        return self._call("DeleteRecording", pb.DeleteRecordingRequest(recording_id=recording_id)).rows
+
     def start(self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by="") -> Started:
         request = pb.StartRecordingRequest(spec=convert.spec_to(spec))
         if attempt is not None:

@@ -57,6 +57,14 @@ class Family(_message.Message):
     learning_rates: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., blocks: _Optional[_Iterable[str]] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_by: _Optional[str] = ..., recordings: _Optional[int] = ..., learning_rates: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class RenameFamilyRequest(_message.Message):
+    __slots__ = ("name", "new_name")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NEW_NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    new_name: str
+    def __init__(self, name: _Optional[str] = ..., new_name: _Optional[str] = ...) -> None: ...
+
 class ListFamiliesRequest(_message.Message):
     __slots__ = ("prefix", "page_size", "page_token")
     PREFIX_FIELD_NUMBER: _ClassVar[int]
@@ -253,6 +261,35 @@ class FinishRecordingRequest(_message.Message):
     tokens: int
     def __init__(self, recording_id: _Optional[str] = ..., attempt: _Optional[int] = ..., status: _Optional[str] = ..., final_loss: _Optional[float] = ..., final_step: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
+class TagRecordingRequest(_message.Message):
+    __slots__ = ("recording_id", "set", "remove")
+    class SetEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    RECORDING_ID_FIELD_NUMBER: _ClassVar[int]
+    SET_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    recording_id: str
+    set: _containers.ScalarMap[str, str]
+    remove: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, recording_id: _Optional[str] = ..., set: _Optional[_Mapping[str, str]] = ..., remove: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DeleteRecordingRequest(_message.Message):
+    __slots__ = ("recording_id",)
+    RECORDING_ID_FIELD_NUMBER: _ClassVar[int]
+    recording_id: str
+    def __init__(self, recording_id: _Optional[str] = ...) -> None: ...
+
+class DeleteRecordingResponse(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    def __init__(self, rows: _Optional[int] = ...) -> None: ...
+
 class RenewLeaseRequest(_message.Message):
     __slots__ = ("recording_id", "attempt")
     RECORDING_ID_FIELD_NUMBER: _ClassVar[int]
@@ -268,7 +305,7 @@ class RenewLeaseResponse(_message.Message):
     def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class Recording(_message.Message):
-    __slots__ = ("spec", "status", "attempt", "rows", "first_step", "last_step", "final_loss", "tokens", "created_at", "updated_at", "finished_at", "created_by", "parameter_count")
+    __slots__ = ("spec", "status", "attempt", "rows", "first_step", "last_step", "final_loss", "tokens", "created_at", "updated_at", "finished_at", "created_by", "parameter_count", "final_step")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -282,6 +319,7 @@ class Recording(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
     CREATED_BY_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FINAL_STEP_FIELD_NUMBER: _ClassVar[int]
     spec: RecordingSpec
     status: str
     attempt: int
@@ -295,7 +333,8 @@ class Recording(_message.Message):
     finished_at: _timestamp_pb2.Timestamp
     created_by: str
     parameter_count: int
-    def __init__(self, spec: _Optional[_Union[RecordingSpec, _Mapping]] = ..., status: _Optional[str] = ..., attempt: _Optional[int] = ..., rows: _Optional[int] = ..., first_step: _Optional[int] = ..., last_step: _Optional[int] = ..., final_loss: _Optional[float] = ..., tokens: _Optional[int] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_by: _Optional[str] = ..., parameter_count: _Optional[int] = ...) -> None: ...
+    final_step: int
+    def __init__(self, spec: _Optional[_Union[RecordingSpec, _Mapping]] = ..., status: _Optional[str] = ..., attempt: _Optional[int] = ..., rows: _Optional[int] = ..., first_step: _Optional[int] = ..., last_step: _Optional[int] = ..., final_loss: _Optional[float] = ..., tokens: _Optional[int] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_by: _Optional[str] = ..., parameter_count: _Optional[int] = ..., final_step: _Optional[int] = ...) -> None: ...
 
 class GetRecordingRequest(_message.Message):
     __slots__ = ("recording_id",)
@@ -347,18 +386,20 @@ class ListRecordingsResponse(_message.Message):
     def __init__(self, recordings: _Optional[_Iterable[_Union[Recording, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class GetTrajectoryRequest(_message.Message):
-    __slots__ = ("recording_id", "first_step", "last_step", "pattern", "max_points")
+    __slots__ = ("recording_id", "first_step", "last_step", "pattern", "max_points", "extras")
     RECORDING_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     LAST_STEP_FIELD_NUMBER: _ClassVar[int]
     PATTERN_FIELD_NUMBER: _ClassVar[int]
     MAX_POINTS_FIELD_NUMBER: _ClassVar[int]
+    EXTRAS_FIELD_NUMBER: _ClassVar[int]
     recording_id: str
     first_step: int
     last_step: int
     pattern: str
     max_points: int
-    def __init__(self, recording_id: _Optional[str] = ..., first_step: _Optional[int] = ..., last_step: _Optional[int] = ..., pattern: _Optional[str] = ..., max_points: _Optional[int] = ...) -> None: ...
+    extras: bool
+    def __init__(self, recording_id: _Optional[str] = ..., first_step: _Optional[int] = ..., last_step: _Optional[int] = ..., pattern: _Optional[str] = ..., max_points: _Optional[int] = ..., extras: bool = ...) -> None: ...
 
 class TrajectoryHeader(_message.Message):
     __slots__ = ("recording", "parameters", "rows")
@@ -371,18 +412,42 @@ class TrajectoryHeader(_message.Message):
     def __init__(self, recording: _Optional[_Union[Recording, _Mapping]] = ..., parameters: _Optional[_Union[ParameterList, _Mapping]] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class TrajectoryRows(_message.Message):
-    __slots__ = ("steps", "values", "losses", "learning_rates", "tokens")
+    __slots__ = ("steps", "values", "losses", "learning_rates", "tokens", "scalars", "vectors")
+    class ScalarsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Column
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Column, _Mapping]] = ...) -> None: ...
+    class VectorsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     STEPS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     LOSSES_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATES_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SCALARS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     steps: _containers.RepeatedScalarFieldContainer[int]
     values: bytes
     losses: _containers.RepeatedScalarFieldContainer[float]
     learning_rates: _containers.RepeatedScalarFieldContainer[float]
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, steps: _Optional[_Iterable[int]] = ..., values: _Optional[bytes] = ..., losses: _Optional[_Iterable[float]] = ..., learning_rates: _Optional[_Iterable[float]] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    scalars: _containers.MessageMap[str, Column]
+    vectors: _containers.ScalarMap[str, bytes]
+    def __init__(self, steps: _Optional[_Iterable[int]] = ..., values: _Optional[bytes] = ..., losses: _Optional[_Iterable[float]] = ..., learning_rates: _Optional[_Iterable[float]] = ..., tokens: _Optional[_Iterable[int]] = ..., scalars: _Optional[_Mapping[str, Column]] = ..., vectors: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class Column(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class TrajectoryChunk(_message.Message):
     __slots__ = ("header", "rows")

@@ -5,7 +5,7 @@ import grpc
 from flerm_proto.v1 import registry_pb2 as flerm__proto_dot_v1_dot_registry__pb2
 
 
-class RegistryStub(object):
+class RegistryStub:
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -79,9 +79,24 @@ class RegistryStub(object):
                 request_serializer=flerm__proto_dot_v1_dot_registry__pb2.GetBestRequest.SerializeToString,
                 response_deserializer=flerm__proto_dot_v1_dot_registry__pb2.Best.FromString,
                 )
+        self.RenameFamily = channel.unary_unary(
+                '/flerm.registry.v1.Registry/RenameFamily',
+                request_serializer=flerm__proto_dot_v1_dot_registry__pb2.RenameFamilyRequest.SerializeToString,
+                response_deserializer=flerm__proto_dot_v1_dot_registry__pb2.Family.FromString,
+                )
+        self.TagRecording = channel.unary_unary(
+                '/flerm.registry.v1.Registry/TagRecording',
+                request_serializer=flerm__proto_dot_v1_dot_registry__pb2.TagRecordingRequest.SerializeToString,
+                response_deserializer=flerm__proto_dot_v1_dot_registry__pb2.Recording.FromString,
+                )
+        self.DeleteRecording = channel.unary_unary(
+                '/flerm.registry.v1.Registry/DeleteRecording',
+                request_serializer=flerm__proto_dot_v1_dot_registry__pb2.DeleteRecordingRequest.SerializeToString,
+                response_deserializer=flerm__proto_dot_v1_dot_registry__pb2.DeleteRecordingResponse.FromString,
+                )
 
 
-class RegistryServicer(object):
+class RegistryServicer:
     """Missing associated documentation comment in .proto file."""
 
     def ServerInfo(self, request, context):
@@ -171,6 +186,27 @@ class RegistryServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenameFamily(self, request, context):
+        """The family keeps its recordings under another name; an existing one is ALREADY_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TagRecording(self, request, context):
+        """Sets and removes tags of a recording that is there, whatever its status. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRecording(self, request, context):
+        """Removes a recording with all its attempts and rows, for good. Idempotent: one that is not there is 0 rows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -239,6 +275,21 @@ def add_RegistryServicer_to_server(servicer, server):
                     request_deserializer=flerm__proto_dot_v1_dot_registry__pb2.GetBestRequest.FromString,
                     response_serializer=flerm__proto_dot_v1_dot_registry__pb2.Best.SerializeToString,
             ),
+            'RenameFamily': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenameFamily,
+                    request_deserializer=flerm__proto_dot_v1_dot_registry__pb2.RenameFamilyRequest.FromString,
+                    response_serializer=flerm__proto_dot_v1_dot_registry__pb2.Family.SerializeToString,
+            ),
+            'TagRecording': grpc.unary_unary_rpc_method_handler(
+                    servicer.TagRecording,
+                    request_deserializer=flerm__proto_dot_v1_dot_registry__pb2.TagRecordingRequest.FromString,
+                    response_serializer=flerm__proto_dot_v1_dot_registry__pb2.Recording.SerializeToString,
+            ),
+            'DeleteRecording': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRecording,
+                    request_deserializer=flerm__proto_dot_v1_dot_registry__pb2.DeleteRecordingRequest.FromString,
+                    response_serializer=flerm__proto_dot_v1_dot_registry__pb2.DeleteRecordingResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'flerm.registry.v1.Registry', rpc_method_handlers)
@@ -246,7 +297,7 @@ def add_RegistryServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Registry(object):
+class Registry:
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
@@ -467,5 +518,56 @@ class Registry(object):
         return grpc.experimental.unary_unary(request, target, '/flerm.registry.v1.Registry/GetBest',
             flerm__proto_dot_v1_dot_registry__pb2.GetBestRequest.SerializeToString,
             flerm__proto_dot_v1_dot_registry__pb2.Best.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RenameFamily(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/flerm.registry.v1.Registry/RenameFamily',
+            flerm__proto_dot_v1_dot_registry__pb2.RenameFamilyRequest.SerializeToString,
+            flerm__proto_dot_v1_dot_registry__pb2.Family.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def TagRecording(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/flerm.registry.v1.Registry/TagRecording',
+            flerm__proto_dot_v1_dot_registry__pb2.TagRecordingRequest.SerializeToString,
+            flerm__proto_dot_v1_dot_registry__pb2.Recording.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def DeleteRecording(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/flerm.registry.v1.Registry/DeleteRecording',
+            flerm__proto_dot_v1_dot_registry__pb2.DeleteRecordingRequest.SerializeToString,
+            flerm__proto_dot_v1_dot_registry__pb2.DeleteRecordingResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
+import numpy as np
 from google.protobuf.json_format import Error as JsonError
+from numpy.typing import NDArray
 
 from flerm_core import limits
 from flerm_core.errors import FlermError, InvalidInput, Unreachable
@@ -19,7 +21,8 @@ from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server import queries
 from flerm_server.grpc.ahead import ReadAhead
 from flerm_server.metrics import Metrics
-from flerm_server.store.base import Batch, Store
+from flerm_server.store.base import Batch, Rows, Store
+from flerm_server.store.extra import decode
 from flerm_server.store.ingest import GroupCommit, Pending
 from flerm_server.version import version
 
@@ -117,6 +120,19 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         recording = self._store.finish(request.recording_id, request.attempt, convert.ending_from(request))
         return convert.recording_to(recording.without_parameters())
 
+    def RenameFamily(self, request: pb.RenameFamilyRequest, context: grpc.ServicerContext) -> pb.Family:
+        """Gives a family another name."""
+        return convert.family_to(self._store.rename_family(request.name, request.new_name))
+
+    def TagRecording(self, request: pb.TagRecordingRequest, context: grpc.ServicerContext) -> pb.Recording:
+        """Sets and removes tags."""
+        recording = self._store.tag(request.recording_id, dict(request.set), tuple(request.remove))
+        return convert.recording_to(recording.without_parameters())
+
+    def DeleteRecording(self, request: pb.DeleteRecordingRequest, context: grpc.ServicerContext) -> pb.DeleteRecordingResponse:
+        """Removes a recording for good."""
+        return pb.DeleteRecordingResponse(rows=self._store.delete(request.recording_id))
+
     def RenewLease(self, request: pb.RenewLeaseRequest, context: grpc.ServicerContext) -> pb.RenewLeaseResponse:
         """Keeps a running recording running."""
         return pb.RenewLeaseResponse(seconds=self._store.renew(request.recording_id, request.attempt))
@@ -151,6 +167,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
                     losses=rows.losses.tolist(),
                     learning_rates=rows.learning_rates.tolist(),
                     tokens=rows.tokens.tolist(),
+                    **(_extras(rows, columns, selection.recording.parameter_count) if request.extras else {}),
                 )
             )
 
@@ -162,6 +179,24 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
     def GetBest(self, request: pb.GetBestRequest, context: grpc.ServicerContext) -> pb.Best:
         """The best base rate of a family and which to try next."""
         return convert_queries.best_to(queries.best(self._store, convert_queries.best_query_from(request)))
+
+
+def _extras(rows: Rows, columns: list[int] | None, width: int) -> dict[str, Any]:
+    """The further scalars and vectors of a block's rows, column by column: what `TrajectoryRows` calls them."""
+    scalars: dict[str, NDArray[np.float64]] = {}
+    vectors: dict[str, NDArray[np.float32]] = {}
+    count = len(rows.steps)
+    for at, data in enumerate(rows.extras):
+        its_scalars, its_vectors = decode(data) if data else ({}, {})
+        for name, value in its_scalars.items():
+            scalars.setdefault(name, np.full(count, np.nan))[at] = value
+        for name, vector in its_vectors.items():
+            vectors.setdefault(name, np.full((count, width), np.nan, np.float32))[at] = vector
+    chosen = slice(None) if columns is None else columns
+    return {
+        "scalars": {name: pb.Column(values=column.tolist()) for name, column in scalars.items()},
+        "vectors": {name: pack(table[:, chosen]) for name, table in vectors.items()},
+    }
 
 
 def _read(field: str, convert_it: Callable[[], Value]) -> Value:

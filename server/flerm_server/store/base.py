@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -118,7 +118,7 @@ class Store(ABC):
 
     *Attempts.* Ordered by the client's `started_at`, then by number. A row of attempt a at step s is visible unless a later
     attempt b has `resume_at` ≤ s; an attempt takes no step before its own `resume_at`. Readers see visible rows only, one
-    at each step, ascending. Nothing is deleted. The latest attempt's state is the recording's. An attempt takes rows until it
+    at each step, ascending. Only `delete` deletes. The latest attempt's state is the recording's. An attempt takes rows until it
     ended as completed, diverged or failed; `interrupted` can still be followed by late rows or another end.
 
     *Leases.* A running recording whose lease (on the database's clock) ended reads as `interrupted`, everywhere. `start`,
@@ -151,6 +151,13 @@ class Store(ABC):
         """Families whose names begin with `prefix`, by name. `page_size` 0: 100; at most 1,000."""
 
     @abstractmethod
+    def rename_family(self, name: str, new_name: str) -> Family:
+        """Gives a family another name. Renamed already (`name` is gone, `new_name` there) is no error.
+
+        Raises `NotFound`, and `AlreadyExists` when both are there.
+        """
+
+    @abstractmethod
     def start(self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by: str = "") -> Started:
         """Opens a recording (and its family), or a further attempt of one.
 
@@ -176,6 +183,15 @@ class Store(ABC):
     @abstractmethod
     def recordings(self, filters: RecordingFilter, *, page_size: int = 0, page_token: str = "") -> Page[Recording]:
         """Recordings without their parameter lists, newest first. A family that is not there has none."""
+
+    @abstractmethod
+    def tag(self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str] = ()) -> Recording:
+        """Sets `tags` on a recording and removes those of the keys `remove`; the recording. Raises `NotFound`, and
+        `InvalidInput` when it would have too many."""
+
+    @abstractmethod
+    def delete(self, recording_id: str) -> int:
+        """Removes a recording, its attempts and rows; how many rows. 0 when it is not there."""
 
     @abstractmethod
     def select(

@@ -13,10 +13,13 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
 
-from flerm_core.errors import FlermError, InvalidInput, Unreachable
+from flerm_core.errors import FlermError, InvalidInput, Refused, Unreachable
 from flerm_server.store.prepared import Driver
 
 BUSY_SECONDS = 30  # how long a SQLite writer waits for another
+NETWORK = frozenset(
+    ["nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "9p", "afs", "ceph", "ceph-fuse", "glusterfs", "lustre", "gpfs", "beegfs", "orangefs", "pvfs2", "ocfs2", "gfs2", "sshfs", "s3fs", "gcsfuse", "rclone", "davfs", "davfs2", "juicefs"]
+)  # kinds of file system that several hosts share
 EPOCH = datetime.fromtimestamp(0, UTC)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -41,17 +44,44 @@ def parse_url(text: str) -> sa.URL:
 
 
 def open_engine(url: sa.URL) -> sa.Engine:
-    """An engine whose transactions are durable when committed, and write transactions serial on SQLite. Connects lazily."""
+    """An engine whose transactions are durable when committed, and write transactions serial on SQLite. Connects lazily.
+
+    Raises `Refused` for a SQLite file on a network file system.
+    """
     if url.get_backend_name() == "postgresql":
         engine = sa.create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=24, pool_recycle=1800)
         sa.event.listen(engine, "connect", _prepare_postgres)
         return engine
+    refuse_network(database_file(url))
     engine = sa.create_engine(
         url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=8, max_overflow=56
     )
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def refuse_network(file: Path, mounts: Path = Path("/proc/self/mounts")) -> None:
+    """Raises `Refused` when `file` lies on a network file system, by the kernel's list of `mounts` (where there is one).
+
+    SQLite's write-ahead log is shared memory of one host: on such a disk two hosts destroy the file, and one dies of SIGBUS
+    when the connection drops.
+    """
+    if not mounts.exists():
+        return
+    place = file.absolute().parent.resolve()
+    found = ("", "")
+    for line in mounts.read_text().splitlines():
+        _, point, kind, *_ = line.split(" ")
+        point = point.encode("latin-1", "backslashreplace").decode("unicode_escape")  # blanks are written \\040
+        if place.is_relative_to(point) and len(point) >= len(found[0]):
+            found = (point, kind)
+    point, kind = found
+    if kind.removeprefix("fuse.") in NETWORK:
+        raise Refused(
+            f"db {file}: it lies on a network file system ({kind} at {point}), where SQLite's log would lose data; "
+            "keep the file on a local disk, or use PostgreSQL"
+        )
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -91,6 +91,7 @@ def recording_from(row: sa.Row[Any], tags: Mapping[str, str], parameters: Parame
         finished_at=None if row.finished_at is None else moment_from(row.finished_at),
         created_by=row.created_by,
         parameter_count=row.parameter_count,
+        final_step=row.final_step,
     )
 
 

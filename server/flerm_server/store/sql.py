@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ from typing_extensions import override
 from flerm_core import limits
 from flerm_core.errors import AlreadyExists, FlermError, NotFound
 from flerm_core.recording import Attempt, Ending, Family, Recording, RecordingFilter, RecordingSpec
-from flerm_server.store import reads, schema
+from flerm_server.store import reads, schema, upkeep
 from flerm_server.store.appends import append
 from flerm_server.store.base import Appended, Batch, Page, Rows, Selection, Started, Store, StoreInfo
 from flerm_server.store.engine import clock, driver_clock, driver_transaction, moment_from, open_engine, parse_url, transaction
@@ -60,6 +60,26 @@ class SqlStore(Store):
         limits.validate_page_size(page_size)
         with transaction(self._engine) as connection:
             return reads.list_families(connection, prefix, page_size, page_token)
+
+    @override
+    def rename_family(self, name: str, new_name: str) -> Family:
+        limits.validate_family_name(name)
+        limits.validate_family_name(new_name)
+        with transaction(self._engine, writes=True) as connection:
+            return upkeep.rename_family(connection, name, new_name, clock(connection))
+
+    @override
+    def tag(self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str] = ()) -> Recording:
+        limits.validate_tagging(recording_id, tags, remove)
+        with transaction(self._engine, writes=True) as connection:
+            now = clock(connection)
+            upkeep.tag(connection, recording_id, tags, remove, now)
+            return reads.one_recording(connection, recording_id, now)[1]
+
+    @override
+    def delete(self, recording_id: str) -> int:
+        with transaction(self._engine, writes=True) as connection:
+            return upkeep.delete(connection, recording_id)
 
     @override
     def start(self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by: str = "") -> Started:

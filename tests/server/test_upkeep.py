@@ -1,0 +1,163 @@
+"""Renaming, tagging, deleting, keeping for a time; where a database may lie, and getting one back."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from flerm_core.errors import AlreadyExists, InvalidInput, NotFound, Refused
+from flerm_core.recording import Ending, RecordingFilter
+from flerm_proto import convert
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_server.cli import app
+from flerm_server.store.base import Appended, Store
+from flerm_server.store.engine import open_engine, parse_url, refuse_network
+from flerm_server.store.sql import open_store
+from tests.conftest import PostgresCluster, postgres_tool
+from tests.server.conftest import Backend, migrate
+from tests.server.given import attempt, batch, family, row, rows, spec
+
+
+def test_a_family_is_renamed_with_its_recordings(store: Store):
+    old, new = family(), family()
+    sent = spec(old)
+    store.start(sent)
+    assert store.rename_family(old, new).recordings == 1
+    assert store.rename_family(old, new).name == new  # sent again
+    assert store.recording(sent.id).spec.family == new
+    assert not store.recordings(RecordingFilter(family=old)).items
+    with pytest.raises(NotFound):
+        store.rename_family(old, family())
+    store.register_family(old)
+    with pytest.raises(AlreadyExists, match="exists already"):
+        store.rename_family(old, new)
+    with pytest.raises(InvalidInput, match="another name than best"):
+        store.rename_family(old, "team/best")
+
+
+def test_tags_are_set_and_removed_afterwards(store: Store):
+    sent = spec(family(), tags={"a": "1", "b": "2"})
+    store.start(sent)
+    store.finish(sent.id, 0, Ending())
+    for _ in range(2):
+        assert store.tag(sent.id, {"a": "3", "c": "4"}, ["b", "d"]).spec.tags == {"a": "3", "c": "4"}
+    assert [each.spec.id for each in store.recordings(RecordingFilter(tags={"c": "4"}, family=sent.family)).items] == [sent.id]
+    with pytest.raises(InvalidInput, match="remove: 'a' is not allowed"):
+        store.tag(sent.id, {"a": "1"}, ["a"])
+    with pytest.raises(InvalidInput, match="would have 65 tags; at most 64"):
+        store.tag(sent.id, {str(at): "" for at in range(63)})
+    assert store.recording(sent.id).spec.tags == {"a": "3", "c": "4"}
+
+
+def test_a_deleted_recording_is_gone_with_all_its_attempts(store: Store):
+    sent, other = spec(family(), tags={"a": "1"}), spec(family())
+    store.start(sent, attempt(0, 1))
+    store.start(other)
+    store.append_many([batch(sent.id, *rows(1, 2)), batch(other.id, *rows(1))])
+    store.start(sent, attempt(2, 2))
+    store.append_many([batch(sent.id, *rows(2))])
+    assert store.delete(sent.id) == 3
+    assert store.delete(sent.id) == 0
+    with pytest.raises(NotFound):
+        store.recording(sent.id)
+    (answer,) = store.append_many([batch(sent.id, *rows(3))])
+    assert isinstance(answer, NotFound)
+    assert store.recording(other.id).rows == 1
+    assert store.start(sent).created
+
+
+def test_where_a_run_ended_is_told(store: Store):
+    sent = spec(family())
+    store.start(sent)
+    store.append_many([batch(sent.id, *rows(1))])
+    assert store.recording(sent.id).final_step is None
+    assert store.finish(sent.id, 0, Ending(final_step=300)).final_step == 300
+    assert store.recordings(RecordingFilter(family=sent.family)).items[0].final_step == 300
+
+
+def test_further_scalars_and_vectors_travel_when_asked(backend: Backend):
+    sent = spec(family())
+    backend.local.start(sent)
+    vector = np.array([1, 2, 0.5], np.float32)
+    full = row(2, scalars={"sharpness": 12.5}, vectors={"multipliers": vector})
+    assert backend.local.append_many([batch(sent.id, row(1), full)]) == [Appended(2, 0)]
+
+    def rows_of(**asked) -> pb.TrajectoryRows:
+        request = pb.GetTrajectoryRequest(recording_id=sent.id, **asked)
+        _, chunk = backend.remote.stub.GetTrajectory(request, timeout=20)
+        return chunk.rows
+
+    plain = rows_of()
+    assert (dict(plain.scalars), dict(plain.vectors)) == ({}, {})
+    asked = rows_of(extras=True)
+    np.testing.assert_array_equal(asked.scalars["sharpness"].values, [np.nan, 12.5])
+    table = np.frombuffer(asked.vectors["multipliers"], "<f4").reshape(2, 3)
+    np.testing.assert_array_equal(table, [[np.nan] * 3, vector])
+    one = rows_of(extras=True, pattern="readout.*")
+    np.testing.assert_array_equal(np.frombuffer(one.vectors["multipliers"], "<f4"), np.array([np.nan, 0.5], np.float32))
+
+
+def test_old_recordings_are_pruned(tmp_path: Path):
+    db = f"sqlite:///{tmp_path}/registry.db"
+    store = open_store(db)
+    kept, gone = spec("pruned"), spec("pruned")
+    for each in (kept, gone):
+        store.start(each)
+        store.append_many([batch(each.id, *rows(1, 2))])
+    store.finish(gone.id, 0, Ending(status="failed"))
+
+    def prune(*options: str) -> str:
+        return CliRunner().invoke(app, ["db", "prune", "--db", db, *options]).stdout
+
+    assert prune("--older-than", "1") == "deleted 0 recordings with 0 rows\n"
+    assert prune("--older-than", "0", "--status", "failed", "--dry-run") == "would delete 1 recordings with 2 rows\n"
+    assert prune("--older-than", "0", "--status", "failed") == "deleted 1 recordings with 2 rows\n"
+    assert [each.spec.id for each in store.recordings(RecordingFilter()).items] == [kept.id]
+    store.close()
+
+
+def test_a_postgresql_registry_is_dumped_and_restored(postgres: PostgresCluster):
+    url = migrate(postgres.new_database())
+    store = open_store(url)
+    sent = spec(family(), tags={"a": "1"})
+    store.start(sent)
+    store.append_many([batch(sent.id, *rows(1, 2))])
+    dump = subprocess.run([postgres_tool("pg_dump"), url], check=True, capture_output=True).stdout
+    restored_url = postgres.new_database()
+    load = [postgres_tool("psql"), "--quiet", "--set", "ON_ERROR_STOP=1", "--single-transaction", restored_url]
+    subprocess.run(load, input=dump, check=True, capture_output=True)
+    restored = open_store(restored_url)
+    assert restored.recording(sent.id).spec == store.recording(sent.id).spec
+    assert restored.trajectory(sent.id) == store.trajectory(sent.id)
+    assert restored.start(spec(sent.family)).created  # keys go on where they were
+    store.close()
+    restored.close()
+
+
+def test_a_file_on_a_network_disk_is_refused(tmp_path: Path):
+    mounts = tmp_path / "mounts"
+    home = tmp_path / "shared disk"
+    home.mkdir()
+    written = str(home).replace(" ", "\\040")
+    mounts.write_text(f"/dev/root / ext4 rw 0 0\nserver:/export {written} nfs4 rw,vers=4.2 0 0\n")
+    refuse_network(tmp_path / "registry.db", mounts)
+    with pytest.raises(
+        Refused, match=r"registry.db: it lies on a network file system \(nfs4 at .*shared disk\), .* PostgreSQL"
+    ):
+        refuse_network(home / "registry.db", mounts)
+    mounts.write_text(f"/dev/root / ext4 rw 0 0\nme@host: {written} fuse.sshfs rw 0 0\n")
+    with pytest.raises(Refused, match=r"fuse\.sshfs"):
+        refuse_network(home / "registry.db", mounts)
+    refuse_network(home / "registry.db", tmp_path / "no list of mounts")
+    open_engine(parse_url(f"sqlite:///{tmp_path}/registry.db")).dispose()
+
+
+def test_a_recording_with_its_end_survives_the_wire():
+    sent = spec(family())
+    message = convert.spec_to(sent)
+    assert convert.recording_from(pb.Recording(spec=message)).final_step is None
+    assert convert.recording_from(pb.Recording(spec=message, final_step=0)).final_step == 0
