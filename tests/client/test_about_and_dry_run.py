@@ -112,7 +112,7 @@ def test_what_no_registry_would_take_is_told_before_training(settings, says, tmp
 
 def test_a_spool_that_cannot_be_made_is_told_before_training(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidInput, match="spool folder .* cannot be made"):
+    with pytest.raises(InvalidInput, match=r"spool folder .* cannot be made"):
         record(tmp_path / "file" / "spool")
 
 
