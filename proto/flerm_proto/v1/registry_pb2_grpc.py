@@ -5,7 +5,7 @@ import grpc
 from flerm_proto.v1 import registry_pb2 as flerm__proto_dot_v1_dot_registry__pb2
 
 
-class RegistryStub:
+class RegistryStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -96,7 +96,7 @@ class RegistryStub:
                 )
 
 
-class RegistryServicer:
+class RegistryServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def ServerInfo(self, request, context):
@@ -297,7 +297,7 @@ def add_RegistryServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Registry:
+class Registry(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
