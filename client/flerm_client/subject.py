@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -36,8 +36,8 @@ def bare_model(model: nn.Module) -> nn.Module:
 
 
 def find_ranks(model: nn.Module, group: Any) -> Ranks:
-    """The ranks that measure `model` together: those its DDP wrapper uses, those of the mesh on which its sharded parameters lie
-    (FSDP2, tensor parallel), `group` where neither says it, else this process alone.
+    """The ranks that measure `model` together: those its DDP wrapper uses, or those of the mesh on which its sharded parameters
+    lie (FSDP2, tensor parallel), `group` where neither says it, else this process alone.
 
     Raises `Unsupported` for wrappers that are not measured, and for a process among others whose model nothing says is shared.
     """
@@ -68,9 +68,7 @@ def _refuse_wrappers(model: nn.Module) -> None:
     if any(kind.startswith("deepspeed.") for kind in kinds):
         raise Unsupported("a DeepSpeed engine partitions parameters and cannot be measured; use FSDP2 (fully_shard) or DDP")
     if any(kind.startswith("torch.distributed.pipelining.") for kind in kinds):
-        raise Unsupported(
-            "a pipeline stage computes a part of the outputs only and cannot be measured; use FSDP2 or tensor parallel"
-        )
+        raise Unsupported("a pipeline stage does not compute the outputs and cannot be measured; use FSDP2 or tensor parallel")
     if any(isinstance(module, DataParallel) for module in model.modules()):
         raise Unsupported(
             "DataParallel replicates the model in every forward and cannot be measured; use DistributedDataParallel"
@@ -93,8 +91,10 @@ def _refuse_join(ddp: DistributedDataParallel) -> None:
 
 def _mesh_ranks(model: nn.Module, group: Any) -> Ranks:
     if _ddp_of(model) is not None:
-        raise Unsupported("DistributedDataParallel around sharded parameters (DTensor) cannot be measured; use HSDP: fully_shard "
-                          "over a mesh of (replicate, shard)")  # fmt: skip
+        raise Unsupported(
+            "DistributedDataParallel around sharded parameters (DTensor) cannot be measured; "
+            "use HSDP: fully_shard over a mesh of (replicate, shard)"
+        )
     mesh, data = _meshes(model)
     coordinate = mesh.get_coordinate()
     assert coordinate is not None, "a rank outside the mesh holds no part of the model"
@@ -107,8 +107,8 @@ def _mesh_ranks(model: nn.Module, group: Any) -> Ranks:
         replicas = dist.get_world_size(group)
     if len(ranks) * replicas != dist.get_world_size() and group is None:
         raise Unsupported(
-            f"the model's parameters lie on {len(ranks)} of {dist.get_world_size()} ranks: pipeline and expert parallel cannot be "
-            "measured; where the others hold replicas, say which with process_group="
+            f"the model's parameters lie on {len(ranks)} of {dist.get_world_size()} ranks: pipeline and expert parallel cannot "
+            "be measured; where the others hold replicas, say which with process_group="
         )
     dims = range(mesh.ndim)
     everyone = [None] if len(ranks) * replicas == dist.get_world_size() else [mesh.get_group(dim) for dim in dims]
@@ -138,9 +138,7 @@ def _meshes(model: nn.Module) -> tuple[DeviceMesh, list[int]]:
     own = set(data[0].mesh_dim_names or ())
     found = [dim for dim, name in enumerate(names) if name in own]
     if len(found) != data[0].ndim:
-        raise Unsupported(
-            f"FSDP2's mesh {data[0]} is no part of the mesh {widest} on which parameters lie: use one mesh for all"
-        )
+        raise Unsupported(f"FSDP2's mesh {data[0]} is no part of the parameters' mesh {widest}: use one mesh for all")
     return widest, found
 
 
@@ -149,16 +147,14 @@ def find_sharding(model: nn.Module, parameters: Mapping[str, nn.Parameter], rank
     if not any(isinstance(p, DTensor) for p in model.parameters()):
         return None
     mesh, data = _meshes(model)
-    coordinate = mesh.get_coordinate() or []
+    coordinate: Sequence[int] = mesh.get_coordinate() or ()
     names = mesh.mesh_dim_names or ("",) * mesh.ndim
     averaged = fsdp.managed(model)
-    split = [dim for dim in range(mesh.ndim) if dim not in data]
     return Sharding(
         parts=find_parts(parameters),
         reduced={name: averaged[id(p)] for name, p in parameters.items() if id(p) in averaged},
         data_axes=frozenset(names[dim] for dim in data if names[dim]),
-        split=bool(split),
-        first_of_split=all(coordinate[dim] == 0 for dim in split),
+        split={names[dim] or str(dim): coordinate[dim] for dim in range(mesh.ndim) if dim not in data},
         total=ranks.sum,
         total_split=ranks.sum_split,
         device=mesh.device_type,

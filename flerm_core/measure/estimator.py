@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from flerm_core.measure.placements import Sharding, is_sharded
+from flerm_core.measure.placements import Sharding
 from flerm_core.measure.projection import as_output
 from flerm_core.measure.update import Update
 
@@ -47,8 +48,8 @@ class Subject:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        first = next(iter(self.parameters.values()))
-        if is_sharded(first):  # offloaded ones wait in host memory
+        first: Tensor = next(iter(self.parameters.values()))
+        if isinstance(first, DTensor):  # an offloaded one waits in host memory
             return torch.empty(0, device=first.device_mesh.device_type).device
         return first.device
 

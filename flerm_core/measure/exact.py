@@ -1,5 +1,5 @@
-"""`exact`: no Monte Carlo. J·ΔW_ℓ tensor by tensor (Eq. 1 and 2 as they stand): by forward-mode differentiation, or where the model
-is sharded, which has no forward mode, by central differences."""
+"""`exact`: no Monte Carlo. J·ΔW_ℓ tensor by tensor (Eq. 1 and 2 as they stand): by forward-mode differentiation, or by central
+differences where the model is sharded, which has no forward mode."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class Exact(Estimator):
                     ends.append(self.subject.outputs(batch))
         if ends[0].dtype not in (torch.float32, torch.float64):
             raise MeasurementError(
-                f"estimator='exact' takes differences of outputs where the model is sharded, and {ends[0].dtype} is too coarse for "
-                "them; use 'example'"
+                f"estimator='exact' takes differences of outputs where the model is sharded, and {ends[0].dtype} is too coarse "
+                "for them; use 'example'"
             )
         forward, backward = (whole(end) for end in ends)
         moved = (forward.double() - backward.double()) / (2.0 * step)

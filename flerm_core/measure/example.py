@@ -78,8 +78,9 @@ class Example(Estimator):
         return tuple(p.requires_grad for p in self.subject.parameters.values())
 
     def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
-        """Σ_n c_n² of every tensor, then of every role (c_n summed over its tensors before squaring); where ranks share the work
-        on a batch, this rank's part of c [tensors · N].
+        """Σ_n c_n² of every tensor, then of every role (c_n summed over its tensors before squaring).
+
+        Where ranks share the work on a batch: this rank's part of c, [tensors · N].
 
         A rank without examples settles nothing: it does so with the first that it gets.
         """

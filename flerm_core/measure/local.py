@@ -108,7 +108,8 @@ _CLOSED: dict[type[nn.Module], Product] = {
 def kind_of(module: nn.Module) -> type[nn.Module]:
     """The class of `module`, below the one that FSDP2 makes of it."""
     kind = type(module)
-    return next(base for base in kind.__bases__ if not issubclass(base, FSDPModule)) if isinstance(module, FSDPModule) else kind
+    below = [base for base in kind.__bases__ if issubclass(base, nn.Module) and not issubclass(base, FSDPModule)]
+    return below[0] if isinstance(module, FSDPModule) else kind
 
 
 def has_closed_form(module: nn.Module) -> bool:

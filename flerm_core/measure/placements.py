@@ -20,14 +20,10 @@ from torch.distributed.tensor.placement_types import Placement
 from flerm_core.errors import MeasurementError, Unsupported
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether `tensor` is one of a mesh of ranks rather than of this process alone."""
-    return isinstance(tensor, DTensor)
-
-
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor, sharing its memory; any other tensor itself."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    detached = tensor.detach()
+    return detached.to_local() if isinstance(detached, DTensor) else detached
 
 
 def cuts(placement: Placement) -> int | None:
@@ -51,7 +47,7 @@ class Part:
     @cached_property
     def counts(self) -> bool:
         """Whether this part counts in a sum over all ranks: of ranks with equal parts, the first one's does."""
-        coordinate = self.mesh.get_coordinate() or []
+        coordinate: Sequence[int] = self.mesh.get_coordinate() or ()
         return all(cuts(p) is not None or at == 0 for p, at in zip(self.placements, coordinate, strict=True))
 
     @cached_property
@@ -93,20 +89,24 @@ class Sharding:
     """How the tensors of a model are held by the ranks that measure it together.
 
     `parts`: those of the sharded tensors. `total`, `total_split`: sums over all ranks, and over those that work on this rank's
-    batch. `reduced`: tensor name to the number of data-parallel ranks over which its gradient arrives averaged (FSDP2), for tensors
-    whose gradient does. `data_axes`: names of the mesh dimensions along which ranks have batches of their own; all others cut
-    the model itself. `first_of_split`: whether this rank is the first among those that work on one and the same batch.
+    batch. `reduced`: tensor name to the number of data-parallel ranks over which its gradient arrives averaged (FSDP2), where
+    it does. `data_axes`: names of the mesh dimensions along which ranks have batches of their own. `split`: the others,
+    along which ranks work on one batch, each with this rank's coordinate.
     """
 
     parts: Mapping[str, Part] = field(default_factory=dict)
     reduced: Mapping[str, float] = field(default_factory=dict)
     data_axes: frozenset[str] = frozenset()
-    split: bool = False
-    first_of_split: bool = True
+    split: Mapping[str, int] = field(default_factory=dict)
     total: Callable[[Tensor], Tensor] = lambda values: values
     total_split: Callable[[Tensor], Tensor] = lambda values: values
     device: str = "cpu"
     _compared: bool = False
+
+    @property
+    def first_of_split(self) -> bool:
+        """Whether this rank is the first among those that work on one and the same batch."""
+        return not any(self.split.values())
 
     def anywhere(self, flag: bool) -> bool:
         """Whether `flag` is set on any of the ranks whose forwards wait for each other; else on this one."""
@@ -128,8 +128,8 @@ class Sharding:
         first, second = sums[:3], sums[3:]
         if any(count * b - a * a > 1e-6 * (first[0] ** 2) for a, b in zip(first, second, strict=True)):
             raise Unsupported(
-                "the outputs differ between the ranks that work on one batch (a vocabulary-sharded readout?): return a DTensor, "
-                "with use_local_output=False in its ColwiseParallel"
+                "the outputs differ between the ranks that work on one batch (a vocabulary-sharded readout?): return a "
+                "DTensor, with use_local_output=False in its ColwiseParallel"
             )
 
     def agree_on_order(self, order: Sequence[object]) -> None:
@@ -145,7 +145,11 @@ class Sharding:
 
     def counts(self, name: str) -> bool:
         """Whether this rank's part of `name` counts in a sum over all ranks."""
-        return self.parts[name].counts if name in self.parts else self.first_of_split
+        part = self.parts.get(name)
+        if part is None:
+            return self.first_of_split
+        axes = part.mesh.mesh_dim_names or tuple(self.split)
+        return part.counts and not any(at for axis, at in self.split.items() if axis not in axes)
 
     def gradient(self, name: str, gradient: Tensor) -> Tensor:
         """This rank's part of the sum over data-parallel ranks of the gradient of `name`; where it is not reduced, of this

@@ -1,14 +1,17 @@
 """⟨δy, ∂φ/∂y⟩ where ranks share the work on one batch (tensor and sequence parallel).
 
-c = Σ over positions, output features o and input features i of ∂φ/∂y[·, o] x[·, i] ΔW[o, i]. Whatever index the ranks divide among
-them, each can sum over its own part of it, if all factors that have that index are cut along it and all others are whole. So
-along each mesh dimension one index is chosen, the one that the activations or ΔW are cut along anyway, and the sum over the
-ranks is the whole c; where none is cut, one rank's counts.
+c = Σ over positions, output features o and input features i of ∂φ/∂y[·, o] x[·, i] ΔW[o, i]. Whatever index the ranks divide
+among them, each can sum over its own part of it, if all factors that have that index are cut along it and all others are
+whole. So along each mesh dimension one index is chosen, the one that the activations or ΔW are cut along anyway, and the sum
+over the ranks is the whole c; where none is cut, one rank's counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
@@ -29,20 +32,21 @@ def find_split_layout(gradient: Tensor, chosen: Tensor) -> Layout | None:
 
 
 def split_products(use: Use, path: str, change: Tensor, gradient: Tensor, *, first: bool) -> Tensor | None:
-    """This rank's part of the products of `closed_form`; None where another rank has the same, and that one counts. `first`: this
-    is the first of the ranks that share a batch.
+    """This rank's part of the products of `closed_form`; None where another rank has the same, and that one counts.
+
+    `first`: this is the first of the ranks that share a batch.
 
     Raises `ExamplesCouple` for a module without closed form.
     """
     x = use.input
     given = [tensor for tensor in (gradient, x, change) if isinstance(tensor, DTensor)]
-    if not given:
-        return closed_form(use, path, change, gradient) if first else None
     if "." in path or not has_closed_form(use.module):
         raise ExamplesCouple(f"{type(use.module).__name__} computes on sharded tensors in a way of its own")
+    if not given:
+        return closed_form(use, path, change, gradient) if first else None
     mesh = given[0].device_mesh
-    if change_mesh := getattr(change, "device_mesh", None):
-        change = _on(change, mesh) if change_mesh != mesh else change
+    if isinstance(change, DTensor) and change.device_mesh != mesh:
+        change = _on(change, mesh)
     everywhere = (Replicate(),) * mesh.ndim
     factors = [
         _summed(t) if isinstance(t, DTensor) else DTensor.from_local(t, mesh, everywhere, run_check=False)
@@ -50,7 +54,7 @@ def split_products(use: Use, path: str, change: Tensor, gradient: Tensor, *, fir
     ]
     plans = [_plan(use.module, path, tuple(f.placements[i] for f in factors), gradient.ndim) for i in range(mesh.ndim)]
     gradient, own_x, change = (local(as_placed(f, tuple(plan[i] for plan in plans))) for i, f in enumerate(factors))
-    coordinate = mesh.get_coordinate() or []
+    coordinate: Sequence[int] = mesh.get_coordinate() or ()
     if any(cuts(plan[0]) is None and cuts(plan[2]) is None and at for plan, at in zip(plans, coordinate, strict=True)):
         return None
     return closed_form(Use(use.module, (own_x,), {}), path, change, gradient)
@@ -78,16 +82,9 @@ def _summed(tensor: DTensor) -> DTensor:
     return as_placed(tensor, tuple(Replicate() if p.is_partial() else p for p in tensor.placements))
 
 
-def _on(tensor: DTensor, mesh: object) -> DTensor:
+def _on(tensor: DTensor, mesh: DeviceMesh) -> DTensor:
     """A tensor that is whole along its other mesh dimensions, on the mesh of the activations alone."""
-    names = mesh.mesh_dim_names or ()  # type: ignore[attr-defined]
+    names = mesh.mesh_dim_names or ()
     axes = tensor.device_mesh.mesh_dim_names or ()
     placements = [placement for axis, placement in zip(axes, tensor.placements, strict=True) if axis in names]
-    return DTensor.from_local(
-        tensor.to_local(),
-        mesh,
-        placements,
-        run_check=False,
-        shape=tensor.shape,
-        stride=tensor.stride(),  # type: ignore[arg-type]
-    )
+    return DTensor.from_local(tensor.to_local(), mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride())

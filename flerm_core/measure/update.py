@@ -30,7 +30,7 @@ class Update:
         self._at_old = False
 
     def change(self, name: str) -> Tensor:
-        """ΔW of `name` (of this rank's part) at learning rate 1, in at least float32, shaped like it. Zero where its rate is 0."""
+        """ΔW of `name` (this rank's part) at learning rate 1, in at least float32, shaped like it. Zero where its rate is 0."""
         current, other = local(self.parameters[name]), self._other[name]
         new, old = (other, current) if self._at_old else (current, other)
         rate = self.rates[name]
@@ -41,7 +41,7 @@ class Update:
         return (new - old).div_(rate)
 
     def moved(self) -> dict[str, Tensor]:
-        """For every tensor a 0-dimensional bool: did the step change it (this rank's part) at all? Not yet synchronised with the
+        """For every tensor a 0-dimensional bool: did the step change it (this rank's part)? Not yet synchronised with the
         host."""
         return {name: (local(parameter) != self._other[name]).any() for name, parameter in self.parameters.items()}
 

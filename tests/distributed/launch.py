@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,30 @@ class Outcome:
     ranks: list[Any]
 
 
-def torchrun(ranks: int, script: str | Path, *arguments: str, folder: Path, seconds: float = 90.0, **environment: str) -> Outcome:
+def torchrun(
+    ranks: int, script: str | Path, *arguments: str, folder: Path, seconds: float = 90.0, **environment: str
+) -> Outcome:
     """`script` (of jobs/, or a path, or `-m module`) on `ranks` processes; each may torch.save to its `rank{r}.pt` in `folder`."""
     target = ["-m", str(script)[3:]] if str(script).startswith("-m ") else [str(JOBS / script)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *target, *arguments]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "FLERM_TEST_FOLDER": str(folder), "FLERM_SPOOL": str(folder / "spool")} | environment
-    done = subprocess.run(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, check=False
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [*launcher, *target, *arguments]
+    env = (
+        os.environ
+        | {"OMP_NUM_THREADS": "1", "FLERM_TEST_FOLDER": str(folder), "FLERM_SPOOL": str(folder / "spool")}
+        | environment
     )
+    with tempfile.TemporaryFile("w+") as output:
+        job = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        try:
+            code = job.wait(seconds)
+        finally:
+            if job.poll() is None:  # its ranks are sessions of their own: torchrun ends them when it is told to end
+                job.terminate()
+                job.wait(30)
+            output.seek(0)
+            told = output.read()
     files = [folder / f"rank{rank}.pt" for rank in range(ranks)]
-    return Outcome(done.returncode, done.stdout, [torch.load(f, weights_only=False) for f in files if f.exists()])
+    return Outcome(code, told, [torch.load(f, weights_only=False) for f in files if f.exists()])
 
 
 def report(value: Any) -> None:

@@ -5,15 +5,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import torch  # noqa: E402
-from torch import distributed as dist  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+import torch
+from distributed.launch import report
+from measure import models
+from measure.reference import random_update
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-from distributed.launch import report  # noqa: E402
-from flerm_client.subject import find_ranks, make_subject  # noqa: E402
-from flerm_core.measure.meter import Meter, make_estimator  # noqa: E402
-from measure import models  # noqa: E402
-from measure.reference import random_update  # noqa: E402
+from flerm_client.subject import find_ranks, make_subject
+from flerm_core.measure.meter import Meter, make_estimator
 
 estimator, draws = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo")

@@ -1,0 +1,260 @@
+"""A small decoder, the ways to shard it, and what its measurement must be: computed in one process on the union of batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from flerm_core.measure.projection import generator_for
+from flerm_core.measure.update import Update
+
+RATE = 1e-3
+SEED = 4
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.up = nn.Linear(8, 12)
+        self.down = nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(self.norm(x))))
+
+
+class Decoder(nn.Module):
+    """Its last bias has one element: all ranks but one hold nothing of it."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(14, 8)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.norm = nn.RMSNorm(8)
+        self.readout = nn.Linear(8, 14, bias=False)
+        self.gain = nn.Linear(8, 1)
+        if tied:
+            self.readout.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return self.readout(x * torch.sigmoid(self.gain(x)))
+
+
+class ParallelDecoder(Decoder):
+    """Without the last bias: its logits may stay sharded over the vocabulary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.gain
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.readout(self.norm(x))
+
+
+def build(kind: type[Decoder] = Decoder, **options: Any) -> Decoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return kind(**options).double()
+
+
+def batch_of(rank: int, uneven: bool = False) -> Tensor:
+    """[examples, 6] tokens of a data-parallel rank."""
+    examples = 5 + (2 * rank if uneven else 0)
+    return torch.randint(0, 14, (examples, 6), generator=torch.Generator().manual_seed(rank))
+
+
+def steps_of(model: nn.Module) -> dict[str, Tensor]:
+    """-ΔW of every tensor of a model that is not sharded yet, the same in every process."""
+    generator = torch.Generator().manual_seed(7)
+    return {name: torch.randn(p.shape, dtype=p.dtype, generator=generator) for name, p in model.named_parameters()}
+
+
+def take_step(parameters: dict[str, Any], steps: dict[str, Tensor]) -> Update:
+    """Moves sharded or whole `parameters` by their steps."""
+    update = Update(parameters)
+    for name, parameter in parameters.items():
+        step = steps[name]
+        if hasattr(parameter, "device_mesh"):
+            step = distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        with torch.no_grad():
+            parameter.add_(step, alpha=-RATE)
+    update.rates = dict.fromkeys(parameters, RATE)
+    return update
+
+
+# How models are wrapped: name -> (model class options, wrap)
+
+
+def world(*shape: int, names: tuple[str, ...]) -> DeviceMesh:
+    return init_device_mesh("cpu", shape, mesh_dim_names=names)
+
+
+def fsdp_blocks(model: Any, mesh: DeviceMesh, **options: Any) -> nn.Module:
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
+def fsdp_every_module(model: Any, mesh: DeviceMesh) -> nn.Module:
+    for module in [m for m in model.modules() if not list(m.children())]:
+        fully_shard(module, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def fsdp_some(model: Any, mesh: DeviceMesh) -> nn.Module:
+    """One block only: all else each rank holds whole, with gradients of its own."""
+    fully_shard(model.blocks[0], mesh=mesh)
+    return model
+
+
+def fsdp_summed(model: Any, mesh: DeviceMesh) -> nn.Module:
+    model = fsdp_blocks(model, mesh)
+    for module in [model, *model.blocks]:
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    return model
+
+
+def fsdp_accumulating(model: Any, mesh: DeviceMesh) -> nn.Module:
+    model = fsdp_blocks(model, mesh)
+    model.set_requires_gradient_sync(False)
+    model.set_is_last_backward(False)
+    model.set_reshard_after_backward(False)
+    return model
+
+
+def fsdp_frozen(model: Any, mesh: DeviceMesh) -> nn.Module:
+    model.embed.requires_grad_(False)
+    model.blocks[1].up.bias.requires_grad_(False)
+    return fsdp_blocks(model, mesh)
+
+
+def fsdp_mixed(model: Any, mesh: DeviceMesh) -> nn.Module:
+    return fsdp_blocks(model.float(), mesh, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+
+
+def tensor_parallel(model: Any, mesh: DeviceMesh, *, sequence: bool = False, vocabulary: bool = False) -> nn.Module:
+    along = Shard(1) if sequence else Replicate()
+    plan: dict[str, Any] = {
+        "embed": RowwiseParallel(input_layouts=Replicate(), output_layouts=along),
+        "readout": ColwiseParallel(
+            input_layouts=along,
+            output_layouts=Shard(-1) if vocabulary else Replicate(),
+            use_local_output=not vocabulary,
+        ),
+    }
+    for i in range(len(model.blocks)):
+        plan[f"blocks.{i}.up"] = ColwiseParallel(input_layouts=along)
+        plan[f"blocks.{i}.down"] = RowwiseParallel(output_layouts=along)
+        if sequence:
+            plan[f"blocks.{i}.norm"] = SequenceParallel()
+    if sequence:
+        plan["norm"] = SequenceParallel()
+        for i in range(len(model.blocks)):
+            plan[f"blocks.{i}.up"] = ColwiseParallel(input_layouts=Shard(1))
+    return parallelize_module(model, mesh, plan)
+
+
+def vocabulary_slices(model: Any, mesh: DeviceMesh) -> nn.Module:
+    """Each rank returns a plain slice of the logits, which nothing says is one."""
+    return parallelize_module(model, mesh, {"readout": ColwiseParallel()})
+
+
+def tp_fsdp(model: Any, mesh: DeviceMesh, **options: Any) -> nn.Module:
+    return fsdp_blocks(tensor_parallel(model, mesh["tp"], **options), mesh["dp"])
+
+
+Wrap = Callable[[Any, DeviceMesh], nn.Module]
+Scenario = tuple[type[Decoder], dict[str, Any], tuple[tuple[str, int], ...], Wrap]
+
+
+def _dp(size: int) -> tuple[tuple[str, int], ...]:
+    return (("dp", size),)
+
+
+def scenarios(ranks: int) -> dict[str, Scenario]:
+    """By name, those that run on that many ranks."""
+    half = ranks // 2
+    found: dict[str, Scenario] = {
+        "blocks": (Decoder, {}, _dp(ranks), fsdp_blocks),
+        "tied": (Decoder, {"tied": True}, _dp(ranks), lambda m, mesh: fully_shard(m, mesh=mesh)),
+        "kept": (Decoder, {}, _dp(ranks), lambda m, mesh: fsdp_blocks(m, mesh, reshard_after_forward=False)),
+        "resharded": (Decoder, {}, _dp(ranks), lambda m, mesh: fsdp_blocks(m, mesh, reshard_after_forward=True)),
+        "every": (Decoder, {}, _dp(ranks), fsdp_every_module),
+        "some": (Decoder, {}, _dp(ranks), fsdp_some),
+        "summed": (Decoder, {}, _dp(ranks), fsdp_summed),
+        "accumulating": (Decoder, {}, _dp(ranks), fsdp_accumulating),
+        "frozen": (Decoder, {}, _dp(ranks), fsdp_frozen),
+        "uneven": (Decoder, {}, _dp(ranks), fsdp_blocks),
+        "tp": (ParallelDecoder, {}, (("tp", ranks),), tensor_parallel),
+        "sequence": (ParallelDecoder, {}, (("tp", ranks),), lambda m, mesh: tensor_parallel(m, mesh, sequence=True)),
+        "vocabulary": (
+            ParallelDecoder,
+            {},
+            (("tp", ranks),),
+            lambda m, mesh: tensor_parallel(m, mesh, sequence=True, vocabulary=True),
+        ),
+    }
+    if ranks == 4:
+        grid = (("dp", half), ("tp", 2))
+        found |= {
+            "hsdp": (Decoder, {}, (("replicate", half), ("shard", 2)), fsdp_blocks),
+            "hsdp-uneven": (Decoder, {}, (("replicate", half), ("shard", 2)), fsdp_blocks),
+            "fsdp-tp": (ParallelDecoder, {}, grid, tp_fsdp),
+            "fsdp-sequence": (ParallelDecoder, {}, grid, lambda m, mesh: tp_fsdp(m, mesh, sequence=True, vocabulary=True)),
+        }
+    return found
+
+
+# What must come out
+
+
+def reference(model: nn.Module, estimator: str, ranks: int, *, uneven: bool, apart: set[str] = frozenset()) -> dict[str, float]:
+    """FSLRs of one draw of the estimators on Z: one φ over the union of all ranks' batches. The tensors in `apart` have a φ of
+    each rank instead, as their gradients are never reduced."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    changes = {name: -step for name, step in steps_of(model).items()}
+    gradients: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    count = 0
+    for rank in range(ranks):
+        outputs = model(batch_of(rank, uneven))
+        generator = generator_for(torch.device("cpu"), SEED, 0, 0, rank)
+        omega = torch.randn(outputs.shape, generator=generator).double()
+        for name, g in zip(parameters, torch.autograd.grad((omega * outputs).sum(), list(parameters.values())), strict=True):
+            gradients[name].append(g)
+        count += outputs.numel()
+    result = {}
+    for name, found in gradients.items():
+        zs = [changes[name] * g for g in found] if name in apart else [changes[name] * sum(found)]
+        result[name] = _fslr(estimator, zs, count)
+    return result
+
+
+def _fslr(estimator: str, zs: list[Tensor], count: int) -> float:
+    if estimator == "full":
+        return math.sqrt(sum(z.sum().square().item() for z in zs) / count)
+    total = sum(z.square().sum().item() for z in zs) / count
+    if estimator == "iid":
+        return math.sqrt(total)
+    by_dimension = [sum(z.sum(d).square().sum().item() for z in zs) / count for d in range(zs[0].ndim)]
+    return math.sqrt(math.prod(by_dimension) / total ** (len(by_dimension) - 1))
