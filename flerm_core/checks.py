@@ -7,7 +7,6 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence, Sized
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 

@@ -118,8 +118,8 @@ class Store(ABC):
 
     *Attempts.* Ordered by the client's `started_at`, then by number. A row of attempt a at step s is visible unless a later
     attempt b has `resume_at` ≤ s; an attempt takes no step before its own `resume_at`. Readers see visible rows only, one
-    at each step, ascending. Only `delete` deletes. The latest attempt's state is the recording's. An attempt takes rows until it
-    ended as completed, diverged or failed; `interrupted` can still be followed by late rows or another end.
+    at each step, ascending. Only `delete` deletes. The latest attempt's state is the recording's. An attempt takes rows until
+    it ended as completed, diverged or failed; `interrupted` can still be followed by late rows or another end.
 
     *Leases.* A running recording whose lease (on the database's clock) ended reads as `interrupted`, everywhere. `start`,
     `append_many` and `renew` of the latest attempt renew it.

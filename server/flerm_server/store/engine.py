@@ -17,9 +17,12 @@ from flerm_core.errors import FlermError, InvalidInput, Refused, Unreachable
 from flerm_server.store.prepared import Driver
 
 BUSY_SECONDS = 30  # how long a SQLite writer waits for another
-NETWORK = frozenset(
-    ["nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "9p", "afs", "ceph", "ceph-fuse", "glusterfs", "lustre", "gpfs", "beegfs", "orangefs", "pvfs2", "ocfs2", "gfs2", "sshfs", "s3fs", "gcsfuse", "rclone", "davfs", "davfs2", "juicefs"]
-)  # kinds of file system that several hosts share
+# Kinds of file system that several hosts share.
+NETWORK = frozenset((
+    "nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "9p", "afs", "ceph", "ceph-fuse", "glusterfs", "lustre",
+    "gpfs", "beegfs", "orangefs", "pvfs2", "ocfs2", "gfs2", "sshfs", "s3fs", "gcsfuse", "rclone", "davfs", "davfs2",
+    "juicefs",
+))  # fmt: skip
 EPOCH = datetime.fromtimestamp(0, UTC)
 MICROSECOND = timedelta(microseconds=1)
 
