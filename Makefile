@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find flerm_core client server proto -type f -not -path '*/__pycache__/*')
 PROTO := proto/flerm_proto/v1/registry.proto
 PROTO_ENV := .cache/protoc
+AXE_VERSION := 4.14.1
+AXE := .cache/axe/package/axe.min.js
 # grpcio-tools 1.62.3 has wheels up to Python 3.12.
 PROTO_PYTHON ?= $(firstword $(shell for python in python3.12 python3.11 $(PYTHON); do $$python -c '' 2>/dev/null && echo $$python; done))
 export OMP_NUM_THREADS ?= 1
@@ -14,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 unexport PYTHONPATH
 
-.PHONY: help install demo test test-fast test-all check format proto proto-check clean
+.PHONY: help openapi screenshots browser-tools install demo test test-fast test-all check format proto proto-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,13 +38,13 @@ $(VENV)/.wheel: $(VENV)/.dependencies $(SOURCES) README.md
 demo: install  ## a registry, six base recordings, a matched 2-rank job, and what REST says of it
 	$(BIN)/python deploy/demo.py
 
-test: install  ## the tests, at most 10 minutes on 2 cores
+test: install browser-tools  ## the tests, at most 10 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow"
 
 test-fast: install  ## the quick subset: no servers, no ranks
 	$(BIN)/python -m pytest -m "not slow" tests/core
 
-test-all: install  ## the long ones too
+test-all: install browser-tools  ## the long ones too
 	$(BIN)/python -m pytest
 
 check: install proto-check  ## linter, formatter, types, import rules, generated code
@@ -70,6 +72,17 @@ proto-check: $(PROTO_ENV)/.done  ## fail when the generated code is stale
 	rm -rf .cache/generated && mkdir -p .cache/generated && $(call GENERATE,.cache/generated)
 	for file in registry_pb2.py registry_pb2.pyi registry_pb2_grpc.py; do \
 	  diff -u proto/flerm_proto/v1/$$file .cache/generated/flerm_proto/v1/$$file || { echo "stale: run 'make proto'"; exit 1; }; done
+
+$(AXE):
+	mkdir -p .cache/axe && cd .cache/axe && npm pack --silent axe-core@$(AXE_VERSION) && tar xzf axe-core-$(AXE_VERSION).tgz && touch package/axe.min.js
+
+browser-tools: $(AXE)  ## what the browser tests check accessibility with (Chromium comes from the system)
+
+openapi: install  ## write docs/openapi.json anew, after REST was changed on purpose
+	$(BIN)/python -m flerm_server.rest.document docs/openapi.json
+
+screenshots: install  ## train small runs, and take the README's pictures of their pages
+	$(BIN)/python docs/images/screenshots.py
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) .cache
