@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from flerm_client.about import About, check_settings, model_config, parameter_list
 from flerm_client.aim import Aim, TargetSource, registry_of
+from flerm_client.checkpoint import packed, unpacked
 from flerm_client.journal import Journal, ending_status
 from flerm_client.optimizers import bare_optimizer, describe, initial_rate
 from flerm_client.probe import Probe
@@ -33,7 +34,8 @@ from flerm_core.limits import validate_family_name
 from flerm_core.matching import Multipliers
 from flerm_core.measure.estimator import Output
 from flerm_core.measure.meter import Meter, make_estimator
-from flerm_core.measure.untouched import AutocastContext, RandomState
+from flerm_core.measure.projection import seed_from
+from flerm_core.measure.untouched import AutocastContext, PrivateRandomness, RandomState
 from flerm_core.measure.update import Update
 from flerm_core.naming import is_role
 from flerm_core.recording import Attempt, EstimatorSettings, RecordingSpec
@@ -417,9 +419,17 @@ class FLeRM:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs to go on as if it had not stopped: plain values and tensors."""
+        """All that a resumed run needs to go on as if it had not stopped.
+
+        One value, which may grow between saving and loading: torch.distributed.checkpoint, which loads in place, takes it. It
+        keeps the first rank's, so the others' probes go on by fresh streams; saved rank by rank, each goes on with its own.
+        """
+        return {"flerm": packed(self._state())}
+
+    def _state(self) -> dict[str, Any]:
         random = self._meter.randomness.state
         return {
+            "rank": self._ranks.rank,
             "steps": self.steps,
             "next": self._next,
             "measurements": self._meter.measurements,
@@ -441,6 +451,7 @@ class FLeRM:
 
         Raises `InvalidInput` where this run was set up otherwise (recording against matching).
         """
+        state = unpacked(state["flerm"])
         if (state["aim"] is None) != (self._aim is None):
             kinds = ("record", "match") if state["aim"] is None else ("match", "record")
             raise InvalidInput(f"the checkpoint is of a run by FLeRM.{kinds[0]}, this one is by FLeRM.{kinds[1]}")
@@ -451,7 +462,13 @@ class FLeRM:
         self._multipliers, self._fslr = dict(state["multipliers"]), dict(state["fslr"])
         self._matched_at = state["matched_at"]
         self.lr, self.recording_id = state["lr"], state["recording_id"]
-        if state["random"] is not None:
+        if (
+            state["rank"] != self._ranks.rank
+        ):  # of another rank or world: this one goes on at the same place by a stream of its own
+            self._meter.randomness = PrivateRandomness(seed_from(self.seed, self._ranks.rank, self._meter.measurements))
+            with self._meter.randomness.active():
+                self._probe.load_state_dict({**state["probe"], "pass_began": RandomState().state_dict()})
+        elif state["random"] is not None:
             with self._meter.randomness.active():
                 self._probe.load_state_dict(state["probe"])
             self._meter.randomness.state = RandomState.from_state_dict(state["random"])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
 
 JOBS = Path(__file__).parent / "jobs"
 
@@ -25,7 +28,7 @@ class Outcome:
 def torchrun(
     ranks: int, script: str | Path, *arguments: str, folder: Path, seconds: float = 90.0, **environment: str
 ) -> Outcome:
-    """`script` (of jobs/, or a path, or `-m module`) on `ranks` processes; each may torch.save to its `rank{r}.pt` in `folder`."""
+    """`script` (of jobs/, a path, or `-m module`) on `ranks` processes; each may torch.save to its `rank{r}.pt` in `folder`."""
     target = ["-m", str(script)[3:]] if str(script).startswith("-m ") else [str(JOBS / script)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [*launcher, *target, *arguments]
@@ -46,6 +49,13 @@ def torchrun(
             told = output.read()
     files = [folder / f"rank{rank}.pt" for rank in range(ranks)]
     return Outcome(code, told, [torch.load(f, weights_only=False) for f in files if f.exists()])
+
+
+def begin() -> None:
+    """In a rank: joins the others. A hang ends the rank and says where."""
+    faulthandler.dump_traceback_later(80.0, exit=True)
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of the root, which returns a view as all do
+    dist.init_process_group("gloo")
 
 
 def report(value: Any) -> None:

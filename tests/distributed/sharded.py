@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -18,8 +18,12 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from flerm_core.measure.estimator import Subject
+from flerm_core.measure.meter import Meter, make_estimator
 from flerm_core.measure.projection import generator_for
+from flerm_core.measure.ranks import Ranks
 from flerm_core.measure.update import Update
+from flerm_core.naming import block_axes, role_names
 
 RATE = 1e-3
 SEED = 4
@@ -144,13 +148,13 @@ def fsdp_accumulating(model: Any, mesh: DeviceMesh) -> nn.Module:
 
 
 def fsdp_frozen(model: Any, mesh: DeviceMesh) -> nn.Module:
-    model.embed.requires_grad_(False)
-    model.blocks[1].up.bias.requires_grad_(False)
+    _freeze(model)
     return fsdp_blocks(model, mesh)
 
 
-def fsdp_mixed(model: Any, mesh: DeviceMesh) -> nn.Module:
-    return fsdp_blocks(model.float(), mesh, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+def _freeze(model: Any) -> None:
+    model.embed.requires_grad_(False)
+    model.blocks[1].up.bias.requires_grad_(False)
 
 
 def tensor_parallel(model: Any, mesh: DeviceMesh, *, sequence: bool = False, vocabulary: bool = False) -> nn.Module:
@@ -173,11 +177,6 @@ def tensor_parallel(model: Any, mesh: DeviceMesh, *, sequence: bool = False, voc
         for i in range(len(model.blocks)):
             plan[f"blocks.{i}.up"] = ColwiseParallel(input_layouts=Shard(1))
     return parallelize_module(model, mesh, plan)
-
-
-def vocabulary_slices(model: Any, mesh: DeviceMesh) -> nn.Module:
-    """Each rank returns a plain slice of the logits, which nothing says is one."""
-    return parallelize_module(model, mesh, {"readout": ColwiseParallel()})
 
 
 def tp_fsdp(model: Any, mesh: DeviceMesh, **options: Any) -> nn.Module:
@@ -258,3 +257,40 @@ def _fslr(estimator: str, zs: list[Tensor], count: int) -> float:
         return math.sqrt(total)
     by_dimension = [sum(z.sum(d).square().sum().item() for z in zs) / count for d in range(zs[0].ndim)]
     return math.sqrt(math.prod(by_dimension) / total ** (len(by_dimension) - 1))
+
+
+def together(name: str, estimator: str, ranks: int) -> dict[str, float]:
+    """What the ranks of a scenario must measure."""
+    kind, options, shape, _ = scenarios(ranks)[name]
+    replicas = math.prod(size for axis, size in shape if axis != "tp")
+    model = build(kind, **options)
+    if name == "frozen":
+        _freeze(model)
+    uneven = "uneven" in name
+    if estimator in ("kronecker", "iid", "full"):
+        apart = (
+            {other for other, _ in model.named_parameters() if not other.startswith("blocks.0")} if name == "some" else set()
+        )
+        return reference(model, estimator, replicas, uneven=uneven, apart=apart)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    update = take_step(parameters, steps_of(model))
+    names, shapes = list(parameters), [tuple(p.shape) for p in parameters.values()]
+    roles = {role: tuple(members) for role, members in role_names(names, block_axes(names, shapes)).items()}
+    subject = Subject(model, parameters, lambda model, batch: model(batch), roles)
+    squares: dict[str, float] = {}
+    count = 0
+    for rank in range(replicas):
+        batch = batch_of(rank, uneven)
+        meter = Meter(subject, make_estimator(estimator, subject), Pretended(rank), seed=SEED)
+        for tensor, value in meter.measure(update, iter([batch]), 1).items():
+            squares[tensor] = squares.get(tensor, 0.0) + value**2 * batch.numel()
+        count += batch.numel()
+    return {tensor: math.sqrt(square / count) for tensor, square in squares.items()}
+
+
+class Pretended(Ranks):
+    """One process that draws what rank `rank` of many would draw."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(alone=True)
+        self.rank = rank

@@ -1,0 +1,86 @@
+"""However ranks share a model among them, they measure what one process does on the union of their batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import sharded
+from .launch import torchrun
+
+Z = "kronecker,iid,full"
+TWO = {
+    "blocks": f"{Z},example,exact",
+    "tied": f"{Z},example",
+    "resharded": "kronecker,example",
+    "some": "kronecker,full,example",
+    "summed": "kronecker,example",
+    "accumulating": "kronecker,example",
+    "frozen": "kronecker,example",
+    "uneven": f"{Z},example,exact",
+    "tp": f"{Z},example",
+    "sequence": "kronecker,example",
+    "vocabulary": f"{Z},example,exact",
+}
+FOUR = {"hsdp-uneven": "kronecker,example", "fsdp-sequence": "kronecker,example,exact"}
+MORE = {
+    "blocks": "kronecker,example",
+    "kept": "kronecker,example",
+    "every": f"{Z},example",
+    "hsdp": f"{Z},example,exact",
+    "fsdp-tp": f"{Z},example,exact",
+    "fsdp-sequence": Z,
+}
+
+
+def pairs(wanted: dict[str, str]) -> list[tuple[str, str]]:
+    return [(name, estimator) for name, estimators in wanted.items() for estimator in estimators.split(",")]
+
+
+def measured(wanted: dict[str, str], ranks: int, folder: Path) -> list[Any]:
+    arguments = [f"{estimators}:{name}" for name, estimators in wanted.items()]
+    result = torchrun(ranks, "sharded_measure.py", *arguments, folder=folder)
+    assert result.code == 0, result.output
+    return result.ranks
+
+
+def compare(found: list[Any], name: str, estimator: str) -> None:
+    expected = sharded.together(name, estimator, len(found))
+    first = found[0][name, estimator]
+    assert all(rank[name, estimator] == first for rank in found)
+    assert first.keys() == expected.keys()
+    # Differences of forwards against forward mode; everything else is the same sums in another order.
+    assert first == pytest.approx(expected, rel=1e-5 if estimator == "exact" else 1e-10)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return measured(TWO, 2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return measured(FOUR, 4, tmp_path_factory.mktemp("four"))
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return measured(MORE, 4, tmp_path_factory.mktemp("more"))
+
+
+@pytest.mark.parametrize(("name", "estimator"), pairs(TWO))
+def test_two_ranks_measure_as_one(two: list[Any], name: str, estimator: str) -> None:
+    compare(two, name, estimator)
+
+
+@pytest.mark.parametrize(("name", "estimator"), pairs(FOUR))
+def test_a_grid_of_four_ranks_measures_as_one(four: list[Any], name: str, estimator: str) -> None:
+    compare(four, name, estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "estimator"), pairs(MORE))
+def test_four_ranks_measure_as_one(more: list[Any], name: str, estimator: str) -> None:
+    compare(more, name, estimator)
