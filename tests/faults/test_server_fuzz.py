@@ -148,7 +148,7 @@ def test_thousands_of_bad_calls_leave_nothing_behind(fuzzed: tuple[RegistryProce
             method, request = bad[at % len(bad)]
             assert call(stub, method, request)[0] not in (grpc.StatusCode.OK, *BUGS)
 
-    calls(500)  # threads, caches and pools reach their size
+    calls(1500)  # threads, caches and pools reach their size
     memory, descriptors = held(registry)
     calls(count)
     after = held(registry)
