@@ -49,8 +49,8 @@ def positive(values: Iterable[float]) -> list[float | None]:
 
 
 def text(words: str) -> str:
-    """Text from outside as plotly may show it: it reads tags and entities."""
-    return html.escape(words)
+    """Text from outside as plotly may show it: it reads tags and some entities (quotes' not), and never writes attributes."""
+    return html.escape(words, quote=False)
 
 
 def see_through(colour: str, opacity: float) -> str:

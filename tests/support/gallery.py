@@ -68,7 +68,14 @@ def record(
 
 
 def append(
-    store: Store, recording: str, listed: ParameterList, steps: np.ndarray, *, seed: int = 0, scale: float = 1.0, lr: float = 0.004
+    store: Store,
+    recording: str,
+    listed: ParameterList,
+    steps: np.ndarray,
+    *,
+    seed: int = 0,
+    scale: float = 1.0,
+    lr: float = 0.004,
 ) -> None:
     """Rows at `steps`, with a loss that falls and a rate that decays."""
     values = fslrs(listed, steps, seed, scale)
@@ -105,5 +112,16 @@ def sweep(store: Store, family: str = "team/decoder") -> dict[str, str]:
         found = record(store, family, lr=lr, seed=4, loss=2.07 + 0.05 * math.log2(lr / 0.0041) ** 2, **matched)
         if lr == 0.004:
             ids["matched"] = found
-    ids["running"] = record(store, family, lr=0.004, seed=9, status="running", steps=np.arange(1, 602, 100), config={"width": 32})
+    ids["running"] = record(
+        store, family, lr=0.004, seed=9, status="running", steps=np.arange(1, 602, 100), config={"width": 32}
+    )
     return ids
+
+
+def many(store: Store, family: str, count: int) -> None:
+    """`count` short recordings over 50 learning rates."""
+    listed = parameters(1)
+    for at in range(count):
+        octaves = (at % 50 - 20) / 8
+        lr = 0.004 * 2**octaves
+        record(store, family, lr=lr, seed=at // 50, loss=2 + octaves**2 / 4, listed=listed, steps=np.array([1, 101]))
