@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flerm_core.measure.estimator import Subject
 from flerm_core.measure.fsdp import all_parameters
@@ -56,15 +57,26 @@ def _accumulated(outputs: Tensor, direction: Tensor, subject: Subject, consume: 
         return take
 
     everything = all_parameters(subject.model)
-    theirs: list[Any] = [p._post_accumulate_grad_hooks for p in everything]
-    with gradients_set_aside(everything):
-        try:
-            for parameter in everything:
-                parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
-            for name, parameter in subject.parameters.items():
-                if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(taker(name))
-            torch.autograd.backward(outputs, direction)
-        finally:
-            for parameter, hooks in zip(everything, theirs, strict=True):
-                parameter._post_accumulate_grad_hooks = hooks
+    with gradients_set_aside(everything), _others_deaf(everything), ExitStack() as stack:
+        for name, parameter in subject.parameters.items():
+            if parameter.requires_grad:
+                handle = parameter.register_post_accumulate_grad_hook(taker(name))
+                stack.callback(handle.remove)
+        torch.autograd.backward(outputs, direction)
+
+
+@contextmanager
+def _others_deaf(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside, no hook of anyone else hears of accumulated gradients. Emptied, not replaced: autograd holds on to a dictionary
+    of hooks once it has one."""
+    theirs: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for parameter in parameters:
+        hooks: Any = parameter._post_accumulate_grad_hooks
+        if hooks:
+            theirs.append((hooks, dict(hooks)))
+            hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, content in theirs:
+            hooks.update(content)

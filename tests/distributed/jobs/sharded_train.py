@@ -86,15 +86,21 @@ def no_trace(estimator: str, **options: Any) -> bool:
     def run(record: bool) -> Trace:
         torch.manual_seed(rank)
         wrap = options.get("wrap", sharded.fsdp_blocks)
-        model, optimizer = begin_run(wrap=wrap)
+        model, optimizer = begin_run(options.get("kind", Noisy), wrap, options.get("on", mesh))
+        heard: list[Tensor] = []
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(heard.append)  # an optimiser that steps in backward would hear so
         if record:
-            flerm = FLeRM.record(model, optimizer, probe=probe(), family="f", every=2, warmup=2, estimator=estimator)
-        losses = steps(model, optimizer, 0, STEPS, accumulate=options.get("accumulate", False))
+            flerm = FLeRM.record(model, optimizer, probe=probe(own), family="f", every=2, warmup=2, estimator=estimator)
+        losses = steps(model, optimizer, 0, STEPS, accumulate=options.get("accumulate", False), own=own)
         if record:
             assert flerm.trajectory.steps.tolist() == [1, 3, 5]
             assert flerm._meter.estimator.name == estimator
-        return left(model, optimizer, losses)
+        trace = left(model, optimizer, losses)
+        trace.state["heard"] = len(heard)
+        return trace
 
+    own = options.get("own", rank)
     return same(run(False), run(True))
 
 
@@ -150,6 +156,8 @@ def mixed(model: Any, on: Any) -> nn.Module:
 results: dict[str, Any] = {f"no trace, {name}": no_trace(name) for name in ("example", "kronecker", "exact")}
 results["no trace, accumulating"] = no_trace("kronecker", accumulate=True)
 results["no trace, mixed precision"] = no_trace("example", wrap=mixed)
+parallel: Any = {"kind": sharded.ParallelDecoder, "wrap": sharded.tensor_parallel, "on": tensor_mesh, "own": 0}
+results["no trace, tensor parallel"] = no_trace("example", **parallel) and no_trace("kronecker", **parallel)
 results["fsdp"] = matched(sharded.Decoder, sharded.fsdp_blocks, mesh, rank)
 results["tp"] = matched(sharded.ParallelDecoder, sharded.tensor_parallel, tensor_mesh, 0)
 results["resumed"] = resumed()
