@@ -57,7 +57,7 @@ def measurement(name: str, scale: Scale, batches: int, rounds: int) -> None:
         optimizer.zero_grad()
         workload.loss(model(inputs), labels).backward()
 
-    subject = make_subject(model, [optimizer], None, None)
+    subject = make_subject(model, [optimizer], None, None, Ranks(alone=True))
     forward_backward()
     update = Update(subject.parameters)
     optimizer.step()
@@ -74,9 +74,21 @@ def measurement(name: str, scale: Scale, batches: int, rounds: int) -> None:
         print(f"  {estimator:<10} {seconds * 1e3:8.1f} ms / {base * 1e3:8.1f} ms = {seconds / base:.3f}")
 
 
+class Parallel(nn.Module):
+    """500 tensors of 64 × 64 side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(500))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Their sum."""
+        return torch.stack([part(x) for part in self.parts]).sum(0)
+
+
 def many_tensors() -> tuple[nn.Module, Tensor]:
-    """500 tensors of 64 × 64, with gradients."""
-    model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(500)))
+    """500 tensors with gradients, and a probe batch."""
+    model = Parallel()
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     return model, torch.randn(8, 64)
@@ -93,8 +105,9 @@ def stepping(**kind: bool) -> None:
     sides["recording"] = optimizer.step
     matched_model, _ = many_tensors()
     optimizer = AdamW(matched_model.parameters(), 1e-4, **kind)
-    targets = {name: 2.0 ** torch.randn(()).item() for name, _ in matched_model.named_parameters()}
-    matching = FLeRM.match(matched_model, optimizer, probe=[batch], family="bench", targets=targets, warmup=1, clamp=(2**-1.25, 2**1.25))
+    # Targets spread over 2.5 octaves around what Adam's first step does: about 40 multipliers.
+    targets = {name: 5.0 * 2.0 ** (2.5 * torch.rand(()).item() - 1.25) for name, _ in matched_model.named_parameters()}
+    matching = FLeRM.match(matched_model, optimizer, probe=[batch], family="bench", targets=targets, warmup=8)
     sides["matching"] = optimizer.step
     times = paired(sides, 60)
     groups = len(set(matching.multipliers.values()))
