@@ -30,11 +30,13 @@ def generator_for(device: torch.device, *coordinates: int) -> torch.Generator:
 
 
 def draw_projection(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """∂φ/∂f, shaped like `outputs` [N, ...]: standard normal over √(NK), N and K counted in this process.
+    """∂φ/∂f, shaped like `outputs` [N, ...]: ±1 over √(NK), N and K counted in this process.
 
+    Of ω the estimators need independent elements of mean 0 and variance 1. Signs have the smallest fourth moment:
+    Var c_n² = 2 (Σ_k Δ_k²)² − 2 Σ_k Δ_k⁴, against 2 (Σ_k Δ_k²)² for normal ω (docs/estimators.md has what that gave).
     Outputs sharded over ranks take their slices of one draw, which is the same on these ranks.
     """
-    omega = torch.randn(outputs.shape, generator=generator, device=generator.device, dtype=torch.float32)
+    omega = torch.empty(outputs.shape, device=generator.device).bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
     wide = omega.double() if outputs.dtype == torch.float64 else omega
     direction = (wide / math.sqrt(max(outputs.numel(), 1))).to(outputs.dtype)
     if isinstance(outputs, DTensor):

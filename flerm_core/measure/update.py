@@ -90,5 +90,5 @@ class Update:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """At least float32: in bfloat16 half of ΔW/η would round to zero at η = 1e-4 (docs/method.md)."""
+    """At least float32: in bfloat16 half of ΔW/η would round to zero at η = 1e-4 (docs/estimators.md)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
