@@ -3,8 +3,8 @@
     python benchmarks/measure_accuracy.py
 
 At each step one update is fixed; the exact FSLR is J·ΔW in forward mode over 40 probe batches of 64 examples. Printed is the
-root mean square over tensors and 40 repetitions of (estimate / exact − 1). Reach, at every step: example ≤ 0.12 with one draw, ≤ 0.06
-with four. Tensors below 1e-4 of the median (noise) are left out, as in matching.
+root mean square over tensors and 40 repetitions of (estimate / exact − 1). Reach, at every step: example ≤ 0.12 with one draw,
+≤ 0.06 with four. Tensors below 1e-4 of the median (noise) are left out, as in matching.
 """
 
 from __future__ import annotations

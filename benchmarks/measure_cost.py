@@ -1,9 +1,9 @@
-"""What one measurement costs beside one forward and backward of the same batch, and what a step costs while nothing is measured.
+"""What one measurement costs beside one forward and backward of the same batch, and what the steps in between cost.
 
     python benchmarks/measure_cost.py
 
-Each side in turn, pair by pair, in one process; medians and their ratio. Reach: measurement ≤ 1.05 × (example, kronecker), matched
-optimiser step ≤ 1.3 ×, unmeasured step < 20 µs more.
+Each side in turn, pair by pair, in one process; medians and their ratio. Reach: measurement ≤ 1.05 × (example, kronecker),
+matched optimiser step ≤ 1.3 ×, unmeasured step < 20 µs more.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def measurement(name: str, scale: Scale, batches: int, rounds: int) -> None:
     times = paired(sides, rounds)
     base = times.pop("forward+backward")
     size = sum(p.numel() for p in model.parameters())
-    print(f"{name} ×{scale.width} wide ×{scale.depth} deep: {len(subject.parameters)} tensors, {size / 1e6:.1f} M, {list(inputs.shape)}")
+    shape = f"{len(subject.parameters)} tensors, {size / 1e6:.1f} M, {list(inputs.shape)}"
+    print(f"{name} ×{scale.width} wide ×{scale.depth} deep: {shape}")
     for estimator, seconds in times.items():
         print(f"  {estimator:<10} {seconds * 1e3:8.1f} ms / {base * 1e3:8.1f} ms = {seconds / base:.3f}")
 

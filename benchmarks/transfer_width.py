@@ -3,8 +3,8 @@
     python benchmarks/transfer_width.py [--workload decoder] [--width 4] [--seeds 3] [--steps 300] [--jobs 2]
 
 Records the base at learning rates a factor 2 apart, then trains the wide model plainly and matched, all seen once. Prints the
-optimum of each curve (a parabola in log2 lr through the best rate and its neighbours, on the mean over seeds) and its loss. Reach:
-the matched optimum within ¼ octave of the base's, the matched loss no worse than plain training's best.
+optimum of each curve (a parabola in log2 lr through the best rate and its neighbours, on the mean over seeds) and its loss.
+Reach: the matched optimum within ¼ octave of the base's, the matched loss no worse than plain training's best.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ class Watch:
         """Sends `direction` back through the graph; `hear` is told of every watched output's gradient on the way."""
         if not self.edges:
             return
-        # A pass collects the gradients of the edges it is asked for and frees all others at once. Asked for are only those that no
-        # other watched edge lies behind: the rest are on the way to them.
+        # A pass collects the gradients of the edges it is asked for and frees all others at once. Asked for are only those that
+        # no other watched edge lies behind: the rest are on the way to them.
         deepest = [edge for place, edge in self.edges.items() if place in (self.deepest or self.edges)]
         self._hear = hear
         try:

@@ -1,4 +1,4 @@
-"""The main job through every room: record a base, match on two ranks, read it over HTTP; and what is said when that cannot be."""
+"""The main job through every room: record a base, match on two ranks, read it over HTTP; what is said when that fails."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def test_what_the_registry_does_not_know_is_named_on_every_rank(registry: Regist
 
 
 def test_the_command_line_says_it_in_one_line_and_ends_with_its_code(registry: RegistryProcess, tmp_path: Path) -> None:
-    arguments = ("train", "resmlp", "--lr", "1e-3", "--steps", "5", "--family", "nobody", "--match", "--registry", registry.address)
+    arguments = ("train", "resmlp", "--lr", "1e-3", "--steps", "5", "--family", "nobody", "--match")
+    arguments += ("--registry", registry.address)
     done = torchrun(2, "-m flerm_client.cli", *arguments, folder=tmp_path)
     assert done.code != 0
     lines = [line for line in done.output.splitlines() if "'nobody'" in line and "Traceback" not in line]

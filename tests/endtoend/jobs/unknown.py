@@ -5,13 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import torch  # noqa: E402
-from torch import distributed as dist  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+import torch
+from distributed.launch import report
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-from distributed.launch import report  # noqa: E402
-from flerm_client import FLeRM  # noqa: E402
-from flerm_core.errors import FlermError  # noqa: E402
+from flerm_client import FLeRM
+from flerm_core.errors import FlermError
 
 dist.init_process_group("gloo")
 known = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
