@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flerm_core.best import Best, LossPoint, Run, loss_curve
-from flerm_core.figures.style import GREY, PALETTE, Figure, axis, layout, nothing, number, numbers, text
+from flerm_core.figures.style import GREY, PALETTE, Figure, axis, layout, log_axis, nothing, number, numbers, text
 from flerm_core.recording import Recording
 
 MOST_SCALES = 12  # a setting with more values than this tells runs apart, not scales
@@ -54,16 +54,26 @@ def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
 
 
 def _scale_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Settings that differ between recordings, in few values: width, depth, rank."""
+    """Settings that differ between recordings, in few values: width, depth, rank.
+
+    As few as tell the scales apart, briefest first: where `width` does, a count of parameters that follows
+    from it adds nothing.
+    """
+    found = [{key: value for key, value in each.items() if isinstance(value, str | int | float)} for each in configs]
     values: dict[str, set[Any]] = defaultdict(set)
-    order: list[str] = []
-    for config in configs:
+    for config in found:
         for key, value in config.items():
-            if isinstance(value, str | int | float):
-                if key not in values:
-                    order.append(key)
-                values[key].add(value)
-    return [key for key in order if 1 < len(values[key]) <= MOST_SCALES]
+            values[key].add(value)
+    differing = [key for key, its in values.items() if 1 < len(its) <= MOST_SCALES]
+    chosen: list[str] = []
+    for key in sorted(differing, key=lambda key: sum(len(str(value)) for value in values[key])):
+        if len(_scales(found, [*chosen, key])) > len(_scales(found, chosen)):
+            chosen.append(key)
+    return [key for key in values if key in chosen]
+
+
+def _scales(configs: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> set[tuple[Any, ...]]:
+    return {tuple(config.get(key) for key in keys) for config in configs}
 
 
 def _order(value: object) -> tuple[int, float, str]:
@@ -100,7 +110,7 @@ def loss_figure(curves: Sequence[Curve], best: Best | None = None) -> Figure:
             "shapes": [mark],
             "annotations": [{**note, "showarrow": False, "xanchor": "left", "yanchor": "top", "xshift": 6}],
         }
-    return {"data": data, "layout": layout(x, axis("final loss", log=log), **more)}
+    return {"data": data, "layout": layout(x, log_axis("final loss", data) if log else axis("final loss"), **more)}
 
 
 def _trace(curve: Curve, scale: int) -> dict[str, Any]:

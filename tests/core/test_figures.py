@@ -29,7 +29,9 @@ def by_name(figure, name: str):
 
 def run(lr: float, loss: float | None, seed: int = 0, status: str = "completed", **spec) -> Recording:
     listed = ParameterList((), (), ())
-    return Recording(spec=RecordingSpec(family="f", lr=lr, seed=seed, parameters=listed, **spec), status=status, final_loss=loss)
+    return Recording(
+        spec=RecordingSpec(family="f", lr=lr, seed=seed, parameters=listed, **spec), status=status, final_loss=loss
+    )
 
 
 def test_a_band_is_a_median_line_with_a_ribbon_of_its_middle_80_percent():
@@ -105,6 +107,8 @@ def test_curves_are_told_apart_by_role_variant_and_the_settings_that_differ():
         "scaled, plain, width 64",
         "scaled, plain, width 128",
     ]
+    implied = [run(1e-3, 1.0, seed=at, config={"parameters": 4096 * at, "width": at}) for at in (1, 2)]
+    assert [curve.scale for curve in curves_of(implied)] == ["width 1", "width 2"]
     assert [curve.scale for curve in curves_of(run(1e-3, 1.0, seed=at, config={"run": at}) for at in range(20))] == [""]
 
 

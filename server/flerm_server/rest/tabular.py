@@ -23,6 +23,7 @@ FORMATS = {"json": JSON, "csv": CSV, "parquet": PARQUET}
 COLUMNS = ("step", "loss", "learning_rate", "tokens")
 SPOOL_BYTES = 8 << 20  # of a Parquet file that stay in memory
 READ_BYTES = 1 << 18
+ROW_GROUP_BYTES = 1 << 22  # of FSLRs in one row group of Parquet
 
 
 def choose(wanted: str | None, accept: str) -> str:
@@ -96,6 +97,29 @@ def _text(value: float) -> str:
     return repr(value) if math.isfinite(value) else ""
 
 
+def _row_groups(rows: Iterator[Rows]) -> Iterator[Rows]:
+    """The same rows in larger blocks: each column of each row group costs the same, however few its rows."""
+    held: list[Rows] = []
+    for block in rows:
+        held.append(block)
+        if sum(each.values.nbytes for each in held) >= ROW_GROUP_BYTES:
+            yield _joined(held)
+            held = []
+    if held:
+        yield _joined(held)
+
+
+def _joined(blocks: list[Rows]) -> Rows:
+    return Rows(
+        steps=np.concatenate([each.steps for each in blocks]),
+        values=np.concatenate([each.values for each in blocks]),
+        losses=np.concatenate([each.losses for each in blocks]),
+        learning_rates=np.concatenate([each.learning_rates for each in blocks]),
+        tokens=np.concatenate([each.tokens for each in blocks]),
+        extras=(),
+    )
+
+
 def as_parquet(selection: Selection, parameters: ParameterList, rows: Iterator[Rows]) -> Callable[[], Iterator[bytes]]:
     """The same columns as CSV; FSLRs are float32, null where unmeasured; the recording is in the file's metadata `flerm`.
 
@@ -112,8 +136,9 @@ def as_parquet(selection: Selection, parameters: ParameterList, rows: Iterator[R
     schema = pa.schema(fields, metadata={"flerm": recording})
     file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed when it has been sent
     try:
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for block in rows:
+        # FSLRs hardly repeat: a dictionary of them costs ten times the rest, and makes the file larger.
+        with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False, write_statistics=False) as writer:
+            for block in _row_groups(rows):
                 tokens = pa.array(block.tokens, mask=block.tokens < 0)
                 columns = [
                     pa.array(block.steps),
