@@ -10,6 +10,8 @@ AXE_VERSION := 4.14.1
 AXE := .cache/axe/package/axe.min.js
 # grpcio-tools 1.62.3 has wheels up to Python 3.12.
 PROTO_PYTHON ?= $(firstword $(shell for python in python3.12 python3.11 $(PYTHON); do $$python -c '' 2>/dev/null && echo $$python; done))
+# Most of a test's time is another process starting up: two at a time halve it. A file's tests share servers and stay together.
+PARALLEL := -n 2 --dist loadfile
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Nothing is imported from the working directory: tests and demo see the installed wheel, not the tree.
@@ -39,13 +41,13 @@ demo: install  ## a registry, six base recordings, a matched 2-rank job, and wha
 	$(BIN)/python deploy/demo.py
 
 test: install browser-tools  ## the tests, at most 10 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-fast: install  ## the quick subset: no servers, no ranks
 	$(BIN)/python -m pytest -m "not slow" tests/core
 
 test-all: install browser-tools  ## the long ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: install proto-check  ## linter, formatter, types, import rules, generated code
 	$(BIN)/ruff check .
