@@ -244,6 +244,7 @@ class FLeRM:
         fallback = make_estimator("kronecker", self._subject, **outer) if may_fall_back else None
         estimator = make_estimator(settings.name, self._subject, **outer)
         self._meter = Meter(self._subject, estimator, self._ranks, seed=self.seed, fallback=fallback)
+        self.recording_id = self._ranks.share(self.recording_id)  # whichever rank's state a checkpoint holds: it names one run
         if self._about.registry is not None and not self._dry_run:
             if self._ranks.lead:
                 self._about = self._about.looked_up()
@@ -342,10 +343,12 @@ class FLeRM:
         if not any(update.rates.values()):
             return
         moved = bool(torch.stack(list(update.moved().values())).any())
-        if not (self._ranks.any(moved, self._subject.device) if self._ranks.locked else moved):
-            return
         draws = self._settings.warmup if self._meter.measurements == 0 else self._settings.samples
-        measured = self._meter.measure(update, self._probe, draws)
+        if not moved and not self._ranks.locked:
+            return
+        measured = self._meter.measure(update, self._probe, draws, moved=moved)
+        if not measured:
+            return
         self._next = self.steps + self._settings.every if self._settings.every else _NEVER
         # NaN: diverged, the last finite measurement stands. Zero: the tensor has no update yet.
         if any(not math.isfinite(value) for value in measured.values()):
@@ -421,8 +424,9 @@ class FLeRM:
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to go on as if it had not stopped.
 
-        One value, which may grow between saving and loading: torch.distributed.checkpoint, which loads in place, takes it. It
-        keeps the first rank's, so the others' probes go on by fresh streams; saved rank by rank, each goes on with its own.
+        One value, which may grow between saving and loading: torch.distributed.checkpoint, which loads in place, takes it. That
+        keeps one rank's, so losses are to be logged on all, and the others' probes go on by fresh streams of randomness; saved
+        rank by rank, each goes on with its own.
         """
         return {"flerm": packed(self._state())}
 

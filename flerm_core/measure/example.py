@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flerm_core.errors import MeasurementError
 from flerm_core.measure.estimator import Estimator, Subject
 from flerm_core.measure.fsdp import recover
-from flerm_core.measure.gradients import stream_gradients
+from flerm_core.measure.gradients import is_reentrant, stream_gradients
 from flerm_core.measure.layout import ExamplesCouple, Layout, half_of
 from flerm_core.measure.local import Use, closed_form, forward_mode, has_closed_form
 from flerm_core.measure.ownership import Ownership
@@ -157,6 +157,10 @@ class Example(Estimator):
             return plain.new_zeros(self.columns, dtype=torch.float64), 0
         if self._sharding.anywhere(len(plain) == 0):
             raise MeasurementError("the first probe batch of a sharded model is empty: every rank needs examples to begin with")
+        if is_reentrant(plain):
+            raise ExamplesCouple(
+                "activation checkpointing with use_reentrant=True hides the modules inside it; use_reentrant=False does not"
+            )
         self._counts_examples = _counter(batch, len(plain))
         expanded: list[nn.Module] = []  # every module that was tried as shared
         outputs = plain

@@ -19,12 +19,29 @@ def stream_gradients(outputs: Tensor, direction: Tensor, subject: Subject, consu
 
     The gradient is the sum over all uses of a tied tensor, and is freed on return. Nothing that is attached to the accumulation
     of gradients hears of it (DDP's reducer, an optimiser stepping in backward); `.grad` is what it was. Sharded gradients come
-    as FSDP2 or tensor parallel leaves them in `.grad`, reduced, which is the only place where they ever are.
+    as FSDP2 or tensor parallel leaves them in `.grad`, reduced, which is the only place where they ever are; and reentrant
+    activation checkpointing knows no other way.
     """
-    if subject.sharding is None:
+    if subject.sharding is None and not is_reentrant(outputs):
         _captured(outputs, direction, subject, consume)
     else:
         _accumulated(outputs, direction, subject, consume)
+
+
+def is_reentrant(outputs: Tensor) -> bool:
+    """Whether a part of the graph behind `outputs` is hidden by reentrant activation checkpointing."""
+    seen = {outputs.grad_fn}
+    stack = [outputs.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        fresh = [after for after, _ in node.next_functions if after is not None and after not in seen]
+        seen.update(fresh)
+        stack += fresh
+    return False
 
 
 def _captured(outputs: Tensor, direction: Tensor, subject: Subject, consume: Callable[[str, Tensor], None]) -> None:

@@ -53,12 +53,15 @@ class Meter:
         self.randomness = PrivateRandomness(seed_from(seed, ranks.rank))
         self._seed = seed
         self._fallback = fallback
+        self._fetched: list[Any] = []  # for a measurement that did not come about
 
-    def measure(self, update: Update, batches: Iterator[Any], draws: int) -> dict[str, float]:
+    def measure(self, update: Update, batches: Iterator[Any], draws: int, *, moved: bool = True) -> dict[str, float]:
         """FSLRs by tensor and role in output units per unit learning rate: the mean over `draws` draws on as many `batches`
         and all ranks.
 
-        NaN or 0 where the update does not move the outputs. Every rank gets the same numbers, or raises the same error.
+        NaN or 0 where the update does not move the outputs. Every rank gets the same numbers, or raises the same error. Empty,
+        and as if not called, when the step changed nothing: `moved` says whether it did on this rank, which may hold a part of
+        the tensors only.
         """
         self.ranks.refuse()
         problem: Exception | None = None
@@ -72,7 +75,10 @@ class Meter:
         ):
             try:
                 if self.ranks.locked:
-                    batches = iter(self._fetched(batches, draws))
+                    moved, batches = self._begin_together(batches, draws, moved)
+                if not moved:
+                    self.measuring = False
+                    return {}
                 for draw in range(draws):
                     batch = next(batches)
                     readings.append(self._first(batch, update) if self._unsettled else self._draw(batch, update, draw))
@@ -88,16 +94,22 @@ class Meter:
         if self._fallback is not None:
             self.estimator = self._fallback
 
-    def _fetched(self, batches: Iterator[Any], draws: int) -> list[Any]:
-        """The batches of a measurement by ranks whose forwards wait for each other: none begins before all have theirs."""
-        fetched: list[Any] = []
+    def _begin_together(self, batches: Iterator[Any], draws: int, moved: bool) -> tuple[bool, Iterator[Any]]:
+        """For ranks whose forwards wait for each other: whether the step changed anything anywhere, and this rank's batches.
+        None begins before all have theirs. One collective."""
         problem: Exception | None = None
         try:
-            fetched = [next(batches) for _ in range(draws)]
+            self._fetched += [next(batches) for _ in range(draws - len(self._fetched))]
         except Exception as error:
             problem = error
-        self.ranks.agree(problem, self.subject.device)
-        return fetched
+        flags = torch.tensor([float(problem is not None), float(moved)], device=self.subject.device)
+        problems, movements = self.ranks.sum(flags).tolist()
+        if problems:
+            self.ranks.raise_together(problem)
+        if not movements:
+            return False, iter(())
+        taken, self._fetched = self._fetched, []
+        return True, iter(taken)
 
     def _join(self, readings: list[tuple[Tensor, int]], problem: Exception | None) -> dict[str, float]:
         """The one collective of a measurement: [failures, count, numbers …], summed over ranks (two where ranks work on one

@@ -73,13 +73,6 @@ class Ranks:
         """Whether `flag` is set on any rank. Called by all ranks at the same point."""
         return flag if self.alone else bool(self.sum(torch.tensor([float(flag)], device=device)).item())
 
-    def agree(self, problem: Exception | None, device: torch.device) -> None:
-        """Raises on every rank, the same sentence, when any rank has a `problem`. Called by all ranks at the same point."""
-        if self.alone and problem is not None:
-            raise problem
-        if self.any(problem is not None, device):
-            self.raise_together(problem)
-
     def raise_together(self, problem: Exception | None) -> None:
         """Exchanges the sentences of the ranks that have a problem and raises the first one everywhere. Called by all ranks."""
         told: list[tuple[str, str] | None] = [_told(problem)]

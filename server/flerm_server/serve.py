@@ -146,9 +146,7 @@ def _listen(address: Address) -> socket.socket:
     return listener
 
 
-def _grpc_server(
-    store: Store, metrics: Metrics, health_service: health.HealthServicer, settings: Settings
-) -> grpc.Server:
+def _grpc_server(store: Store, metrics: Metrics, health_service: health.HealthServicer, settings: Settings) -> grpc.Server:
     server = grpc.server(
         ThreadPoolExecutor(THREADS, thread_name_prefix="grpc"),
         interceptors=[CallInterceptor(metrics)],

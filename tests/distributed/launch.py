@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,3 +63,26 @@ def begin() -> None:
 def report(value: Any) -> None:
     """From a rank: what `torchrun` hands back."""
     torch.save(value, Path(os.environ["FLERM_TEST_FOLDER"]) / f"rank{os.environ['RANK']}.pt")
+
+
+@contextmanager
+def sent() -> Iterator[list[int]]:
+    """In a rank: the bytes of each collective that is called inside by its public name; FSDP2's own and DTensor's are not."""
+    found: list[int] = []
+    names = ("all_reduce", "broadcast")
+    collectives = {name: getattr(dist, name) for name in names}
+
+    def counting(inner: Any) -> Any:
+        def call(values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            found.append(values.nbytes)
+            return inner(values, *args, **kwargs)
+
+        return call
+
+    for name, inner in collectives.items():
+        setattr(dist, name, counting(inner))
+    try:
+        yield found
+    finally:
+        for name, inner in collectives.items():
+            setattr(dist, name, inner)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -20,10 +20,15 @@ from torch.distributed.tensor.parallel import (
 
 from flerm_core.measure.estimator import Subject
 from flerm_core.measure.meter import Meter, make_estimator
-from flerm_core.measure.projection import generator_for
+from flerm_core.measure.projection import draw_projection, generator_for
 from flerm_core.measure.ranks import Ranks
 from flerm_core.measure.update import Update
 from flerm_core.naming import block_axes, role_names
+
+try:
+    from ..measure import models
+except ImportError:  # in a rank
+    from measure import models
 
 RATE = 1e-3
 SEED = 4
@@ -41,11 +46,12 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Its last bias has one element: all ranks but one hold nothing of it."""
+    """Examples share its positions. Its last bias has one element: all ranks but one hold nothing of it."""
 
     def __init__(self, tied: bool = False) -> None:
         super().__init__()
         self.embed = nn.Embedding(14, 8)
+        self.places = nn.Embedding(6, 8)
         self.blocks = nn.ModuleList([Block(), Block()])
         self.norm = nn.RMSNorm(8)
         self.readout = nn.Linear(8, 14, bias=False)
@@ -54,7 +60,7 @@ class Decoder(nn.Module):
             self.readout.weight = self.embed.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens)
+        x = self.embed(tokens) + self.places(torch.arange(tokens.shape[1]))
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
@@ -62,11 +68,11 @@ class Decoder(nn.Module):
 
 
 class ParallelDecoder(Decoder):
-    """Without the last bias: its logits may stay sharded over the vocabulary."""
+    """Without positions and the last bias: its logits may stay sharded over the vocabulary."""
 
     def __init__(self) -> None:
         super().__init__()
-        del self.gain
+        del self.gain, self.places
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
@@ -85,6 +91,15 @@ def batch_of(rank: int, uneven: bool = False) -> Tensor:
     """[examples, 6] tokens of a data-parallel rank."""
     examples = 5 + (2 * rank if uneven else 0)
     return torch.randint(0, 14, (examples, 6), generator=torch.Generator().manual_seed(rank))
+
+
+def model_and_batches(name: str, ranks: int) -> tuple[nn.Module, Callable[[int], Tensor]]:
+    """The model of a scenario, not sharded yet, and the batch of each data-parallel rank."""
+    if name.startswith("gallery-"):
+        case = models.build(name.removeprefix("gallery-"))
+        return case.model, case.batch
+    kind, options, _, _ = scenarios(ranks)[name]
+    return build(kind, **options), lambda rank: batch_of(rank, "uneven" in name)
 
 
 def steps_of(model: nn.Module) -> dict[str, Tensor]:
@@ -117,6 +132,14 @@ def fsdp_blocks(model: Any, mesh: DeviceMesh, **options: Any) -> nn.Module:
     for block in model.blocks:
         fully_shard(block, mesh=mesh, **options)
     return fully_shard(model, mesh=mesh, **options)
+
+
+def fsdp_whole(model: Any, mesh: DeviceMesh) -> nn.Module:
+    return fully_shard(model, mesh=mesh)
+
+
+def fsdp_offloaded(model: Any, mesh: DeviceMesh) -> nn.Module:
+    return fsdp_blocks(model, mesh, offload_policy=CPUOffloadPolicy(pin_memory=False))
 
 
 def fsdp_every_module(model: Any, mesh: DeviceMesh) -> nn.Module:
@@ -196,9 +219,15 @@ def scenarios(ranks: int) -> dict[str, Scenario]:
     half = ranks // 2
     found: dict[str, Scenario] = {
         "blocks": (Decoder, {}, _dp(ranks), fsdp_blocks),
-        "tied": (Decoder, {"tied": True}, _dp(ranks), lambda m, mesh: fully_shard(m, mesh=mesh)),
+        "tied": (Decoder, {"tied": True}, _dp(ranks), fsdp_whole),
         "kept": (Decoder, {}, _dp(ranks), lambda m, mesh: fsdp_blocks(m, mesh, reshard_after_forward=False)),
         "resharded": (Decoder, {}, _dp(ranks), lambda m, mesh: fsdp_blocks(m, mesh, reshard_after_forward=True)),
+        "offloaded": (
+            Decoder,
+            {},
+            _dp(ranks),
+            lambda m, mesh: fsdp_blocks(m, mesh, offload_policy=CPUOffloadPolicy(pin_memory=False)),
+        ),
         "every": (Decoder, {}, _dp(ranks), fsdp_every_module),
         "some": (Decoder, {}, _dp(ranks), fsdp_some),
         "summed": (Decoder, {}, _dp(ranks), fsdp_summed),
@@ -214,6 +243,13 @@ def scenarios(ranks: int) -> dict[str, Scenario]:
             lambda m, mesh: tensor_parallel(m, mesh, sequence=True, vocabulary=True),
         ),
     }
+    for name in ("behind", "positions", "convolution"):
+        found[f"gallery-{name}"] = (
+            models.build(name).model.__class__,
+            {},
+            _dp(ranks),
+            lambda m, mesh: fully_shard(m, mesh=mesh),
+        )
     if ranks == 4:
         grid = (("dp", half), ("tp", 2))
         found |= {
@@ -228,18 +264,46 @@ def scenarios(ranks: int) -> dict[str, Scenario]:
 # What must come out
 
 
-def reference(model: nn.Module, estimator: str, ranks: int, *, uneven: bool, apart: set[str] = frozenset()) -> dict[str, float]:
-    """FSLRs of one draw of the estimators on Z: one φ over the union of all ranks' batches. The tensors in `apart` have a φ of
-    each rank instead, as their gradients are never reduced."""
+def together(name: str, estimator: str, ranks: int) -> dict[str, float]:
+    """What the ranks of a scenario must measure in one draw."""
+    model, batch = model_and_batches(name, ranks)
+    if name == "frozen":
+        _freeze(model)
+    replicas = math.prod(size for axis, size in scenarios(ranks)[name][2] if axis != "tp")
+    batches = [batch(rank) for rank in range(replicas)]
+    if estimator in ("kronecker", "iid", "full"):
+        whole = {other for other, _ in model.named_parameters() if not other.startswith("blocks.0")}
+        return _of_z(model, estimator, batches, whole if name == "some" else set())
+    return _of_ranks(model, estimator, batches)
+
+
+def _of_ranks(model: nn.Module, estimator: str, batches: list[Tensor]) -> dict[str, float]:
+    """Estimators whose squares add up over examples: one process measures for each rank in turn."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    update = take_step(parameters, steps_of(model))
+    names, shapes = list(parameters), [tuple(p.shape) for p in parameters.values()]
+    roles = {role: tuple(members) for role, members in role_names(names, block_axes(names, shapes)).items()}
+    subject = Subject(model, parameters, lambda model, batch: model(batch), roles)
+    squares: dict[str, float] = {}
+    for rank, batch in enumerate(batches):
+        meter = Meter(subject, make_estimator(estimator, subject), Pretended(rank), seed=SEED)
+        for tensor, value in meter.measure(update, iter([batch]), 1).items():
+            squares[tensor] = squares.get(tensor, 0.0) + value**2 * len(batch)
+    return {tensor: math.sqrt(square / sum(map(len, batches))) for tensor, square in squares.items()}
+
+
+def _of_z(model: nn.Module, estimator: str, batches: list[Tensor], apart: set[str]) -> dict[str, float]:
+    """Estimators on Z: one φ over the union of the batches. The tensors in `apart` have a φ of each rank instead, as their
+    gradients are never reduced."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     changes = {name: -step for name, step in steps_of(model).items()}
     gradients: dict[str, list[Tensor]] = {name: [] for name in parameters}
     count = 0
-    for rank in range(ranks):
-        outputs = model(batch_of(rank, uneven))
+    for rank, batch in enumerate(batches):
+        outputs = model(batch)
         generator = generator_for(torch.device("cpu"), SEED, 0, 0, rank)
-        omega = torch.randn(outputs.shape, generator=generator).double()
-        for name, g in zip(parameters, torch.autograd.grad((omega * outputs).sum(), list(parameters.values())), strict=True):
+        omega = draw_projection(outputs, generator) * math.sqrt(outputs.numel())
+        for name, g in zip(parameters, torch.autograd.grad(outputs, list(parameters.values()), omega), strict=True):
             gradients[name].append(g)
         count += outputs.numel()
     result = {}
@@ -257,35 +321,6 @@ def _fslr(estimator: str, zs: list[Tensor], count: int) -> float:
         return math.sqrt(total)
     by_dimension = [sum(z.sum(d).square().sum().item() for z in zs) / count for d in range(zs[0].ndim)]
     return math.sqrt(math.prod(by_dimension) / total ** (len(by_dimension) - 1))
-
-
-def together(name: str, estimator: str, ranks: int) -> dict[str, float]:
-    """What the ranks of a scenario must measure."""
-    kind, options, shape, _ = scenarios(ranks)[name]
-    replicas = math.prod(size for axis, size in shape if axis != "tp")
-    model = build(kind, **options)
-    if name == "frozen":
-        _freeze(model)
-    uneven = "uneven" in name
-    if estimator in ("kronecker", "iid", "full"):
-        apart = (
-            {other for other, _ in model.named_parameters() if not other.startswith("blocks.0")} if name == "some" else set()
-        )
-        return reference(model, estimator, replicas, uneven=uneven, apart=apart)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    update = take_step(parameters, steps_of(model))
-    names, shapes = list(parameters), [tuple(p.shape) for p in parameters.values()]
-    roles = {role: tuple(members) for role, members in role_names(names, block_axes(names, shapes)).items()}
-    subject = Subject(model, parameters, lambda model, batch: model(batch), roles)
-    squares: dict[str, float] = {}
-    count = 0
-    for rank in range(replicas):
-        batch = batch_of(rank, uneven)
-        meter = Meter(subject, make_estimator(estimator, subject), Pretended(rank), seed=SEED)
-        for tensor, value in meter.measure(update, iter([batch]), 1).items():
-            squares[tensor] = squares.get(tensor, 0.0) + value**2 * batch.numel()
-        count += batch.numel()
-    return {tensor: math.sqrt(square / count) for tensor, square in squares.items()}
 
 
 class Pretended(Ranks):

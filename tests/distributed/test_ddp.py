@@ -2,86 +2,128 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from flerm_core.measure.estimator import Subject
 from flerm_core.measure.meter import Meter, make_estimator
-from flerm_core.measure.ranks import Ranks
 
 from ..measure import models
 from ..measure.reference import at_old, exact_fslr, random_update
 from ..measure.runs import same
 from .launch import torchrun
+from .sharded import Pretended
 
-RANKS = [2, pytest.param(4, marks=pytest.mark.slow)]
-
-
-class Pretended(Ranks):
-    """One process that draws what rank `rank` of many would draw."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__(alone=True)
-        self.rank = rank
+DRAWS = 150
+ESTIMATORS = ["example", "kronecker", "full", "exact"]
 
 
-def reading(estimator: str, rank: int) -> dict[str, float]:
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    result = torchrun(request.param, "ddp_measure.py", str(DRAWS), folder=tmp_path_factory.mktemp("measure"))
+    assert result.code == 0, result.output
+    assert all(rank[key] == result.ranks[0][key] for rank in result.ranks for key in rank)
+    return result.ranks
+
+
+def alone(estimator: str, rank: int, examples: int = 9, measurement: int = 0) -> tuple[dict[str, float], int]:
+    """What one process measures that draws what rank `rank` does, and on how many examples."""
     case = models.build("embedding")
     update, _ = random_update(case.model)
     subject = Subject(case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch))
     meter = Meter(subject, make_estimator(estimator, subject), Pretended(rank), seed=4)
-    return meter.measure(update, itertools.repeat(case.batch(rank)), 1)
+    meter.measurements = measurement
+    return meter.measure(update, iter([case.batch(rank)[:examples]]), 1), examples
 
 
-@pytest.mark.parametrize("ranks", RANKS)
+def union(readings: list[tuple[dict[str, float], int]]) -> dict[str, float]:
+    """Of estimators that are a root of a mean over outputs."""
+    total = sum(examples for _, examples in readings)
+    return {name: np.sqrt(sum(one[name] ** 2 * n for one, n in readings) / total) for name in readings[0][0]}
+
+
 @pytest.mark.parametrize("estimator", ["example", "exact"])
-def test_ranks_together_measure_what_one_process_does_on_the_union(estimator: str, ranks: int, tmp_path: Path) -> None:
-    together = torchrun(ranks, "ddp_measure.py", estimator, "1", folder=tmp_path)
-    assert together.code == 0, together.output
-    apart = [reading(estimator, rank) for rank in range(ranks)]
-    for result in together.ranks:
-        assert result == together.ranks[0]
-        for name, value in result[0].items():
-            union = np.sqrt(np.mean([one[name] ** 2 for one in apart]))  # batches of one size
-            assert value == pytest.approx(union, rel=1e-10), name
+def test_ranks_together_measure_what_one_process_does_on_the_union(ranks: list[Any], estimator: str) -> None:
+    expected = union([alone(estimator, rank) for rank in range(len(ranks))])
+    assert ranks[0]["even", estimator] == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("estimator", ["example", "full", "exact"])
+def test_uneven_batches_count_by_their_outputs(ranks: list[Any], estimator: str) -> None:
+    if len(ranks) > 2:
+        pytest.skip("the fourth rank would have none")
+    expected = union([alone(estimator, rank, 9 - 3 * rank) for rank in range(len(ranks))])
+    assert ranks[0]["uneven", estimator] == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_rank_without_examples_counts_nothing_and_joins_in_when_it_has_some(ranks: list[Any], estimator: str) -> None:
+    assert ranks[0]["empty", estimator] == pytest.approx(alone(estimator, 0)[0], rel=1e-10)
+    if estimator in ("full", "exact"):  # `example` settles anew on what it lacks, and so draws otherwise
+        expected = union([alone(estimator, rank, measurement=1) for rank in range(len(ranks))])
+        assert ranks[0]["after empty", estimator] == pytest.approx(expected, rel=1e-10)
+    assert set(ranks[0]["after empty", estimator]) == set(ranks[0]["empty", estimator])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_without_any_examples_every_rank_says_so(ranks: list[Any], estimator: str) -> None:
+    assert ranks[0]["all empty", estimator].startswith("every probe batch")
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_measurement_is_one_all_reduce_of_a_number_a_column(ranks: list[Any], estimator: str) -> None:
+    lengths, columns, gradients = ranks[0]["bytes", estimator]
+    tensors = dict(models.build("embedding").model.named_parameters())
+    assert columns == (sum(p.ndim + 1 for p in tensors.values()) if estimator == "kronecker" else len(tensors))
+    assert len(lengths) == 1
+    assert lengths[0] <= 8 * columns + 64
+    assert lengths[0] < gradients
+
+
+def test_the_ranks_of_ddps_own_process_group_measure_together(ranks: list[Any]) -> None:
+    assert ranks[0]["own group"] == pytest.approx(alone("example", 0)[0], rel=1e-10)
+
+
+def test_a_step_inside_join_is_refused(ranks: list[Any]) -> None:
+    assert ranks[0]["join"].startswith("a step inside ddp.join() cannot be measured")
 
 
 @pytest.mark.parametrize("estimator", ["example", "full"])
-def test_no_bias_at_equal_samples(estimator: str, tmp_path: Path) -> None:
+def test_no_bias_at_equal_samples(ranks: list[Any], estimator: str) -> None:
     """Averaged gradients would shrink the estimate to 1/√W of the exact value."""
-    draws = 150 if estimator == "example" else 300
-    result = torchrun(2, "ddp_measure.py", estimator, str(draws), folder=tmp_path)
-    assert result.code == 0, result.output
     case = models.build("embedding")
     _, changes = random_update(case.model)
-    exact = exact_fslr(at_old(case.model, changes), changes, [case.batch(0), case.batch(1)])
+    exact = exact_fslr(at_old(case.model, changes), changes, [case.batch(rank) for rank in range(len(ranks))])
     for name, value in exact.items():
-        samples = np.array([one[name] for one in result.ranks[0]]) ** 2
-        assert abs(samples.mean() - value**2) < 4.0 * samples.std() / np.sqrt(draws), name
+        samples = np.array([one[name] for one in ranks[0]["draws", estimator]]) ** 2
+        assert abs(samples.mean() - value**2) < 4.0 * samples.std() / np.sqrt(len(samples)), name
 
 
-@pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("every", [100, 2])
-def test_multipliers_and_weights_are_the_same_bits_on_every_rank(ranks: int, every: int, tmp_path: Path) -> None:
-    result = torchrun(ranks, "ddp_match.py", str(every), folder=tmp_path)
+def test_the_variance_falls_with_the_number_of_ranks(ranks: list[Any]) -> None:
+    case = models.build("embedding")
+    update, _ = random_update(case.model)
+    subject = Subject(case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch))
+    meter = Meter(subject, make_estimator("example", subject), Pretended(0), seed=11)
+    one = [meter.measure(update, iter([case.batch(0)]), 1) for _ in range(DRAWS)]
+    many = ranks[0]["draws", "example"]
+    ratios = [np.var([each[name] ** 2 for each in many]) / np.var([each[name] ** 2 for each in one]) for name in one[0]]
+    assert np.exp(np.mean(np.log(ratios))) == pytest.approx(1 / len(ranks), rel=0.35)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_multipliers_and_weights_are_the_same_bits_on_every_rank(count: int, tmp_path: Path) -> None:
+    result = torchrun(count, "ddp_match.py", folder=tmp_path)
     assert result.code == 0, result.output
-    assert len(result.ranks) == ranks
-    assert any(m != 1.0 for m in result.ranks[0]["multipliers"].values())
+    assert len(result.ranks) == count
+    assert all(any(m != 1.0 for m in run["multipliers"].values()) for run in result.ranks[0].values())
     assert all(same(each, result.ranks[0]) for each in result.ranks)
 
 
-def test_a_recording_leaves_no_trace_on_any_rank(tmp_path: Path) -> None:
+def test_a_recording_leaves_no_trace_on_any_rank_whatever_ddps_options(tmp_path: Path) -> None:
     result = torchrun(2, "ddp_no_trace.py", folder=tmp_path)
     assert result.code == 0, result.output
-    assert result.ranks == [True, True]
-
-
-@pytest.mark.parametrize("estimator", ["example", "kronecker"])
-def test_a_rank_that_fails_makes_all_raise_the_same_sentence(estimator: str, tmp_path: Path) -> None:
-    result = torchrun(2, "ddp_failing_rank.py", estimator, folder=tmp_path)
-    assert len(result.ranks) == 2, result.output
-    assert result.ranks[0] == result.ranks[1]
-    assert result.ranks[0][1].startswith("rank 1: RuntimeError: mat1 and mat2 shapes cannot be multiplied")
+    assert [rank for rank in result.ranks if not all(rank.values())] == []
+    assert len(result.ranks) == 2

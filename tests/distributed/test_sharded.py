@@ -14,12 +14,16 @@ Z = "kronecker,iid,full"
 TWO = {
     "blocks": f"{Z},example,exact",
     "tied": f"{Z},example",
+    "offloaded": "kronecker,example",
     "resharded": "kronecker,example",
     "some": "kronecker,full,example",
     "summed": "kronecker,example",
     "accumulating": "kronecker,example",
     "frozen": "kronecker,example",
     "uneven": f"{Z},example,exact",
+    "gallery-behind": "example",
+    "gallery-positions": "kronecker,example",
+    "gallery-convolution": "example",
     "tp": f"{Z},example",
     "sequence": "kronecker,example",
     "vocabulary": f"{Z},example,exact",
@@ -78,6 +82,29 @@ def test_two_ranks_measure_as_one(two: list[Any], name: str, estimator: str) -> 
 @pytest.mark.parametrize(("name", "estimator"), pairs(FOUR))
 def test_a_grid_of_four_ranks_measures_as_one(four: list[Any], name: str, estimator: str) -> None:
     compare(four, name, estimator)
+
+
+# First of all one verdict of two float32: does every rank have its batches, did the step change anything?
+
+
+def test_bytes_of_example_when_sharded_are_a_number_for_each_fslr(two: list[Any]) -> None:
+    lengths, parameters = two[0]["bytes", "blocks", "example"]
+    assert lengths == [8, 8 * (2 + len(two[0]["blocks", "example"]))]
+    assert sum(lengths) < 0.05 * parameters
+
+
+def test_bytes_of_example_when_ranks_share_a_batch_are_those_of_each_examples_part_too(two: list[Any]) -> None:
+    lengths, _ = two[0]["bytes", "tp", "example"]
+    tensors, examples = len(list(sharded.build(sharded.ParallelDecoder).parameters())), len(sharded.batch_of(0))
+    assert lengths == [8, 8 * tensors * examples, 8 * (2 + len(two[0]["tp", "example"]))]
+
+
+def test_bytes_of_kronecker_when_sharded_are_the_sums_along_the_dimension_that_is_cut(two: list[Any]) -> None:
+    lengths, parameters = two[0]["bytes", "blocks", "kronecker"]
+    whole = [p.numel() // p.shape[0] for p in sharded.build().parameters()]
+    others = sum(p.ndim for p in sharded.build().parameters())
+    assert lengths == [8, 8 * (2 + sum(whole) + others)]
+    assert sum(lengths) < 0.2 * parameters
 
 
 @pytest.mark.slow

@@ -28,7 +28,9 @@ def ranks(folder: Path) -> list[Any]:
     return result.ranks
 
 
-@pytest.mark.parametrize("how", ["example", "kronecker", "exact", "accumulating", "mixed precision", "tensor parallel"])
+@pytest.mark.parametrize(
+    "how", ["example", "kronecker", "exact", "accumulating", "mixed precision", "checkpointed", "tensor parallel"]
+)
 def test_a_recording_leaves_no_trace(ranks: list[Any], how: str) -> None:
     assert [rank[f"no trace, {how}"] for rank in ranks] == [True, True]
 

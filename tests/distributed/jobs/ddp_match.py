@@ -1,39 +1,43 @@
-"""A DDP run that matches fixed targets; every rank reports its weights, multipliers and learning rates."""
+"""DDP runs that match fixed targets, once or again and again; every rank reports its weights, multipliers, learning rates."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from distributed.launch import report
+from distributed.launch import begin, report
 from measure.runs import fresh, loss_of
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from flerm_client import FLeRM
 
-every = int(sys.argv[1])
-dist.init_process_group("gloo")
+begin()
 rank = dist.get_rank()
-model, _ = fresh("resmlp")
-generator = torch.Generator().manual_seed(100 + rank)
-batches = [torch.randn(12, 8, generator=generator) for _ in range(6)]
-ddp = DistributedDataParallel(model)
-optimizer = torch.optim.AdamW(ddp.parameters(), 1e-3)
-targets = {name: 1.0 for name, _ in model.named_parameters()}
-probe = [torch.randn(16 + 4 * rank, 8, generator=generator) for _ in range(4)]
-flerm = FLeRM.match(ddp, optimizer, probe=probe, family="f", targets=targets, every=every)
-for batch in batches:
-    optimizer.zero_grad()
-    loss_of(ddp(batch)).backward()
-    optimizer.step()
-report(
-    {
+
+
+def run(every: int) -> dict[str, Any]:
+    model, _ = fresh("resmlp")
+    generator = torch.Generator().manual_seed(100 + rank)
+    batches = [torch.randn(12, 8, generator=generator) for _ in range(6)]
+    ddp = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(ddp.parameters(), 1e-3)
+    targets = {name: 1.0 for name, _ in model.named_parameters()}
+    probe = [torch.randn(16 + 4 * rank, 8, generator=generator) for _ in range(4)]
+    flerm = FLeRM.match(ddp, optimizer, probe=probe, family="f", targets=targets, every=every)
+    for batch in batches:
+        optimizer.zero_grad()
+        loss_of(ddp(batch)).backward()
+        optimizer.step()
+    return {
         "weights": {name: p.detach() for name, p in model.named_parameters()},
         "multipliers": flerm.multipliers,
         "fslr": flerm.fslr,
         "rates": flerm.learning_rates(),
     }
-)
+
+
+report({every: run(every) for every in (100, 2)})
 dist.destroy_process_group()

@@ -1,29 +1,76 @@
-"""Measures one and the same update on every rank, each on its own probe batch, in float64."""
+"""Measures under DDP, each rank on its own probe batch, in float64; every rank reports what it measured and what it sent."""
 
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from distributed.launch import report
+from distributed.launch import begin, report, sent
 from measure import models
 from measure.reference import random_update
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from flerm_client.subject import find_ranks, make_subject
+from flerm_core.errors import FlermError
 from flerm_core.measure.meter import Meter, make_estimator
 
-estimator, draws = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo")
-case = models.build("embedding")
-model = DistributedDataParallel(case.model)
-optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-update, _ = random_update(case.model)
-ranks = find_ranks(model, None)
-subject = make_subject(model, [optimizer], None, None, ranks)
-meter = Meter(subject, make_estimator(estimator, subject), ranks, seed=4)
-batches = (case.batch(dist.get_rank()) for _ in iter(int, 1))
-report([meter.measure(update, batches, 1) for _ in range(draws)])
+begin()
+rank, size = dist.get_rank(), dist.get_world_size()
+draws = int(sys.argv[1])
+
+
+class Measured:
+    """One model of the gallery under DDP, which has taken a step."""
+
+    def __init__(self, estimator: str, group: Any = None) -> None:
+        self.case = models.build("embedding")
+        self.model = DistributedDataParallel(self.case.model, process_group=group)
+        optimizer = torch.optim.SGD(self.model.parameters(), 1e-3)
+        self.update, _ = random_update(self.case.model)
+        ranks = find_ranks(self.model, None)
+        self.subject = make_subject(self.model, [optimizer], None, None, ranks)
+        self.meter = Meter(self.subject, make_estimator(estimator, self.subject), ranks, seed=4)
+
+    def once(self, batch: torch.Tensor) -> dict[str, float]:
+        return self.meter.measure(self.update, iter([batch]), 1)
+
+
+results: dict[str, Any] = {}
+for estimator in ("example", "exact"):
+    run = Measured(estimator)
+    results["even", estimator] = run.once(run.case.batch(rank))
+for estimator in ("example", "kronecker", "full", "exact"):
+    run = Measured(estimator)
+    results["uneven", estimator] = run.once(run.case.batch(rank)[: 9 - 3 * rank])
+    # The ranks that were without examples at first settle when they get some.
+    run = Measured(estimator)
+    results["empty", estimator] = run.once(run.case.batch(rank)[: 9 if rank == 0 else 0])
+    results["after empty", estimator] = run.once(run.case.batch(rank))
+    with sent() as lengths:
+        run.once(run.case.batch(rank))
+    columns = run.meter.estimator.columns
+    results["bytes", estimator] = (list(lengths), columns, sum(p.nbytes for p in run.model.parameters()))
+    try:
+        run.once(run.case.batch(rank)[:0])
+    except FlermError as error:
+        results["all empty", estimator] = str(error)
+alone = dist.new_group([rank], use_local_synchronization=True)
+run = Measured("example", alone)
+results["own group"] = run.once(run.case.batch(0))
+run = Measured("example")
+with run.model.join():
+    try:
+        run.once(run.case.batch(0))
+    except FlermError as error:
+        results["join"] = str(error)
+for estimator in ("example", "full"):
+    run = Measured(estimator)
+    count = draws if estimator == "example" else 2 * draws
+    results["draws", estimator] = [run.once(run.case.batch(rank)) for _ in range(count)]
+assert all(math.isfinite(value) for value in results["own group"].values())
+report(results)
 dist.destroy_process_group()

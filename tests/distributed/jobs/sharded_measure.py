@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from distributed import sharded
-from distributed.launch import begin, report
+from distributed.launch import begin, report, sent
 from torch import distributed as dist
 
 from flerm_client.subject import find_ranks, make_subject
@@ -19,9 +19,9 @@ table = sharded.scenarios(dist.get_world_size())
 results = {}
 for argument in sys.argv[1:]:
     estimators, name = argument.split(":")
-    kind, options, shape, wrap = table[name]
+    _, _, shape, wrap = table[name]
     mesh = sharded.world(*(size for _, size in shape), names=tuple(axis for axis, _ in shape))
-    model = sharded.build(kind, **options)
+    model, batches = sharded.model_and_batches(name, dist.get_world_size())
     steps = sharded.steps_of(model)
     model = wrap(model, mesh)
     ranks = find_ranks(model, None)
@@ -30,9 +30,12 @@ for argument in sys.argv[1:]:
     update = sharded.take_step(dict(subject.parameters), steps)
     for estimator in estimators.split(","):
         meter = Meter(subject, make_estimator(estimator, subject), ranks, seed=sharded.SEED)
-        batch = sharded.batch_of(ranks.rank, "uneven" in name)
+        batch = batches(ranks.rank)
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             results[name, estimator] = meter.measure(update, iter([batch]), 1)
+            with sent() as lengths:
+                meter.measure(update, iter([batch]), 1)
+        results["bytes", name, estimator] = lengths, sum(p.numel() * p.element_size() for p in subject.parameters.values())
 report(results)
 dist.destroy_process_group()

@@ -14,6 +14,7 @@ from measure.runs import Trace, loss_of, same
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import checkpoint
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
@@ -149,6 +150,12 @@ def resumed() -> dict[str, Any]:
     }
 
 
+def checkpointed(model: Any, on: Any) -> nn.Module:
+    for i, block in enumerate(model.blocks):
+        model.blocks[i] = checkpoint_wrapper(block, CheckpointImpl.NO_REENTRANT)
+    return sharded.fsdp_blocks(model, on)
+
+
 def mixed(model: Any, on: Any) -> nn.Module:
     return sharded.fsdp_blocks(model, on, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
 
@@ -156,6 +163,7 @@ def mixed(model: Any, on: Any) -> nn.Module:
 results: dict[str, Any] = {f"no trace, {name}": no_trace(name) for name in ("example", "kronecker", "exact")}
 results["no trace, accumulating"] = no_trace("kronecker", accumulate=True)
 results["no trace, mixed precision"] = no_trace("example", wrap=mixed)
+results["no trace, checkpointed"] = no_trace("example", wrap=checkpointed) and no_trace("kronecker", wrap=checkpointed)
 parallel: Any = {"kind": sharded.ParallelDecoder, "wrap": sharded.tensor_parallel, "on": tensor_mesh, "own": 0}
 results["no trace, tensor parallel"] = no_trace("example", **parallel) and no_trace("kronecker", **parallel)
 results["fsdp"] = matched(sharded.Decoder, sharded.fsdp_blocks, mesh, rank)

@@ -1,0 +1,41 @@
+"""Rank 1's probe breaks: every rank must raise the same sentence. Argument: ddp, or fsdp, where ranks' forwards wait."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from distributed.launch import report
+from measure.runs import fresh, loss_of
+from torch import distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from flerm_client import FLeRM
+from flerm_core.errors import FlermError
+
+dist.init_process_group("gloo", timeout=timedelta(seconds=10))
+found = []
+
+
+def probe(width: int):
+    yield torch.randn(4, width)
+    raise OSError("the file is gone")
+
+
+for estimator in ("example", "kronecker") if sys.argv[1] == "ddp" else ("kronecker",):
+    for width in (8, 9) if dist.get_rank() == 1 else (8, 8):
+        model, batches = fresh("resmlp")
+        model = DistributedDataParallel(model) if sys.argv[1] == "ddp" else fully_shard(model)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+        # First only rank 1's loader fails, at its second batch; then its forward.
+        batches_of = probe(8) if width == 8 and len(found) % 2 == 0 and dist.get_rank() == 1 else [torch.randn(4, width)]
+        FLeRM.record(model, optimizer, probe=batches_of, family="f", estimator=estimator, warmup=2)
+        loss_of(model(batches[0])).backward()
+        try:
+            optimizer.step()
+        except FlermError as error:
+            found.append((type(error).__name__, str(error)))
+report(found)

@@ -1,0 +1,66 @@
+"""Ways to hold a model that are not measured; every rank reports the sentences that it was refused with."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from distributed import sharded
+from distributed.launch import begin, report
+from torch import distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+from flerm_client import FLeRM
+from flerm_core.errors import FlermError
+
+begin()
+size = dist.get_world_size()
+warnings.simplefilter("ignore")
+
+
+def refused(model: Any, **options: Any) -> str:
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    try:
+        FLeRM.record(model, optimizer, probe=[sharded.batch_of(0)], family="f", **options)
+        model(sharded.batch_of(0)).to_local().sum().backward() if options.get("dtensor") else model(
+            sharded.batch_of(0)
+        ).sum().backward()
+        optimizer.step()
+    except FlermError as error:
+        return f"{type(error).__name__}: {error}"
+    return "measured"
+
+
+def experts() -> Any:
+    model = sharded.build()
+    fully_shard(model.blocks[0], mesh=sharded.world(size, names=("experts",)))
+    return fully_shard(model, mesh=sharded.world(size, names=("dp",)))
+
+
+def hooked() -> Any:
+    model = fully_shard(sharded.build(), mesh=sharded.world(size, names=("dp",)))
+    model.set_all_reduce_hook(lambda gradient: None)
+    return model
+
+
+half = dist.new_group([0])
+results = {
+    "plain": refused(sharded.build()),
+    "fsdp1": refused(FullyShardedDataParallel(sharded.build(), device_id=torch.device("cpu"), use_orig_params=True)),
+    "experts": refused(experts()),
+    "hooked": refused(hooked()),
+    "slices": refused(
+        parallelize_module(
+            sharded.build(sharded.ParallelDecoder), sharded.world(size, names=("tp",)), {"readout": ColwiseParallel()}
+        )
+    ),
+    "group": refused(fully_shard(sharded.build(), mesh=sharded.world(size, names=("dp",))), process_group=half)
+    if dist.get_rank() == 0
+    else "",
+}
+report(results)
+dist.destroy_process_group()

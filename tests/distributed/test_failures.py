@@ -1,0 +1,52 @@
+"""What cannot be measured is said on every rank alike: refused by name at the start, or told by the rank that failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .launch import torchrun
+
+SHAPES = "rank 1: RuntimeError: mat1 and mat2 shapes cannot be multiplied"
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_a_rank_that_fails_makes_all_raise_the_same_sentence(wrapper: str, tmp_path: Path) -> None:
+    result = torchrun(2, "failing_rank.py", wrapper, folder=tmp_path)
+    assert len(result.ranks) == 2, result.output
+    assert result.ranks[0] == result.ranks[1]
+    told = [sentence for _, sentence in result.ranks[0]]
+    assert len(told) == (4 if wrapper == "ddp" else 2)
+    assert all(sentence == "rank 1: OSError: the file is gone" for sentence in told[::2])
+    assert all(sentence.startswith(SHAPES) for sentence in told[1::2])
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    result = torchrun(2, "refused.py", folder=tmp_path_factory.mktemp("refused"))
+    assert result.code == 0, result.output
+    return result.ranks
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("plain", "Unsupported: 2 ranks run, but the model is in no DistributedDataParallel"),
+        ("fsdp1", "Unsupported: FSDP1 (FullyShardedDataParallel) flattens parameters and cannot be measured; move to FSDP2"),
+        ("experts", "Unsupported: the model's parameters lie on different meshes of ranks: expert parallel cannot be measured"),
+        ("hooked", "Unsupported: a hook set by set_all_reduce_hook reduces gradients in a way that cannot be known"),
+        ("slices", "Unsupported: rank 0: the outputs differ between the ranks that work on one batch"),
+    ],
+)
+def test_refused_by_name(refused: list[Any], how: str, sentence: str) -> None:
+    told = [rank[how].replace("rank 1: ", "rank 0: ") for rank in refused]  # of equals, whoever says it first
+    assert all(each.startswith(sentence) for each in told), told[0]
+    assert refused[0][how] == refused[1][how]
+
+
+def test_a_process_group_that_is_not_the_models_mesh(refused: list[Any]) -> None:
+    assert refused[0]["group"] == (
+        "InvalidInput: process_group: the model is sharded over ranks [0, 1], it must be these or None"
+    )
