@@ -32,7 +32,7 @@ from flerm_client.subject import find_ranks, make_subject
 from flerm_core.errors import FlermError, InvalidInput
 from flerm_core.limits import validate_family_name
 from flerm_core.matching import Multipliers
-from flerm_core.measure.estimator import Output
+from flerm_core.measure.estimator import Output, Subject
 from flerm_core.measure.meter import Meter, make_estimator
 from flerm_core.measure.projection import seed_from
 from flerm_core.measure.untouched import AutocastContext, PrivateRandomness, RandomState
@@ -251,7 +251,9 @@ class FLeRM:
             # A wrong tag, a spool that cannot be written: told now, on every rank, and not by rank 0 in mid-training.
             self._on_lead(lambda: check_reporting(self._about.registry, self._spec(), self._about.spool))
         self._attachments = [Attachment(each, partial(self._around, index)) for index, each in enumerate(self._optimizers)]
-        self._forward_hook = self._model.register_forward_pre_hook(self._see_forward)
+        self._forward_hooks = [
+            each.register_forward_pre_hook(self._see_forward) for each in _listeners(self._model, self._subject)
+        ]
         self._at_exit = partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
 
@@ -280,6 +282,16 @@ class FLeRM:
         return {name: found[name] for name in self._subject.parameters}
 
     @property
+    def start(self) -> int:
+        """The first step that is measured, counted from 1."""
+        return self._settings.start
+
+    @property
+    def measurements(self) -> int:
+        """How many measurements this run holds, those before a resume included."""
+        return len(self._journal.rows)
+
+    @property
     def trajectory(self) -> Trajectory:
         """All that this run measured: raw FSLRs at learning rate 1, tensors and roles."""
         return self._journal.trajectory
@@ -299,7 +311,8 @@ class FLeRM:
         self._closed = True
         for attachment in self._attachments:
             attachment.detach()
-        self._forward_hook.remove()
+        for hook in self._forward_hooks:
+            hook.remove()
         atexit.unregister(self._at_exit)
         self._update = None
         self._journal.finish(status, self.steps, timeout)
@@ -480,6 +493,18 @@ class FLeRM:
         if self._aim is not None:
             self._aim.load_state_dict(state["aim"])
         self._resume_at = self.steps + 1
+
+
+def _listeners(model: nn.Module, subject: Subject) -> list[nn.Module]:
+    """The modules whose calls show in what autocast region the training's forward runs.
+
+    The model, and the first of its layers that is measured: a framework may open the region inside the model's forward
+    (accelerate), or not call the model as a whole (Lightning's training_step).
+    """
+    own = {id(parameter) for parameter in subject.parameters.values()}
+    layers = (m for m in subject.model.modules() if any(id(p) in own for p in m.parameters(recurse=False)))
+    first = next(layers, model)
+    return [model] if first is model else [model, first]
 
 
 def _tell(outcome: Multipliers) -> None:
