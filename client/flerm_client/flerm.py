@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from flerm_client import checkpoint
 from flerm_client.about import About, check_settings
 from flerm_client.aim import Aim, TargetSource
-from flerm_client.optimizers import describe
 from flerm_client.run import Run
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.estimator import Output
@@ -51,6 +50,7 @@ class FLeRM:
         estimator: str = "example",
         output_weight: str | None = None,
         output_bias: str | None = None,
+        weight_decay: str = "coupled",
         role: str = "base",
         variant: str = "plain",
         tags: Mapping[str, str] | None = None,
@@ -68,7 +68,8 @@ class FLeRM:
         file:///, default FLERM_REGISTRY; without one everything stays in `.trajectory`. Measured are the steps start, start
         + every, …, counted from 1, each as the mean of `samples` draws, the first of `warmup`. `config` describes the model,
         beside what is recorded by itself: the model's own config, optimizer, versions, git commit, world size; `omit` names
-        those that are not ("config", "optimizer", "versions", "git", "world_size").
+        those that are not ("config", "optimizer", "versions", "git", "world_size"). `weight_decay`: "coupled" measures the step
+        as the optimiser makes it, "independent" without its decay, for runs that are matched that way.
         `bands` maps name patterns to bands, `blocks` names block axes ("layers.*"); both are found from the names otherwise.
         `process_group`: the ranks that hold replicas, where no DDP wrapper says so.
 
@@ -76,7 +77,7 @@ class FLeRM:
         """
         run = Run(
             model, optimizer, probe=probe, family=family, lr=lr, output=output, seed=seed,
-            bands=bands, blocks=blocks, process_group=process_group,
+            weight_decay=weight_decay, bands=bands, blocks=blocks, process_group=process_group,
         )  # fmt: skip
         about = About.of(
             run.subject.model, registry=registry, token=token, spool=spool,
@@ -105,6 +106,7 @@ class FLeRM:
         samples: int = 1,
         start: int = 1,
         estimator: str | None = None,
+        weight_decay: str = "coupled",
         dry_run: bool = False,
         depth: str = "",
         policy: str = "interpolate",
@@ -126,10 +128,11 @@ class FLeRM:
         Targets come from the registry before training starts (waiting at most `timeout` seconds), or from `targets`.
         `lr="best"` takes the family's best base rate. Multipliers are set at step `start`, which itself already runs at
         them, and again each `every` steps if given. The run's own FSLRs are measured and recorded then and each `record_every`
-        steps (None: only then). `depth` names the rule for another number of blocks, `policy` that for a rate between recorded
-        ones; `source_tags` choose among base recordings. `dry_run`: at the first measurement print what is unmeasured, noisy or
-        clamped, on what the base's seeds disagree, and where optimizer or estimator are not the targets', and end the program
-        with exit code 0; nothing is recorded. The rest as in `record`.
+        steps (None: only then). `weight_decay`: "coupled", what multiplies a rate multiplies its decay too; "independent",
+        weights decay by η(t)·λ as without matching. `depth` names the rule for another number of blocks, `policy` that for a
+        rate between recorded ones; `source_tags` choose among base recordings. `dry_run`: at the first measurement print what
+        is unmeasured, noisy or clamped, on what the base's seeds disagree, and where optimizer or estimator are not the
+        targets', and end the program with exit code 0; nothing is recorded. The rest as in `record`.
 
         Raises on every rank alike: `NotFound` for a family, rate or parameter without base recording, `Ambiguous` where several
         kinds fit, `Unreachable` when the registry did not answer and nothing is cached.
@@ -138,7 +141,7 @@ class FLeRM:
             raise InvalidInput(f"lr={lr!r} is not allowed; a number above 0 or 'best' is")
         run = Run(
             model, optimizer, probe=probe, family=family, lr=None if isinstance(lr, str) else lr, output=output, seed=seed,
-            bands=bands, blocks=blocks, process_group=process_group,
+            weight_decay=weight_decay, bands=bands, blocks=blocks, process_group=process_group,
         )  # fmt: skip
         about = About.of(
             run.subject.model, registry=registry, token=token, spool=spool,
@@ -153,7 +156,7 @@ class FLeRM:
         elif about.registry is None:
             raise InvalidInput("registry= or targets= must be given, or FLERM_REGISTRY set: where are the targets?")
         else:
-            kind, kind_settings = describe(run.optimizers)
+            kind, kind_settings = run.described()
             query = TargetQuery(
                 family=family,
                 lr=math.nan if lr == "best" else run.lr,

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from flerm_client.about import About, check_settings, parameter_list
 from flerm_client.aim import Aim
 from flerm_client.clock import Clock
+from flerm_client.decay import is_independent
 from flerm_client.journal import Journal, ending_status
 from flerm_client.optimizers import bare_optimizer, describe, initial_rate
 from flerm_client.probe import Probe
@@ -55,6 +56,7 @@ class Run:
         lr: float | None,
         output: Output | None,
         seed: int,
+        weight_decay: str,
         bands: Mapping[str, str] | None,
         blocks: str | Sequence[str] | None,
         process_group: Any,
@@ -74,7 +76,8 @@ class Run:
         self.subject = make_subject(model, self.optimizers, output, blocks, self.ranks)
         self.probe = Probe(probe)
         names = {id(p): name for name, p in self.subject.parameters.items()}
-        self.rates = [Rates(each, names) for each in self.optimizers]
+        self.independent_decay = is_independent(weight_decay, self.optimizers)
+        self.rates = [Rates(each, names, independent_decay=self.independent_decay) for each in self.optimizers]
         self.journal = Journal(parameter_list(self.subject, bands))
         self.recording_id = str(uuid.uuid4())
         self.resume_at = 0
@@ -148,6 +151,10 @@ class Run:
             raise answer
         return answer
 
+    def described(self) -> tuple[str, dict[str, Any]]:
+        """The optimisers' class name(s) and settings."""
+        return describe(self.optimizers, independent_decay=self.independent_decay)
+
     def _due(self, step: int) -> bool:
         return self.measuring.due(step) or (self.aim is not None and self.matching.due(step))
 
@@ -158,6 +165,7 @@ class Run:
             self._update = Update(self.subject.parameters)
         if self._update is not None:
             self._update.rates |= self.rates[index].current(self.multipliers)
+            self._update.decays |= self.rates[index].decays()
         try:
             if self.multipliers:
                 with self.rates[index].applied(self.multipliers):
@@ -181,9 +189,13 @@ class Run:
         # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing: tried again at the next.
         if not any(update.rates.values()):
             return
-        moved = bool(torch.stack(list(update.moved().values())).any())
+        flags = torch.stack(list(update.moved().values())).tolist()
+        moved = any(flags)
         if not moved and not self.ranks.locked:
             return
+        still = {name for name, flag in zip(update.parameters, flags, strict=True) if not flag}
+        # What an optimiser leaves alone (no gradient) does not decay either.
+        update.decays = {name: decay for name, decay in update.decays.items() if name not in still}
         draws = self.settings.warmup if self.meter.measurements == 0 else self.settings.samples
         measured = self.meter.measure(update, self.probe, draws, moved=moved)
         if not measured:
@@ -227,7 +239,7 @@ class Run:
             self.meter.autocast = AutocastContext.current(self.subject.device.type)
 
     def _spec(self) -> RecordingSpec:
-        kind, kind_settings = describe(self.optimizers)
+        kind, kind_settings = self.described()
         found = None if self.aim is None else self.aim.found
         spec = RecordingSpec(
             id=self.recording_id,
