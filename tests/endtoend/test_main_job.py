@@ -48,7 +48,10 @@ def test_a_recording_arrives_whole_and_is_read_over_grpc_and_http(registry: Regi
     assert [row["step"] for row in body["rows"]] == [1, 3, 5]
 
 
-def test_two_ranks_match_what_the_registry_holds(registry: RegistryProcess, tmp_path: Path) -> None:
+def test_two_ranks_match_what_the_registry_holds(
+    registry: RegistryProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLERM_SPOOL", str(tmp_path))
     family = "two-ranks"
     job = {"workload": "resmlp", "lr": 1e-3, "steps": 20, "family": family, "registry": registry.address}
     for seed in (0, 1):
