@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -39,9 +40,7 @@ class Ranks:
         self._groups: list[Any] = [group] if groups is None else list(groups)
         self._split = list(split)
         self.locked = locked
-        self.size = 1
-        for each in [] if self.alone else self._groups:
-            self.size *= dist.get_world_size(each)
+        self.size = 1 if self.alone else math.prod(dist.get_world_size(each) for each in self._groups)
         own = 0 if self.alone else dist.get_rank(self._groups[0])
         self.rank = own if rank is None else rank
         self.lead = self.alone or all(dist.get_rank(each) == 0 for each in self._groups)
@@ -61,6 +60,11 @@ class Ranks:
         for group in self._split:
             self._reduce(values, group)
         return values
+
+    @property
+    def share_one_batch(self) -> bool:
+        """Whether all ranks work on one and the same batch."""
+        return bool(self._split) and math.prod(dist.get_world_size(each) for each in self._split) == self.size
 
     def _reduce(self, values: Tensor, group: Any) -> None:
         try:
