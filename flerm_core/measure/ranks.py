@@ -16,6 +16,19 @@ from flerm_core import errors
 from flerm_core.errors import FlermError, MeasurementError
 
 _instances = itertools.count()
+_kept: list[Any] = []
+
+
+def keep(group: Any = None) -> None:
+    """Keeps a process group (None: the default one) until the interpreter ends; called while the group exists.
+
+    Gloo's destructor joins worker threads that may be waiting for the interpreter's lock, and DDP's reducer, when it is the
+    last owner, runs that destructor with the lock held: a rank that destroys its group before its model then hangs at its end,
+    once in a hundred runs on a busy machine. Python's own reference lets go of the lock first.
+    """
+    group = dist.group.WORLD if group is None else group
+    if not any(each is group for each in _kept):
+        _kept.append(group)
 
 
 class Ranks:
@@ -40,6 +53,8 @@ class Ranks:
         self._groups: list[Any] = [group] if groups is None else list(groups)
         self._split = list(split)
         self.locked = locked
+        for each in [] if self.alone else self._groups:
+            keep(each)
         self.size = 1 if self.alone else math.prod(dist.get_world_size(each) for each in self._groups)
         own = 0 if self.alone else dist.get_rank(self._groups[0])
         self.rank = own if rank is None else rank

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from flerm_core.measure.ranks import keep
+
 JOBS = Path(__file__).parent / "jobs"
 
 
@@ -58,6 +60,7 @@ def begin() -> None:
     faulthandler.dump_traceback_later(80.0, exit=True)
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of the root, which returns a view as all do
     dist.init_process_group("gloo")
+    keep()
 
 
 def report(value: Any) -> None:

@@ -45,7 +45,7 @@ def measured(reentrant: bool | None, estimator: str) -> tuple[str, dict[str, flo
     gradients = [p.grad.clone() for p in model.parameters()]
     optimizer.step()
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
-    return flerm._meter.estimator.name, flerm.fslr, gradients
+    return flerm.estimator, flerm.fslr, gradients
 
 
 @pytest.mark.parametrize("estimator", ["example", "kronecker", "exact"])
