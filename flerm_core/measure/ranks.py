@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -121,7 +122,8 @@ class Ranks:
 
     @property
     def _place(self) -> str:
-        return f"flerm/failure/{self._serial}"
+        # Ranks that torchrun restarts may find the store of those before them, with what these left there.
+        return f"flerm/failure/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self._serial}"
 
     def spread(self, values: Tensor) -> Tensor:
         """The lead's `values`, bit for bit, on every rank."""
