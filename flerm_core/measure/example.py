@@ -91,7 +91,10 @@ class Example(Estimator):
 
     def close(self, parts: Tensor) -> Tensor:
         """Σ_n c_n² of every tensor and role."""
-        return self._squares(parts.reshape(len(self._positions), -1)) if self.reach == "split" else parts
+        if self.reach != "split":
+            return parts
+        tensors = len(self._positions)
+        return self._squares(parts.reshape(tensors, len(parts) // tensors))
 
     def _raw(self, changes: Tensor, outputs: Tensor) -> Tensor:
         """What `draw` gives, of c under the φ of this batch alone."""
@@ -155,7 +158,7 @@ class Example(Estimator):
         masks = RandomState()
         watch, outputs = self._forward(batch)
         if not self._sharding.anywhere(len(outputs) > 0):
-            return outputs.new_zeros(self.columns, dtype=torch.float64), 0
+            return outputs.new_zeros(0 if self.reach == "split" else self.columns, dtype=torch.float64), 0
         if self._sharding.anywhere(len(outputs) == 0):
             raise MeasurementError("the first probe batch of a sharded model is empty: every rank needs examples to begin with")
         if is_reentrant(outputs):
