@@ -31,7 +31,7 @@ def load(run: Run, state: Mapping[str, Any]) -> None:
         raise InvalidInput(f"the checkpoint is of a run by FLeRM.{kinds[0]}, this one is by FLeRM.{kinds[1]}")
     run.steps = content["steps"]
     run.measuring.next, run.matching.next = content["next"]
-    run.meter.measurements = content["measurements"]
+    run.meter.measurements, run.meter.sharpness = content["measurements"], content["sharpness"]
     if content["estimator"] != run.meter.estimator.name:
         run.meter.take_fallback()
     run.multipliers, run.fslr = dict(content["multipliers"]), dict(content["fslr"])
@@ -51,6 +51,7 @@ def _state(run: Run) -> dict[str, Any]:
         "steps": run.steps,
         "next": (run.measuring.next, run.matching.next),
         "measurements": run.meter.measurements,
+        "sharpness": run.meter.sharpness,
         "estimator": run.meter.estimator.name,
         "multipliers": dict(run.multipliers),
         "matched_at": run.matched_at,

@@ -8,7 +8,6 @@ none of weights.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from flerm_core.measure.layout import ExamplesCouple, Layout, half_of
 from flerm_core.measure.local import Use, closed_form, forward_mode, has_closed_form
 from flerm_core.measure.ownership import Ownership
 from flerm_core.measure.placements import Sharding, local, placed_like
-from flerm_core.measure.projection import draw_projection, tensors_in
+from flerm_core.measure.projection import draw_projection, tensors_in, unit_of
 from flerm_core.measure.split import find_split_layout, split_products
 from flerm_core.measure.untouched import RandomState
 from flerm_core.measure.update import Update
@@ -92,12 +91,15 @@ class Example(Estimator):
 
     def close(self, parts: Tensor) -> Tensor:
         """Σ_n c_n² of every tensor and role."""
-        return self._squares(parts.reshape(len(self._positions), -1)) if self.reach == "split" else parts
+        if self.reach != "split":
+            return parts
+        tensors = len(self._positions)
+        return self._squares(parts.reshape(tensors, len(parts) // tensors))
 
     def _raw(self, changes: Tensor, outputs: Tensor) -> Tensor:
         """What `draw` gives, of c under the φ of this batch alone."""
-        count = outputs.numel()
-        return (changes * math.sqrt(count)).reshape(-1) if self.reach == "split" else self._squares(changes) * count
+        unit = unit_of(outputs)
+        return (changes / unit).reshape(-1) if self.reach == "split" else self._squares(changes) / unit**2
 
     def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
         """The root of each mean."""
@@ -156,7 +158,7 @@ class Example(Estimator):
         masks = RandomState()
         watch, outputs = self._forward(batch)
         if not self._sharding.anywhere(len(outputs) > 0):
-            return outputs.new_zeros(self.columns, dtype=torch.float64), 0
+            return outputs.new_zeros(0 if self.reach == "split" else self.columns, dtype=torch.float64), 0
         if self._sharding.anywhere(len(outputs) == 0):
             raise MeasurementError("the first probe batch of a sharded model is empty: every rank needs examples to begin with")
         if is_reentrant(outputs):

@@ -40,7 +40,7 @@ def peak(run: Callable[[], None]) -> float:
 
 model = Blocks()
 optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-inputs = torch.randn(32, 128, 128)
+inputs = torch.randn(8, 128, 128)
 
 
 def step() -> None:
