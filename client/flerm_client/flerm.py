@@ -18,6 +18,7 @@ from flerm_client.aim import Aim, TargetSource
 from flerm_client.run import Run
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.estimator import Output
+from flerm_core.measure.sharpness import Loss
 from flerm_core.naming import is_role
 from flerm_core.recording import EstimatorSettings
 from flerm_core.targets import TargetQuery
@@ -51,6 +52,7 @@ class FLeRM:
         output_weight: str | None = None,
         output_bias: str | None = None,
         weight_decay: str = "coupled",
+        sharpness: Loss | None = None,
         role: str = "base",
         variant: str = "plain",
         tags: Mapping[str, str] | None = None,
@@ -69,7 +71,8 @@ class FLeRM:
         + every, …, counted from 1, each as the mean of `samples` draws, the first of `warmup`. `config` describes the model,
         beside what is recorded by itself: the model's own config, optimizer, versions, git commit, world size; `omit` names
         those that are not ("config", "optimizer", "versions", "git", "world_size"). `weight_decay`: "coupled" measures the step
-        as the optimiser makes it, "independent" without its decay, for runs that are matched that way.
+        as the optimiser makes it, "independent" without its decay, for runs that are matched that way. `sharpness`: the loss
+        of a probe batch, sharpness(model, batch); the top eigenvalue of its Hessian is recorded beside each measurement.
         `bands` maps name patterns to bands, `blocks` names block axes ("layers.*"); both are found from the names otherwise.
         `process_group`: the ranks that hold replicas, where no DDP wrapper says so.
 
@@ -77,7 +80,7 @@ class FLeRM:
         """
         run = Run(
             model, optimizer, probe=probe, family=family, lr=lr, output=output, seed=seed,
-            weight_decay=weight_decay, bands=bands, blocks=blocks, process_group=process_group,
+            weight_decay=weight_decay, sharpness=sharpness, bands=bands, blocks=blocks, process_group=process_group,
         )  # fmt: skip
         about = About.of(
             run.subject.model, registry=registry, token=token, spool=spool,
@@ -107,6 +110,7 @@ class FLeRM:
         start: int = 1,
         estimator: str | None = None,
         weight_decay: str = "coupled",
+        sharpness: Loss | None = None,
         dry_run: bool = False,
         depth: str = "",
         policy: str = "interpolate",
@@ -141,7 +145,7 @@ class FLeRM:
             raise InvalidInput(f"lr={lr!r} is not allowed; a number above 0 or 'best' is")
         run = Run(
             model, optimizer, probe=probe, family=family, lr=None if isinstance(lr, str) else lr, output=output, seed=seed,
-            weight_decay=weight_decay, bands=bands, blocks=blocks, process_group=process_group,
+            weight_decay=weight_decay, sharpness=sharpness, bands=bands, blocks=blocks, process_group=process_group,
         )  # fmt: skip
         about = About.of(
             run.subject.model, registry=registry, token=token, spool=spool,
@@ -210,9 +214,19 @@ class FLeRM:
         return self._run.meter.estimator.name
 
     @property
+    def measuring(self) -> bool:
+        """Whether the model runs for a measurement at this moment: for hooks on modules that keep books."""
+        return self._run.meter.measuring
+
+    @property
     def fslr(self) -> dict[str, float]:
         """The last measurement: tensor to FSLR in output units per unit learning rate; unmeasured tensors are absent."""
         return {name: value for name, value in self._run.fslr.items() if not is_role(name)}
+
+    @property
+    def sharpness(self) -> float:
+        """The top eigenvalue of the Hessian of the training loss at the last measurement; NaN where it was not asked for."""
+        return self._run.meter.sharpness
 
     @property
     def matched_fslr(self) -> dict[str, float]:
@@ -235,6 +249,16 @@ class FLeRM:
         for rates in self._run.rates:
             found |= rates.current(self._run.multipliers)
         return {name: found[name] for name in self._run.subject.parameters}
+
+    @property
+    def start(self) -> int:
+        """The first step that is measured, counted from 1."""
+        return self._run.settings.start
+
+    @property
+    def measurements(self) -> int:
+        """How many measurements this run holds, those before a resume included."""
+        return len(self._run.journal.rows)
 
     @property
     def trajectory(self) -> Trajectory:

@@ -28,12 +28,13 @@ from flerm_client.probe import Probe
 from flerm_client.rates import Rates
 from flerm_client.reporting import check_reporting
 from flerm_client.stepping import Attachment
-from flerm_client.subject import find_ranks, make_subject
-from flerm_core.errors import FlermError, InvalidInput
+from flerm_client.subject import find_ranks, make_subject, on_device
+from flerm_core.errors import FlermError, InvalidInput, Unsupported
 from flerm_core.limits import validate_family_name
 from flerm_core.matching import Multipliers
-from flerm_core.measure.estimator import Output
+from flerm_core.measure.estimator import Output, Subject
 from flerm_core.measure.meter import Meter, make_estimator
+from flerm_core.measure.sharpness import Loss, require_scipy
 from flerm_core.measure.untouched import AutocastContext
 from flerm_core.measure.update import Update
 from flerm_core.recording import Attempt, EstimatorSettings, RecordingSpec
@@ -57,6 +58,7 @@ class Run:
         output: Output | None,
         seed: int,
         weight_decay: str,
+        sharpness: Loss | None,
         bands: Mapping[str, str] | None,
         blocks: str | Sequence[str] | None,
         process_group: Any,
@@ -74,6 +76,13 @@ class Run:
         self.model = model
         self.ranks = find_ranks(model, process_group)
         self.subject = make_subject(model, self.optimizers, output, blocks, self.ranks)
+        if sharpness is not None:
+            require_scipy()
+            if self.subject.sharding is not None:
+                raise Unsupported(
+                    "sharpness= cannot be measured where ranks share tensors (FSDP2, tensor parallel); leave it out"
+                )
+        self._loss = None if sharpness is None else on_device(sharpness, self.subject.device)
         self.probe = Probe(probe)
         names = {id(p): name for name, p in self.subject.parameters.items()}
         self.independent_decay = is_independent(weight_decay, self.optimizers)
@@ -112,7 +121,7 @@ class Run:
         outer = {"output_weight": settings.output_weight, "output_bias": settings.output_bias}
         fallback = make_estimator("kronecker", self.subject, **outer) if aim is None else None
         estimator = make_estimator(settings.name, self.subject, **outer)
-        self.meter = Meter(self.subject, estimator, self.ranks, seed=self.seed, fallback=fallback)
+        self.meter = Meter(self.subject, estimator, self.ranks, seed=self.seed, fallback=fallback, loss=self._loss)
         self.recording_id = self.ranks.share(self.recording_id)  # whichever rank's state a checkpoint holds: it names one run
         if about.registry is not None and not dry_run:
             if self.ranks.lead:
@@ -120,7 +129,8 @@ class Run:
             # A wrong tag, a spool that cannot be written: told now, on every rank, and not by rank 0 in mid-training.
             self.on_lead(lambda: check_reporting(about.registry, self._spec(), about.spool))
         self._attachments = [Attachment(each, partial(self._around, index)) for index, each in enumerate(self.optimizers)]
-        self._forward_hook = self.model.register_forward_pre_hook(self._see_forward)
+        listeners = _listeners(self.model, self.subject)
+        self._forward_hooks = [each.register_forward_pre_hook(self._see_forward) for each in listeners]
         self._at_exit = partial(_end_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
 
@@ -134,7 +144,8 @@ class Run:
         atexit.unregister(self._at_exit)
         for attachment in self._attachments:
             attachment.detach()
-        self._forward_hook.remove()
+        for hook in self._forward_hooks:
+            hook.remove()
         self._update = None
         self.journal.finish(status, self.steps, timeout)
 
@@ -212,7 +223,7 @@ class Run:
         self.measuring.done(self.steps)
         rate = float(self.optimizers[0].param_groups[0]["lr"])
         multipliers = None if self.aim is None else {name: self.multipliers.get(name, 1.0) for name in self.subject.parameters}
-        self.journal.add(self.steps, measured, rate, multipliers)
+        self.journal.add(self.steps, measured, rate, multipliers, sharpness=self.meter.sharpness)
 
     def _match(self, aim: Aim, update: Update) -> None:
         """Sets the multipliers, and makes the step just taken one that ran at them (design, method 4)."""
@@ -258,6 +269,18 @@ class Run:
             targets_sources=() if found is None else found.sources,
         )
         return self.about.complete(spec)
+
+
+def _listeners(model: nn.Module, subject: Subject) -> list[nn.Module]:
+    """The modules whose calls show in what autocast region the training's forward runs.
+
+    The model, and the first of its layers that is measured: a framework may open the region inside the model's forward
+    (accelerate), or not call the model as a whole (Lightning's training_step).
+    """
+    own = {id(parameter) for parameter in subject.parameters.values()}
+    layers = (m for m in subject.model.modules() if any(id(p) in own for p in m.parameters(recurse=False)))
+    first = next(layers, model)
+    return [model] if first is model else [model, first]
 
 
 def _tell(outcome: Multipliers) -> None:

@@ -8,7 +8,6 @@ none of weights.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from flerm_core.measure.layout import ExamplesCouple, Layout, half_of
 from flerm_core.measure.local import Use, closed_form, forward_mode, has_closed_form
 from flerm_core.measure.ownership import Ownership
 from flerm_core.measure.placements import Sharding, local, placed_like
-from flerm_core.measure.projection import draw_projection, tensors_in
+from flerm_core.measure.projection import draw_projection, tensors_in, unit_of
 from flerm_core.measure.split import find_split_layout, split_products
 from flerm_core.measure.untouched import RandomState
 from flerm_core.measure.update import Update
@@ -99,8 +98,8 @@ class Example(Estimator):
 
     def _raw(self, changes: Tensor, outputs: Tensor) -> Tensor:
         """What `draw` gives, of c under the φ of this batch alone."""
-        count = outputs.numel()
-        return (changes * math.sqrt(count)).reshape(-1) if self.reach == "split" else self._squares(changes) * count
+        unit = unit_of(outputs)
+        return (changes / unit).reshape(-1) if self.reach == "split" else self._squares(changes) / unit**2
 
     def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
         """The root of each mean."""
