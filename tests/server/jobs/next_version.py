@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from flerm_server.store import schema, tables
 
-MIGRATION = '''
+MIGRATION = """
 import sqlalchemy as sa
 from alembic import op
 
@@ -27,7 +27,7 @@ depends_on = None
 def upgrade():
     op.add_column("recordings", sa.Column("region", sa.Text, nullable=False, server_default="here"))
     op.create_index("ix_recordings_region", "recordings", ["region"])
-'''
+"""
 
 
 def main() -> None:
