@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flerm_core.recording import ParameterList
 from flerm_server.rest.problems import NotAcceptable
@@ -139,6 +137,10 @@ def as_parquet(selection: Selection, parameters: ParameterList, rows: Iterator[R
 
     The file is complete when this returns: what goes wrong on the way is still an error, not half an answer.
     """
+    # Here, not above: 29 MiB that a server nobody asks for Parquet need not hold.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     recording = RecordingOut.of(selection.recording.without_parameters()).model_dump_json()
     fields = [
         pa.field("step", pa.int64(), nullable=False),
