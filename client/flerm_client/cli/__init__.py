@@ -30,6 +30,7 @@ _COMMANDS = {
     "sync": "flerm_client.cli.sync",
     "doctor": "flerm_client.cli.doctor",
     "train": "flerm_client.cli.train",
+    "sweep": "flerm_client.cli.sweep",
 }
 
 

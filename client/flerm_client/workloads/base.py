@@ -30,6 +30,13 @@ class Scale:
         if not 0.0 < self.init_scale < float("inf"):
             raise InvalidInput(f"init_scale is {self.init_scale}, but it must be positive and finite")
 
+    @property
+    def label(self) -> str:
+        """As a table names it: `width ×4, depth ×2`; `base` at scale 1."""
+        names = {"width": "width", "depth": "depth", "init_scale": "init scale"}
+        differing = [f"{name} ×{getattr(self, key):g}" for key, name in names.items() if getattr(self, key) != 1]
+        return ", ".join(differing) or "base"
+
 
 class Workload(ABC):
     """A family of models and its data. Two builds, or two walks over the data, with equal arguments are equal bit for bit.

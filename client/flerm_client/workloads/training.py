@@ -6,30 +6,33 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
+from torch.optim import Optimizer
 
 from flerm_client.flerm import FLeRM
 from flerm_client.journal import final_loss
 from flerm_client.workloads import Scale, Workload, workload_named
+from flerm_client.workloads.optimizers import OPTIMIZERS, SCHEDULES
+from flerm_client.workloads.parametrization import PARAMETRIZATIONS, apply
 from flerm_client.workloads.ranks import Ranks, joined
 from flerm_core.errors import FlermError, InvalidInput
+from flerm_core.trajectory import Trajectory
 
 MODES = ("plain", "record", "match")
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], float], Optimizer]] = {
-    "adam": lambda parameters, lr: Adam(parameters, lr),
-    "adamw": lambda parameters, lr: AdamW(parameters, lr),
-    "sgd": lambda parameters, lr: SGD(parameters, lr, momentum=0.9),
-}
-SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
-    "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),
-    "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, steps),
+
+TARGETS = ("base", "equal", "equal-throughout")
+_ALLOWED: dict[str, Collection[str]] = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "mode": MODES,
+    "parametrization": PARAMETRIZATIONS,
+    "targets": TARGETS,
 }
 
 
@@ -40,6 +43,11 @@ class Job:
     `mode` record keeps the FSLRs of this run under `family` and `lr` in `registry`; match fetches those and trains with the
     learning rates that they ask for (and reports its own FSLRs); plain does neither. `every`: optimiser steps between
     measurements; None means 100 when recording and, when matching, once at the start. `registry` None: FLERM_REGISTRY.
+
+    `parametrization` is how weights begin and which rates they take by width. `targets`: base takes those of the family's base
+    recordings (of those that have `source_tags`), equal and equal-throughout are the paper's ablations (Appendix C.3 and C.4):
+    one FSLR for all tensors of the base, or of this model, 1 in sum. `depth_rule` and `estimator` as in `FLeRM`, "" for its
+    own choice. `role`, `variant` and `tags` go into the recording; "" for what the mode says.
     """
 
     workload: str
@@ -53,6 +61,14 @@ class Job:
     family: str | None = None
     registry: str | None = None
     every: int | None = None
+    parametrization: str = "standard"
+    targets: str = "base"
+    depth_rule: str = ""
+    estimator: str = ""
+    role: str = ""
+    variant: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    source_tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         available = workload_named(self.workload).steps_available if self.steps > 0 else None
@@ -63,7 +79,7 @@ class Job:
             raise InvalidInput(f"steps is {self.steps}, but it must be {limit}")
         if self.every is not None and self.every < 1:
             raise InvalidInput(f"every is {self.every}, but it must be at least 1")
-        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("mode", MODES)):
+        for name, allowed in _ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}")
 
@@ -108,8 +124,11 @@ def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> R
     """
     workload = workload_named(job.workload)
     with joined() as ranks:
-        model = ranks.wrap(workload.build(job.scale, seed=job.seed))
-        optimizer = OPTIMIZERS[job.optimizer](model.parameters(), job.lr)
+        bare = workload.build(job.scale, seed=job.seed)
+        model = ranks.wrap(bare)
+        same_depth = workload.build(replace(job.scale, width=1), seed=job.seed)
+        groups = apply(job.parametrization, bare, same_depth, optimizer=job.optimizer, lr=job.lr)
+        optimizer = OPTIMIZERS[job.optimizer](groups, job.lr)
         flerm = _attach(job, workload, model, optimizer, ranks)
         try:
             result = _loop(job, workload, model, optimizer, flerm, ranks, on_step)
@@ -127,6 +146,7 @@ def _attach(job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer
     if job.mode == "plain":
         return None
     probe = (batch.to(ranks.device) for batch in workload.probe(seed=job.seed, rank=ranks.rank, world=ranks.world))
+    matching = job.mode == "match"
     common: dict[str, Any] = {
         "probe": probe,
         "family": job.family_name,
@@ -134,10 +154,31 @@ def _attach(job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer
         "registry": job.registry,
         "seed": job.seed,
         "config": dict(workload.config(job.scale)),
+        "role": job.role or ("scaled" if matching else "base"),
+        "variant": job.variant or ("matched" if matching else "plain"),
+        "tags": job.tags,
     }
     if job.mode == "record":
-        return FLeRM.record(model, optimizer, every=job.every or 100, **common)
-    return FLeRM.match(model, optimizer, every=job.every, **common)
+        return FLeRM.record(model, optimizer, every=job.every or 100, estimator=job.estimator or "example", **common)
+    return FLeRM.match(
+        model,
+        optimizer,
+        every=job.every,
+        estimator=job.estimator or None,
+        depth=job.depth_rule or ("" if job.targets == "base" else "split"),  # equal targets know no joint change
+        source_tags=job.source_tags,
+        targets=_targets(job, workload),
+        **common,
+    )
+
+
+def _targets(job: Job, workload: Workload) -> Trajectory | None:
+    """The equal FSLRs of the paper's ablations, as those of a base model or of this one; None for the registry's."""
+    if job.targets == "base":
+        return None
+    model = workload.build(Scale() if job.targets == "equal" else job.scale, seed=job.seed)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return Trajectory(list(shapes), list(shapes.values()), [1], np.full((1, len(shapes)), 1 / len(shapes)))
 
 
 def _loop(
