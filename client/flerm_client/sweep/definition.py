@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,11 @@ class Cell:
     def matches(self) -> bool:
         """Whether its jobs take the base's recordings."""
         return VARIANTS[self.variant].get("mode") == "match" and "targets" not in VARIANTS[self.variant]
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether the base's best rate means the same to it. Not to equal FSLRs, which set the scale of the rates anew."""
+        return "targets" not in VARIANTS[self.variant]
 
     @property
     def estimator(self) -> str:
@@ -80,8 +85,14 @@ class Sweep:
         for name in ("base_seeds", "seeds"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}, but it must be a whole number of at least 1")
-        if not self.cells:
-            raise InvalidInput(f"cell: sweep {self.name!r} has none, but it must have at least one to compare with the base")
+
+    def part(self, which: str) -> Sweep:
+        """The base alone (`base`), or with it the cell of that number, counted from 0: what one job of a cluster does."""
+        if which == "base":
+            return replace(self, cells=())
+        if not which.isdecimal() or int(which) >= len(self.cells):
+            raise InvalidInput(f"cell is {which!r}, but it must be base or a number from 0 to {len(self.cells) - 1}")
+        return replace(self, cells=(self.cells[int(which)],))
 
     @property
     def family_name(self) -> str:
@@ -129,6 +140,8 @@ def parse(content: Mapping[str, Any], name: str) -> Sweep:
         if required not in content:
             raise InvalidInput(f"{required}: sweep {name!r} does not say it, but it must")
     cells = [cell for table in content.get("cell", []) for cell in _cells(table)]
+    if not cells:
+        raise InvalidInput(f"cell: sweep {name!r} has none, but it must have at least one to compare with the base")
     return Sweep(name=name, cells=tuple(dict.fromkeys(cells)), **{key: content[key] for key in content if key != "cell"})
 
 

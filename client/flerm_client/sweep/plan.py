@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flerm_client.sweep.definition import Cell, Sweep
 from flerm_client.sweep.jobs import Trial
-from flerm_client.sweep.search import lowest, wanted
+from flerm_client.sweep.search import lowest, settled, wanted
 
 Done = Mapping[Trial, float]
 """Trial to its final loss, infinite for a run that diverged."""
@@ -28,13 +28,13 @@ def plan(sweep: Sweep, done: Done) -> list[Needed]:
     The base's curve first, with all its seeds. Then the cells, one seed of them all before the second of any: a sweep that is
     stopped early has every curve coarsely rather than a few finely. More may be missing once these are done.
     """
-    base = wanted(_losses(done, None), sweep.base_seeds, 0)
+    base = wanted(losses_of(done, None), sweep.base_seeds, 0)
     if base:
         return [Needed(Trial(None, place, seed)) for place, seed in base]
     best = base_place(sweep, done)
     rounds: list[list[Needed]] = [[] for _ in range(sweep.seeds)]
     for cell in sweep.cells:
-        missing = wanted(_losses(done, cell), sweep.seeds, expected(cell, best), also=(best,))
+        missing = wanted(losses_of(done, cell), sweep.seeds, expected(cell, best), also=besides(cell, best))
         for place, seed in missing:
             rounds[max(each for _, each in missing)].append(
                 Needed(Trial(cell, place, seed), tuple(_sources(sweep, cell, place)))
@@ -53,7 +53,7 @@ def plan(sweep: Sweep, done: Done) -> list[Needed]:
 
 def base_place(sweep: Sweep, done: Done) -> int:
     """The place of the base's best rate. Its curve must be settled."""
-    return lowest(_losses(done, None), sweep.base_seeds)
+    return lowest(losses_of(done, None), sweep.base_seeds)
 
 
 def expected(cell: Cell, best: int) -> int:
@@ -63,6 +63,21 @@ def expected(cell: Cell, best: int) -> int:
     return best - round(math.log2(cell.scale.width))
 
 
+def besides(cell: Cell, best: int) -> tuple[int, ...]:
+    """The places wanted beside the optimum's: the base's best, unless learning rates mean something else to the cell."""
+    return (best,) if cell.shares_base else ()
+
+
+def settled_seeds(sweep: Sweep, done: Done, cell: Cell | None) -> int:
+    """How many seeds the curve of `cell` (None: of the base) is settled for, all places wanted of it included."""
+    if cell is None:
+        return settled(losses_of(done, None), sweep.base_seeds, 0)
+    if settled_seeds(sweep, done, None) < sweep.base_seeds:
+        return 0
+    best = base_place(sweep, done)
+    return settled(losses_of(done, cell), sweep.seeds, expected(cell, best), besides(cell, best))
+
+
 def _sources(sweep: Sweep, cell: Cell, place: int) -> Iterator[Trial]:
     """The base recordings that a cell's targets at a place come from."""
     if cell.matches:
@@ -70,5 +85,6 @@ def _sources(sweep: Sweep, cell: Cell, place: int) -> Iterator[Trial]:
             yield Trial(None, place, seed, cell.estimator)
 
 
-def _losses(done: Done, cell: Cell | None) -> dict[tuple[int, int], float]:
+def losses_of(done: Done, cell: Cell | None) -> dict[tuple[int, int], float]:
+    """The curve of `cell` (None: of the base): (place, seed) to loss."""
     return {(trial.place, trial.seed): loss for trial, loss in done.items() if trial.cell == cell and not trial.estimator}

@@ -37,6 +37,12 @@ def wanted(losses: Losses, seeds: int, expected: Place, also: Iterable[Place] = 
     return []
 
 
+def settled(losses: Losses, seeds: int, expected: Place, also: Iterable[Place] = ()) -> int:
+    """How many seeds, of at most `seeds`, the curve is settled for."""
+    also = list(also)
+    return max((count for count in range(1, seeds + 1) if not wanted(losses, count, expected, also)), default=0)
+
+
 def lowest(losses: Losses, seeds: int) -> Place:
     """The place of the lowest mean loss among those trained with all seeds. Of equals the lower rate."""
     return min(sorted(_trained(losses, seeds)), key=lambda place: _mean(losses, place, seeds))
