@@ -55,21 +55,36 @@ def _tangent(growth: Growth, normalised: bool) -> float:
 PARAMETRIZATIONS: dict[str, Rate] = {"standard": lambda _, __: 1.0, "mup": _mup, "ntk": _tangent}
 
 
-def apply(name: str, model: nn.Module, base: nn.Module, *, optimizer: str, lr: float) -> Groups:
+def apply(
+    name: str,
+    model: nn.Module,
+    base: nn.Module,
+    *,
+    optimizer: str,
+    lr: float,
+    fixed: Callable[[str], float | None] = lambda _: None,
+) -> Groups:
     """`model`'s parameter groups, one per rate, under parametrisation `name`; under µP its readout is made smaller, in place.
 
-    `base` is the same architecture at the base's width (its values are not looked at).
+    `base` is the same architecture at the base's width (its values are not looked at). `fixed` gives tensors a rate of their
+    own instead. Frozen parameters are in no group.
     """
     shapes = {_role(each): parameter.shape for each, parameter in base.named_parameters()}
     groups: dict[float, list[nn.Parameter]] = {}
     for each, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        own = fixed(each)
+        if own is not None:
+            groups.setdefault(own, []).append(parameter)
+            continue
         grown = _growth(parameter.shape, shapes[_role(each)], lookup=_is_lookup(model, each))
         if name == "mup" and grown.readout:
             with torch.no_grad():
                 parameter.div_(math.sqrt(grown.fan_in))
         rate = PARAMETRIZATIONS[name](grown, optimizer in NORMALISED)
-        groups.setdefault(rate, []).append(parameter)
-    return [{"params": parameters, "lr": lr * rate} for rate, parameters in groups.items()]
+        groups.setdefault(lr * rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
 def _growth(shape: torch.Size, base: torch.Size, *, lookup: bool) -> Growth:

@@ -71,7 +71,9 @@ class Job:
     source_tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        available = workload_named(self.workload).steps_available if self.steps > 0 else None
+        workload = workload_named(self.workload)
+        workload.check(self.scale)
+        available = workload.steps_available if self.steps > 0 else None
         if not 0 < self.lr < math.inf:
             raise InvalidInput(f"lr is {self.lr}, but it must be positive and finite")
         if self.steps < 1 or (available is not None and self.steps > available):
@@ -127,7 +129,7 @@ def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> R
         bare = workload.build(job.scale, seed=job.seed)
         model = ranks.wrap(bare)
         same_depth = workload.build(replace(job.scale, width=1), seed=job.seed)
-        groups = apply(job.parametrization, bare, same_depth, optimizer=job.optimizer, lr=job.lr)
+        groups = apply(job.parametrization, bare, same_depth, optimizer=job.optimizer, lr=job.lr, fixed=workload.fixed_rate)
         optimizer = OPTIMIZERS[job.optimizer](groups, job.lr)
         flerm = _attach(job, workload, model, optimizer, ranks)
         try:
@@ -153,6 +155,8 @@ def _attach(job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer
         "lr": job.lr,
         "registry": job.registry,
         "seed": job.seed,
+        "start": workload.start,
+        "output": workload.output,
         "config": dict(workload.config(job.scale)),
         "role": job.role or ("scaled" if matching else "base"),
         "variant": job.variant or ("matched" if matching else "plain"),
@@ -196,7 +200,7 @@ def _loop(
     started = time.perf_counter()
     for step, (inputs, labels) in zip(range(1, job.steps + 1), batches, strict=False):
         optimizer.zero_grad()
-        loss = workload.loss(model(inputs.to(ranks.device)), labels.to(ranks.device))
+        loss = workload.loss(workload.output(model, inputs.to(ranks.device)), labels.to(ranks.device))
         loss.backward()
         losses.append(ranks.mean(loss.detach().clone()).item())
         if not math.isfinite(losses[-1]):
