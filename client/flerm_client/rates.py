@@ -16,23 +16,34 @@ class Rates:
     """The learning rates of one optimiser's tensors: η(t), as the user's groups and schedulers have it, times m_ℓ.
 
     Tensors of one group and one multiplier share a group inside the step, so that fused and foreach kernels stay few. An
-    optimiser that keeps state in its groups finds it: what a step changes there is carried back.
+    optimiser that keeps state in its groups finds it: what a step changes there is carried back. `independent_decay`: the
+    weights decay by η(t)·λ, whatever the multiplier.
     """
 
-    def __init__(self, optimizer: Optimizer, names: Mapping[int, str]) -> None:
+    def __init__(self, optimizer: Optimizer, names: Mapping[int, str], *, independent_decay: bool = False) -> None:
         self._optimizer = optimizer
         self._names = names  # id(parameter) to tensor name
+        self._independent_decay = independent_decay
         self._split: list[tuple[Group, float, list[nn.Parameter]]] = []
         self._split_of: object = None
 
     def current(self, multipliers: Mapping[str, float]) -> dict[str, float]:
         """η(t) · m_ℓ by tensor name, as the next step would take it."""
+        return {name: float(group["lr"]) * multipliers.get(name, 1.0) for name, group in self._named()}
+
+    def decays(self) -> dict[str, float]:
+        """η(t) · λ by tensor name, for those whose decay is independent: the part of the weights that the next step takes."""
+        if not self._independent_decay:
+            return {}
         return {
-            name: float(group["lr"]) * multipliers.get(name, 1.0)
-            for group in self._optimizer.param_groups
-            for parameter in group["params"]
-            if (name := self._names.get(id(parameter))) is not None
+            name: float(group["lr"]) * float(group["weight_decay"]) for name, group in self._named() if group["weight_decay"]
         }
+
+    def _named(self) -> Iterator[tuple[str, Group]]:
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                if (name := self._names.get(id(parameter))) is not None:
+                    yield name, group
 
     @contextmanager
     def applied(self, multipliers: Mapping[str, float]) -> Iterator[None]:
@@ -40,7 +51,7 @@ class Rates:
         user's own."""
         theirs = self._optimizer.param_groups
         split = self._split_groups(theirs, multipliers)
-        ours = [{**group, "params": parameters, "lr": group["lr"] * m} for group, m, parameters in split]
+        ours = [{**group, "params": parameters, **self._set(group, m)} for group, m, parameters in split]
         given = [dict(group) for group in ours]
         self._optimizer.param_groups = ours
         try:
@@ -49,8 +60,13 @@ class Rates:
             self._optimizer.param_groups = theirs
             for after, before, (group, _, _) in zip(ours, given, split, strict=True):
                 for key, value in after.items():
-                    if key not in ("params", "lr") and (key not in before or before[key] is not value):
+                    if key not in ("params", "lr", "weight_decay") and (key not in before or before[key] is not value):
                         group[key] = value
+
+    def _set(self, group: Group, m: float) -> Group:
+        if self._independent_decay and group["weight_decay"]:
+            return {"lr": group["lr"] * m, "weight_decay": group["weight_decay"] / m}
+        return {"lr": group["lr"] * m}
 
     def _split_groups(
         self, groups: list[Group], multipliers: Mapping[str, float]

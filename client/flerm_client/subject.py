@@ -189,7 +189,7 @@ def make_subject(
     axes = tuple(blocks) if blocks is not None else block_axes(names, shapes)
     roles = {role: tuple(members) for role, members in role_names(names, axes).items()}
     subject = Subject(bare, parameters, output or default_output, roles, find_sharding(bare, parameters, ranks))
-    return replace(subject, output=_on_device(subject.output, subject.device))
+    return replace(subject, output=on_device(subject.output, subject.device))
 
 
 def default_output(model: nn.Module, batch: Any) -> Any:
@@ -204,11 +204,13 @@ def default_output(model: nn.Module, batch: Any) -> Any:
     return model(batch)
 
 
-def _on_device(output: Output, device: torch.device) -> Callable[[nn.Module, Any], Any]:
-    def outputs(model: nn.Module, batch: Any) -> Any:
-        return output(model, moved(batch, device))
+def on_device(function: Callable[[nn.Module, Any], Any], device: torch.device) -> Callable[[nn.Module, Any], Any]:
+    """`function` of a model and a batch, for batches that may be elsewhere."""
 
-    return outputs
+    def there(model: nn.Module, batch: Any) -> Any:
+        return function(model, moved(batch, device))
+
+    return there
 
 
 def moved(batch: Any, device: torch.device) -> Any:

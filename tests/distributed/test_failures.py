@@ -37,6 +37,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         ("fsdp1", "Unsupported: FSDP1 (FullyShardedDataParallel) flattens parameters and cannot be measured; move to FSDP2"),
         ("experts", "Unsupported: the model's parameters lie on different meshes of ranks: expert parallel cannot be measured"),
         ("hooked", "Unsupported: a hook set by set_all_reduce_hook reduces gradients in a way that cannot be known"),
+        ("empty", "MeasurementError: every probe batch of this measurement is empty"),
         ("slices", "Unsupported: rank 0: the outputs differ between the ranks that work on one batch"),
     ],
 )

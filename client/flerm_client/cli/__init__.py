@@ -28,6 +28,7 @@ _COMMANDS = {
     "export": "flerm_client.cli.export",
     "plot": "flerm_client.cli.plot",
     "sync": "flerm_client.cli.sync",
+    "import-ptnorms": "flerm_client.cli.import_ptnorms",
     "doctor": "flerm_client.cli.doctor",
     "train": "flerm_client.cli.train",
     "sweep": "flerm_client.cli.sweep",
@@ -45,7 +46,7 @@ def build(asked: str | None = None) -> typer.Typer:
     known = asked in _COMMANDS
     for name, module in _COMMANDS.items():
         if name == asked or not known:
-            app.command(name)(getattr(import_module(module), name))
+            app.command(name)(getattr(import_module(module), name.replace("-", "_")))
     if not known:
         from importlib.metadata import entry_points  # slow to load, and seldom needed
 

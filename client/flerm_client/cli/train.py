@@ -34,7 +34,10 @@ def train(
     family: Annotated[str | None, typer.Option(help="Default: the workload's name.")] = None,
     registry: Annotated[str | None, typer.Option(help="grpc://HOST:PORT, grpcs://… or file:///FOLDER.")] = None,
     every: Annotated[
-        int | None, typer.Option(help="Steps between measurements. Default: 100 with --record, once with --match.")
+        int | None,
+        typer.Option(
+            help="Steps between measurements, default 100; with --match between matchings, default once, measured each 100."
+        ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
 ) -> None:

@@ -132,7 +132,7 @@ class FolderRegistry:
     def start(self, spec: RecordingSpec, attempt: Attempt | None) -> None:
         """Opens the recording (`attempt` None: its first attempt, idempotent) or a new attempt of it."""
         validate_spec(spec)
-        stored = self._all().get(spec.id)
+        stored = self._all().get(spec.id) if self.folder.is_dir() else None
         if attempt is None and stored is not None:
             if (stored.spec.family, stored.spec.parameters) != (spec.family, spec.parameters):
                 raise AlreadyExists(

@@ -41,8 +41,9 @@ class Job:
     """One training run. Raises `InvalidInput` for a field out of its range and `NotFound` for an unknown workload.
 
     `mode` record keeps the FSLRs of this run under `family` and `lr` in `registry`; match fetches those and trains with the
-    learning rates that they ask for (and reports its own FSLRs); plain does neither. `every`: optimiser steps between
-    measurements; None means 100 when recording and, when matching, once at the start. `registry` None: FLERM_REGISTRY.
+    learning rates that they ask for (and reports its own FSLRs, each 100 steps); plain does neither. `every`: optimiser steps
+    between measurements; when matching, between matchings. None means 100 and, when matching, once at the start. `registry`
+    None: FLERM_REGISTRY.
 
     `parametrization` is how weights begin and which rates they take by width. `targets`: base takes those of the family's base
     recordings (of those that have `source_tags`), equal and equal-throughout are the paper's ablations (Appendix C.3 and C.4):
@@ -97,7 +98,8 @@ class Result:
 
     `losses`: the mean over ranks, step by step. `final_loss`: their mean over the last 200 steps, of a short run over the last
     fifth. `status`: completed, or diverged when a loss was not finite, which ends the run. The mappings go by tensor name and
-    are empty for a plain run: `targets` and `fslr` in output units per unit learning rate, `learning_rates` of the last step.
+    are empty for a plain run: `targets` and `fslr` in output units per unit learning rate, a matched run's `fslr` those behind
+    its `multipliers`; `learning_rates` of the last step.
     """
 
     job: Job
@@ -215,7 +217,7 @@ def _loop(
             on_step(step, losses[-1])
     completed = math.isfinite(losses[-1])
     targets = {} if flerm is None or job.mode == "record" else dict(flerm.targets)
-    fslr = {} if flerm is None else dict(flerm.fslr)
+    measured = {} if flerm is None else flerm.fslr if job.mode == "record" else flerm.matched_fslr
     return Result(
         job=job,
         world=ranks.world,
@@ -224,10 +226,10 @@ def _loop(
         losses=losses,
         seconds=time.perf_counter() - started,
         targets=targets,
-        fslr=fslr,
+        fslr=measured,
         multipliers={} if flerm is None else dict(flerm.multipliers),
         learning_rates={} if flerm is None else dict(flerm.learning_rates()),
-        matched=[name for name in targets if name in fslr],
+        matched=[name for name in targets if name in measured],
     )
 
 

@@ -25,7 +25,7 @@ warnings.simplefilter("ignore")
 def refused(model: Any, **options: Any) -> str:
     optimizer = torch.optim.SGD(model.parameters(), 1e-2)
     try:
-        FLeRM.record(model, optimizer, probe=[sharded.batch_of(0)], family="f", **options)
+        FLeRM.record(model, optimizer, **{"probe": [sharded.batch_of(0)], "family": "f", **options})
         model(sharded.batch_of(0)).to_local().sum().backward() if options.get("dtensor") else model(
             sharded.batch_of(0)
         ).sum().backward()
@@ -57,6 +57,10 @@ results = {
         parallelize_module(
             sharded.build(sharded.ParallelDecoder), sharded.world(size, names=("tp",)), {"readout": ColwiseParallel()}
         )
+    ),
+    "empty": refused(
+        sharded.tensor_parallel(sharded.build(sharded.ParallelDecoder), sharded.world(size, names=("tp",))),
+        probe=[sharded.batch_of(0)[:0]],
     ),
     "group": refused(fully_shard(sharded.build(), mesh=sharded.world(size, names=("dp",))), process_group=half)
     if dist.get_rank() == 0

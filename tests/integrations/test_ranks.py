@@ -1,0 +1,35 @@
+"""The frameworks on two real ranks, under DDP and FSDP2: untouched training, the same rates on both, bit-identical resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ..distributed.launch import torchrun
+from ..measure.runs import same
+
+JOB = Path(__file__).parent / "jobs" / "framework_ranks.py"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("held", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("framework", ["trainer", "accelerate"])
+def test_a_framework_on_two_ranks(framework: str, held: str, tmp_path: Path) -> None:
+    outcome = torchrun(2, JOB, framework, held, folder=tmp_path, seconds=240, ACCELERATE_USE_CPU="true")
+    assert outcome.code == 0, outcome.output
+    ranks: list[dict[str, Any]] = outcome.ranks
+    for told in ranks:
+        assert told["recorded"]["losses"] == told["plain"]["losses"]
+        assert same(told["recorded"]["weights"], told["plain"]["weights"])
+        assert told["recorded"]["steps"] == [1, 3, 5]
+        assert told["resumed"]["losses"][-3:] == told["matched"]["losses"][-3:]
+        assert same(told["resumed"]["weights"], told["matched"]["weights"])
+        assert np.array_equal(told["resumed"]["values"], told["matched"]["values"], equal_nan=True)
+        assert told["resumed"]["multipliers"] == told["matched"]["multipliers"]
+        assert set(told["matched"]["multipliers"].values()) != {1.0}
+    assert ranks[0]["recorded"]["fslr"] == ranks[1]["recorded"]["fslr"]
+    assert ranks[0]["matched"]["multipliers"] == ranks[1]["matched"]["multipliers"]
