@@ -17,7 +17,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "mup": {"parametrization": "mup"},
     "ntk": {"parametrization": "ntk"},
     "matched": {"mode": "match"},
-    "matched-periodic": {"mode": "match", "every": 100},
+    "matched-periodic": {"mode": "match"},
     "matched-split": {"mode": "match", "depth_rule": "split"},
     "matched-joint": {"mode": "match", "depth_rule": "joint"},
     "matched-coherent": {"mode": "match", "depth_rule": "coherent"},
@@ -27,7 +27,8 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "equal": {"mode": "match", "targets": "equal"},
     "equal-throughout": {"mode": "match", "targets": "equal-throughout"},
 }
-"""Variant to the fields of its training jobs. What does not match is recorded, so that every run is in the registry."""
+"""Variant to the fields of its training jobs. What does not match is recorded, so that every run is in the registry. The
+periodic one matches again each `Sweep.every` steps, the others once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,8 @@ class Sweep:
 
     `centre`: the learning rate where the search for the base's optimum begins; the rates tried are it times whole powers of
     two. `base_seeds`: how many seeds the base is recorded with, at every rate that a cell is matched at; `seeds`: with how many
-    each cell is trained. `family`: where all goes in the registry. Raises `InvalidInput` for a field out of its range.
+    each cell is trained. `every`: steps between measurements of the base. `family`: where all goes in the registry. Raises
+    `InvalidInput` for a field out of its range.
     """
 
     name: str
@@ -78,11 +80,12 @@ class Sweep:
     schedule: str = "constant"
     base_seeds: int = 4
     seeds: int = 1
+    every: int = 100
 
     def __post_init__(self) -> None:
         if not 0 < self.centre < float("inf"):
             raise InvalidInput(f"centre is {self.centre}, but it must be a learning rate, positive and finite")
-        for name in ("base_seeds", "seeds"):
+        for name in ("base_seeds", "seeds", "every"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}, but it must be a whole number of at least 1")
 

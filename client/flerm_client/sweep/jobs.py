@@ -20,6 +20,7 @@ _UNKEYED = {
     "tags",
     "source_tags",
 }  # where and under which name a run is kept, what follows from the rest
+_EVERY = 100  # a job's own, between measurements
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
         "source_tags": sweep.tags if cell.matches else {},
         **VARIANTS[cell.variant],
     }
+    if cell.variant == "matched-periodic" or (not matching and sweep.every != _EVERY):
+        fields_["every"] = sweep.every
     if cell.matches and cell.scale.depth != 1:  # by name, so that another default another day is another run
         fields_ = {"depth_rule": DEFAULT_DEPTH, **fields_}
     job = Job(**fields_)
