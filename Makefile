@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 unexport PYTHONPATH
 
-.PHONY: help docs hooks openapi screenshots browser-tools install demo test test-fast test-all check format proto proto-check clean
+.PHONY: help docs hooks results-small openapi screenshots browser-tools install demo test test-fast test-all check format proto proto-check clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ test-fast: install  ## the quick subset, under a minute: no servers, no ranks
 
 test-all: install browser-tools  ## the long ones too
 	$(BIN)/python -m pytest $(PARALLEL)
+
+results-small: install  ## docs/results.md in small, in under 10 minutes on 2 cores: trains, prints the tables, checks the claim
+	$(BIN)/python -m pytest -s -rA tests/sweep/test_claim.py
 
 check: install proto-check docs  ## linter, formatter, types, import rules, generated code, documentation
 	$(BIN)/ruff check .

@@ -27,10 +27,14 @@ _COMMANDS = {
     "check": "flerm_client.cli.check",
     "export": "flerm_client.cli.export",
     "plot": "flerm_client.cli.plot",
+    "tag": "flerm_client.cli.edit",
+    "rename": "flerm_client.cli.edit",
+    "delete": "flerm_client.cli.edit",
     "sync": "flerm_client.cli.sync",
     "import-ptnorms": "flerm_client.cli.import_ptnorms",
     "doctor": "flerm_client.cli.doctor",
     "train": "flerm_client.cli.train",
+    "sweep": "flerm_client.cli.sweep",
 }
 
 
