@@ -172,8 +172,10 @@ class Example(Estimator):
                 changes = self._changes(watch, outputs, direction, update, keep=True)
                 if self._prove(changes, outputs, direction, update):
                     self._deepest = watch.find_deepest()
+                    watch.release()
                     self._watched_for = self._trained()
                     return self._raw(changes, outputs), outputs.numel()
+            watch.release()
             while True:  # once more from the same masks and projection, watched otherwise
                 masks.restore()
                 generator.set_state(drawn)

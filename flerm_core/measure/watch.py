@@ -81,6 +81,14 @@ class Watch:
             torch.autograd.grad(outputs, deepest, direction, retain_graph=keep, allow_unused=True)
         finally:
             self._hear = None
+            if not keep:
+                self.release()
+
+    def release(self) -> None:
+        """Lets go of the forward's graph. Its hooks hold this watch, and through `edges` the graph would hold itself, with all
+        activations, until the next garbage collection."""
+        self.edges = {}
+        self._entered.clear()
 
     def find_deepest(self) -> set[Place]:
         """The watched places that have no watched place behind them, towards the inputs."""
