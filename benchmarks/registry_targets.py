@@ -1,6 +1,6 @@
 """A targets query with 100,000 recordings stored against the same query with 100: median and 99th percentile.
 
-    python benchmarks/registry_targets.py [--db URL]
+    python benchmarks/registry_targets.py [--db URL|postgresql]
 
 The family asked has 100 recordings (5 rates, 20 seeds) of 20 tensors x 10 measurements; all others are of 999 other families.
 """
@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 import uuid
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
-from registry_bench import summary
+from registry_bench import database, summary
 
 from flerm_core.block import MeasurementBlock
 from flerm_core.recording import Ending, Measurement, ParameterList, RecordingSpec
@@ -37,8 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--db", default="")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        engine = open_engine(parse_url(options.db or f"sqlite:///{Path(name)}/registry.db"))
+    with database(options.db) as (db, _):
+        engine = open_engine(parse_url(db))
         schema.upgrade(engine)
         store = SqlStore(engine)
         fill(store)
