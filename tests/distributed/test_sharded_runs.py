@@ -72,6 +72,7 @@ def test_the_checkpoint_loads_into_one_process(ranks: list[Any], folder: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("ranks_now", [2, 4])
 def test_the_checkpoint_loads_into_other_shardings_and_worlds(ranks: list[Any], folder: Path, ranks_now: int) -> None:
     saved = ranks[0]["resumed"]
