@@ -34,6 +34,7 @@ _COMMANDS = {
     "import-ptnorms": "flerm_client.cli.import_ptnorms",
     "doctor": "flerm_client.cli.doctor",
     "train": "flerm_client.cli.train",
+    "sweep": "flerm_client.cli.sweep",
 }
 
 
