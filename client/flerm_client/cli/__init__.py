@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any
 
 import typer
@@ -26,6 +27,7 @@ _COMMANDS = {
     "targets": "flerm_client.cli.targets",
     "check": "flerm_client.cli.check",
     "export": "flerm_client.cli.export",
+    "import": "flerm_client.cli.importing",
     "plot": "flerm_client.cli.plot",
     "sync": "flerm_client.cli.sync",
     "doctor": "flerm_client.cli.doctor",
@@ -44,7 +46,7 @@ def build(asked: str | None = None) -> typer.Typer:
     known = asked in _COMMANDS
     for name, module in _COMMANDS.items():
         if name == asked or not known:
-            app.command(name)(getattr(import_module(module), name))
+            app.command(name)(getattr(import_module(module), f"{name}_" if iskeyword(name) else name))
     if not known:
         from importlib.metadata import entry_points  # slow to load, and seldom needed
 
