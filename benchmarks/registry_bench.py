@@ -26,6 +26,7 @@ class Running:
     """A registry that answers."""
 
     address: str
+    url: str
     pid: int
     stub: rpc.RegistryStub
 
@@ -43,9 +44,9 @@ def registry(db: str, folder: Path) -> Iterator[Running]:
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("registry: ")
-        address = json.loads(announce.read_text())["grpc"]
-        with grpc.insecure_channel(address) as channel:
-            yield Running(address, process.pid, rpc.RegistryStub(channel))
+        announced = json.loads(announce.read_text())
+        with grpc.insecure_channel(announced["grpc"]) as channel:
+            yield Running(announced["grpc"], f"http://{announced['http']}", process.pid, rpc.RegistryStub(channel))
     finally:
         process.terminate()
         process.wait()

@@ -1,4 +1,5 @@
-"""One trajectory read back: speed against a bare gRPC stream of the same bytes, and the memory of both sides for a long one.
+"""One trajectory read back: our gRPC against a bare stream of the same bytes, Parquet over HTTP against our gRPC, and
+the memory of both sides for a long one.
 
 python benchmarks/registry_read.py [--db URL]
 """
@@ -8,11 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import httpx
 import numpy as np
 from registry_bench import TENSORS, Running, registry, request, resident, start, summary
 from registry_floors import bare_grpc
@@ -31,6 +35,19 @@ def fill(server: Running, tensors: int, steps: int) -> str:
     return recording
 
 
+def parquet(server: Running, recording: str) -> None:
+    """Downloads a recording as Parquet."""
+    url = f"{server.url}/api/v1/recordings/{recording}/trajectory?format=parquet"
+    subprocess.run(["curl", "--fail", "--silent", "--output", "/dev/null", url], check=True)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
 def main() -> None:
     """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -41,12 +58,11 @@ def main() -> None:
         db = options.db or f"sqlite:///{folder}/registry.db"
         with bare_grpc() as bare, registry(db, folder) as server, RegistryClient(f"grpc://{server.address}") as client:
             short = fill(server, TENSORS, 1000)
-            ours, floor = [], []
+            ours, floor, http = [], [], []
             for _ in range(ROUNDS):
                 floor.append(bare.down(2, TENSORS * 1000 * 2))
-                started = time.perf_counter()
-                assert client.trajectory(short).values.shape == (1000, TENSORS)
-                ours.append(time.perf_counter() - started)
+                ours.append(seconds(lambda: client.trajectory(short)))
+                http.append(seconds(lambda: parquet(server, short)))
         with registry(db, folder) as server, RegistryClient(f"grpc://{server.address}") as client:
             long = fill(server, 1000, 10_000)
         with registry(db, folder) as server, RegistryClient(f"grpc://{server.address}") as client:
@@ -54,16 +70,29 @@ def main() -> None:
             idle, before = resident(server.pid), resident(os.getpid())
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
             values = client.trajectory(long).values
+            peak, own = resident(server.pid, "VmHWM") - idle, resident(os.getpid(), "VmHWM") - before
+            long_ours = [seconds(lambda: client.trajectory(long)) for _ in range(3)]
+        with registry(db, folder) as server:
+            httpx.get(f"{server.url}/readyz")
+            idle_http = resident(server.pid)
+            long_http = [seconds(lambda: parquet(server, long)) for _ in range(3)]
+            peak_http = resident(server.pid, "VmHWM") - idle_http
             result = {
                 "500 x 1,000": {
                     "of_floor": round(median(floor) / median(ours), 2),
                     "values_per_s": round(1000 * TENSORS / median(ours)),
                     "grpc": summary(floor),
                     "ours": summary(ours),
+                    "parquet": summary(http),
+                    "parquet_of_ours": round(median(http) / median(ours), 2),
                 },
                 "1,000 x 10,000": {
-                    "server MiB above idle": round(resident(server.pid, "VmHWM") - idle, 1),
-                    "client MiB above the array": round(resident(os.getpid(), "VmHWM") - before - values.nbytes / 2**20, 1),
+                    "server MiB above idle": round(peak, 1),
+                    "server MiB above idle, parquet": round(peak_http, 1),
+                    "client MiB above the array": round(own - values.nbytes / 2**20, 1),
+                    "ours": summary(long_ours),
+                    "parquet": summary(long_http),
+                    "parquet_of_ours": round(median(long_http) / median(long_ours), 2),
                 },
             }
     print(json.dumps(result, indent=2))

@@ -69,8 +69,15 @@ def optimizer_kind(spec: RecordingSpec) -> str:
     return _kind(spec.optimizer, spec.optimizer_config)
 
 
+def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimiser's settings without those that are off (None, False, 0, empty): to another version of it they may be unknown,
+    and mean the same there."""
+    plain = {key: _plain(value) for key, value in sorted(config.items())}
+    return {key: value for key, value in plain.items() if value}
+
+
 def _kind(name: str, config: Mapping[str, Any]) -> str:
-    arguments = ", ".join(f"{key}={json.dumps(_plain(value), sort_keys=True)}" for key, value in sorted(config.items()))
+    arguments = ", ".join(f"{key}={json.dumps(value, sort_keys=True)}" for key, value in settings_in_force(config).items())
     return f"{name}({arguments})"
 
 

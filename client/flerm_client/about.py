@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any
@@ -42,6 +43,33 @@ class About:
         for name in self.omit:
             if name not in OMITTABLE:
                 raise InvalidInput(f"omit: {name!r} is nothing that is recorded by itself; allowed are {', '.join(OMITTABLE)}")
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        *,
+        registry: str | None,
+        token: str | None,
+        spool: Any,
+        role: str,
+        variant: str,
+        tags: Mapping[str, str] | None,
+        config: Mapping[str, Any] | None,
+        omit: Sequence[str],
+    ) -> About:
+        """What users say, and what `model` says of itself. `registry` None: that of the environment."""
+        return cls(
+            registry=registry or os.environ.get("FLERM_REGISTRY") or None,
+            token=token,
+            spool=spool,
+            role=role,
+            variant=variant,
+            tags=tags or {},
+            config=config or {},
+            found=model_config(model),
+            omit=omit,
+        )
 
     def looked_up(self) -> About:
         """The same with the versions of all that computes: asked of the disk and of git, so once, before training."""

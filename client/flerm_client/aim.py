@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -118,8 +117,3 @@ class Aim:
         arrays = {name: state[name].numpy() for name in ("steps", "table", "spread", "tokens")}
         tuples = {name: tuple(state[name]) for name in ("names", "sources", "source_learning_rates")}
         self._targets = Targets(**{**state, **arrays, **tuples, "estimator": EstimatorSettings(**state["estimator"])})
-
-
-def registry_of(registry: str | None) -> str | None:
-    """The registry meant: the one given, else that of the environment."""
-    return registry or os.environ.get("FLERM_REGISTRY") or None

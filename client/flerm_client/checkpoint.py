@@ -8,7 +8,62 @@ from typing import Any
 
 import torch
 
+from flerm_client.run import Run
 from flerm_core.errors import InvalidInput
+from flerm_core.measure.projection import seed_from
+from flerm_core.measure.untouched import PrivateRandomness, RandomState
+
+
+def save(run: Run) -> dict[str, Any]:
+    """`{"flerm": bytes}`: plain values and tensors, as torch.save writes them."""
+    return {"flerm": packed(_state(run))}
+
+
+def load(run: Run, state: Mapping[str, Any]) -> None:
+    """Sets `run` to where the one was that `save` was given.
+
+    Raises `InvalidInput` for anything else than what `save` made, and where the two runs are set up otherwise (recording,
+    matching).
+    """
+    content = unpacked(state["flerm"])
+    if (content["aim"] is None) != (run.aim is None):
+        kinds = ("record", "match") if content["aim"] is None else ("match", "record")
+        raise InvalidInput(f"the checkpoint is of a run by FLeRM.{kinds[0]}, this one is by FLeRM.{kinds[1]}")
+    run.steps = content["steps"]
+    run.measuring.next, run.matching.next = content["next"]
+    run.meter.measurements, run.meter.sharpness = content["measurements"], content["sharpness"]
+    if content["estimator"] != run.meter.estimator.name:
+        run.meter.take_fallback()
+    run.multipliers, run.fslr = dict(content["multipliers"]), dict(content["fslr"])
+    run.matched_at, run.matched_fslr = content["matched_at"], dict(content["matched_fslr"])
+    run.lr, run.recording_id = content["lr"], content["recording_id"]
+    _load_randomness(run, content)
+    run.journal.load_state_dict(content["journal"])
+    if run.aim is not None:
+        run.aim.load_state_dict(content["aim"])
+    run.resume_at = run.steps + 1
+
+
+def _state(run: Run) -> dict[str, Any]:
+    random = run.meter.randomness.state
+    return {
+        "rank": run.ranks.rank,
+        "steps": run.steps,
+        "next": (run.measuring.next, run.matching.next),
+        "measurements": run.meter.measurements,
+        "sharpness": run.meter.sharpness,
+        "estimator": run.meter.estimator.name,
+        "multipliers": dict(run.multipliers),
+        "matched_at": run.matched_at,
+        "matched_fslr": dict(run.matched_fslr),
+        "fslr": dict(run.fslr),
+        "lr": run.lr,
+        "recording_id": run.recording_id,
+        "probe": run.probe.state_dict(),
+        "random": None if random is None else random.state_dict(),
+        "journal": run.journal.state_dict(),
+        "aim": None if run.aim is None else run.aim.state_dict(),
+    }
 
 
 def packed(state: Mapping[str, Any]) -> bytes:
@@ -19,8 +74,20 @@ def packed(state: Mapping[str, Any]) -> bytes:
 
 
 def unpacked(content: Any) -> dict[str, Any]:
-    """What `packed` was given. Reads plain values and tensors only, never code. Raises `InvalidInput` for anything else."""
+    """What `packed` was given. Reads plain values and tensors only, never code."""
     if not isinstance(content, bytes):
         raise InvalidInput(f"the checkpoint's 'flerm' is a {type(content).__name__}; it must be what FLeRM.state_dict() made")
     state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
     return state
+
+
+def _load_randomness(run: Run, content: Mapping[str, Any]) -> None:
+    if content["rank"] != run.ranks.rank:
+        # Of another rank or world: this one goes on at the same place by a stream of its own.
+        run.meter.randomness = PrivateRandomness(seed_from(run.seed, run.ranks.rank, run.meter.measurements))
+        with run.meter.randomness.active():
+            run.probe.load_state_dict({**content["probe"], "pass_began": RandomState().state_dict()})
+    elif content["random"] is not None:
+        with run.meter.randomness.active():
+            run.probe.load_state_dict(content["probe"])
+        run.meter.randomness.state = RandomState.from_state_dict(content["random"])

@@ -10,6 +10,7 @@ from typing import Any
 
 from flerm_core.matching import Multipliers, multipliers
 from flerm_core.recording import EstimatorSettings
+from flerm_core.sources import settings_in_force
 from flerm_core.targets import Targets
 
 _WIDE = 0.5  # a spread of ln FSLR over seeds beyond which a target is a rough guess
@@ -109,7 +110,7 @@ def mismatches(
     if optimizer and optimizer != found.optimizer:
         differences.append(f"optimizer: the model's is {optimizer}, the targets' {found.optimizer}")
     elif optimizer_config is not None:
-        mine, theirs = dict(optimizer_config), dict(found.optimizer_config)
+        mine, theirs = settings_in_force(optimizer_config), settings_in_force(found.optimizer_config)
         for key in sorted({*mine, *theirs}):
             here, there = (json.dumps(each.get(key)) for each in (mine, theirs))
             if here != there:

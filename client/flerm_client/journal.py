@@ -68,8 +68,16 @@ class Journal:
         """The step that a logged loss went with is over."""
         self._pending = None
 
-    def add(self, step: int, fslrs: Mapping[str, float], rate: float, multipliers: Mapping[str, float] | None) -> None:
-        """One measurement, at the schedule's learning rate `rate`; without any finite value it is left out."""
+    def add(
+        self,
+        step: int,
+        fslrs: Mapping[str, float],
+        rate: float,
+        multipliers: Mapping[str, float] | None,
+        *,
+        sharpness: float = math.nan,
+    ) -> None:
+        """One measurement, at the schedule's learning rate `rate`; without any finite FSLR it is left out."""
         values = self._vector(fslrs)
         if np.isnan(values).all():
             return
@@ -81,6 +89,7 @@ class Journal:
             learning_rate=rate,
             tokens=self.tokens,
             measured_at=now(),
+            scalars={"sharpness": sharpness} if math.isfinite(sharpness) else {},
             vectors=vectors,
         )
         self.rows.append(row)
@@ -122,6 +131,7 @@ class Journal:
             "losses": torch.tensor(so_far.losses),
             "learning_rates": torch.tensor(so_far.learning_rates),
             "tokens": torch.tensor(so_far.tokens),
+            "scalars": [dict(row.scalars) for row in self.rows],
             "multipliers": [None if each is None else torch.tensor(each) for each in multipliers],
             "last_losses": [float(loss) for loss in self._losses],
             "losses_logged": self._logged,
@@ -142,8 +152,8 @@ class Journal:
             **columns,
         )
         self.rows = [
-            row if multiplier is None else replace(row, vectors={"multiplier": multiplier.numpy()})
-            for row, multiplier in zip(so_far, state["multipliers"], strict=True)
+            replace(row, scalars=scalars, vectors={} if multiplier is None else {"multiplier": multiplier.numpy()})
+            for row, scalars, multiplier in zip(so_far, state["scalars"], state["multipliers"], strict=True)
         ]
         self._losses = deque(state["last_losses"], maxlen=_LAST)
         self._logged = state["losses_logged"]

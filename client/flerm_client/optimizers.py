@@ -3,6 +3,7 @@ update."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -66,17 +67,22 @@ def initial_rate(optimizers: list[Optimizer]) -> float:
     return rates.pop()
 
 
-def describe(optimizers: list[Optimizer]) -> tuple[str, dict[str, Any]]:
+def describe(optimizers: list[Optimizer], *, independent_decay: bool = False) -> tuple[str, dict[str, Any]]:
     """Class name(s), and every setting that shapes the update at learning rate 1; one that differs between groups as a list
-    of its values."""
+    of its values. What the class has decided or the user has noted in a group (a label) is no setting. Decay that is
+    independent of the multipliers is no part of the update measured, which `weight_decay_mode` says."""
     name = "+".join(type(each).__name__ for each in optimizers)
     values: dict[str, list[Any]] = {}
     for each in optimizers:
+        arguments = inspect.signature(type(each)).parameters
+        anything = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
         for group in each.param_groups:
-            for key, value in group.items():
-                plain = _plain(value)
-                if key not in _IMPLEMENTATION and plain not in values.setdefault(key, []):
+            for key in group.keys() - _IMPLEMENTATION if anything else group.keys() & arguments.keys() - _IMPLEMENTATION:
+                plain = _plain(group[key])
+                if plain not in values.setdefault(key, []):
                     values[key].append(plain)
+    if independent_decay:
+        values["weight_decay_mode"] = ["independent"]
     return name, {key: found[0] if len(found) == 1 else found for key, found in sorted(values.items())}
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flerm_core.measure.estimator import Subject
 from flerm_core.measure.fsdp import all_parameters
-from flerm_core.measure.untouched import gradients_set_aside
+from flerm_core.measure.untouched import gradients_set_aside, others_deaf
 
 
 def stream_gradients(outputs: Tensor, direction: Tensor, subject: Subject, consume: Callable[[str, Tensor], None]) -> None:
     """One backward pass from `outputs` along `direction`; `consume(name, gradient)` is called once per tensor that has one.
 
-    The gradient is the sum over all uses of a tied tensor, and is freed on return. Nothing that is attached to the accumulation
-    of gradients hears of it (DDP's reducer, an optimiser stepping in backward); `.grad` is what it was. Sharded gradients come
-    as FSDP2 or tensor parallel leaves them in `.grad`, reduced, which is the only place where they ever are; and reentrant
-    activation checkpointing knows no other way.
+    The gradient is the sum over all uses of a tied tensor, and is freed on return. Nothing that is attached to gradients of
+    parameters hears of it (a user's hooks, DDP's reducer, an optimiser stepping in backward); `.grad` is what it was. Sharded
+    gradients come as FSDP2 or tensor parallel leaves them in `.grad`, reduced, which is the only place where they ever are; and
+    reentrant activation checkpointing knows no other way.
     """
     if subject.sharding is None and not is_reentrant(outputs):
         _captured(outputs, direction, subject, consume)
@@ -54,13 +53,11 @@ def _captured(outputs: Tensor, direction: Tensor, subject: Subject, consume: Cal
         return take
 
     moving = {name: p for name, p in subject.parameters.items() if p.requires_grad}
-    handles = [p.register_hook(taker(name)) for name, p in moving.items()]
-    try:
+    with others_deaf(list(moving.values())), ExitStack() as stack:
+        for name, parameter in moving.items():
+            stack.callback(parameter.register_hook(taker(name)).remove)
         if moving:
             torch.autograd.grad(outputs, list(moving.values()), direction, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _accumulated(outputs: Tensor, direction: Tensor, subject: Subject, consume: Callable[[str, Tensor], None]) -> None:
@@ -74,26 +71,9 @@ def _accumulated(outputs: Tensor, direction: Tensor, subject: Subject, consume: 
         return take
 
     everything = all_parameters(subject.model)
-    with gradients_set_aside(everything), _others_deaf(everything), ExitStack() as stack:
+    with gradients_set_aside(everything), others_deaf(everything), ExitStack() as stack:
         for name, parameter in subject.parameters.items():
             if parameter.requires_grad:
                 handle = parameter.register_post_accumulate_grad_hook(taker(name))
                 stack.callback(handle.remove)
         torch.autograd.backward(outputs, direction)
-
-
-@contextmanager
-def _others_deaf(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, no hook of anyone else hears of accumulated gradients. Emptied, not replaced: autograd holds on to a dictionary
-    of hooks once it has one."""
-    theirs: list[tuple[dict[int, Any], dict[int, Any]]] = []
-    for parameter in parameters:
-        hooks: Any = parameter._post_accumulate_grad_hooks
-        if hooks:
-            theirs.append((hooks, dict(hooks)))
-            hooks.clear()
-    try:
-        yield
-    finally:
-        for hooks, content in theirs:
-            hooks.update(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from flerm_core.measure.fsdp import own_reduction, recover
 from flerm_core.measure.layout import ExamplesCouple
 from flerm_core.measure.projection import generator_for, seed_from
 from flerm_core.measure.ranks import Ranks
+from flerm_core.measure.sharpness import Loss, differentiable_twice, top_eigenvalue
 from flerm_core.measure.untouched import AutocastContext, PrivateRandomness, RandomState, untouched
 from flerm_core.measure.update import Update
 from flerm_core.measure.zstatistics import Full, Independent, Kronecker
@@ -38,11 +40,19 @@ class Meter:
     """Measures the FSLRs of `subject`. `seed` and the count of measurements so far determine every random number.
 
     `fallback` takes over where `example` does not apply. None: that is an error (targets and measurement must use the same
-    estimator).
+    estimator). With a `loss` (of model and probe batch) its sharpness is measured beside, on the lead's first batch:
+    `sharpness` is that of the last measurement, NaN where there is none.
     """
 
     def __init__(
-        self, subject: Subject, estimator: Estimator, ranks: Ranks, *, seed: int = 0, fallback: Estimator | None = None
+        self,
+        subject: Subject,
+        estimator: Estimator,
+        ranks: Ranks,
+        *,
+        seed: int = 0,
+        fallback: Estimator | None = None,
+        loss: Loss | None = None,
     ) -> None:
         self.subject = subject
         self.estimator = estimator
@@ -53,6 +63,8 @@ class Meter:
         self.randomness = PrivateRandomness(seed_from(seed, ranks.rank))
         self._seed = seed
         self._fallback = fallback
+        self._loss = loss
+        self.sharpness = math.nan
         self._fetched: list[Any] = []  # for a measurement that did not come about
 
     def measure(self, update: Update, batches: Iterator[Any], draws: int, *, moved: bool = True) -> dict[str, float]:
@@ -66,6 +78,7 @@ class Meter:
         self.ranks.refuse()
         problem: Exception | None = None
         readings: list[tuple[Tensor, int]] = []
+        curvature = 0.0
         self.measuring = True
         with (
             untouched(self.subject.model),
@@ -82,12 +95,14 @@ class Meter:
                 for draw in range(draws):
                     batch = next(batches)
                     readings.append(self._first(batch, update) if self._unsettled else self._draw(batch, update, draw))
+                    if draw == 0 and self._loss is not None and self.ranks.lead:
+                        curvature = self._sharpness(self._loss, batch)
             except Exception as error:  # told to every rank, then raised on each
                 problem = error
                 recover(self.subject.model)
         self.measuring = False
         self.measurements += 1
-        return self._join(readings, problem)
+        return self._join(readings, problem, curvature)
 
     def take_fallback(self) -> None:
         """Goes on with the fallback, as the run that is resumed here had to."""
@@ -111,9 +126,10 @@ class Meter:
         taken, self._fetched = self._fetched, []
         return True, iter(taken)
 
-    def _join(self, readings: list[tuple[Tensor, int]], problem: Exception | None) -> dict[str, float]:
-        """The one collective of a measurement: [failures, count, numbers …], summed over ranks (two where ranks work on one
-        batch together, and their parts must be whole first)."""
+    def _join(self, readings: list[tuple[Tensor, int]], problem: Exception | None, curvature: float) -> dict[str, float]:
+        """The one collective of a measurement: [failures, count, (sharpness,) numbers …], summed over ranks. Where some of
+        them, but not all, work on one batch together, one more among these: their parts must be whole first. `curvature` is 0
+        but on the lead."""
         if problem is not None:
             if self.ranks.alone:
                 raise problem
@@ -121,6 +137,8 @@ class Meter:
                 self.ranks.fail(problem)
             readings = []
         reach = self.estimator.reach
+        if reach == "split" and self.ranks.share_one_batch:
+            reach = "all"  # the same ranks: their parts go with everything else
         parts = [reading for reading, _ in readings]
         count = float(sum(outputs for _, outputs in readings))
         if reach == "split":
@@ -136,16 +154,19 @@ class Meter:
         if sharding is not None and not sharding.first_of_split:
             count = 0.0
             numbers = torch.zeros_like(numbers) if reach == "split" else numbers
-        head = torch.tensor([float(problem is not None), count], dtype=torch.float64, device=numbers.device)
-        failures, weight, *sums = self.ranks.sum(torch.cat([head, numbers])).tolist()
+        head = [float(problem is not None), count, *([] if self._loss is None else [curvature])]
+        whole = torch.cat([torch.tensor(head, dtype=torch.float64, device=numbers.device), numbers])
+        failures, weight, *sums = self.ranks.sum(whole).tolist()
         if failures:
             self.ranks.raise_together(problem)
+        if self._loss is not None:
+            self.sharpness = sums.pop(0)
         if not weight:
             raise MeasurementError(
                 "every probe batch of this measurement is empty: dimension 0 of the output counts no examples"
             )
         if reach == "all":
-            draws = torch.tensor(sums, dtype=torch.float64).reshape(len(readings), -1)
+            draws = torch.tensor(sums, dtype=torch.float64).split([len(part) for part in parts])
             sums = torch.stack([self.estimator.close(draw) for draw in draws]).sum(0).tolist()
         return self.estimator.fslrs(np.asarray(sums) / weight)
 
@@ -155,6 +176,12 @@ class Meter:
         generator = generator_for(device, self._seed, self.measurements, draw, self.ranks.rank)
         with self.autocast.open(device.type):
             return self.estimator.draw(batch, update, generator)
+
+    def _sharpness(self, loss: Loss, batch: Any) -> float:
+        with self.autocast.open(self.subject.device.type), differentiable_twice():
+            found = loss(self.subject.model, batch)
+        seed = seed_from(self._seed, self.measurements)
+        return top_eigenvalue(found, list(self.subject.parameters.values()), seed=seed)
 
     @property
     def _unsettled(self) -> bool:

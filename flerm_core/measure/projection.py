@@ -30,19 +30,28 @@ def generator_for(device: torch.device, *coordinates: int) -> torch.Generator:
 
 
 def draw_projection(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """∂φ/∂f, shaped like `outputs` [N, ...]: ±1 over √(NK), N and K counted in this process.
+    """∂φ/∂f, shaped like `outputs` [N, ...]: ω = ±1, times `unit_of(outputs)`.
 
     Of ω the estimators need independent elements of mean 0 and variance 1. Signs have the smallest fourth moment:
     Var c_n² = 2 (Σ_k Δ_k²)² − 2 Σ_k Δ_k⁴, against 2 (Σ_k Δ_k²)² for normal ω (docs/estimators.md has what that gave).
     Outputs sharded over ranks take their slices of one draw, which is the same on these ranks.
     """
     omega = torch.empty(outputs.shape, device=generator.device).bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
-    wide = omega.double() if outputs.dtype == torch.float64 else omega
-    direction = (wide / math.sqrt(max(outputs.numel(), 1))).to(outputs.dtype)
+    direction = omega.mul_(unit_of(outputs)).to(outputs.dtype)
     if isinstance(outputs, DTensor):
         whole = [Replicate() if placement.is_partial() else placement for placement in outputs.placements]
         return distribute_tensor(direction, outputs.device_mesh, whole, src_data_rank=None)
     return direction
+
+
+def unit_of(outputs: Tensor) -> float:
+    """What stands for 1/√(NK) in this process: a power of two next to it, so that nothing is rounded. Estimators divide by it.
+
+    In float16 it is next to the root of that: 1/√(NK) itself would be lost among the subnormal numbers on the way back through
+    the model, and 1 would overflow in the sums over examples.
+    """
+    share = 4 if outputs.dtype == torch.float16 else 2
+    return 2.0 ** -round(math.log2(max(outputs.numel(), 1)) / share)
 
 
 def as_output(value: Any) -> Tensor:

@@ -117,6 +117,23 @@ def gradients_set_aside(parameters: list[nn.Parameter]) -> Iterator[None]:
             parameter.grad = gradient
 
 
+@contextmanager
+def others_deaf(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside, no hook of anyone else hears of gradients of `parameters`, nor changes them. Emptied, not replaced: autograd
+    holds on to a dictionary of hooks once it has one."""
+    theirs: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for parameter in parameters:
+        for hooks in (parameter._backward_hooks, parameter._post_accumulate_grad_hooks):
+            if hooks:
+                theirs.append((hooks, dict(hooks)))
+                hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, content in theirs:
+            hooks.update(content)
+
+
 @dataclass(frozen=True)
 class AutocastContext:
     """The autocast regions that were open in the training's forward, to be opened again around a measurement's."""

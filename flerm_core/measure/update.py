@@ -21,11 +21,13 @@ class Update:
     """The step of a set of parameters. Built before it (copies the weights: 1 × their memory), read after it.
 
     `rates[name]` is the learning rate that the step ran at, multiplier included; set it before reading `change`.
+    `decays[name]` is the part of W_old that the step took off beside, whatever the multiplier: no part of ΔW.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
         self.rates: dict[str, float] = {}
+        self.decays: dict[str, float] = {}
         self._other = {name: local(parameter).clone() for name, parameter in parameters.items()}
         self._at_old = False
 
@@ -38,7 +40,10 @@ class Update:
             return torch.zeros_like(new, dtype=_wide(new.dtype))
         if new.dtype != _wide(new.dtype):
             new, old = new.to(_wide(new.dtype)), old.to(_wide(old.dtype))
-        return (new - old).div_(rate)
+        step = new - old
+        if decay := self.decays.get(name):
+            step.add_(old, alpha=decay)
+        return step.div_(rate)
 
     def moved(self) -> dict[str, Tensor]:
         """For every tensor a 0-dimensional bool: did the step change it (this rank's part)? Not yet synchronised with the
@@ -80,13 +85,17 @@ class Update:
 
     @torch.no_grad()
     def reapply(self, factors: Mapping[str, float]) -> None:
-        """W ← W_old + factor · (W_new − W_old), as if the step had run at `factor` times its rate (design, method 4)."""
+        """W ← W_old + factor · (W_new − W_old), as if the step had run at `factor` times its rate (design, method 4), its decay
+        beside as it was."""
         for name, factor in factors.items():
             if factor != 1.0:
                 current, old = local(self.parameters[name]), self._other[name]
                 wide = _wide(current.dtype)
-                step = (current.to(wide) - old.to(wide)).mul_(factor)
-                current.copy_(step.add_(old.to(wide)))
+                before = old.to(wide)
+                step = (current.to(wide) - before).mul_(factor)
+                if decay := self.decays.get(name):
+                    step.add_(before, alpha=(factor - 1.0) * decay)
+                current.copy_(step.add_(before))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

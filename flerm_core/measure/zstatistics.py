@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from flerm_core.errors import InvalidInput
 from flerm_core.measure.estimator import Estimator, Reach, Subject
 from flerm_core.measure.gradients import stream_gradients
 from flerm_core.measure.placements import Part
-from flerm_core.measure.projection import draw_projection
+from flerm_core.measure.projection import draw_projection, unit_of
 from flerm_core.measure.update import Update
 
 
@@ -179,11 +178,11 @@ def z_of(subject: Subject, update: Update, name: str, gradient: Tensor) -> Tenso
 
 def projection_of(subject: Subject, outputs: Tensor, generator: torch.Generator) -> Tensor:
     """∂φ/∂f. Where gradients are reduced over ranks before they are seen, these must weigh every output alike: ω itself,
-    without this rank's own 1/√(NK)."""
+    without this rank's own unit."""
     direction = draw_projection(outputs, generator)
-    return direction if subject.sharding is None else direction * math.sqrt(outputs.numel())
+    return direction if subject.sharding is None else direction / unit_of(outputs)
 
 
 def scale_of(subject: Subject, outputs: Tensor) -> float:
     """What makes squares under `projection_of` those under ω (`Estimator.draw`)."""
-    return float(outputs.numel()) if subject.sharding is None else 1.0
+    return unit_of(outputs) ** -2 if subject.sharding is None else 1.0

@@ -244,3 +244,15 @@ def test_the_family_s_axes_are_used_where_the_query_has_none() -> None:
     assert list(answer(query, *grid({(1e-3, 0): 1.0}), blocks=("layers.*",)).values()) == [1, 1, 2, 2]
     with pytest.raises(NotFound, match=r"layers\.2\.q\.weight, layers\.3\.q\.weight not matched"):
         answer(query, *grid({(1e-3, 0): 1.0}), blocks=("stages.*",))
+
+
+def test_a_setting_that_is_off_is_as_good_as_one_that_is_not_known() -> None:
+    older = {"betas": [0.9, 0.999], "weight_decay": 0.1}
+    newer = older | {"amsgrad": False, "adjust": None, "nesterov": 0}
+    recordings = [recording(1e-3, optimizer_config=older), recording(1e-3, 1, optimizer_config=newer)]
+    for config in (older, newer):
+        assert choose_sources(recordings, TargetQuery(family="demo", lr=1e-3, optimizer_config=config)) == {
+            1e-3: tuple(recordings)
+        }
+    with pytest.raises(NotFound, match="amsgrad=true"):
+        choose_sources(recordings, TargetQuery(family="demo", lr=1e-3, optimizer_config=older | {"amsgrad": True}))

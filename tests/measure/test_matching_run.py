@@ -185,3 +185,47 @@ def test_two_optimizers_on_one_model() -> None:
     assert flerm.steps == 1
     assert flerm.learning_rates()["input.weight"] == pytest.approx(1e-2 * flerm.multipliers["input.weight"])
     assert flerm.learning_rates()["input.bias"] == pytest.approx(1e-3 * flerm.multipliers["input.bias"])
+
+
+def test_a_run_matched_once_goes_on_recording_its_own_fslrs() -> None:
+    def train(record_every: int | None) -> tuple[Trace, FLeRM]:
+        model, batches = fresh("resmlp")
+        optimizer = Adam(model.parameters(), 1e-3)
+        flerm = FLeRM.match(
+            model, optimizer, probe=probe(), family="f", targets=ONES, estimator="exact", record_every=record_every
+        )
+        trace = Trace(losses=[step(model, optimizer, batch) for batch in batches])
+        return leave(trace, model, optimizer), flerm
+
+    silent, once = train(None)
+    recorded, often = train(3)
+    assert once.trajectory.steps.tolist() == [1]
+    assert often.trajectory.steps.tolist() == [1, 4, 7]
+    assert often.multipliers == once.multipliers
+    assert often.matched_fslr == once.fslr != often.fslr
+    assert same(silent, recorded)
+
+
+def test_matching_and_recording_each_keep_their_own_time() -> None:
+    model, batches = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2)
+    flerm = FLeRM.match(
+        model, optimizer, probe=probe(), family="f", targets=ONES, start=2, every=4, record_every=3, estimator="exact"
+    )
+    matched: list[float] = []
+    for batch in batches:
+        step(model, optimizer, batch)
+        matched.append(flerm.multipliers["input.weight"])
+    assert flerm.trajectory.steps.tolist() == [2, 5, 6, 8]
+    assert [matched.index(m) + 1 for m in dict.fromkeys(matched)] == [1, 2, 6]
+
+
+def test_a_step_that_was_tried_again_does_not_shift_those_that_follow() -> None:
+    model, batches = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2)
+    flerm = FLeRM.record(model, optimizer, probe=probe(), family="f", every=3)
+    schedule = LambdaLR(optimizer, lambda t: float(t > 1))
+    for batch in batches:
+        step(model, optimizer, batch)
+        schedule.step()
+    assert flerm.trajectory.steps.tolist() == [3, 4, 7]

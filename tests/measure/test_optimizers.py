@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import ASGD, LBFGS, SGD, Adafactor, Adam, AdamW, Muon, Optimizer, Rprop
+from torch.optim.lr_scheduler import OneCycleLR
 
 from flerm_client import FLeRM
+from flerm_client.optimizers import describe
 from flerm_core.errors import InvalidInput, Unsupported
 
 from .runs import Trace, fresh, leave, loss_of, same
@@ -180,3 +182,14 @@ def test_a_compiled_model_leaves_no_trace() -> None:
         return leave(trace, model, optimizer)
 
     assert same(train(False), train(True))
+
+
+def test_recorded_are_the_settings_that_shape_the_update_and_no_labels() -> None:
+    model, _ = fresh("resmlp")
+    groups = [{"params": model.blocks.parameters(), "name": "blocks"}, {"params": model.readout.parameters(), "momentum": 0.8}]
+    plain = SGD(groups, 1e-2, momentum=0.9, foreach=True)
+    OneCycleLR(plain, 1e-2, total_steps=10, cycle_momentum=False)
+    kind, settings = describe([plain])
+    assert kind == "SGD"
+    assert {name: value for name, value in settings.items() if value} == {"momentum": [0.9, 0.8]}
+    assert "decoupled_weight_decay" not in describe([AdamW(model.parameters())])[1]

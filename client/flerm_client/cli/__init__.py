@@ -29,9 +29,14 @@ _COMMANDS = {
     "export": "flerm_client.cli.export",
     "import": "flerm_client.cli.importing",
     "plot": "flerm_client.cli.plot",
+    "tag": "flerm_client.cli.edit",
+    "rename": "flerm_client.cli.edit",
+    "delete": "flerm_client.cli.edit",
     "sync": "flerm_client.cli.sync",
+    "import-ptnorms": "flerm_client.cli.import_ptnorms",
     "doctor": "flerm_client.cli.doctor",
     "train": "flerm_client.cli.train",
+    "sweep": "flerm_client.cli.sweep",
 }
 
 
@@ -46,7 +51,8 @@ def build(asked: str | None = None) -> typer.Typer:
     known = asked in _COMMANDS
     for name, module in _COMMANDS.items():
         if name == asked or not known:
-            app.command(name)(getattr(import_module(module), f"{name}_" if iskeyword(name) else name))
+            function = name.replace("-", "_")
+            app.command(name)(getattr(import_module(module), f"{function}_" if iskeyword(name) else function))
     if not known:
         from importlib.metadata import entry_points  # slow to load, and seldom needed
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from flerm_core.measure.ranks import keep
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -59,6 +61,7 @@ def joined() -> Iterator[Ranks]:
     if cuda:
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if cuda and distributed.is_nccl_available() else "gloo")
+    keep()
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size(), device)
     finally:

@@ -1,4 +1,4 @@
-"""One trajectory as JSON, CSV or Parquet, block by block: memory does not grow with the recording."""
+"""One trajectory as JSON or CSV, block by block, so that memory does not grow with the recording; which format is asked for."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import csv
 import io
 import json
 import math
-import tempfile
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Iterator
 
 from flerm_core.recording import ParameterList
 from flerm_server.rest.problems import NotAcceptable
@@ -19,9 +16,6 @@ from flerm_server.store.base import Rows, Selection
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 FORMATS = {"json": JSON, "csv": CSV, "parquet": PARQUET}
 COLUMNS = ("step", "loss", "learning_rate", "tokens")
-SPOOL_BYTES = 8 << 20  # of a Parquet file that stay in memory
-READ_BYTES = 1 << 18
-ROW_GROUP_BYTES = 1 << 22  # of FSLRs in one row group of Parquet
 
 
 def choose(wanted: str | None, accept: str) -> str:
@@ -93,71 +87,3 @@ def _lines(block: Rows) -> Iterator[tuple[int, str, str, str, list[str]]]:
 
 def _text(value: float) -> str:
     return repr(value) if math.isfinite(value) else ""
-
-
-def _row_groups(rows: Iterator[Rows]) -> Iterator[Rows]:
-    """The same rows in larger blocks: each column of each row group costs the same, however few its rows."""
-    held: list[Rows] = []
-    for block in rows:
-        held.append(block)
-        if sum(each.values.nbytes for each in held) >= ROW_GROUP_BYTES:
-            yield _joined(held)
-            held = []
-    if held:
-        yield _joined(held)
-
-
-def _joined(blocks: list[Rows]) -> Rows:
-    return Rows(
-        steps=np.concatenate([each.steps for each in blocks]),
-        values=np.concatenate([each.values for each in blocks]),
-        losses=np.concatenate([each.losses for each in blocks]),
-        learning_rates=np.concatenate([each.learning_rates for each in blocks]),
-        tokens=np.concatenate([each.tokens for each in blocks]),
-        extras=(),
-    )
-
-
-def as_parquet(selection: Selection, parameters: ParameterList, rows: Iterator[Rows]) -> Callable[[], Iterator[bytes]]:
-    """The same columns as CSV; FSLRs are float32, null where unmeasured; the recording is in the file's metadata `flerm`.
-
-    The file is complete when this returns: what goes wrong on the way is still an error, not half an answer.
-    """
-    # Here, not above: 29 MiB that a server nobody asks for Parquet need not hold.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    recording = RecordingOut.of(selection.recording.without_parameters()).model_dump_json()
-    fields = [
-        pa.field("step", pa.int64(), nullable=False),
-        pa.field("loss", pa.float64()),
-        pa.field("learning_rate", pa.float64()),
-        pa.field("tokens", pa.int64()),
-        *(pa.field(name, pa.float32()) for name in parameters.names),
-    ]
-    schema = pa.schema(fields, metadata={"flerm": recording})
-    file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed when it has been sent
-    try:
-        # FSLRs hardly repeat: a dictionary of them costs ten times the rest, and makes the file larger.
-        with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False, write_statistics=False) as writer:
-            for block in _row_groups(rows):
-                tokens = pa.array(block.tokens, mask=block.tokens < 0)
-                columns = [
-                    pa.array(block.steps),
-                    pa.array(block.losses, mask=np.isnan(block.losses)),
-                    pa.array(block.learning_rates, mask=np.isnan(block.learning_rates)),
-                    tokens,
-                    *(pa.array(column, mask=np.isnan(column)) for column in np.ascontiguousarray(block.values.T)),
-                ]
-                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-    except BaseException:
-        file.close()
-        raise
-
-    def send() -> Iterator[bytes]:
-        with file:
-            file.seek(0)
-            while part := file.read(READ_BYTES):
-                yield part
-
-    return send

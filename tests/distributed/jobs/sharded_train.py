@@ -96,7 +96,7 @@ def no_trace(estimator: str, **options: Any) -> bool:
         losses = steps(model, optimizer, 0, STEPS, accumulate=options.get("accumulate", False), own=own)
         if record:
             assert flerm.trajectory.steps.tolist() == [1, 3, 5]
-            assert flerm._meter.estimator.name == estimator
+            assert flerm.estimator == estimator
         trace = left(model, optimizer, losses)
         trace.state["heard"] = len(heard)
         return trace

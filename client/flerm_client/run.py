@@ -1,0 +1,300 @@
+"""A training run under measurement: what happens around each of its optimiser steps."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import sys
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from flerm_client.about import About, check_settings, parameter_list
+from flerm_client.aim import Aim
+from flerm_client.clock import Clock
+from flerm_client.decay import is_independent
+from flerm_client.journal import Journal, ending_status
+from flerm_client.optimizers import bare_optimizer, describe, initial_rate
+from flerm_client.probe import Probe
+from flerm_client.rates import Rates
+from flerm_client.reporting import check_reporting
+from flerm_client.stepping import Attachment
+from flerm_client.subject import find_ranks, make_subject, on_device
+from flerm_core.errors import FlermError, InvalidInput, Unsupported
+from flerm_core.limits import validate_family_name
+from flerm_core.matching import Multipliers
+from flerm_core.measure.estimator import Output, Subject
+from flerm_core.measure.meter import Meter, make_estimator
+from flerm_core.measure.sharpness import Loss, require_scipy
+from flerm_core.measure.untouched import AutocastContext
+from flerm_core.measure.update import Update
+from flerm_core.recording import Attempt, EstimatorSettings, RecordingSpec
+
+
+class Run:
+    """The parts of a run and their state. `begin` starts it; then each step of the optimisers goes through `_around`.
+
+    `steps` counts the model's steps: one is over when every optimiser has made its part of it. `fslr` is the last measurement,
+    `matched_fslr` that of which `multipliers` were made, at step `matched_at`; all go by tensor, the first two by role too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        probe: Iterable[Any],
+        family: str,
+        lr: float | None,
+        output: Output | None,
+        seed: int,
+        weight_decay: str,
+        sharpness: Loss | None,
+        bands: Mapping[str, str] | None,
+        blocks: str | Sequence[str] | None,
+        process_group: Any,
+    ) -> None:
+        validate_family_name(family)
+        given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+        if not given:
+            raise InvalidInput("optimizer is an empty sequence; at least one is needed")
+        self.optimizers = [bare_optimizer(each) for each in given]
+        self.family = family
+        self.lr = initial_rate(self.optimizers) if lr is None else float(lr)
+        if not 0.0 < self.lr < math.inf:
+            raise InvalidInput(f"lr={self.lr} is not allowed; a finite number above 0 is")
+        self.seed = seed
+        self.model = model
+        self.ranks = find_ranks(model, process_group)
+        self.subject = make_subject(model, self.optimizers, output, blocks, self.ranks)
+        if sharpness is not None:
+            require_scipy()
+            if self.subject.sharding is not None:
+                raise Unsupported(
+                    "sharpness= cannot be measured where ranks share tensors (FSDP2, tensor parallel); leave it out"
+                )
+        self._loss = None if sharpness is None else on_device(sharpness, self.subject.device)
+        self.probe = Probe(probe)
+        names = {id(p): name for name, p in self.subject.parameters.items()}
+        self.independent_decay = is_independent(weight_decay, self.optimizers)
+        self.rates = [Rates(each, names, independent_decay=self.independent_decay) for each in self.optimizers]
+        self.journal = Journal(parameter_list(self.subject, bands))
+        self.recording_id = str(uuid.uuid4())
+        self.resume_at = 0
+        self.steps = 0
+        self.fslr: dict[str, float] = {}
+        self.matched_fslr: dict[str, float] = {}
+        self.matched_at = 1
+        self.multipliers: dict[str, float] = {}
+        self._update: Update | None = None
+        self._stepped: set[int] = set()
+        self._ended = False
+
+    def begin(
+        self,
+        about: About,
+        settings: EstimatorSettings,
+        *,
+        aim: Aim | None = None,
+        match_every: int = 0,
+        dry_run: bool = False,
+    ) -> None:
+        """From now on the optimisers' steps are measured by `settings`, and matched to `aim` at `start` and each `match_every`
+        steps.
+
+        A run with an aim is bound to the estimator of its targets, one without may fall back to kronecker.
+        """
+        check_settings(settings)
+        self.about, self.settings, self.aim, self._dry_run = about, settings, aim, dry_run
+        self.measuring = Clock(settings.start, settings.every)
+        self.matching = Clock(settings.start, match_every)
+        self.matched_at = settings.start
+        outer = {"output_weight": settings.output_weight, "output_bias": settings.output_bias}
+        fallback = make_estimator("kronecker", self.subject, **outer) if aim is None else None
+        estimator = make_estimator(settings.name, self.subject, **outer)
+        self.meter = Meter(self.subject, estimator, self.ranks, seed=self.seed, fallback=fallback, loss=self._loss)
+        self.recording_id = self.ranks.share(self.recording_id)  # whichever rank's state a checkpoint holds: it names one run
+        if about.registry is not None and not dry_run:
+            if self.ranks.lead:
+                self.about = about.looked_up()
+            # A wrong tag, a spool that cannot be written: told now, on every rank, and not by rank 0 in mid-training.
+            self.on_lead(lambda: check_reporting(about.registry, self._spec(), about.spool))
+        self._attachments = [Attachment(each, partial(self._around, index)) for index, each in enumerate(self.optimizers)]
+        listeners = _listeners(self.model, self.subject)
+        self._forward_hooks = [each.register_forward_pre_hook(self._see_forward) for each in listeners]
+        self._at_exit = partial(_end_at_exit, weakref.ref(self))
+        atexit.register(self._at_exit)
+
+    def end(self, status: str, timeout: float = 10.0) -> None:
+        """Takes the measurement off the optimisers and ends the recording, waiting at most `timeout` seconds for its delivery.
+
+        A second time does nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        atexit.unregister(self._at_exit)
+        for attachment in self._attachments:
+            attachment.detach()
+        for hook in self._forward_hooks:
+            hook.remove()
+        self._update = None
+        self.journal.finish(status, self.steps, timeout)
+
+    def on_lead(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` answers on rank 0, on every rank; what it raises, likewise."""
+        answer: Any = None
+        if self.ranks.lead:
+            try:
+                answer = ask()
+            except FlermError as error:
+                answer = error
+        answer = self.ranks.share(answer)
+        if isinstance(answer, FlermError):
+            raise answer
+        return answer
+
+    def described(self) -> tuple[str, dict[str, Any]]:
+        """The optimisers' class name(s) and settings."""
+        return describe(self.optimizers, independent_decay=self.independent_decay)
+
+    def _due(self, step: int) -> bool:
+        return self.measuring.due(step) or (self.aim is not None and self.matching.due(step))
+
+    @contextmanager
+    def _around(self, index: int) -> Iterator[None]:
+        """One optimiser's step."""
+        if not self._stepped and self._due(self.steps + 1):
+            self._update = Update(self.subject.parameters)
+        if self._update is not None:
+            self._update.rates |= self.rates[index].current(self.multipliers)
+            self._update.decays |= self.rates[index].decays()
+        try:
+            if self.multipliers:
+                with self.rates[index].applied(self.multipliers):
+                    yield
+            else:
+                yield
+        except BaseException:
+            self._update = None
+            self._stepped.clear()
+            raise
+        self._stepped.add(index)
+        if len(self._stepped) == len(self.optimizers):
+            self._stepped.clear()
+            self.steps += 1
+            update, self._update = self._update, None
+            if update is not None:
+                self._measure(update)
+            self.journal.step_over()
+
+    def _measure(self, update: Update) -> None:
+        # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing: tried again at the next.
+        if not any(update.rates.values()):
+            return
+        flags = torch.stack(list(update.moved().values())).tolist()
+        moved = any(flags)
+        if not moved and not self.ranks.locked:
+            return
+        still = {name for name, flag in zip(update.parameters, flags, strict=True) if not flag}
+        # What an optimiser leaves alone (no gradient) does not decay either.
+        update.decays = {name: decay for name, decay in update.decays.items() if name not in still}
+        draws = self.settings.warmup if self.meter.measurements == 0 else self.settings.samples
+        measured = self.meter.measure(update, self.probe, draws, moved=moved)
+        if not measured:
+            return
+        # NaN: diverged, the last finite measurement stands. Zero: the tensor has no update yet.
+        if any(not math.isfinite(value) for value in measured.values()):
+            self.journal.diverged = True
+        self.fslr = {name: value for name, value in measured.items() if value > 0.0 and math.isfinite(value)} or self.fslr
+        if self.about.registry is not None and self.ranks.lead and not self.journal.reporting and not self._dry_run:
+            self.journal.report_to(self.about, self._spec(), Attempt(resume_at=self.resume_at))
+        if self.aim is not None and self.matching.due(self.steps):
+            self._match(self.aim, update)
+            self.matching.done(self.steps)
+        self.measuring.done(self.steps)
+        rate = float(self.optimizers[0].param_groups[0]["lr"])
+        multipliers = None if self.aim is None else {name: self.multipliers.get(name, 1.0) for name in self.subject.parameters}
+        self.journal.add(self.steps, measured, rate, multipliers, sharpness=self.meter.sharpness)
+
+    def _match(self, aim: Aim, update: Update) -> None:
+        """Sets the multipliers, and makes the step just taken one that ran at them (design, method 4)."""
+        everything = [*self.subject.parameters, *self.subject.roles]
+        measured = {name: self.fslr.get(name, math.nan) for name in everything}
+        outcome = aim.multipliers(self.steps, measured, self.multipliers)
+        if self._dry_run:
+            if self.ranks.lead:
+                sys.stdout.write(f"{aim.comparison(self.family, self.lr, self.steps, measured).text()}\n")
+            self.end("interrupted")
+            raise SystemExit(0)
+        if self.ranks.lead:
+            _tell(outcome)
+        self.matched_at, self.matched_fslr = self.steps, self.fslr
+        names = list(self.subject.parameters)
+        exact = torch.tensor([outcome.values.get(n, 1.0) for n in names], dtype=torch.float64, device=self.subject.device)
+        before, now = self.multipliers, dict(zip(names, self.ranks.spread(exact).tolist(), strict=True))
+        self.multipliers = now
+        update.reapply({name: m / before.get(name, 1.0) for name, m in now.items()})
+
+    def _see_forward(self, module: nn.Module, args: Any) -> None:
+        # The step runs outside the user's autocast region: what is open in the training's forward is opened for the probe's.
+        if self._due(self.steps + 1) and not self.meter.measuring:
+            self.meter.autocast = AutocastContext.current(self.subject.device.type)
+
+    def _spec(self) -> RecordingSpec:
+        kind, kind_settings = self.described()
+        found = None if self.aim is None else self.aim.found
+        spec = RecordingSpec(
+            id=self.recording_id,
+            family=self.family,
+            lr=self.lr,
+            parameters=self.journal.parameters,
+            seed=self.seed,
+            role=self.about.role,
+            variant=self.about.variant,
+            optimizer=kind,
+            optimizer_config=kind_settings,
+            estimator=replace(self.settings, name=self.meter.estimator.name),
+            tags=self.about.tags,
+            world_size=self.ranks.size,
+            targets_digest="" if found is None else found.digest,
+            targets_sources=() if found is None else found.sources,
+        )
+        return self.about.complete(spec)
+
+
+def _listeners(model: nn.Module, subject: Subject) -> list[nn.Module]:
+    """The modules whose calls show in what autocast region the training's forward runs.
+
+    The model, and the first of its layers that is measured: a framework may open the region inside the model's forward
+    (accelerate), or not call the model as a whole (Lightning's training_step).
+    """
+    own = {id(parameter) for parameter in subject.parameters.values()}
+    layers = (m for m in subject.model.modules() if any(id(p) in own for p in m.parameters(recurse=False)))
+    first = next(layers, model)
+    return [model] if first is model else [model, first]
+
+
+def _tell(outcome: Multipliers) -> None:
+    """Warns of what was left alone as noise or bounded; tensors without an update yet (LoRA's A at first) are no news."""
+    told = [
+        (outcome.noisy, "have too small an FSLR to be matched and keep their multiplier"),
+        (outcome.clamped, "were clamped"),
+    ]
+    for names, what in told:
+        if names:
+            warnings.warn(f"{len(names)} tensors {what}: {', '.join(names)}", stacklevel=2)
+
+
+def _end_at_exit(reference: weakref.ref[Run]) -> None:
+    live = reference()
+    if live is not None:
+        live.end(ending_status())

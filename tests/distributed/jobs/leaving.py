@@ -1,0 +1,36 @@
+"""Leaves process groups as scripts do, with the DDP model still alive, right after a collective. A gloo worker may then be
+waiting for the interpreter's lock, which the long switch interval keeps from it: one round meets that one time in three."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from distributed.launch import begin, report
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flerm_client import FLeRM
+
+
+def leave_a_group() -> None:
+    group = dist.new_group([0, 1])
+    model = DistributedDataParallel(nn.Linear(4, 4), process_group=group)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    if "measured" in sys.argv:
+        FLeRM.record(model, optimizer, probe=[torch.randn(8, 4)], family="f").close()
+    model(torch.randn(2, 4)).sum().backward()
+    texts = [""] * 2
+    dist.all_gather_object(texts, "the last word", group=group)
+    dist.destroy_process_group(group)
+
+
+begin()
+sys.setswitchinterval(100.0)
+for _ in range(12):
+    leave_a_group()
+sys.setswitchinterval(0.005)
+report("left")
+dist.destroy_process_group()

@@ -1,0 +1,13 @@
+"""A rank ends when its script does, also when its process group goes before its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .launch import torchrun
+
+
+def test_a_measured_model_may_outlive_its_process_group(tmp_path: Path) -> None:
+    result = torchrun(2, "leaving.py", "measured", folder=tmp_path, seconds=60.0)
+    assert result.code == 0, result.output
+    assert result.ranks == ["left", "left"]
