@@ -67,7 +67,9 @@ def main() -> None:
                 rates.append(values_per_second(servers[:count], options.clients, options.rows, options.seconds))
     one, two = (statistics.median(found[count]) for count in (1, 2))
     rounds = {str(count): [round(rate) for rate in rates] for count, rates in found.items()}
-    print(json.dumps({"values_per_second": rounds, "one": round(one), "two": round(two), "ratio": round(two / one, 2)}, indent=1))
+    print(
+        json.dumps({"values_per_second": rounds, "one": round(one), "two": round(two), "ratio": round(two / one, 2)}, indent=1)
+    )
 
 
 if __name__ == "__main__":
