@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any
 
 import typer
@@ -26,6 +27,7 @@ _COMMANDS = {
     "targets": "flerm_client.cli.targets",
     "check": "flerm_client.cli.check",
     "export": "flerm_client.cli.export",
+    "import": "flerm_client.cli.importing",
     "plot": "flerm_client.cli.plot",
     "tag": "flerm_client.cli.edit",
     "rename": "flerm_client.cli.edit",
@@ -60,7 +62,8 @@ def build(asked: str | None = None) -> typer.Typer:
     known = asked in _COMMANDS
     for name, module in _COMMANDS.items():
         if name == asked or not known:
-            app.command(name)(getattr(import_module(module), name.replace("-", "_")))
+            function = name.replace("-", "_")
+            app.command(name)(getattr(import_module(module), f"{function}_" if iskeyword(name) else function))
     if not known:
         from importlib.metadata import entry_points  # slow to load, and seldom needed
 
