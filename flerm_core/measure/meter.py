@@ -127,9 +127,9 @@ class Meter:
         return True, iter(taken)
 
     def _join(self, readings: list[tuple[Tensor, int]], problem: Exception | None, curvature: float) -> dict[str, float]:
-        """The one collective of a measurement: [failures, count, (sharpness,) numbers …], summed over ranks. Where some of them,
-        but not all, work on one batch together, one more among these: their parts must be whole first. `curvature` is 0 but on
-        the lead."""
+        """The one collective of a measurement: [failures, count, (sharpness,) numbers …], summed over ranks. Where some of
+        them, but not all, work on one batch together, one more among these: their parts must be whole first. `curvature` is 0
+        but on the lead."""
         if problem is not None:
             if self.ranks.alone:
                 raise problem

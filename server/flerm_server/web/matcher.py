@@ -21,7 +21,7 @@ from flerm_server import queries
 from flerm_server.rest.problems import status_of
 from flerm_server.rest.reading import loaded
 from flerm_server.store.base import Store
-from flerm_server.web.rendering import Pages
+from flerm_server.web.rendering import Door, Pages
 
 MAX_TEXT = 4 << 20
 
@@ -151,7 +151,7 @@ def _by_hand(lr: float, rows: tuple[Row, ...]) -> str:
     )
 
 
-def router(store: Store, pages: Pages, grpc_port: int | None) -> APIRouter:
+def router(store: Store, pages: Pages, door: Door) -> APIRouter:
     """The page /match. Short questions stand in the address; long ones are posted."""
     web = APIRouter(include_in_schema=False)
 
@@ -176,7 +176,7 @@ def router(store: Store, pages: Pages, grpc_port: int | None) -> APIRouter:
             step=step,
             found=found,
             trouble=trouble,
-            registry=f"grpc://{request.url.hostname}:{grpc_port or 50051}",
+            registry=door.address(request),
         )
 
     @web.get("/match")
