@@ -1,5 +1,5 @@
-"""One trajectory read back: our gRPC against a bare stream of the same bytes, Parquet over HTTP against our gRPC, and the memory
-of both sides for a long one.
+"""One trajectory read back: our gRPC against a bare stream of the same bytes, Parquet over HTTP against our gRPC, and
+the memory of both sides for a long one.
 
 python benchmarks/registry_read.py [--db URL]
 """

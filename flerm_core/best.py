@@ -86,6 +86,14 @@ def loss_curve(runs: Iterable[Run]) -> tuple[LossPoint, ...]:
     return tuple(_point(rate, at) for rate, at in _curve(runs).items())
 
 
+def curve_optimum(points: Sequence[LossPoint]) -> float:
+    """The learning rate of a curve's optimum, by the parabola of `best_rate`. Raises `NotFound` where no loss is finite."""
+    best = _lowest(points)
+    if best is None:
+        raise NotFound("points: none of the curve's rates has a finite loss")
+    return _optimum(points, best)
+
+
 def best_rate(family: str, runs: Iterable[Run]) -> Best:
     """The best rate by the final losses of `runs`.
 

@@ -55,7 +55,41 @@ def joint(role: Role, column: Column) -> dict[str, Array]:
     return {role.template if len(role.target) > 1 else next(iter(role.target.values())): column(source)}
 
 
-DEPTH_RULES: dict[str, DepthRule] = {"split": split, "joint": joint}
+def coherent(role: Role, column: Column) -> dict[str, Array]:
+    """`split`, corrected for blocks that move the output together only in part.
+
+    With FSLRs F_j of the base's blocks and J of their joint change, ρ = (J² − ΣF²) / ((ΣF)² − ΣF²) is the coherence of two
+    blocks, in [0, 1]. The targets f are `split`'s times one factor, so that blocks of the same ρ have the base's joint change:
+    J² = (1 − ρ) Σf² + ρ (Σf)². At ρ = 1 that is `split` itself, at ρ = 0 for B' = kB each block's F/√k.
+    """
+    base = np.stack([column(name) for name in role.base.values()])
+    joined = column(role.template) if len(base) > 1 else base[0]
+    parts, whole = np.sum(base**2, axis=0), np.sum(base, axis=0) ** 2
+    crossed = whole - parts
+    coherence = np.divide(joined**2 - parts, crossed, out=np.ones_like(parts), where=crossed > 0)
+    return _rescaled(split(role, column), np.clip(coherence, 0.0, 1.0), parts, whole)
+
+
+def root(role: Role, column: Column) -> dict[str, Array]:
+    """`split`, for blocks that move the output independently: Σf² is the base's, so that B' = kB gives each block F/√k."""
+    base = np.stack([column(name) for name in role.base.values()])
+    parts = np.sum(base**2, axis=0)
+    return _rescaled(split(role, column), np.zeros_like(parts), parts, np.sum(base, axis=0) ** 2)
+
+
+def _rescaled(targets: dict[str, Array], coherence: Array, parts: Array, whole: Array) -> dict[str, Array]:
+    """`targets` times what makes their joint change, of blocks with this coherence, that of the base's.
+
+    `parts` and `whole` are ΣF² and (ΣF)² of the base's blocks.
+    """
+    values = np.stack(list(targets.values()))
+    wanted = (1 - coherence) * parts + coherence * whole
+    have = (1 - coherence) * np.sum(values**2, axis=0) + coherence * np.sum(values, axis=0) ** 2
+    factor = np.sqrt(np.divide(wanted, have, out=np.ones_like(have), where=have > 0))
+    return {name: value * factor for name, value in targets.items()}
+
+
+DEPTH_RULES: dict[str, DepthRule] = {"split": split, "joint": joint, "coherent": coherent, "root": root}
 DEFAULT_DEPTH = "split"
 
 

@@ -248,8 +248,11 @@ def _tokens(trajectories: Sequence[Trajectory], steps: NDArray[np.int64]) -> NDA
 
 
 def _check_ranks(query: TargetQuery, base: Trajectory) -> None:
-    """Tensors of one role have one number of dimensions, whatever the width: another number means another architecture."""
-    if not query.shapes:
+    """Tensors of one role have one number of dimensions, whatever the width: another number means another architecture.
+
+    A base where no shape is known (all empty: imported recordings) can be held against nothing.
+    """
+    if not query.shapes or not any(base.shapes):
         return
     if len(query.shapes) != len(query.names):
         raise InvalidInput(

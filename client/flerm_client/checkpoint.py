@@ -16,9 +16,7 @@ from flerm_core.measure.untouched import PrivateRandomness, RandomState
 
 def save(run: Run) -> dict[str, Any]:
     """`{"flerm": bytes}`: plain values and tensors, as torch.save writes them."""
-    content = io.BytesIO()
-    torch.save(_state(run), content)
-    return {"flerm": content.getvalue()}
+    return {"flerm": packed(_state(run))}
 
 
 def load(run: Run, state: Mapping[str, Any]) -> None:
@@ -27,7 +25,7 @@ def load(run: Run, state: Mapping[str, Any]) -> None:
     Raises `InvalidInput` for anything else than what `save` made, and where the two runs are set up otherwise (recording,
     matching).
     """
-    content = _unpacked(state["flerm"])
+    content = unpacked(state["flerm"])
     if (content["aim"] is None) != (run.aim is None):
         kinds = ("record", "match") if content["aim"] is None else ("match", "record")
         raise InvalidInput(f"the checkpoint is of a run by FLeRM.{kinds[0]}, this one is by FLeRM.{kinds[1]}")
@@ -68,8 +66,15 @@ def _state(run: Run) -> dict[str, Any]:
     }
 
 
-def _unpacked(content: Any) -> dict[str, Any]:
-    """Reads plain values and tensors only, never code."""
+def packed(state: Mapping[str, Any]) -> bytes:
+    """Plain values and tensors, as torch.save writes them."""
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    return content.getvalue()
+
+
+def unpacked(content: Any) -> dict[str, Any]:
+    """What `packed` was given. Reads plain values and tensors only, never code."""
     if not isinstance(content, bytes):
         raise InvalidInput(f"the checkpoint's 'flerm' is a {type(content).__name__}; it must be what FLeRM.state_dict() made")
     state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)

@@ -251,6 +251,16 @@ class FLeRM:
         return {name: found[name] for name in self._run.subject.parameters}
 
     @property
+    def start(self) -> int:
+        """The first step that is measured, counted from 1."""
+        return self._run.settings.start
+
+    @property
+    def measurements(self) -> int:
+        """How many measurements this run holds, those before a resume included."""
+        return len(self._run.journal.rows)
+
+    @property
     def trajectory(self) -> Trajectory:
         """All that this run measured: raw FSLRs at learning rate 1, tensors and roles."""
         return self._run.journal.trajectory

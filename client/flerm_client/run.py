@@ -32,7 +32,7 @@ from flerm_client.subject import find_ranks, make_subject, on_device
 from flerm_core.errors import FlermError, InvalidInput, Unsupported
 from flerm_core.limits import validate_family_name
 from flerm_core.matching import Multipliers
-from flerm_core.measure.estimator import Output
+from flerm_core.measure.estimator import Output, Subject
 from flerm_core.measure.meter import Meter, make_estimator
 from flerm_core.measure.sharpness import Loss, require_scipy
 from flerm_core.measure.untouched import AutocastContext
@@ -129,7 +129,8 @@ class Run:
             # A wrong tag, a spool that cannot be written: told now, on every rank, and not by rank 0 in mid-training.
             self.on_lead(lambda: check_reporting(about.registry, self._spec(), about.spool))
         self._attachments = [Attachment(each, partial(self._around, index)) for index, each in enumerate(self.optimizers)]
-        self._forward_hook = self.model.register_forward_pre_hook(self._see_forward)
+        listeners = _listeners(self.model, self.subject)
+        self._forward_hooks = [each.register_forward_pre_hook(self._see_forward) for each in listeners]
         self._at_exit = partial(_end_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
 
@@ -143,7 +144,8 @@ class Run:
         atexit.unregister(self._at_exit)
         for attachment in self._attachments:
             attachment.detach()
-        self._forward_hook.remove()
+        for hook in self._forward_hooks:
+            hook.remove()
         self._update = None
         self.journal.finish(status, self.steps, timeout)
 
@@ -267,6 +269,18 @@ class Run:
             targets_sources=() if found is None else found.sources,
         )
         return self.about.complete(spec)
+
+
+def _listeners(model: nn.Module, subject: Subject) -> list[nn.Module]:
+    """The modules whose calls show in what autocast region the training's forward runs.
+
+    The model, and the first of its layers that is measured: a framework may open the region inside the model's forward
+    (accelerate), or not call the model as a whole (Lightning's training_step).
+    """
+    own = {id(parameter) for parameter in subject.parameters.values()}
+    layers = (m for m in subject.model.modules() if any(id(p) in own for p in m.parameters(recurse=False)))
+    first = next(layers, model)
+    return [model] if first is model else [model, first]
 
 
 def _tell(outcome: Multipliers) -> None:

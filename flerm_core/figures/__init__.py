@@ -8,5 +8,16 @@ from flerm_core.figures.evolution import fslr_figure, run_figure
 from flerm_core.figures.losses import Curve, curves_of, loss_figure
 from flerm_core.figures.ratios import ratio_figure, ratios
 from flerm_core.figures.style import Figure
+from flerm_core.figures.transfer import transfer_figure
 
-__all__ = ["Curve", "Figure", "curves_of", "fslr_figure", "loss_figure", "ratio_figure", "ratios", "run_figure"]
+__all__ = [
+    "Curve",
+    "Figure",
+    "curves_of",
+    "fslr_figure",
+    "loss_figure",
+    "ratio_figure",
+    "ratios",
+    "run_figure",
+    "transfer_figure",
+]

@@ -91,7 +91,10 @@ class Example(Estimator):
 
     def close(self, parts: Tensor) -> Tensor:
         """Σ_n c_n² of every tensor and role."""
-        return self._squares(parts.reshape(len(self._positions), -1)) if self.reach == "split" else parts
+        if self.reach != "split":
+            return parts
+        tensors = len(self._positions)
+        return self._squares(parts.reshape(tensors, len(parts) // tensors))
 
     def _raw(self, changes: Tensor, outputs: Tensor) -> Tensor:
         """What `draw` gives, of c under the φ of this batch alone."""
@@ -111,7 +114,7 @@ class Example(Estimator):
         with watch.attached():
             return watch, self.subject.outputs(batch)
 
-    def _changes(self, watch: Watch, outputs: Tensor, direction: Tensor, update: Update, *, keep: bool = False) -> Tensor:
+    def _changes(self, watch: Watch, outputs: Tensor, direction: Tensor, update: Update) -> Tensor:
         """c [tensors, N] float64."""
         examples = len(outputs)
         changes = torch.zeros(len(self._positions), examples, dtype=torch.float64, device=outputs.device)
@@ -132,7 +135,7 @@ class Example(Estimator):
                 if products is not None:
                     changes[self._positions[tensor]] += layout.by_example(products, examples)
 
-        watch.backward(outputs, direction, add, keep=keep)
+        watch.backward(outputs, direction, add)
         return changes
 
     def _layout(self, place: Place, examples: int) -> Layout:
@@ -149,62 +152,69 @@ class Example(Estimator):
     # The first draw
 
     def _settle(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
+        """Each pass has a forward of its own, from the same masks: a graph that is kept for another pass holds what activation
+        checkpointing recomputed for the last one."""
         self._deepest = set()
-        masks, drawn = RandomState(), generator.get_state()
-        watch, plain = self._forward(batch)
-        if not self._sharding.anywhere(len(plain) > 0):
-            return plain.new_zeros(self.columns, dtype=torch.float64), 0
-        if self._sharding.anywhere(len(plain) == 0):
+        masks = RandomState()
+        watch, outputs = self._forward(batch)
+        if not self._sharding.anywhere(len(outputs) > 0):
+            return outputs.new_zeros(0 if self.reach == "split" else self.columns, dtype=torch.float64), 0
+        if self._sharding.anywhere(len(outputs) == 0):
             raise MeasurementError("the first probe batch of a sharded model is empty: every rank needs examples to begin with")
-        if is_reentrant(plain):
+        if is_reentrant(outputs):
             raise ExamplesCouple(
                 "activation checkpointing with use_reentrant=True hides the modules inside it; use_reentrant=False does not"
             )
+        plain = outputs.detach()
         self._counts_examples = _counter(batch, len(plain))
+        direction = draw_projection(plain, generator)
+        chosen = half_of(len(plain), generator).to(plain.device)
         expanded: list[nn.Module] = []  # every module that was tried as shared
-        outputs = plain
         while True:
-            direction = draw_projection(outputs, generator)
-            unclear = self._find_layouts(watch, outputs, direction, generator)
+            unclear = self._find_layouts(watch, outputs, direction, chosen)
+            del watch, outputs
             if unclear is not None:
                 self._clear_up(unclear, expanded)
-            else:
-                changes = self._changes(watch, outputs, direction, update, keep=True)
-                if self._prove(changes, outputs, direction, update):
-                    self._deepest = watch.find_deepest()
-                    watch.release()
-                    self._watched_for = self._trained()
-                    return self._raw(changes, outputs), outputs.numel()
-            watch.release()
-            while True:  # once more from the same masks and projection, watched otherwise
+            watch, outputs = self._forward_again(batch, plain, masks, expanded)
+            if unclear is None:
+                watch.deepest = self._deepest = watch.find_deepest()
+                changes = self._changes(watch, outputs, direction, update)
                 masks.restore()
-                generator.set_state(drawn)
-                same = False
-                try:
-                    watch, outputs = self._forward(batch)
-                    same = torch.equal(local(outputs), local(plain))
-                except Exception:
-                    if not (expanded and expanded[-1] in self._shared):
-                        raise
-                    recover(self.subject.model)
-                if not self._sharding.anywhere(not same):
-                    break
-                # Whoever takes the shared output does not simply broadcast it: the next module up must answer.
-                self._hand_up(expanded[-1])
+                if self._prove(self.subject.outputs(batch), direction, changes, update):
+                    self._watched_for = self._trained()
+                    return self._raw(changes, plain), plain.numel()
+                self._deepest = set()
+                watch, outputs = self._forward_again(batch, plain, masks, expanded)
 
-    def _find_layouts(self, watch: Watch, outputs: Tensor, direction: Tensor, generator: torch.Generator) -> nn.Module | None:
+    def _forward_again(self, batch: Any, plain: Tensor, masks: RandomState, expanded: list[nn.Module]) -> tuple[Watch, Tensor]:
+        """The forward that gave `plain`, watched as is known by now."""
+        while True:
+            masks.restore()
+            same = False
+            try:
+                watch, outputs = self._forward(batch)
+                same = torch.equal(local(outputs), local(plain))
+            except Exception:
+                if not (expanded and expanded[-1] in self._shared):
+                    raise
+                recover(self.subject.model)
+            if not self._sharding.anywhere(not same):
+                return watch, outputs
+            # Whoever takes the shared output does not simply broadcast it: the next module up must answer.
+            self._hand_up(expanded[-1])
+
+    def _find_layouts(self, watch: Watch, outputs: Tensor, direction: Tensor, chosen: Tensor) -> nn.Module | None:
         """Fills in the layout of every watched output; the first module of the forward where there is none."""
         examples = len(outputs)
         if examples == 1 and not self._sharding.parts:
             return None
-        chosen = half_of(examples, generator).to(outputs.device)
         found: dict[Place, Layout | None] = {}
 
         def look(place: Place, use: Use, gradient: Tensor) -> None:
             found[place] = find_split_layout(gradient, chosen)
 
         mask = chosen.reshape(-1, *[1] * (outputs.ndim - 1)).to(direction.dtype)
-        watch.backward(outputs, direction * placed_like(direction, mask), look, keep=True)
+        watch.backward(outputs, direction * placed_like(direction, mask), look)
         self._sharding.agree_on_order([(type(place.module).__name__, place.call, place.index) for place in found])
         self._layouts = {place: layout for place, layout in found.items() if layout is not None}
         unclear = self._sharding.total(torch.tensor([float(layout is None) for layout in found.values()], device=mask.device))
@@ -232,7 +242,7 @@ class Example(Estimator):
                 "statistics or are mixed (BatchNorm in train mode, routing), or dimension 0 of the output does not count them"
             )
 
-    def _prove(self, changes: Tensor, outputs: Tensor, direction: Tensor, update: Update) -> bool:
+    def _prove(self, outputs: Tensor, direction: Tensor, changes: Tensor, update: Update) -> bool:
         """Compares Σ_n c_n with ⟨ΔW, ∂φ/∂W⟩; hands tensors that differ to the next module up. True when nothing differs."""
         reference = torch.zeros_like(changes[:, 0])
 

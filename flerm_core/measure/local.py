@@ -20,11 +20,11 @@ from flerm_core.measure.untouched import RandomState
 
 @dataclass
 class Use:
-    """One call of a module in a probe's forward: what it was given and what it gave."""
+    """One call of a module in a probe's forward, and what it was given, detached."""
 
     module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
     randomness: RandomState | None = None
     tangents: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -32,7 +32,7 @@ class Use:
     def input(self) -> Tensor:
         """The tensor that a module of one input was called with."""
         found: Tensor = self.args[0] if self.args else next(iter(self.kwargs.values()))
-        return found.detach()
+        return found
 
 
 # (module, input, local name, ΔW, ∂φ/∂y) -> products whose leading dimensions are those of y.
@@ -134,23 +134,10 @@ def forward_mode(use: Use, names: Mapping[str, str], tensor: str, change: Tensor
 
 
 def _tangents(use: Use, paths: list[str], change: Tensor) -> list[Tensor]:
-    args, kwargs = _detached((use.args, use.kwargs))
     outside = RandomState()
     if use.randomness is not None:
         use.randomness.restore()
     try:
-        return derivative(use.module, dict.fromkeys(paths, change), args, kwargs, floating_tensors)[1]
+        return derivative(use.module, dict.fromkeys(paths, change), use.args, use.kwargs, floating_tensors)[1]
     finally:
         outside.restore()
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return {key: _detached(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_detached(item) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_detached(item) for item in value)
-    return value

@@ -127,8 +127,9 @@ class Meter:
         return True, iter(taken)
 
     def _join(self, readings: list[tuple[Tensor, int]], problem: Exception | None, curvature: float) -> dict[str, float]:
-        """The one collective of a measurement: [failures, count, (sharpness,) numbers …], summed over ranks (two where ranks
-        work on one batch together, and their parts must be whole first). `curvature` is 0 but on the lead."""
+        """The one collective of a measurement: [failures, count, (sharpness,) numbers …], summed over ranks. Where some of
+        them, but not all, work on one batch together, one more among these: their parts must be whole first. `curvature` is 0
+        but on the lead."""
         if problem is not None:
             if self.ranks.alone:
                 raise problem
@@ -136,6 +137,8 @@ class Meter:
                 self.ranks.fail(problem)
             readings = []
         reach = self.estimator.reach
+        if reach == "split" and self.ranks.share_one_batch:
+            reach = "all"  # the same ranks: their parts go with everything else
         parts = [reading for reading, _ in readings]
         count = float(sum(outputs for _, outputs in readings))
         if reach == "split":
@@ -163,7 +166,7 @@ class Meter:
                 "every probe batch of this measurement is empty: dimension 0 of the output counts no examples"
             )
         if reach == "all":
-            draws = torch.tensor(sums, dtype=torch.float64).reshape(len(readings), -1)
+            draws = torch.tensor(sums, dtype=torch.float64).split([len(part) for part in parts])
             sums = torch.stack([self.estimator.close(draw) for draw in draws]).sum(0).tolist()
         return self.estimator.fslrs(np.asarray(sums) / weight)
 

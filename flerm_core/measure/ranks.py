@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -52,10 +55,9 @@ class Ranks:
         self._groups: list[Any] = [group] if groups is None else list(groups)
         self._split = list(split)
         self.locked = locked
-        self.size = 1
         for each in [] if self.alone else self._groups:
-            self.size *= dist.get_world_size(each)
             keep(each)
+        self.size = 1 if self.alone else math.prod(dist.get_world_size(each) for each in self._groups)
         own = 0 if self.alone else dist.get_rank(self._groups[0])
         self.rank = own if rank is None else rank
         self.lead = self.alone or all(dist.get_rank(each) == 0 for each in self._groups)
@@ -76,6 +78,11 @@ class Ranks:
             self._reduce(values, group)
         return values
 
+    @property
+    def share_one_batch(self) -> bool:
+        """Whether all ranks work on one and the same batch."""
+        return bool(self._split) and math.prod(dist.get_world_size(each) for each in self._split) == self.size
+
     def _reduce(self, values: Tensor, group: Any) -> None:
         try:
             dist.all_reduce(values, group=group)
@@ -86,6 +93,14 @@ class Ranks:
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether `flag` is set on any rank. Called by all ranks at the same point."""
         return flag if self.alone else bool(self.sum(torch.tensor([float(flag)], device=device)).item())
+
+    def same(self, value: object, device: torch.device | str) -> bool:
+        """Whether `value` (what prints alike is alike) is the same on all ranks. Called by all ranks at the same point."""
+        digest = hashlib.sha256(repr(value).encode()).digest()
+        own = [int.from_bytes(digest[at : at + 2], "little") for at in range(0, 8, 2)]  # so small that sums are exact
+        sent = torch.tensor([1, *own, *(each**2 for each in own)], dtype=torch.float64, device=device)
+        count, *sums = map(int, self.sum(sent).tolist())
+        return all(count * squares == total**2 for total, squares in zip(sums[:4], sums[4:], strict=True))
 
     def raise_together(self, problem: Exception | None) -> None:
         """Exchanges the sentences of the ranks that have a problem and raises the first one everywhere. Called by all ranks."""
@@ -116,7 +131,8 @@ class Ranks:
 
     @property
     def _place(self) -> str:
-        return f"flerm/failure/{self._serial}"
+        # Ranks that torchrun restarts may find the store of those before them, with what these left there.
+        return f"flerm/failure/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self._serial}"
 
     def spread(self, values: Tensor) -> Tensor:
         """The lead's `values`, bit for bit, on every rank."""

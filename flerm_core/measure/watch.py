@@ -1,16 +1,20 @@
-"""One forward with modules watched: every use of them, and the gradient of every output of each use."""
+"""One forward with modules watched: every use of them, and the gradient of every output of each use.
+
+Neither outputs nor inputs are held beyond what training holds of them (`kept`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from flerm_core.measure.kept import Kept
 from flerm_core.measure.local import Use, has_closed_form
 from flerm_core.measure.projection import floating_tensors
 from flerm_core.measure.untouched import RandomState
@@ -28,7 +32,7 @@ class Place:
 
 
 class Watch:
-    """Hooks on `modules` for one forward, and as many backward passes through it as wanted.
+    """Hooks on `modules` for one forward and one backward pass through it.
 
     An output of a module in `shared` is the same for all examples (a position embedding), and there its gradient is their
     sum. It is handed on expanded along a new or unit dimension 0, one row for each of `examples`: the same values to whoever
@@ -48,7 +52,7 @@ class Watch:
         self._calls: dict[nn.Module, int] = {}
         self._entered: dict[nn.Module, RandomState] = {}
         self._listening = False
-        self._hear: Hear | None = None
+        self._ear = _Ear()
         self.edges: dict[Place, GradientEdge] = {}
         self.deepest = deepest
 
@@ -69,26 +73,22 @@ class Watch:
             for handle in handles:
                 handle.remove()
 
-    def backward(self, outputs: Tensor, direction: Tensor, hear: Hear, *, keep: bool = False) -> None:
-        """Sends `direction` back through the graph; `hear` is told of every watched output's gradient on the way."""
+    def backward(self, outputs: Tensor, direction: Tensor, hear: Hear) -> None:
+        """Sends `direction` back through the graph, once; `hear` is told of every watched output's gradient on the way."""
         if not self.edges:
             return
         # A pass collects the gradients of the edges it is asked for and frees all others at once. Asked for are only those that
         # no other watched edge lies behind: the rest are on the way to them.
-        deepest = [edge for place, edge in self.edges.items() if place in (self.deepest or self.edges)]
-        self._hear = hear
+        deepest = self.deepest or self.find_deepest()
+        # What checkpoints run again saves what it saved before.
+        handles = [module.register_forward_hook(self._again, with_kwargs=True, prepend=True) for module in self._modules]
+        self._ear.hear = hear
         try:
-            torch.autograd.grad(outputs, deepest, direction, retain_graph=keep, allow_unused=True)
+            torch.autograd.grad(outputs, [self.edges[place] for place in deepest], direction, allow_unused=True)
         finally:
-            self._hear = None
-            if not keep:
-                self.release()
-
-    def release(self) -> None:
-        """Lets go of the forward's graph. Its hooks hold this watch, and through `edges` the graph would hold itself, with all
-        activations, until the next garbage collection."""
-        self.edges = {}
-        self._entered.clear()
+            self._ear.hear = None
+            for handle in handles:
+                handle.remove()
 
     def find_deepest(self) -> set[Place]:
         """The watched places that have no watched place behind them, towards the inputs."""
@@ -113,22 +113,44 @@ class Watch:
         if not self._listening:
             return None
         call = self._calls[module] = self._calls.get(module, -1) + 1
-        use = Use(module, args, dict(kwargs), self._entered.pop(module, None))
+        use = Use(module, randomness=self._entered.pop(module, None))
         replaced = isinstance(result, Tensor) and module in self._shared
         if replaced:
-            rows = result if result.shape[0] == 1 else result.unsqueeze(0)
-            result = rows.expand(self._examples, *rows.shape[1:])
+            result = self._expanded(result)
         for index, output in enumerate(floating_tensors(result)):
             if output.requires_grad:
                 place = Place(module, call, index)
                 self.edges[place] = get_gradient_edge(output)
-                output.register_hook(self._listener(place, use))
+                output.register_hook(_listener(self._ear, place, use, Kept(args, kwargs)))
         return result if replaced else None
 
-    def _listener(self, place: Place, use: Use) -> Callable[[Tensor], None]:
-        def listen(gradient: Tensor) -> None:
-            if self._hear is not None:
-                with torch.no_grad():
-                    self._hear(place, use, gradient)
+    def _again(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Any:
+        replaced = isinstance(result, Tensor) and module in self._shared
+        if replaced:
+            result = self._expanded(result)
+        for output in floating_tensors(result):
+            if output.requires_grad:
+                Kept(args, kwargs)
+        return result if replaced else None
 
-        return listen
+    def _expanded(self, output: Tensor) -> Tensor:
+        rows = output if output.shape[0] == 1 else output.unsqueeze(0)
+        return rows.expand(self._examples, *rows.shape[1:])
+
+
+@dataclass(slots=True)
+class _Ear:
+    """Who listens to the pass under way, if any. Hooks know this and not the watch: that has the graph, which has the hooks,
+    and a ring would keep it all until a garbage collection."""
+
+    hear: Hear | None = None
+
+
+def _listener(ear: _Ear, place: Place, use: Use, kept: Kept) -> Callable[[Tensor], None]:
+    def listen(gradient: Tensor) -> None:
+        if ear.hear is not None:
+            args, kwargs = kept.take()
+            with torch.no_grad():
+                ear.hear(place, replace(use, args=args, kwargs=kwargs), gradient)
+
+    return listen

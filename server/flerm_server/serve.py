@@ -20,18 +20,28 @@ from grpc_reflection.v1alpha import reflection
 from flerm_core.errors import Refused
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server import tracing
+from flerm_server.access.gate import Gate
+from flerm_server.access.guard import Guarded
+from flerm_server.grpc.admission import HARD_MESSAGE_BYTES, Admission
 from flerm_server.grpc.interceptors import CallInterceptor
 from flerm_server.grpc.service import RegistryService
+from flerm_server.limits import raise_open_files
 from flerm_server.metrics import Metrics
 from flerm_server.rest.app import create_app
 from flerm_server.rest.live import Streams
+from flerm_server.rest.patience import PatientProtocol
 from flerm_server.settings import Address, Settings
 from flerm_server.store.base import Store
 from flerm_server.store.sql import open_store
+from flerm_server.tls import Certificate
+from flerm_server.web.rendering import Door
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Registry"].full_name
 # A thread is busy for as long as its stream is open: enough for the streams of many clients.
 THREADS = 256
+KEPT_FOR_SHORT_CALLS = 64
+HANDSHAKE_SECONDS = 20.0
 
 log = structlog.get_logger("flerm.serve")
 
@@ -44,36 +54,49 @@ class Server:
 
         `wait` waits for `stop_requested`.
         """
-        settings.check()
         self._settings = settings
         self._stop_requested = stop_requested or threading.Event()
-        metrics = Metrics()
-        self._socket = _listen(settings.http)
+        certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+        store = open_store(settings.db, lease_seconds=settings.lease_seconds)
+        self._store: Store = store
+        metrics, gate = Metrics(), Gate(store.tokens)
+        guarded = Guarded(store, recordings_per_token=settings.recordings_per_token)
+        self._health = health.HealthServicer()
         try:
-            self._store: Store = open_store(settings.db, lease_seconds=settings.lease_seconds)
-            self._health = health.HealthServicer()
-            self._grpc = _grpc_server(self._store, metrics, self._health, settings)
-            self.grpc_address = _bind(self._grpc, settings.grpc)
+            settings.check(has_tokens=store.tokens.any())
+            self._socket = _listen(settings.http)
+            try:
+                self._grpc = _grpc_server(RegistryService(store, guarded, metrics), metrics, gate, self._health, settings)
+                self.grpc_address = _bind(self._grpc, settings.grpc, certificate)
+            except BaseException:
+                self._socket.close()
+                raise
         except BaseException:
-            self._socket.close()
+            store.close()
             raise
         self.http_address = Address(settings.http.host, self._socket.getsockname()[1])
-        self._streams = Streams()
+        self._streams = Streams(metrics.event_streams)
         app = create_app(
-            self._store,
+            guarded,
+            gate,
             metrics,
-            local_only=self.http_address.loopback,
+            local_only=settings.local_only,
+            secure=settings.secure,
             streams=self._streams,
-            grpc_port=self.grpc_address.port,
+            door=Door("grpcs" if settings.secure else "grpc", self.grpc_address.port),
             allowed_origins=settings.allowed_origins,
         )
         config = uvicorn.Config(
             app,
+            http=PatientProtocol,
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         )
+        if certificate is not None:
+            config.load()
+            config.ssl = certificate.context()
         self._http = uvicorn.Server(config)
         self._http_thread = threading.Thread(target=self._run_http, name="http")
 
@@ -124,6 +147,8 @@ def run(settings: Settings, announce: Callable[[Server], None]) -> None:
     # Before anything listens: who is told to stop while starting stops too.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, request_stop)
+    raise_open_files()
+    tracing.configure()
     server = Server(settings, requested)
     server.start()
     try:
@@ -131,6 +156,7 @@ def run(settings: Settings, announce: Callable[[Server], None]) -> None:
         server.wait()
     finally:
         server.stop()
+        tracing.flush()
 
 
 def _listen(address: Address) -> socket.socket:
@@ -146,14 +172,21 @@ def _listen(address: Address) -> socket.socket:
     return listener
 
 
-def _grpc_server(store: Store, metrics: Metrics, health_service: health.HealthServicer, settings: Settings) -> grpc.Server:
+def _grpc_server(
+    service: RegistryService, metrics: Metrics, gate: Gate, health_service: health.HealthServicer, settings: Settings
+) -> grpc.Server:
     server = grpc.server(
         ThreadPoolExecutor(THREADS, thread_name_prefix="grpc"),
-        interceptors=[CallInterceptor(metrics)],
-        # Two servers must not share a port by accident.
-        options=[("grpc.so_reuseport", 0), *_keepalive(settings.keepalive_seconds)],
+        interceptors=[CallInterceptor(metrics, Admission(gate, streams=THREADS - KEPT_FOR_SHORT_CALLS))],
+        options=[
+            ("grpc.so_reuseport", 0),  # two servers must not share a port by accident
+            ("grpc.max_receive_message_length", HARD_MESSAGE_BYTES),
+            ("grpc.max_connection_age_ms", round(settings.connection_seconds * 1000)),
+            ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
+            *_keepalive(settings.keepalive_seconds),
+        ],
     )
-    rpc.add_RegistryServicer_to_server(RegistryService(store, metrics), server)
+    rpc.add_RegistryServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server
@@ -171,9 +204,12 @@ def _keepalive(seconds: float) -> list[tuple[str, int]]:
     ]
 
 
-def _bind(server: grpc.Server, address: Address) -> Address:
+def _bind(server: grpc.Server, address: Address, certificate: Certificate | None) -> Address:
     try:
-        port = server.add_insecure_port(address.text)
+        if certificate is None:
+            port = server.add_insecure_port(address.text)
+        else:
+            port = server.add_secure_port(address.text, certificate.server_credentials())
     except RuntimeError as error:
         raise Refused(f"grpc {address.text}: cannot listen there; choose another with --grpc") from error
     if not port:

@@ -45,26 +45,56 @@ class Address:
 class Settings:
     """One server.
 
-    `drain_seconds`: how long calls in flight may take after SIGTERM. `lease_seconds`: after how long a silent recording reads
-    as interrupted. `announce`: a file that gets the real addresses. `allowed_origins`: other sites
-    whose pages may read REST (CORS), such as https://dash.example.
+    `tls_cert`, `tls_key`: PEM files for both ports. `insecure`: listen beyond this host without tokens and TLS.
+    `tls_terminated_upstream`: a proxy in front speaks TLS, and what arrives comes from it. `drain_seconds`: how long calls in
+    flight may take after SIGTERM. `lease_seconds`: after how long a silent recording reads as interrupted. `announce`: a file
+    that gets the real addresses. `keepalive_seconds`: after how long a silent peer is asked whether it is there.
+    `connection_seconds`: how old a gRPC connection grows before its client is asked to connect anew, so that replicas share
+    load. `allowed_origins`: other sites whose pages may read REST (CORS), such as https://dash.example.
+    `recordings_per_token`: how many recordings one token may start.
     """
 
     db: str = "sqlite:///flerm.db"
     grpc: Address = Address("127.0.0.1", 50051)
     http: Address = Address("127.0.0.1", 8080)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     insecure: bool = False
+    tls_terminated_upstream: bool = False
     drain_seconds: float = 10.0
     lease_seconds: float = 120.0
     announce: Path | None = None
     keepalive_seconds: float = 60.0
+    connection_seconds: float = 300.0
     allowed_origins: tuple[str, ...] = ()
+    recordings_per_token: int = 100_000
 
-    def check(self) -> None:
-        """Raises `Refused` for an address that others can reach, unless `insecure`."""
+    @property
+    def secure(self) -> bool:
+        """Whether clients reach it by TLS."""
+        return self.tls_cert is not None or self.tls_terminated_upstream
+
+    @property
+    def local_only(self) -> bool:
+        """Whether every request for another host than this one must be forged."""
+        return self.http.loopback and not self.tls_terminated_upstream
+
+    def check(self, *, has_tokens: bool) -> None:
+        """Raises `Refused` for a registry that others could reach without a token, or without TLS, unless `insecure`."""
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidInput("tls_cert, tls_key: one is given without the other; give both or none")
+        if self.insecure:
+            return
         for field, address in (("grpc", self.grpc), ("http", self.http)):
-            if not address.loopback and not self.insecure:
+            if address.loopback and not self.tls_terminated_upstream:
+                continue
+            if not has_tokens:
                 raise Refused(
-                    f"{field} {address.text}: others could reach the registry there, and this version has no tokens yet; "
-                    "stay on 127.0.0.1 or, in a network that you trust, add --insecure"
+                    f"{field} {address.text}: others could reach the registry there, and it has no tokens; make the first with "
+                    f"`flerm token create NAME --scope admin`, stay on 127.0.0.1, or add --insecure in a network that you trust"
+                )
+            if not self.secure:
+                raise Refused(
+                    f"{field} {address.text}: tokens would be read on their way there; give --tls-cert and --tls-key, add "
+                    "--tls-terminated-upstream behind a proxy that speaks TLS or, in a network that you trust, --insecure"
                 )

@@ -151,6 +151,12 @@ def test_the_matcher_gives_rates_and_the_code_that_applies_them(open_page: Open,
     expect(page.locator("#code")).to_contain_text(f'registry="grpc://{filled.registry.grpc}"')
     expect(page.locator("#by-hand")).to_contain_text('"embed.weight": ')
     assert "tensors=embed.weight" in page.url
+    page.get_by_label("Step measured at").fill("301")
+    page.get_by_role("button", name="Match").click()
+    found = httpx.post(f"{filled.url}/api/v1/match", json={**asked, "step": 301}).json()
+    expect(page.get_by_role("heading", name="2 tensors at 0.004, step 301")).to_be_visible()
+    expect(rows.first).to_contain_text(f"{found['learning_rates']['embed.weight']:.4g}")
+    expect(page.locator("#code")).to_contain_text("start=301")
 
 
 def test_a_model_too_long_for_an_address_is_posted(open_page: Open, large: Gallery):
@@ -164,6 +170,8 @@ def test_a_model_too_long_for_an_address_is_posted(open_page: Open, large: Galle
 def test_a_wrong_question_is_answered_in_words(open_page: Open, filled: Gallery):
     page = open_page(f"{filled.url}/match?family=team/decoder&lr=fast", ok=422)
     expect(page.get_by_role("alert")).to_contain_text("lr: 'fast' is no number")
+    page = open_page(f"{filled.url}/match?family=team/decoder&step=-3", ok=422)
+    expect(page.get_by_role("alert")).to_contain_text("step: '-3' is no step")
     page = open_page(f"{filled.url}/match?family=team/decoder&tensors=conv.weight+1", ok=404)
     expect(page.get_by_role("alert")).to_contain_text("conv.weight not matched by the base")
     page = open_page(f"{filled.url}/families/none", ok=404)

@@ -52,6 +52,18 @@ def answer(capsys, *arguments: str):
     return json.loads(out)
 
 
+def test_tags_names_and_recordings_are_changed_afterwards(sweep, capsys):
+    family, recording = sweep
+    assert answer(capsys, "tag", recording, "purpose=baseline", "draft=1")["tags"] == {"purpose": "baseline", "draft": "1"}
+    code, out, _ = run(capsys, "tag", recording, "--remove", "draft")
+    assert (code, out) == (0, f"{recording}: purpose=baseline\n")
+    assert answer(capsys, "rename", family, f"{family}-b")["recordings"] == 3
+    assert answer(capsys, "delete", recording, "--yes") == {"id": recording, "rows": 2}
+    assert len(answer(capsys, "recordings", f"{family}-b")) == 2
+    code, _, err = run(capsys, "delete", recording, "--yes")
+    assert code == 3 and "is not in this registry" in err
+
+
 def test_families(sweep, capsys):
     family, _ = sweep
     (found,) = answer(capsys, "families", family)
@@ -178,6 +190,18 @@ def test_two_optimisers_end_with_5(sweep, tmp_path, capsys):
 def test_every_command_explains_itself_with_an_example(capsys, name):
     code, out, _ = run(capsys, name, "--help")
     assert code == 0 and f"flerm {name}" in " ".join(out.split()) and "Example:" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [(["serve"], "structlog", "server"), (["import-ptnorms", "f", "some.ptnorms", "--lr", "1"], "torch", "train")],
+)
+def test_a_command_whose_packages_are_not_installed_says_what_to_install(command, package, extra, monkeypatch, capsys):
+    for module in [name for name in sys.modules if name.startswith(("flerm_server", "flerm_client.ptnorms"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(command) == 1
+    assert capsys.readouterr().err == f"flerm: flerm {command[0]} needs the package {package}: pip install 'flerm[{extra}]'\n"
 
 
 def test_help_lists_the_commands(capsys):

@@ -84,6 +84,27 @@ def test_joint_asks_for_the_change_of_all_blocks_at_once() -> None:
     assert targets == {"embed.weight": 10, "layers.*.attn.q.weight": 2.5, "head.weight": 20}
 
 
+def test_coherent_keeps_the_joint_change_of_blocks_that_cohere_as_the_bases_do() -> None:
+    # F = (3, 4) with a joint change of √37: ρ = (37 − 25) / (49 − 25) = ½.
+    targets = blocks_of(match_targets(base([3.0, 4.0], joint=math.sqrt(37)), decoder(6), depth="coherent"))
+    assert targets == pytest.approx([targets[0]] * 3 + [targets[0] * 4 / 3] * 3)
+    assert sum(f**2 for f in targets) / 2 + sum(targets) ** 2 / 2 == pytest.approx(37, rel=1e-6)
+
+
+@pytest.mark.parametrize(("joint", "share"), [(7.0, 1 / 4), (5.0, 1 / 2), (4.9, 1 / 2), (9.0, 1 / 4)])
+def test_coherent_is_split_for_blocks_that_move_together_and_root_for_blocks_that_do_not(joint: float, share: float) -> None:
+    targets = blocks_of(match_targets(base([3.0, 4.0], joint=joint), decoder(8), depth="coherent"))
+    assert targets == pytest.approx([3 * share] * 4 + [4 * share] * 4, rel=1e-6)
+
+
+def test_root_divides_by_the_square_root_of_the_blocks_and_needs_no_role() -> None:
+    assert blocks_of(match_targets(base([3.0, 4.0]), decoder(8), depth="root")) == pytest.approx([1.5] * 4 + [2.0] * 4)
+
+
+def test_coherent_from_a_single_block_shares_it_out_as_split_does() -> None:
+    assert blocks_of(match_targets(base([3.0]), decoder(2), depth="coherent")) == [1.5, 1.5]
+
+
 def test_joint_from_or_to_a_single_block_needs_no_role() -> None:
     assert match_targets(base([3.0]), decoder(2), depth="joint")["layers.*.attn.q.weight"] == 3
     assert match_targets(base([1.0, 2.0], joint=2.5), decoder(1), depth="joint")["layers.0.attn.q.weight"] == 2.5
@@ -152,7 +173,7 @@ def test_a_plain_mlp_of_another_depth_is_no_guess() -> None:
 
 
 def test_an_unknown_rule_is_named() -> None:
-    with pytest.raises(InvalidInput, match="depth: 'cubic' is not a rule; allowed are split, joint"):
+    with pytest.raises(InvalidInput, match="depth: 'cubic' is not a rule; allowed are split, joint, coherent, root"):
         match_targets(base([1.0]), decoder(1), depth="cubic")
 
 

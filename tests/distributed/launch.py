@@ -30,11 +30,12 @@ class Outcome:
 
 
 def torchrun(
-    ranks: int, script: str | Path, *arguments: str, folder: Path, seconds: float = 90.0, **environment: str
+    ranks: int, script: str | Path, *arguments: str, folder: Path, seconds: float = 90.0, restarts: int = 0, **environment: str
 ) -> Outcome:
     """`script` (of jobs/, a path, or `-m module`) on `ranks` processes; each may torch.save to its `rank{r}.pt` in `folder`."""
     target = ["-m", str(script)[3:]] if str(script).startswith("-m ") else [str(JOBS / script)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launcher.append(f"--max-restarts={restarts}")
     command = [*launcher, *target, *arguments]
     env = (
         os.environ
@@ -59,7 +60,10 @@ def begin() -> None:
     """In a rank: joins the others. A hang ends the rank and says where."""
     faulthandler.dump_traceback_later(80.0, exit=True)
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of the root, which returns a view as all do
-    dist.init_process_group("gloo")
+    # Restarted ranks share torchrun's store with those before them, and must not read the addresses of the dead there.
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    attempt = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    dist.init_process_group("gloo", store=attempt, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
     keep()
 
 

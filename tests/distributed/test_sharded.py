@@ -93,10 +93,16 @@ def test_bytes_of_example_when_sharded_are_a_number_for_each_fslr(two: list[Any]
     assert sum(lengths) < 0.05 * parameters
 
 
-def test_bytes_of_example_when_ranks_share_a_batch_are_those_of_each_examples_part_too(two: list[Any]) -> None:
+def test_bytes_of_example_when_all_ranks_share_a_batch_are_those_of_each_examples_part(two: list[Any]) -> None:
     lengths, _ = two[0]["bytes", "tp", "example"]
     tensors, examples = len(list(sharded.build(sharded.ParallelDecoder).parameters())), len(sharded.batch_of(0))
-    assert lengths == [8, 8 * tensors * examples, 8 * (2 + len(two[0]["tp", "example"]))]
+    assert lengths == [8, 8 * (2 + tensors * examples)]
+
+
+def test_bytes_of_example_when_some_ranks_share_a_batch_are_those_of_each_examples_part_among_them_too(four: list[Any]) -> None:
+    lengths, _ = four[0]["bytes", "fsdp-sequence", "example"]
+    tensors, examples = len(list(sharded.build(sharded.ParallelDecoder).parameters())), len(sharded.batch_of(0))
+    assert lengths == [8, 8 * tensors * examples, 8 * (2 + len(four[0]["fsdp-sequence", "example"]))]
 
 
 def test_bytes_of_kronecker_when_sharded_are_the_sums_along_the_dimension_that_is_cut(two: list[Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from flerm_client import FLeRM, RegistryClient
+from flerm_client.workloads.training import Job, train
 
 from ..conftest import RegistryProcess
 from ..distributed.launch import torchrun
@@ -47,12 +48,15 @@ def test_a_recording_arrives_whole_and_is_read_over_grpc_and_http(registry: Regi
     assert [row["step"] for row in body["rows"]] == [1, 3, 5]
 
 
-def test_two_ranks_match_what_the_registry_holds(registry: RegistryProcess, tmp_path: Path) -> None:
+def test_two_ranks_match_what_the_registry_holds(
+    registry: RegistryProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLERM_SPOOL", str(tmp_path))
     family = "two-ranks"
-    arguments = ("train", "resmlp", "--steps", "20", "--family", family, "--registry", registry.address)
+    job = {"workload": "resmlp", "lr": 1e-3, "steps": 20, "family": family, "registry": registry.address}
     for seed in (0, 1):
-        done = torchrun(1, "-m flerm_client.cli", *arguments, "--lr", "1e-3", "--seed", str(seed), "--record", folder=tmp_path)
-        assert done.code == 0, done.output
+        train(Job(**job, seed=seed, mode="record"))
+    arguments = ("train", "resmlp", "--steps", "20", "--family", family, "--registry", registry.address)
     out = tmp_path / "result.json"
     matched = torchrun(
         2, "-m flerm_client.cli", *arguments, "--width", "2", "--lr", "1e-3", "--match", "--json", str(out), folder=tmp_path
@@ -93,3 +97,4 @@ def test_the_command_line_says_it_in_one_line_and_ends_with_its_code(registry: R
     lines = [line for line in done.output.splitlines() if "'nobody'" in line and "Traceback" not in line]
     assert len(lines) == 2, done.output  # one a rank
     assert "exitcode  : 3" in done.output
+    assert "workloads/training.py" not in done.output, "no traceback of ours"

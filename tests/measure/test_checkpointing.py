@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +18,9 @@ from flerm_client import FLeRM
 from flerm_core.errors import MeasurementError
 
 from .runs import ResMLP, loss_of, vectors
+
+PEAK_MEMORY = Path(__file__).parent / "jobs" / "peak_memory.py"
+PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}  # what is freed goes back, so that memory in use shows
 
 
 class Checkpointed(ResMLP):
@@ -44,6 +53,22 @@ def test_non_reentrant_checkpoints_change_nothing(estimator: str) -> None:
     plain, checkpointed = measured(None, estimator), measured(False, estimator)
     assert checkpointed[0] == estimator
     assert checkpointed[1] == pytest.approx(plain[1], rel=1e-12)
+
+
+def test_a_measurement_keeps_what_checkpoints_save() -> None:
+    """Beside the activations a measurement needs W_old, the training's gradients and a few temporaries, checkpointed or not."""
+
+    def peaks(how: str) -> dict[str, float]:
+        job = [sys.executable, str(PEAK_MEMORY), how]
+        return json.loads(subprocess.run(job, env=os.environ | PAGES, check=True, capture_output=True).stdout)
+
+    whole, checkpointed = peaks("whole"), peaks("checkpointed")
+    assert checkpointed["plain"] < 0.25 * whole["plain"]
+    for measurement in ("first", "later"):
+        extra = whole[measurement] - whole["plain"]
+        assert extra < 24.0  # of activations there are 56 MiB
+        assert checkpointed[measurement] - checkpointed["plain"] < extra + 2.0
+    assert max(whole["stays"], checkpointed["stays"]) < 8.0  # the gradients, of which there are 6
 
 
 def test_reentrant_ones_are_measured_by_kronecker() -> None:

@@ -42,10 +42,10 @@ class RemoteStore(Store):
         request = pb.RegisterFamilyRequest(name=name, description=description, blocks=blocks)
         return convert.family_from(self._call("RegisterFamily", request))
 
-    def family(self, name: str) -> Family:
+    def family(self, name: str, *, within="") -> Family:
         return next(each for each in self.families(prefix=name).items if each.name == name)
 
-    def families(self, *, prefix="", page_size=0, page_token="") -> Page[Family]:
+    def families(self, *, prefix="", page_size=0, page_token="", within="") -> Page[Family]:
         request = pb.ListFamiliesRequest(prefix=prefix, page_size=page_size, page_token=page_token)
         found = self._call("ListFamilies", request)
         return Page(tuple(map(convert.family_from, found.families)), found.next_page_token)
@@ -60,7 +60,7 @@ class RemoteStore(Store):
     def delete(self, recording_id: str) -> int:
         return self._call("DeleteRecording", pb.DeleteRecordingRequest(recording_id=recording_id)).rows
 
-    def start(self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by="") -> Started:
+    def start(self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by="", most_recordings=0) -> Started:
         request = pb.StartRecordingRequest(spec=convert.spec_to(spec))
         if attempt is not None:
             request.attempt_id, request.resume_at = attempt.id, attempt.resume_at
@@ -91,7 +91,10 @@ class RemoteStore(Store):
     def recording(self, recording_id: str) -> Recording:
         return convert.recording_from(self._call("GetRecording", pb.GetRecordingRequest(recording_id=recording_id)))
 
-    def recordings(self, filters: RecordingFilter, *, page_size=0, page_token="") -> Page[Recording]:
+    def family_of(self, recording_id: str) -> str:
+        return self.recording(recording_id).spec.family
+
+    def recordings(self, filters: RecordingFilter, *, page_size=0, page_token="", within="") -> Page[Recording]:
         found = self._call("ListRecordings", convert.filter_to(filters, page_size, page_token))
         return Page(tuple(map(convert.recording_from, found.recordings)), found.next_page_token)
 

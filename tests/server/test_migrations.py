@@ -40,8 +40,8 @@ def test_the_migrations_make_the_tables_that_the_code_uses(empty: str):
     engine = open_engine(parse_url(migrate(empty)))
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    assert schema.check(engine) == schema.SchemaState("0002", "0002", "0001")
-    assert schema.upgrade(engine)[0].current == "0002"
+    assert schema.check(engine) == schema.SchemaState("0003", "0003", "0001")
+    assert schema.upgrade(engine)[0].current == "0003"
     engine.dispose()
 
 
@@ -76,7 +76,7 @@ def test_a_schema_that_asks_for_newer_servers_is_refused(empty: str):
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE schema_support SET oldest_server = '0008'"))
     engine.dispose()
-    with pytest.raises(Refused, match=r"schema 0009, which only servers that know 0008 can serve; this one knows 0002"):
+    with pytest.raises(Refused, match=r"schema 0009, which only servers that know 0008 can serve; this one knows 0003"):
         open_store(empty)
 
 
@@ -126,10 +126,10 @@ def test_the_db_commands(tmp_path: Path):
     missing = run("db", "current", "--db", db)
     assert missing.exit_code == 3
     assert missing.stderr == f"Error: db {db}: there is no such file; `flerm serve` or `flerm db upgrade` makes it\n"
-    assert run("db", "upgrade", "--db", db).stdout == "schema (empty) -> 0002\n"
-    assert run("db", "upgrade", "--db", db).stdout == "schema 0002, up to date\n"
-    assert run("db", "check", "--db", db).stdout == "schema 0002: this version can serve it\n"
+    assert run("db", "upgrade", "--db", db).stdout == "schema (empty) -> 0003\n"
+    assert run("db", "upgrade", "--db", db).stdout == "schema 0003, up to date\n"
+    assert run("db", "check", "--db", db).stdout == "schema 0003: this version can serve it\n"
     assert run("db", "backup", f"{tmp_path}/copy.db", "--db", db).exit_code == 0
-    assert run("db", "current", "--db", f"sqlite:///{tmp_path}/copy.db").stdout == "schema 0002, this version has 0002\n"
+    assert run("db", "current", "--db", f"sqlite:///{tmp_path}/copy.db").stdout == "schema 0003, this version has 0003\n"
     again = run("db", "backup", f"{tmp_path}/copy.db", "--db", db)
     assert (again.exit_code, "exists already" in again.stderr) == (2, True)

@@ -33,7 +33,7 @@ def test_it_announces_its_addresses_and_stops_cleanly(start_registry: StartRegis
     assert registry.output[0] == f"registry: {registry.address}  {registry.http}/\n"
     with grpc.insecure_channel(registry.grpc) as channel:
         info = rpc.RegistryStub(channel).ServerInfo(pb.ServerInfoRequest(), timeout=10)
-        assert (info.schema_revision, list(info.api_versions), info.max_rows_per_append) == ("0002", ["v1"], 1000)
+        assert (info.schema_revision, list(info.api_versions), info.max_rows_per_append) == ("0003", ["v1"], 1000)
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
         assert "flerm.registry.v1.Registry" in ProtoReflectionDescriptorDatabase(channel).get_services()
@@ -84,7 +84,7 @@ def test_a_call_in_flight_ends_before_the_server_does(start_registry: StartRegis
 
 def test_it_serves_postgresql(start_registry: StartRegistry, postgres: PostgresCluster):
     registry = start_registry(db=migrate(postgres.new_database()))
-    assert httpx.get(f"{registry.http}/readyz").json()["schema_revision"] == "0002"
+    assert httpx.get(f"{registry.http}/readyz").json()["schema_revision"] == "0003"
     assert registry.stop() == 0
 
 
@@ -105,7 +105,7 @@ def refused(*options: str) -> tuple[int, str]:
 def test_it_refuses_what_it_cannot_do_in_one_sentence(tmp_path: Path, postgres: PostgresCluster):
     db = f"sqlite:///{tmp_path}/registry.db"
     code, sentence = refused("--db", db, "--http", "0.0.0.0:0")
-    assert (code, "this version has no tokens yet" in sentence, "--insecure" in sentence) == (5, True, True)
+    assert (code, "it has no tokens; make the first with" in sentence, "--insecure" in sentence) == (5, True, True)
     code, sentence = refused("--db", db, "--grpc", "localhost")
     assert (code, "grpc 'localhost': HOST:PORT is allowed" in sentence) == (2, True)
     code, sentence = refused("--db", postgres.new_database())

@@ -15,7 +15,7 @@ from flerm_core.best import BestQuery, best_of
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound, Unsupported
 from flerm_core.figures import Figure, curves_of, fslr_figure, loss_figure
 
-_FORMATS = (".html", ".png", ".svg", ".json")
+FORMATS = (".html", ".png", ".svg", ".json")
 _PAPER = "#ffffff"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -32,9 +32,9 @@ def plot(
 
     Example: flerm plot team/decoder --out losses.svg
     """
-    if out.suffix not in _FORMATS:
-        raise InvalidInput(f"--out: {str(out)!r} has an unknown ending; allowed are {', '.join(_FORMATS)}")
-    content = _render(_figure(what, pattern, registry), out.suffix, width, height)
+    if out.suffix not in FORMATS:
+        raise InvalidInput(f"--out: {str(out)!r} has an unknown ending; allowed are {', '.join(FORMATS)}")
+    content = render(_figure(what, pattern, registry), out.suffix, width, height)
     try:
         out.write_bytes(content)
     except OSError as error:
@@ -66,7 +66,8 @@ def _is_id(what: str) -> bool:
         return False
 
 
-def _render(figure: Figure, suffix: str, width: int, height: int) -> bytes:
+def render(figure: Figure, suffix: str, width: int, height: int) -> bytes:
+    """`figure` as a file's content, by its ending, one of `FORMATS`. Raises `Unsupported` naming what is not installed."""
     try:
         import plotly.io
     except ImportError as error:

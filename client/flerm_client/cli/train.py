@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 
 def train(
-    workload: Annotated[str, typer.Argument(help="resmlp, decoder, decoder-postnorm or decoder-prenormpostmod.")],
+    workload: Annotated[
+        str, typer.Argument(help="resmlp, decoder, decoder-postnorm, lora-gpt2, …: an unknown name lists all.")
+    ],
     lr: Annotated[float, typer.Option(help="The learning rate: the family's key when recording or matching.")],
     width: Annotated[int, typer.Option(help="Multiple of the base model's width.")] = 1,
     depth: Annotated[int, typer.Option(help="Multiple of the base model's depth.")] = 1,
     init_scale: Annotated[float, typer.Option(help="Multiple of the blocks' initial weights.")] = 1.0,
+    rank: Annotated[int, typer.Option(help="Multiple of the base adapters' rank.")] = 1,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 300,
     seed: Annotated[int, typer.Option(help="Of initialisation, data order and probes.")] = 0,
-    optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd (momentum 0.9).")] = "adam",
+    optimizer: Annotated[str, typer.Option(help="adam, adamw, sgd (momentum 0.9), adagrad, adamax or signsgd.")] = "adam",
     schedule: Annotated[str, typer.Option(help="constant or cosine.")] = "constant",
+    parametrization: Annotated[str, typer.Option(help="standard, mup or ntk (neural-tangent).")] = "standard",
     record: Annotated[bool, typer.Option("--record", help="Keep this run's FSLRs in the registry.")] = False,
     match: Annotated[bool, typer.Option("--match", help="Train at the rates that match the family's recordings.")] = False,
     family: Annotated[str | None, typer.Option(help="Default: the workload's name.")] = None,
@@ -58,11 +62,12 @@ def train(
     job = Job(
         workload=workload,
         lr=lr,
-        scale=Scale(width=width, depth=depth, init_scale=init_scale),
+        scale=Scale(width=width, depth=depth, init_scale=init_scale, rank=rank),
         steps=steps,
         seed=seed,
         optimizer=optimizer,
         schedule=schedule,
+        parametrization=parametrization,
         mode="record" if record else "match" if match else "plain",
         family=family,
         registry=registry,
@@ -85,7 +90,7 @@ def _with_progress(job: Job, run: Any) -> Result:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{job.workload} ×{job.scale.width} wide, ×{job.scale.depth} deep", total=job.steps, loss=0.0)
+        task = progress.add_task(f"{job.workload}, {job.scale.label}", total=job.steps, loss=0.0)
         result: Result = run(job, on_step=lambda step, loss: progress.update(task, completed=step, loss=loss))
     return result
 

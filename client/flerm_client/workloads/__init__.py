@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from flerm_client.workloads.base import Scale, Workload
 from flerm_client.workloads.decoder import DecoderOnBytes
+from flerm_client.workloads.lora import LoRAOnProse
 from flerm_client.workloads.resmlp import ResMLPOnDigits
 from flerm_core.errors import NotFound
 
@@ -17,6 +18,8 @@ WORKLOADS: dict[str, Workload] = {
         DecoderOnBytes("prenorm"),
         DecoderOnBytes("postnorm"),
         DecoderOnBytes("prenormpostmod"),
+        LoRAOnProse("gpt2"),
+        LoRAOnProse("llama"),
     )
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,21 +14,30 @@ from flerm_core.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Which member of the family: multiples of the base model's width and depth, and of its hidden weights' standard deviation.
+    """Which member of the family: multiples of the base model's width and depth, of its hidden weights' standard deviation, and
+    of its adapters' rank. A workload takes those in its `scales`.
 
-    Raises `InvalidInput` for a width or depth below 1 or an initialisation scale that is not positive and finite.
+    Raises `InvalidInput` for a width, depth or rank below 1 or an initialisation scale that is not positive and finite.
     """
 
     width: int = 1
     depth: int = 1
     init_scale: float = 1.0
+    rank: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth"):
+        for name in ("width", "depth", "rank"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}, but it must be a whole number of at least 1")
         if not 0.0 < self.init_scale < float("inf"):
             raise InvalidInput(f"init_scale is {self.init_scale}, but it must be positive and finite")
+
+    @property
+    def label(self) -> str:
+        """As a table names it: `width ×4, depth ×2`; `base` at scale 1."""
+        names = {"width": "width", "depth": "depth", "init_scale": "init scale", "rank": "rank"}
+        differing = [f"{name} ×{getattr(self, key):g}" for key, name in names.items() if getattr(self, key) != 1]
+        return ", ".join(differing) or "base"
 
 
 class Workload(ABC):
@@ -45,6 +54,29 @@ class Workload(ABC):
     """Tokens that one step of all ranks sees; None where the data has no tokens."""
     steps_available: int | None = None
     """Steps until the data is used up; None where it is walked through again and again."""
+
+    scales: frozenset[str] = frozenset({"width", "depth", "init_scale"})
+    """The fields of `Scale` that it takes; the others are 1."""
+    start: int = 1
+    """The optimiser step of the first measurement."""
+
+    def check(self, scale: Scale) -> None:
+        """Raises `InvalidInput` for a scale that this workload does not have."""
+        for each in fields(scale):
+            if each.name not in self.scales and getattr(scale, each.name) != each.default:
+                raise InvalidInput(
+                    f"{each.name} is {getattr(scale, each.name)}, but {self.name} has no such scale; it has "
+                    f"{', '.join(sorted(self.scales))}"
+                )
+
+    def fixed_rate(self, name: str) -> float | None:
+        """The learning rate of the tensor `name` where it is not the one that is swept; None where it is."""
+        return None
+
+    def output(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """The model's outputs, dimension 0 counting examples."""
+        outputs: Tensor = model(inputs)
+        return outputs
 
     @abstractmethod
     def build(self, scale: Scale, *, seed: int) -> nn.Module:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flerm_client.workloads.base import Scale, Workload
-from flerm_client.workloads.corpus import VOCABULARY, corpus
-from flerm_client.workloads.initialise import LINEAR, RELU, generator, he_normal, normal
+from flerm_client.workloads.corpus import VOCABULARY, corpus, probe_batches, training_batches
+from flerm_client.workloads.initialise import LINEAR, RELU, he_normal, normal
 
 Norm = Literal["prenorm", "postnorm", "prenormpostmod"]
 BASE_MODEL, BASE_HEADS, BASE_BLOCKS = 32, 2, 2
@@ -175,24 +175,12 @@ class DecoderOnBytes(Workload):
 
     def batches(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Bytes int64 [16 / world, 64] and the bytes one on; ends when every training chunk was seen once."""
-        text, shard = corpus(self.context), self.shard(rank, world)
-        order = text.training[torch.randperm(len(text.training), generator=generator(seed, "corpus order"))]
-        steps = order[: self.steps_available * self.batch].split(self.batch)
-        return ((text.inputs[step[shard]].long(), text.labels[step[shard]].long()) for step in steps)
+        return training_batches(corpus(self.context), self.batch, self.shard(rank, world), seed=seed)
 
     def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
         """Bytes int64 [16, 64] of the held-out chunks, which the ranks share out and shuffle anew at each pass."""
         self.shard(rank, world)
-        text = corpus(self.context)
-        mine, draw = text.held_out[rank::world], generator(seed, f"corpus probe {rank}")
-
-        def walk() -> Iterator[Tensor]:
-            while True:
-                shuffled = mine[torch.randperm(len(mine), generator=draw)]
-                for start in range(0, len(mine) - self.batch + 1, self.batch):
-                    yield text.inputs[shuffled[start : start + self.batch]].long()
-
-        return walk()
+        return probe_batches(corpus(self.context), self.batch, seed=seed, rank=rank, world=world)
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy in nats per byte."""

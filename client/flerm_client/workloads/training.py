@@ -6,30 +6,33 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
+from torch.optim import Optimizer
 
 from flerm_client.flerm import FLeRM
 from flerm_client.journal import final_loss
 from flerm_client.workloads import Scale, Workload, workload_named
+from flerm_client.workloads.optimizers import OPTIMIZERS, SCHEDULES
+from flerm_client.workloads.parametrization import PARAMETRIZATIONS, apply
 from flerm_client.workloads.ranks import Ranks, joined
 from flerm_core.errors import FlermError, InvalidInput
+from flerm_core.trajectory import Trajectory
 
 MODES = ("plain", "record", "match")
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], float], Optimizer]] = {
-    "adam": lambda parameters, lr: Adam(parameters, lr),
-    "adamw": lambda parameters, lr: AdamW(parameters, lr),
-    "sgd": lambda parameters, lr: SGD(parameters, lr, momentum=0.9),
-}
-SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
-    "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),
-    "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, steps),
+
+TARGETS = ("base", "equal", "equal-throughout")
+_ALLOWED: dict[str, Collection[str]] = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "mode": MODES,
+    "parametrization": PARAMETRIZATIONS,
+    "targets": TARGETS,
 }
 
 
@@ -41,6 +44,11 @@ class Job:
     learning rates that they ask for (and reports its own FSLRs, each 100 steps); plain does neither. `every`: optimiser steps
     between measurements; when matching, between matchings. None means 100 and, when matching, once at the start. `registry`
     None: FLERM_REGISTRY.
+
+    `parametrization` is how weights begin and which rates they take by width. `targets`: base takes those of the family's base
+    recordings (of those that have `source_tags`), equal and equal-throughout are the paper's ablations (Appendix C.3 and C.4):
+    one FSLR for all tensors of the base, or of this model, 1 in sum. `depth_rule` and `estimator` as in `FLeRM`, "" for its
+    own choice. `role`, `variant` and `tags` go into the recording; "" for what the mode says.
     """
 
     workload: str
@@ -54,9 +62,19 @@ class Job:
     family: str | None = None
     registry: str | None = None
     every: int | None = None
+    parametrization: str = "standard"
+    targets: str = "base"
+    depth_rule: str = ""
+    estimator: str = ""
+    role: str = ""
+    variant: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    source_tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        available = workload_named(self.workload).steps_available if self.steps > 0 else None
+        workload = workload_named(self.workload)
+        workload.check(self.scale)
+        available = workload.steps_available if self.steps > 0 else None
         if not 0 < self.lr < math.inf:
             raise InvalidInput(f"lr is {self.lr}, but it must be positive and finite")
         if self.steps < 1 or (available is not None and self.steps > available):
@@ -64,7 +82,7 @@ class Job:
             raise InvalidInput(f"steps is {self.steps}, but it must be {limit}")
         if self.every is not None and self.every < 1:
             raise InvalidInput(f"every is {self.every}, but it must be at least 1")
-        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("mode", MODES)):
+        for name, allowed in _ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}")
 
@@ -110,8 +128,11 @@ def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> R
     """
     workload = workload_named(job.workload)
     with joined() as ranks:
-        model = ranks.wrap(workload.build(job.scale, seed=job.seed))
-        optimizer = OPTIMIZERS[job.optimizer](model.parameters(), job.lr)
+        bare = workload.build(job.scale, seed=job.seed)
+        model = ranks.wrap(bare)
+        same_depth = workload.build(replace(job.scale, width=1), seed=job.seed)
+        groups = apply(job.parametrization, bare, same_depth, optimizer=job.optimizer, lr=job.lr, fixed=workload.fixed_rate)
+        optimizer = OPTIMIZERS[job.optimizer](groups, job.lr)
         flerm = _attach(job, workload, model, optimizer, ranks)
         try:
             result = _loop(job, workload, model, optimizer, flerm, ranks, on_step)
@@ -129,17 +150,41 @@ def _attach(job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer
     if job.mode == "plain":
         return None
     probe = (batch.to(ranks.device) for batch in workload.probe(seed=job.seed, rank=ranks.rank, world=ranks.world))
+    matching = job.mode == "match"
     common: dict[str, Any] = {
         "probe": probe,
         "family": job.family_name,
         "lr": job.lr,
         "registry": job.registry,
         "seed": job.seed,
+        "start": workload.start,
+        "output": workload.output,
         "config": dict(workload.config(job.scale)),
+        "role": job.role or ("scaled" if matching else "base"),
+        "variant": job.variant or ("matched" if matching else "plain"),
+        "tags": job.tags,
     }
     if job.mode == "record":
-        return FLeRM.record(model, optimizer, every=job.every or 100, **common)
-    return FLeRM.match(model, optimizer, every=job.every, **common)
+        return FLeRM.record(model, optimizer, every=job.every or 100, estimator=job.estimator or "example", **common)
+    return FLeRM.match(
+        model,
+        optimizer,
+        every=job.every,
+        estimator=job.estimator or None,
+        depth=job.depth_rule or ("" if job.targets == "base" else "split"),  # equal targets know no joint change
+        source_tags=job.source_tags,
+        targets=_targets(job, workload),
+        **common,
+    )
+
+
+def _targets(job: Job, workload: Workload) -> Trajectory | None:
+    """The equal FSLRs of the paper's ablations, as those of a base model or of this one; None for the registry's."""
+    if job.targets == "base":
+        return None
+    model = workload.build(Scale() if job.targets == "equal" else job.scale, seed=job.seed)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return Trajectory(list(shapes), list(shapes.values()), [1], np.full((1, len(shapes)), 1 / len(shapes)))
 
 
 def _loop(
@@ -157,7 +202,7 @@ def _loop(
     started = time.perf_counter()
     for step, (inputs, labels) in zip(range(1, job.steps + 1), batches, strict=False):
         optimizer.zero_grad()
-        loss = workload.loss(model(inputs.to(ranks.device)), labels.to(ranks.device))
+        loss = workload.loss(workload.output(model, inputs.to(ranks.device)), labels.to(ranks.device))
         loss.backward()
         losses.append(ranks.mean(loss.detach().clone()).item())
         if not math.isfinite(losses[-1]):

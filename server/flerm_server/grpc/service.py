@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 import grpc
@@ -19,6 +20,7 @@ from flerm_proto.status import code_of
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server import queries
+from flerm_server.access.guard import Guarded
 from flerm_server.grpc.ahead import ReadAhead
 from flerm_server.metrics import Metrics
 from flerm_server.store.base import Batch, Rows, Store
@@ -34,10 +36,11 @@ Value = TypeVar("Value")
 class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore]
     """The service `flerm.registry.v1.Registry`. Errors leave it as `FlermError`; `CallInterceptor` makes statuses of them."""
 
-    def __init__(self, store: Store, metrics: Metrics) -> None:
-        """Serves `store`, counting into `metrics`."""
-        self._store = store
+    def __init__(self, store: Store, guarded: Guarded, metrics: Metrics) -> None:
+        """Serves `store` to each as `guarded` lets them, counting into `metrics`."""
+        self._store = guarded
         self._metrics = metrics
+        # Many clients share a commit: each is looked at before its rows are queued.
         self._ingest = GroupCommit(store)
 
     def ServerInfo(self, request: pb.ServerInfoRequest, context: grpc.ServicerContext) -> pb.ServerInfoResponse:
@@ -87,9 +90,11 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         Requests are read ahead, so that those which arrive while others are written share the next commit.
         """
 
+        context_of_reader = copy_context()  # who asks is known on the reading thread too
+
         def take(request: pb.AppendRequest) -> Pending | FlermError:
             try:
-                return self._submit(request)
+                return context_of_reader.run(self._submit, request)
             except FlermError as error:
                 return error
 
@@ -105,6 +110,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
                 yield pb.AppendResponse(error_code=code, error_message=str(error))
 
     def _submit(self, request: pb.AppendRequest) -> Pending:
+        self._store.may_write(request.recording_id)
         rows = _read("measurements", lambda: convert.block_from(request.measurements))
         return self._ingest.submit(Batch(request.recording_id, rows, request.attempt))
 

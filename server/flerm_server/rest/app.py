@@ -14,35 +14,39 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from flerm_core.errors import FlermError
+from flerm_server.access.gate import Gate
+from flerm_server.access.guard import Guarded
 from flerm_server.metrics import Metrics
 from flerm_server.rest import figures, problems, tabular
+from flerm_server.rest.access import Authenticate
 from flerm_server.rest.live import Streams
-from flerm_server.rest.middleware import Observe, SafeHeaders, SameSite
+from flerm_server.rest.middleware import BoundedBody, Observe, SafeHeaders, SameSite
 from flerm_server.rest.routes import router
-from flerm_server.store.base import Store
 from flerm_server.version import version
-from flerm_server.web import matcher, pages
+from flerm_server.web import login, matcher, pages
 from flerm_server.web.assets import Assets
-from flerm_server.web.rendering import Pages
+from flerm_server.web.rendering import Door, Pages
 
 API_ASSETS = Path(str(files("fastapi_offline"))) / "static"
 GZIP_LEVEL = 5  # most of the gain for a third of level 9's time
 
 
 def create_app(
-    store: Store,
+    store: Guarded,
+    gate: Gate,
     metrics: Metrics,
     *,
     local_only: bool,
+    secure: bool = False,
     streams: Streams | None = None,
-    grpc_port: int | None = None,
+    door: Door | None = None,
     allowed_origins: Sequence[str] = (),
 ) -> FastAPI:
-    """The application on `store`.
+    """The application on `store`, for those whom `gate` lets in.
 
-    `local_only`: it listens on the loopback, so requests for other hosts are forged: refused. `streams`: the event streams,
-    for who wants to close them. `grpc_port`: what commands shown on pages name. `allowed_origins`: pages of other hosts that
-    may read REST (CORS); none by default.
+    `local_only`: it listens on the loopback, so requests for other hosts are forged: refused. `secure`: browsers reach it by
+    https. `streams`: the event streams, for who wants to close them. `door`: what commands shown on pages name.
+    `allowed_origins`: pages of other hosts that may read REST (CORS); none by default.
     """
     app = FastAPI(
         title="FLeRM registry",
@@ -52,12 +56,14 @@ def create_app(
         redoc_url=None,
     )
     assets = Assets()
+    door = door or Door()
     rendered = Pages(assets)
     problems.install(app, pages.ErrorPage(rendered))
-    app.include_router(figures.router(store, streams or Streams()))
+    app.include_router(figures.router(store, streams or Streams(metrics.event_streams)))
     app.include_router(router(store))
-    app.include_router(matcher.router(store, rendered, grpc_port))
-    app.include_router(pages.router(store, rendered, grpc_port))
+    app.include_router(matcher.router(store, rendered, door))
+    app.include_router(pages.router(store, rendered, door))
+    app.include_router(login.router(gate, rendered, secure=secure))
     app.include_router(assets.router())
     app.mount("/docs/assets", StaticFiles(directory=API_ASSETS), name="docs-assets")
 
@@ -81,6 +87,9 @@ def create_app(
     def measured() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    # The last one added is the first to see a request.
+    app.add_middleware(Authenticate, gate=gate, metrics=metrics)
+    app.add_middleware(BoundedBody)
     # Parquet is compressed already, and events must not wait for a full buffer.
     packed = (*DEFAULT_EXCLUDED_CONTENT_TYPES, tabular.PARQUET)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=GZIP_LEVEL, exclude_content_types=packed)
@@ -90,7 +99,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(allowed_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Content-Type", "If-None-Match"],
+            allow_headers=["Authorization", "Content-Type", "If-None-Match"],
             expose_headers=headers,
         )
     app.add_middleware(SafeHeaders)

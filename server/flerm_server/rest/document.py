@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from flerm_server.access.gate import Gate
+from flerm_server.access.guard import Guarded
 from flerm_server.metrics import Metrics
 from flerm_server.rest.app import create_app
 from flerm_server.store.sql import open_store
@@ -18,7 +20,8 @@ def document() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{folder}/empty.db")
         try:
-            found: dict[str, Any] = create_app(store, Metrics(), local_only=True).openapi()
+            app = create_app(Guarded(store), Gate(store.tokens), Metrics(), local_only=True)
+            found: dict[str, Any] = app.openapi()
         finally:
             store.close()
     return {**found, "info": {key: value for key, value in found["info"].items() if key != "version"} | {"version": "v1"}}

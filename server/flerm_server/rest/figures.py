@@ -76,11 +76,14 @@ def router(store: Store, streams: Streams) -> APIRouter:
         response_class=StreamingResponse,
         responses={200: {"content": {"text/event-stream": {"example": examples.EVENT}}}},
     )
-    async def follow(recording_id: examples.RecordingId) -> StreamingResponse:
+    async def follow(request: Request, recording_id: examples.RecordingId) -> StreamingResponse:
         """Server-sent events while a recording runs: `rows` when there are new ones, `end` when it has ended."""
         found = await run_in_threadpool(store.recording, recording_id)
         return StreamingResponse(
-            events(store, streams, found), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+            events(store, streams, found, request.state.readmit),
+            media_type="text/event-stream",
+            # The second keeps nginx from gathering events.
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
 
     return api

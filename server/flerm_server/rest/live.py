@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
+from prometheus_client import Gauge
 from starlette.concurrency import run_in_threadpool
 
 from flerm_core.errors import FlermError, LimitExceeded
@@ -27,7 +28,9 @@ MAX_STREAMS = 256
 class Streams:
     """The open event streams of one server, which `close` ends at once. `close` may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, gauge: Gauge) -> None:
+        """Shows on `gauge` how many there are."""
+        self._gauge = gauge
         self._lock = threading.Lock()
         self._open: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._closed = False
@@ -45,23 +48,28 @@ class Streams:
         event = asyncio.Event()
         with self._lock:
             if len(self._open) >= MAX_STREAMS:
-                raise LimitExceeded(f"{MAX_STREAMS} pages follow recordings at once already; reload to see what is new")
+                raise LimitExceeded(
+                    f"event_streams: {MAX_STREAMS} pages follow recordings at once already; reload to see what is new"
+                )
             if self._closed:
                 event.set()
             self._open[event] = asyncio.get_running_loop()
+            self._gauge.set(len(self._open))
         return event
 
     def leave(self, event: asyncio.Event) -> None:
         """The stream is over."""
         with self._lock:
             self._open.pop(event, None)
+            self._gauge.set(len(self._open))
 
 
-async def events(store: Store, streams: Streams, recording: Recording) -> AsyncIterator[str]:
+async def events(store: Store, streams: Streams, recording: Recording, readmit: Callable[[], object]) -> AsyncIterator[str]:
     """`rows` events while the recording runs, the first at once, then an `end` event.
 
     Their data: status, rows, last_step, final_loss. Ends when the recording did or the server stops. An error of the
-    registry's is a `trouble` event, and the last. Interrupted recordings are followed: late rows and a resume may still come.
+    registry's is a `trouble` event, and the last; so is a refusal by `readmit`, which is asked each time: a token may have been
+    revoked. Interrupted recordings are followed: late rows and a resume may still come.
     """
     closing = streams.enter()
     try:
@@ -84,6 +92,7 @@ async def events(store: Store, streams: Streams, recording: Recording) -> AsyncI
             except TimeoutError:
                 silent += POLL_SECONDS
             try:
+                await run_in_threadpool(readmit)
                 recording = await run_in_threadpool(store.recording, recording.spec.id)
             except FlermError as error:
                 yield f"event: trouble\ndata: {json.dumps({'detail': str(error)})}\n\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+import uuid
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -13,7 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flerm_server.metrics import Metrics
 from flerm_server.rest.problems import problem
+from flerm_server.tracing import span
 
+REQUEST_ID = "x-request-id"
+MAX_REQUEST_ID = 64
+MAX_BODY_BYTES = 8 << 20
+BODY_SECONDS = 60.0
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 log = structlog.get_logger("flerm.http")
@@ -85,8 +92,65 @@ def _hostname(url: str) -> str:
         return ""
 
 
+class BoundedBody:
+    """Refuses bodies that are too large, or that do not come to an end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 413 or 408, or passes on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
+            await _too_large(int(announced))(scope, receive, send)
+            return
+        size, started = 0, time.monotonic()
+        ended = answered = False
+
+        async def bounded() -> Message:
+            nonlocal size, ended
+            if ended:
+                return await receive()  # tells of the client's leaving, whenever that is
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, started + BODY_SECONDS - time.monotonic()))
+            except TimeoutError:
+                raise _Unfit(
+                    problem(408, f"body_seconds: the request's body did not come within {BODY_SECONDS:.0f} s")
+                ) from None
+            size += len(message.get("body", b""))
+            if size > MAX_BODY_BYTES:
+                raise _Unfit(_too_large(size))
+            ended = not message.get("more_body", False)
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self._app(scope, bounded, noted)
+        except _Unfit as error:
+            if not answered:
+                await error.answer(scope, receive, send)
+
+
+class _Unfit(BaseException):
+    """A body that will not be read on. Not an Exception: no handler below is to make something of it."""
+
+    def __init__(self, answer: Response) -> None:
+        self.answer = answer
+
+
+def _too_large(size: int) -> Response:
+    return problem(413, f"max_body_bytes: a body of {size} bytes or more; at most {MAX_BODY_BYTES} are allowed")
+
+
 class Observe:
-    """Counts and times each request by its route, and logs it."""
+    """Gives each request an id, counts and times it by its route, and logs it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -99,16 +163,23 @@ class Observe:
             return
         status = 500
         started = time.perf_counter()
+        headers = Headers(scope=scope)
+        given = headers.get(REQUEST_ID, "")[:MAX_REQUEST_ID]
+        request_id = given if given.isprintable() and given else uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
 
         async def watch(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (REQUEST_ID.encode(), request_id.encode("latin-1"))]
             await send(message)
 
         self._metrics.in_flight.labels("http").inc()
         try:
-            await self._app(scope, receive, watch)
+            with span(scope["method"], headers, request_id=request_id):
+                await self._app(scope, receive, watch)
         finally:
             seconds = time.perf_counter() - started
             # The route's template, not the path: names from outside would make labels without end.
@@ -116,4 +187,13 @@ class Observe:
             self._metrics.in_flight.labels("http").dec()
             self._metrics.calls.labels("http", route, str(status)).inc()
             self._metrics.seconds.labels("http", route).observe(seconds)
-            log.debug("request", method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 6))
+            identity = state.get("identity")
+            log.debug(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                seconds=round(seconds, 6),
+                request_id=request_id,
+                token=identity.token_id if identity else "",
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -93,7 +92,7 @@ def install(app: FastAPI, pages: ErrorPages) -> None:
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
-        request_id = uuid.uuid4().hex
+        request_id = request.state.request_id
         log.error("bug", method=request.method, path=request.url.path, request_id=request_id, exc_info=error)
         sentence = f"internal error of the registry; its log has it as request {request_id}"
         return answer(request, 500, sentence, request_id=request_id)

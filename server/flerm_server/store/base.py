@@ -143,12 +143,15 @@ class Store(ABC):
         """Creates the family, or gives an existing one the description and the block axes that are not empty."""
 
     @abstractmethod
-    def family(self, name: str) -> Family:
-        """The family called `name`. Raises `NotFound` naming those that come near."""
+    def family(self, name: str, *, within: str = "") -> Family:
+        """The family called `name`. Raises `NotFound` naming those that come near, of those `within` (see `families`)."""
 
     @abstractmethod
-    def families(self, *, prefix: str = "", page_size: int = 0, page_token: str = "") -> Page[Family]:
-        """Families whose names begin with `prefix`, by name. `page_size` 0: 100; at most 1,000."""
+    def families(self, *, prefix: str = "", page_size: int = 0, page_token: str = "", within: str = "") -> Page[Family]:
+        """Families whose names begin with `prefix`, by name. `page_size` 0: 100; at most 1,000.
+
+        `within` not empty: only the family of that name, or those of that team.
+        """
 
     @abstractmethod
     def rename_family(self, name: str, new_name: str) -> Family:
@@ -158,10 +161,13 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def start(self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by: str = "") -> Started:
+    def start(
+        self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by: str = "", most_recordings: int = 0
+    ) -> Started:
         """Opens a recording (and its family), or a further attempt of one.
 
         `attempt` None, or one whose id is the recording's own, means the first attempt, whatever id that was opened with.
+        Raises `LimitExceeded` for a new recording when `created_by` has `most_recordings` (0: any number) already.
         """
 
     @abstractmethod
@@ -181,8 +187,17 @@ class Store(ABC):
         """One recording with its parameter list. Raises `NotFound`."""
 
     @abstractmethod
-    def recordings(self, filters: RecordingFilter, *, page_size: int = 0, page_token: str = "") -> Page[Recording]:
-        """Recordings without their parameter lists, newest first. A family that is not there has none."""
+    def family_of(self, recording_id: str) -> str:
+        """The name of the family that a recording is of. Raises `NotFound`."""
+
+    @abstractmethod
+    def recordings(
+        self, filters: RecordingFilter, *, page_size: int = 0, page_token: str = "", within: str = ""
+    ) -> Page[Recording]:
+        """Recordings without their parameter lists, newest first. A family that is not there has none.
+
+        `within` as in `families`.
+        """
 
     @abstractmethod
     def tag(self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str] = ()) -> Recording:

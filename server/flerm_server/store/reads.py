@@ -37,6 +37,7 @@ _BLOCK = sa.select(
     measurements.c.tokens,
     measurements.c.extra,
 ).where(measurements.c.attempt_key == sa.bindparam("attempt"))
+_FAMILY_OF = Prepared(sa.select(families.c.name).join_from(recordings, families).where(recordings.c.id == sa.bindparam("id")))
 _RANGE = Prepared(
     _BLOCK.where(measurements.c.step.between(sa.bindparam("first"), sa.bindparam("last"))).order_by(measurements.c.step)
 )
@@ -63,10 +64,18 @@ def _bad_token(token: str) -> InvalidInput:
     return InvalidInput(f"page_token {token[:80]!r}: only the next_page_token of the page before is allowed")
 
 
-def list_families(connection: sa.Connection, prefix: str, page_size: int, page_token: str) -> Page[Family]:
+def covered(within: str) -> list[sa.ColumnElement[bool]]:
+    """The conditions that keep families to one name, or one team; none for an empty `within`."""
+    if not within:
+        return []
+    team = f"{within}/"
+    return [sa.or_(families.c.name == within, sa.func.substr(families.c.name, 1, len(team)) == team)]
+
+
+def list_families(connection: sa.Connection, prefix: str, page_size: int, page_token: str, within: str = "") -> Page[Family]:
     """One page of families by name."""
     limit = page_size or PAGE_SIZE
-    query = sa.select(families).order_by(families.c.name).limit(limit + 1)
+    query = sa.select(families).where(*covered(within)).order_by(families.c.name).limit(limit + 1)
     if prefix:
         query = query.where(sa.func.substr(families.c.name, 1, len(prefix)) == prefix)  # LIKE ignores case on SQLite
     if page_token:
@@ -76,11 +85,12 @@ def list_families(connection: sa.Connection, prefix: str, page_size: int, page_t
     return Page(tuple(items), encode_token(items[-1].name) if len(found) > limit else "")
 
 
-def one_family(connection: sa.Connection, name: str) -> Family:
-    """One family. Raises `NotFound` naming those that come near."""
+def one_family(connection: sa.Connection, name: str, within: str = "") -> Family:
+    """One family. Raises `NotFound` naming those that come near, of those `within`."""
     found = connection.execute(sa.select(families).where(families.c.name == name)).all()
     if not found:
-        names = connection.execute(sa.select(families.c.name).order_by(families.c.name).limit(NAMES_CONSIDERED)).scalars().all()
+        query = sa.select(families.c.name).where(*covered(within)).order_by(families.c.name).limit(NAMES_CONSIDERED)
+        names = connection.execute(query).scalars().all()
         near = difflib.get_close_matches(name, names, NEAR_NAMES, 0.5) or list(names[:NEAR_NAMES])
         there = f"there are {len(names)}, for example {', '.join(near)}" if names else "this registry has none yet"
         raise NotFound(f"family {name!r} is not in this registry; {there}")
@@ -104,7 +114,7 @@ def _with_counts(connection: sa.Connection, found: Sequence[sa.Row[Any]]) -> lis
 
 
 def list_recordings(
-    connection: sa.Connection, filters: RecordingFilter, page_size: int, page_token: str, now: int
+    connection: sa.Connection, filters: RecordingFilter, page_size: int, page_token: str, now: int, within: str = ""
 ) -> Page[Recording]:
     """One page of recordings, newest first."""
     limit = page_size or PAGE_SIZE
@@ -116,7 +126,7 @@ def list_recordings(
         if key is None:
             return Page(())
         query = query.where(recordings.c.family_key == key)
-    query = query.where(*_conditions(filters, now))
+    query = query.where(*_conditions(filters, now), *covered(within))
     if page_token:
         created, number = decode_token(page_token, 2)
         if not (created.isdecimal() and number.isdecimal()) or max(int(created), int(number)) > NEVER:
@@ -175,6 +185,15 @@ def one_recording(connection: sa.Connection, recording_id: str, now: int) -> tup
         raise unknown_recording(recording_id)
     parameters: ParameterList = parameters_from(row.content)
     return row.key, recording_from(row, tags_of(connection, [row.key]).get(row.key, {}), parameters)
+
+
+def family_of(driver: Driver, recording_id: str) -> str:
+    """The name of a recording's family. Raises `NotFound`."""
+    found = _FAMILY_OF.all(driver, {"id": recording_id})
+    if not found:
+        raise unknown_recording(recording_id)
+    name: str = found[0][0]
+    return name
 
 
 def unknown_recording(recording_id: str) -> NotFound:

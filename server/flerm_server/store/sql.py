@@ -17,6 +17,7 @@ from flerm_server.store.base import Appended, Batch, Page, Rows, Selection, Star
 from flerm_server.store.engine import clock, driver_clock, driver_transaction, moment_from, open_engine, parse_url, transaction
 from flerm_server.store.starts import Opening, closed, ensure_family
 from flerm_server.store.tables import attempts, families, recordings
+from flerm_server.store.tokens import Tokens
 
 LEASE_SECONDS = 120.0
 
@@ -28,6 +29,7 @@ class SqlStore(Store):
         """Takes an engine of `open_engine` whose schema was checked; `open_store` does both."""
         self._engine = engine
         self._lease = round(lease_seconds * 1e6)
+        self.tokens = Tokens(engine)
 
     @override
     def info(self) -> StoreInfo:
@@ -51,15 +53,15 @@ class SqlStore(Store):
             return reads.one_family(connection, name)
 
     @override
-    def family(self, name: str) -> Family:
+    def family(self, name: str, *, within: str = "") -> Family:
         with transaction(self._engine) as connection:
-            return reads.one_family(connection, name)
+            return reads.one_family(connection, name, within)
 
     @override
-    def families(self, *, prefix: str = "", page_size: int = 0, page_token: str = "") -> Page[Family]:
+    def families(self, *, prefix: str = "", page_size: int = 0, page_token: str = "", within: str = "") -> Page[Family]:
         limits.validate_page_size(page_size)
         with transaction(self._engine) as connection:
-            return reads.list_families(connection, prefix, page_size, page_token)
+            return reads.list_families(connection, prefix, page_size, page_token, within)
 
     @override
     def rename_family(self, name: str, new_name: str) -> Family:
@@ -82,13 +84,15 @@ class SqlStore(Store):
             return upkeep.delete(connection, recording_id)
 
     @override
-    def start(self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by: str = "") -> Started:
+    def start(
+        self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by: str = "", most_recordings: int = 0
+    ) -> Started:
         limits.validate_spec(spec)
         if attempt is not None:
             limits.validate_attempt(attempt)
         with transaction(self._engine, writes=True) as connection:
             now = clock(connection)
-            return Opening(connection, spec, attempt, created_by, now, now + self._lease).run()
+            return Opening(connection, spec, attempt, created_by, now, now + self._lease, most_recordings).run()
 
     @override
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
@@ -141,11 +145,18 @@ class SqlStore(Store):
             return reads.one_recording(connection, recording_id, clock(connection))[1]
 
     @override
-    def recordings(self, filters: RecordingFilter, *, page_size: int = 0, page_token: str = "") -> Page[Recording]:
+    def family_of(self, recording_id: str) -> str:
+        with driver_transaction(self._engine) as driver:
+            return reads.family_of(driver, recording_id)
+
+    @override
+    def recordings(
+        self, filters: RecordingFilter, *, page_size: int = 0, page_token: str = "", within: str = ""
+    ) -> Page[Recording]:
         limits.validate_filter(filters)
         limits.validate_page_size(page_size)
         with transaction(self._engine) as connection:
-            return reads.list_recordings(connection, filters, page_size, page_token, clock(connection))
+            return reads.list_recordings(connection, filters, page_size, page_token, clock(connection), within)
 
     @override
     def select(

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from flerm_core.errors import AlreadyExists, Refused
+from flerm_core.errors import AlreadyExists, LimitExceeded, Refused
 from flerm_core.recording import Attempt, ParameterList, RecordingSpec, same_lr
 from flerm_server.store.base import Started
 from flerm_server.store.engine import insert_new, moment_to
@@ -28,6 +28,7 @@ class Opening:
     created_by: str
     now: int
     lease_until: int
+    most_recordings: int = 0
 
     def run(self) -> Started:
         """Opens the recording or the attempt, or finds it."""
@@ -65,6 +66,7 @@ class Opening:
         found = self.connection.execute(sa.select(recordings.c.key).where(recordings.c.id == self.spec.id)).scalar_one_or_none()
         if found is not None:
             return None
+        self._within_quota()
         values: dict[str, Any] = spec_to(self.spec) | {
             "family_key": ensure_family(self.connection, self.spec.family, self.now, self.created_by),
             "parameters_key": intern(self.connection, self.spec.parameters),
@@ -84,6 +86,16 @@ class Opening:
             self.connection.execute(recording_tags.insert(), tags)
         return key
 
+    def _within_quota(self) -> None:
+        if not self.most_recordings:
+            return
+        theirs = sa.select(sa.func.count()).select_from(recordings).where(recordings.c.created_by == self.created_by)
+        if self.connection.execute(theirs).scalar_one() >= self.most_recordings:
+            raise LimitExceeded(
+                f"recordings_per_token: token {self.created_by} has {self.most_recordings} recordings, the most that it may; "
+                "delete old ones, or ask for another token"
+            )
+
     def _insert_attempt(self, recording_key: int, number: int, visible_below: int) -> None:
         attempt = self.attempt
         self.connection.execute(
@@ -98,6 +110,7 @@ class Opening:
                 versions=dict(self.spec.versions),
                 visible_below=visible_below,
                 last_step=-1,
+                created_by=self.created_by,
             )
         )
 

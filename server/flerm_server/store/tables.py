@@ -94,6 +94,7 @@ recordings = Table(
     Index(None, "created_at", "key"),
     Index(None, "family_key", "role", "variant", "lr"),
     Index(None, "family_key", "created_at", "key"),
+    Index(None, "created_by"),
 )
 
 recording_tags = Table(
@@ -123,6 +124,7 @@ attempts = Table(
     Column("visible_below", BigInteger, nullable=False),
     # The greatest step stored, -1 without any: what lies above it cannot have been sent before.
     Column("last_step", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False, server_default=""),
     UniqueConstraint("recording_key", "number"),
     UniqueConstraint("recording_key", "id"),
 )
@@ -140,6 +142,31 @@ measurements = Table(
     Column("committed_at", BigInteger, nullable=False),
     Column("extra", LargeBinary),
     PrimaryKeyConstraint("attempt_key", "step"),
+)
+
+# `digest`: SHA-256 of the secret, which is kept nowhere. Revoked tokens stay: what they wrote names them.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("id", String(12), nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("family", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+)
+
+# A browser that logged in with a token; ends with it.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("id", String(12), nullable=False, unique=True),
+    Column("digest", String(64), nullable=False),
+    Column("token_key", ForeignKey("tokens.key"), nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
 )
 
 # One row: the oldest schema revision whose servers can still work with this database. A migration that takes

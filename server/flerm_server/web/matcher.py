@@ -21,7 +21,7 @@ from flerm_server import queries
 from flerm_server.rest.problems import status_of
 from flerm_server.rest.reading import loaded
 from flerm_server.store.base import Store
-from flerm_server.web.rendering import Pages
+from flerm_server.web.rendering import Door, Pages
 
 MAX_TEXT = 4 << 20
 
@@ -89,16 +89,21 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """The answer: the rate that was asked, where it came from, the rows and two ways to apply them."""
+    """The answer: the rate and step that were asked, where they came from, the rows and two ways to apply them."""
 
     lr: float
+    step: int | None
     targets: Targets
     rows: tuple[Row, ...]
     by_hand: str
 
 
-def match(store: Store, family: str, lr_text: str, tensors: str) -> Matched:
-    """Matches what was pasted. A blank `lr_text` takes the family's best recorded rate. Raises as queries do."""
+def match(store: Store, family: str, lr_text: str, tensors: str, step_text: str = "") -> Matched:
+    """Matches what was pasted. Blank, `lr_text` takes the family's best recorded rate and `step_text` the first measured step.
+
+    Raises as queries do.
+    """
+    step = _step(step_text)
     if lr_text.strip():
         try:
             lr = float(lr_text)
@@ -107,13 +112,20 @@ def match(store: Store, family: str, lr_text: str, tensors: str) -> Matched:
     else:
         lr = queries.best(store, BestQuery(family=family)).lr
     pasted = parse(tensors)
-    # With measured FSLRs one row is enough: the first, at which a run is matched when it starts.
-    found = queries.targets(store, TargetQuery(family=family, lr=lr, names=pasted.names, shapes=pasted.shapes))
+    found = queries.targets(store, TargetQuery(family=family, lr=lr, names=pasted.names, shapes=pasted.shapes, step=step))
     wanted = dict(found)
     result = multipliers(wanted, pasted.measured) if pasted.measured else Multipliers({})
     names = pasted.names or tuple(wanted)
     rows = tuple(_row(name, lr, wanted, pasted.measured, result) for name in names)
-    return Matched(lr, found, rows, _by_hand(lr, rows) if pasted.measured else "")
+    return Matched(lr, step, found, rows, _by_hand(lr, rows) if pasted.measured else "")
+
+
+def _step(text: str) -> int | None:
+    if not text.strip():
+        return None
+    if not text.strip().isdecimal():
+        raise InvalidInput(f"step: {show(text)} is no step; a whole number such as 100, or nothing for the first, is allowed")
+    return int(text)
 
 
 def _row(name: str, lr: float, wanted: dict[str, float], measured: dict[str, float], result: Multipliers) -> Row:
@@ -139,18 +151,18 @@ def _by_hand(lr: float, rows: tuple[Row, ...]) -> str:
     )
 
 
-def router(store: Store, pages: Pages, grpc_port: int | None) -> APIRouter:
+def router(store: Store, pages: Pages, door: Door) -> APIRouter:
     """The page /match. Short questions stand in the address; long ones are posted."""
     web = APIRouter(include_in_schema=False)
 
-    def answer(request: Request, family: str, lr: str, tensors: str, recording: str) -> HTMLResponse:
+    def answer(request: Request, family: str, lr: str, tensors: str, recording: str, step: str) -> HTMLResponse:
         names = [each.name for each in store.families(page_size=1000).items]
         found, trouble, status = None, "", 200
         try:
             if recording.strip() and not tensors.strip():
                 tensors = _measured_by(store, recording.strip())
             if family:
-                found = match(store, family, lr, tensors)
+                found = match(store, family, lr, tensors, step)
         except FlermError as error:
             trouble, status = str(error), status_of(error)
         return pages.page(
@@ -161,14 +173,17 @@ def router(store: Store, pages: Pages, grpc_port: int | None) -> APIRouter:
             family=family,
             lr=lr,
             tensors=tensors,
+            step=step,
             found=found,
             trouble=trouble,
-            registry=f"grpc://{request.url.hostname}:{grpc_port or 50051}",
+            registry=door.address(request),
         )
 
     @web.get("/match")
-    def form(request: Request, family: str = "", lr: str = "", tensors: str = "", recording: str = "") -> HTMLResponse:
-        return answer(request, family, lr, tensors, recording)
+    def form(
+        request: Request, family: str = "", lr: str = "", tensors: str = "", recording: str = "", step: str = ""
+    ) -> HTMLResponse:
+        return answer(request, family, lr, tensors, recording, step)
 
     @web.post("/match")
     async def posted(request: Request) -> HTMLResponse:
@@ -181,7 +196,7 @@ def router(store: Store, pages: Pages, grpc_port: int | None) -> APIRouter:
             fields = parse_qs(body.decode(), keep_blank_values=True)
         except UnicodeDecodeError:
             raise InvalidInput("tensors: the text is not UTF-8; only UTF-8 is allowed") from None
-        words = [fields.get(key, [""])[0] for key in ("family", "lr", "tensors", "recording")]
+        words = [fields.get(key, [""])[0] for key in ("family", "lr", "tensors", "recording", "step")]
         return await run_in_threadpool(answer, request, *words)
 
     return web

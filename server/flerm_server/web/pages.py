@@ -9,29 +9,27 @@ from fastapi.responses import HTMLResponse
 
 from flerm_core.errors import InvalidInput
 from flerm_core.recording import RecordingFilter
+from flerm_server.rest.access import wants_page
 from flerm_server.rest.conditional import ENDED
 from flerm_server.rest.figures import MAX_COMPARED
 from flerm_server.rest.reading import chosen, loaded
 from flerm_server.store.base import Store
 from flerm_server.web.families import Filters, answer, coverage, groups
-from flerm_server.web.rendering import Pages
+from flerm_server.web.rendering import Door, Pages
 
 MAX_LISTED = 2000  # tensors in a page's table; the rest is in its data
 
 
-def router(store: Store, pages: Pages, grpc_port: int | None) -> APIRouter:
-    """The pages on `store`. `grpc_port`: what commands on them name as the registry's."""
+def router(store: Store, pages: Pages, door: Door) -> APIRouter:
+    """The pages on `store`. `door`: what commands on them name as the registry's address."""
     web = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
-
-    def registry(request: Request) -> str:
-        return f"grpc://{request.url.hostname}:{grpc_port or 50051}"
 
     @web.get("/")
     def index(request: Request, after: str = "", q: str = "") -> HTMLResponse:
         """Families by name, and the newest recordings."""
         families = store.families(prefix=q.strip(), page_token=after)
         newest = store.recordings(RecordingFilter(), page_size=8)
-        return pages.page("index.html", request, families=families, newest=newest.items, q=q, registry=registry(request))
+        return pages.page("index.html", request, families=families, newest=newest.items, q=q, registry=door.address(request))
 
     @web.get("/families/{name:path}")
     def family(
@@ -63,7 +61,7 @@ def router(store: Store, pages: Pages, grpc_port: int | None) -> APIRouter:
             recordings=page,
             filters=filters,
             choices=Filters.choices(everything),
-            registry=registry(request),
+            registry=door.address(request),
         )
 
     @web.get("/recordings/{recording_id}")
@@ -112,7 +110,7 @@ class ErrorPage:
 
     def wanted(self, request: Request) -> bool:
         """Whether a browser asks, and not for data."""
-        return "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
+        return wants_page(request.url.path, request.headers.get("accept", ""))
 
     def __call__(self, request: Request, status: int, sentence: str) -> HTMLResponse:
         """The page."""

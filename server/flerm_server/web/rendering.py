@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,18 @@ from fastapi.responses import HTMLResponse
 
 from flerm_server.version import version
 from flerm_server.web.assets import Assets
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where jobs reach the registry, as commands on pages name it: on the host that the page was asked from."""
+
+    scheme: str = "grpc"
+    port: int = 50051
+
+    def address(self, request: Request) -> str:
+        """grpc://host:port, or grpcs://."""
+        return f"{self.scheme}://{request.url.hostname}:{self.port}"
 
 
 class Pages:
@@ -30,7 +43,8 @@ class Pages:
 
     def page(self, template: str, request: Request, *, status: int = 200, **content: Any) -> HTMLResponse:
         """One page."""
-        text = self._environment.get_template(template).render(request=request, **content)
+        asker = getattr(request.state, "identity", None)
+        text = self._environment.get_template(template).render(request=request, asker=asker, **content)
         return HTMLResponse(text, status, headers={"Cache-Control": "no-store"})
 
 

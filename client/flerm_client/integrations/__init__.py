@@ -1,0 +1,8 @@
+"""FLeRM in the training frameworks that people already use; each module needs its framework (`pip install
+'flerm[transformers]'`, …).
+
+- `flerm_client.integrations.transformers`: `FLeRMCallback` for Hugging Face's Trainer
+- `flerm_client.integrations.lightning`: `FLeRMCallback` for Lightning's Trainer
+- `flerm_client.integrations.accelerate`: `record` and `match` for a loop around an Accelerator
+- `flerm_client.integrations.probing`: `probe_of`, probe batches out of a training loader, for hand-written loops
+"""

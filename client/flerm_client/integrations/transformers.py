@@ -1,0 +1,183 @@
+"""FLeRM in Hugging Face's Trainer, as a callback.
+
+FLeRMCallback(mode="record", family="team/decoder", registry="grpc://127.0.0.1:50051").add_to(trainer)
+"""
+
+from __future__ import annotations
+
+import base64
+import warnings
+import weakref
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from flerm_client.flerm import FLeRM
+from flerm_client.integrations.beginning import News, begin, check_keywords
+from flerm_client.integrations.checkpoints import joined, restore
+from flerm_client.integrations.outputs import loss_in, output_of
+from flerm_core.errors import InvalidInput
+
+
+class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # Any: its types are not read
+    """Records, or matches, each run of `trainer.train()`. `keywords` are those of `FLeRM.record` or `FLeRM.match`; `family`
+    is needed.
+
+    What they leave open is found: the probe in the training data (the training's own loader is not touched), the outputs in
+    `.logits`, the loss in what the model returns (without one, in the Trainer's log), `start` by the LoRA adapters.
+    `.flerm` is the FLeRM of the run, None before its first. Its state goes into the checkpoints' trainer_state.json, and a
+    resumed run goes on from there.
+
+    `add_to(trainer)` also sends FSLRs and learning rates to the loggers, through `Trainer.log`; `Trainer(callbacks=[...])`
+    gives a callback no way to these.
+
+    Raises `InvalidInput` for a mode or keyword that there is not; `train()` raises what `FLeRM.record` and `FLeRM.match`
+    do.
+    """
+
+    def __init__(self, mode: Literal["record", "match"], *, family: str, **keywords: Any) -> None:
+        self._mode = mode
+        self._keywords = {"family": family} | keywords
+        check_keywords(mode, self._keywords)
+        self.flerm: FLeRM | None = None
+        self._trainer: weakref.ref[Trainer] | None = None
+        self._forward: torch.utils.hooks.RemovableHandle | None = None
+        self._losses: list[Tensor] = []
+        self._summed = False
+        self._model_tells = False
+        self._asking = False
+        self._values: dict[str, float] = {}
+        self._saved: tuple[int, bytes] | None = None
+
+    def add_to(self, trainer: Trainer) -> FLeRMCallback:
+        """Adds this callback to `trainer`, and lets it speak to the trainer's loggers."""
+        self._trainer = weakref.ref(trainer)
+        trainer.add_callback(self)
+        self._refuse_rebuilding(trainer.args)
+        return self
+
+    # The run
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refuses what cannot work, before anything is trained."""
+        self._refuse_rebuilding(args)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Begins the FLeRM: model and optimiser are wrapped, weights and optimiser state loaded."""
+        self._end("interrupted")
+        model: nn.Module = kwargs["model"]
+        stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        checkpoint = stored["attributes"].get("checkpoint") if state.global_step else None
+        keywords = dict(self._keywords)
+        if checkpoint is not None:
+            keywords.setdefault("start", stored["attributes"]["start"])
+        output = keywords.get("output", output_of)
+
+        def asked(model: nn.Module, batch: Any) -> Any:
+            self._asking = True
+            try:
+                return output(model, batch)
+            finally:
+                self._asking = False
+
+        keywords["output"] = asked
+        size = state.train_batch_size or args.train_batch_size
+        self.flerm = begin(self._mode, model, kwargs["optimizer"], keywords, loader=kwargs["train_dataloader"], batch_size=size)
+        if checkpoint is not None:
+            restore(self.flerm, base64.b64decode(checkpoint))
+        self._news = News(self.flerm)
+        self._losses.clear()
+        self._forward = model.register_forward_hook(self._see_outputs, with_kwargs=True)
+        loggers = [name for name in args.report_to if name != "none"]
+        if self._trainer is None and loggers:
+            warnings.warn(
+                f"FSLRs will not reach {', '.join(loggers)}: use FLeRMCallback(...).add_to(trainer) instead of callbacks=[...]",
+                stacklevel=2,
+            )
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The loss of the step that follows: over micro-batches their sum where the model normalised each by all, else
+        the mean."""
+        if self.flerm is None or not self._losses:
+            return
+        losses = torch.stack(self._losses)
+        self.flerm.log(loss=losses.sum() if self._summed else losses.mean(), tokens=state.num_input_tokens_seen or None)
+        self._losses.clear()
+        self._model_tells = True
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """What was measured, at the rates of this step: the schedule moves on before it ends."""
+        self._values = {} if self.flerm is None else self._news.taken()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """After a measurement: its FSLRs and rates to the loggers."""
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is not None and self._values:
+            due = control.should_log
+            trainer.log(self._values)
+            control.should_log = due  # logging ours is not yet logging the loss
+        self._prepare_checkpoint(control.should_save)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A checkpoint may follow."""
+        self._prepare_checkpoint(control.should_save)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A checkpoint may follow: with `save_strategy="best"` it is decided after this, and there is no event between."""
+        self._prepare_checkpoint(control.should_save or args.save_strategy == "best")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The loss as the Trainer reports it, where the model returns none (compute_loss_func, label smoothing)."""
+        if self.flerm is not None and not self._model_tells and "loss" in kwargs["logs"]:
+            self.flerm.log(loss=kwargs["logs"]["loss"])
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ends the recording."""
+        self._end("completed")
+
+    # Checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """What trainer_state.json keeps of this run; it is read at the beginning of a resumed one."""
+        if self.flerm is None:
+            return {"args": {}, "attributes": {}}
+        self._prepare_checkpoint(self._saved is None or self._saved[0] != self.flerm.steps)
+        assert self._saved is not None
+        return {
+            "args": {},
+            "attributes": {"checkpoint": base64.b64encode(self._saved[1]).decode(), "start": self.flerm.start},
+        }
+
+    def _prepare_checkpoint(self, due: bool) -> None:
+        # The Trainer asks rank 0 alone for it; what the other ranks have is collected while all are here.
+        if due and self.flerm is not None:
+            self._saved = (self.flerm.steps, joined(self.flerm))
+
+    def _refuse_rebuilding(self, args: TrainingArguments) -> None:
+        if args.restore_callback_states_from_checkpoint:
+            raise InvalidInput(
+                "restore_callback_states_from_checkpoint=True is not allowed with FLeRMCallback: it would build the callback "
+                "anew out of JSON; leave it False, the callback takes its state from the checkpoint by itself"
+            )
+
+    # The model
+
+    def _see_outputs(self, model: nn.Module, args: Any, kwargs: dict[str, Any], returned: Any) -> None:
+        if self._asking or not (model.training and torch.is_grad_enabled()):
+            return
+        loss = loss_in(returned)
+        if loss is not None:
+            self._losses.append(loss)
+            self._summed = kwargs.get("num_items_in_batch") is not None
+
+    def _end(self, status: str) -> None:
+        if self._forward is not None:
+            self._forward.remove()
+            self._forward = None
+        if self.flerm is not None:
+            self.flerm.close(status=status)

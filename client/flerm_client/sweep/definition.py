@@ -1,0 +1,165 @@
+"""What a sweep compares: one base model, and cells of a scale and a variant each. Read from TOML; presets lie in `presets/`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from flerm_client.workloads.base import Scale
+from flerm_core.errors import InvalidInput, NotFound
+
+VARIANTS: dict[str, Mapping[str, Any]] = {
+    "plain": {},
+    "mup": {"parametrization": "mup"},
+    "ntk": {"parametrization": "ntk"},
+    "matched": {"mode": "match"},
+    "matched-periodic": {"mode": "match"},
+    "matched-split": {"mode": "match", "depth_rule": "split"},
+    "matched-joint": {"mode": "match", "depth_rule": "joint"},
+    "matched-coherent": {"mode": "match", "depth_rule": "coherent"},
+    "matched-root": {"mode": "match", "depth_rule": "root"},
+    "matched-kronecker": {"mode": "match", "estimator": "kronecker"},
+    "matched-exact": {"mode": "match", "estimator": "exact"},
+    "equal": {"mode": "match", "targets": "equal"},
+    "equal-throughout": {"mode": "match", "targets": "equal-throughout"},
+}
+"""Variant to the fields of its training jobs. What does not match is recorded, so that every run is in the registry. The
+periodic one matches again each `Sweep.every` steps, the others once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One curve of loss against learning rate: a member of the family, trained in one way."""
+
+    scale: Scale = field(default_factory=Scale)
+    variant: str = "plain"
+
+    @property
+    def matches(self) -> bool:
+        """Whether its jobs take the base's recordings."""
+        return VARIANTS[self.variant].get("mode") == "match" and "targets" not in VARIANTS[self.variant]
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether the base's best rate means the same to it. Not to equal FSLRs, which set the scale of the rates anew."""
+        return "targets" not in VARIANTS[self.variant]
+
+    @property
+    def estimator(self) -> str:
+        """The estimator that it, and the base recordings it takes, are measured with; "" for the default."""
+        return str(VARIANTS[self.variant].get("estimator", ""))
+
+    @property
+    def label(self) -> str:
+        """As a table names it: `width ×4, matched`."""
+        return f"{self.scale.label}, {self.variant}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A grid of cells over one base.
+
+    `centre`: the learning rate where the search for the base's optimum begins; the rates tried are it times whole powers of
+    two. `base_seeds`: how many seeds the base is recorded with, at every rate that a cell is matched at; `seeds`: with how many
+    each cell is trained. `every`: steps between measurements of the base. `family`: where all goes in the registry. Raises
+    `InvalidInput` for a field out of its range.
+    """
+
+    name: str
+    workload: str
+    centre: float
+    cells: tuple[Cell, ...]
+    title: str = ""
+    family: str = ""
+    steps: int = 300
+    optimizer: str = "adam"
+    schedule: str = "constant"
+    base_seeds: int = 4
+    seeds: int = 1
+    every: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.centre < float("inf"):
+            raise InvalidInput(f"centre is {self.centre}, but it must be a learning rate, positive and finite")
+        for name in ("base_seeds", "seeds", "every"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}, but it must be a whole number of at least 1")
+
+    def part(self, which: str) -> Sweep:
+        """The base alone (`base`), or with it the cell of that number, counted from 0: what one job of a cluster does."""
+        if which == "base":
+            return replace(self, cells=())
+        if not which.isdecimal() or int(which) >= len(self.cells):
+            raise InvalidInput(f"cell is {which!r}, but it must be base or a number from 0 to {len(self.cells) - 1}")
+        return replace(self, cells=(self.cells[int(which)],))
+
+    @property
+    def family_name(self) -> str:
+        """The family asked for; by default the workload's name."""
+        return self.family or self.workload
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What tells this sweep's recordings from others of the family: targets may come only from runs of the same kind."""
+        return {"steps": str(self.steps), "schedule": self.schedule}
+
+
+def presets() -> list[str]:
+    """Names of the sweeps that come with the package."""
+    return sorted(each.name.removesuffix(".toml") for each in _folder().iterdir() if each.name.endswith(".toml"))
+
+
+def load(what: str) -> Sweep:
+    """The preset called `what`, or the sweep in the TOML file at that path.
+
+    Raises `NotFound` for neither, `InvalidInput` for a file that is no sweep, naming the field.
+    """
+    name = what
+    if what in presets():
+        text = (_folder() / f"{what}.toml").read_text("utf-8")
+    else:
+        path = Path(what)
+        if not path.is_file():
+            raise NotFound(f"sweep: {what!r} is neither a file nor a preset; presets are {', '.join(presets())}")
+        name, text = path.stem, path.read_text("utf-8")
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"sweep: {what} is not TOML ({error})") from error
+    return parse(content, name)
+
+
+def parse(content: Mapping[str, Any], name: str) -> Sweep:
+    """A sweep from what its TOML file says. Cells are tables `[[cell]]`: a scale, and `variants` to train it in."""
+    known = {each.name for each in fields(Sweep)} - {"name", "cells"}
+    unknown = sorted(set(content) - known - {"cell"})
+    if unknown:
+        raise InvalidInput(f"{unknown[0]}: not a field of a sweep; allowed are {', '.join(sorted(known))} and [[cell]]")
+    for required in ("workload", "centre"):
+        if required not in content:
+            raise InvalidInput(f"{required}: sweep {name!r} does not say it, but it must")
+    cells = [cell for table in content.get("cell", []) for cell in _cells(table)]
+    if not cells:
+        raise InvalidInput(f"cell: sweep {name!r} has none, but it must have at least one to compare with the base")
+    return Sweep(name=name, cells=tuple(dict.fromkeys(cells)), **{key: content[key] for key in content if key != "cell"})
+
+
+def _cells(table: Mapping[str, Any]) -> list[Cell]:
+    scales = {each.name for each in fields(Scale)}
+    variants = table.get("variants", ["plain", "matched"])
+    for key in table:
+        if key not in {*scales, "variants"}:
+            raise InvalidInput(f"cell.{key}: not a field of a cell; allowed are {', '.join(sorted(scales))} and variants")
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise InvalidInput(f"cell.variants: {variant!r} is not one; allowed are {', '.join(VARIANTS)}")
+    scale = Scale(**{key: value for key, value in table.items() if key != "variants"})
+    return [Cell(scale=scale, variant=variant) for variant in variants]
+
+
+def _folder() -> Any:
+    return resources.files("flerm_client.sweep") / "presets"

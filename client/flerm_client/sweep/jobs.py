@@ -1,0 +1,82 @@
+"""From a cell, a rate and a seed to the training job, and the key by which the registry is asked whether it was done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from flerm_client.sweep.definition import VARIANTS, Cell, Sweep
+from flerm_client.workloads.base import Scale
+from flerm_client.workloads.training import Job
+from flerm_core.depth import DEFAULT_DEPTH
+from flerm_core.recording import content_digest
+
+JOB_TAG = "job"
+"""The tag that carries a job's key."""
+SCALES = frozenset(each.name for each in fields(Scale))
+_UNKEYED = {
+    "registry",
+    "variant",
+    "tags",
+    "source_tags",
+}  # where and under which name a run is kept, what follows from the rest
+_EVERY = 100  # a job's own, between measurements
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training of a sweep: a curve, a place on its lattice of rates, a seed. Cell None: the base, by `estimator`."""
+
+    cell: Cell | None
+    place: int
+    seed: int
+    estimator: str = ""
+
+
+def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
+    """The job that trains `trial`; its recording carries the sweep's tags and the job's key."""
+    cell = trial.cell or Cell()
+    matching = VARIANTS[cell.variant].get("mode") == "match"
+    fields_: dict[str, Any] = {
+        "workload": sweep.workload,
+        "lr": sweep.centre * 2.0**trial.place,
+        "scale": cell.scale,
+        "steps": sweep.steps,
+        "seed": trial.seed,
+        "optimizer": sweep.optimizer,
+        "schedule": sweep.schedule,
+        "mode": "record",
+        "family": sweep.family_name,
+        "registry": registry,
+        "role": "base" if trial.cell is None else "scaled",
+        "variant": cell.variant,
+        "estimator": trial.estimator,
+        "source_tags": sweep.tags if cell.matches else {},
+        **VARIANTS[cell.variant],
+    }
+    if cell.variant == "matched-periodic" or (not matching and sweep.every != _EVERY):
+        fields_["every"] = sweep.every
+    if cell.matches and cell.scale.depth != 1:  # by name, so that another default another day is another run
+        fields_ = {"depth_rule": DEFAULT_DEPTH, **fields_}
+    job = Job(**fields_)
+    # Other targets, another run: a matched one is known by how many seeds its targets are of, too.
+    seeds = {"base_seeds": sweep.base_seeds} if matching and cell.matches else {}
+    return replace(job, tags={**sweep.tags, JOB_TAG: key_of(job, **seeds)})
+
+
+def key_of(job: Job, **more: Any) -> str:
+    """A digest of all that decides how `job` runs. Fields at their default do not count: new ones leave old keys alone."""
+    plain = Job(workload=job.workload, lr=job.lr)
+    differing = {
+        each.name: _plain(getattr(job, each.name))
+        for each in fields(Job)
+        if each.name not in _UNKEYED and getattr(job, each.name) != getattr(plain, each.name)
+    }
+    return content_digest({"workload": job.workload, "lr": job.lr, **differing, **more})[:32]
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, Scale):
+        return value
+    base = Scale()
+    return {each: getattr(value, each) for each in sorted(SCALES) if getattr(value, each) != getattr(base, each)}

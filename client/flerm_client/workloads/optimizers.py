@@ -1,0 +1,49 @@
+"""The optimisers and schedules that the workloads are trained with, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, Optimizer
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
+
+
+class SignSGD(Optimizer):
+    """w ← w − η · sign(∂L/∂w) (Bernstein et al. 2018), without momentum: every entry moves by η."""
+
+    def __init__(self, params: Iterable[Any], lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update; what `closure` returns, when it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
+        return loss
+
+
+Groups = list[dict[str, Any]]
+
+OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {
+    "adam": lambda groups, lr: Adam(groups, lr),
+    "adamw": lambda groups, lr: AdamW(groups, lr),
+    "sgd": lambda groups, lr: SGD(groups, lr, momentum=0.9),
+    "adagrad": lambda groups, lr: Adagrad(groups, lr),
+    "adamax": lambda groups, lr: Adamax(groups, lr),
+    "signsgd": lambda groups, lr: SignSGD(groups, lr),
+}
+NORMALISED = frozenset(OPTIMIZERS) - {"sgd"}
+"""Those whose update does not scale with the gradient: µP and the neural-tangent rules give them other rates."""
+
+SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
+    "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),
+    "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, steps),
+}

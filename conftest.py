@@ -1,0 +1,141 @@
+"""Every Python and console block of the documentation, and of the README, runs as it stands, in a folder of its own.
+
+A page's blocks share one namespace and run in order, as a reader's would. The default ports are replaced by free ones; a
+page that speaks to a registry without starting one finds it running, with a little in it. A console block's lines that
+begin with `$` are commands, `&` at the end leaves one running; what they print is not compared, for figures differ from
+machine to machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sybil import Document, Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+ROOT = Path(__file__).parent
+GRPC, HTTP = "127.0.0.1:50051", "127.0.0.1:8080"
+
+
+class Page(Document):
+    """A page whose ports nobody else uses."""
+
+    @classmethod
+    def parse(cls, path: str, *parsers: Any, encoding: str = "utf-8") -> Document:
+        """As `Document.parse`, after the ports were replaced."""
+        grpc, http = free_address(), free_address()
+        text = Path(path).read_text(encoding).replace(GRPC, grpc).replace(HTTP, http)
+        page = cls(text, path)
+        page.namespace |= {"GRPC_ADDRESS": grpc, "HTTP_ADDRESS": http}
+        for parser in parsers:
+            for region in parser(page):
+                page.add(region)
+        return page
+
+
+def free_address() -> str:
+    """A port of the loopback that is free now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{found.getsockname()[1]}"
+
+
+def run_console(example: Example) -> None:
+    """The commands of a console block; each must end with exit code 0."""
+    commands = [line[2:] for line in str(example.parsed).splitlines() if line.startswith("$ ")]
+    assert commands, "a console block without a line that begins with '$ '"
+    for command in commands:
+        if command.endswith("&"):
+            started = subprocess.Popen(command.removesuffix("&"), shell=True, start_new_session=True)
+            example.namespace["STARTED"].append(started)
+            wait_for(example.namespace["HTTP_ADDRESS"])
+        else:
+            ran = subprocess.run(command, shell=True, capture_output=True, text=True)
+            assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
+
+
+def wait_for(http: str) -> None:
+    """Until the registry that a page started answers."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://{http}/readyz", timeout=5):
+                return
+        except OSError:
+            assert time.monotonic() < end, f"no registry answers on {http}"
+            time.sleep(0.2)
+
+
+def serve(namespace: dict[str, Any]) -> None:
+    """A registry on the page's ports, with the recordings that the pages speak of: for an invisible block's
+    `registry_runs()`."""
+    command = [shutil.which("flerm") or "flerm", "serve", "--db", "sqlite:///given.db", "--grpc", namespace["GRPC_ADDRESS"]]
+    command += ["--http", namespace["HTTP_ADDRESS"]]
+    namespace["STARTED"].append(subprocess.Popen(command, start_new_session=True))
+    wait_for(namespace["HTTP_ADDRESS"])
+    from flerm_client import RegistryClient
+
+    with RegistryClient(f"grpc://{namespace['GRPC_ADDRESS']}") as registry:
+        for at, lr in enumerate((2e-3, 4e-3, 8e-3)):
+            given = {"optimizer": "Adam", "seed": at}
+            given |= {"recording_id": "6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11"} if at == 0 else {}
+            recording = registry.start_recording("resmlp", lr, ["input.weight", "readout.weight"], [(8, 4), (2, 8)], **given)
+            registry.append(recording, [1, 101], [[3.0, 1.0], [2.0, 0.5]], losses=[1.0, 0.5])
+            registry.finish(recording, final_loss=[0.5, 0.4, 0.6][at], final_step=200)
+
+
+def begin(namespace: dict[str, Any]) -> None:
+    """A folder of the page's own, and its environment."""
+    folder = tempfile.mkdtemp(prefix="flerm-docs-")
+    namespace |= {"STARTED": [], "FOLDER": folder, "BEFORE": (Path.cwd(), dict(os.environ))}
+    namespace["registry_runs"] = lambda: serve(namespace)
+    scripts = Path(sys.executable).parent
+    os.environ |= {"FLERM_SPOOL": f"{folder}/spool", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "HOME": folder}
+    os.chdir(folder)
+
+
+def end(namespace: dict[str, Any]) -> None:
+    """What the page started ends; its folder goes."""
+    for process in namespace["STARTED"]:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+    folder, environment = namespace["BEFORE"]
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ |= environment
+    shutil.rmtree(namespace["FOLDER"])
+
+
+# Pages that start several trainings or import several frameworks.
+LONG = ("README.md", "quickstart.md", "frameworks.md")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Blocks of long pages run with the long tests: a page runs whole or not at all."""
+    for item in items:
+        if item.path.name in LONG:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(300))
+
+
+PARSERS = [PythonCodeBlockParser(), CodeBlockParser(language="console", evaluator=run_console), SkipParser()]
+
+pytest_collect_file = Sybil(
+    parsers=PARSERS,
+    path=str(ROOT),
+    patterns=["README.md", "docs/*.md"],
+    setup=begin,
+    teardown=end,
+    document_types={".md": Page},
+).pytest()

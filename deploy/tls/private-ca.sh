@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# A private certificate authority, and a certificate of it for the registry's names. Run again to renew the certificate:
+# running servers take it up by themselves. Keep ca.key away from the servers; hand ca.pem to the clients.
+#
+#   private-ca.sh FOLDER registry.example 10.0.0.7
+#
+#   flerm serve --tls-cert FOLDER/server.pem --tls-key FOLDER/server.key ...
+#   GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=FOLDER/ca.pem flerm doctor --registry grpcs://registry.example:50051
+set -euo pipefail
+umask 077
+[ $# -ge 2 ] || { echo "usage: private-ca.sh FOLDER NAME-OR-ADDRESS..." >&2; exit 2; }
+folder=$1
+shift
+mkdir -p "$folder"
+cd "$folder"
+
+names=""
+for name in "$@"; do
+  case $name in
+    *[!0-9.:a-fA-F]*) kind=DNS ;;
+    *[.:]*) kind=IP ;;
+    *) kind=DNS ;;
+  esac
+  names="${names:+$names,}$kind:$name"
+done
+
+if [ ! -e ca.key ]; then
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -keyout ca.key -out ca.pem \
+    -subj "/CN=FLeRM private authority" -addext "keyUsage=critical,keyCertSign,cRLSign" 2> /dev/null
+fi
+openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout server.key.new -out server.csr -subj "/CN=$1" 2> /dev/null
+printf 'subjectAltName=%s\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n' "$names" |
+  openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 -extfile /dev/stdin -out server.pem.new 2> /dev/null
+# The key first: between the two moves the pair does not fit, and a running server keeps the old one.
+mv server.key.new server.key
+mv server.pem.new server.pem
+chmod 644 ca.pem server.pem
+rm -f server.csr
+echo "$(pwd)/server.pem for $names, by $(pwd)/ca.pem"

@@ -1,0 +1,94 @@
+"""`flerm db`: what keeps the database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flerm_server.cli.common import DEFAULT_DB, Db, database, one_sentence
+
+app = typer.Typer(no_args_is_help=True, help="The database: upgrade, current, check, backup, prune.")
+
+
+@app.command()
+def upgrade(db: Db = DEFAULT_DB) -> None:
+    """Makes the tables, or brings them to this version's schema. A SQLite file is copied first.
+
+    Example: flerm db upgrade --db postgresql://flerm@db.example/flerm
+    """
+    from flerm_server.store import schema
+
+    with one_sentence(), database(db, must_exist=False) as engine:
+        before, after = schema.upgrade(engine)
+        moved = f"schema {before.current or '(empty)'} -> {after.current}"
+        typer.echo(moved if before != after else f"schema {after.current}, up to date")
+
+
+@app.command()
+def current(db: Db = DEFAULT_DB) -> None:
+    """Shows the database's schema and this version's.
+
+    Example: flerm db current --db sqlite:///runs.db
+    """
+    from flerm_server.store import schema
+
+    with one_sentence(), database(db) as engine:
+        state = schema.state(engine)
+        typer.echo(f"schema {state.current or '(empty)'}, this version has {state.head}")
+
+
+@app.command()
+def check(db: Db = DEFAULT_DB) -> None:
+    """Says whether this version can serve the database; exit code 5 when it cannot.
+
+    Example: flerm db check --db sqlite:///runs.db
+    """
+    from flerm_server.store import schema
+
+    with one_sentence(), database(db) as engine:
+        typer.echo(f"schema {schema.check(engine).current}: this version can serve it")
+
+
+@app.command()
+def backup(destination: Path, db: Db = DEFAULT_DB) -> None:
+    """Copies a SQLite database in use to a new file, consistently.
+
+    Example: flerm db backup monday.db --db sqlite:///runs.db
+    """
+    from flerm_server.store import schema
+
+    with one_sentence(), database(db) as engine:
+        typer.echo(f"copied to {schema.backup(engine, destination)}")
+
+
+@app.command()
+def prune(
+    older_than: Annotated[float, typer.Option(help="Days since a recording was last written to", min=0)],
+    db: Db = DEFAULT_DB,
+    family: Annotated[str, typer.Option(help="Only of this family")] = "",
+    status: Annotated[str, typer.Option(help="Only of this status, such as failed or interrupted")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go")] = False,
+) -> None:
+    """Deletes old recordings with all their rows, for good.
+
+    Example: flerm db prune --older-than 90 --status failed --db sqlite:///runs.db
+    """
+    from datetime import timedelta
+
+    from flerm_core.recording import RecordingFilter, now
+    from flerm_server.store.sql import open_store
+
+    with one_sentence():
+        with database(db):
+            store = open_store(db)
+        try:
+            before = now() - timedelta(days=older_than)
+            filters = RecordingFilter(family=family, status=status, created_before=before)
+            # The whole list first: pages are cut by keys that deleting leaves, but statuses lapse meanwhile.
+            old = [each for each in store.all_recordings(filters) if each.updated_at < before]
+            rows = sum(each.rows if dry_run else store.delete(each.spec.id) for each in old)
+        finally:
+            store.close()
+        typer.echo(f"{'would delete' if dry_run else 'deleted'} {len(old)} recordings with {rows} rows")

@@ -1,0 +1,70 @@
+"""Traces by OpenTelemetry, where the extra `traces` is installed and OTEL_EXPORTER_OTLP_ENDPOINT says where they go.
+
+Everything else is set by OpenTelemetry's own environment variables (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, ...).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from flerm_core.errors import Refused
+
+_tracer: Any = None
+
+
+def configure() -> None:
+    """Begins to export, if told where. Raises `Refused` when told and not installed."""
+    global _tracer
+    if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+        return
+    try:
+        from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise Refused(
+            f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but {error.name} is not installed: pip install 'flerm[traces]'"
+        ) from error
+    os.environ.setdefault("OTEL_SERVICE_NAME", "flerm")
+    provider = TracerProvider(resource=Resource.create())
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    _tracer = trace.get_tracer("flerm")
+
+
+def flush() -> None:
+    """Sends what was not sent yet."""
+    if _tracer is not None:
+        from opentelemetry import trace
+
+        provider: Any = trace.get_tracer_provider()
+        provider.shutdown()
+
+
+def span(name: str, headers: Mapping[str, str], **attributes: str) -> AbstractContextManager[object]:
+    """A span of a call that came with `headers`, whose traceparent makes it a part of the caller's trace."""
+    return nullcontext() if _tracer is None else _span(name, headers, attributes)
+
+
+@contextmanager
+def _span(name: str, headers: Mapping[str, str], attributes: Mapping[str, str]) -> Iterator[object]:
+    from opentelemetry import propagate, trace
+
+    began = _tracer.start_span(
+        name, context=propagate.extract(dict(headers)), kind=trace.SpanKind.SERVER, attributes=dict(attributes)
+    )
+    # Not made the current one: calls are answered by generators, which may be continued in another context.
+    try:
+        yield began
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        began.set_status(trace.Status(trace.StatusCode.ERROR, str(error)))
+        raise
+    finally:
+        began.end()

@@ -1,0 +1,210 @@
+"""Every limit says its name, and whatever comes at the ports the server lives."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from flerm_proto import convert
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server import serve
+from flerm_server.grpc import admission
+from flerm_server.rest import middleware, patience
+from flerm_server.serve import Server
+from flerm_server.settings import Address, Settings
+from flerm_server.store.sql import open_store
+from tests.conftest import RegistryProcess, StartRegistry
+from tests.server.given import family, row, spec
+
+HERE = Address("127.0.0.1", 0)
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@contextmanager
+def served(folder: Path, **settings: object) -> Iterator[Server]:
+    """A server in this process."""
+    server = Server(Settings(db=f"sqlite:///{folder}/registry.db", grpc=HERE, http=HERE, drain_seconds=1, **settings))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def refusal(call: object) -> str:
+    """The sentence of a call that met a limit."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    assert caught.value.code() == EXHAUSTED
+    return caught.value.details()
+
+
+def started(stub: rpc.RegistryStub) -> str:
+    sent = spec(family())
+    stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=10)
+    return sent.id
+
+
+def append(recording: str, *steps: int) -> pb.AppendRequest:
+    return pb.AppendRequest(recording_id=recording, measurements=[convert.measurement_to(row(step)) for step in steps])
+
+
+def test_an_oversized_message_is_refused_by_name_and_the_next_is_served(registry: RegistryProcess):
+    with grpc.insecure_channel(registry.grpc, options=[("grpc.max_send_message_length", -1)]) as channel:
+        stub = rpc.RegistryStub(channel)
+        recording = started(stub)
+        large = pb.AppendRequest(recording_id=recording, measurements=[pb.Measurement(step=1, fslr=bytes(5 << 20))])
+        name = f"max_message_bytes: a message of {large.ByteSize()} bytes; at most 4194304 are allowed"
+        assert refusal(lambda: stub.Append(large, timeout=20)).startswith(name)
+        assert refusal(lambda: list(stub.AppendStream(iter([large]), timeout=20))).startswith(name)
+        huge = pb.AppendRequest(recording_id=recording, measurements=[pb.Measurement(step=1, fslr=bytes(20 << 20))])
+        assert "larger than max" in refusal(lambda: stub.Append(huge, timeout=20))
+        assert stub.Append(append(recording, 1), timeout=20).committed == 1
+
+
+def test_an_oversized_body_is_refused_by_name(registry: RegistryProcess):
+    with httpx.Client(base_url=registry.http, timeout=20) as http:
+        for content in (bytes(9 << 20), (bytes(1 << 20) for _ in range(9))):
+            answer = http.post("/api/v1/match", content=content)
+            assert (answer.status_code, answer.json()["detail"].partition(":")[0]) == (413, "max_body_bytes")
+        assert http.get("/readyz").status_code == 200
+
+
+def test_appends_in_flight_are_limited_by_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(admission, "APPENDS_PER_CLIENT", 2)
+    over = threading.Event()
+    with served(tmp_path) as server, grpc.insecure_channel(server.grpc_address.text) as channel:
+        stub = rpc.RegistryStub(channel)
+        recording = started(stub)
+
+        def open_stream(step: int) -> object:
+            def requests() -> Iterator[pb.AppendRequest]:
+                yield append(recording, step)
+                over.wait(20)
+
+            answers = stub.AppendStream(requests(), timeout=20)
+            assert next(answers).committed == 1
+            return answers
+
+        streams = [open_stream(1), open_stream(2)]
+        assert refusal(lambda: stub.Append(append(recording, 3), timeout=10)).startswith("appends_per_client: 2 appends")
+        with grpc.insecure_channel(server.grpc_address.text, options=[("grpc.use_local_subchannel_pool", 1)]) as other:
+            assert rpc.RegistryStub(other).Append(append(recording, 3), timeout=10).committed == 1
+        over.set()
+        for stream in streams:
+            assert list(stream) == []
+        deadline = time.monotonic() + 5
+        while True:  # the count goes down just after the client hears of the end
+            try:
+                assert stub.Append(append(recording, 4), timeout=10).committed == 1
+                break
+            except grpc.RpcError:
+                assert time.monotonic() < deadline
+
+
+def test_streams_leave_threads_for_other_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serve, "KEPT_FOR_SHORT_CALLS", serve.THREADS - 2)
+    over = threading.Event()
+    with served(tmp_path) as server, grpc.insecure_channel(server.grpc_address.text) as channel:
+        stub = rpc.RegistryStub(channel)
+        recording = started(stub)
+
+        def requests(step: int) -> Iterator[pb.AppendRequest]:
+            yield append(recording, step)
+            over.wait(20)
+
+        streams = [stub.AppendStream(requests(step), timeout=20) for step in (1, 2)]
+        assert [next(stream).committed for stream in streams] == [1, 1]
+        assert refusal(lambda: list(stub.AppendStream(requests(3), timeout=10))).startswith("streams: 2 streams are open")
+        assert stub.Append(append(recording, 3), timeout=10).committed == 1
+        over.set()
+        for stream in streams:
+            assert list(stream) == []
+
+
+def test_recordings_of_one_token_are_limited(tmp_path: Path):
+    store = open_store(f"sqlite:///{tmp_path}/registry.db")
+    (_, mine), (_, others) = store.tokens.create("mine", "write"), store.tokens.create("others", "write")
+    with served(tmp_path, recordings_per_token=2) as server, grpc.insecure_channel(server.grpc_address.text) as channel:
+
+        def start(token: str, recording: object) -> pb.StartRecordingResponse:
+            request = pb.StartRecordingRequest(spec=convert.spec_to(recording))
+            return rpc.RegistryStub(channel).StartRecording(
+                request, timeout=10, metadata=[("authorization", f"Bearer {token}")]
+            )
+
+        first, second, third = (spec(family()) for _ in range(3))
+        assert start(mine.text, first).created and start(mine.text, second).created
+        assert refusal(lambda: start(mine.text, third)).startswith("recordings_per_token: token mine (")
+        assert not start(mine.text, first).created  # sent again
+        assert start(others.text, third).created
+    store.close()
+
+
+def test_a_head_or_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A slow loris: each byte in time, the whole never."""
+    monkeypatch.setattr(patience, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.5)
+    with served(tmp_path) as server:
+        address = ("127.0.0.1", server.http_address.port)
+        for opening in (b"GET / HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\n"):
+            with socket.create_connection(address, timeout=10) as slow:
+                slow.sendall(opening)
+                began = time.monotonic()
+                with pytest.raises(OSError):
+                    while time.monotonic() < began + 10:
+                        slow.sendall(b"X-A: b\r\n")
+                        time.sleep(0.05)
+                assert time.monotonic() < began + 5
+        with socket.create_connection(address, timeout=10) as slow:
+            slow.sendall(b"POST /api/v1/match HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+            assert b"body_seconds" in slow.recv(65536)
+        with httpx.Client(base_url=f"http://{server.http_address.text}") as http:
+            for _ in range(3):  # who keeps a connection and pauses within it is served on
+                assert http.get("/readyz").status_code == 200
+                time.sleep(0.2)
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+def test_thousands_of_connections_are_refused_or_served(start_registry: StartRegistry, count: int):
+    """Half say nothing, half stop in the middle of a request; the rest of the world is answered meanwhile and afterwards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    registry = start_registry()
+    ports = [registry.grpc, registry.http.removeprefix("http://")]
+    openings = (b"", b"GET / HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00")
+    held = []
+    try:
+        for at in range(count):
+            host, port = ports[at % 2].rsplit(":", 1)
+            connection = socket.socket()
+            connection.setblocking(False)
+            connection.connect_ex((host, int(port)))
+            held.append((connection, openings[at % 4]))
+            if at % 200 == 199:
+                time.sleep(0.05)
+                for each, opening in held[-200:]:
+                    try:
+                        each.send(opening)
+                    except OSError:
+                        continue
+        with grpc.insecure_channel(registry.grpc) as channel:
+            stub = rpc.RegistryStub(channel)
+            assert stub.Append(append(started(stub), 1), timeout=20).committed == 1
+        assert httpx.get(f"{registry.http}/readyz", timeout=20).status_code == 200
+    finally:
+        for connection, _ in held:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert httpx.get(f"{registry.http}/readyz", timeout=20).status_code == 200
+    assert '"event": "bug"' not in "".join(registry.output)
