@@ -138,6 +138,7 @@ def test_the_same_rows_sent_to_both_at_once_are_there_once(pair: Pair):
         assert [step for chunk in chunks for step in chunk.rows.steps] == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_a_lease_that_either_renews_holds_for_both(pair: Pair):
     sent = spec(family())
     pair.call("StartRecording", spec=convert.spec_to(sent))
@@ -178,6 +179,7 @@ def test_connections_grow_old_so_that_servers_share_the_load(postgres: PostgresC
             each.stop()
 
 
+@pytest.mark.slow
 def test_a_token_revoked_on_the_console_is_refused_by_both_at_once(postgres: PostgresCluster, tmp_path: Path):
     db = migrate(postgres.new_database())
     console = open_store(db)
@@ -235,6 +237,8 @@ def run(program: tuple[str, ...], *arguments: str) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_servers_are_upgraded_one_by_one_under_load(postgres: PostgresCluster, tmp_path: Path):
     """Old servers, the schema's upgrade, new servers: each client records on, and none sees an error."""
     db = migrate(postgres.new_database())
