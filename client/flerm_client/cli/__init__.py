@@ -39,6 +39,17 @@ _COMMANDS = {
     "sweep": "flerm_client.cli.sweep",
 }
 
+# What brings the packages that a command needs, where that is more than [client].
+_EXTRAS = {
+    "serve": "server",
+    "db": "server",
+    "token": "server",
+    "plot": "plot",
+    "train": "workloads",
+    "sweep": "workloads",
+    "import-ptnorms": "train",
+}
+
 
 def _root() -> None:
     """Function-space learning rates: record them on a small model, look at them, carry the learning rate to a big one."""
@@ -66,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from flerm_core.errors import FlermError
 
     given = list(sys.argv[1:] if arguments is None else arguments)
+    asked = given[0] if given else None
     try:
-        asked = given[0] if given else None
         code = build(asked)(given, prog_name="flerm", standalone_mode=False)
     except FlermError as error:
         return _fail(str(error), error.exit_code)
@@ -76,6 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{message} (see flerm {asked + ' ' if asked in _COMMANDS else ''}--help)" if message else "", 2)
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").split(".")[0].startswith("flerm"):
+            raise
+        extra = _EXTRAS.get(asked or "", "client")
+        return _fail(f"flerm {asked} needs the package {missing.name}: pip install 'flerm[{extra}]'", 1)
     except BrokenPipeError:  # `flerm recordings | head`
         sys.stderr.close()
         return 0
