@@ -39,6 +39,7 @@ def run(token: str, registry: str, *arguments: str) -> subprocess.CompletedProce
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_the_secret_is_nowhere_else(start_registry: StartRegistry, tmp_path: Path):
     store = open_store(f"sqlite:///{tmp_path}/registry.db")
     token, made = store.tokens.create("job", "admin")
