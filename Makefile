@@ -18,9 +18,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 unexport PYTHONPATH
 
-.PHONY: help results-small openapi screenshots browser-tools install demo test test-fast test-all check format proto proto-check clean
+.PHONY: help docs hooks results-small openapi screenshots browser-tools install demo test test-fast test-all check format proto proto-check clean
 
-help:  ## list the targets
+help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install: $(VENV)/.wheel  ## the environment, with this tree's wheel in it, in .venv
@@ -43,8 +43,8 @@ demo: install  ## a registry, six base recordings, a matched 2-rank job, and wha
 test: install browser-tools  ## the tests, at most 10 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
-test-fast: install  ## the quick subset: no servers, no ranks
-	$(BIN)/python -m pytest -m "not slow" tests/core
+test-fast: install  ## the quick subset, under a minute: no servers, no ranks
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL) tests/core tests/proto
 
 test-all: install browser-tools  ## the long ones too
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -52,11 +52,17 @@ test-all: install browser-tools  ## the long ones too
 results-small: install  ## docs/results.md in small, in under 10 minutes on 2 cores: trains, prints the tables, checks the claim
 	$(BIN)/python -m pytest -s -rA tests/sweep/test_claim.py
 
-check: install proto-check  ## linter, formatter, types, import rules, generated code
+check: install proto-check docs  ## linter, formatter, types, import rules, generated code, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install  ## the documentation as a site, in .cache/site; fails at a warning or a link to nowhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+hooks: install  ## run linter and formatter on every commit, types and fast tests on every push
+	$(BIN)/pre-commit install
 
 format: install  ## format and sort imports
 	$(BIN)/ruff check --fix .

@@ -20,6 +20,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
@@ -114,6 +115,18 @@ def end(namespace: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ |= environment
     shutil.rmtree(namespace["FOLDER"])
+
+
+# Pages that start several trainings or import several frameworks.
+LONG = ("README.md", "quickstart.md", "frameworks.md")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Blocks of long pages run with the long tests: a page runs whole or not at all."""
+    for item in items:
+        if item.path.name in LONG:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(300))
 
 
 PARSERS = [PythonCodeBlockParser(), CodeBlockParser(language="console", evaluator=run_console), SkipParser()]

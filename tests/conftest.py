@@ -73,10 +73,15 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProce
 
 
 def launch_registry(
-    db: str, announce: Path, grpc: str = "127.0.0.1:0", http: str = "127.0.0.1:0", options: tuple[str, ...] = ()
+    db: str,
+    announce: Path,
+    grpc: str = "127.0.0.1:0",
+    http: str = "127.0.0.1:0",
+    options: tuple[str, ...] = (),
+    program: tuple[str, ...] = ("-m", "flerm_server.cli"),
 ) -> RegistryProcess:
-    """A registry that answers on both ports. Fails with its output when it does not come up."""
-    command = [sys.executable, "-m", "flerm_server.cli", "serve", "--db", db, "--grpc", grpc, "--http", http]
+    """A registry that answers on both ports. Fails with its output when it does not come up. `program`: what Python runs."""
+    command = [sys.executable, *program, "serve", "--db", db, "--grpc", grpc, "--http", http]
     process = subprocess.Popen(
         [*command, "--announce", str(announce), *options],
         stdout=subprocess.PIPE,

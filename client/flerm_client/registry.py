@@ -15,6 +15,7 @@ from flerm_client.environment import address_of, token_of
 from flerm_core.bands import bands_of
 from flerm_core.best import Best, BestQuery
 from flerm_core.errors import InvalidInput
+from flerm_core.extras import Extras
 from flerm_core.limits import validate_measurements, validate_spec
 from flerm_core.naming import as_axes
 from flerm_core.recording import (
@@ -95,6 +96,13 @@ class RegistryClient:
         """The families whose names begin with `prefix`, by name, fetched page by page."""
         return self._registry.families(prefix)
 
+    def rename_family(self, name: str, new_name: str) -> Family:
+        """Gives a family, with all its recordings, another name. Idempotent; `AlreadyExists` where both names are taken.
+
+        Of a server; a folder's files are not changed: `Unsupported`. So are those of `tag` and `delete`.
+        """
+        return self._registry.rename_family(name, new_name)
+
     def start_recording(
         self,
         family: str,
@@ -154,11 +162,14 @@ class RegistryClient:
         losses: ArrayLike | None = None,
         learning_rates: ArrayLike | None = None,
         tokens: Sequence[int] | None = None,
+        scalars: Mapping[str, ArrayLike] | None = None,
+        vectors: Mapping[str, ArrayLike] | None = None,
     ) -> None:
         """Adds rows and returns when they are committed. Rows that are there already with the same content are no error.
 
         `values` [len(steps), L]: FSLRs in the order of the recording's names, in output units per unit learning rate; NaN =
         unmeasured. `losses`, `learning_rates` (the schedule's), `tokens` (seen so far): one for each step, NaN = not logged.
+        `scalars`: further numbers by name, [len(steps)] each, NaN = none; `vectors`: [len(steps), L] each. `extras` reads both.
         """
         array = np.asarray(values, np.float32)
         if array.ndim != 2 or len(array) != len(steps):
@@ -171,6 +182,13 @@ class RegistryClient:
             "learning_rates": _floats("learning_rates", learning_rates, len(steps)),
         }
         counts = _floats("tokens", tokens, len(steps))
+        further = {name: _floats(f"scalars {name!r}", column, len(steps)) for name, column in (scalars or {}).items()}
+        tables = {name: np.asarray(table, np.float32) for name, table in (vectors or {}).items()}
+        for name, table in tables.items():
+            if table.shape != array.shape:
+                raise InvalidInput(
+                    f"vectors {name!r}: an array of shape {list(table.shape)}; allowed is {list(array.shape)}, that of values"
+                )
         rows = [
             Measurement(
                 step=int(step),
@@ -179,6 +197,8 @@ class RegistryClient:
                 learning_rate=columns["learning_rates"][at],
                 tokens=None if tokens is None or counts[at] is None else int(tokens[at]),
                 measured_at=moment,
+                scalars={name: value for name, column in further.items() if (value := column[at]) is not None},
+                vectors={name: table[at] for name, table in tables.items()},
             )
             for at, step in enumerate(steps)
         ]
@@ -200,6 +220,14 @@ class RegistryClient:
         """
         ending = Ending(status=status, final_loss=final_loss, final_step=final_step, tokens=tokens)
         return self._registry.finish(recording_id, ending)
+
+    def tag(self, recording_id: str, tags: Mapping[str, str] | None = None, *, remove: Sequence[str] = ()) -> Recording:
+        """Sets tags of a recording, whatever its status, and removes those of the keys `remove`; the recording. Idempotent."""
+        return self._registry.tag(recording_id, dict(tags or {}), remove)
+
+    def delete(self, recording_id: str) -> int:
+        """Removes a recording with all its attempts, for good; how many rows went. 0 when it is not there."""
+        return self._registry.delete(recording_id)
 
     def recordings(
         self,
@@ -257,6 +285,10 @@ class RegistryClient:
             max_points=max_points,
             progress=progress or (lambda arrived, total: None),
         )
+
+    def extras(self, recording_id: str, *, first_step: int | None = None, last_step: int | None = None) -> Extras:
+        """The further scalars and vectors of a recording's rows, steps `first_step` to `last_step` (both included)."""
+        return self._registry.extras(recording_id, first_step, last_step)
 
     def targets(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,6 +10,7 @@ from flerm_client.connection import Connection
 from flerm_client.delivery import BATCH_BYTES, BATCH_ROWS
 from flerm_client.spool.writer import start_request
 from flerm_core.best import Best, BestQuery
+from flerm_core.extras import Extras
 from flerm_core.recording import Attempt, Ending, Family, Measurement, Recording, RecordingFilter, RecordingSpec
 from flerm_core.targets import TargetQuery, Targets
 from flerm_core.trajectory import Trajectory
@@ -70,6 +71,10 @@ class RemoteRegistry:
             if not token:
                 return
 
+    def rename_family(self, name: str, new_name: str) -> Family:
+        """RenameFamily."""
+        return convert.family_from(self._connection.unary("RenameFamily", pb.RenameFamilyRequest(name=name, new_name=new_name)))
+
     def start(self, spec: RecordingSpec, attempt: Attempt | None) -> None:
         """StartRecording."""
         request = start_request(spec, attempt) if attempt is not None else pb.StartRecordingRequest(spec=convert.spec_to(spec))
@@ -99,6 +104,16 @@ class RemoteRegistry:
         """FinishRecording."""
         request = convert.ending_to(recording_id, self._attempts.get(recording_id, 0), ending)
         return convert.recording_from(self._connection.unary("FinishRecording", request))
+
+    def tag(self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str]) -> Recording:
+        """TagRecording."""
+        request = pb.TagRecordingRequest(recording_id=recording_id, set=tags, remove=remove)
+        return convert.recording_from(self._connection.unary("TagRecording", request))
+
+    def delete(self, recording_id: str) -> int:
+        """DeleteRecording."""
+        answer = self._connection.unary("DeleteRecording", pb.DeleteRecordingRequest(recording_id=recording_id))
+        return int(answer.rows)
 
     def recordings(self, filters: RecordingFilter) -> Iterator[Recording]:
         """ListRecordings, page by page."""
@@ -139,6 +154,11 @@ class RemoteRegistry:
                 yield chunk
 
         return convert_queries.trajectory_from(counted())[1]
+
+    def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Extras:
+        """GetTrajectory, with its extras."""
+        request = pb.GetTrajectoryRequest(recording_id=recording_id, first_step=first_step, last_step=last_step, extras=True)
+        return convert_queries.extras_from(self._connection.stream("GetTrajectory", request))
 
     def targets(self, query: TargetQuery) -> Targets:
         """GetTargets."""

@@ -22,6 +22,9 @@ from flerm_core.measure.placements import Sharding, find_parts
 from flerm_core.measure.ranks import Ranks
 from flerm_core.naming import block_axes, canonical, role_names
 
+_PIPELINES = "torch.distributed.pipelining."
+_PIPELINE = "a pipeline stage does not compute the outputs and cannot be measured; use FSDP2 or tensor parallel"
+
 
 def bare_model(model: nn.Module) -> nn.Module:
     """The module inside DDP and torch.compile: forwards through it neither reduce gradients nor broadcast buffers nor
@@ -45,8 +48,9 @@ def find_ranks(model: nn.Module, group: Any) -> Ranks:
     if any(isinstance(p, DTensor) for p in model.parameters()):
         return _mesh_ranks(model, group)
     ddp = _ddp_of(model)
-    if group is None and ddp is not None:
-        group = ddp.process_group
+    if ddp is not None:
+        _refuse_ignored(ddp)
+        group = ddp.process_group if group is None else group
     if group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise Unsupported(
             f"{dist.get_world_size()} ranks run, but the model is in no DistributedDataParallel: "
@@ -59,6 +63,10 @@ def find_ranks(model: nn.Module, group: Any) -> Ranks:
 
 
 def _refuse_wrappers(model: nn.Module) -> None:
+    if type(model).__module__.startswith(_PIPELINES):
+        raise Unsupported(_PIPELINE)
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model is a {type(model).__name__}; allowed is a torch.nn.Module")
     kinds = {f"{kind.__module__}.{kind.__name__}" for module in model.modules() for kind in type(module).__mro__}
     if any(kind.startswith("torch.distributed.fsdp.fully_sharded_data_parallel.") for kind in kinds):
         raise Unsupported(
@@ -67,8 +75,8 @@ def _refuse_wrappers(model: nn.Module) -> None:
         )
     if any(kind.startswith("deepspeed.") for kind in kinds):
         raise Unsupported("a DeepSpeed engine partitions parameters and cannot be measured; use FSDP2 (fully_shard) or DDP")
-    if any(kind.startswith("torch.distributed.pipelining.") for kind in kinds):
-        raise Unsupported("a pipeline stage does not compute the outputs and cannot be measured; use FSDP2 or tensor parallel")
+    if any(kind.startswith(_PIPELINES) for kind in kinds):
+        raise Unsupported(_PIPELINE)
     if any(isinstance(module, DataParallel) for module in model.modules()):
         raise Unsupported(
             "DataParallel replicates the model in every forward and cannot be measured; use DistributedDataParallel"
@@ -82,6 +90,14 @@ def _ddp_of(model: nn.Module) -> DistributedDataParallel | None:
             return wrapper
         wrapper = getattr(wrapper, "_orig_mod", None) or getattr(wrapper, "module", None)
     return None
+
+
+def _refuse_ignored(ddp: DistributedDataParallel) -> None:
+    ignored = ddp.parameters_to_ignore & {name for name, p in ddp.module.named_parameters() if p.requires_grad}
+    if ignored:
+        raise Unsupported(
+            f"DistributedDataParallel ignores {min(ignored)}, which may differ between ranks: such experts cannot be measured"
+        )
 
 
 def _refuse_join(ddp: DistributedDataParallel) -> None:
@@ -157,6 +173,7 @@ def find_sharding(model: nn.Module, parameters: Mapping[str, nn.Parameter], rank
         split={names[dim] or str(dim): coordinate[dim] for dim in range(mesh.ndim) if dim not in data},
         total=ranks.sum,
         total_split=ranks.sum_split,
+        same=ranks.same,
         device=mesh.device_type,
     )
 
@@ -170,7 +187,7 @@ def make_subject(
 ) -> Subject:
     """The model's tensors that the optimisers step, by canonical name, the roles they play, and how `ranks` share them.
 
-    Raises `InvalidInput` when there are none, or when two names fall together.
+    Raises `InvalidInput` when there are none, or when two names fall together; `Unsupported` where ranks hold different ones.
     """
     stepped = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
     bare = bare_model(model)
@@ -189,6 +206,10 @@ def make_subject(
     axes = tuple(blocks) if blocks is not None else block_axes(names, shapes)
     roles = {role: tuple(members) for role, members in role_names(names, axes).items()}
     subject = Subject(bare, parameters, output or default_output, roles, find_sharding(bare, parameters, ranks))
+    if not ranks.same((names, shapes), subject.device):
+        raise Unsupported(
+            "the ranks hold different parameters: replicas hold the same ones, and pipeline parallel cannot be measured"
+        )
     return replace(subject, output=on_device(subject.output, subject.device))
 
 

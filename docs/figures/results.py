@@ -35,6 +35,8 @@ def body(name: str, seeds: str, registry: str) -> str:
     common = [sys.executable, "-m", "flerm_client.cli", "sweep", name, "--registry", registry]
     common += ["--seeds", seeds] if seeds else []
     table = subprocess.run([*common, "--markdown"], check=True, capture_output=True, text=True).stdout.strip()
+    if len(load(name).cells) <= 2:  # one scale, plain and matched: the table says it all
+        return table
     drawn = subprocess.run([*common, "--figure", str(FIGURES)], check=True, capture_output=True, text=True).stdout.split()
     pictures = [f"![{Path(each).stem}](figures/results/{Path(each).name})" for each in drawn]
     return "\n\n".join([table, *pictures])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -92,6 +93,14 @@ class Ranks:
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether `flag` is set on any rank. Called by all ranks at the same point."""
         return flag if self.alone else bool(self.sum(torch.tensor([float(flag)], device=device)).item())
+
+    def same(self, value: object, device: torch.device | str) -> bool:
+        """Whether `value` (what prints alike is alike) is the same on all ranks. Called by all ranks at the same point."""
+        digest = hashlib.sha256(repr(value).encode()).digest()
+        own = [int.from_bytes(digest[at : at + 2], "little") for at in range(0, 8, 2)]  # so small that sums are exact
+        sent = torch.tensor([1, *own, *(each**2 for each in own)], dtype=torch.float64, device=device)
+        count, *sums = map(int, self.sum(sent).tolist())
+        return all(count * squares == total**2 for total, squares in zip(sums[:4], sums[4:], strict=True))
 
     def raise_together(self, problem: Exception | None) -> None:
         """Exchanges the sentences of the ranks that have a problem and raises the first one everywhere. Called by all ranks."""

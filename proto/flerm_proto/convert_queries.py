@@ -11,6 +11,7 @@ import numpy as np
 
 from flerm_core.best import Best, BestQuery, LossPoint
 from flerm_core.errors import DataLoss
+from flerm_core.extras import Extras
 from flerm_core.packing import pack, unpack
 from flerm_core.recording import Recording
 from flerm_core.sources import TargetQuery
@@ -267,6 +268,31 @@ def trajectory_from(chunks: Iterable[pb.TrajectoryChunk]) -> tuple[Recording, Tr
         tokens=tokens,
     )
     return recording_from(header.recording), trajectory
+
+
+def extras_from(chunks: Iterable[pb.TrajectoryChunk]) -> Extras:
+    """The further scalars and vectors of a trajectory that was asked for with its extras.
+
+    Raises `DataLoss` when the header is missing or the stream held more or fewer rows than it said.
+    """
+    header_chunk, rest = _header(chunks)
+    rows, width = header_chunk.header.rows, len(header_chunk.header.parameters.names)
+    found = Extras(np.empty(rows, np.int64), {}, {})
+    at = 0
+    for chunk in rest:
+        part = chunk.rows
+        end = at + len(part.steps)
+        if end > rows:
+            raise DataLoss(f"trajectory of {header_chunk.header.recording.spec.id}: the stream holds more than its {rows} rows")
+        found.steps[at:end] = part.steps
+        for name, column in part.scalars.items():
+            found.scalars.setdefault(name, np.full(rows, np.nan))[at:end] = column.values
+        for name, data in part.vectors.items():
+            found.vectors.setdefault(name, np.full((rows, width), np.nan, np.float32))[at:end] = unpack(data, width)
+        at = end
+    if at != rows:
+        raise DataLoss(f"trajectory of {header_chunk.header.recording.spec.id}: the stream ended after {at} of {rows} rows")
+    return found
 
 
 def _slices(rows: int, row_bytes: int) -> Iterator[slice]:

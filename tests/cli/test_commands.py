@@ -52,6 +52,18 @@ def answer(capsys, *arguments: str):
     return json.loads(out)
 
 
+def test_tags_names_and_recordings_are_changed_afterwards(sweep, capsys):
+    family, recording = sweep
+    assert answer(capsys, "tag", recording, "purpose=baseline", "draft=1")["tags"] == {"purpose": "baseline", "draft": "1"}
+    code, out, _ = run(capsys, "tag", recording, "--remove", "draft")
+    assert (code, out) == (0, f"{recording}: purpose=baseline\n")
+    assert answer(capsys, "rename", family, f"{family}-b")["recordings"] == 3
+    assert answer(capsys, "delete", recording, "--yes") == {"id": recording, "rows": 2}
+    assert len(answer(capsys, "recordings", f"{family}-b")) == 2
+    code, _, err = run(capsys, "delete", recording, "--yes")
+    assert code == 3 and "is not in this registry" in err
+
+
 def test_families(sweep, capsys):
     family, _ = sweep
     (found,) = answer(capsys, "families", family)

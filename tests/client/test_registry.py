@@ -10,7 +10,7 @@ import pytest
 from spooled import BANDS, NAMES, SHAPES
 
 from flerm_client import RegistryClient
-from flerm_core.errors import AlreadyExists, Ambiguous, InvalidInput, NotFound, Unreachable
+from flerm_core.errors import AlreadyExists, Ambiguous, InvalidInput, NotFound, Unreachable, Unsupported
 
 
 @pytest.fixture(params=["server", "folder"])
@@ -51,6 +51,31 @@ def test_what_was_recorded_is_read_back(address, family):
     np.testing.assert_array_equal(trajectory.values, np.array([[1, 2, np.nan], [4, 8, 16]], np.float32))
     np.testing.assert_array_equal(trajectory.losses, [2.0, np.nan])
     assert trajectory.tokens.tolist() == [64, 128]
+
+
+def test_further_scalars_and_vectors_are_read_back(address, family):
+    values = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+    with RegistryClient(address) as client:
+        recording_id = client.start_recording(family, 1e-2, NAMES, SHAPES)
+        client.append(recording_id, [1], values[:1])
+        scalars, vectors = {"sharpness": [7.5, np.nan], "norm": [1.0, 2.0]}, {"multipliers": 2 * values}
+        client.append(recording_id, [101, 201], values, scalars=scalars, vectors=vectors)
+        client.finish(recording_id)
+        found = client.extras(recording_id)
+        assert found.steps.tolist() == [1, 101, 201]
+        np.testing.assert_array_equal(found.scalars["sharpness"], [np.nan, 7.5, np.nan])
+        np.testing.assert_array_equal(found.scalars["norm"], [np.nan, 1.0, 2.0])
+        np.testing.assert_array_equal(found.vectors["multipliers"], np.concatenate([np.full((1, 3), np.nan), 2 * values]))
+        assert client.extras(recording_id, last_step=101).steps.tolist() == [1, 101]
+        with pytest.raises(InvalidInput, match=r"vectors 'm': an array of shape \[3\]; allowed is \[2, 3\]"):
+            client.append(recording_id, [1, 2], values, vectors={"m": [1, 2, 3]})
+
+
+def test_a_folders_files_are_not_changed(tmp_path):
+    with RegistryClient(tmp_path.as_uri()) as client:
+        for change in (lambda: client.rename_family("a", "b"), lambda: client.tag("id"), lambda: client.delete("id")):
+            with pytest.raises(Unsupported, match="is a folder, whose files are not changed once written; flerm sync takes"):
+                change()
 
 
 def test_a_trajectory_by_steps_pattern_and_points(address, family):

@@ -48,9 +48,13 @@ def steps(stub: rpc.RegistryStub, recording: str) -> list[int]:
     return [step for chunk in chunks for step in chunk.rows.steps]
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace shows what the server asks of the kernel")
 def test_sqlite_syncs_its_log_before_each_acknowledgement(tmp_path: Path):
-    """strace writes a line before the traced call returns: what is in its file at the answer came before the answer."""
+    """strace writes a line before the traced call returns: what is in its file at the answer came before the answer.
+
+    Fails, not skips, without it.
+    """
+    if shutil.which("strace") is None:
+        pytest.fail("strace is not installed: it shows what the server asks of the kernel (Debian: apt-get install strace)")
     calls, announce = tmp_path / "calls", tmp_path / "announce.json"
     command = ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync", "-e", "signal=none", "-o", str(calls), sys.executable]
     options = ["-m", "flerm_server.cli", "serve", "--db", f"sqlite:///{tmp_path}/registry.db", "--announce", str(announce)]
@@ -109,14 +113,17 @@ def test_postgresql_restarts_under_a_running_server(start_registry: StartRegistr
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
+    """A file system of 4 MiB. Fails, not skips, where none may be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True)
+    as_root = [] if os.getuid() == 0 else ["sudo", "-n"]
+    options = f"size=4m,uid={os.getuid()},gid={os.getgid()}"
+    mount = [*as_root, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
     if mounted.returncode:
-        pytest.skip(f"mounting needs rights that this user has not: {mounted.stderr.strip()}")
+        pytest.fail(f"the tests must be allowed to mount a tmpfs, as root or by sudo: {mounted.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    subprocess.run([*as_root, "umount", "--lazy", str(folder)], check=True)
 
 
 def fill_up(stub: rpc.RegistryStub, recording: str) -> int:

@@ -14,6 +14,22 @@ from ..measure.runs import same
 JOB = Path(__file__).parent / "jobs" / "framework_ranks.py"
 
 
+GUIDE = Path(__file__).parents[2] / "docs" / "distributed.md"
+
+
+@pytest.mark.slow
+def test_the_guides_loop_by_hand_needs_three_lines_and_runs_sharded(tmp_path: Path) -> None:
+    loop = GUIDE.read_text().split("```python\n")[1].split("```")[0]
+    assert loop.count("# +\n") == 3
+    script = tmp_path / "loop.py"
+    script.write_text(f"from torch import distributed\ndistributed.init_process_group('gloo')\n{loop}")
+    outcome = torchrun(2, script, folder=tmp_path)
+    assert outcome.code == 0, outcome.output
+    lines = [line for line in outcome.output.splitlines() if line.startswith("{'0.weight'")]
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("held", ["ddp", "fsdp2"])

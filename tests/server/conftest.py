@@ -1,4 +1,4 @@
-"""Stores to test: SQL on both databases, and gRPC in front of each."""
+"""Stores to test: SQL on both databases, gRPC in front of each, and `RegistryClient` in front of that."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flerm_server.store.base import Store
 from flerm_server.store.engine import open_engine, parse_url
 from flerm_server.store.sql import open_store
 from tests.conftest import PostgresCluster
+from tests.server.client_store import ClientStore
 from tests.server.remote_store import RemoteStore
 
 
@@ -24,6 +25,7 @@ class Backend:
     url: str
     local: Store
     remote: Store
+    client: Store
     server: Server
 
 
@@ -40,7 +42,9 @@ def serve(url: str) -> Iterator[Backend]:
     server = Server(Settings(db=url, grpc=Address("127.0.0.1", 0), http=Address("127.0.0.1", 0), drain_seconds=2))
     server.start()
     local, remote = open_store(url), RemoteStore(server.grpc_address.text)
-    yield Backend(url, local, remote, server)
+    client = ClientStore(server.grpc_address.text)
+    yield Backend(url, local, remote, client, server)
+    client.close()
     remote.close()
     local.close()
     server.stop()
@@ -61,6 +65,6 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return request.getfixturevalue("sqlite_backend" if request.param == "sqlite" else "postgres_backend")
 
 
-@pytest.fixture(params=["direct", "over gRPC"])
+@pytest.fixture(params=["direct", "over gRPC", "by client"])
 def store(request: pytest.FixtureRequest, backend: Backend) -> Store:
-    return backend.local if request.param == "direct" else backend.remote
+    return {"direct": backend.local, "over gRPC": backend.remote, "by client": backend.client}[request.param]

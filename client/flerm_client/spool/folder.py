@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,8 @@ from flerm_client.spool.files import spool_files
 from flerm_client.spool.reader import SpoolContent, read
 from flerm_client.spool.writer import SpoolWriter
 from flerm_core.best import Best, BestQuery, best_of
-from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused
+from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused, Unsupported
+from flerm_core.extras import Extras
 from flerm_core.limits import validate_measurements, validate_spec
 from flerm_core.packing import pack
 from flerm_core.recording import Attempt, Ending, Family, Measurement, Recording, RecordingFilter, RecordingSpec, now
@@ -129,6 +130,23 @@ class FolderRegistry:
                 learning_rates=tuple(sorted(base)),
             )
 
+    def rename_family(self, name: str, new_name: str) -> Family:
+        """Refused."""
+        raise self._unchangeable()
+
+    def tag(self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str]) -> Recording:
+        """Refused."""
+        raise self._unchangeable()
+
+    def delete(self, recording_id: str) -> int:
+        """Refused."""
+        raise self._unchangeable()
+
+    def _unchangeable(self) -> Unsupported:
+        return Unsupported(
+            f"registry: {self.folder} is a folder, whose files are not changed once written; flerm sync takes them to a server"
+        )
+
     def start(self, spec: RecordingSpec, attempt: Attempt | None) -> None:
         """Opens the recording (`attempt` None: its first attempt, idempotent) or a new attempt of it."""
         validate_spec(spec)
@@ -194,6 +212,12 @@ class FolderRegistry:
         found = (whole.select(pattern) if pattern else whole).thinned(max_points)
         progress(len(found), len(found))
         return found
+
+    def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Extras:
+        """Of the rows that count."""
+        stored = self._stored(recording_id)
+        first, last = first_step or 0, float("inf") if last_step is None else last_step
+        return Extras.of([row for row in stored.rows() if first <= row.step <= last], len(stored.spec.parameters))
 
     def targets(self, query: TargetQuery) -> Targets:
         """By `flerm_core.targets`."""

@@ -168,7 +168,9 @@ def router(store: Store) -> APIRouter:
             return StreamingResponse(tabular.as_json(selection, chosen, rows), media_type=media, headers=headers)
         if media == tabular.CSV:
             return StreamingResponse(tabular.as_csv(chosen, rows), media_type=media, headers=headers)
-        return StreamingResponse(tabular.as_parquet(selection, chosen, rows)(), media_type=media, headers=headers)
+        from flerm_server.rest.parquet import as_parquet
+
+        return StreamingResponse(as_parquet(selection, chosen, rows)(), media_type=media, headers=headers)
 
     @api.get("/targets", tags=["targets"], responses=examples.TARGETS)
     def targets_by_query(

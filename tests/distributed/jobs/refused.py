@@ -11,8 +11,12 @@ import torch
 from distributed import sharded
 from distributed.launch import begin, report
 from torch import distributed as dist
+from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.pipelining import PipelineStage, ScheduleGPipe, SplitPoint, pipeline
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 from flerm_client import FLeRM
 from flerm_core.errors import FlermError
@@ -22,9 +26,9 @@ size = dist.get_world_size()
 warnings.simplefilter("ignore")
 
 
-def refused(model: Any, **options: Any) -> str:
-    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+def refused(model: Any, *, kind: Any = torch.optim.SGD, parts: Any = None, **options: Any) -> str:
     try:
+        optimizer = kind((parts or model).parameters(), lr=1e-2)
         FLeRM.record(model, optimizer, **{"probe": [sharded.batch_of(0)], "family": "f", **options})
         model(sharded.batch_of(0)).to_local().sum().backward() if options.get("dtensor") else model(
             sharded.batch_of(0)
@@ -47,10 +51,38 @@ def hooked() -> Any:
     return model
 
 
+def ignoring() -> Any:
+    model = sharded.build()
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["blocks.0.up.weight"])
+    return DistributedDataParallel(model)
+
+
+def stages() -> dict[str, str]:
+    """Torch's own pipeline: traced and cut by it, or a stage of the user's own making, and its schedule."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    traced = pipeline(model, mb_args=(torch.zeros(2, 4),), split_spec={"1": SplitPoint.BEGINNING})
+    own = model[rank]
+    stage = PipelineStage(own, rank, size, torch.device("cpu"))
+    half: Any = nn.Sequential(own) if rank == 0 else own  # called otherwise, as the layers of two stages are
+    return {
+        "pipe": refused(traced),
+        "stage": refused(stage, parts=own),
+        "schedule": refused(ScheduleGPipe(stage, 2), parts=own),
+        "stage's module": refused(own),
+        "stages as replicas": refused(half, process_group=dist.group.WORLD),
+    }
+
+
+rank = dist.get_rank()
 half = dist.new_group([0])
 results = {
     "plain": refused(sharded.build()),
     "fsdp1": refused(FullyShardedDataParallel(sharded.build(), device_id=torch.device("cpu"), use_orig_params=True)),
+    "zero": refused(
+        DistributedDataParallel(sharded.build()), kind=lambda p, lr: ZeroRedundancyOptimizer(p, torch.optim.SGD, lr=lr)
+    ),
+    "ignored": refused(ignoring()),
+    **stages(),
     "experts": refused(experts()),
     "hooked": refused(hooked()),
     "slices": refused(
