@@ -16,9 +16,9 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
 def test_every_fence_says_what_it_is(page: Path) -> None:
-    """Only `python` and `console` run as tests; what cannot run is indented, or `text`, `proto`."""
+    """Only `python` and `console` run as tests; what cannot run is indented, or `text`, `proto`, `toml`."""
     fences = re.findall(r"^ *```(\S*)$", page.read_text(), re.MULTILINE)
-    assert set(fences[::2]) <= {"python", "console", "text", "proto"}
+    assert set(fences[::2]) <= {"python", "console", "text", "proto", "toml"}
     assert set(fences[1::2]) <= {""}
 
 
