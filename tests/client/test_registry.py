@@ -173,6 +173,7 @@ def test_more_rows_than_a_message_holds(address, family):
         (lambda client, family: client.targets(family, 1e-2), NotFound, "family"),
         (lambda client, family: client.recording(str(uuid.UUID(int=7))), NotFound, "00000000-0000-0000-0000-000000000007"),
         (lambda client, family: client.start_recording("a b", 1e-2, NAMES, SHAPES), InvalidInput, "'a b'"),
+        (lambda client, family: client.register_family("a/b/c"), InvalidInput, "'a/b/c'"),
         (lambda client, family: client.start_recording(family, -1.0, NAMES, SHAPES), InvalidInput, "-1"),
         (lambda client, family: client.start_recording(family, 1.0, NAMES, SHAPES[:2]), InvalidInput, "2 given for 3 names"),
         (lambda client, family: client.start_recording(family, 1.0, NAMES, SHAPES, resume_at=3), InvalidInput, "recording_id"),
