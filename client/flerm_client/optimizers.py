@@ -40,10 +40,12 @@ _IMPLEMENTATION = {
 def bare_optimizer(optimizer: Any) -> Optimizer:
     """The torch optimiser inside wrappers (accelerate's) that hand `step` on to their `.optimizer`. Refuses by name what
     cannot work."""
-    while not type(optimizer).__module__.startswith("torch.optim") and isinstance(
-        getattr(optimizer, "optimizer", None), Optimizer
-    ):
-        optimizer = optimizer.optimizer
+    while not type(optimizer).__module__.startswith("torch.optim"):
+        # Found by what it is: accelerate calls it `optimizer`, sharpness-aware minimisers `base_optimizer`.
+        inner = {id(each): each for each in getattr(optimizer, "__dict__", {}).values() if isinstance(each, Optimizer)}
+        if len(inner) != 1:
+            break
+        optimizer = next(iter(inner.values()))
     if not isinstance(optimizer, Optimizer):
         raise InvalidInput(
             f"optimizer is a {type(optimizer).__name__}; allowed is a torch.optim.Optimizer or a sequence of them"
