@@ -12,6 +12,8 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from flerm_core.errors import NotFound
+
 Array = NDArray[np.float64]
 Numbers = tuple[int, ...]
 Column = Callable[[str], Array]
@@ -60,13 +62,18 @@ def coherent(role: Role, column: Column) -> dict[str, Array]:
 
     With FSLRs F_j of the base's blocks and J of their joint change, ρ = (J² − ΣF²) / ((ΣF)² − ΣF²) is the coherence of two
     blocks, in [0, 1]. The targets f are `split`'s times one factor, so that blocks of the same ρ have the base's joint change:
-    J² = (1 − ρ) Σf² + ρ (Σf)². At ρ = 1 that is `split` itself, at ρ = 0 for B' = kB each block's F/√k.
+    J² = (1 − ρ) Σf² + ρ (Σf)². At ρ = 1 that is `split` itself, at ρ = 0 for B' = kB each block's F/√k. Where J was not
+    recorded (only the estimator `example` has it) ρ counts as 1.
     """
     base = np.stack([column(name) for name in role.base.values()])
-    joined = column(role.template) if len(base) > 1 else base[0]
     parts, whole = np.sum(base**2, axis=0), np.sum(base, axis=0) ** 2
+    try:
+        joined = column(role.template) if len(base) > 1 else base[0]
+    except NotFound:
+        joined = np.full_like(parts, np.nan)
     crossed = whole - parts
-    coherence = np.divide(joined**2 - parts, crossed, out=np.ones_like(parts), where=crossed > 0)
+    known = (crossed > 0) & ~np.isnan(joined)
+    coherence = np.divide(joined**2 - parts, crossed, out=np.ones_like(parts), where=known)
     return _rescaled(split(role, column), np.clip(coherence, 0.0, 1.0), parts, whole)
 
 
@@ -90,7 +97,7 @@ def _rescaled(targets: dict[str, Array], coherence: Array, parts: Array, whole: 
 
 
 DEPTH_RULES: dict[str, DepthRule] = {"split": split, "joint": joint, "coherent": coherent, "root": root}
-DEFAULT_DEPTH = "split"
+DEFAULT_DEPTH = "coherent"
 
 
 def _split(base: list[Numbers], target: list[Numbers]) -> dict[Numbers, dict[Numbers, float]]:

@@ -23,7 +23,7 @@ def ratios(base: Trajectory, other: Trajectory, *, blocks: Sequence[str] = ()) -
     names = [other.names[at] for at in columns]
     base_columns = dict(zip(base.names, base.resampled(other.steps).T, strict=True))
     bands = dict(zip(base.names, base.bands, strict=True))
-    # By the default rule, `split`, which gives every tensor a target of its own.
+    # By the default rule, which gives every tensor a target of its own.
     targets = match_rows(base_columns, names, bands=bands, blocks=tuple(blocks) or None)
     wanted = np.stack([targets[name] for name in names], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

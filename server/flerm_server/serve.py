@@ -101,7 +101,7 @@ class Server:
         self._http_thread = threading.Thread(target=self._run_http, name="http")
 
     def start(self) -> None:
-        """Begins to answer on both ports; writes the announcement."""
+        """Begins to answer on both ports; writes the announcement. Raises `Refused` when that cannot be."""
         self._grpc.start()
         self._http_thread.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -110,8 +110,11 @@ class Server:
             # Written beside and moved, so that who sees the file sees all of it.
             content = {"grpc": self.grpc_address.text, "http": self.http_address.text, "pid": os.getpid()}
             part = self._settings.announce.with_name(self._settings.announce.name + ".part")
-            part.write_text(json.dumps(content))
-            part.replace(self._settings.announce)
+            try:
+                part.write_text(json.dumps(content))
+                part.replace(self._settings.announce)
+            except OSError as error:
+                raise Refused(f"announce {self._settings.announce}: cannot be written ({error.strerror})") from error
 
     def stop(self) -> None:
         """Takes no more calls, lets those in flight end within the drain time, closes the store."""
@@ -150,8 +153,8 @@ def run(settings: Settings, announce: Callable[[Server], None]) -> None:
     raise_open_files()
     tracing.configure()
     server = Server(settings, requested)
-    server.start()
     try:
+        server.start()
         announce(server)
         server.wait()
     finally:

@@ -101,6 +101,13 @@ def test_root_divides_by_the_square_root_of_the_blocks_and_needs_no_role() -> No
     assert blocks_of(match_targets(base([3.0, 4.0]), decoder(8), depth="root")) == pytest.approx([1.5] * 4 + [2.0] * 4)
 
 
+def test_coherent_without_a_recorded_joint_change_is_split() -> None:
+    without = match_targets(base([3.0, 4.0]), decoder(8), depth="coherent")
+    assert blocks_of(without) == pytest.approx([0.75] * 4 + [1.0] * 4)
+    unmeasured = match_targets(base([3.0, 4.0], joint=NAN), decoder(8), depth="coherent")
+    assert blocks_of(unmeasured) == pytest.approx([0.75] * 4 + [1.0] * 4)
+
+
 def test_coherent_from_a_single_block_shares_it_out_as_split_does() -> None:
     assert blocks_of(match_targets(base([3.0]), decoder(2), depth="coherent")) == [1.5, 1.5]
 

@@ -50,7 +50,7 @@ def test_at_a_recorded_rate_the_seeds_are_averaged() -> None:
     assert dict(targets) == {"embed.weight": 2.0, "layers.0.q.weight": 4.0, "layers.1.q.weight": 8.0}
     assert (targets.seeds, targets.source_learning_rates, len(targets.sources)) == (2, (1e-3,), 2)
     np.testing.assert_allclose(targets.spread, np.full((2, 3), np.log(4) / np.sqrt(2)), rtol=1e-6)
-    assert (targets.optimizer, targets.estimator.name, targets.depth) == ("Adam", "example", "split")
+    assert (targets.optimizer, targets.estimator.name, targets.depth) == ("Adam", "example", "coherent")
 
 
 def test_between_two_rates_targets_are_blended_by_logarithms() -> None:
@@ -240,7 +240,7 @@ def test_another_number_of_dimensions_is_another_architecture() -> None:
 
 def test_the_family_s_axes_are_used_where_the_query_has_none() -> None:
     names = ("layers.0.q.weight", "layers.1.q.weight", "layers.2.q.weight", "layers.3.q.weight")
-    query = TargetQuery(family="demo", lr=1e-3, names=names)
+    query = TargetQuery(family="demo", lr=1e-3, names=names, depth="split")
     assert list(answer(query, *grid({(1e-3, 0): 1.0}), blocks=("layers.*",)).values()) == [1, 1, 2, 2]
     with pytest.raises(NotFound, match=r"layers\.2\.q\.weight, layers\.3\.q\.weight not matched"):
         answer(query, *grid({(1e-3, 0): 1.0}), blocks=("stages.*",))

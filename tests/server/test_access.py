@@ -158,6 +158,20 @@ def test_every_rpc_asks_for_the_right_token(locked: Locked, method: str):
         assert outcome == OK or sentence.startswith(("this registry wants a token", "the token ", "token ")), sentence
 
 
+def test_a_bound_token_that_renames_what_is_not_there_hears_no_names_of_others(locked: Locked):
+    other = family()
+    locked.store.register_family(other)
+    with grpc.insecure_channel(locked.server.grpc_address.text) as channel:
+        ours = locked.family.split("/")[0]
+        asked = pb.RenameFamilyRequest(name=f"{ours}/no-such", new_name=f"{ours}/other")
+        with pytest.raises(grpc.RpcError) as refusal:
+            metadata = (("authorization", f"Bearer {locked.tokens['own team']}"),)
+            rpc.RegistryStub(channel).RenameFamily(asked, metadata=metadata, timeout=10)
+    assert refusal.value.code() == grpc.StatusCode.NOT_FOUND
+    assert other not in refusal.value.details()
+    assert "elsewhere" not in refusal.value.details()
+
+
 def test_a_bound_token_sees_nothing_of_other_families(locked: Locked):
     recording = locked.recording()
     with grpc.insecure_channel(locked.server.grpc_address.text) as channel:

@@ -80,6 +80,16 @@ def test_a_schema_that_asks_for_newer_servers_is_refused(empty: str):
         open_store(empty)
 
 
+def test_the_database_of_another_program_is_refused(empty: str):
+    engine = open_engine(parse_url(empty))
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE alembic_version (version_num TEXT)"))
+        connection.execute(sa.text("INSERT INTO alembic_version VALUES ('4465047574b1')"))
+    engine.dispose()
+    with pytest.raises(Refused, match="the database belongs to another program"):
+        migrate(empty)
+
+
 @pytest.mark.parametrize("dump", sorted(SCHEMAS.glob("*.sql")), ids=lambda path: path.stem)
 def test_every_past_schema_is_copied_and_upgraded_with_its_content(dump: Path, tmp_path: Path):
     with closing(sqlite3.connect(tmp_path / "old.db")) as old:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import time
@@ -94,6 +95,49 @@ def events(lines) -> list[tuple[str, dict]]:
         elif line.startswith("data: "):
             found.append((name, json.loads(line.removeprefix("data: "))))
     return found
+
+
+def test_what_was_kept_of_a_renamed_family_is_sent_anew(backend: Backend, http: httpx.Client):
+    sent = spec(family())
+    backend.local.start(sent)
+    backend.local.finish(sent.id, 0, Ending(final_loss=0.5))
+    kept = http.get(f"/api/v1/recordings/{sent.id}")
+    name = family()
+    backend.local.rename_family(sent.family, name)
+    again = http.get(f"/api/v1/recordings/{sent.id}", headers={"If-None-Match": kept.headers["etag"]})
+    assert (again.status_code, again.json()["family"]) == (200, name)
+
+
+def test_a_method_of_a_callers_making_makes_no_metric(http: httpx.Client):
+    assert http.request("MADEUP1", "/api/v1/families").status_code == 405
+    assert http.request("MADEUP2", "/nowhere").status_code == 404
+    assert "MADEUP" not in http.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/api/v1/recordings", {"page_token": base64.urlsafe_b64encode(b"9" * 5000 + b"\n1").decode()}),
+        ("/api/v1/recordings", {"page_token": base64.urlsafe_b64encode(b"1\n" + b"9" * 20).decode()}),
+        ("/match", {"lr": "1e-3", "step": "9" * 5000}),
+        ("/match", {"lr": "1e-3", "tensors": "layers.0.weight 1" + "0" * 400}),
+        ("/match", {"lr": "1e-3", "tensors": "layers.0.weight " + "[" * 5000}),
+        ("/match", {"lr": "1e-3", "tensors": '{"layers.0.weight": ' + "[" * 5000}),
+    ],
+)
+def test_numbers_and_nesting_without_end_are_refused(backend: Backend, http: httpx.Client, path: str, asked: dict[str, str]):
+    sent = spec(family())
+    backend.local.start(sent)
+    backend.local.append_many([batch(sent.id, *rows(1, 2))])
+    backend.local.finish(sent.id, 0, Ending(final_loss=0.5))
+    assert http.get(path, params={"family": sent.family} | asked).status_code == 422
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"])
+def test_recordings_are_found_from_the_calendars_first_day_to_its_last(http: httpx.Client, moment: str):
+    assert http.get("/api/v1/recordings", params={"created_after": moment, "family": family()}).json()["recordings"] == []
+    answer = http.get("/api/v1/recordings", params={"created_after": moment})
+    assert answer.status_code == 200
 
 
 def test_events_tell_of_the_end_and_stop(backend: Backend, http: httpx.Client):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -112,6 +114,9 @@ def test_it_refuses_what_it_cannot_do_in_one_sentence(tmp_path: Path, postgres: 
     assert (code, "flerm db upgrade" in sentence) == (5, True)
     code, sentence = refused("--db", f"sqlite:///{tmp_path}/no/folder.db")
     assert (code, "unable to open database file" in sentence) == (4, True)
+    (tmp_path / "damaged.db").write_text("no database, although somebody called it one " * 20)
+    code, sentence = refused("--db", f"sqlite:///{tmp_path}/damaged.db")
+    assert (code, "damaged.db cannot be read: file is not a database; restore a backup" in sentence) == (4, True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -119,6 +124,14 @@ def test_it_refuses_what_it_cannot_do_in_one_sentence(tmp_path: Path, postgres: 
         for side in ("grpc", "http"):
             code, sentence = refused("--db", db, f"--{side}", f"127.0.0.1:{port}")
             assert (code, f"{side} 127.0.0.1:{port}: cannot listen there" in sentence) == (5, True)
+
+
+def test_it_ends_when_it_cannot_announce_itself(tmp_path: Path):
+    command = [sys.executable, "-m", "flerm_server.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    options = ["--db", f"sqlite:///{tmp_path}/registry.db", "--announce", f"{tmp_path}/no/folder.json", "--log-level", "error"]
+    ended = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (5, 1)
+    assert f"announce {tmp_path}/no/folder.json: cannot be written" in ended.stderr
 
 
 def test_insecure_lets_it_listen_everywhere(start_registry: StartRegistry):

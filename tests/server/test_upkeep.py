@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from flerm_client.registry import RegistryClient
+from flerm_core.block import MeasurementBlock
 from flerm_core.errors import AlreadyExists, InvalidInput, NotFound, Refused
-from flerm_core.recording import Ending, RecordingFilter
+from flerm_core.recording import Ending, ParameterList, RecordingFilter
 from flerm_proto import convert
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_server.cli import app
-from flerm_server.store.base import Appended, Store
+from flerm_server.store.base import Appended, Batch, Store
 from flerm_server.store.engine import open_engine, parse_url, refuse_network
 from flerm_server.store.sql import open_store
 from tests.conftest import PostgresCluster, postgres_tool
@@ -99,6 +101,43 @@ def test_further_scalars_and_vectors_travel_when_asked(backend: Backend):
     np.testing.assert_array_equal(table, [[np.nan] * 3, vector])
     one = rows_of(extras=True, pattern="readout.*")
     np.testing.assert_array_equal(np.frombuffer(one.vectors["multipliers"], "<f4"), np.array([np.nan, 0.5], np.float32))
+
+
+def test_many_further_vectors_come_in_bounded_messages(sqlite_backend: Backend):
+    width, steps = 2000, range(1, 41)
+    names = tuple(f"layers.{at}.weight" for at in range(width))
+    sent = spec(family(), parameters=ParameterList(names, ((1,),) * width, ("feed-forward",) * width))
+    sqlite_backend.local.start(sent)
+    vectors = {f"vector-{at}": np.full(width, at, np.float32) for at in range(16)}
+    written = [row(step, *[1.0] * width, vectors=vectors, scalars={f"only at {step}": 1.0}) for step in steps]
+    sqlite_backend.local.append_many([batch(sent.id, *written)])
+    with RegistryClient(f"grpc://{sqlite_backend.server.grpc_address.text}") as client:
+        found = client.extras(sent.id)
+    assert found.steps.tolist() == list(steps)
+    for name, vector in vectors.items():
+        np.testing.assert_array_equal(found.vectors[name], np.tile(vector, (len(steps), 1)))
+    for step in steps:
+        assert np.flatnonzero(~np.isnan(found.scalars[f"only at {step}"])).tolist() == [step - 1]
+
+
+@pytest.mark.slow
+def test_one_tensor_over_very_many_steps_comes_in_bounded_messages(sqlite_backend: Backend):
+    sent = spec(family(), parameters=ParameterList(("weight",), ((1,),), ("feed-forward",)))
+    sqlite_backend.local.start(sent)
+    blank = [None] * 1000
+    for first in range(1, 140_000, 1000):
+        block = MeasurementBlock(
+            steps=range(first, first + 1000),
+            fslr=[np.float32(1).tobytes()] * 1000,
+            losses=blank,
+            learning_rates=blank,
+            tokens=blank,
+            measured_at=blank,
+            extras=blank,
+        )
+        assert sqlite_backend.local.append_many([Batch(sent.id, block)]) == [Appended(1000, 0)]
+    with RegistryClient(f"grpc://{sqlite_backend.server.grpc_address.text}") as client:
+        assert client.trajectory(sent.id).steps.tolist() == list(range(1, 140_001))
 
 
 def test_old_recordings_are_pruned(tmp_path: Path):

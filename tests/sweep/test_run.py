@@ -118,6 +118,19 @@ def test_failures_are_kept_and_told_and_the_rest_goes_on(tmp_path: Path) -> None
     assert {job.variant for job in retried.jobs} == {"mup"}
 
 
+def test_a_base_recorded_by_two_estimators_serves_each_cell_by_its_own(tmp_path: Path) -> None:
+    cells = (Cell(scale=WIDE, variant="matched-kronecker"), Cell(scale=WIDE, variant="matched"))
+    both = replace(SWEEP, base_seeds=1, cells=cells)
+    address = f"file://{tmp_path}/registry"
+    assert run(both, address, Here()).failures == {}
+    assert {trial.cell for trial in finished(both, address)} == {None, *cells}
+    with RegistryClient(address) as client:
+        for each in client.recordings("resmlp"):
+            assert each.spec.estimator.name == ("kronecker" if each.spec.variant == "matched-kronecker" else "example") or (
+                each.spec.role == "base"
+            )
+
+
 def test_progress_tells_what_is_done_what_is_missing_and_how_long_it_takes(tmp_path: Path) -> None:
     told: list[tuple[int, int, bool]] = []
     run(SWEEP, f"file://{tmp_path}/r", Here(), tell=lambda p: told.append((p.done, p.missing, p.seconds_left is not None)))

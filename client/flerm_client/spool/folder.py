@@ -20,7 +20,7 @@ from flerm_client.spool.writer import SpoolWriter
 from flerm_core.best import Best, BestQuery, best_of
 from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused, Unsupported
 from flerm_core.extras import Extras
-from flerm_core.limits import validate_measurements, validate_spec
+from flerm_core.limits import validate_family, validate_measurements, validate_spec
 from flerm_core.packing import pack
 from flerm_core.recording import Attempt, Ending, Family, Measurement, Recording, RecordingFilter, RecordingSpec, now
 from flerm_core.targets import TargetQuery, Targets, build_targets, choose_sources
@@ -100,6 +100,7 @@ class FolderRegistry:
 
     def register_family(self, name: str, description: str, blocks: Sequence[str]) -> Family:
         """Writes the family down in `families/`."""
+        validate_family(name, description, blocks)
         path = self._family_file(name)
         created = self._described(name).get("created_at") or now().isoformat()
         content = {"description": description, "blocks": list(blocks), "created_at": created, "updated_at": now().isoformat()}

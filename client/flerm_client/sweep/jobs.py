@@ -9,7 +9,7 @@ from flerm_client.sweep.definition import VARIANTS, Cell, Sweep
 from flerm_client.workloads.base import Scale
 from flerm_client.workloads.training import Job
 from flerm_core.depth import DEFAULT_DEPTH
-from flerm_core.recording import content_digest
+from flerm_core.recording import EstimatorSettings, content_digest
 
 JOB_TAG = "job"
 """The tag that carries a job's key."""
@@ -61,7 +61,9 @@ def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
     job = Job(**fields_)
     # Other targets, another run: a matched one is known by how many seeds its targets are of, too.
     seeds = {"base_seeds": sweep.base_seeds} if matching and cell.matches else {}
-    return replace(job, tags={**sweep.tags, JOB_TAG: key_of(job, **seeds)})
+    # The estimator by name: the base may be recorded by several.
+    estimator = job.estimator or EstimatorSettings().name
+    return replace(job, estimator=estimator, tags={**sweep.tags, JOB_TAG: key_of(job, **seeds)})
 
 
 def key_of(job: Job, **more: Any) -> str:

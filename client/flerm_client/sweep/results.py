@@ -24,7 +24,7 @@ class Row:
 
     `cell` None: the base. `seeds`: those its curve is settled for, which alone count. `optimum`: a learning rate. `loss`: the
     mean at the best rate tried; `loss_at_base`: at the base's best rate, infinite where a seed diverged there. `seconds`: of
-    processor time, all its runs.
+    wall time, all its runs one after the other.
     """
 
     cell: Cell | None
@@ -97,13 +97,15 @@ def _loss(value: float) -> str:
 
 def markdown(sweep: Sweep, found: Sequence[Row]) -> str:
     """The table as a section of a Markdown document."""
-    said = [f"## {sweep.title or sweep.name}", "", _setting(sweep), ""]
+    said = [f"## {sweep.title or sweep.name}", "", _setting(sweep, found), ""]
     lines = [f"| {' | '.join(each)} |" for each in (HEADINGS, ("---",) * len(HEADINGS), *(row.texts for row in found))]
     return "\n".join([*said, *lines, ""])
 
 
-def _setting(sweep: Sweep) -> str:
+def _setting(sweep: Sweep, found: Sequence[Row]) -> str:
+    minutes = sum(row.seconds for row in found) / 60
     return (
-        f"`flerm sweep {sweep.name}`: {sweep.workload}, {sweep.steps} steps, {sweep.optimizer}, {sweep.schedule} rate; "
-        f"the base is recorded with seeds 0 to {sweep.base_seeds - 1}."
+        f"`flerm sweep {sweep.name} --seeds {sweep.seeds}`: {sweep.workload}, {sweep.steps} steps, {sweep.optimizer}, "
+        f"{sweep.schedule} rate. The base is recorded with seeds 0 to {sweep.base_seeds - 1}. "
+        f"{sum(row.runs for row in found)} trainings, {minutes:.0f} minutes in all, one at a time."
     )

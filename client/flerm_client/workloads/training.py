@@ -171,7 +171,7 @@ def _attach(job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer
         optimizer,
         every=job.every,
         estimator=job.estimator or None,
-        depth=job.depth_rule or ("" if job.targets == "base" else "split"),  # equal targets know no joint change
+        depth=job.depth_rule,
         source_tags=job.source_tags,
         targets=_targets(job, workload),
         **common,

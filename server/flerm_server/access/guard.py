@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from typing_extensions import override
 
-from flerm_core.errors import FlermError
+from flerm_core.errors import FlermError, NotFound
 from flerm_core.recording import Attempt, Ending, Family, Recording, RecordingFilter, RecordingSpec
 from flerm_server.access.identity import Scope, present
 from flerm_server.store.base import Appended, Batch, Page, Rows, Selection, Started, Store, StoreInfo
@@ -46,7 +46,11 @@ class Guarded(Store):
     def rename_family(self, name: str, new_name: str) -> Family:
         present().must(Scope.ADMIN, name)
         present().must(Scope.ADMIN, new_name)
-        return self._store.rename_family(name, new_name)
+        try:
+            return self._store.rename_family(name, new_name)
+        except NotFound:
+            self.family(name)  # says so itself, and names none but the asker's own
+            raise
 
     @override
     def start(

@@ -16,6 +16,7 @@ from flerm_core.errors import FlermError, InvalidInput, Unreachable
 from flerm_core.packing import pack
 from flerm_core.recording import Attempt, now
 from flerm_proto import convert, convert_queries
+from flerm_proto.convert_queries import MAX_CHUNK_BYTES
 from flerm_proto.status import code_of
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
@@ -165,7 +166,9 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
             rows=len(selection.steps),
         )
         yield pb.TrajectoryChunk(header=header)
-        for rows in self._store.read(selection, columns):
+        blocks = self._store.read(selection, columns)
+        width = selection.recording.parameter_count
+        for rows in (part for block in blocks for part in _parts(block, width)) if request.extras else blocks:
             yield pb.TrajectoryChunk(
                 rows=pb.TrajectoryRows(
                     steps=rows.steps.tolist(),
@@ -185,6 +188,19 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
     def GetBest(self, request: pb.GetBestRequest, context: grpc.ServicerContext) -> pb.Best:
         """The best base rate of a family and which to try next."""
         return convert_queries.best_to(queries.best(self._store, convert_queries.best_query_from(request)))
+
+
+def _parts(rows: Rows, width: int) -> Iterator[Rows]:
+    """`rows` in parts whose further scalars and vectors fit a message: a column is as long as its part, however few have it."""
+    first, columns = 0, frozenset[tuple[str, int]]()
+    for at, data in enumerate(rows.extras):
+        scalars, vectors = decode(data) if data else ({}, {})
+        mine = frozenset([*((name, 8) for name in scalars), *((name, 4 * width) for name in vectors)])
+        if at > first and (at + 1 - first) * sum(size for _, size in columns | mine) > MAX_CHUNK_BYTES:
+            yield rows.part(first, at)
+            first, columns = at, frozenset()
+        columns |= mine
+    yield rows.part(first, len(rows.extras))
 
 
 def _extras(rows: Rows, columns: list[int] | None, width: int) -> dict[str, Any]:

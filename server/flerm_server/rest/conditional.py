@@ -7,6 +7,7 @@ import hashlib
 from fastapi import Request, Response
 
 from flerm_core.recording import Recording
+from flerm_server.version import version
 
 ENDED = frozenset({"completed", "diverged", "failed"})
 # Kept by the browser, asked about each time: the answer is a 304 of a few bytes.
@@ -21,9 +22,11 @@ def etag_of(recordings: list[Recording], *parts: str) -> str | None:
     if not recordings or any(each.status not in ENDED for each in recordings):
         return None
     content = [
-        (each.spec.id, each.attempt, each.rows, each.last_step, each.status, each.updated_at.isoformat()) for each in recordings
+        (each.spec.id, each.spec.family, each.attempt, each.rows, each.last_step, each.status, each.updated_at.isoformat())
+        for each in recordings
     ]
-    return f'W/"{hashlib.sha256(repr((content, parts)).encode()).hexdigest()[:32]}"'
+    # The version too: a newer one may draw the same rows otherwise.
+    return f'W/"{hashlib.sha256(repr((version(), content, parts)).encode()).hexdigest()[:32]}"'
 
 
 def unchanged(request: Request, etag: str | None) -> Response | None:

@@ -85,7 +85,7 @@ TARGETS_VALUE: dict[str, Any] = {
     "family": NAME,
     "lr": 0.004,
     "policy": "interpolate",
-    "depth": "split",
+    "depth": "coherent",
     "names": ["layers.0.weight"],
     "steps": [1, 101],
     "values": [[28.98], [11.2]],

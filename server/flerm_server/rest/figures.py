@@ -65,11 +65,12 @@ def router(store: Store, streams: Streams) -> APIRouter:
         if not wanted or len(wanted) > MAX_COMPARED:
             raise InvalidInput(f"ids: {len(wanted)} given; 1 to {MAX_COMPARED} are allowed")
         pair = [store.recording(wanted[0]), store.recording(to or wanted[-1])]
-        etag = conditional.etag_of(pair, "compare")
+        blocks = store.family(pair[0].spec.family).blocks
+        etag = conditional.etag_of(pair, "compare", *blocks)
         if same := conditional.unchanged(request, etag):
             return same
         base, other = (sketch(store, each.spec.id) for each in pair)
-        return _answer(ratio_figure(ratios(base, other, blocks=store.family(pair[0].spec.family).blocks)), etag)
+        return _answer(ratio_figure(ratios(base, other, blocks=blocks)), etag)
 
     @api.get(
         "/recordings/{recording_id}/events",

@@ -21,6 +21,7 @@ REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID = 64
 MAX_BODY_BYTES = 8 << 20
 BODY_SECONDS = 60.0
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 log = structlog.get_logger("flerm.http")
@@ -164,6 +165,7 @@ class Observe:
         status = 500
         started = time.perf_counter()
         headers = Headers(scope=scope)
+        method = scope["method"] if scope["method"] in METHODS else "other"
         given = headers.get(REQUEST_ID, "")[:MAX_REQUEST_ID]
         request_id = given if given.isprintable() and given else uuid.uuid4().hex
         state = scope.setdefault("state", {})
@@ -178,12 +180,12 @@ class Observe:
 
         self._metrics.in_flight.labels("http").inc()
         try:
-            with span(scope["method"], headers, request_id=request_id):
+            with span(method, headers, request_id=request_id):
                 await self._app(scope, receive, watch)
         finally:
             seconds = time.perf_counter() - started
-            # The route's template, not the path: names from outside would make labels without end.
-            route = f"{scope['method']} {getattr(scope.get('route'), 'path', 'other')}"
+            # The route's template, not the path, and no method's name of a caller's making: labels without end otherwise.
+            route = f"{method} {getattr(scope.get('route'), 'path', 'other')}"
             self._metrics.in_flight.labels("http").dec()
             self._metrics.calls.labels("http", route, str(status)).inc()
             self._metrics.seconds.labels("http", route).observe(seconds)

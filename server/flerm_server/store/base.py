@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Generic, TypeVar
 
@@ -95,6 +95,10 @@ class Rows:
     learning_rates: NDArray[np.float64]
     tokens: NDArray[np.int64]
     extras: tuple[bytes | None, ...]
+
+    def part(self, start: int, stop: int) -> Rows:
+        """The rows from place `start` up to `stop`, that one not included."""
+        return Rows(*(getattr(self, each.name)[start:stop] for each in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)

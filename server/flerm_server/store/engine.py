@@ -160,6 +160,13 @@ def _trouble(engine: sa.Engine) -> Iterator[None]:
         raise Unreachable(
             f"the database {engine.url.render_as_string(hide_password=True)} does not answer: {_reason(error)}"
         ) from error
+    except (exc.DatabaseError, driver.DatabaseError) as error:
+        # SQLite has no kind of its own for a damaged file; each of the other kinds would be a bug of ours.
+        if type(getattr(error, "orig", None) or error) is not driver.DatabaseError:
+            raise
+        raise Unreachable(
+            f"the database {engine.url.render_as_string(hide_password=True)} cannot be read: {_reason(error)}; restore a backup"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -188,7 +195,7 @@ def insert_new(connection: sa.Connection, table: sa.Table, values: dict[str, Any
 
 def moment_to(moment: datetime) -> int:
     """A moment as the database keeps it."""
-    return (moment.astimezone(UTC) - EPOCH) // MICROSECOND
+    return (moment - EPOCH) // MICROSECOND  # not by way of UTC: at the calendar's ends that has no date
 
 
 def moment_from(value: int) -> datetime:

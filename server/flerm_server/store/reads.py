@@ -27,6 +27,8 @@ LR_TOLERANCE = 1e-9  # as flerm_core.recording.same_lr
 NEAR_NAMES = 5
 NAMES_CONSIDERED = 1000
 
+# Step, loss, learning rate and tokens of a row on the wire: where one tensor is read they are more than its values.
+ROW_BYTES = 40
 CHOSEN = 512  # steps that one statement names
 
 _BLOCK = sa.select(
@@ -129,7 +131,8 @@ def list_recordings(
     query = query.where(*_conditions(filters, now), *covered(within))
     if page_token:
         created, number = decode_token(page_token, 2)
-        if not (created.isdecimal() and number.isdecimal()) or max(int(created), int(number)) > NEVER:
+        digits = all(each.isdecimal() and len(each) <= len(str(NEVER)) for each in (created, number))
+        if not digits or max(int(created), int(number)) > NEVER:
             raise _bad_token(page_token)
         query = query.where(order < sa.tuple_(sa.literal(int(created)), sa.literal(int(number))))
     found = connection.execute(query).all()
@@ -233,7 +236,7 @@ def select(
 def blocks(selection: Selection, columns: Sequence[int] | None) -> Iterator[tuple[Segment, NDArray[np.int64]]]:
     """The selection's steps in blocks of at most BLOCK_BYTES, each of one segment."""
     width = selection.recording.parameter_count if columns is None else len(columns)
-    height = max(1, BLOCK_BYTES // (4 * max(width, 1)))
+    height = max(1, BLOCK_BYTES // (4 * width + ROW_BYTES))
     for segment in selection.segments:
         steps = selection.steps[(selection.steps >= segment.first) & (selection.steps <= segment.last)]
         for start in range(0, len(steps), height):

@@ -63,6 +63,8 @@ def _state(connection: sa.Connection) -> SchemaState:
         if tables and "recordings" in tables:
             raise Refused("the database has tables of a registry but no schema revision: it was not made by `flerm db upgrade`")
         return SchemaState("", head(), "")
+    if "schema_support" not in tables:
+        raise Refused("the database belongs to another program (its alembic_version is not a registry's): name one of its own")
     current = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one_or_none() or ""
     oldest = connection.execute(sa.select(schema_support.c.oldest_server)).scalar_one() if current else ""
     return SchemaState(current, head(), oldest)

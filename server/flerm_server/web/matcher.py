@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
@@ -12,7 +13,7 @@ from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
 from flerm_core.best import BestQuery
-from flerm_core.checks import show
+from flerm_core.checks import MAX_INTEGER, show
 from flerm_core.errors import FlermError, InvalidInput
 from flerm_core.matching import Multipliers, multipliers
 from flerm_core.naming import is_role
@@ -43,7 +44,7 @@ def parse(text: str) -> Pasted:
     if text.lstrip().startswith("{"):
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"tensors: the text begins with {{ but is no JSON ({error})") from None
         entries = [(f"tensors: {show(name)}", str(name), value) for name, value in content.items()]
     else:
@@ -54,7 +55,7 @@ def parse(text: str) -> Pasted:
     for where, name, value in entries:
         if isinstance(value, list) and all(isinstance(size, int) for size in value):
             shapes[name] = tuple(value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             measured[name] = float(value)
         elif value is not None:
             raise InvalidInput(f"{where} has {show(value)}; a measured FSLR, a shape such as [64, 32] or nothing is allowed")
@@ -71,7 +72,7 @@ def _entry(at: int, line: str) -> tuple[str, str, object]:
         return where, name, None
     try:
         return where, name, json.loads(rest.replace("(", "[").replace(",)", "]").replace(")", "]").removeprefix("torch.Size"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return where, name, None if rest.lower() == "nan" else rest
 
 
@@ -123,7 +124,7 @@ def match(store: Store, family: str, lr_text: str, tensors: str, step_text: str 
 def _step(text: str) -> int | None:
     if not text.strip():
         return None
-    if not text.strip().isdecimal():
+    if not text.strip().isdecimal() or len(text.strip()) > len(str(MAX_INTEGER)):
         raise InvalidInput(f"step: {show(text)} is no step; a whole number such as 100, or nothing for the first, is allowed")
     return int(text)
 
