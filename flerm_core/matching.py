@@ -11,7 +11,7 @@ import numpy as np
 
 from flerm_core.depth import DEFAULT_DEPTH, DEPTH_RULES, Array, Column, DepthRule, Role
 from flerm_core.errors import InvalidInput, NotFound
-from flerm_core.naming import as_axes, canonical, find_axes, is_role, split_name, stands_for
+from flerm_core.naming import as_axes, canonical, expand, find_axes, is_role, split_name, stands_for
 from flerm_core.trajectory import Trajectory, listed
 
 __all__ = ["DEFAULT_DEPTH", "DEPTH_RULES", "Multipliers", "depth_rule", "match_rows", "match_targets", "multipliers"]
@@ -129,7 +129,13 @@ def _answer(rule: DepthRule, role: Role, base: Mapping[str, Array]) -> dict[str,
 def _columns(base: Mapping[str, Array]) -> Column:
     def column(name: str) -> Array:
         if name in base:
-            return np.asarray(base[name], np.float64)
+            values = np.asarray(base[name], np.float64)
+            if is_role(name) and np.isnan(values).all() and any(not np.isnan(base[each]).all() for each in expand(name, base)):
+                raise NotFound(
+                    f"depth: the base recording did not measure the joint change of {name!r}, only its tensors; "
+                    "the estimators 'example' and 'exact' do"
+                )
+            return values
         # A recording may have joined more axes than the two models differ in (experts within layers): that role holds this one.
         wider = [other for other in base if is_role(other) and stands_for(other, name)]
         if len(wider) == 1:
@@ -200,7 +206,7 @@ def multipliers(
     unmeasured, noisy, clamped = [], [], []
     for name, key in source.items():
         kept = (previous or {}).get(name, 1.0)
-        have, want = measured.get(key, np.nan), targets[key]
+        have, want = measured.get(_measured_as(key, measured), np.nan), targets[key]
         if not (_usable(have) and _usable(want)):
             result[name] = kept
             unmeasured.append(name)
@@ -217,6 +223,14 @@ def multipliers(
 
 def _usable(value: float) -> bool:
     return bool(np.isfinite(value)) and value > 0
+
+
+def _measured_as(key: str, measured: Mapping[str, float]) -> str:
+    """A role may have been measured along more axes than its target counts (experts within layers), as in the base."""
+    if key in measured or not is_role(key):
+        return key
+    wider = [other for other in measured if is_role(other) and stands_for(other, key)]
+    return wider[0] if len(wider) == 1 else key
 
 
 def _sources(targets: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, str]:

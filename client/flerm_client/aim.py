@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from flerm_client.comparison import Comparison, kind_of, mismatches
 from flerm_client.fetch import fetch_best, fetch_targets
 from flerm_core.best import BestQuery
 from flerm_core.errors import FlermError, InvalidInput, NotFound
-from flerm_core.matching import Multipliers, match_targets, multipliers
+from flerm_core.matching import Multipliers, match_rows, multipliers
 from flerm_core.recording import EstimatorSettings
 from flerm_core.targets import TargetQuery, Targets
 from flerm_core.trajectory import Trajectory
@@ -26,7 +28,7 @@ class Aim:
     """Targets, and how far multipliers may go for them. Fixed for a run: a resumed run takes them from its checkpoint."""
 
     def __init__(
-        self, targets: Targets | dict[str, float], clamp: tuple[float, float], mismatches: tuple[str, ...] = ()
+        self, targets: Targets | Trajectory | dict[str, float], clamp: tuple[float, float], mismatches: tuple[str, ...] = ()
     ) -> None:
         self._targets = targets
         self._clamp = clamp
@@ -34,11 +36,12 @@ class Aim:
 
     @classmethod
     def given(cls, source: TargetSource, names: Sequence[str], depth: str, blocks: Any, clamp: tuple[float, float]) -> Aim:
-        """From what the user holds: the answer to a query, a base trajectory, or FSLRs by name (for all of `names`)."""
+        """From what the user holds: the answer to a query, a base trajectory (read at each step that matches), or FSLRs by
+        name (for all of `names`)."""
         if isinstance(source, Targets):
             return cls(source, clamp)
         if isinstance(source, Trajectory):
-            return cls(match_targets(source, names, blocks=blocks, depth=depth), clamp)
+            return cls(_matched(source, names, depth, blocks), clamp)
         targets = {str(name): float(value) for name, value in source.items()}
         missing = [name for name in names if name not in targets]
         if missing:
@@ -85,7 +88,7 @@ class Aim:
 
     def at(self, step: int) -> dict[str, float]:
         """Targets at a step of this run, by tensor or role."""
-        return self._targets.at(step=step) if isinstance(self._targets, Targets) else dict(self._targets)
+        return dict(self._targets) if isinstance(self._targets, dict) else self._targets.at(step=step)
 
     def multipliers(self, step: int, measured: Mapping[str, float], previous: Mapping[str, float]) -> Multipliers:
         """m = target / measured (Eq. 19) at `step`."""
@@ -100,8 +103,11 @@ class Aim:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
-        if not isinstance(self._targets, Targets):
+        if isinstance(self._targets, dict):
             return {"given": dict(self._targets)}
+        if isinstance(self._targets, Trajectory):
+            rows = self._targets
+            return {"rows": {"names": rows.names, "steps": torch.tensor(rows.steps), "values": torch.tensor(rows.values)}}
         state = {f.name: getattr(self._targets, f.name) for f in fields(self._targets)}
         state["estimator"] = asdict(self._targets.estimator)
         state["optimizer_config"] = dict(self._targets.optimizer_config)
@@ -114,6 +120,24 @@ class Aim:
         if "given" in state:
             self._targets = dict(state["given"])
             return
+        if "rows" in state:
+            rows = state["rows"]
+            self._targets = _rows(rows["names"], rows["steps"].numpy(), rows["values"].numpy())
+            return
         arrays = {name: state[name].numpy() for name in ("steps", "table", "spread", "tokens")}
         tuples = {name: tuple(state[name]) for name in ("names", "sources", "source_learning_rates")}
         self._targets = Targets(**{**state, **arrays, **tuples, "estimator": EstimatorSettings(**state["estimator"])})
+
+
+def _matched(base: Trajectory, names: Sequence[str], depth: str, blocks: Any) -> Trajectory:
+    """`match_targets` for every row of `base`: what `names` aim for over the run."""
+    if not len(base):
+        raise NotFound("targets is a trajectory without rows; it needs one at least")
+    columns = dict(zip(base.names, base.resampled(base.steps).T, strict=True))
+    bands = dict(zip(base.names, base.bands, strict=True))
+    matched = match_rows(columns, names, bands=bands, blocks=blocks, depth=depth)
+    return _rows(list(matched), base.steps, np.stack(list(matched.values()), axis=1))
+
+
+def _rows(names: Sequence[str], steps: ArrayLike, values: ArrayLike) -> Trajectory:
+    return Trajectory(names, [()] * len(names), steps, values, bands=["other"] * len(names))

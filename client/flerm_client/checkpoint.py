@@ -29,11 +29,12 @@ def load(run: Run, state: Mapping[str, Any]) -> None:
     if (content["aim"] is None) != (run.aim is None):
         kinds = ("record", "match") if content["aim"] is None else ("match", "record")
         raise InvalidInput(f"the checkpoint is of a run by FLeRM.{kinds[0]}, this one is by FLeRM.{kinds[1]}")
+    run.meter.take(content["estimator"])
+    run.journal.hand_over()
     run.steps = content["steps"]
-    run.measuring.next, run.matching.next = content["next"]
+    for clock, pending in zip((run.measuring, run.matching), content["next"], strict=True):
+        clock.resume(run.steps, pending)
     run.meter.measurements, run.meter.sharpness = content["measurements"], content["sharpness"]
-    if content["estimator"] != run.meter.estimator.name:
-        run.meter.take_fallback()
     run.multipliers, run.fslr = dict(content["multipliers"]), dict(content["fslr"])
     run.matched_at, run.matched_fslr = content["matched_at"], dict(content["matched_fslr"])
     run.lr, run.recording_id = content["lr"], content["recording_id"]

@@ -24,5 +24,14 @@ class Clock:
     def done(self, step: int) -> None:
         """What was due came about at `step`. The steps that follow are those of the beginning, however late this one was."""
         if self.due(step):
-            periods = (step - self._start) // self._every + 1 if self._every else 0
-            self.next = self._start + periods * self._every if self._every else _NEVER
+            self.next = self._after(step)
+
+    def resume(self, after: int, pending: int) -> None:
+        """Goes on behind step `after`, where another clock's `next` was `pending`: what was missed is still due, what follows
+        goes by this clock's own steps."""
+        self.next = pending if pending <= after else self._after(after)
+
+    def _after(self, step: int) -> int:
+        if step < self._start:
+            return self._start
+        return self._start + ((step - self._start) // self._every + 1) * self._every if self._every else _NEVER

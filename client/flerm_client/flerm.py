@@ -28,7 +28,8 @@ from flerm_core.trajectory import Trajectory
 class FLeRM:
     """One training run under measurement. Made by `FLeRM.record` or `FLeRM.match`; the training loop stays as it is.
 
-    Also a context manager: leaving it closes, an exception marks the recording as failed.
+    Also a context manager: leaving it closes, an exception marks the recording as failed, Ctrl-C
+    as interrupted.
     """
 
     @classmethod
@@ -244,11 +245,11 @@ class FLeRM:
         return {name: self._run.multipliers.get(name, 1.0) for name in self._run.subject.parameters}
 
     def learning_rates(self) -> dict[str, float]:
-        """η(t) · m_ℓ by tensor, as the next step takes it."""
+        """η(t) · m_ℓ by tensor, as the next step takes it; without those that no optimiser steps any more."""
         found: dict[str, float] = {}
         for rates in self._run.rates:
             found |= rates.current(self._run.multipliers)
-        return {name: found[name] for name in self._run.subject.parameters}
+        return {name: found[name] for name in self._run.subject.parameters if name in found}
 
     @property
     def start(self) -> int:
@@ -281,7 +282,7 @@ class FLeRM:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.close(status="completed" if kind is None else "failed")
+        self.close(status="completed" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
 
     # Checkpoints
 

@@ -121,6 +121,12 @@ class Journal:
             warnings.warn(delivery.problem, stacklevel=3)
         self._reporter = None
 
+    def hand_over(self) -> None:
+        """What follows goes to the registry as a new attempt: the run goes back to a checkpoint."""
+        if self._reporter is not None:
+            self._reporter.close()
+            self._reporter = None
+
     def state_dict(self) -> dict[str, Any]:
         """The rows so far, as plain tensors."""
         so_far = self.trajectory
@@ -171,8 +177,10 @@ def final_loss(last: Sequence[float], count: int) -> float:
 
 
 def ending_status() -> str:
-    """How a process that ends without `close()` ended: failed under an uncaught exception, else completed."""
-    return "failed" if getattr(sys, "last_value", None) is not None else "completed"
+    """How a process that ends without `close()` ended: failed under an uncaught exception, interrupted by
+    Ctrl-C, else completed."""
+    last = getattr(sys, "last_value", None)
+    return "completed" if last is None else "interrupted" if isinstance(last, KeyboardInterrupt) else "failed"
 
 
 def _finite(loss: Any) -> float | None:

@@ -37,13 +37,15 @@ _IMPLEMENTATION = {
 
 
 def bare_optimizer(optimizer: Any) -> Optimizer:
-    """The torch optimiser inside wrappers (accelerate's) that hand `step` on to their `.optimizer`. Refuses by name what
-    cannot work."""
+    """The torch optimiser inside wrappers (accelerate's, sharpness-aware minimisers) that hand `step` on to it. Refuses by name
+    what cannot work."""
     _refuse(optimizer)
-    while not type(optimizer).__module__.startswith("torch.optim") and isinstance(
-        getattr(optimizer, "optimizer", None), Optimizer
-    ):
-        optimizer = optimizer.optimizer
+    while not type(optimizer).__module__.startswith("torch.optim"):
+        # Found by what it is: accelerate calls it `optimizer`, sharpness-aware minimisers `base_optimizer`.
+        inner = {id(each): each for each in getattr(optimizer, "__dict__", {}).values() if isinstance(each, Optimizer)}
+        if len(inner) != 1:
+            break
+        optimizer = next(iter(inner.values()))
         _refuse(optimizer)
     if not isinstance(optimizer, Optimizer):
         raise InvalidInput(

@@ -26,7 +26,8 @@ class Rates:
         self._names = names  # id(parameter) to tensor name
         self._independent_decay = independent_decay
         self._split: list[_Split] = []
-        self._split_for: object = None
+        self._multipliers: Mapping[str, float] | None = None
+        self._split_for: list[tuple[int, ...]] = []
 
     def current(self, multipliers: Mapping[str, float]) -> dict[str, float]:
         """η(t) · m_ℓ by tensor name, as the next step would take it."""
@@ -64,8 +65,8 @@ class Rates:
 
     def _split_groups(self, groups: list[Group], multipliers: Mapping[str, float]) -> list[_Split]:
         # `multipliers` is replaced, never changed, when new ones are matched.
-        key = (id(multipliers), [(id(group), len(group), len(group["params"])) for group in groups])
-        if key != self._split_for:
+        key = [(id(group), len(group), *map(id, group["params"])) for group in groups]
+        if multipliers is not self._multipliers or key != self._split_for:
             self._split = []
             for group in groups:
                 members: dict[float, list[nn.Parameter]] = {}
@@ -73,7 +74,7 @@ class Rates:
                     m = multipliers.get(self._names.get(id(parameter), ""), 1.0)
                     members.setdefault(m, []).append(parameter)
                 self._split.append(_Split(group, members, self._independent_decay))
-            self._split_for = key
+            self._multipliers, self._split_for = multipliers, key
         return self._split
 
 

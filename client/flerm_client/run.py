@@ -27,7 +27,7 @@ from flerm_client.optimizers import bare_optimizer, describe, initial_rate
 from flerm_client.probe import Probe
 from flerm_client.rates import Rates
 from flerm_client.reporting import check_reporting
-from flerm_client.stepping import Attachment
+from flerm_client.stepping import Attachment, Hearing
 from flerm_client.subject import find_ranks, make_subject, on_device
 from flerm_core.errors import FlermError, InvalidInput, Unsupported
 from flerm_core.limits import validate_family_name
@@ -38,6 +38,8 @@ from flerm_core.measure.sharpness import Loss, require_scipy
 from flerm_core.measure.untouched import AutocastContext
 from flerm_core.measure.update import Update
 from flerm_core.recording import Attempt, EstimatorSettings, RecordingSpec
+
+_live: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 class Run:
@@ -114,6 +116,7 @@ class Run:
         A run with an aim is bound to the estimator of its targets, one without may fall back to kronecker.
         """
         check_settings(settings)
+        self._refuse_company(aim)
         self.about, self.settings, self.aim, self._dry_run = about, settings, aim, dry_run
         self.measuring = Clock(settings.start, settings.every)
         self.matching = Clock(settings.start, match_every)
@@ -130,9 +133,10 @@ class Run:
             self.on_lead(lambda: check_reporting(about.registry, self._spec(), about.spool))
         self._attachments = [Attachment(each, partial(self._around, index)) for index, each in enumerate(self.optimizers)]
         listeners = _listeners(self.model, self.subject)
-        self._forward_hooks = [each.register_forward_pre_hook(self._see_forward) for each in listeners]
+        self._forward_hooks = [each.register_forward_pre_hook(Hearing(self._see_forward)) for each in listeners]
         self._at_exit = partial(_end_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
+        _live.add(self)
 
     def end(self, status: str, timeout: float = 10.0) -> None:
         """Takes the measurement off the optimisers and ends the recording, waiting at most `timeout` seconds for its delivery.
@@ -141,6 +145,7 @@ class Run:
         if self._ended:
             return
         self._ended = True
+        _live.discard(self)
         atexit.unregister(self._at_exit)
         for attachment in self._attachments:
             attachment.detach()
@@ -148,6 +153,15 @@ class Run:
             hook.remove()
         self._update = None
         self.journal.finish(status, self.steps, timeout)
+
+    def _refuse_company(self, aim: Aim | None) -> None:
+        mine = {id(each) for each in self.optimizers}
+        for other in _live:
+            if (aim is not None or other.aim is not None) and any(id(each) in mine for each in other.optimizers):
+                raise InvalidInput(
+                    "optimizer is at work in another FLeRM, and one of the two matches, so that neither could tell its rates: "
+                    "close() that one first"
+                )
 
     def on_lead(self, ask: Callable[[], Any]) -> Any:
         """What `ask` answers on rank 0, on every rank; what it raises, likewise."""
@@ -172,6 +186,11 @@ class Run:
     @contextmanager
     def _around(self, index: int) -> Iterator[None]:
         """One optimiser's step."""
+        if index in self._stepped:
+            # Again before the others have: a critic's several steps, or a GradScaler that left another out. The model's step
+            # begins anew, as an update measured is one.
+            self._update = None
+            self._stepped.clear()
         if not self._stepped and self._due(self.steps + 1):
             self._update = Update(self.subject.parameters)
         if self._update is not None:

@@ -11,6 +11,22 @@ from typing import Any
 from torch.optim import Optimizer
 
 
+class Hearing:
+    """A hook on a module. Copies of the module (an average of its weights, a pickle) have one that hears nothing, and no part
+    of the run."""
+
+    def __init__(self, hear: Callable[..., None] | None = None) -> None:
+        self._hear = hear
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """As torch calls it."""
+        if self._hear is not None:
+            self._hear(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[type[Hearing], tuple[()]]:
+        return Hearing, ()
+
+
 class Attachment:
     """`optimizer.step` on this instance runs inside `around()`, until `detach`.
 

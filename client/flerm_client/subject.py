@@ -200,6 +200,8 @@ def make_subject(
             parameters[canonical(name)] = parameter
     if not parameters:
         raise InvalidInput("the optimizer steps no parameter of the model: was it built from another model?")
+    if unreal := next((name for name, p in parameters.items() if p.is_complex()), None):
+        raise Unsupported(f"{unreal} is complex, which has no FSLR yet; hold it as its real and imaginary parts (view_as_real)")
     names, shapes = list(parameters), [tuple(p.shape) for p in parameters.values()]
     if isinstance(blocks, str):
         blocks = (blocks,)

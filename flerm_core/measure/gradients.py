@@ -47,7 +47,9 @@ def _captured(outputs: Tensor, direction: Tensor, subject: Subject, consume: Cal
     def taker(name: str) -> Callable[[Tensor], Tensor]:
         def take(gradient: Tensor) -> Tensor:
             with torch.no_grad():
-                consume(name, gradient)
+                consume(name, gradient.to_dense())
+            if gradient.is_sparse:  # an embedding's, of a few rows; a hook may not change the kind
+                return gradient
             return gradient.new_zeros(()).expand(gradient.shape)  # what autograd holds on to costs no memory
 
         return take

@@ -90,7 +90,6 @@ class Meter:
                 if self.ranks.locked:
                     moved, batches = self._begin_together(batches, draws, moved)
                 if not moved:
-                    self.measuring = False
                     return {}
                 for draw in range(draws):
                     batch = next(batches)
@@ -100,14 +99,22 @@ class Meter:
             except Exception as error:  # told to every rank, then raised on each
                 problem = error
                 recover(self.subject.model)
-        self.measuring = False
+            finally:
+                self.measuring = False
         self.measurements += 1
         return self._join(readings, problem, curvature)
 
-    def take_fallback(self) -> None:
-        """Goes on with the fallback, as the run that is resumed here had to."""
-        if self._fallback is not None:
+    def take(self, name: str) -> None:
+        """Goes on with the estimator of the run that is resumed here, which may have had to take the fallback.
+
+        Raises `InvalidInput` where it is another than either: one run's measurements are of one estimator.
+        """
+        if self._fallback is not None and name == self._fallback.name:
             self.estimator = self._fallback
+        if name != self.estimator.name:
+            raise InvalidInput(
+                f"the checkpoint is of a run measured by {name!r}, this one is measured by {self.estimator.name!r}"
+            )
 
     def _begin_together(self, batches: Iterator[Any], draws: int, moved: bool) -> tuple[bool, Iterator[Any]]:
         """For ranks whose forwards wait for each other: whether the step changed anything anywhere, and this rank's batches.
@@ -208,7 +215,7 @@ class Meter:
                     f"the targets were measured by the example estimator, which does not apply here: {reason}"
                 )
             warnings.warn(f"measuring by {self._fallback.name} instead of example: {reason}", stacklevel=2)
-            self.take_fallback()
+            self.estimator = self._fallback
             masks.restore()
             return self._draw(batch, update, 0)
         self.estimator.settle()

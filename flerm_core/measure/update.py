@@ -32,10 +32,11 @@ class Update:
         self._at_old = False
 
     def change(self, name: str) -> Tensor:
-        """ΔW of `name` (this rank's part) at learning rate 1, in at least float32, shaped like it. Zero where its rate is 0."""
+        """ΔW of `name` (this rank's part) at learning rate 1, in at least float32, shaped like it. Zero where its rate is 0 or
+        no optimiser steps it any more."""
         current, other = local(self.parameters[name]), self._other[name]
         new, old = (other, current) if self._at_old else (current, other)
-        rate = self.rates[name]
+        rate = self.rates.get(name, 0.0)
         if rate == 0.0:
             return torch.zeros_like(new, dtype=_wide(new.dtype))
         if new.dtype != _wide(new.dtype):
@@ -61,8 +62,9 @@ class Update:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for name, parameter in self.parameters.items():
-            current = local(parameter)
+        # Back in the reverse order: parameters may share their memory (tied by `a.data = b.data`).
+        for name in reversed(self.parameters) if self._at_old else self.parameters:
+            current = local(self.parameters[name])
             waiting = current.clone()
             current.copy_(self._other[name])
             self._other[name].copy_(waiting)

@@ -124,6 +124,19 @@ def test_joint_takes_a_wider_role_that_the_base_recorded() -> None:
     assert {name: values[0] for name, values in matched.items()} == {"layers.*.experts.0.w": 3.0, "layers.*.experts.1.w": 3.0}
 
 
+def test_a_wider_role_decides_for_its_tensors() -> None:
+    tensors = [f"layers.{layer}.experts.{at}.w" for layer in range(4) for at in range(2)]
+    columns = {**{name: np.array([1.0]) for name in tensors[:4]}, "layers.*.experts.*.w": np.array([3.0])}
+    targets = {name: float(column[0]) for name, column in match_rows(columns, tensors, depth="joint").items()}
+    found = multipliers(targets, {**dict.fromkeys(tensors, 1.0), "layers.*.experts.*.w": 6.0})
+    assert found.values == dict.fromkeys(tensors, 0.5)
+
+
+def test_a_role_that_the_bases_estimator_did_not_measure_is_no_target_of_joint() -> None:
+    with pytest.raises(NotFound, match=r"did not measure the joint change of 'layers\.\*\.attn\.q\.weight', only its tensors"):
+        match_targets(base([1.0, 2.0], joint=math.nan), decoder(4), depth="joint")
+
+
 def test_joint_without_the_role_in_the_recording_says_so() -> None:
     with pytest.raises(NotFound, match=r"no joint change of 'layers\.\*\.attn\.q\.weight'.*its roles are none"):
         match_targets(base([1.0, 2.0]), decoder(4), depth="joint")

@@ -129,6 +129,19 @@ def test_parameters_that_join_in_mid_run_train_unmatched() -> None:
     assert "readout.bias" not in flerm.multipliers
 
 
+def test_a_parameter_that_is_replaced_in_mid_run_trains_unmatched() -> None:
+    model, batches = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2)
+    FLeRM.match(model, optimizer, probe=probe(), family="f", targets=ONES)
+    step(model, optimizer, batches[0])
+    step(model, optimizer, batches[1])
+    model.input.weight = nn.Parameter(model.input.weight.detach().clone())
+    optimizer.param_groups[0]["params"][0] = model.input.weight
+    before = model.input.weight.detach().clone()
+    step(model, optimizer, batches[2])
+    assert torch.equal(model.input.weight, before.sub(model.input.weight.grad, alpha=1e-2))
+
+
 def test_a_tensor_without_update_keeps_multiplier_one_and_trains_on() -> None:
     class Adapter(nn.Module):
         """LoRA: B is zero at first, so A has no gradient."""

@@ -3,6 +3,7 @@ not."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, Optimizer, RMSprop
+from torch.utils.data import DataLoader
 
 from flerm_client import FLeRM
+from flerm_core.errors import InvalidInput
 
 from .runs import MODELS, Trace, fresh, leave, loss_of, same
 
@@ -127,3 +130,35 @@ def test_closing_takes_everything_off_the_optimizer() -> None:
     FLeRM.record(model, optimizer, probe=[torch.randn(4, 8)], family="f").close()
     assert dict(vars(optimizer)) == before
     assert not model._forward_pre_hooks
+
+
+def test_a_probe_that_is_the_training_loader_leaves_its_order_alone() -> None:
+    def train(record: bool) -> list[float]:
+        model, _ = fresh("resmlp")
+        shuffled = torch.Generator().manual_seed(7)
+        loader = DataLoader(torch.randn(24, 8), batch_size=8, shuffle=True, generator=shuffled)
+        optimizer = SGD(model.parameters(), 0.1)
+        if record:
+            FLeRM.record(model, optimizer, probe=loader, family="f", every=2)
+        losses = []
+        for batch in itertools.chain(loader, loader, loader):
+            optimizer.zero_grad()
+            loss = loss_of(model(batch))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    assert train(True) == train(False)
+
+
+@pytest.mark.slow
+def test_a_training_loader_with_persistent_workers_is_no_probe() -> None:
+    model, _ = fresh("resmlp")
+    loader = DataLoader(torch.randn(24, 8), batch_size=8, num_workers=1, persistent_workers=True)
+    optimizer = SGD(model.parameters(), 0.1)
+    FLeRM.record(model, optimizer, probe=loader, family="f")
+    batch = next(iter(loader))
+    loss_of(model(batch)).backward()
+    with pytest.raises(InvalidInput, match="persistent_workers=True that is in use elsewhere"):
+        optimizer.step()

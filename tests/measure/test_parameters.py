@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
 
 from flerm_client import FLeRM
-from flerm_core.errors import InvalidInput, MeasurementError
+from flerm_core.errors import InvalidInput, MeasurementError, Unsupported
 
-from .runs import fresh, loss_of
+from .runs import fresh, loss_of, vectors
 
 
 def probe(width: int = 8) -> list[Tensor]:
@@ -244,3 +244,54 @@ def test_a_wrong_argument_is_named_with_what_is_allowed(options: dict[str, Any],
     with pytest.raises(InvalidInput, match=sentence):
         FLeRM.record(model, optimizer, **({"probe": probe(), "family": "f"} | options))
     assert dict(vars(optimizer)) == before
+
+
+def test_parameters_that_share_their_memory_train_as_without_us() -> None:
+    def train(record: bool) -> list[float]:
+        model, batches = fresh("resmlp")
+        model.blocks[2].weight.data = model.blocks[0].weight.data
+        optimizer = SGD(model.parameters(), 0.1)
+        if record:
+            FLeRM.record(model, optimizer, probe=[vectors()], family="f", every=2)
+        losses = []
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = loss_of(model(batch))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    assert train(True) == train(False)
+
+
+def test_complex_parameters_are_refused_by_name() -> None:
+    model = nn.Linear(8, 5)
+    model.phase = nn.Parameter(torch.ones(5, dtype=torch.complex64))
+    with pytest.raises(Unsupported, match="phase is complex"):
+        FLeRM.record(model, SGD(model.parameters(), 0.1), probe=[vectors()], family="f")
+
+
+def test_a_sparse_embedding_is_measured_as_a_dense_one() -> None:
+    def fslrs(sparse: bool) -> dict[str, float]:
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Embedding(13, 8, sparse=sparse), nn.Linear(8, 5))
+        optimizer = SGD(model.parameters(), 0.1)
+        flerm = FLeRM.record(model, optimizer, probe=[torch.arange(12)], family="f")
+        loss_of(model(torch.arange(12))).backward()
+        optimizer.step()
+        return flerm.fslr
+
+    assert fslrs(sparse=True) == pytest.approx(fslrs(sparse=False))
+
+
+def test_tensors_that_no_optimizer_steps_any_more_are_unmeasured() -> None:
+    model, batches = fresh("resmlp")
+    optimizer = SGD([{"params": model.blocks.parameters()}, {"params": model.readout.parameters()}], 0.1)
+    flerm = FLeRM.record(model, optimizer, probe=[vectors()], family="f", every=1)
+    for batch in batches[:2]:
+        loss_of(model(batch)).backward()
+        optimizer.step()
+        last = flerm.fslr
+        optimizer.param_groups = optimizer.param_groups[:1]
+    assert set(last) == set(flerm.learning_rates()) == {f"blocks.{i}.{leaf}" for i in range(3) for leaf in ("weight", "bias")}

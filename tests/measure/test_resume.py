@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flerm_client import FLeRM
 from flerm_core.errors import InvalidInput
+from flerm_core.trajectory import Trajectory
 
 from .runs import MODELS, fresh, loss_of, same
 
@@ -116,3 +117,96 @@ def test_a_checkpoint_of_the_other_kind_is_refused() -> None:
     matching = attach("resmlp", other, Adam(other.parameters(), 1e-2), "match", None)
     with pytest.raises(InvalidInput, match=r"the checkpoint is of a run by FLeRM.record, this one is by FLeRM.match"):
         matching.load_state_dict(recording.state_dict())
+
+
+def test_a_run_that_goes_back_to_its_checkpoint_loses_nothing(tmp_path: Path) -> None:
+    from flerm_client import RegistryClient
+
+    registry = f"file://{tmp_path}/registry"
+    (tmp_path / "registry").mkdir()
+    model, batches = fresh("resmlp")
+    optimizer = Adam(model.parameters(), 1e-2)
+    flerm = attach("resmlp", model, optimizer, "record", registry)
+    steps(model, optimizer, batches[:5], flerm, [])
+    state = flerm.state_dict()
+    steps(model, optimizer, batches[5:], flerm, [])  # measured at 7
+    flerm.load_state_dict(state)  # a loss spike: back, and on with other batches
+    steps(model, optimizer, batches[:3], flerm, [])  # measured at 7 again
+    flerm.close()
+    with RegistryClient(registry) as client:
+        stored = client.trajectory(flerm.recording_id)
+        (recording,) = client.recordings()
+    assert stored == flerm.trajectory
+    assert stored.steps.tolist() == [1, 4, 7]
+    assert (recording.attempt, recording.status) == (2, "completed")
+
+
+def test_a_probe_loader_with_a_generator_of_its_own_goes_on_where_it_was() -> None:
+    def run(stop: int | None) -> Trajectory:
+        model, batches = fresh("resmlp")
+        optimizer = Adam(model.parameters(), 1e-2)
+
+        def begin() -> FLeRM:
+            rows = torch.randn(24, 8, generator=torch.Generator().manual_seed(5))
+            shuffled = torch.Generator().manual_seed(7)
+            probe = DataLoader(rows, batch_size=8, shuffle=True, generator=shuffled)
+            return FLeRM.record(model, optimizer, probe=probe, family="f", every=1, warmup=2)
+
+        flerm = begin()
+        steps(model, optimizer, batches[:stop], flerm, [])
+        if stop is not None:
+            state = flerm.state_dict()
+            flerm.close()
+            flerm = begin()
+            flerm.load_state_dict(state)
+            steps(model, optimizer, batches[stop:], flerm, [])
+        return flerm.trajectory
+
+    assert run(5) == run(None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "measured"), [(3, 2, [1, 4, 5, 7]), (2, 3, [1, 3, 5, 7]), (0, 3, [1, 7]), (3, 0, [1, 4])]
+)
+def test_a_run_that_goes_on_with_another_every_keeps_the_new_ones_steps(before: int, after: int, measured: list[int]) -> None:
+    model, batches = fresh("resmlp")
+    optimizer = Adam(model.parameters(), 1e-2)
+    probe = [batches[0]]
+    flerm = FLeRM.record(model, optimizer, probe=probe, family="f", every=before)
+    steps(model, optimizer, batches[:4] if after == 2 else batches[:5], flerm, [])
+    state = flerm.state_dict()
+    flerm.close()
+    flerm = FLeRM.record(model, optimizer, probe=probe, family="f", every=after)
+    flerm.load_state_dict(state)
+    steps(model, optimizer, batches[flerm.steps :], flerm, [])
+    assert flerm.trajectory.steps.tolist() == measured
+
+
+def test_a_run_goes_on_with_the_estimator_it_began_with() -> None:
+    model, batches = fresh("resmlp")
+    optimizer = Adam(model.parameters(), 1e-2)
+    flerm = FLeRM.record(model, optimizer, probe=[batches[0]], family="f")
+    state = flerm.state_dict()
+    flerm.close()
+    other = FLeRM.record(model, optimizer, probe=[batches[0]], family="f", estimator="exact")
+    with pytest.raises(InvalidInput, match="a run measured by 'example', this one is measured by 'exact'"):
+        other.load_state_dict(state)
+
+
+def test_targets_that_follow_a_trajectory_are_kept() -> None:
+    def begin(scale: float) -> tuple[Any, Any, list[Any], FLeRM]:
+        model, batches = fresh("resmlp")
+        names = list(TARGETS)
+        base = Trajectory(names, [()] * len(names), [1, 5], [[scale] * len(names), [4 * scale] * len(names)])
+        optimizer = Adam(model.parameters(), 1e-2)
+        return model, optimizer, batches, FLeRM.match(model, optimizer, probe=[batches[0]], family="f", targets=base, every=4)
+
+    model, optimizer, batches, flerm = begin(1.0)
+    steps(model, optimizer, batches[:1], flerm, [])
+    assert flerm.targets == dict.fromkeys(TARGETS, 1.0)
+    state = flerm.state_dict()
+    steps(model, optimizer, batches[1:5], flerm, [])
+    assert flerm.targets == dict.fromkeys(TARGETS, 4.0)
+    *_, again = begin(2.0)
+    again.load_state_dict(state)
+    assert again.targets == dict.fromkeys(TARGETS, 1.0)

@@ -19,6 +19,7 @@ from flerm_client.flerm import FLeRM
 from flerm_client.integrations.beginning import News, begin, check_keywords
 from flerm_client.integrations.checkpoints import joined, restore
 from flerm_client.integrations.outputs import loss_in, output_of
+from flerm_client.stepping import Hearing
 from flerm_core.errors import InvalidInput
 
 
@@ -90,7 +91,7 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
             restore(self.flerm, base64.b64decode(checkpoint))
         self._news = News(self.flerm)
         self._losses.clear()
-        self._forward = model.register_forward_hook(self._see_outputs, with_kwargs=True)
+        self._forward = model.register_forward_hook(Hearing(self._see_outputs), with_kwargs=True)
         loggers = [name for name in args.report_to if name != "none"]
         if self._trainer is None and loggers:
             warnings.warn(
