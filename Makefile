@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find flerm_core client server proto -type f -not -path '*/__pycache__/*')
 PROTO := proto/flerm_proto/v1/registry.proto
 PROTO_ENV := .cache/protoc
+DEPLOY_ENV := .cache/deploy
 AXE_VERSION := 4.14.1
 AXE := .cache/axe/package/axe.min.js
 # grpcio-tools 1.62.3 has wheels up to Python 3.12.
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 unexport PYTHONPATH
 
-.PHONY: help docs hooks results-small openapi screenshots browser-tools install demo test test-fast test-all check format proto proto-check clean
+.PHONY: help docs hooks results-small openapi screenshots browser-tools install demo test test-fast test-all check format proto proto-check deploy-check clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,7 +53,7 @@ test-all: install browser-tools  ## the long ones too
 results-small: install  ## docs/results.md in small, in under 10 minutes on 2 cores: trains, prints the tables, checks the claim
 	$(BIN)/python -m pytest -s -rA tests/sweep/test_claim.py
 
-check: install proto-check docs  ## linter, formatter, types, import rules, generated code, documentation
+check: install proto-check deploy-check docs  ## linter, formatter, types, import rules, generated code, documentation, deploy/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -83,6 +84,14 @@ proto-check: $(PROTO_ENV)/.done  ## fail when the generated code is stale
 	rm -rf .cache/generated && mkdir -p .cache/generated && $(call GENERATE,.cache/generated)
 	for file in registry_pb2.py registry_pb2.pyi registry_pb2_grpc.py; do \
 	  diff -u proto/flerm_proto/v1/$$file .cache/generated/flerm_proto/v1/$$file || { echo "stale: run 'make proto'"; exit 1; }; done
+
+$(DEPLOY_ENV)/.done: deploy/check-requirements.txt
+	$(PYTHON) -m venv $(DEPLOY_ENV)
+	$(DEPLOY_ENV)/bin/python -m pip install --quiet --requirement deploy/check-requirements.txt
+	touch $@
+
+deploy-check: $(DEPLOY_ENV)/.done  ## what deploy/ holds, by the linter or the schema of each kind
+	$(DEPLOY_ENV)/bin/python deploy/check.py
 
 $(AXE):
 	mkdir -p .cache/axe && cd .cache/axe && npm pack --silent axe-core@$(AXE_VERSION) && tar xzf axe-core-$(AXE_VERSION).tgz && touch package/axe.min.js

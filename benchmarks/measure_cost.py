@@ -2,7 +2,8 @@
 
     python benchmarks/measure_cost.py
 
-Each side in turn, pair by pair, in one process; medians and their ratio. Reach: measurement ≤ 1.05 × (example, kronecker),
+Each side in turn, pair by pair, in one process; medians of processor time (other work on the machine counts little) and their
+ratio. Reach: measurement ≤ 1.05 × (example, kronecker),
 matched optimiser step ≤ 1.3 ×, unmeasured step < 20 µs more.
 """
 
@@ -27,15 +28,15 @@ from flerm_core.measure.update import Update
 
 
 def paired(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median seconds of each side, run in turn `rounds` times after one unmeasured round."""
+    """The median processor seconds of each side, run in turn `rounds` times after one unmeasured round."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for each in sides.values():
         each()
     for _ in range(rounds):
         for name, each in sides.items():
-            began = time.perf_counter()
+            began = time.process_time()
             each()
-            taken[name].append(time.perf_counter() - began)
+            taken[name].append(time.process_time() - began)
     return {name: statistics.median(times) for name, times in taken.items()}
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,20 @@ class Running:
     url: str
     pid: int
     stub: rpc.RegistryStub
+
+
+@contextmanager
+def database(asked: str) -> Iterator[tuple[str, Path]]:
+    """The URL to measure on, and a folder: a SQLite file there, with `postgresql` a throw-away cluster, else what was asked."""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        url = asked or f"sqlite:///{folder}/registry.db"
+        if asked == "postgresql":
+            sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+            from postgres import throwaway_cluster
+
+            url = stack.enter_context(throwaway_cluster()).new_database()
+        yield url, folder
 
 
 @contextmanager

@@ -1,20 +1,18 @@
 """Many clients at once: throughput, latency, errors, and whether every row is there exactly once.
 
-python benchmarks/registry_clients.py [--db URL] [--clients 64] [--seconds 60]
+python benchmarks/registry_clients.py [--db URL|postgresql] [--clients 64] [--seconds 60]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import grpc
 import numpy as np
-from registry_bench import TENSORS, registry, request, start, summary
+from registry_bench import TENSORS, database, registry, request, start, summary
 
 from flerm_client import RegistryClient
 from flerm_proto.v1 import registry_pb2_grpc as rpc
@@ -31,37 +29,33 @@ def main() -> None:
     seconds: list[float] = []
     errors: list[str] = []
     sent: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with registry(options.db or f"sqlite:///{folder}/registry.db", folder) as server:
-            end = time.monotonic() + options.seconds
+    with database(options.db) as (db, folder), registry(db, folder) as server:
+        end = time.monotonic() + options.seconds
 
-            def client() -> None:
-                # A channel of its own: clients are processes, and do not share one.
-                with grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-                    stub = rpc.RegistryStub(channel)
-                    recording = start(stub)
-                    step = 0
-                    while time.monotonic() < end:
-                        started = time.perf_counter()
-                        try:
-                            stub.Append(request(recording, step + 1, 1, values), timeout=60)
-                        except grpc.RpcError as error:
-                            errors.append(str(error.details()))
-                            continue
-                        seconds.append(time.perf_counter() - started)
-                        step += 1
-                    sent[recording] = step
+        def client() -> None:
+            # A channel of its own: clients are processes, and do not share one.
+            with grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+                stub = rpc.RegistryStub(channel)
+                recording = start(stub)
+                step = 0
+                while time.monotonic() < end:
+                    started = time.perf_counter()
+                    try:
+                        stub.Append(request(recording, step + 1, 1, values), timeout=60)
+                    except grpc.RpcError as error:
+                        errors.append(str(error.details()))
+                        continue
+                    seconds.append(time.perf_counter() - started)
+                    step += 1
+                sent[recording] = step
 
-            threads = [threading.Thread(target=client) for _ in range(options.clients)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            with RegistryClient(f"grpc://{server.address}") as reader:
-                wrong = [
-                    each for each, rows in sent.items() if reader.trajectory(each).steps.tolist() != list(range(1, rows + 1))
-                ]
+        threads = [threading.Thread(target=client) for _ in range(options.clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with RegistryClient(f"grpc://{server.address}") as reader:
+            wrong = [each for each, rows in sent.items() if reader.trajectory(each).steps.tolist() != list(range(1, rows + 1))]
     rows = sum(sent.values())
     print(
         json.dumps(

@@ -1,6 +1,6 @@
 """Durable ingest of 500-tensor measurements: values per second against the floors and against peers, all in one run.
 
-    python benchmarks/registry_ingest.py [--db URL] [--rounds 5] [--peers .cache/peers/bin/python]
+    python benchmarks/registry_ingest.py [--db URL|postgresql] [--rounds 5] [--peers .cache/peers/bin/python]
 
 The floor is the slower of the same rows in the same commits straight into the database, and the same bytes over a gRPC method
 that does nothing. Streams have another floor: all messages on one bare stream. Peers live in an environment of their own
@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from registry_bench import TENSORS, registry, request, start, summary
+from registry_bench import TENSORS, database, registry, request, start, summary
 from registry_floors import bare_grpc, bare_postgres, bare_sqlite
 
 MESSAGES = {1: 300, 50: 40}  # rows a message: messages
@@ -34,9 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     values = np.random.default_rng(0).random(TENSORS, np.float32)
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        db = options.db or f"sqlite:///{folder}/registry.db"
+    with database(options.db) as (db, folder):
         rounds: dict[int, list[dict[str, Any]]] = {rows: [] for rows in MESSAGES}
         with bare_grpc() as bare, registry(db, folder) as server:
             for _ in range(options.rounds):
@@ -45,7 +42,7 @@ def main() -> None:
                     messages = [request(recording, 1 + at * rows, rows, values) for at in range(2 * count)]
                     raw = [message.SerializeToString() for message in messages]
                     if options.db:
-                        stored = bare_postgres(options.db, values.tobytes(), count, rows)
+                        stored = bare_postgres(db, values.tobytes(), count, rows)
                     else:
                         stored = bare_sqlite(folder, values.tobytes(), count, rows)
                     called = bare.unary(raw[:count])

@@ -1,7 +1,7 @@
 """One trajectory read back: our gRPC against a bare stream of the same bytes, Parquet over HTTP against our gRPC, and
 the memory of both sides for a long one.
 
-python benchmarks/registry_read.py [--db URL]
+python benchmarks/registry_read.py [--db URL|postgresql]
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from statistics import median
 
 import httpx
 import numpy as np
-from registry_bench import TENSORS, Running, registry, request, resident, start, summary
+from registry_bench import TENSORS, Running, database, registry, request, resident, start, summary
 from registry_floors import bare_grpc
 
 from flerm_client import RegistryClient
@@ -53,9 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--db", default="")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        db = options.db or f"sqlite:///{folder}/registry.db"
+    with database(options.db) as (db, folder):
         with bare_grpc() as bare, registry(db, folder) as server, RegistryClient(f"grpc://{server.address}") as client:
             short = fill(server, TENSORS, 1000)
             ours, floor, http = [], [], []

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import pwd
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from postgres import PostgresCluster, free_port, postgres_tool, throwaway_cluster
+
+__all__ = ["PostgresCluster", "RegistryProcess", "StartRegistry", "free_port", "launch_registry", "postgres_tool"]
 
 START_SECONDS = 30
 
@@ -109,68 +107,8 @@ def launch_registry(
     return RegistryProcess(process, addresses["grpc"], f"http://{addresses['http']}", db, output)
 
 
-@dataclass
-class PostgresCluster:
-    """A PostgreSQL server on a free port, in a folder that goes away."""
-
-    port: int
-    restart: Callable[[], None]
-    count: int = 0
-
-    def new_database(self) -> str:
-        """The URL of an empty database of its own."""
-        import psycopg
-
-        self.count += 1
-        name = f"flerm_{self.count}"
-        with psycopg.connect(f"postgresql://postgres@127.0.0.1:{self.port}/postgres", autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresCluster]:
-    """A throw-away cluster made by initdb (as the user postgres when root: PostgreSQL does not run as root)."""
-    folder = Path(tempfile.mkdtemp(prefix="flerm-postgres-"))
-    user = "postgres" if os.getuid() == 0 else None
-    if user:
-        shutil.chown(folder, user)
-        folder.chmod(0o755)
-    data, port = folder / "data", free_port()
-    run = {"user": user, "group": pwd.getpwnam(user).pw_gid if user else None, "cwd": folder, "check": True, "timeout": 60}
-    try:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-        tools = {name: postgres_tool(name) for name in ("initdb", "pg_ctl")}
-        subprocess.run(
-            [tools["initdb"], "-D", str(data), "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8"], **run, **quiet
-        )
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c max_connections=200"
-        log = str(folder / "log")
-        start = [tools["pg_ctl"], "-D", str(data), "-l", log, "-o", options, "-w"]
-        subprocess.run([*start, "start"], **run, **quiet)
-        try:
-            yield PostgresCluster(port, lambda: subprocess.run([*start, "-m", "immediate", "restart"], **run, **quiet))
-        finally:
-            subprocess.run([tools["pg_ctl"], "-D", str(data), "-m", "immediate", "-w", "stop"], **run, **quiet)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def postgres_tool(name: str) -> str:
-    """The path of a tool of PostgreSQL's; Debian keeps them outside PATH. Fails, not skips, without it."""
-    found = shutil.which(name) or next(
-        (str(path) for path in sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None
-    )
-    if found is None:
-        pytest.fail(
-            f"{name} is not installed: the tests need PostgreSQL's server binaries (Debian: apt-get install postgresql)"
-        )
-    return found
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A throw-away cluster. Fails, not skips, without PostgreSQL."""
+    with throwaway_cluster() as cluster:
+        yield cluster

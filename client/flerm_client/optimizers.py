@@ -26,8 +26,7 @@ _REFUSED = {
     "DAdaptLion": "it sets its own learning rate",
     "Prodigy": "it sets its own learning rate",
     "ZeroRedundancyOptimizer": "each rank steps only its own part of the parameters; use FSDP2 (fully_shard) instead",
-    "DeepSpeedZeroOptimizer": "it keeps the parameters in flat partitions of its own; use FSDP2 (fully_shard)",
-    "DeepSpeedZeroOptimizer_Stage3": "it keeps the parameters in flat partitions of its own; use FSDP2 (fully_shard)",
+    "DeepSpeedOptimizer": "it keeps the parameters in flat partitions of its own; use FSDP2 (fully_shard)",
 }
 
 # What changes how fast or where a step is computed, or the learning rate itself, but not the update at learning rate 1.
@@ -40,22 +39,27 @@ _IMPLEMENTATION = {
 def bare_optimizer(optimizer: Any) -> Optimizer:
     """The torch optimiser inside wrappers (accelerate's) that hand `step` on to their `.optimizer`. Refuses by name what
     cannot work."""
+    _refuse(optimizer)
     while not type(optimizer).__module__.startswith("torch.optim") and isinstance(
         getattr(optimizer, "optimizer", None), Optimizer
     ):
         optimizer = optimizer.optimizer
+        _refuse(optimizer)
     if not isinstance(optimizer, Optimizer):
         raise InvalidInput(
             f"optimizer is a {type(optimizer).__name__}; allowed is a torch.optim.Optimizer or a sequence of them"
         )
-    for kind in type(optimizer).__mro__:
-        if kind.__name__ in _REFUSED:
-            raise Unsupported(f"{type(optimizer).__name__} cannot be measured or matched: {_REFUSED[kind.__name__]}")
     if any(group.get("capturable") for group in optimizer.param_groups) and torch.cuda.is_available():
         raise Unsupported(
             "an optimiser with capturable=True may run inside a CUDA graph, where its rates cannot be set; turn it off"
         )
     return optimizer
+
+
+def _refuse(optimizer: object) -> None:
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in _REFUSED:
+            raise Unsupported(f"{type(optimizer).__name__} cannot be measured or matched: {_REFUSED[kind.__name__]}")
 
 
 def initial_rate(optimizers: list[Optimizer]) -> float:

@@ -192,6 +192,18 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
     assert code == 0 and f"flerm {name}" in " ".join(out.split()) and "Example:" in out
 
 
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [(["serve"], "structlog", "server"), (["import-ptnorms", "f", "some.ptnorms", "--lr", "1"], "torch", "train")],
+)
+def test_a_command_whose_packages_are_not_installed_says_what_to_install(command, package, extra, monkeypatch, capsys):
+    for module in [name for name in sys.modules if name.startswith(("flerm_server", "flerm_client.ptnorms"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(command) == 1
+    assert capsys.readouterr().err == f"flerm: flerm {command[0]} needs the package {package}: pip install 'flerm[{extra}]'\n"
+
+
 def test_help_lists_the_commands(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0 and all(f"\n  {name} " in out for name in ("families", "best", "sync", "train"))

@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import (
 
 from flerm_core.measure.estimator import Subject
 from flerm_core.measure.meter import Meter, make_estimator
-from flerm_core.measure.projection import draw_projection, generator_for
+from flerm_core.measure.projection import draw_projection, generator_for, unit_of
 from flerm_core.measure.ranks import Ranks
 from flerm_core.measure.update import Update
 from flerm_core.naming import block_axes, role_names
@@ -302,7 +302,7 @@ def _of_z(model: nn.Module, estimator: str, batches: list[Tensor], apart: set[st
     for rank, batch in enumerate(batches):
         outputs = model(batch)
         generator = generator_for(torch.device("cpu"), SEED, 0, 0, rank)
-        omega = draw_projection(outputs, generator) * math.sqrt(outputs.numel())
+        omega = draw_projection(outputs, generator) / unit_of(outputs)
         for name, g in zip(parameters, torch.autograd.grad(outputs, list(parameters.values()), omega), strict=True):
             gradients[name].append(g)
         count += outputs.numel()

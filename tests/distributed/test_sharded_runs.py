@@ -69,3 +69,19 @@ def test_the_checkpoint_loads_into_one_process(ranks: list[Any], folder: Path) -
     model(probe[0]).sum().backward()
     optimizer.step()
     assert flerm.steps == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("ranks_now", [2, 4])
+def test_the_checkpoint_loads_into_other_shardings_and_worlds(ranks: list[Any], folder: Path, ranks_now: int) -> None:
+    saved = ranks[0]["resumed"]
+    result = torchrun(ranks_now, "sharded_load.py", folder=folder)
+    assert result.code == 0, result.output
+    for how in ("fsdp", "hsdp", "tp", "ddp"):
+        first = result.ranks[0][how]
+        assert first["id"] == saved["id"][0]
+        assert (first["steps"], first["measured"]) == (3, [1, 3, 5])
+        assert first["multipliers"] == saved["at checkpoint"]
+        assert any(first["later"][name] != m for name, m in first["multipliers"].items())
+        assert all(rank[how] == first for rank in result.ranks)

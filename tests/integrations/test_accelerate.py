@@ -139,6 +139,17 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert again.multipliers == flerm.multipliers
 
 
+def test_a_resumed_run_tells_the_trackers_only_what_it_measured_itself(tmp_path: Path) -> None:
+    train(record, save=tmp_path / "state", every=2, warmup=1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_config=ProjectConfiguration(logging_dir=str(tmp_path)))
+    accelerator.init_trackers("resumed")
+    train(record, load=tmp_path / "state", accelerator=accelerator, every=2, warmup=1)
+    accelerator.end_training()
+    seen = EventAccumulator(str(tmp_path / "resumed")).Reload()
+    assert [event.step for event in seen.Scalars("flerm/fslr/0.weight")] == [5]
+
+
 def test_measures_under_the_accelerators_autocast() -> None:
     _, _, full = train(record, steps=1, dropout=0.0, probe=probe())
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -160,6 +160,17 @@ def test_so_are_those_of_other_packages_by_their_name(name: str) -> None:
         FLeRM.record(model, kind(model.parameters(), 1e-2), probe=probe(), family="f")
 
 
+def test_so_are_those_that_wrap_one_that_could_be_measured() -> None:
+    """DeepSpeed's are no torch optimisers, and hand on to one over flat partitions."""
+    model, _ = fresh("resmlp")
+    zero = types.new_class("DeepSpeedZeroOptimizer", (types.new_class("DeepSpeedOptimizer"),))()
+    zero.optimizer = SGD(model.parameters(), 1e-2)
+    with pytest.raises(
+        Unsupported, match="DeepSpeedZeroOptimizer cannot be measured or matched: it keeps the parameters in flat"
+    ):
+        FLeRM.record(model, zero, probe=probe(), family="f")
+
+
 def test_several_initial_rates_need_the_key_named() -> None:
     model, _ = fresh("resmlp")
     groups = [{"params": model.blocks.parameters(), "lr": 1e-2}, {"params": model.readout.parameters(), "lr": 1e-3}]

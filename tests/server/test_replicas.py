@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
@@ -138,6 +138,7 @@ def test_the_same_rows_sent_to_both_at_once_are_there_once(pair: Pair):
         assert [step for chunk in chunks for step in chunk.rows.steps] == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_a_lease_that_either_renews_holds_for_both(pair: Pair):
     sent = spec(family())
     pair.call("StartRecording", spec=convert.spec_to(sent))
@@ -178,6 +179,7 @@ def test_connections_grow_old_so_that_servers_share_the_load(postgres: PostgresC
             each.stop()
 
 
+@pytest.mark.slow
 def test_a_token_revoked_on_the_console_is_refused_by_both_at_once(postgres: PostgresCluster, tmp_path: Path):
     db = migrate(postgres.new_database())
     console = open_store(db)
@@ -197,20 +199,19 @@ def test_a_token_revoked_on_the_console_is_refused_by_both_at_once(postgres: Pos
 
 
 class Load:
-    """Clients that record through one address until told to stop; whatever goes wrong is kept."""
+    """One client for each address, recording until told to stop; whatever goes wrong is kept."""
 
-    def __init__(self, address: str, clients: int) -> None:
+    def __init__(self, addresses: Sequence[str]) -> None:
         self.errors: list[Exception] = []
         self.written: dict[str, int] = {}
-        self._address = address
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._record) for _ in range(clients)]
+        self._threads = [threading.Thread(target=self._record, args=(address,)) for address in addresses]
         for thread in self._threads:
             thread.start()
 
-    def _record(self) -> None:
+    def _record(self, address: str) -> None:
         try:
-            with RegistryClient(f"grpc://{self._address}") as client:
+            with RegistryClient(f"grpc://{address}") as client:
                 recording = client.start_recording(family(), 1e-3, PARAMETERS.names, PARAMETERS.shapes)
                 step = 0
                 while not self._over.is_set():
@@ -236,12 +237,15 @@ def run(program: tuple[str, ...], *arguments: str) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_servers_are_upgraded_one_by_one_under_load(postgres: PostgresCluster, tmp_path: Path):
     """Old servers, the schema's upgrade, new servers: each client records on, and none sees an error."""
     db = migrate(postgres.new_database())
     servers = [launch_registry(db, tmp_path / f"old-{at}.json", options=("--drain", "5")) for at in range(2)]
-    balancer = Balancer(*(each.grpc for each in servers))
-    load = Load(balancer.address, 6)
+    # Six of them: gRPC joins a process's channels to one address into one connection.
+    balancers = [Balancer(*(each.grpc for each in servers)) for _ in range(6)]
+    load = Load([each.address for each in balancers])
     try:
         until(lambda: len(load.written) == 6, "the load did not begin")
         assert "-> 9001" in run(NEXT_VERSION, "db", "upgrade", "--db", db)
@@ -249,13 +253,15 @@ def test_servers_are_upgraded_one_by_one_under_load(postgres: PostgresCluster, t
             new = launch_registry(db, tmp_path / f"new-{at}.json", options=("--drain", "5"), program=NEXT_VERSION)
             old = servers[at]
             servers[at] = new
-            balancer.backends = [each.grpc for each in servers]
+            for balancer in balancers:
+                balancer.backends = [each.grpc for each in servers]
             before = dict(load.written)
             assert old.stop() == 0, "".join(old.output)
             until(lambda: all(load.written[each] > before[each] + 5 for each in before), "a client stands still")  # noqa: B023
     finally:
         load.stop()
-        balancer.close()
+        for balancer in balancers:
+            balancer.close()
     assert load.errors == []
     store = open_store(db)
     for recording, steps in load.written.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any
 
 import typer
@@ -26,6 +27,7 @@ _COMMANDS = {
     "targets": "flerm_client.cli.targets",
     "check": "flerm_client.cli.check",
     "export": "flerm_client.cli.export",
+    "import": "flerm_client.cli.importing",
     "plot": "flerm_client.cli.plot",
     "tag": "flerm_client.cli.edit",
     "rename": "flerm_client.cli.edit",
@@ -35,6 +37,17 @@ _COMMANDS = {
     "doctor": "flerm_client.cli.doctor",
     "train": "flerm_client.cli.train",
     "sweep": "flerm_client.cli.sweep",
+}
+
+# What brings the packages that a command needs, where that is more than [client].
+_EXTRAS = {
+    "serve": "server",
+    "db": "server",
+    "token": "server",
+    "plot": "plot",
+    "train": "workloads",
+    "sweep": "workloads",
+    "import-ptnorms": "train",
 }
 
 
@@ -49,7 +62,8 @@ def build(asked: str | None = None) -> typer.Typer:
     known = asked in _COMMANDS
     for name, module in _COMMANDS.items():
         if name == asked or not known:
-            app.command(name)(getattr(import_module(module), name.replace("-", "_")))
+            function = name.replace("-", "_")
+            app.command(name)(getattr(import_module(module), f"{function}_" if iskeyword(name) else function))
     if not known:
         from importlib.metadata import entry_points  # slow to load, and seldom needed
 
@@ -63,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from flerm_core.errors import FlermError
 
     given = list(sys.argv[1:] if arguments is None else arguments)
+    asked = given[0] if given else None
     try:
-        asked = given[0] if given else None
         code = build(asked)(given, prog_name="flerm", standalone_mode=False)
     except FlermError as error:
         return _fail(str(error), error.exit_code)
@@ -73,6 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{message} (see flerm {asked + ' ' if asked in _COMMANDS else ''}--help)" if message else "", 2)
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").split(".")[0].startswith("flerm"):
+            raise
+        extra = _EXTRAS.get(asked or "", "client")
+        return _fail(f"flerm {asked} needs the package {missing.name}: pip install 'flerm[{extra}]'", 1)
     except BrokenPipeError:  # `flerm recordings | head`
         sys.stderr.close()
         return 0

@@ -8,14 +8,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flerm_core.errors import InvalidInput
+from flerm_core.errors import InvalidInput, Refused
 
 if TYPE_CHECKING:
+    from flerm_client.connection import Connection
     from flerm_client.registry import RegistryClient
 
 Registry = Annotated[
@@ -32,6 +34,24 @@ def client(registry: str | None) -> RegistryClient:
     from flerm_client.registry import RegistryClient
 
     return RegistryClient(registry, patience=0.0)
+
+
+@contextmanager
+def server(registry: str | None) -> Iterator[Connection]:
+    """A connection to a registry that is a server. Raises `InvalidInput` for a folder, `Refused` without pyarrow."""
+    from flerm_client.connection import Connection
+    from flerm_client.environment import address_of, token_of
+
+    address = address_of(registry)
+    if address.folder is not None:
+        raise InvalidInput(f"registry: {address.text} is a folder; `flerm sync` carries its recordings to a server")
+    if util.find_spec("pyarrow") is None:
+        raise Refused("families travel as Parquet, and pyarrow is not installed: pip install pyarrow")
+    connection = Connection(address, token_of())
+    try:
+        yield connection
+    finally:
+        connection.reset()
 
 
 def tags_of(tags: Sequence[str] | None) -> dict[str, str]:

@@ -69,6 +69,8 @@ def _registry(registry: str | None) -> list[Finding]:
     try:
         token = token_of()()
         found.append(Finding("token", "ok" if token else "note", "given" if token else "none (FLERM_TOKEN, FLERM_TOKEN_FILE)"))
+        if token and address.scheme == "grpc" and not address.local:
+            found.append(Finding("token", "note", "is not encrypted on its way: use grpcs:// if the server speaks TLS"))
     except Unauthenticated as error:
         found.append(Finding("token", "wrong", str(error)))
     network = _network(address)

@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, client, plain, print_json, say, transfer
+from flerm_client.cli.common import Json, Registry, client, plain, print_json, say, server, transfer
 from flerm_client.cli.recordings import as_plain
 from flerm_core.errors import InvalidInput
 from flerm_core.recording import Recording
 from flerm_core.trajectory import Trajectory
 
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FORMATS = (".npz", ".csv", ".json")
 
 
 def export(
-    recording: Annotated[str, typer.Argument(help="a recording's id")],
-    file: Annotated[Path, typer.Argument(help="what to write: .npz (Trajectory.load reads it), .csv or .json")],
+    recording: Annotated[str, typer.Argument(metavar="RECORDING|FAMILY", help="a recording's id, or a family's name")],
+    file: Annotated[
+        Path, typer.Argument(help="of a recording: .npz (Trajectory.load reads it), .csv or .json; of a family: a new folder")
+    ],
     pattern: Annotated[str, typer.Option(help="only parameters that fit this shell-style pattern")] = "",
     first_step: Annotated[int | None, typer.Option(help="from this step on")] = None,
     last_step: Annotated[int | None, typer.Option(help="up to this step, included")] = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Writes a recording's trajectory: npz, CSV (a column for each tensor) or JSON.
+    """Writes a recording's trajectory: npz, CSV (a column for each tensor) or JSON. Or a family with all its recordings, which
+    `flerm import` brings to another registry: JSON and Parquet in a folder.
 
     Example: flerm export 6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11 base.npz
+
+    Example: flerm export team/resmlp resmlp-2026
     """
+    if not _ID.fullmatch(recording):
+        _export_family(recording, file, registry, as_json)
+        return
     if file.suffix not in _FORMATS:
         raise InvalidInput(f"file: {str(file)!r} has an unknown ending; allowed are {', '.join(_FORMATS)}")
     with client(registry) as connected, transfer(f"recording {recording}") as bar:
@@ -44,6 +54,23 @@ def export(
         print_json({"file": str(file), "rows": len(trajectory), "parameters": len(trajectory.names)})
     else:
         say(f"{file}: {len(trajectory)} rows of {len(trajectory.names)} tensors")
+
+
+def _export_family(name: str, folder: Path, registry: str | None, as_json: bool) -> None:
+    from flerm_client.moving import export_family
+
+    rows = 0
+
+    def told(recording: str, count: int) -> None:
+        nonlocal rows
+        rows += count
+
+    with server(registry) as connection:
+        recordings = export_family(connection, name, folder, told)
+    if as_json:
+        print_json({"folder": str(folder), "recordings": recordings, "rows": rows})
+    else:
+        say(f"{folder}: {recordings} recordings with {rows} rows")
 
 
 def _write(file: Path, recording: Recording, trajectory: Trajectory) -> None:

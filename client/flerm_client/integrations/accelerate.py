@@ -46,23 +46,26 @@ def _begin(
 ) -> FLeRM:
     check_keywords(mode, keywords)
     flerm = begin(mode, model, optimizer, keywords, loader=loader)
-    accelerator.register_for_checkpointing(_Saved(flerm))
+    news = News(flerm)
+    accelerator.register_for_checkpointing(_Saved(flerm, news))
     _see_losses(accelerator, flerm)
-    _tell_trackers(accelerator, flerm, optimizer)
+    _tell_trackers(accelerator, flerm, news, optimizer)
     return flerm
 
 
 class _Saved:
     """Accelerate saves what rank 0 hands it, and asks every rank."""
 
-    def __init__(self, flerm: FLeRM) -> None:
+    def __init__(self, flerm: FLeRM, news: News) -> None:
         self._flerm = flerm
+        self._news = news
 
     def state_dict(self) -> dict[str, Any]:
         return {"checkpoint": joined(self._flerm)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         restore(self._flerm, state["checkpoint"])
+        self._news.passed_over()
 
 
 def _see_losses(accelerator: Accelerator, flerm: FLeRM) -> None:
@@ -81,9 +84,7 @@ def _see_losses(accelerator: Accelerator, flerm: FLeRM) -> None:
     accelerator.backward = backward
 
 
-def _tell_trackers(accelerator: Accelerator, flerm: FLeRM, optimizer: Any) -> None:
-    news = News(flerm)
-
+def _tell_trackers(accelerator: Accelerator, flerm: FLeRM, news: News, optimizer: Any) -> None:
     @contextmanager
     def around() -> Iterator[None]:
         yield

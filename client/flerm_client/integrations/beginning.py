@@ -68,6 +68,10 @@ class News:
         self._flerm = flerm
         self._told = flerm.measurements
 
+    def passed_over(self) -> None:
+        """What is there now is no news: a checkpoint brought it."""
+        self._told = self._flerm.measurements
+
     def taken(self) -> dict[str, float]:
         """`flerm/fslr/<tensor>` (output units per unit learning rate) and `flerm/lr/<tensor>`; empty when nothing was
         measured since."""

@@ -6,14 +6,17 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+_ADAPTERS_MOVED = 6
+
 
 def first_step(model: nn.Module) -> int:
     """The first step, counted from 1, whose update of every trainable tensor moves the outputs: `start` for this model.
 
-    2 where a LoRA B is 0, as PEFT begins it: A then has no effect and no gradient before B has moved. 1 for all others.
+    6 where a LoRA B is 0, as PEFT begins it: A then has no effect and no gradient before B has moved, and the paper, too, sets
+    the rates of adapters at the sixth step (Appendix A.3). 1 for all others.
     """
     adapters = [p for name, p in model.named_parameters() if p.requires_grad and _is_b(name)]
-    return 2 if any(not _largest(p) for p in adapters) else 1
+    return _ADAPTERS_MOVED if any(not _largest(p) for p in adapters) else 1
 
 
 def _is_b(name: str) -> bool:

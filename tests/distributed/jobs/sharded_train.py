@@ -134,6 +134,7 @@ def resumed() -> dict[str, Any]:
     first, first_optimizer, first_flerm = begin_matched()
     steps(first, first_optimizer, 0, 3)
     saved = {"model": first.state_dict(), "flerm": first_flerm}
+    at_checkpoint = first_flerm.multipliers
     checkpoint.save(saved, checkpoint_id=f"{folder}/checkpoint")
     optimizer_state = first_optimizer.state_dict()
     second, second_optimizer, second_flerm = begin_matched()
@@ -146,6 +147,7 @@ def resumed() -> dict[str, Any]:
         "losses": (losses[3:], again),
         "multipliers": (flerm.multipliers, second_flerm.multipliers),
         "steps": second_flerm.trajectory.steps.tolist(),
+        "at checkpoint": at_checkpoint,
         "id": (first_flerm.recording_id, second_flerm.recording_id),
     }
 

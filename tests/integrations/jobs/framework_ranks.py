@@ -1,6 +1,6 @@
 """Trains by a framework's own launcher conventions on every rank, plain, recorded and resumed; each rank reports what it saw.
 
-Arguments: the framework (trainer, accelerate) and how the model is held (ddp, fsdp2).
+Arguments: the framework (trainer, accelerate, lightning) and how the model is held (ddp, fsdp2).
 """
 
 import os
@@ -92,7 +92,30 @@ def accelerate(mode: str | None, resume: str | None = None, **keywords: Any) -> 
     return told(flerm, model, seen)
 
 
-train = {"trainer": trainer, "accelerate": accelerate}[FRAMEWORK]
+def lightning(mode: str | None, resume: str | None = None, **keywords: Any) -> dict[str, Any]:
+    from integrations.test_lightning import Classifier, data, probe
+    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from torch.utils.data import DataLoader
+
+    from flerm_client.integrations.lightning import FLeRMCallback
+
+    seed_everything(5)
+    folder = FOLDER / (mode or "plain")
+    if "probe" in keywords:
+        keywords["probe"] = probe()
+    callback = FLeRMCallback(mode, family="net", **keywords) if mode else None
+    saving = ModelCheckpoint(folder, filename="checkpoint-{step}", auto_insert_metric_name=False, save_top_k=-1)
+    made = Trainer(
+        max_steps=6, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[each for each in (callback, saving) if each is not None],
+    )  # fmt: skip
+    module = Classifier(dropout=0.0)
+    made.fit(module, DataLoader(data(16), batch_size=8, shuffle=False), ckpt_path=resume and f"{resume}.ckpt")
+    return told(callback and callback.flerm, module, module.seen)
+
+
+train = {"trainer": trainer, "accelerate": accelerate, "lightning": lightning}[FRAMEWORK]
 plain = train(None)
 recorded = train("record", every=2, warmup=2, probe=own_probe())
 aim = {name: value / 2 for name, value in recorded["fslr"].items()}

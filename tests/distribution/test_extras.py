@@ -94,6 +94,7 @@ WORKLOAD = """
 from flerm_client.cli import main
 assert main(["train", "resmlp", "--steps", "2", "--lr", "0.004"]) == 0
 """
+ADAPTERS = "import peft, flerm_client.workloads.lora\n"
 PLOT = """
 import plotly.graph_objects
 from flerm_core import Trajectory
@@ -102,14 +103,22 @@ from flerm_client.cli import main
 assert main(["plot", "--help"]) == 0
 """
 SERVES = ("grpc", "typer", "sqlalchemy", "fastapi", "plotly")
+UNSERVED = """
+import contextlib, io
+from flerm_client.cli import main
+with contextlib.redirect_stderr(io.StringIO()) as told:
+    assert main(["serve"]) == 1
+assert told.getvalue().endswith("pip install 'flerm[server]'\\n")
+"""
 HELP = "from flerm_client.cli import main\nassert main(['--help']) == 0\n"
 
 # extra: what it promises, and the telltales that come with it
 EXTRAS = {
     "": (CORE, ()),
-    "client": (CLIENT + HELP, ("grpc", "typer")),
+    "client": (CLIENT + HELP + UNSERVED, ("grpc", "typer")),
     "train": (LOOP + HELP, ("grpc", "typer", "torch")),
     "workloads": (LOOP + WORKLOAD, ("grpc", "typer", "torch", "sklearn")),
+    "lora": (LOOP + ADAPTERS, ("grpc", "typer", "torch", "sklearn", "transformers", "peft", "accelerate")),
     "transformers": (TRAINER, ("grpc", "typer", "torch", "transformers", "accelerate")),
     "lightning": (LIGHTNING, ("grpc", "typer", "torch", "lightning")),
     "accelerate": (ACCELERATE, ("grpc", "typer", "torch", "accelerate")),

@@ -1,0 +1,12 @@
+#!/bin/sh
+# What the container file runs, and a test too: the source in $1, installed with what a server needs into the environment $2.
+set -eu
+source=$1
+target=$2
+python3 -m venv "$target"
+"$target/bin/pip" install --quiet --no-cache-dir --disable-pip-version-check \
+  --constraint "$source/constraints.txt" "${source}[server,postgres,traces]"
+"$target/bin/python" -c '
+import importlib.util, sys
+sys.exit("torch came along: the server must not need it" if importlib.util.find_spec("torch") else 0)'
+"$target/bin/flerm" serve --help > /dev/null
