@@ -105,6 +105,12 @@ def test_a_listing_goes_over_pages(registry, family, monkeypatch):
         assert [each.spec.id for each in client.recordings(family)] == ids[::-1]
 
 
+def test_recordings_that_say_much_of_their_model_are_listed_all(registry, family):
+    with RegistryClient(registry.address) as client:
+        ids = [record(client, family, lr, config={"model": "x" * 50_000}) for lr in range(1, 100)]
+        assert [each.spec.id for each in client.recordings(family)] == ids[::-1]
+
+
 def test_targets_are_interpolated_between_the_recorded_rates(address, family):
     with RegistryClient(address) as client:
         sources = [record(client, family, 1e-4), record(client, family, 1e-2, scale=4.0)]

@@ -63,8 +63,12 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
 
     def ListFamilies(self, request: pb.ListFamiliesRequest, context: grpc.ServicerContext) -> pb.ListFamiliesResponse:
         """One page of families by name."""
-        page = self._store.families(prefix=request.prefix, page_size=request.page_size, page_token=request.page_token)
-        return pb.ListFamiliesResponse(families=map(convert.family_to, page.items), next_page_token=page.next_token)
+
+        def page(size: int) -> pb.ListFamiliesResponse:
+            found = self._store.families(prefix=request.prefix, page_size=size, page_token=request.page_token)
+            return pb.ListFamiliesResponse(families=map(convert.family_to, found.items), next_page_token=found.next_token)
+
+        return _bounded(page, request.page_size, lambda made: len(made.families))
 
     def StartRecording(self, request: pb.StartRecordingRequest, context: grpc.ServicerContext) -> pb.StartRecordingResponse:
         """Opens a recording or an attempt."""
@@ -151,8 +155,13 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
     def ListRecordings(self, request: pb.ListRecordingsRequest, context: grpc.ServicerContext) -> pb.ListRecordingsResponse:
         """One page of recordings, newest first."""
         filters = _read("filter", lambda: convert.filter_from(request))
-        page = self._store.recordings(filters, page_size=request.page_size, page_token=request.page_token)
-        return pb.ListRecordingsResponse(recordings=map(convert.recording_to, page.items), next_page_token=page.next_token)
+
+        def page(size: int) -> pb.ListRecordingsResponse:
+            found = self._store.recordings(filters, page_size=size, page_token=request.page_token)
+            items = map(convert.recording_to, found.items)
+            return pb.ListRecordingsResponse(recordings=items, next_page_token=found.next_token)
+
+        return _bounded(page, request.page_size, lambda made: len(made.recordings))
 
     def GetTrajectory(self, request: pb.GetTrajectoryRequest, context: grpc.ServicerContext) -> Iterator[pb.TrajectoryChunk]:
         """A header, then the rows block by block as the database gives them: memory does not grow with the recording."""
@@ -188,6 +197,14 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
     def GetBest(self, request: pb.GetBestRequest, context: grpc.ServicerContext) -> pb.Best:
         """The best base rate of a family and which to try next."""
         return convert_queries.best_to(queries.best(self._store, convert_queries.best_query_from(request)))
+
+
+def _bounded(page: Callable[[int], Value], size: int, count: Callable[[Value], int]) -> Value:
+    """`page(size)`, halved until it fits a message: what a recording says of its model may be long. One entry always fits."""
+    made = page(size)
+    while made.ByteSize() > MAX_CHUNK_BYTES and count(made) > 1:  # type: ignore[attr-defined]
+        made = page(count(made) // 2)
+    return made
 
 
 def _parts(rows: Rows, width: int) -> Iterator[Rows]:
