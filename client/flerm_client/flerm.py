@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,12 +16,13 @@ from torch.optim import Optimizer
 from flerm_client import checkpoint
 from flerm_client.about import About, check_settings
 from flerm_client.aim import Aim, TargetSource
+from flerm_client.optimizers import initial_rates
 from flerm_client.run import Run
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.estimator import Output
 from flerm_core.measure.sharpness import Loss
 from flerm_core.naming import is_role
-from flerm_core.recording import EstimatorSettings
+from flerm_core.recording import EstimatorSettings, same_lr
 from flerm_core.targets import TargetQuery
 from flerm_core.trajectory import Trajectory
 
@@ -144,8 +146,11 @@ class FLeRM:
         """
         if isinstance(lr, str) and lr != "best":
             raise InvalidInput(f"lr={lr!r} is not allowed; a number above 0 or 'best' is")
+        if lr == "best" and targets is not None:
+            raise InvalidInput("lr='best' asks the registry, but targets= were given; name the rate that they are of")
+        known = 1.0 if isinstance(lr, str) else lr  # until the registry has said which is best
         run = Run(
-            model, optimizer, probe=probe, family=family, lr=None if isinstance(lr, str) else lr, output=output, seed=seed,
+            model, optimizer, probe=probe, family=family, lr=known, output=output, seed=seed,
             weight_decay=weight_decay, sharpness=sharpness, bands=bands, blocks=blocks, process_group=process_group,
         )  # fmt: skip
         about = About.of(
@@ -178,6 +183,8 @@ class FLeRM:
             aim = run.on_lead(partial(Aim.fetched, about.registry, query, token, timeout, clamp, dry_run))
         if aim.found is not None:
             run.lr = aim.found.lr
+            if lr == "best" and run.ranks.lead:
+                _compare(run)
             theirs = aim.found.estimator
             settings = replace(settings, name=theirs.name, output_weight=theirs.output_weight, output_bias=theirs.output_bias)
         run.begin(about, settings, aim=aim, match_every=every or 0, dry_run=dry_run)
@@ -302,3 +309,14 @@ class FLeRM:
         Raises `InvalidInput` where this run was set up otherwise (recording against matching).
         """
         checkpoint.load(self._run, state)
+
+
+def _compare(run: Run) -> None:
+    """Warns where the optimisers do not run at the rate that the registry found best: only the user sets η(t)."""
+    other = sorted(rate for rate in initial_rates(run.optimizers) if not same_lr(rate, run.lr))
+    if other:
+        warnings.warn(
+            f"the best base rate of {run.family!r} is {run.lr:g}, but the optimizer begins with "
+            f"{', '.join(f'{rate:g}' for rate in other)}: give it lr={run.lr:g}",
+            stacklevel=3,
+        )

@@ -66,11 +66,16 @@ def _refuse(optimizer: object) -> None:
 
 def initial_rate(optimizers: list[Optimizer]) -> float:
     """The one learning rate that all parameter groups began with. Raises `InvalidInput` when there are several."""
-    rates = {float(group.get("initial_lr", group["lr"])) for each in optimizers for group in each.param_groups}
+    rates = initial_rates(optimizers)
     if len(rates) != 1:
         listed = ", ".join(f"{rate:g}" for rate in sorted(rates))
         raise InvalidInput(f"lr= must be given: the parameter groups begin with different learning rates ({listed})")
     return rates.pop()
+
+
+def initial_rates(optimizers: list[Optimizer]) -> set[float]:
+    """The learning rates that the parameter groups began with."""
+    return {float(group.get("initial_lr", group["lr"])) for each in optimizers for group in each.param_groups}
 
 
 def describe(optimizers: list[Optimizer], *, independent_decay: bool = False) -> tuple[str, dict[str, Any]]:
