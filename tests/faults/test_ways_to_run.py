@@ -110,7 +110,7 @@ def test_a_notebook(registry, family, environment, tmp_path):
     assert_recorded(registry, family, 6)
 
 
-MANY = [5, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+MANY = [2, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
 
 
 @pytest.mark.parametrize("rounds", MANY)
@@ -120,7 +120,7 @@ def test_beside_dataloader_workers(method, rounds, registry, family, environment
     workers = 2 if method == "fork" else 1
     code = training(family, rounds=rounds, loader=f"num_workers={workers}, multiprocessing_context='{method}'")
     script.write_text(guarded(code) if method == "spawn" else code)
-    done = run([sys.executable, str(script)], environment, seconds=60.0 if rounds == 5 else 1000.0)
+    done = run([sys.executable, str(script)], environment, seconds=60.0 if rounds == 2 else 1000.0)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert_recorded(registry, family, 2 * rounds)
 

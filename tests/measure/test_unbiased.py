@@ -32,6 +32,8 @@ def test_mean_of_squares_is_the_exact_one_within_four_standard_errors(name: str,
     case = models.build(name)
     update, changes = random_update(case.model)
     batch = case.batch(1)
+    if (name, estimator) == ("behind", "example"):
+        draws = 60  # each has a pass in forward mode for every weight that is read behind its module's back
     exact = exact_fslr(at_old(case.model, changes), changes, [batch])
     for tensor, samples in squares(estimator, case, update, [batch], draws).items():
         error = abs(samples.mean() - exact[tensor] ** 2)

@@ -84,6 +84,7 @@ def test_matching_a_wider_model_slows_its_hidden_matrices(folder: str) -> None:
         assert matched.learning_rates[name] == pytest.approx(4e-3 * matched.multipliers[name], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_process_does(plain: Result, tmp_path: Path) -> None:
     out = tmp_path / "two.json"
     done = torchrun("resmlp", "--lr", "4e-3", "--steps", str(STEPS), "--json", str(out))
@@ -93,6 +94,7 @@ def test_two_ranks_train_as_one_process_does(plain: Result, tmp_path: Path) -> N
     assert two["losses"] == pytest.approx(plain.losses, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_ranks_match_from_the_command_line_and_print_the_table(folder: str, tmp_path: Path) -> None:
     out = tmp_path / "matched.json"
     arguments = ("resmlp", "--width", "4", "--depth", "2", "--lr", "4e-3", "--steps", str(STEPS), "--match", "--json", str(out))
