@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 
 class ResMLP(nn.Module):
@@ -111,7 +112,7 @@ def loss_of(outputs: Tensor) -> Tensor:
     return F.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), torch.arange(outputs[..., 0].numel()) % 5)
 
 
-def leave(trace: Trace, model: nn.Module, *optimizers: torch.optim.Optimizer) -> Trace:
+def leave(trace: Trace, model: nn.Module, *optimizers: Optimizer) -> Trace:
     """Adds weights, buffers, gradients, optimiser state and all generators' states to `trace`."""
     trace.state["model"] = {name: value.clone() for name, value in model.state_dict().items()}
     trace.state["grad"] = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
@@ -134,3 +135,15 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return a == b
+
+
+def trained(model: nn.Module, optimizer: Optimizer, batches: Iterable[Any]) -> list[float]:
+    """The losses of a plain loop over `batches`, one step each."""
+    losses = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = loss_of(model(batch))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from flerm_client import FLeRM
 from flerm_core.errors import InvalidInput
 
-from .runs import MODELS, Trace, fresh, leave, loss_of, same
+from .runs import MODELS, Trace, fresh, leave, loss_of, same, trained
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: SGD(p, 0.1, momentum=0.9, nesterov=True),
@@ -34,13 +34,7 @@ def run(name: str, optimizer_of: Callable[[Any], Optimizer], attach: Callable[[n
     optimizer = optimizer_of(model.parameters())
     if attach is not None:
         attach(model, optimizer)
-    trace = Trace()
-    for batch in batches:
-        optimizer.zero_grad()
-        loss = loss_of(model(batch))
-        loss.backward()
-        optimizer.step()
-        trace.losses.append(loss.item())
+    trace = Trace(losses=trained(model, optimizer, batches))
     return leave(trace, model, optimizer)
 
 
@@ -140,14 +134,7 @@ def test_a_probe_that_is_the_training_loader_leaves_its_order_alone() -> None:
         optimizer = SGD(model.parameters(), 0.1)
         if record:
             FLeRM.record(model, optimizer, probe=loader, family="f", every=2)
-        losses = []
-        for batch in itertools.chain(loader, loader, loader):
-            optimizer.zero_grad()
-            loss = loss_of(model(batch))
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses
+        return trained(model, optimizer, itertools.chain(loader, loader, loader))
 
     assert train(True) == train(False)
 

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW
 from flerm_client import FLeRM
 from flerm_core.errors import InvalidInput, MeasurementError, Unsupported
 
-from .runs import fresh, loss_of, vectors
+from .runs import fresh, loss_of, trained, vectors
 
 
 def probe(width: int = 8) -> list[Tensor]:
@@ -253,14 +253,7 @@ def test_parameters_that_share_their_memory_train_as_without_us() -> None:
         optimizer = SGD(model.parameters(), 0.1)
         if record:
             FLeRM.record(model, optimizer, probe=[vectors()], family="f", every=2)
-        losses = []
-        for batch in batches:
-            optimizer.zero_grad()
-            loss = loss_of(model(batch))
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses
+        return trained(model, optimizer, batches)
 
     assert train(True) == train(False)
 

@@ -15,7 +15,7 @@ from flerm_client.spool.reader import read
 from flerm_core.errors import MeasurementError
 from flerm_core.measure.sharpness import top_eigenvalue
 
-from .runs import MODELS, Trace, fresh, leave, loss_of, same
+from .runs import MODELS, Trace, fresh, leave, loss_of, same, trained
 
 
 def training_loss(model: nn.Module, batch: Tensor) -> Tensor:
@@ -65,13 +65,7 @@ def run(name: str, registry: str | None, **options: Any) -> tuple[Trace, FLeRM |
     flerm = None
     if options:
         flerm = FLeRM.record(model, optimizer, probe=probe, family="f", registry=registry, **options)
-    trace = Trace()
-    for batch in batches:
-        optimizer.zero_grad()
-        loss = loss_of(model(batch))
-        loss.backward()
-        optimizer.step()
-        trace.losses.append(loss.item())
+    trace = Trace(losses=trained(model, optimizer, batches))
     return leave(trace, model, optimizer), flerm
 
 
