@@ -5,7 +5,7 @@ A rule is a function of a `Role` and of the base's columns; registering another 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -21,11 +21,17 @@ Column = Callable[[str], Array]
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """One role in both models: `template`, and in each model its tensors by their block numbers (one per axis), ascending."""
+    """One role in both models: `template`, and in each model its tensors by their block numbers (one per axis), ascending.
+
+    `joined`: the tensors whose joint change the base's recording holds under the name `joined_as`. These are the role's own,
+    or, where it holds that of more axes only (experts within layers), more.
+    """
 
     template: str
     base: Mapping[Numbers, str]
     target: Mapping[Numbers, str]
+    joined_as: str
+    joined: tuple[str, ...]
 
     @property
     def same_depth(self) -> bool:
@@ -53,7 +59,7 @@ def split(role: Role, column: Column) -> dict[str, Array]:
 
 def joint(role: Role, column: Column) -> dict[str, Array]:
     """The change of all blocks of the role at once keeps its size: the base's role column is the target's."""
-    source = role.template if len(role.base) > 1 else next(iter(role.base.values()))
+    source = role.joined_as if len(role.base) > 1 else next(iter(role.base.values()))
     return {role.template if len(role.target) > 1 else next(iter(role.target.values())): column(source)}
 
 
@@ -63,25 +69,35 @@ def coherent(role: Role, column: Column) -> dict[str, Array]:
     With FSLRs F_j of the base's blocks and J of their joint change, ρ = (J² − ΣF²) / ((ΣF)² − ΣF²) is the coherence of two
     blocks, in [0, 1]. The targets f are `split`'s times one factor, so that blocks of the same ρ have the base's joint change:
     J² = (1 − ρ) Σf² + ρ (Σf)². At ρ = 1 that is `split` itself, at ρ = 0 for B' = kB each block's F/√k. Where J was not
-    recorded (only the estimator `example` has it) ρ counts as 1.
+    recorded (only the estimators `example` and `exact` have it) ρ counts as 1; where only that of a wider role was, ρ is that
+    of its tensors.
     """
-    base = np.stack([column(name) for name in role.base.values()])
-    parts, whole = np.sum(base**2, axis=0), np.sum(base, axis=0) ** 2
-    try:
-        joined = column(role.template) if len(base) > 1 else base[0]
-    except NotFound:
-        joined = np.full_like(parts, np.nan)
-    crossed = whole - parts
-    known = (crossed > 0) & ~np.isnan(joined)
-    coherence = np.divide(joined**2 - parts, crossed, out=np.ones_like(parts), where=known)
-    return _rescaled(split(role, column), np.clip(coherence, 0.0, 1.0), parts, whole)
+    parts, whole = _sums(role.base.values(), column)
+    return _rescaled(split(role, column), _coherence(role, column), parts, whole)
 
 
 def root(role: Role, column: Column) -> dict[str, Array]:
     """`split`, for blocks that move the output independently: Σf² is the base's, so that B' = kB gives each block F/√k."""
-    base = np.stack([column(name) for name in role.base.values()])
-    parts = np.sum(base**2, axis=0)
-    return _rescaled(split(role, column), np.zeros_like(parts), parts, np.sum(base, axis=0) ** 2)
+    parts, whole = _sums(role.base.values(), column)
+    return _rescaled(split(role, column), np.zeros_like(parts), parts, whole)
+
+
+def _sums(names: Iterable[str], column: Column) -> tuple[Array, Array]:
+    """ΣF² and (ΣF)²."""
+    columns = np.stack([column(name) for name in names])
+    return np.sum(columns**2, axis=0), np.sum(columns, axis=0) ** 2
+
+
+def _coherence(role: Role, column: Column) -> Array:
+    """ρ of two of the tensors whose joint change is known, 1 where it is not."""
+    parts, whole = _sums(role.joined, column)
+    try:
+        joined = column(role.joined_as) if len(role.joined) > 1 else np.sqrt(whole)
+    except NotFound:
+        joined = np.full_like(parts, np.nan)
+    crossed = whole - parts
+    known = (crossed > 0) & ~np.isnan(joined)
+    return np.clip(np.divide(joined**2 - parts, crossed, out=np.ones_like(parts), where=known), 0.0, 1.0)
 
 
 def _rescaled(targets: dict[str, Array], coherence: Array, parts: Array, whole: Array) -> dict[str, Array]:

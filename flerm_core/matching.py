@@ -86,7 +86,8 @@ def match_rows(
             unmatched.append(name)
         elif template not in done:
             done.add(template)
-            role = Role(template, base_roles[template], target_roles[template])
+            held = _held_as(template, base)
+            role = Role(template, base_roles[template], target_roles[template], held, tuple(expand(held, base)))
             if not given:
                 _refuse_mixture(role, bands or {})
             for target, values in _answer(rule, role, base).items():
@@ -136,10 +137,6 @@ def _columns(base: Mapping[str, Array]) -> Column:
                     "the estimators 'example' and 'exact' do"
                 )
             return values
-        # A recording may have joined more axes than the two models differ in (experts within layers): that role holds this one.
-        wider = [other for other in base if is_role(other) and stands_for(other, name)]
-        if len(wider) == 1:
-            return np.asarray(base[wider[0]], np.float64)
         raise NotFound(
             f"depth: the base recording has no joint change of {name!r}, which the rule 'joint' needs; "
             f"its roles are {listed(other for other in base if is_role(other))}"
@@ -206,7 +203,7 @@ def multipliers(
     unmeasured, noisy, clamped = [], [], []
     for name, key in source.items():
         kept = (previous or {}).get(name, 1.0)
-        have, want = measured.get(_measured_as(key, measured), np.nan), targets[key]
+        have, want = measured.get(_held_as(key, measured), np.nan), targets[key]
         if not (_usable(have) and _usable(want)):
             result[name] = kept
             unmeasured.append(name)
@@ -225,8 +222,8 @@ def _usable(value: float) -> bool:
     return bool(np.isfinite(value)) and value > 0
 
 
-def _measured_as(key: str, measured: Mapping[str, float]) -> str:
-    """A role may have been measured along more axes than its target counts (experts within layers), as in the base."""
+def _held_as(key: str, measured: Mapping[str, object]) -> str:
+    """Under which name `measured` holds a tensor or role. A role may be there along more axes only (experts within layers)."""
     if key in measured or not is_role(key):
         return key
     wider = [other for other in measured if is_role(other) and stands_for(other, key)]

@@ -2,14 +2,16 @@
 
 A *path* is a name split at its dots. A *template* is a name in which `*` stands for the block numbers of one or more axes
 (`layers.*.attn.q.weight`); an *axis* is a path that ends in `*` (`layers.*`, `encoder.layers.*`, `stages.*.blocks.*`), and it
-matches wherever its components stand in a row in a name, so `layers.*` also counts the blocks of `model.layers.3.mlp.weight`. A
+matches where its components first stand in a row in a name, so `layers.*` also counts the blocks of `model.layers.3.mlp.weight`.
+One that begins with `*`, for the blocks of a model that is itself a `torch.nn.Sequential`, matches at a name's beginning only. A
 *role* is a template that stands for several tensors of one model; its FSLR is that of their joint change.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 
 from flerm_core.errors import InvalidInput
 
@@ -76,10 +78,10 @@ def split_name(name: str, axes: Sequence[str]) -> tuple[str, tuple[int, ...]]:
     starred: set[int] = set()
     for axis in axes:
         pattern = axis.split(".")
-        for start in range(len(path) - len(pattern) + 1):
-            window = path[start : start + len(pattern)]
-            if all(part == want or (want == "*" and part.isdecimal()) for part, want in zip(window, pattern, strict=True)):
-                starred.add(start + len(pattern) - 1)
+        starts = range(1 if pattern[0] == "*" else len(path))
+        first = next((at for at in starts if _fits(pattern, path[at : at + len(pattern)])), None)
+        if first is not None:
+            starred.add(first + len(pattern) - 1)
     places = sorted(place for place in starred if path[place].isdecimal())
     numbers = tuple(int(path[place]) for place in places)
     for place in places:
@@ -89,9 +91,12 @@ def split_name(name: str, axes: Sequence[str]) -> tuple[str, tuple[int, ...]]:
 
 def stands_for(template: str, name: str) -> bool:
     """Whether `name` is `template` with a number (or a `*`) for each `*`."""
-    left, right = template.split("."), name.split(".")
-    return len(left) == len(right) and all(
-        want == part or (want == "*" and part.isdecimal()) for want, part in zip(left, right, strict=True)
+    return _fits(template.split("."), name.split("."))
+
+
+def _fits(pattern: Sequence[str], path: Sequence[str]) -> bool:
+    return len(pattern) == len(path) and all(
+        want == part or (want == "*" and part.isdecimal()) for want, part in zip(pattern, path, strict=True)
     )
 
 
@@ -185,11 +190,22 @@ def _are_blocks(blocks: list[dict[Path, set[tuple[int, ...]]]], numbers: set[str
 def role_names(names: Iterable[str], axes: Sequence[str]) -> dict[str, list[str]]:
     """Role template to the tensors that it stands for, both in the order of `names`.
 
-    A role of a single tensor is left out: its joint change is that tensor's own, which is there under the tensor's name.
+    Where names have numbers along several axes (experts within layers), there is a role for each choice among them: another
+    model may differ in any. A role of a single tensor is left out: its joint change is that tensor's own, which is there under
+    the tensor's name.
     """
     roles: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        template, numbers = split_name(name, axes)
-        if numbers and not is_role(name):
-            roles[template].append(name)
+        if not is_role(name):
+            for template in _templates(name, split_name(name, axes)[0]):
+                roles[template].append(name)
     return {template: members for template, members in roles.items() if len(members) > 1}
+
+
+def _templates(name: str, widest: str) -> Iterator[str]:
+    """`widest`, the template of `name`, and all between the two: each choice of its stars but none."""
+    pairs = list(zip(name.split("."), widest.split("."), strict=True))
+    stars = [at for at, (part, wide) in enumerate(pairs) if part != wide]
+    for count in range(len(stars), 0, -1):
+        for chosen in combinations(stars, count):
+            yield ".".join("*" if at in chosen else part for at, (part, _) in enumerate(pairs))

@@ -108,6 +108,25 @@ def test_coherent_without_a_recorded_joint_change_is_split() -> None:
     assert blocks_of(unmeasured) == pytest.approx([0.75] * 4 + [1.0] * 4)
 
 
+def test_coherent_reads_how_far_blocks_cohere_from_a_wider_role_where_there_is_no_other() -> None:
+    tensors = [f"layers.{layer}.experts.{at}.w" for layer in range(8) for at in range(2)]
+    columns = {name: np.array([3.0]) for name in tensors[:4]}
+    # Four of 3 with a joint change of 6 do not cohere, with one of 12 wholly.
+    apart = match_rows({**columns, "layers.*.experts.*.w": np.array([6.0])}, tensors, depth="coherent")
+    together = match_rows({**columns, "layers.*.experts.*.w": np.array([12.0])}, tensors, depth="coherent")
+    assert [values[0] for values in apart.values()] == pytest.approx([1.5] * 16)
+    assert [values[0] for values in together.values()] == pytest.approx([0.75] * 16)
+
+
+def test_the_joint_change_of_one_layer_within_blocks_counts_before_that_of_all_layers() -> None:
+    """As a model of two square layers in each block has it: along both axes, along each for itself."""
+    tensors = [f"{block}.{layer}.weight" for block in range(4) for layer in range(2)]
+    columns = {name: np.array([1.0]) for name in tensors[:4]}
+    columns |= {"*.*.weight": np.array([4.0]), "*.0.weight": np.array([2.0]), "*.1.weight": np.array([1.5])}
+    matched = match_rows(columns, tensors, depth="joint")
+    assert {name: values[0] for name, values in matched.items()} == {"*.0.weight": 2.0, "*.1.weight": 1.5}
+
+
 def test_coherent_from_a_single_block_shares_it_out_as_split_does() -> None:
     assert blocks_of(match_targets(base([3.0]), decoder(2), depth="coherent")) == [1.5, 1.5]
 

@@ -90,7 +90,30 @@ def test_the_first_block_of_a_convolutional_stage_may_differ() -> None:
     assert block_axes(stage, [(8, 4, 1, 1), (8, 16, 1, 1), (8, 16, 1, 1), *[(8, 8, 3, 3)] * 3]) == ("layer1.*",)
 
 
+def test_an_axis_counts_at_its_first_place_in_a_name_and_a_leading_star_at_the_beginning() -> None:
+    assert split_name("3.0.weight", ["*"]) == ("*.0.weight", (3,))
+    assert split_name("3.1.0.weight", ["*", "*.*"]) == ("*.*.0.weight", (3, 1))
+    assert split_name("head.0.weight", ["*"]) == ("head.0.weight", ())
+    assert split_name("layers.3.layers.1.weight", ["layers.*"]) == ("layers.*.layers.1.weight", (3,))
+
+
+def test_blocks_of_layers_in_nested_sequentials_are_counted_and_their_layers_are_not() -> None:
+    nested = names("{}.{}.weight", 3, 2)
+    shapes = [(16, 4), (4, 16)] * 3
+    assert block_axes(nested, shapes) == ("*",)
+    assert list(role_names(nested, block_axes(nested, shapes))) == ["*.0.weight", "*.1.weight"]
+
+
 def test_a_role_stands_for_several_tensors() -> None:
     model = ["embed.weight", *names("layers.{}.attn.q", 2), "layers.0.only"]
     assert role_names(model, ["layers.*"]) == {"layers.*.attn.q": ["layers.0.attn.q", "layers.1.attn.q"]}
     assert expand("layers.*.attn.q", [*model, "layers.*.attn.q"]) == ["layers.0.attn.q", "layers.1.attn.q"]
+
+
+def test_several_axes_have_a_role_for_each_choice_among_them() -> None:
+    model = names("layers.{}.experts.{}.w", 2, 3)
+    roles = role_names(model, ["layers.*", "layers.*.experts.*"])
+    assert roles["layers.*.experts.*.w"] == model
+    assert roles["layers.*.experts.2.w"] == ["layers.0.experts.2.w", "layers.1.experts.2.w"]
+    assert roles["layers.1.experts.*.w"] == model[3:]
+    assert len(roles) == 1 + 3 + 2
