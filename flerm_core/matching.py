@@ -14,7 +14,7 @@ from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.naming import as_axes, canonical, expand, find_axes, is_role, split_name, stands_for
 from flerm_core.trajectory import Trajectory, listed
 
-__all__ = ["DEFAULT_DEPTH", "DEPTH_RULES", "Multipliers", "depth_rule", "match_rows", "match_targets", "multipliers"]
+__all__ = ["DEFAULT_DEPTH", "DEPTH_RULES", "Multipliers", "depth_rule", "held_as", "match_rows", "match_targets", "multipliers"]
 
 
 def depth_rule(depth: str) -> DepthRule:
@@ -86,7 +86,7 @@ def match_rows(
             unmatched.append(name)
         elif template not in done:
             done.add(template)
-            held = _held_as(template, base)
+            held = held_as(template, base)
             role = Role(template, base_roles[template], target_roles[template], held, tuple(expand(held, base)))
             if not given:
                 _refuse_mixture(role, bands or {})
@@ -203,7 +203,7 @@ def multipliers(
     unmeasured, noisy, clamped = [], [], []
     for name, key in source.items():
         kept = (previous or {}).get(name, 1.0)
-        have, want = measured.get(_held_as(key, measured), np.nan), targets[key]
+        have, want = measured.get(held_as(key, measured), np.nan), targets[key]
         if not (_usable(have) and _usable(want)):
             result[name] = kept
             unmeasured.append(name)
@@ -222,7 +222,7 @@ def _usable(value: float) -> bool:
     return bool(np.isfinite(value)) and value > 0
 
 
-def _held_as(key: str, measured: Mapping[str, object]) -> str:
+def held_as(key: str, measured: Mapping[str, object]) -> str:
     """Under which name `measured` holds a tensor or role. A role may be there along more axes only (experts within layers)."""
     if key in measured or not is_role(key):
         return key

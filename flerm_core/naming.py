@@ -2,9 +2,9 @@
 
 A *path* is a name split at its dots. A *template* is a name in which `*` stands for the block numbers of one or more axes
 (`layers.*.attn.q.weight`); an *axis* is a path that ends in `*` (`layers.*`, `encoder.layers.*`, `stages.*.blocks.*`), and it
-matches where its components first stand in a row in a name, so `layers.*` also counts the blocks of `model.layers.3.mlp.weight`.
-One that begins with `*`, for the blocks of a model that is itself a `torch.nn.Sequential`, matches at a name's beginning only. A
-*role* is a template that stands for several tensors of one model; its FSLR is that of their joint change.
+matches where its components first stand in a row in a name, so `layers.*` also counts the blocks of
+`model.layers.3.mlp.weight`. One that begins with `*`, for a model that is itself a `torch.nn.Sequential`, matches at a name's
+beginning only. A *role* is a template that stands for several tensors of one model; its FSLR is that of their joint change.
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ from flerm_client.comparison import Comparison, kind_of, mismatches
 from flerm_client.fetch import fetch_best, fetch_targets
 from flerm_core.best import BestQuery
 from flerm_core.errors import FlermError, InvalidInput, NotFound
-from flerm_core.matching import Multipliers, match_rows, multipliers
+from flerm_core.matching import Multipliers, held_as, match_rows, multipliers
+from flerm_core.naming import is_role, stands_for
 from flerm_core.recording import EstimatorSettings
 from flerm_core.targets import TargetQuery, Targets
-from flerm_core.trajectory import Trajectory
+from flerm_core.trajectory import Trajectory, listed
 
 TargetSource = Mapping[str, float] | Trajectory
 
@@ -37,16 +38,18 @@ class Aim:
     @classmethod
     def given(cls, source: TargetSource, names: Sequence[str], depth: str, blocks: Any, clamp: tuple[float, float]) -> Aim:
         """From what the user holds: the answer to a query, a base trajectory (read at each step that matches), or FSLRs by
-        name (for all of `names`)."""
+        name (for all of `names`, each under its own or its role's)."""
         if isinstance(source, Targets):
             return cls(source, clamp)
         if isinstance(source, Trajectory):
             return cls(_matched(source, names, depth, blocks), clamp)
         targets = {str(name): float(value) for name, value in source.items()}
-        missing = [name for name in names if name not in targets]
+        roles = [name for name in targets if is_role(name)]
+        keys = {name: name if name in targets else next((r for r in roles if stands_for(r, name)), None) for name in names}
+        missing = [name for name, key in keys.items() if key is None]
         if missing:
             raise InvalidInput(f"targets has no value for {', '.join(missing)}; it has {', '.join(targets) or 'none at all'}")
-        return cls({name: targets[name] for name in names}, clamp)
+        return cls({key: targets[key] for key in keys.values() if key is not None}, clamp)
 
     @classmethod
     def fetched(
@@ -89,6 +92,22 @@ class Aim:
     def at(self, step: int) -> dict[str, float]:
         """Targets at a step of this run, by tensor or role."""
         return dict(self._targets) if isinstance(self._targets, dict) else self._targets.at(step=step)
+
+    def check_roles(self, estimator: str, roles: Mapping[str, object] | None) -> None:
+        """Raises `InvalidInput` where this aims for the joint change of a role that `estimator` does not measure: `roles` are
+        those that it does, None for an estimator of single tensors."""
+        names = self._targets if isinstance(self._targets, dict) else self._targets.names
+        for name in filter(is_role, names):
+            if roles is None:
+                raise InvalidInput(
+                    f"targets: {name!r} is the joint change of several tensors, which estimator={estimator!r} does not "
+                    "measure; 'example' and 'exact' do, or take targets by another depth rule than 'joint'"
+                )
+            if held_as(name, roles) not in roles:
+                raise InvalidInput(
+                    f"targets: {name!r} is no role of this model, which has {listed(roles)}; "
+                    "say what counts its blocks with blocks="
+                )
 
     def multipliers(self, step: int, measured: Mapping[str, float], previous: Mapping[str, float]) -> Multipliers:
         """m = target / measured (Eq. 19) at `step`."""

@@ -124,6 +124,8 @@ class Run:
         outer = {"output_weight": settings.output_weight, "output_bias": settings.output_bias}
         fallback = make_estimator("kronecker", self.subject, **outer) if aim is None else None
         estimator = make_estimator(settings.name, self.subject, **outer)
+        if aim is not None:
+            aim.check_roles(estimator.name, self.subject.roles if estimator.measures_roles else None)
         self.meter = Meter(self.subject, estimator, self.ranks, seed=self.seed, fallback=fallback, loss=self._loss)
         self.recording_id = self.ranks.share(self.recording_id)  # whichever rank's state a checkpoint holds: it names one run
         if about.registry is not None and not dry_run:

@@ -66,6 +66,8 @@ class Estimator(ABC):
 
     name: str
     reach: Reach = "none"
+    measures_roles: bool = False
+    """Whether it also gives the FSLRs of roles, the joint changes of their tensors."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

@@ -41,6 +41,7 @@ class Exact(Estimator):
     """
 
     name = "exact"
+    measures_roles = True
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)

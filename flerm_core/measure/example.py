@@ -44,6 +44,7 @@ class Example(Estimator):
     """
 
     name = "example"
+    measures_roles = True
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
