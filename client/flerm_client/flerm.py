@@ -19,6 +19,7 @@ from flerm_client.aim import Aim, TargetSource
 from flerm_client.optimizers import initial_rates
 from flerm_client.run import Run
 from flerm_core.errors import InvalidInput
+from flerm_core.extras import Extras
 from flerm_core.measure.estimator import Output
 from flerm_core.measure.sharpness import Loss
 from flerm_core.naming import is_role
@@ -31,7 +32,8 @@ class FLeRM:
     """One training run under measurement. Made by `FLeRM.record` or `FLeRM.match`; the training loop stays as it is.
 
     Also a context manager: leaving it closes, an exception marks the recording as failed, Ctrl-C
-    as interrupted.
+    as interrupted. A run that nobody closes ends with its process, in the same way: completed where a script comes to its end,
+    also when the run's objects are long gone. In a notebook or at a prompt it is interrupted.
     """
 
     @classmethod
@@ -110,7 +112,7 @@ class FLeRM:
         record_every: int | None = 100,
         warmup: int = 8,
         samples: int = 1,
-        start: int = 1,
+        start: int | None = None,
         estimator: str | None = None,
         weight_decay: str = "coupled",
         sharpness: Loss | None = None,
@@ -134,7 +136,8 @@ class FLeRM:
 
         Targets come from the registry before training starts (waiting at most `timeout` seconds), or from `targets`.
         `lr="best"` takes the family's best base rate. Multipliers are set at step `start`, which itself already runs at
-        them, and again each `every` steps if given. The run's own FSLRs are measured and recorded then and each `record_every`
+        them, and again each `every` steps if given; by default it is the base recordings' own, 1 for targets of another
+        origin. The run's own FSLRs are measured and recorded then and each `record_every`
         steps (None: only then). `weight_decay`: "coupled", what multiplies a rate multiplies its decay too; "independent",
         weights decay by η(t)·λ as without matching. `depth` names the rule for another number of blocks, `policy` that for a
         rate between recorded ones; `source_tags` choose among base recordings. `dry_run`: at the first measurement print what
@@ -157,7 +160,8 @@ class FLeRM:
             run.subject.model, registry=registry, token=token, spool=spool,
             role=role, variant=variant, tags=tags, config=config, omit=omit,
         )  # fmt: skip
-        settings = EstimatorSettings(estimator or "example", samples, warmup, record_every or every or 0, start)
+        begins = 1 if start is None else start
+        settings = EstimatorSettings(estimator or "example", samples, warmup, record_every or every or 0, begins)
         check_settings(settings)
         check_settings(replace(settings, every=every or 0))
         names = tuple(run.subject.parameters)
@@ -187,6 +191,7 @@ class FLeRM:
                 _compare(run)
             theirs = aim.found.estimator
             settings = replace(settings, name=theirs.name, output_weight=theirs.output_weight, output_bias=theirs.output_bias)
+            settings = replace(settings, start=theirs.start if start is None else start)
         run.begin(about, settings, aim=aim, match_every=every or 0, dry_run=dry_run)
         return cls(run)
 
@@ -272,6 +277,11 @@ class FLeRM:
     def trajectory(self) -> Trajectory:
         """All that this run measured: raw FSLRs at learning rate 1, tensors and roles."""
         return self._run.journal.trajectory
+
+    @property
+    def extras(self) -> Extras:
+        """What this run's rows hold beside their FSLRs, as `RegistryClient.extras` has it: sharpness, multipliers."""
+        return Extras.of(self._run.journal.rows, len(self._run.journal.parameters))
 
     def log(self, loss: Any = None, tokens: int | None = None) -> None:
         """What hooks cannot see of the step that follows: its loss (a number or 0-dimensional tensor), tokens seen so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import sys
 import warnings
@@ -38,10 +39,14 @@ class Journal:
         self._losses: deque[Any] = deque(maxlen=_LAST)
         self._logged = 0
         self._pending: Any = None
+        self._step = 0
         self.tokens: int | None = None
 
     def report_to(self, about: About, spec: RecordingSpec, attempt: Attempt) -> None:
         """From now on every row also goes to the registry of `about`."""
+        # Held until the interpreter ends, where nobody ends it before: how a run ends must not hang on when the garbage
+        # collector comes by.
+        atexit.register(self._end_at_exit)
         try:
             self._reporter = Reporter.open(about.registry, spec, attempt, token=about.token, spool=about.spool)
         except FlermError as error:  # what `check_reporting` could not foresee must not end a training that runs
@@ -64,9 +69,10 @@ class Journal:
         if tokens is not None:
             self.tokens = int(tokens)
 
-    def step_over(self) -> None:
-        """The step that a logged loss went with is over."""
+    def step_over(self, step: int) -> None:
+        """The step that a logged loss went with is over; it was the run's `step`-th."""
         self._pending = None
+        self._step = step
 
     def add(
         self,
@@ -106,8 +112,9 @@ class Journal:
         """All rows."""
         return Trajectory.from_measurements(self.parameters, self.rows)
 
-    def finish(self, status: str, step: int, timeout: float) -> None:
+    def finish(self, status: str, timeout: float) -> None:
         """Ends the run's attempt; waits at most `timeout` seconds for its delivery and says what is left."""
+        atexit.unregister(self._end_at_exit)
         if self._reporter is None:
             return
         losses = [float(loss) for loss in self._losses]
@@ -115,7 +122,7 @@ class Journal:
             status = "diverged"
         finite = [loss for loss in losses if math.isfinite(loss)]
         final = final_loss(finite, self._logged) if finite and status != "diverged" else None
-        ending = Ending(status=status, final_loss=final, final_step=step, tokens=self.tokens)
+        ending = Ending(status=status, final_loss=final, final_step=self._step, tokens=self.tokens)
         delivery = self._reporter.finish(ending, timeout=timeout)
         if delivery.problem:
             warnings.warn(delivery.problem, stacklevel=3)
@@ -123,9 +130,13 @@ class Journal:
 
     def hand_over(self) -> None:
         """What follows goes to the registry as a new attempt: the run goes back to a checkpoint."""
+        atexit.unregister(self._end_at_exit)
         if self._reporter is not None:
             self._reporter.close()
             self._reporter = None
+
+    def _end_at_exit(self) -> None:
+        self.finish(ending_status(), timeout=10.0)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far, as plain tensors."""
@@ -177,8 +188,10 @@ def final_loss(last: Sequence[float], count: int) -> float:
 
 
 def ending_status() -> str:
-    """How a process that ends without `close()` ended: failed under an uncaught exception, interrupted by
-    Ctrl-C, else completed."""
+    """How a run that was not closed ends with its process: failed under an uncaught exception, interrupted by
+    Ctrl-C, else completed. Interrupted in a notebook or at a prompt, whose end and whose last exception say nothing of it."""
+    if hasattr(sys, "ps1"):
+        return "interrupted"
     last = getattr(sys, "last_value", None)
     return "completed" if last is None else "interrupted" if isinstance(last, KeyboardInterrupt) else "failed"
 

@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from flerm_client.stepping import around_hooks
+
 Group = dict[str, Any]
 
 
@@ -48,20 +50,41 @@ class Rates:
                     yield name, group
 
     @contextmanager
-    def applied(self, multipliers: Mapping[str, float]) -> Iterator[None]:
-        """Inside, `optimizer.param_groups` has a group for each multiplier; outside, also after an exception, it is the
-        user's own."""
-        theirs = self._optimizer.param_groups
-        split = self._split_groups(theirs, multipliers)
-        for each in split:
-            each.follow()
-        self._optimizer.param_groups = [ours for each in split for ours in each.ours]
+    def applied(self, multipliers: Mapping[str, float], settled: Callable[[], None]) -> Iterator[None]:
+        """A step runs inside: for it `optimizer.param_groups` has a group for each multiplier. For the user's hooks on the step
+        and outside, also after an exception, it is the user's own.
+
+        `settled` is called where `current` tells the rates of the step: at the beginning, and again after hooks that may have
+        set others.
+        """
+        theirs: list[Group] | None = None
+
+        def give_back() -> None:
+            nonlocal theirs
+            if theirs is not None:
+                self._optimizer.param_groups, theirs = theirs, None
+                for each in self._split:
+                    each.carry_back()
+
+        def take() -> None:
+            nonlocal theirs
+            if multipliers and theirs is None:
+                theirs = self._optimizer.param_groups
+                split = self._split_groups(theirs, multipliers)
+                for each in split:
+                    each.follow()
+                self._optimizer.param_groups = [ours for each in split for ours in each.ours]
+
+        def begin() -> None:
+            settled()
+            take()
+
+        begin()
         try:
-            yield
+            with around_hooks(self._optimizer, give_back, begin, take):
+                yield
         finally:
-            self._optimizer.param_groups = theirs
-            for each in split:
-                each.carry_back()
+            give_back()
 
     def _split_groups(self, groups: list[Group], multipliers: Mapping[str, float]) -> list[_Split]:
         # `multipliers` is replaced, never changed, when new ones are matched.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import math
 import sys
 import uuid
@@ -22,7 +21,7 @@ from flerm_client.about import About, check_settings, parameter_list
 from flerm_client.aim import Aim
 from flerm_client.clock import Clock
 from flerm_client.decay import is_independent
-from flerm_client.journal import Journal, ending_status
+from flerm_client.journal import Journal
 from flerm_client.optimizers import bare_optimizer, describe, initial_rate
 from flerm_client.probe import Probe
 from flerm_client.rates import Rates
@@ -98,6 +97,7 @@ class Run:
         self.matched_at = 1
         self.multipliers: dict[str, float] = {}
         self._update: Update | None = None
+        self._rate = self.lr  # the first group's at the step that is measured
         self._stepped: set[int] = set()
         self._ended = False
 
@@ -136,8 +136,6 @@ class Run:
         self._attachments = [Attachment(each, partial(self._around, index)) for index, each in enumerate(self.optimizers)]
         listeners = _listeners(self.model, self.subject)
         self._forward_hooks = [each.register_forward_pre_hook(Hearing(self._see_forward)) for each in listeners]
-        self._at_exit = partial(_end_at_exit, weakref.ref(self))
-        atexit.register(self._at_exit)
         _live.add(self)
 
     def end(self, status: str, timeout: float = 10.0) -> None:
@@ -148,13 +146,12 @@ class Run:
             return
         self._ended = True
         _live.discard(self)
-        atexit.unregister(self._at_exit)
         for attachment in self._attachments:
             attachment.detach()
         for hook in self._forward_hooks:
             hook.remove()
         self._update = None
-        self.journal.finish(status, self.steps, timeout)
+        self.journal.finish(status, timeout)
 
     def _refuse_company(self, aim: Aim | None) -> None:
         mine = {id(each) for each in self.optimizers}
@@ -195,14 +192,17 @@ class Run:
             self._stepped.clear()
         if not self._stepped and self._due(self.steps + 1):
             self._update = Update(self.subject.parameters)
-        if self._update is not None:
-            self._update.rates |= self.rates[index].current(self.multipliers)
-            self._update.decays |= self.rates[index].decays()
+        update, rates, multipliers = self._update, self.rates[index], self.multipliers
+
+        def settled() -> None:
+            if update is not None:
+                if index == 0:
+                    self._rate = float(self.optimizers[0].param_groups[0]["lr"])
+                update.rates |= rates.current(multipliers)
+                update.decays |= rates.decays()
+
         try:
-            if self.multipliers:
-                with self.rates[index].applied(self.multipliers):
-                    yield
-            else:
+            with rates.applied(multipliers, settled):
                 yield
         except BaseException:
             self._update = None
@@ -215,7 +215,7 @@ class Run:
             update, self._update = self._update, None
             if update is not None:
                 self._measure(update)
-            self.journal.step_over()
+            self.journal.step_over(self.steps)
 
     def _measure(self, update: Update) -> None:
         # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing: tried again at the next.
@@ -228,10 +228,14 @@ class Run:
         still = {name for name, flag in zip(update.parameters, flags, strict=True) if not flag}
         # What an optimiser leaves alone (no gradient) does not decay either.
         update.decays = {name: decay for name, decay in update.decays.items() if name not in still}
-        draws = self.settings.warmup if self.meter.measurements == 0 else self.settings.samples
+        first = self.meter.measurements == 0
+        draws = self.settings.warmup if first else self.settings.samples
         measured = self.meter.measure(update, self.probe, draws, moved=moved)
         if not measured:
             return
+        if first and self.ranks.lead:
+            training = [name for name, p in self.subject.parameters.items() if p.requires_grad and update.rates.get(name)]
+            _tell_still(self.steps, [name for name in training if measured[name] == 0.0])
         # NaN: diverged, the last finite measurement stands. Zero: the tensor has no update yet.
         if any(not math.isfinite(value) for value in measured.values()):
             self.journal.diverged = True
@@ -242,9 +246,8 @@ class Run:
             self._match(self.aim, update)
             self.matching.done(self.steps)
         self.measuring.done(self.steps)
-        rate = float(self.optimizers[0].param_groups[0]["lr"])
         multipliers = None if self.aim is None else {name: self.multipliers.get(name, 1.0) for name in self.subject.parameters}
-        self.journal.add(self.steps, measured, rate, multipliers, sharpness=self.meter.sharpness)
+        self.journal.add(self.steps, measured, self._rate, multipliers, sharpness=self.meter.sharpness)
 
     def _match(self, aim: Aim, update: Update) -> None:
         """Sets the multipliers, and makes the step just taken one that ran at them (design, method 4)."""
@@ -305,7 +308,7 @@ def _listeners(model: nn.Module, subject: Subject) -> list[nn.Module]:
 
 
 def _tell(outcome: Multipliers) -> None:
-    """Warns of what was left alone as noise or bounded; tensors without an update yet (LoRA's A at first) are no news."""
+    """Warns of what was left alone as noise or bounded; of tensors without an update the first measurement has told."""
     told = [
         (outcome.noisy, "have too small an FSLR to be matched and keep their multiplier"),
         (outcome.clamped, "were clamped"),
@@ -315,7 +318,12 @@ def _tell(outcome: Multipliers) -> None:
             warnings.warn(f"{len(names)} tensors {what}: {', '.join(names)}", stacklevel=2)
 
 
-def _end_at_exit(reference: weakref.ref[Run]) -> None:
-    live = reference()
-    if live is not None:
-        live.end(ending_status())
+def _tell_still(step: int, names: Sequence[str]) -> None:
+    """Warns of tensors that train and were not moved, or moved nothing, when they were first measured."""
+    if names:
+        warnings.warn(
+            f"{len(names)} tensors had no update at step {step} that moves the outputs; they are unmeasured, and stay at "
+            f"multiplier 1, until a later measurement finds one: {', '.join(names)}. Give a later start= where they begin to "
+            "move only then (LoRA's A while B is zero; 6 is the paper's)",
+            stacklevel=2,
+        )

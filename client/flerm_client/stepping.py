@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import MethodType
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 
 class Hearing:
@@ -58,3 +59,41 @@ class Attachment:
                 del self._optimizer.step
             else:
                 self._optimizer.step = self._before  # type: ignore[method-assign]
+
+
+@contextmanager
+def around_hooks(
+    optimizer: Optimizer, before: Callable[[], None], after_pre: Callable[[], None], after_post: Callable[[], None]
+) -> Iterator[None]:
+    """A step of `optimizer` runs inside: `before` is called before the hooks that users have put on it, `after_pre` after
+    those that come first, `after_post` after those that come last. Where there are none, nothing is."""
+    with ExitStack() as stack:
+        for hooks, after in (
+            (_global_optimizer_pre_hooks, after_pre),
+            (optimizer._optimizer_step_pre_hooks, after_pre),
+            (optimizer._optimizer_step_post_hooks, after_post),
+            (_global_optimizer_post_hooks, after_post),
+        ):
+            if hooks:
+                stack.enter_context(_enclosed(optimizer, hooks, before, after))
+        yield
+
+
+@contextmanager
+def _enclosed(optimizer: Optimizer, hooks: Any, before: Callable[[], None], after: Callable[[], None]) -> Iterator[None]:
+    """`before` and `after` are the first and the last of the ordered `hooks`."""
+
+    def heard(call: Callable[[], None]) -> Callable[..., None]:
+        def hook(stepping: Optimizer, *_: Any) -> None:
+            if stepping is optimizer:  # global hooks hear of all
+                call()
+
+        return hook
+
+    first, last = object(), object()
+    hooks[first], hooks[last] = heard(before), heard(after)
+    hooks.move_to_end(first, last=False)
+    try:
+        yield
+    finally:
+        del hooks[first], hooks[last]

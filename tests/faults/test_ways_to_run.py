@@ -40,9 +40,9 @@ def training(family: str, *, rounds: int = 3, loader: str = "num_workers=0", end
 
 
 def guarded(code: str) -> str:
-    """The same in a main function behind a guard, as spawn needs it."""
+    """The same in a main function behind a guard, as spawn needs it. All of the run is collected before the process ends."""
     body = "".join(f"    {line}\n" for line in code.splitlines())
-    return f'def main():\n{body}\nif __name__ == "__main__":\n    main()\n'
+    return f'import gc\n\ndef main():\n{body}\nif __name__ == "__main__":\n    main()\n    gc.collect()\n'
 
 
 @pytest.fixture
@@ -88,6 +88,14 @@ def test_a_script_that_fails_is_recorded_as_failed(registry, family, environment
     assert done.returncode == 1 and "out of memory" in done.stderr
     with RegistryClient(registry.address) as client:
         assert [each.status for each in client.recordings(family)] == ["failed"]
+
+
+@pytest.mark.slow
+def test_a_prompt_that_is_left_says_nothing_of_the_run(registry, family, environment):
+    done = run([sys.executable, "-i", "-c", training(family)], environment)
+    assert done.returncode == 0
+    with RegistryClient(registry.address) as client:
+        assert [each.status for each in client.recordings(family)] == ["interrupted"]
 
 
 def test_a_notebook(registry, family, environment, tmp_path):

@@ -1,4 +1,5 @@
-"""Hooks that users put on parameters hear nothing of a measurement, and do not change it."""
+"""Hooks that users put on parameters hear nothing of a measurement, and do not change it; those on a step see their own groups,
+and what they set there acts."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import SGD, Adam
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from flerm_client import FLeRM
 
-from .runs import fresh, loss_of, vectors
+from .runs import Trace, fresh, leave, loss_of, same, trained, vectors
 
 ESTIMATORS = ["example", "kronecker", "iid", "full", "exact"]
 
@@ -111,3 +113,50 @@ def test_hooks_on_modules_are_told_when_it_is_a_measurement() -> None:
     loss_of(model(batches[0])).backward()
     optimizer.step()
     assert calls == [False, True, True] and not flerm.measuring
+
+
+def scheduled(by: str, flerm: Callable[[nn.Module, torch.optim.Optimizer], FLeRM]) -> tuple[FLeRM, Trace]:
+    """A run whose rate and momentum fall at each step: set by hand before it, or by a hook on it."""
+    model, batches = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2, momentum=0.9)
+    made = flerm(model, optimizer)
+
+    def fall(*_: Any) -> None:
+        (group,) = optimizer.param_groups
+        group["lr"], group["momentum"] = group["lr"] * 0.8, group["momentum"] * 0.9
+
+    hooks = {
+        "pre-hook": optimizer.register_step_pre_hook,
+        "global pre-hook": register_optimizer_step_pre_hook,
+        "post-hook": optimizer.register_step_post_hook,
+        "global post-hook": register_optimizer_step_post_hook,
+    }
+    handle = hooks[by](fall) if by in hooks else None
+    trace = Trace()
+    for batch in batches:
+        if by == "before":
+            fall()
+        trace.losses += trained(model, optimizer, [batch])
+        if by == "after":
+            fall()
+    if handle is not None:
+        handle.remove()
+    return made, leave(trace, model, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("hook", "by_hand"),
+    [("pre-hook", "before"), ("global pre-hook", "before"), ("post-hook", "after"), ("global post-hook", "after")],
+)
+@pytest.mark.parametrize("matched", [True, False])
+def test_hooks_on_a_step_see_and_set_the_users_own_groups(matched: bool, hook: str, by_hand: str) -> None:
+    def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> FLeRM:
+        options: dict[str, Any] = {"probe": [torch.ones(4, 8)], "family": "f", "every": 2, "estimator": "exact"}
+        if not matched:
+            return FLeRM.record(model, optimizer, **options)
+        return FLeRM.match(model, optimizer, targets={n: 1.0 for n, _ in model.named_parameters()}, record_every=2, **options)
+
+    (hooked, left), (plain, expected) = scheduled(hook, attach), scheduled(by_hand, attach)
+    assert same(left, expected)
+    assert hooked.trajectory == plain.trajectory
+    assert hooked.multipliers == plain.multipliers

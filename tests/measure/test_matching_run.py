@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,7 +161,8 @@ def test_a_tensor_without_update_keeps_multiplier_one_and_trains_on() -> None:
     optimizer = Adam(model.parameters(), 1e-2)
     targets = {"lora_A.weight": 1.0, "lora_B.weight": 1.0}
     flerm = FLeRM.match(model, optimizer, probe=probe(), family="f", targets=targets)
-    step(model, optimizer, vectors())
+    with pytest.warns(UserWarning, match=r"1 tensors had no update at step 1 .*: lora_A\.weight\. Give a later start="):
+        step(model, optimizer, vectors())
     assert "lora_A.weight" not in flerm.fslr
     assert flerm.multipliers["lora_A.weight"] == 1.0 != flerm.multipliers["lora_B.weight"]
     assert all(p.isfinite().all() for p in model.parameters())
@@ -175,6 +177,23 @@ def test_a_step_at_rate_zero_is_not_measured_but_the_next_one_is() -> None:
         step(model, optimizer, batch)
         schedule.step()
     assert flerm.trajectory.steps.tolist() == [2]
+
+
+def test_matching_begins_at_the_step_at_which_its_base_was_first_measured(tmp_path: Path) -> None:
+    folder = f"file://{tmp_path}"
+
+    def run(make: Any, **options: Any) -> FLeRM:
+        model, batches = fresh("resmlp")
+        optimizer = SGD(model.parameters(), 1e-2)
+        options |= {"probe": probe(), "family": "f", "registry": folder, "warmup": 1}
+        with make(model, optimizer, **options) as flerm:
+            for batch in batches[:4]:
+                step(model, optimizer, batch)
+        return flerm
+
+    run(FLeRM.record, start=3)
+    assert run(FLeRM.match).trajectory.steps.tolist() == [3]
+    assert run(FLeRM.match, start=2).trajectory.steps.tolist() == [2]
 
 
 def test_targets_that_miss_a_tensor_are_refused_by_name() -> None:
@@ -200,15 +219,18 @@ def test_a_target_under_a_roles_name_is_that_of_its_tensors_joint_change() -> No
         assert flerm.multipliers[f"blocks.{block}.weight"] * measured == pytest.approx(2.0, rel=2 ** (1 / 32) - 1)
 
 
-def test_a_role_that_is_not_measured_is_no_target() -> None:
-    def match(targets: dict[str, float], **options: Any) -> None:
-        model, _ = fresh("resmlp")
-        FLeRM.match(model, SGD(model.parameters(), 1e-2), probe=probe(), family="f", targets=targets, **options)
-
-    with pytest.raises(InvalidInput, match=r"'blocks\.\*\.weight' is the joint change.*estimator='kronecker' does not measure"):
-        match(by_role(1.0), estimator="kronecker")
-    with pytest.raises(InvalidInput, match=r"'blocks\.\*\.weight' is no role of this model, which has none; say .* with blocks="):
-        match(by_role(1.0), blocks="layers.*")
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"estimator": "kronecker"}, r"is the joint change .* which estimator='kronecker' does not measure; 'example' and"),
+        ({"blocks": "layers.*"}, r"is no role of this model, which has none; say what counts its blocks with blocks="),
+    ],
+)
+def test_a_role_that_is_not_measured_is_no_target(options: dict[str, Any], sentence: str) -> None:
+    model, _ = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2)
+    with pytest.raises(InvalidInput, match=r"targets: 'blocks\.\*\.weight' " + sentence):
+        FLeRM.match(model, optimizer, probe=probe(), family="f", targets=by_role(1.0), **options)
 
 
 def test_two_optimizers_on_one_model() -> None:
