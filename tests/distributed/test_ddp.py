@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.optim import SGD
 
+from flerm_client import FLeRM
 from flerm_core.measure.estimator import Subject
 from flerm_core.measure.meter import Meter, make_estimator
 
 from ..measure import models
 from ..measure.reference import at_old, exact_fslr, random_update
-from ..measure.runs import same
+from ..measure.runs import fresh, loss_of, same, trained
 from .launch import torchrun
 from .sharded import Pretended
 
@@ -125,5 +128,13 @@ def test_multipliers_and_weights_are_the_same_bits_on_every_rank(count: int, tmp
 def test_a_recording_leaves_no_trace_on_any_rank_whatever_ddps_options(tmp_path: Path) -> None:
     result = torchrun(2, "ddp_no_trace.py", folder=tmp_path)
     assert result.code == 0, result.output
-    assert [rank for rank in result.ranks if not all(rank.values())] == []
+    assert [rank for rank in result.ranks if not all(rank["same"].values())] == []
     assert len(result.ranks) == 2
+    # Sharpness is that of the lead's batch, on every rank.
+    assert result.ranks[0]["sharpness"].tolist() == result.ranks[1]["sharpness"].tolist()
+    model, _ = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2)
+    options: dict[str, Any] = {"probe": (torch.randn(8, 8) for _ in iter(int, 1)), "family": "f", "warmup": 2}
+    flerm = FLeRM.record(model, optimizer, sharpness=lambda model, batch: loss_of(model(batch)), **options)
+    trained(model, optimizer, [torch.ones(8, 8)])
+    assert result.ranks[0]["sharpness"][0] == pytest.approx(flerm.sharpness, rel=1e-5)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from flerm_client import FLeRM
-from flerm_client.spool.reader import read
+from flerm_client import FLeRM, RegistryClient
 from flerm_core.errors import MeasurementError
 from flerm_core.measure.sharpness import top_eigenvalue
 
@@ -87,11 +86,11 @@ def test_every_row_goes_to_the_registry_with_it_and_back_from_a_checkpoint(tmp_p
     assert flerm is not None
     state = flerm.state_dict()
     flerm.close()
-    (file,) = (path for path in tmp_path.rglob("*") if path.is_file() and flerm.recording_id in path.name)
-    rows = read(file).rows
-    assert [row.step for row in rows] == [1, 4, 7]
-    values = [row.scalars["sharpness"] for row in rows]
-    assert all(value > 0.0 for value in values) and values[-1] == flerm.sharpness
+    with RegistryClient(f"file://{tmp_path}") as client:
+        kept = client.extras(flerm.recording_id)
+    assert kept.steps.tolist() == [1, 4, 7]
+    assert (kept.scalars["sharpness"] > 0.0).all() and kept.scalars["sharpness"][-1] == flerm.sharpness
+    assert flerm.extras.scalars["sharpness"].tolist() == kept.scalars["sharpness"].tolist()
     model, _ = fresh("resmlp")
     again = FLeRM.record(
         model, Adam(model.parameters(), 1e-2), probe=[MODELS["resmlp"][1]()], family="f", sharpness=training_loss

@@ -70,6 +70,15 @@ def test_a_trajectory_as_json(backend: Backend, http: httpx.Client):
     assert (part["names"], part["rows"][0]["step"], part["rows"][0]["values"]) == (list(NAMES[:2]), 201, [201, 100.5])
 
 
+def test_a_row_has_its_further_scalars(backend: Backend, http: httpx.Client):
+    sent = spec(family())
+    backend.local.start(sent)
+    backend.local.append_many([batch(sent.id, row(1, 4, 2, 1, scalars={"sharpness": 2.5}), row(101, 4, 2, 1))])
+    first, second = http.get(f"/api/v1/recordings/{sent.id}/trajectory").json()["rows"]
+    assert first["scalars"] == {"sharpness": 2.5}
+    assert "scalars" not in second
+
+
 def test_a_trajectory_as_csv(backend: Backend, http: httpx.Client):
     url = f"/api/v1/recordings/{recorded(backend, family())}/trajectory"
     answer = http.get(url, headers={"Accept": "text/csv"})

@@ -12,6 +12,7 @@ from flerm_core.recording import ParameterList
 from flerm_server.rest.problems import NotAcceptable
 from flerm_server.rest.schemas import RecordingOut
 from flerm_server.store.base import Rows, Selection
+from flerm_server.store.extra import decode
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 FORMATS = {"json": JSON, "csv": CSV, "parquet": PARQUET}
@@ -47,17 +48,22 @@ def _quality(text: str) -> float:
 
 
 def as_json(selection: Selection, parameters: ParameterList, rows: Iterator[Rows]) -> Iterator[str]:
-    """`{"recording", "names", "shapes", "bands", "rows": [{"step", "loss", "learning_rate", "tokens", "values"}]}`."""
+    """`{"recording", "names", "shapes", "bands", "rows": [{"step", "loss", "learning_rate", "tokens", "values"}]}`.
+
+    A row that holds further scalars (sharpness) has them as `"scalars": {name: number}`.
+    """
     recording = RecordingOut.of(selection.recording.without_parameters()).model_dump_json()
     names, shapes, bands = (json.dumps(each) for each in (parameters.names, parameters.shapes, parameters.bands))
     yield f'{{"recording": {recording}, "names": {names}, "shapes": {shapes}, "bands": {bands}, "rows": ['
     comma = ""
     for block in rows:
         lines = []
-        for step, loss, rate, tokens, values in _lines(block):
+        for (step, loss, rate, tokens, values), extra in zip(_lines(block), block.extras, strict=True):
+            scalars = decode(extra)[0]
+            further = f', "scalars": {json.dumps(scalars)}' if scalars else ""
             lines.append(
                 f'{comma}\n{{"step": {step}, "loss": {loss or "null"}, "learning_rate": {rate or "null"}, '
-                f'"tokens": {tokens or "null"}, "values": [{", ".join(value or "null" for value in values)}]}}'
+                f'"tokens": {tokens or "null"}, "values": [{", ".join(value or "null" for value in values)}]{further}}}'
             )
             comma = ","
         yield "".join(lines)

@@ -1,4 +1,5 @@
-"""The same DDP training with and without a recording, under DDP's options; every rank reports whether they are the same."""
+"""The same DDP training with and without a recording, under DDP's options; every rank reports whether they are the same, and
+the sharpness of each measurement."""
 
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ begin()
 rank = dist.get_rank()
 
 
-def train(how: str, estimator: str) -> Trace:
+def train(how: str, estimator: str, **options: Any) -> tuple[Trace, FLeRM | None]:
     model, _ = fresh("convnet" if how == "unused" else "resmlp")
     generator = torch.Generator().manual_seed(100 + rank)
     shape = (8, 2, 6, 6) if how == "unused" else (8, 8)
@@ -33,9 +34,10 @@ def train(how: str, estimator: str) -> Trace:
     if how == "hook":
         ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
     optimizer = torch.optim.Adam(ddp.parameters(), 1e-2)
+    flerm = None
     if estimator:
         probe = (torch.randn(shape) for _ in iter(int, 1))
-        FLeRM.record(ddp, optimizer, probe=probe, family="f", every=2, warmup=2, estimator=estimator)
+        flerm = FLeRM.record(ddp, optimizer, probe=probe, family="f", every=2, warmup=2, estimator=estimator, **options)
     trace = Trace()
     for batch in batches:
         optimizer.zero_grad()
@@ -43,13 +45,16 @@ def train(how: str, estimator: str) -> Trace:
         loss.backward()
         optimizer.step()
         trace.losses.append(loss.item())
-    return leave(trace, model, optimizer)
+    return leave(trace, model, optimizer), flerm
 
 
 results = {}
 for how in OPTIONS:
-    plain = train(how, "")
+    plain, _ = train(how, "")
     for estimator in ("example", "kronecker"):
-        results[how, estimator] = same(plain, train(how, estimator))
-report(results)
+        results[how, estimator] = same(plain, train(how, estimator)[0])
+sharp, flerm = train("hook", "example", sharpness=lambda model, batch: loss_of(model(batch)))
+results["hook", "sharpness"] = same(plain, sharp)
+assert flerm is not None
+report({"same": results, "sharpness": flerm.extras.scalars["sharpness"]})
 dist.destroy_process_group()
