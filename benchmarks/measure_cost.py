@@ -67,13 +67,15 @@ def measurement(name: str, scale: Scale, batches: int, rounds: int) -> None:
     for estimator in ("example", "kronecker"):
         meter = Meter(subject, make_estimator(estimator, subject), Ranks(alone=True))
         sides[estimator] = lambda meter=meter: meter.measure(update, itertools.repeat(inputs), 1)
+        quarters = itertools.cycle(inputs.chunk(4))
+        sides[f"{estimator}, 4 parts"] = lambda meter=meter, quarters=quarters: meter.measure(update, quarters, 4)
     times = paired(sides, rounds)
     base = times.pop("forward+backward")
     size = sum(p.numel() for p in model.parameters())
     shape = f"{len(subject.parameters)} tensors, {size / 1e6:.1f} M, {list(inputs.shape)}"
     print(f"{name} ×{scale.width} wide ×{scale.depth} deep: {shape}")
     for estimator, seconds in times.items():
-        print(f"  {estimator:<10} {seconds * 1e3:8.1f} ms / {base * 1e3:8.1f} ms = {seconds / base:.3f}")
+        print(f"  {estimator:<18} {seconds * 1e3:8.1f} ms / {base * 1e3:8.1f} ms = {seconds / base:.3f}")
 
 
 class Parallel(nn.Module):

@@ -14,6 +14,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.optim import AdamW
@@ -26,16 +27,16 @@ TURN = 20
 
 
 class Training:
-    """A workload's run, one step at a call."""
+    """A workload's run, one step at a call. Probe batches come in `parts`."""
 
-    def __init__(self, name: str, scale: Scale, **options: object) -> None:
+    def __init__(self, name: str, scale: Scale, parts: int = 1, **options: object) -> None:
         self.workload = workload_named(name)
         self.model = self.workload.build(scale, seed=0)
         self.optimizer = AdamW(self.model.parameters(), 1e-4)
         self._batches = self._endless()
         self.flerm = None
         if options:
-            probe = self.workload.probe(seed=0)
+            probe = (part for batch in self.workload.probe(seed=0) for part in batch.chunk(parts))
             self.flerm = FLeRM.record(self.model, self.optimizer, probe=probe, family="bench", **options)
 
     def _endless(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -81,17 +82,18 @@ def allocated(action: Callable[[], None]) -> tuple[int, int]:
 def memory(name: str, scale: Scale) -> None:
     """Extra peak, and what stays, in parts of the parameters' size."""
     peaks, kept, size = {}, {}, 0
-    for label, options in (
-        ("plain", {}),
-        ("example", {"every": 1, "warmup": 1}),
-        ("kronecker", {"every": 1, "warmup": 1, "estimator": "kronecker"}),
-    ):
+    every = {"every": 1, "warmup": 1}
+    settings: dict[str, dict[str, Any]] = {"plain": {}}
+    for estimator in ("example", "kronecker"):
+        settings[estimator] = {**every, "estimator": estimator}
+        settings[f"{estimator}, probe batch in 4 parts"] = {**every, "estimator": estimator, "samples": 4, "parts": 4}
+    for label, options in settings.items():
         training = Training(name, scale, **options)
         for _ in range(3):
             training.step()
         peaks[label], kept[label] = allocated(training.step)
         size = sum(p.numel() * p.element_size() for p in training.model.parameters())
-    for label in ("example", "kronecker"):
+    for label in list(settings)[1:]:
         extra, stays = (peaks[label] - peaks["plain"]) / size, (kept[label] - kept["plain"]) / size
         print(
             f"{name} ×{scale.width} {label}: peak {extra:+.2f} × the parameters ({size / 1e6:.1f} MB), kept {stays:+.3f} ×",
@@ -102,12 +104,12 @@ def memory(name: str, scale: Scale) -> None:
 def main() -> None:
     """All of it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1000, help="0: memory only")
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name, width in (("resmlp", 16), ("decoder", 8)):
         memory(name, Scale(width=width))
-    for name, width in (("resmlp", 4), ("decoder", 1)):
+    for name, width in (("resmlp", 4), ("decoder", 1)) if options.steps else ():
         run(name, Scale(width=width), options.steps)
 
 

@@ -28,7 +28,7 @@ from flerm_core.measure.split import find_split_layout, split_products
 from flerm_core.measure.untouched import RandomState
 from flerm_core.measure.update import Update
 from flerm_core.measure.watch import Place, Watch
-from flerm_core.measure.zstatistics import z_of
+from flerm_core.measure.zstatistics import sum_of_z
 
 # Σ_n c_n and ⟨ΔW, ∂φ/∂W⟩ are equal up to rounding. A use that went unseen shows as an error of the size of its part.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.15, torch.float16: 0.05}
@@ -248,9 +248,7 @@ class Example(Estimator):
         reference = torch.zeros_like(changes[:, 0])
 
         def consume(name: str, gradient: Tensor) -> None:
-            z = z_of(self.subject, update, name, gradient)
-            if z is not None:
-                reference[self._positions[name]] = z.sum(dtype=torch.float64)
+            reference[self._positions[name]] = sum_of_z(self.subject, update, name, gradient)
 
         stream_gradients(outputs, direction, self.subject, consume)
         summed, reference, squared = self._sharding.total(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,10 @@ class Update:
         self._other = {name: local(parameter).clone() for name, parameter in parameters.items()}
         self._at_old = False
 
-    def change(self, name: str) -> Tensor:
-        """ΔW of `name` (this rank's part) at learning rate 1, in at least float32, shaped like it. Zero where its rate is 0 or
-        no optimiser steps it any more."""
-        current, other = local(self.parameters[name]), self._other[name]
+    def change(self, name: str, rows: slice | EllipsisType = ...) -> Tensor:
+        """ΔW of `name` (this rank's part; `rows` of it) at learning rate 1, in at least float32, shaped like it. Zero where its
+        rate is 0 or no optimiser steps it any more."""
+        current, other = local(self.parameters[name])[rows], self._other[name][rows]
         new, old = (other, current) if self._at_old else (current, other)
         rate = self.rates.get(name, 0.0)
         if rate == 0.0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from flerm_core.measure.gradients import stream_gradients
 from flerm_core.measure.placements import Part
 from flerm_core.measure.projection import draw_projection, unit_of
 from flerm_core.measure.update import Update
+
+SLAB = 1 << 16  # elements
 
 
 class Kronecker(Estimator):
@@ -69,18 +72,20 @@ class Kronecker(Estimator):
         parts = torch.zeros(self._parts, dtype=torch.float64, device=outputs.device)
 
         def consume(name: str, gradient: Tensor) -> None:
-            z = z_of(self.subject, update, name, gradient)
-            if z is None:
-                return
             part = _part(self.subject, name)
-            z = z.reshape(1) if z.ndim == 0 else z
             squared, *summed = self._places[name]
-            parts[squared] += z.square().sum(dtype=torch.float64).to(parts.device)
-            for dim, place in enumerate(summed):
-                if part is not None and dim in part.cut:
-                    parts[place] += part.sum_over(z, dim).to(parts.device)
-                else:
-                    parts[place] += z.sum(dim).square().sum(dtype=torch.float64).to(parts.device)
+            first: Tensor | None = None  # Σ over dimension 0, which goes through all slabs
+            for z in slabs_of_z(self.subject, update, name, gradient):
+                parts[squared] += _squares(z).to(parts.device)
+                for dim, place in enumerate(summed):
+                    if part is not None and dim in part.cut:
+                        parts[place] += part.sum_over(z, dim).to(parts.device)
+                    elif dim > 0:
+                        parts[place] += _squares(z.sum(dim)).to(parts.device)
+                    else:
+                        first = z.sum(0) if first is None else first.add_(z.sum(0))
+            if first is not None:
+                parts[summed[0]] += _squares(first).to(parts.device)
 
         stream_gradients(outputs, projection_of(self.subject, outputs, generator), self.subject, consume)
         return parts * scale_of(self.subject, outputs), outputs.numel()
@@ -143,10 +148,8 @@ class Full(Estimator):
         positions = {name: i for i, name in enumerate(self.subject.parameters)}
 
         def consume(name: str, gradient: Tensor) -> None:
-            z = z_of(self.subject, update, name, gradient)
-            if z is not None:
-                moved = z.sum(dtype=torch.float64)
-                parts[positions[name]] = moved if _part(self.subject, name) is not None else moved.square()
+            moved = sum_of_z(self.subject, update, name, gradient)
+            parts[positions[name]] = moved if _part(self.subject, name) is not None else moved.square()
 
         stream_gradients(outputs, projection_of(self.subject, outputs, generator), self.subject, consume)
         return parts * scale_of(self.subject, outputs), outputs.numel()
@@ -167,13 +170,37 @@ def _part(subject: Subject, name: str) -> Part | None:
     return None if subject.sharding is None else subject.sharding.parts.get(name)
 
 
-def z_of(subject: Subject, update: Update, name: str, gradient: Tensor) -> Tensor | None:
-    """Z of `name`, this rank's part of it where it is sharded; None where another rank's equal part counts."""
+def slabs_of_z(subject: Subject, update: Update, name: str, gradient: Tensor) -> Iterator[Tensor]:
+    """Z of `name` in consecutive slabs along dimension 0, each as small as the cache: one of the size of the tensor never
+    exists. Sharded, this rank's part of it at once, and nothing where another rank's equal part counts."""
     sharding = subject.sharding
-    if sharding is None:
-        return update.change(name).mul_(gradient)
-    gradient = sharding.gradient(name, gradient)
-    return update.change(name).mul_(gradient) if sharding.counts(name) else None
+    if sharding is not None:
+        gradient = sharding.gradient(name, gradient)
+        if sharding.counts(name):
+            yield _with_dimension(update.change(name).mul_(gradient))
+    elif gradient.ndim == 0:
+        yield _with_dimension(update.change(name).mul_(gradient))
+    else:
+        height = max(1, SLAB // max(1, gradient.shape[1:].numel()))
+        for start in range(0, len(gradient), height):
+            rows = slice(start, start + height)
+            yield update.change(name, rows).mul_(gradient[rows])
+
+
+def sum_of_z(subject: Subject, update: Update, name: str, gradient: Tensor) -> Tensor:
+    """Σ Z of `name` [] float64, of this rank's part where it is sharded."""
+    total = torch.zeros((), dtype=torch.float64, device=gradient.device)
+    for z in slabs_of_z(subject, update, name, gradient):
+        total += z.sum(dtype=torch.float64)
+    return total
+
+
+def _with_dimension(z: Tensor) -> Tensor:
+    return z.reshape(1) if z.ndim == 0 else z
+
+
+def _squares(values: Tensor) -> Tensor:
+    return values.square().sum(dtype=torch.float64)
 
 
 def projection_of(subject: Subject, outputs: Tensor, generator: torch.Generator) -> Tensor:
