@@ -228,14 +228,10 @@ class Run:
         still = {name for name, flag in zip(update.parameters, flags, strict=True) if not flag}
         # What an optimiser leaves alone (no gradient) does not decay either.
         update.decays = {name: decay for name, decay in update.decays.items() if name not in still}
-        first = self.meter.measurements == 0
-        draws = self.settings.warmup if first else self.settings.samples
+        draws = self.settings.warmup if self.meter.measurements == 0 else self.settings.samples
         measured = self.meter.measure(update, self.probe, draws, moved=moved)
         if not measured:
             return
-        if first and self.ranks.lead:
-            training = [name for name, p in self.subject.parameters.items() if p.requires_grad and update.rates.get(name)]
-            _tell_still(self.steps, [name for name in training if measured[name] == 0.0])
         # NaN: diverged, the last finite measurement stands. Zero: the tensor has no update yet.
         if any(not math.isfinite(value) for value in measured.values()):
             self.journal.diverged = True
@@ -308,7 +304,7 @@ def _listeners(model: nn.Module, subject: Subject) -> list[nn.Module]:
 
 
 def _tell(outcome: Multipliers) -> None:
-    """Warns of what was left alone as noise or bounded; of tensors without an update the first measurement has told."""
+    """Warns of what was left alone as noise or bounded; tensors without an update yet (LoRA's A at first) are no news."""
     told = [
         (outcome.noisy, "have too small an FSLR to be matched and keep their multiplier"),
         (outcome.clamped, "were clamped"),
@@ -316,14 +312,3 @@ def _tell(outcome: Multipliers) -> None:
     for names, what in told:
         if names:
             warnings.warn(f"{len(names)} tensors {what}: {', '.join(names)}", stacklevel=2)
-
-
-def _tell_still(step: int, names: Sequence[str]) -> None:
-    """Warns of tensors that train and were not moved, or moved nothing, when they were first measured."""
-    if names:
-        warnings.warn(
-            f"{len(names)} tensors had no update at step {step} that moves the outputs; they are unmeasured, and stay at "
-            f"multiplier 1, until a later measurement finds one: {', '.join(names)}. Give a later start= where they begin to "
-            "move only then (LoRA's A while B is zero; 6 is the paper's)",
-            stacklevel=2,
-        )

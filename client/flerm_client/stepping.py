@@ -66,12 +66,13 @@ def around_hooks(
     optimizer: Optimizer, before: Callable[[], None], after_pre: Callable[[], None], after_post: Callable[[], None]
 ) -> Iterator[None]:
     """A step of `optimizer` runs inside: `before` is called before the hooks that users have put on it, `after_pre` after
-    those that come first, `after_post` after those that come last. Where there are none, nothing is."""
+    those that come first, `after_post` after those that come last. Where there are no hooks (or an optimiser of a kind that has
+    none), nothing is."""
     with ExitStack() as stack:
         for hooks, after in (
             (_global_optimizer_pre_hooks, after_pre),
-            (optimizer._optimizer_step_pre_hooks, after_pre),
-            (optimizer._optimizer_step_post_hooks, after_post),
+            (getattr(optimizer, "_optimizer_step_pre_hooks", None), after_pre),
+            (getattr(optimizer, "_optimizer_step_post_hooks", None), after_post),
             (_global_optimizer_post_hooks, after_post),
         ):
             if hooks:

@@ -161,8 +161,7 @@ def test_a_tensor_without_update_keeps_multiplier_one_and_trains_on() -> None:
     optimizer = Adam(model.parameters(), 1e-2)
     targets = {"lora_A.weight": 1.0, "lora_B.weight": 1.0}
     flerm = FLeRM.match(model, optimizer, probe=probe(), family="f", targets=targets)
-    with pytest.warns(UserWarning, match=r"1 tensors had no update at step 1 .*: lora_A\.weight\. Give a later start="):
-        step(model, optimizer, vectors())
+    step(model, optimizer, vectors())
     assert "lora_A.weight" not in flerm.fslr
     assert flerm.multipliers["lora_A.weight"] == 1.0 != flerm.multipliers["lora_B.weight"]
     assert all(p.isfinite().all() for p in model.parameters())
