@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flerm_core.depth import DEFAULT_DEPTH, DEPTH_RULES, Array, Column, DepthRule, Role
-from flerm_core.errors import InvalidInput, NotFound
+from flerm_core.errors import InvalidInput, NotFound, listed
 from flerm_core.naming import as_axes, canonical, expand, find_axes, is_role, split_name, stands_for
-from flerm_core.trajectory import Trajectory, listed
+from flerm_core.trajectory import Trajectory
 
 __all__ = [
     "DEFAULT_DEPTH",
