@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
-from flerm_core.errors import Ambiguous, NotFound
+from flerm_core.errors import Ambiguous, NotFound, listed
 from flerm_core.recording import Recording, same_lr
 from flerm_core.sources import optimizer_kind
-from flerm_core.trajectory import listed
 
 _CLOSE = 1 / 16  # octaves: a rate this near to the optimum is the optimum, for matched rates are rounded as coarsely
 

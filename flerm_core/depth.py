@@ -39,11 +39,12 @@ class Role:
         return _tree(list(self.base)) == _tree(list(self.target))
 
 
-DepthRule = Callable[[Role, Column], dict[str, Array]]
-"""`rule(role, column)`: target name, or the role's template, to FSLRs [T]; `column(name)` gives a base column [T]."""
+DepthRule = Callable[[Role, Column, Column], dict[str, Array]]
+"""`rule(role, column, run)`: target name, or the role's template, to FSLRs [T]. `column(name)` gives a base column at the T
+steps asked for, `run(name)` one over the whole of the base's run."""
 
 
-def split(role: Role, column: Column) -> dict[str, Array]:
+def split(role: Role, column: Column, run: Column) -> dict[str, Array]:
     """The paper's rule: target block j of B' takes the base mass of the interval [j/B', (j+1)/B').
 
     Each base block's FSLR is spread evenly over its own interval, so B' = kB shares each out over k blocks, and any other
@@ -57,29 +58,27 @@ def split(role: Role, column: Column) -> dict[str, Array]:
     }
 
 
-def joint(role: Role, column: Column) -> dict[str, Array]:
+def joint(role: Role, column: Column, run: Column) -> dict[str, Array]:
     """The change of all blocks of the role at once keeps its size: the base's role column is the target's."""
     source = role.joined_as if len(role.base) > 1 else next(iter(role.base.values()))
     return {role.template if len(role.target) > 1 else next(iter(role.target.values())): column(source)}
 
 
-def coherent(role: Role, column: Column) -> dict[str, Array]:
+def coherent(role: Role, column: Column, run: Column) -> dict[str, Array]:
     """`split`, corrected for blocks that move the output together only in part.
 
-    With FSLRs F_j of the base's blocks and J of their joint change, ρ = (J² − ΣF²) / ((ΣF)² − ΣF²) is the coherence of two
-    blocks, in [0, 1]. The targets f are `split`'s times one factor, so that blocks of the same ρ have the base's joint change:
-    J² = (1 − ρ) Σf² + ρ (Σf)². At ρ = 1 that is `split` itself, at ρ = 0 for B' = kB each block's F/√k. Where J was not
-    recorded (only the estimators `example` and `exact` have it) ρ counts as 1; where only that of a wider role was, ρ is that
-    of its tensors.
+    The targets f are `split`'s times one factor, so that blocks of the base's coherence ρ (`_coherence`) have the base's joint
+    change: (1 − ρ) Σf² + ρ (Σf)² = (1 − ρ) ΣF² + ρ (ΣF)². At ρ = 1 that is `split` itself, at ρ = 0 for B' = kB each block's
+    F/√k.
     """
     parts, whole = _sums(role.base.values(), column)
-    return _rescaled(split(role, column), _coherence(role, column), parts, whole)
+    return _rescaled(split(role, column, run), np.full_like(parts, _coherence(role, run)), parts, whole)
 
 
-def root(role: Role, column: Column) -> dict[str, Array]:
+def root(role: Role, column: Column, run: Column) -> dict[str, Array]:
     """`split`, for blocks that move the output independently: Σf² is the base's, so that B' = kB gives each block F/√k."""
     parts, whole = _sums(role.base.values(), column)
-    return _rescaled(split(role, column), np.zeros_like(parts), parts, whole)
+    return _rescaled(split(role, column, run), np.zeros_like(parts), parts, whole)
 
 
 def _sums(names: Iterable[str], column: Column) -> tuple[Array, Array]:
@@ -88,16 +87,24 @@ def _sums(names: Iterable[str], column: Column) -> tuple[Array, Array]:
     return np.sum(columns**2, axis=0), np.sum(columns, axis=0) ** 2
 
 
-def _coherence(role: Role, column: Column) -> Array:
-    """ρ of two of the tensors whose joint change is known, 1 where it is not."""
-    parts, whole = _sums(role.joined, column)
-    try:
-        joined = column(role.joined_as) if len(role.joined) > 1 else np.sqrt(whole)
-    except NotFound:
-        joined = np.full_like(parts, np.nan)
+def _coherence(role: Role, run: Column) -> float:
+    """How far two of the base's blocks move the outputs together, in [0, 1].
+
+    With FSLRs F_j of the blocks and J of their joint change, ρ = (J² − ΣF²) / ((ΣF)² − ΣF²). Its mean over the run: at the
+    first step an optimiser moves all blocks down one slope, later each goes a way of its own, and rates are set for the run.
+    Where J was never recorded (only `example` and `exact` have it) or there is one block, 1; where only that of a wider role
+    was, of that role's tensors.
+    """
+    parts, whole = _sums(role.joined, run)
     crossed = whole - parts
+    try:
+        joined = run(role.joined_as) if len(role.joined) > 1 else np.sqrt(whole)
+    except NotFound:
+        return 1.0
     known = (crossed > 0) & ~np.isnan(joined)
-    return np.clip(np.divide(joined**2 - parts, crossed, out=np.ones_like(parts), where=known), 0.0, 1.0)
+    if not known.any():
+        return 1.0
+    return float(np.clip(np.mean((joined[known] ** 2 - parts[known]) / crossed[known]), 0.0, 1.0))
 
 
 def _rescaled(targets: dict[str, Array], coherence: Array, parts: Array, whole: Array) -> dict[str, Array]:

@@ -6,6 +6,8 @@ A message is one sentence that names the field, the value and what is allowed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class FlermError(Exception):
     """Base of all. `exit_code` is what the `flerm` command ends with."""
@@ -69,3 +71,10 @@ class Unsupported(FlermError, TypeError):
     """A model wrapper, optimiser or module that FLeRM knows it cannot measure rightly. Says what to do instead."""
 
     exit_code = 2
+
+
+def listed(items: Iterable[object], most: int = 20) -> str:
+    """Items as a phrase, at most `most` of them spelled out."""
+    found = [str(item) for item in items]
+    rest = len(found) - most
+    return ", ".join(found[:most]) + (f" and {rest} more" if rest > 0 else "") if found else "none"

@@ -8,13 +8,24 @@ from difflib import get_close_matches
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flerm_core.depth import DEFAULT_DEPTH, DEPTH_RULES, Array, Column, DepthRule, Role
-from flerm_core.errors import InvalidInput, NotFound
+from flerm_core.errors import InvalidInput, NotFound, listed
 from flerm_core.naming import as_axes, canonical, expand, find_axes, is_role, split_name, stands_for
-from flerm_core.trajectory import Trajectory, listed
+from flerm_core.trajectory import Trajectory
 
-__all__ = ["DEFAULT_DEPTH", "DEPTH_RULES", "Multipliers", "depth_rule", "held_as", "match_rows", "match_targets", "multipliers"]
+__all__ = [
+    "DEFAULT_DEPTH",
+    "DEPTH_RULES",
+    "Multipliers",
+    "depth_rule",
+    "held_as",
+    "match_rows",
+    "match_targets",
+    "multipliers",
+    "whole_run",
+]
 
 
 def depth_rule(depth: str) -> DepthRule:
@@ -47,22 +58,29 @@ def match_targets(
     asked = list(names)
     row = trajectory.at(step)
     columns = {name: np.array([value]) for name, value in row.items()}
-    matched = match_rows(
-        columns, asked, bands=dict(zip(trajectory.names, trajectory.bands, strict=True)), blocks=blocks, depth=depth
-    )
+    bands = dict(zip(trajectory.names, trajectory.bands, strict=True))
+    matched = match_rows(columns, asked, run=whole_run(trajectory), bands=bands, blocks=blocks, depth=depth)
     return {name: float(values[0]) for name, values in matched.items()}
+
+
+def whole_run(trajectory: Trajectory) -> Mapping[str, NDArray[np.float32]]:
+    """A base's columns over its whole run, for `match_rows`: of long runs 256 rows, evenly spread, enough for a mean."""
+    rows = trajectory.thinned(256)
+    return dict(zip(rows.names, rows.values.T, strict=True))
 
 
 def match_rows(
     base: Mapping[str, Array],
     names: Iterable[str],
     *,
+    run: Mapping[str, NDArray[np.floating]],
     bands: Mapping[str, str] | None = None,
     blocks: str | Iterable[str] | None = None,
     depth: str = DEFAULT_DEPTH,
 ) -> dict[str, Array]:
     """`match_targets` for whole columns at once: base name to float64 [T], target (or role) name to float64 [T].
 
+    `run`: the base's columns over its whole run (`whole_run`), whichever steps are asked for.
     `bands`, of the base, guard axes that were found, not given: an axis along which one role mixes several bands counts layers
     of different kinds (a plain MLP in a `torch.nn.Sequential`) and is refused.
     """
@@ -90,7 +108,7 @@ def match_rows(
             role = Role(template, base_roles[template], target_roles[template], held, tuple(expand(held, base)))
             if not given:
                 _refuse_mixture(role, bands or {})
-            for target, values in _answer(rule, role, base).items():
+            for target, values in _answer(rule, role, base, run).items():
                 result[origin.get(target, target)] = values
     if unmatched:
         raise NotFound(_unmatched(unmatched, base, axes))
@@ -119,15 +137,16 @@ def _roles(names: Iterable[str], axes: Sequence[str]) -> dict[str, dict[tuple[in
     return {template: dict(sorted(members.items())) for template, members in roles.items()}
 
 
-def _answer(rule: DepthRule, role: Role, base: Mapping[str, Array]) -> dict[str, Array]:
+def _answer(
+    rule: DepthRule, role: Role, base: Mapping[str, Array], run: Mapping[str, NDArray[np.floating]]
+) -> dict[str, Array]:
     if role.same_depth:
         pairs = zip(role.target.values(), role.base.values(), strict=True)
         return {target: np.asarray(base[source], np.float64) for target, source in pairs}
-    column: Column = _columns(base)
-    return rule(role, column)
+    return rule(role, _columns(base), _columns(run))
 
 
-def _columns(base: Mapping[str, Array]) -> Column:
+def _columns(base: Mapping[str, NDArray[np.floating]]) -> Column:
     def column(name: str) -> Array:
         if name in base:
             values = np.asarray(base[name], np.float64)

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flerm_core.errors import Ambiguous, InvalidInput, NotFound
+from flerm_core.errors import Ambiguous, InvalidInput, NotFound, listed
 from flerm_core.recording import EstimatorSettings, Recording, RecordingSpec, same_lr
-from flerm_core.trajectory import listed
 
 POLICIES = ("exact", "nearest", "interpolate")
 Sources = dict[float, tuple[Recording, ...]]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound
 from flerm_core.interpolate import blend, geometric_mean, interpolate_rows, log_spread
-from flerm_core.matching import DEFAULT_DEPTH, match_rows
+from flerm_core.matching import DEFAULT_DEPTH, match_rows, whole_run
 from flerm_core.naming import canonical, is_role
 from flerm_core.packing import pack
 from flerm_core.recording import EstimatorSettings, Recording
@@ -137,7 +137,7 @@ def build_targets(
 
     def matched(trajectory: Trajectory, at: NDArray[np.int64]) -> dict[str, Array]:
         columns = dict(zip(trajectory.names, trajectory.resampled(at).T, strict=True))
-        return match_rows(columns, asked, bands=bands, blocks=axes, depth=depth)
+        return match_rows(columns, asked, run=whole_run(trajectory), bands=bands, blocks=axes, depth=depth)
 
     names = tuple(matched(means[0], steps[:1]))
     values, spread = (np.empty((len(steps), len(names)), np.float32) for _ in range(2))

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flerm_core.arrays import check_length, column_of, steps_of, values_of
 from flerm_core.bands import bands_of
-from flerm_core.errors import DataLoss, InvalidInput, NotFound, Unsupported
+from flerm_core.errors import DataLoss, InvalidInput, NotFound, Unsupported, listed
 from flerm_core.interpolate import geometric_mean, interpolate_rows, log_spread
 from flerm_core.recording import Measurement, ParameterList
 
@@ -62,25 +63,25 @@ class Trajectory:
     ) -> None:
         self.names = list(names)
         self.shapes = [tuple(int(size) for size in shape) for shape in shapes]
-        _check_length("shapes", len(self.shapes), len(self.names), "names")
+        check_length("shapes", len(self.shapes), len(self.names), "names")
         repeated = len(self.names) - len(set(self.names))
         if repeated:
             raise InvalidInput(f"names: {repeated} of the {len(self.names)} names are there twice; each is allowed once")
         self.bands = list(bands) if bands is not None else bands_of(self.names, self.shapes)
-        _check_length("bands", len(self.bands), len(self.names), "names")
-        self.steps: NDArray[np.int64] = _steps(steps)
+        check_length("bands", len(self.bands), len(self.names), "names")
+        self.steps: NDArray[np.int64] = steps_of(steps)
         rows = len(self.steps)
-        self.values: NDArray[np.float32] = _values(values, rows, len(self.names))
-        self.losses: NDArray[np.float64] = _column("losses", losses, rows, np.nan, np.float64)
-        self.learning_rates: NDArray[np.float64] = _column("learning_rates", learning_rates, rows, np.nan, np.float64)
-        self.tokens: NDArray[np.int64] = _column("tokens", tokens, rows, -1, np.int64)
+        self.values: NDArray[np.float32] = values_of(values, rows, len(self.names))
+        self.losses: NDArray[np.float64] = column_of("losses", losses, rows, np.nan, np.float64)
+        self.learning_rates: NDArray[np.float64] = column_of("learning_rates", learning_rates, rows, np.nan, np.float64)
+        self.tokens: NDArray[np.int64] = column_of("tokens", tokens, rows, -1, np.int64)
 
     @classmethod
     def from_measurements(cls, parameters: ParameterList, rows: Iterable[Measurement]) -> Trajectory:
         """The trajectory of measurements in the order of their steps; their scalars and extra vectors are left out."""
         found = list(rows)
         for row in found:
-            _check_length(f"values at step {row.step}", len(row.values), len(parameters), "names")
+            check_length(f"values at step {row.step}", len(row.values), len(parameters), "names")
         return cls(
             parameters.names,
             parameters.shapes,
@@ -329,13 +330,6 @@ def thin(rows: int, max_points: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, rows - 1, max_points).round().astype(np.int64))
 
 
-def listed(items: Iterable[object], most: int = 20) -> str:
-    """Items as a phrase, at most `most` of them spelled out."""
-    found = [str(item) for item in items]
-    rest = len(found) - most
-    return ", ".join(found[:most]) + (f" and {rest} more" if rest > 0 else "") if found else "none"
-
-
 def difference(first: Trajectory, other: Trajectory) -> str:
     """In words, how the parameters of two trajectories differ; empty when they are the same."""
     if set(first.names) != set(other.names):
@@ -370,51 +364,3 @@ def _mean(stack: NDArray[np.float64]) -> NDArray[np.float64]:
     total = np.where(seen, stack, 0.0).sum(axis=0)
     mean: NDArray[np.float64] = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
     return mean
-
-
-def _check_length(field: str, length: int, wanted: int, of: str) -> None:
-    if length != wanted:
-        raise InvalidInput(f"{field}: {length} given for {wanted} {of}; one each is allowed")
-
-
-def _steps(steps: ArrayLike) -> NDArray[np.int64]:
-    found = np.asarray(steps)
-    if found.size == 0:
-        found = found.astype(np.int64)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise InvalidInput(f"steps: an array of {found.ndim} dimensions of {found.dtype} given; a list of integers is allowed")
-    if (found < 0).any():
-        raise InvalidInput(f"steps: {found.min()} is negative; allowed are steps from 0")
-    if (found[1:] <= found[:-1]).any():
-        at = int(np.flatnonzero(found[1:] <= found[:-1])[0])
-        raise InvalidInput(f"steps: {found[at + 1]} follows {found[at]}; steps must ascend")
-    return _read_only(found.astype(np.int64, copy=False))
-
-
-def _values(values: ArrayLike, rows: int, columns: int) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # What overflows becomes infinite, and is refused below.
-        found = np.asarray(values, np.float32)
-    if found.size == 0 and rows * columns == 0:
-        found = found.reshape(rows, columns)
-    if found.shape != (rows, columns):
-        raise InvalidInput(f"values: shape {list(found.shape)} given; [steps, names] = [{rows}, {columns}] is allowed")
-    wrong = np.isinf(found) | (found < 0)
-    if wrong.any():
-        row, column = (int(place[0]) for place in np.nonzero(wrong))
-        raise InvalidInput(
-            f"values: {found[row, column]} at row {row}, column {column}; allowed are finite numbers from 0, and NaN"
-        )
-    return _read_only(found)
-
-
-def _column(field: str, values: ArrayLike | None, rows: int, missing: float, dtype: type[np.generic]) -> NDArray[Any]:
-    found = np.full(rows, missing, dtype) if values is None else np.asarray(values, dtype)
-    if found.shape != (rows,):
-        raise InvalidInput(f"{field}: shape {list(found.shape)} given; one value for each of the {rows} steps is allowed")
-    return _read_only(found)
-
-
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    view = array.view()
-    view.flags.writeable = False
-    return view

@@ -12,11 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from postgres import PostgresCluster, free_port, postgres_tool, throwaway_cluster
 
 __all__ = ["PostgresCluster", "RegistryProcess", "StartRegistry", "free_port", "launch_registry", "postgres_tool"]
 
 START_SECONDS = 30
+
+# Two tests at a time share two cores: how long one example takes says nothing about the code.
+settings.register_profile("unhurried", settings.get_profile(settings.get_current_profile_name()), deadline=None)
+settings.load_profile("unhurried")
 
 
 @dataclass

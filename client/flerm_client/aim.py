@@ -15,12 +15,12 @@ from numpy.typing import ArrayLike
 from flerm_client.comparison import Comparison, kind_of, mismatches
 from flerm_client.fetch import fetch_best, fetch_targets
 from flerm_core.best import BestQuery
-from flerm_core.errors import FlermError, InvalidInput, NotFound
-from flerm_core.matching import Multipliers, held_as, match_rows, multipliers
+from flerm_core.errors import FlermError, InvalidInput, NotFound, listed
+from flerm_core.matching import Multipliers, held_as, match_rows, multipliers, whole_run
 from flerm_core.naming import is_role, stands_for
 from flerm_core.recording import EstimatorSettings
 from flerm_core.targets import TargetQuery, Targets
-from flerm_core.trajectory import Trajectory, listed
+from flerm_core.trajectory import Trajectory
 
 TargetSource = Mapping[str, float] | Trajectory
 
@@ -154,7 +154,7 @@ def _matched(base: Trajectory, names: Sequence[str], depth: str, blocks: Any) ->
         raise NotFound("targets is a trajectory without rows; it needs one at least")
     columns = dict(zip(base.names, base.resampled(base.steps).T, strict=True))
     bands = dict(zip(base.names, base.bands, strict=True))
-    matched = match_rows(columns, names, bands=bands, blocks=blocks, depth=depth)
+    matched = match_rows(columns, names, run=whole_run(base), bands=bands, blocks=blocks, depth=depth)
     return _rows(list(matched), base.steps, np.stack(list(matched.values()), axis=1))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flerm_core.bands import BANDS
-from flerm_core.errors import NotFound
+from flerm_core.errors import NotFound, listed
 from flerm_core.figures.style import (
     BAND_COLOURS,
     GREY,
@@ -25,7 +25,7 @@ from flerm_core.figures.style import (
     text,
 )
 from flerm_core.naming import is_role
-from flerm_core.trajectory import Trajectory, listed
+from flerm_core.trajectory import Trajectory
 
 QUANTILES = (0.1, 0.9)  # of the ribbon
 MAX_POINTS = 400  # more than a plot has pixels to show

@@ -8,7 +8,7 @@ import numpy as np
 
 from flerm_core.figures.evolution import MAX_POINTS, band_traces
 from flerm_core.figures.style import GREY, Figure, axis, layout, log_axis, nothing
-from flerm_core.matching import match_rows
+from flerm_core.matching import match_rows, whole_run
 from flerm_core.naming import is_role
 from flerm_core.trajectory import Trajectory
 
@@ -24,7 +24,7 @@ def ratios(base: Trajectory, other: Trajectory, *, blocks: Sequence[str] = ()) -
     base_columns = dict(zip(base.names, base.resampled(other.steps).T, strict=True))
     bands = dict(zip(base.names, base.bands, strict=True))
     # By the default rule, which gives every tensor a target of its own.
-    targets = match_rows(base_columns, names, bands=bands, blocks=tuple(blocks) or None)
+    targets = match_rows(base_columns, names, run=whole_run(base), bands=bands, blocks=tuple(blocks) or None)
     wanted = np.stack([targets[name] for name in names], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         quotient = other.values[:, columns].astype(np.float64) / wanted

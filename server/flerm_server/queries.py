@@ -6,10 +6,10 @@ from fnmatch import fnmatchcase
 
 from flerm_core import limits
 from flerm_core.best import Best, BestQuery, LossPoint, Run, best_of, loss_curve
-from flerm_core.errors import NotFound
+from flerm_core.errors import NotFound, listed
 from flerm_core.recording import Recording, RecordingFilter
 from flerm_core.targets import TargetQuery, Targets, build_targets, choose_sources
-from flerm_core.trajectory import Trajectory, TrajectoryQuery, listed
+from flerm_core.trajectory import Trajectory, TrajectoryQuery
 from flerm_server.store.base import Selection, Store
 
 

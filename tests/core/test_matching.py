@@ -74,7 +74,7 @@ def test_split_keeps_the_total_over_uneven_stages(base_stages: list[int], target
         return [f"stages.{stage}.blocks.{block}.w" for stage, count in enumerate(counts) for block in range(count)]
 
     columns = {name: np.array([float(at + 1)]) for at, name in enumerate(stages(base_stages))}
-    matched = match_rows(columns, stages(target_stages), blocks=["stages.*", "stages.*.blocks.*"])
+    matched = match_rows(columns, stages(target_stages), run=columns, blocks=["stages.*", "stages.*.blocks.*"])
     assert list(matched) == stages(target_stages)
     assert sum(values[0] for values in matched.values()) == pytest.approx(sum(values[0] for values in columns.values()))
 
@@ -97,6 +97,15 @@ def test_coherent_is_split_for_blocks_that_move_together_and_root_for_blocks_tha
     assert targets == pytest.approx([3 * share] * 4 + [4 * share] * 4, rel=1e-6)
 
 
+def test_coherent_takes_the_coherence_of_the_whole_run_at_every_step() -> None:
+    names = ["layers.0.w", "layers.1.w", "layers.*.w"]
+    # Blocks of FSLR 1 move the outputs together at the first step (J = 2), in quadrature later: ρ is 1, 0, 0, on average ⅓.
+    run = Trajectory(names, [(4, 4)] * 3, [1, 101, 201], [[1.0, 1.0, 2.0], [1.0, 1.0, 2**0.5], [1.0, 1.0, 2**0.5]])
+    for step in (1, 101, 300):
+        targets = match_targets(run, [f"layers.{block}.w" for block in range(8)], step=step, depth="coherent")
+        assert sum(f**2 for f in targets.values()) * 2 / 3 + sum(targets.values()) ** 2 / 3 == pytest.approx(2 * 2 / 3 + 4 / 3)
+
+
 def test_root_divides_by_the_square_root_of_the_blocks_and_needs_no_role() -> None:
     assert blocks_of(match_targets(base([3.0, 4.0]), decoder(8), depth="root")) == pytest.approx([1.5] * 4 + [2.0] * 4)
 
@@ -112,8 +121,9 @@ def test_coherent_reads_how_far_blocks_cohere_from_a_wider_role_where_there_is_n
     tensors = [f"layers.{layer}.experts.{at}.w" for layer in range(8) for at in range(2)]
     columns = {name: np.array([3.0]) for name in tensors[:4]}
     # Four of 3 with a joint change of 6 do not cohere, with one of 12 wholly.
-    apart = match_rows({**columns, "layers.*.experts.*.w": np.array([6.0])}, tensors, depth="coherent")
-    together = match_rows({**columns, "layers.*.experts.*.w": np.array([12.0])}, tensors, depth="coherent")
+    apart, together = ({**columns, "layers.*.experts.*.w": np.array([joint])} for joint in (6.0, 12.0))
+    apart = match_rows(apart, tensors, run=apart, depth="coherent")
+    together = match_rows(together, tensors, run=together, depth="coherent")
     assert [values[0] for values in apart.values()] == pytest.approx([1.5] * 16)
     assert [values[0] for values in together.values()] == pytest.approx([0.75] * 16)
 
@@ -123,7 +133,7 @@ def test_the_joint_change_of_one_layer_within_blocks_counts_before_that_of_all_l
     tensors = [f"{block}.{layer}.weight" for block in range(4) for layer in range(2)]
     columns = {name: np.array([1.0]) for name in tensors[:4]}
     columns |= {"*.*.weight": np.array([4.0]), "*.0.weight": np.array([2.0]), "*.1.weight": np.array([1.5])}
-    matched = match_rows(columns, tensors, depth="joint")
+    matched = match_rows(columns, tensors, run=columns, depth="joint")
     assert {name: values[0] for name, values in matched.items()} == {"*.0.weight": 2.0, "*.1.weight": 1.5}
 
 
@@ -139,14 +149,16 @@ def test_joint_from_or_to_a_single_block_needs_no_role() -> None:
 def test_joint_takes_a_wider_role_that_the_base_recorded() -> None:
     columns = {f"layers.{layer}.experts.{at}.w": np.ones(1) for layer in range(2) for at in range(2)}
     columns["layers.*.experts.*.w"] = np.array([3.0])
-    matched = match_rows(columns, [f"layers.{layer}.experts.{at}.w" for layer in range(4) for at in range(2)], depth="joint")
+    matched = match_rows(
+        columns, [f"layers.{layer}.experts.{at}.w" for layer in range(4) for at in range(2)], run=columns, depth="joint"
+    )
     assert {name: values[0] for name, values in matched.items()} == {"layers.*.experts.0.w": 3.0, "layers.*.experts.1.w": 3.0}
 
 
 def test_a_wider_role_decides_for_its_tensors() -> None:
     tensors = [f"layers.{layer}.experts.{at}.w" for layer in range(4) for at in range(2)]
     columns = {**{name: np.array([1.0]) for name in tensors[:4]}, "layers.*.experts.*.w": np.array([3.0])}
-    targets = {name: float(column[0]) for name, column in match_rows(columns, tensors, depth="joint").items()}
+    targets = {name: float(column[0]) for name, column in match_rows(columns, tensors, run=columns, depth="joint").items()}
     found = multipliers(targets, {**dict.fromkeys(tensors, 1.0), "layers.*.experts.*.w": 6.0})
     assert found.values == dict.fromkeys(tensors, 0.5)
 

@@ -10,10 +10,9 @@ from starlette.concurrency import run_in_threadpool
 
 from flerm_core.best import Best, BestQuery
 from flerm_core.checks import show
-from flerm_core.errors import Ambiguous, InvalidInput, NotFound
+from flerm_core.errors import Ambiguous, InvalidInput, NotFound, listed
 from flerm_core.figures import Figure, curves_of, fslr_figure, loss_figure, ratio_figure, ratios, run_figure
 from flerm_core.recording import RecordingFilter
-from flerm_core.trajectory import listed
 from flerm_server import queries
 from flerm_server.rest import conditional, examples
 from flerm_server.rest.live import Streams, events
