@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from . import sharded
-from .launch import torchrun
+from .launch import on_ranks
 
 Z = "kronecker,iid,full"
 TWO = {
@@ -45,7 +45,7 @@ def pairs(wanted: dict[str, str]) -> list[tuple[str, str]]:
 
 def measured(wanted: dict[str, str], ranks: int, folder: Path) -> list[Any]:
     arguments = [f"{estimators}:{name}" for name, estimators in wanted.items()]
-    result = torchrun(ranks, "sharded_measure.py", *arguments, folder=folder)
+    result = on_ranks(ranks, "sharded_measure.py", *arguments, folder=folder)
     assert result.code == 0, result.output
     return result.ranks
 

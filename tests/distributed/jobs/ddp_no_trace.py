@@ -7,7 +7,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from distributed.launch import begin, report
+from distributed.rank import begin, report
 from measure.runs import Trace, fresh, leave, loss_of, same
 from torch import distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks

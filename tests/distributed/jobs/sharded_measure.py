@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from distributed import sharded
-from distributed.launch import begin, report, sent
+from distributed.rank import begin, report, sent
 from torch import distributed as dist
 
 from flerm_client.subject import find_ranks, make_subject
