@@ -37,6 +37,14 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         ("fsdp1", "Unsupported: FSDP1 (FullyShardedDataParallel) flattens parameters and cannot be measured; move to FSDP2"),
         ("experts", "Unsupported: the model's parameters lie on different meshes of ranks: expert parallel cannot be measured"),
         (
+            "expert mesh",
+            "Unsupported: the model's parameters lie on different meshes of ranks: expert parallel cannot be measured",
+        ),
+        (
+            "own experts",
+            "Unsupported: blocks.1.up.weight has other values on other ranks: replicas hold the same ones, and expert",
+        ),
+        (
             "ignored",
             "Unsupported: DistributedDataParallel ignores blocks.0.up.weight, which may differ between ranks: such experts",
         ),
