@@ -33,15 +33,16 @@ def report(value: Any) -> None:
 
 
 @contextmanager
-def sent() -> Iterator[list[int]]:
-    """The bytes of each collective that is called inside by its public name; FSDP2's own and DTensor's are not."""
+def sent(*names: str) -> Iterator[list[int]]:
+    """The bytes of what each collective of `names` is given first that is called inside by its public name; FSDP2's own and
+    DTensor's are not."""
     found: list[int] = []
-    names = ("all_reduce", "broadcast")
+    names = names or ("all_reduce", "broadcast")
     collectives = {name: getattr(dist, name) for name in names}
 
     def counting(inner: Any) -> Any:
-        def call(values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            found.append(values.nbytes)
+        def call(values: Any, *args: Any, **kwargs: Any) -> Any:
+            found.append(sum(each.nbytes for each in ([values] if isinstance(values, torch.Tensor) else values)))
             return inner(values, *args, **kwargs)
 
         return call
