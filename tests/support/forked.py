@@ -7,6 +7,7 @@ script, and it ends as an interpreter does.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -73,6 +74,7 @@ def _parent() -> Any:
         [sys.executable, __file__],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
+        start_new_session=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -90,9 +92,11 @@ def _prepare() -> None:
     for name in ("torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.pipelining", "flerm_client.flerm"):
         import_module(name)
     assert len(list(Path("/proc/self/task").iterdir())) == 1
+    gc.freeze()  # else each forked process visits, and so copies, all of this at its garbage collections
 
 
 def _become(order: dict[str, Any], environment: dict[str, str]) -> None:
+    os.setsid()
     os.environ.clear()
     os.environ.update(environment)
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if order["output"] else 2
