@@ -11,7 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from distributed.launch import report
+from distributed.rank import report
 from integrations.tiny import batches, examples, gpt2, trainer_of
 from torch import nn
 from torch.distributed.tensor import DTensor
