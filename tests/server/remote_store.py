@@ -98,6 +98,12 @@ class RemoteStore(Store):
         found = self._call("ListRecordings", convert.filter_to(filters, page_size, page_token))
         return Page(tuple(map(convert.recording_from, found.recordings)), found.next_page_token)
 
+    def sources(self, query, *, within=""):
+        raise NotImplementedError("targets travel whole: `Connection.targets`")
+
+    def runs(self, filters):
+        raise NotImplementedError("the best rate travels, not what it was found by")
+
     def select(self, recording_id, *, first_step=None, last_step=None, max_points=0) -> Selection:
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id, first_step=first_step, last_step=last_step, max_points=max_points

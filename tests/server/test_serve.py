@@ -35,7 +35,7 @@ def test_it_announces_its_addresses_and_stops_cleanly(start_registry: StartRegis
     assert registry.output[0] == f"registry: {registry.address}  {registry.http}/\n"
     with grpc.insecure_channel(registry.grpc) as channel:
         info = rpc.RegistryStub(channel).ServerInfo(pb.ServerInfoRequest(), timeout=10)
-        assert (info.schema_revision, list(info.api_versions), info.max_rows_per_append) == ("0003", ["v1"], 1000)
+        assert (info.schema_revision, list(info.api_versions), info.max_rows_per_append) == ("0004", ["v1"], 1000)
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
         assert "flerm.registry.v1.Registry" in ProtoReflectionDescriptorDatabase(channel).get_services()
@@ -86,7 +86,7 @@ def test_a_call_in_flight_ends_before_the_server_does(start_registry: StartRegis
 
 def test_it_serves_postgresql(start_registry: StartRegistry, postgres: PostgresCluster):
     registry = start_registry(db=migrate(postgres.new_database()))
-    assert httpx.get(f"{registry.http}/readyz").json()["schema_revision"] == "0003"
+    assert httpx.get(f"{registry.http}/readyz").json()["schema_revision"] == "0004"
     assert registry.stop() == 0
 
 

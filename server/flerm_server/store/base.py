@@ -11,10 +11,12 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from flerm_core.best import Run
 from flerm_core.block import MeasurementBlock
 from flerm_core.errors import FlermError
 from flerm_core.limits import MAX_PAGE_SIZE
 from flerm_core.recording import Attempt, Ending, Family, Recording, RecordingFilter, RecordingSpec
+from flerm_core.sources import Sources, TargetQuery
 from flerm_core.trajectory import Trajectory
 
 Item = TypeVar("Item")
@@ -107,6 +109,10 @@ class StoreInfo:
 
     schema_revision: str
     now: datetime
+
+
+Runs = dict[tuple[str, str, str], list[Run]]
+"""Runs by role, variant and optimiser (`Kind.optimizer_kind`)."""
 
 
 class Store(ABC):
@@ -224,6 +230,15 @@ class Store(ABC):
 
         Holds no transaction between blocks: a reader that stalls stalls nobody.
         """
+
+    @abstractmethod
+    def sources(self, query: TargetQuery, *, within: str = "") -> tuple[Sources, tuple[str, ...]]:
+        """The recordings that answer `query` by the core's rules (`choose_sources`, which says what it raises), and the block
+        axes of its family. Raises `NotFound` for an unknown family, as `family` does."""
+
+    @abstractmethod
+    def runs(self, filters: RecordingFilter) -> Runs:
+        """What a loss curve needs of the recordings of a family that fit `filters`."""
 
     @abstractmethod
     def close(self) -> None:

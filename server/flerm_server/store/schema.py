@@ -19,7 +19,7 @@ from flerm_server.store.engine import database_file, transaction
 from flerm_server.store.tables import schema_support
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-NEEDS = "0003"  # the oldest schema that the statements of this version run on; revisions compare as text
+NEEDS = "0004"  # the oldest schema that the statements of this version run on; revisions compare as text
 UPGRADE_LOCK = 0x666C65726D  # of PostgreSQL's advisory locks: "flerm"
 
 

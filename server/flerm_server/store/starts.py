@@ -9,8 +9,10 @@ import sqlalchemy as sa
 
 from flerm_core.errors import AlreadyExists, LimitExceeded, Refused
 from flerm_core.recording import Attempt, ParameterList, RecordingSpec, same_lr
+from flerm_core.sources import kind_of
 from flerm_server.store.base import Started
 from flerm_server.store.engine import insert_new, moment_to
+from flerm_server.store.kinds import intern_kind
 from flerm_server.store.rows import parameters_to, recording_from, select_recordings, spec_to
 from flerm_server.store.tables import attempts, families, measurements, parameter_lists, recording_tags, recordings
 
@@ -70,6 +72,7 @@ class Opening:
         values: dict[str, Any] = spec_to(self.spec) | {
             "family_key": ensure_family(self.connection, self.spec.family, self.now, self.created_by),
             "parameters_key": intern(self.connection, self.spec.parameters),
+            "kind_key": intern_kind(self.connection, kind_of(self.spec)),
             "status": "running",
             "attempt": FIRST,
             "rows": 0,
