@@ -65,6 +65,9 @@ class RemoteStore(Store):
         if attempt is not None:
             request.attempt_id, request.resume_at = attempt.id, attempt.resume_at
             request.started_at.CopyFrom(convert.timestamp_to(attempt.started_at))
+            request.after = attempt.after
+            if attempt.sent_at is not None:
+                request.sent_at.CopyFrom(convert.timestamp_to(attempt.sent_at))
         found = self._call("StartRecording", request)
         return Started(found.recording_id, found.attempt, found.created)
 

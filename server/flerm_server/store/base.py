@@ -126,7 +126,8 @@ class Store(ABC):
     (recording, attempt, step), `finish` by (recording, attempt, status). The same again changes nothing and is no error;
     the same key with other content is `AlreadyExists` naming what differs. A row's content is all but its `measured_at`.
 
-    *Attempts.* Ordered by the client's `started_at`, then by number. A row of attempt a at step s is visible unless a later
+    *Attempts.* Ordered by `flerm_core.recording.in_order`: by when they began, then by number, each behind the one it resumed
+    from. A row of attempt a at step s is visible unless a later
     attempt b has `resume_at` ≤ s; an attempt takes no step before its own `resume_at`. Readers see visible rows only, one
     at each step, ascending. Only `delete` deletes. The latest attempt's state is the recording's. An attempt takes rows until
     it ended as completed, diverged or failed; `interrupted` can still be followed by late rows or another end.

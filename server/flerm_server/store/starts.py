@@ -8,10 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from flerm_core.errors import AlreadyExists, LimitExceeded, Refused
-from flerm_core.recording import Attempt, ParameterList, RecordingSpec, same_lr
+from flerm_core.limits import MAX_MOMENT
+from flerm_core.recording import Attempt, ParameterList, RecordingSpec, in_order, same_lr
 from flerm_core.sources import kind_of
 from flerm_server.store.base import Started
-from flerm_server.store.engine import insert_new, moment_to
+from flerm_server.store.engine import insert_new, moment_from, moment_to
 from flerm_server.store.kinds import intern_kind
 from flerm_server.store.rows import parameters_to, recording_from, select_recordings, spec_to
 from flerm_server.store.tables import attempts, families, measurements, parameter_lists, recording_tags, recordings
@@ -107,7 +108,8 @@ class Opening:
                 id=attempt.id if attempt else self.spec.id,
                 number=number,
                 resume_at=attempt.resume_at if attempt else 0,
-                started_at=moment_to(attempt.started_at) if attempt else self.now,
+                started_at=self._started_at(),
+                after_id=attempt.after if attempt else "",
                 status="running",
                 world_size=self.spec.world_size,
                 versions=dict(self.spec.versions),
@@ -116,6 +118,14 @@ class Opening:
                 created_by=self.created_by,
             )
         )
+
+    def _started_at(self) -> int:
+        """By the database's clock, as far as is known how the sender's differs."""
+        if self.attempt is None:
+            return self.now
+        started = moment_to(self.attempt.started_at)
+        off = self.now - moment_to(self.attempt.sent_at) if self.attempt.sent_at is not None else 0
+        return min(max(started + off, 0), MAX_MOMENT)
 
 
 def ensure_family(connection: sa.Connection, name: str, now: int, created_by: str) -> int:
@@ -160,9 +170,12 @@ def _same_recording(stored: RecordingSpec, stored_digest: str, sent: RecordingSp
 
 def reorder(connection: sa.Connection, recording_key: int, now: int, lease_until: int) -> None:
     """Sets what the order of attempts decides: which rows of each are visible, and the recording's own state."""
-    ordered = connection.execute(
-        sa.select(attempts).where(attempts.c.recording_key == recording_key).order_by(attempts.c.started_at, attempts.c.number)
+    rows = connection.execute(
+        sa.select(attempts).where(attempts.c.recording_key == recording_key).order_by(attempts.c.number)
     ).all()
+    by_id = {row.id: row for row in rows}
+    told = [Attempt(id=row.id, started_at=moment_from(row.started_at), after=row.after_id) for row in rows]
+    ordered = [by_id[each.id] for each in in_order(told)]
     below = NEVER
     for attempt in reversed(ordered):
         if attempt.visible_below != below:

@@ -139,6 +139,8 @@ attempts = Table(
     # The greatest step stored, -1 without any: what lies above it cannot have been sent before.
     Column("last_step", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False, server_default=""),
+    # The id of the attempt that it resumed from, if that was told.
+    Column("after_id", String(36), nullable=False, server_default=""),
     UniqueConstraint("recording_key", "number"),
     UniqueConstraint("recording_key", "id"),
 )

@@ -1,4 +1,7 @@
-"""What makes recordings comparable, interned, and an index by it. Older servers work on: what they open has no kind yet."""
+"""What makes recordings comparable, interned, and an index by it; which attempt one resumed from.
+
+Older servers work on: what they open has no kind yet.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,4 @@ def upgrade() -> None:
         "recordings",
         ["family_key", "role", "variant", "kind_key", "status", "lr"],
     )
+    op.add_column("attempts", sa.Column("after_id", sa.String(36), nullable=False, server_default=""))
