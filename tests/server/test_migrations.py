@@ -65,6 +65,28 @@ def test_several_upgrades_at_once_wait_for_one_another(empty: str):
     open_store(empty).close()
 
 
+def test_several_servers_on_one_old_file_copy_it_once(tmp_path: Path):
+    with closing(sqlite3.connect(tmp_path / "old.db")) as old:
+        old.executescript((SCHEMAS / "0001.sql").read_text())
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            open_store(f"sqlite:///{tmp_path}/old.db").close()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    (copy,) = tmp_path.glob("old.db.before-*")
+    with closing(sqlite3.connect(copy)) as old:
+        assert old.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+
+
 def test_an_empty_postgresql_database_is_refused_with_the_command_to_run(postgres: PostgresCluster):
     with pytest.raises(Refused, match="the database is empty: make its tables with `flerm db upgrade`"):
         open_store(postgres.new_database())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from typing_extensions import override
 
@@ -58,6 +59,9 @@ class Guarded(Store):
         self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by: str = "", most_recordings: int = 0
     ) -> Started:
         present().must(Scope.WRITE, spec.family)
+        if present().family:
+            with suppress(NotFound):  # one that is there may be of another family than its sender thinks
+                self._may(Scope.WRITE, spec.id)
         by = present().text
         return self._store.start(spec, attempt, created_by=by, most_recordings=self._quota if by else 0)
 

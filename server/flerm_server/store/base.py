@@ -177,7 +177,8 @@ class Store(ABC):
     ) -> Started:
         """Opens a recording (and its family), or a further attempt of one.
 
-        `attempt` None, or one whose id is the recording's own, means the first attempt, whatever id that was opened with.
+        `attempt` None, or one whose id is the recording's own, means the first attempt, whatever id that was opened with. A
+        recording that is there may be named by a family's name of before a rename, as long as no other family has that.
         Raises `LimitExceeded` for a new recording when `created_by` has `most_recordings` (0: any number) already.
         """
 

@@ -23,7 +23,7 @@ from flerm_server.store.base import BLOCK_BYTES, PAGE_SIZE, Page, Rows, Runs, Se
 from flerm_server.store.engine import moment_to
 from flerm_server.store.prepared import Driver, Prepared, PreparedIn
 from flerm_server.store.rows import family_from, parameters_from, recording_from, select_recordings, status_at
-from flerm_server.store.starts import NEVER
+from flerm_server.store.starts import NEVER, family_key
 from flerm_server.store.tables import attempts, families, measurements, parameter_lists, recording_tags, recordings
 
 LR_TOLERANCE = 1e-9  # as flerm_core.recording.same_lr
@@ -148,12 +148,6 @@ def list_recordings(
     tags = tags_of(connection, [row.key for row in rows])
     items = tuple(recording_from(row, tags.get(row.key, {})) for row in rows)
     return Page(items, encode_token(rows[-1].created_at, rows[-1].key) if len(found) > limit else "")
-
-
-def family_key(connection: sa.Connection, name: str) -> int | None:
-    """The key of the family called `name`; None where there is none."""
-    key: int | None = connection.execute(sa.select(families.c.key).where(families.c.name == name)).scalar_one_or_none()
-    return key
 
 
 def conditions(filters: RecordingFilter, now: int) -> list[sa.ColumnElement[bool]]:

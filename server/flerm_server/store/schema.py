@@ -83,13 +83,14 @@ def upgrade(engine: sa.Engine) -> tuple[SchemaState, SchemaState]:
 
     One transaction on both databases: an upgrade that fails leaves the old schema. An existing SQLite file is copied first.
     """
-    before = state(engine)
-    if before.current and before.current != before.head and before.current < before.head and engine.dialect.name == "sqlite":
-        backup(engine, _backup_name(database_file(engine.url), before.current))
     with transaction(engine, writes=True) as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
-        if _state(connection).current < before.head:
+        before = _state(connection)
+        if before.current < before.head:
+            if before.current and connection.dialect.name == "sqlite":
+                # While this one holds the write lock: what is copied is what will be changed, and nobody else copies.
+                backup(engine, _backup_name(database_file(engine.url), before.current))
             # Here, not above: only who upgrades needs Alembic, and it takes a third of a second and 10 MiB.
             from alembic.command import upgrade as alembic_upgrade
             from alembic.config import Config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -47,7 +47,10 @@ class Opening:
             .where(recordings.c.id == self.spec.id)
             .with_for_update(of=recordings)
         ).one()
-        _same_recording(recording_from(row, {}).spec, row.digest, self.spec)
+        stored = recording_from(row, {}).spec
+        if stored.family != self.spec.family and family_key(self.connection, self.spec.family) is None:
+            stored = replace(stored, family=self.spec.family)  # it was renamed meanwhile: who holds the old name means this one
+        _same_recording(stored, row.digest, self.spec)
         known = self.connection.execute(sa.select(attempts).where(attempts.c.recording_key == row.key)).all()
         if self.attempt is None or self.attempt.id == self.spec.id:
             return Started(self.spec.id, FIRST, False)
@@ -128,14 +131,22 @@ class Opening:
         return min(max(started + off, 0), MAX_MOMENT)
 
 
+def family_key(connection: sa.Connection, name: str) -> int | None:
+    """The key of the family called `name`; None where there is none."""
+    key: int | None = connection.execute(sa.select(families.c.key).where(families.c.name == name)).scalar_one_or_none()
+    return key
+
+
 def ensure_family(connection: sa.Connection, name: str, now: int, created_by: str) -> int:
     """The key of the family called `name`, made when it is new."""
-    query = sa.select(families.c.key).where(families.c.name == name)
-    key: int | None = connection.execute(query).scalar_one_or_none()
+    key = family_key(connection, name)
     if key is None:
         values = {"name": name, "description": "", "blocks": [], "created_at": now, "updated_at": now, "created_by": created_by}
         key = insert_new(connection, families, values)
-    return key if key is not None else int(connection.execute(query).scalar_one())
+    if key is None:
+        key = family_key(connection, name)  # another made it meanwhile
+    assert key is not None
+    return key
 
 
 def intern(connection: sa.Connection, parameters: ParameterList) -> int:
