@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -45,6 +46,33 @@ def test_the_migrations_make_the_tables_that_the_code_uses(empty: str):
     assert schema.check(engine) == schema.SchemaState("0004", "0004", "0001")
     assert schema.upgrade(engine)[0].current == "0004"
     engine.dispose()
+
+
+def test_a_new_sqlite_file_is_what_the_migrations_make(tmp_path: Path):
+    def content(name: str, make: Callable[[sa.Engine], object]) -> dict[str, object]:
+        engine = open_engine(parse_url(f"sqlite:///{tmp_path}/{name}.db"))
+        make(engine)
+        engine.dispose()
+        found: dict[str, object] = {}
+        with closing(sqlite3.connect(tmp_path / f"{name}.db")) as file:
+            for (table,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                found[table] = [
+                    file.execute(f"PRAGMA table_xinfo({table})").fetchall(),
+                    sorted(row[2:] for row in file.execute(f"PRAGMA foreign_key_list({table})")),
+                    sorted(
+                        (*index[1:], *file.execute(f"PRAGMA index_xinfo('{index[1]}')").fetchall())
+                        for index in file.execute(f"PRAGMA index_list({table})")
+                    ),
+                ]
+            for table in ("alembic_version", "schema_support"):
+                found[f"rows of {table}"] = file.execute(f"SELECT * FROM {table}").fetchall()
+        return found
+
+    def step_by_step(engine: sa.Engine) -> None:
+        with engine.begin() as connection:
+            schema.migrate(connection)
+
+    assert content("made", schema.upgrade) == content("migrated", step_by_step)
 
 
 def test_several_upgrades_at_once_wait_for_one_another(empty: str):
