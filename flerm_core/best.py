@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from flerm_core.errors import Ambiguous, NotFound, listed
 from flerm_core.recording import Recording, same_lr
-from flerm_core.sources import optimizer_kind
+from flerm_core.sources import kind_of
 
 _CLOSE = 1 / 16  # octaves: a rate this near to the optimum is the optimum, for matched rates are rounded as coarsely
 
@@ -33,6 +33,12 @@ class Run:
     seed: int
     loss: float | None
     status: str = "completed"
+
+    @classmethod
+    def of(cls, recording: Recording) -> Run:
+        """A recording's."""
+        spec = recording.spec
+        return cls(lr=spec.lr, seed=spec.seed, loss=recording.final_loss, status=recording.status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +76,21 @@ def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
 
     Raises `NotFound` when none is completed with a final loss, `Ambiguous` when several optimisers would mix.
     """
-    found = [each for each in recordings if _asked(each, query)]
-    kinds = sorted({optimizer_kind(each.spec) for each in found})
-    if len(kinds) > 1:
+    runs: dict[str, list[Run]] = {}
+    for each in recordings:
+        if _asked(each, query):
+            runs.setdefault(kind_of(each.spec).optimizer_kind, []).append(Run.of(each))
+    return best_of_runs(runs, query)
+
+
+def best_of_runs(runs: Mapping[str, Sequence[Run]], query: BestQuery) -> Best:
+    """The best rate by the runs that `query` asks for, by optimiser (`Kind.optimizer_kind`). Raises as `best_of` does."""
+    if len(runs) > 1:
         raise Ambiguous(
-            f"family: {query.family!r} was recorded with {len(kinds)} optimisers: {listed(kinds)}; name one by optimizer, tags"
+            f"family: {query.family!r} was recorded with {len(runs)} optimisers: {listed(sorted(runs))}; "
+            "name one by optimizer, tags"
         )
-    runs = [Run(lr=each.spec.lr, seed=each.spec.seed, loss=each.final_loss, status=each.status) for each in found]
-    return best_rate(query.family, runs)
+    return best_rate(query.family, [run for each in runs.values() for run in each])
 
 
 def loss_curve(runs: Iterable[Run]) -> tuple[LossPoint, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,7 +44,9 @@ def load(run: Run, state: Mapping[str, Any]) -> None:
     run.journal.load_state_dict(content["journal"])
     if run.aim is not None:
         run.aim.load_state_dict(content["aim"])
-    run.resume_at = run.steps + 1
+    before = content.get("attempt", "")
+    own = str(uuid.uuid5(uuid.UUID(run.attempt.id), before))  # another one each time, the same on every rank
+    run.attempt = replace(run.attempt, id=own, resume_at=run.steps + 1, after=before)
 
 
 def _state(run: Run) -> dict[str, Any]:
@@ -60,6 +64,7 @@ def _state(run: Run) -> dict[str, Any]:
         "fslr": dict(run.fslr),
         "lr": run.lr,
         "recording_id": run.recording_id,
+        "attempt": run.attempt.id,
         "probe": run.probe.state_dict(),
         "random": None if random is None else random.state_dict(),
         "journal": run.journal.state_dict(),

@@ -36,7 +36,7 @@ from flerm_core.measure.meter import Meter, make_estimator
 from flerm_core.measure.sharpness import Loss, require_scipy
 from flerm_core.measure.untouched import AutocastContext
 from flerm_core.measure.update import Update
-from flerm_core.recording import Attempt, EstimatorSettings, RecordingSpec
+from flerm_core.recording import Attempt, EstimatorSettings, RecordingSpec, now
 
 _live: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -90,7 +90,7 @@ class Run:
         self.rates = [Rates(each, names, independent_decay=self.independent_decay) for each in self.optimizers]
         self.journal = Journal(parameter_list(self.subject, bands))
         self.recording_id = str(uuid.uuid4())
-        self.resume_at = 0
+        self.attempt = Attempt()
         self.steps = 0
         self.fslr: dict[str, float] = {}
         self.matched_fslr: dict[str, float] = {}
@@ -127,7 +127,8 @@ class Run:
         if aim is not None:
             aim.check_roles(estimator.name, self.subject.roles if estimator.measures_roles else None)
         self.meter = Meter(self.subject, estimator, self.ranks, seed=self.seed, fallback=fallback, loss=self._loss)
-        self.recording_id = self.ranks.share(self.recording_id)  # whichever rank's state a checkpoint holds: it names one run
+        # Whichever rank's state a checkpoint holds: it names one run.
+        self.recording_id, self.attempt = self.ranks.share((self.recording_id, self.attempt))
         if about.registry is not None and not dry_run:
             if self.ranks.lead:
                 self.about = about.looked_up()
@@ -237,7 +238,7 @@ class Run:
             self.journal.diverged = True
         self.fslr = {name: value for name, value in measured.items() if value > 0.0 and math.isfinite(value)} or self.fslr
         if self.about.registry is not None and self.ranks.lead and not self.journal.reporting and not self._dry_run:
-            self.journal.report_to(self.about, self._spec(), Attempt(resume_at=self.resume_at))
+            self.journal.report_to(self.about, self._spec(), replace(self.attempt, started_at=now()))
         if self.aim is not None and self.matching.due(self.steps):
             self._match(self.aim, update)
             self.matching.done(self.steps)

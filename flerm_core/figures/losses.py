@@ -42,8 +42,8 @@ def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
     for each in found:
         spec = each.spec
         settings = tuple((key, spec.config[key]) for key in keys if key in spec.config)
-        run = Run(lr=spec.lr, seed=spec.seed, loss=each.final_loss, status=each.status)
-        runs[spec.role != "base", tuple((key, _order(value)) for key, value in settings), spec.variant, settings].append(run)
+        curve = spec.role != "base", tuple((key, _order(value)) for key, value in settings), spec.variant, settings
+        runs[curve].append(Run.of(each))
     curves = []
     for (scaled, _, variant, settings), its in sorted(runs.items(), key=lambda each: each[0][:3]):
         points = loss_curve(its)
