@@ -18,6 +18,7 @@ from flerm_server.store.sql import open_store
 from tests.conftest import RegistryProcess, launch_registry
 
 MEMORY = Path("/dev/shm")  # thousands of commits need not wait for a disk
+LONG = "research-platform/" + "a-name-chosen-without-a-thought-of-tables-" * 2
 EVIL = '<img src=x onerror="document.title=1">'
 
 
@@ -55,6 +56,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
         found.ids = gallery.sweep(found.store)
         evil = gallery.ParameterList((EVIL,), ((2, 2),), ("other",))
         found.store.register_family("evil", description=EVIL)
+        found.store.register_family(LONG, description="Words " * 40)
         found.ids["evil"] = gallery.record(
             found.store, "evil", lr=1e-3, loss=1.0, listed=evil, tags={"note": EVIL}, config={"kind": EVIL}
         )
