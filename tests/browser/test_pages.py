@@ -74,10 +74,10 @@ def test_a_page_is_accessible_in_both_themes_and_fits_a_phone(open_page: Open, f
 
 def test_without_recordings_every_page_says_what_to_run(open_page: Open, empty: Gallery):
     address = f"--registry grpc://{empty.registry.grpc}"
-    expect(open_page(empty.url + "/").locator("pre")).to_contain_text(address)
-    expect(open_page(empty.url + "/match").locator("pre")).to_contain_text(address)
+    expect(open_page(empty.url + "/", scripts=False).locator("pre")).to_contain_text(address)
+    expect(open_page(empty.url + "/match", scripts=False).locator("pre")).to_contain_text(address)
     empty.store.register_family("waiting")
-    page = open_page(empty.url + "/families/waiting")
+    page = open_page(empty.url + "/families/waiting", scripts=False)
     expect(page.locator("pre")).to_contain_text('FLeRM.record(model, optimizer, probe=batches, family="waiting"')
 
 
@@ -98,7 +98,7 @@ def test_the_way_from_the_first_page_to_the_rate_to_use(open_page: Open, filled:
 
 
 def test_the_table_is_filtered_by_its_address(open_page: Open, filled: Gallery):
-    page = open_page(filled.url + FAMILY)
+    page = open_page(filled.url + FAMILY, scripts=False)
     rows = page.get_by_role("region", name="List of recordings").locator("tbody tr")
     expect(rows).to_have_count(26)
     page.get_by_label("Variant").select_option("matched")
@@ -109,7 +109,7 @@ def test_the_table_is_filtered_by_its_address(open_page: Open, filled: Gallery):
     expect(rows).to_have_count(26)
     page.get_by_role("region", name="Coverage").get_by_role("link", name="0.004", exact=True).click()
     expect(rows).to_have_count(6)
-    page = open_page(f"{filled.url}{FAMILY}?status=failed")
+    page = open_page(f"{filled.url}{FAMILY}?status=failed", scripts=False)
     expect(page.get_by_text("No recording fits this filter.")).to_be_visible()
 
 
@@ -178,13 +178,13 @@ def test_a_model_too_long_for_an_address_is_posted(open_page: Open, large: Galle
 
 
 def test_a_wrong_question_is_answered_in_words(open_page: Open, filled: Gallery):
-    page = open_page(f"{filled.url}/match?family=team/decoder&lr=fast", ok=422)
+    page = open_page(f"{filled.url}/match?family=team/decoder&lr=fast", scripts=False, ok=422)
     expect(page.get_by_role("alert")).to_contain_text("lr: 'fast' is no number")
-    page = open_page(f"{filled.url}/match?family=team/decoder&step=-3", ok=422)
+    page = open_page(f"{filled.url}/match?family=team/decoder&step=-3", scripts=False, ok=422)
     expect(page.get_by_role("alert")).to_contain_text("step: '-3' is no step")
-    page = open_page(f"{filled.url}/match?family=team/decoder&tensors=conv.weight+1", ok=404)
+    page = open_page(f"{filled.url}/match?family=team/decoder&tensors=conv.weight+1", scripts=False, ok=404)
     expect(page.get_by_role("alert")).to_contain_text("conv.weight not matched by the base")
-    page = open_page(f"{filled.url}/families/none", ok=404)
+    page = open_page(f"{filled.url}/families/none", scripts=False, ok=404)
     expect(page.locator(".lead")).to_contain_text("family 'none' is not in this registry")
 
 
