@@ -70,6 +70,11 @@ class Best:
     advice: str
     points: tuple[LossPoint, ...]
 
+    @property
+    def rate(self) -> float:
+        """The rate to use now: the fitted optimum where nothing is left to try, else the best that was recorded."""
+        return self.optimum if self.next_lr == self.optimum else self.lr
+
 
 def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
     """The best rate by a family's `recordings` (listings do).
@@ -117,7 +122,7 @@ def best_rate(family: str, runs: Iterable[Run]) -> Best:
     points = loss_curve(found)
     best = _lowest(points)
     if best is None:
-        raise NotFound(f"family: {family!r} has no completed run with a final loss; {len(found)} runs are there in all")
+        raise NotFound(f"family: {family!r} has no completed run with a final loss; {len(found)} run{'s' if len(found) != 1 else ''} in all")
     optimum = _optimum(points, best)
     next_lr, advice = _advice(points, best, optimum)
     return Best(
