@@ -38,7 +38,7 @@ def load(run: Run, state: Mapping[str, Any]) -> None:
         clock.resume(run.steps, pending)
     run.meter.measurements, run.meter.sharpness = content["measurements"], content["sharpness"]
     run.multipliers, run.fslr = dict(content["multipliers"]), dict(content["fslr"])
-    run.matched_at, run.matched_fslr = content["matched_at"], dict(content["matched_fslr"])
+    run.aimed, run.matched_fslr, run.late = dict(content["aimed"]), dict(content["matched_fslr"]), frozenset(content["late"])
     run.lr, run.recording_id = content["lr"], content["recording_id"]
     _load_randomness(run, content)
     run.journal.load_state_dict(content["journal"])
@@ -59,8 +59,9 @@ def _state(run: Run) -> dict[str, Any]:
         "sharpness": run.meter.sharpness,
         "estimator": run.meter.estimator.name,
         "multipliers": dict(run.multipliers),
-        "matched_at": run.matched_at,
+        "aimed": dict(run.aimed),
         "matched_fslr": dict(run.matched_fslr),
+        "late": sorted(run.late),
         "fslr": dict(run.fslr),
         "lr": run.lr,
         "recording_id": run.recording_id,

@@ -119,6 +119,10 @@ EXTRAS = {
     "train": (LOOP + HELP, ("grpc", "typer", "torch")),
     "workloads": (LOOP + WORKLOAD, ("grpc", "typer", "torch", "sklearn")),
     "lora": (LOOP + ADAPTERS, ("grpc", "typer", "torch", "sklearn", "transformers", "peft", "accelerate")),
+    "data": (
+        LOOP + "import datasets, tokenizers, PIL, flerm_client.workloads.hub\n",
+        ("grpc", "typer", "torch", "sklearn", "transformers", "peft", "accelerate"),
+    ),
     "transformers": (TRAINER, ("grpc", "typer", "torch", "transformers", "accelerate")),
     "lightning": (LIGHTNING, ("grpc", "typer", "torch", "lightning")),
     "accelerate": (ACCELERATE, ("grpc", "typer", "torch", "accelerate")),

@@ -160,7 +160,7 @@ class TestCheckpoints:
         trainer.train()
         state = (tmp_path / "checkpoint-3" / "trainer_state.json").read_text()
         assert "secret-token" not in state
-        assert json.loads(state)["stateful_callbacks"]["FLeRMCallback"]["attributes"]["start"] == 1
+        assert json.loads(state)["stateful_callbacks"]["FLeRMCallback"]["attributes"]["checkpoint"]
 
 
 class TestLoRA:
@@ -169,14 +169,14 @@ class TestLoRA:
         torch.manual_seed(0)
         return get_peft_model(gpt2(), LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True))
 
-    def test_both_adapter_matrices_are_measured_from_the_sixth_step_on(self, tmp_path: Path, model: nn.Module) -> None:
-        trainer = trainer_of(tmp_path, model, steps=8)
+    def test_both_adapter_matrices_are_measured_from_the_second_step_on(self, tmp_path: Path, model: nn.Module) -> None:
+        trainer = trainer_of(tmp_path, model, steps=4)
         callback = FLeRMCallback("record", family="lora", every=2, warmup=1).add_to(trainer)
         trainer.train()
         trajectory = callback.flerm.trajectory
-        assert trajectory.steps.tolist() == [6, 8]
+        assert trajectory.steps.tolist() == [1, 2, 3]
         assert set(trajectory.bands) == {"LoRA A", "LoRA B"}
-        assert np.isfinite(trajectory.values).all()
+        assert (trajectory.values[1:] > 0).all()
         assert "transformer.h.0.attn.c_attn.lora_A.weight" in trajectory.names
 
     def test_another_rank_is_matched(self, tmp_path: Path, model: nn.Module) -> None:
@@ -187,8 +187,8 @@ class TestLoRA:
         trainer = trainer_of(tmp_path, wider)
         matched = FLeRMCallback("match", family="lora", warmup=2, targets=recording.flerm.trajectory).add_to(trainer)
         trainer.train()
-        base_fslrs = recording.flerm.trajectory.at(6)
-        wanted = {name: base_fslrs[name] / value for name, value in matched.flerm.fslr.items()}
+        wanted = {name: recording.flerm.trajectory.at(2 if "lora_A" in name else 1)[name] for name in matched.flerm.fslr}
+        wanted = {name: value / matched.flerm.matched_fslr[name] for name, value in wanted.items()}
         assert len(wanted) == 4
         assert matched.flerm.multipliers == pytest.approx(wanted, rel=2 ** (1 / 32) - 1)  # rounded to 1/16 octave
 

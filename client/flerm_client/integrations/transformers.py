@@ -28,7 +28,7 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
     is needed.
 
     What they leave open is found: the probe in the training data (the training's own loader is not touched), the outputs in
-    `.logits`, the loss in what the model returns (without one, in the Trainer's log), `start` by the LoRA adapters.
+    `.logits`, the loss in what the model returns (without one, in the Trainer's log).
     `.flerm` is the FLeRM of the run, None before its first. Its state goes into the checkpoints' trainer_state.json, and a
     resumed run goes on from there.
 
@@ -73,8 +73,6 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
         stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         checkpoint = stored["attributes"].get("checkpoint") if state.global_step else None
         keywords = dict(self._keywords)
-        if checkpoint is not None:
-            keywords.setdefault("start", stored["attributes"]["start"])
         output = keywords.get("output", output_of)
 
         def asked(model: nn.Module, batch: Any) -> Any:
@@ -149,10 +147,7 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
             return {"args": {}, "attributes": {}}
         self._prepare_checkpoint(self._saved is None or self._saved[0] != self.flerm.steps)
         assert self._saved is not None
-        return {
-            "args": {},
-            "attributes": {"checkpoint": base64.b64encode(self._saved[1]).decode(), "start": self.flerm.start},
-        }
+        return {"args": {}, "attributes": {"checkpoint": base64.b64encode(self._saved[1]).decode()}}
 
     def _prepare_checkpoint(self, due: bool) -> None:
         # The Trainer asks rank 0 alone for it; what the other ranks have is collected while all are here.
