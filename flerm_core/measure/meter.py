@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +23,7 @@ from flerm_core.measure.untouched import AutocastContext, PrivateRandomness, Ran
 from flerm_core.measure.update import Update
 from flerm_core.measure.zstatistics import Full, Independent, Kronecker
 from flerm_core.recording import ESTIMATORS
+from flerm_core.warn import warn
 
 
 def make_estimator(name: str, subject: Subject, *, output_weight: str = "", output_bias: str = "") -> Estimator:
@@ -214,7 +214,7 @@ class Meter:
                 raise MeasurementError(
                     f"the targets were measured by the example estimator, which does not apply here: {reason}"
                 )
-            warnings.warn(f"measuring by {self._fallback.name} instead of example: {reason}", stacklevel=2)
+            warn(f"measuring by {self._fallback.name} instead of example: {reason}")
             self.estimator = self._fallback
             masks.restore()
             return self._draw(batch, update, 0)
