@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +25,7 @@ from flerm_core.naming import is_role
 from flerm_core.recording import EstimatorSettings, same_lr
 from flerm_core.targets import TargetQuery
 from flerm_core.trajectory import Trajectory
+from flerm_core.warn import warn
 
 
 class FLeRM:
@@ -327,8 +327,7 @@ def _compare(run: Run) -> None:
     """Warns where the optimisers do not run at the rate that the registry found best: only the user sets η(t)."""
     other = sorted(rate for rate in initial_rates(run.optimizers) if not same_lr(rate, run.lr))
     if other:
-        warnings.warn(
+        warn(
             f"the best base rate of {run.family!r} is {run.lr:g}, but the optimizer begins with "
-            f"{', '.join(f'{rate:g}' for rate in other)}: give it lr={run.lr:g}",
-            stacklevel=3,
+            f"{', '.join(f'{rate:g}' for rate in other)}: give it lr={run.lr:g}"
         )

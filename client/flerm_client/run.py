@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import uuid
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ from flerm_core.measure.untouched import AutocastContext
 from flerm_core.measure.update import Update
 from flerm_core.naming import is_role, stands_for
 from flerm_core.recording import Attempt, EstimatorSettings, RecordingSpec, now
+from flerm_core.warn import warn
 
 _live: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -337,4 +337,4 @@ def _tell(outcome: Multipliers) -> None:
     ]
     for names, what in told:
         if names:
-            warnings.warn(f"{len(names)} tensors {what}: {', '.join(names)}", stacklevel=2)
+            warn(f"{len(names)} tensors {what}: {', '.join(names)}")

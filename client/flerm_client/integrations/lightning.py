@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from flerm_client.flerm import FLeRM
 from flerm_client.integrations.beginning import News, begin, check_keywords
 from flerm_client.integrations.checkpoints import joined, restore
+from flerm_core.errors import InvalidInput
 
 
 class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not read
@@ -48,6 +49,11 @@ class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not r
         """Begins the FLeRM: model and optimisers are wrapped, weights and optimiser states loaded."""
         self._end("interrupted")
         keywords = dict(self._keywords)
+        if "output" not in keywords and type(pl_module).forward is LightningModule.forward:
+            raise InvalidInput(
+                f"{type(pl_module).__name__} has no forward: say what its outputs are, for instance "
+                "output=lambda module, batch: module.net(batch[0])"
+            )
         loader = trainer.train_dataloader
         optimizers = trainer.optimizers if len(trainer.optimizers) > 1 else trainer.optimizers[0]
         self.flerm = begin(self._mode, trainer.strategy.model, optimizers, keywords, loader=loader)
