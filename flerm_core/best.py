@@ -122,8 +122,8 @@ def best_rate(family: str, runs: Iterable[Run]) -> Best:
     points = loss_curve(found)
     best = _lowest(points)
     if best is None:
-        runs = f"{len(found)} run{'s' if len(found) != 1 else ''}"
-        raise NotFound(f"family: {family!r} has no completed run with a final loss; {runs} in all")
+        total = f"{len(found)} run{'s' if len(found) != 1 else ''}"
+        raise NotFound(f"family: {family!r} has no completed run with a final loss; {total} in all")
     optimum = _optimum(points, best)
     next_lr, advice = _advice(points, best, optimum)
     return Best(
