@@ -26,11 +26,13 @@ help:  ## list these targets
 
 install: $(VENV)/.wheel  ## the environment, with this tree's wheel in it, in .venv
 
+# mup, with which our µP is compared, comes without what it draws with: its torchvision does not import beside a torch without CUDA.
 $(VENV)/.dependencies: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps mup==1.0.0
 	touch $@
 
 $(VENV)/.wheel: $(VENV)/.dependencies $(SOURCES) README.md

@@ -1,8 +1,9 @@
 """`make demo`: the main job from end to end on this machine, in about a minute.
 
-A registry on SQLite in a temporary folder and free ports; a small residual MLP recorded at three learning rates and two seeds;
-the registry asked which rate is best; a model four times as wide trained by two DDP ranks at matched learning rates; what the
-registry holds then, read over HTTP. Ends with an error, and a non-zero code, where anything went otherwise.
+A registry on SQLite and free ports; a small residual MLP recorded at three learning rates and two seeds; the registry asked
+which rate is best; a model four times as wide trained by two DDP ranks at matched learning rates; what the registry holds then,
+read over HTTP. Ends with an error, and a non-zero code, where anything went otherwise. What was recorded stays in .cache/demo
+until the next demo, and the last lines tell how to look at it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
+DATABASE = ROOT / ".cache" / "demo" / "flerm.db"
 FAMILY = "resmlp"
 RATES, SEEDS = (1e-3, 4e-3, 1.6e-2), (0, 1)
 STEPS, EVERY, WIDTH, RANKS = 200, 50, 4, 2
@@ -49,7 +53,7 @@ def registry(folder: Path) -> Iterator[tuple[str, str]]:
     """A server process on free ports; yields its gRPC and HTTP addresses. Stops it at the end and checks that it ended well."""
     command = (
         *PYTHON,
-        *("flerm_server.cli", "serve", "--db", f"sqlite:///{folder / 'flerm.db'}"),
+        *("flerm_server.cli", "serve", "--db", f"sqlite:///{DATABASE}"),
         *("--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"),
     )
     say(f"$ {shown(command)}")
@@ -84,6 +88,8 @@ def run(command: tuple[str, ...], environment: dict[str, str], out: Path, *, sho
 def main() -> None:
     """Runs the demo."""
     started = time.perf_counter()
+    shutil.rmtree(DATABASE.parent, ignore_errors=True)
+    DATABASE.parent.mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="flerm-demo-") as name, registry(Path(name)) as (grpc, http):
         folder = Path(name)
         environment = os.environ | {"FLERM_REGISTRY": grpc, "FLERM_SPOOL": str(folder / "spool"), "OMP_NUM_THREADS": "1"}
@@ -133,6 +139,10 @@ def main() -> None:
         say(f"    {len(trajectory['rows'])} measurements of {len(trajectory['names'])} tensors and roles, at steps {steps}")
         if len(recordings) != len(base) + 1 or any(item["status"] != "completed" for item in recordings):
             raise SystemExit(f"the registry holds {len(recordings)} recordings, not {len(base) + 1} completed ones")
+    scripts = Path(sys.executable).parent
+    say("\nTo look at it:")
+    say(f"$ {os.path.relpath(scripts / 'flerm')} serve --db sqlite:///{os.path.relpath(DATABASE)}")
+    say(f"    and open http://127.0.0.1:8080/families/{FAMILY}")
     say(f"\n{time.perf_counter() - started:.0f} s in all")
     say(f"demo ok: {len(matched['matched'])} tensors matched on {matched['world']} ranks")
 

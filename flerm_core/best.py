@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from flerm_core.errors import Ambiguous, NotFound, listed
 from flerm_core.recording import Recording, same_lr
-from flerm_core.sources import optimizer_kind
+from flerm_core.sources import kind_of
 
 _CLOSE = 1 / 16  # octaves: a rate this near to the optimum is the optimum, for matched rates are rounded as coarsely
 
@@ -33,6 +33,12 @@ class Run:
     seed: int
     loss: float | None
     status: str = "completed"
+
+    @classmethod
+    def of(cls, recording: Recording) -> Run:
+        """A recording's."""
+        spec = recording.spec
+        return cls(lr=spec.lr, seed=spec.seed, loss=recording.final_loss, status=recording.status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,20 +70,32 @@ class Best:
     advice: str
     points: tuple[LossPoint, ...]
 
+    @property
+    def rate(self) -> float:
+        """The rate to use now: the fitted optimum where nothing is left to try, else the best that was recorded."""
+        return self.optimum if self.next_lr == self.optimum else self.lr
+
 
 def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
     """The best rate by a family's `recordings` (listings do).
 
     Raises `NotFound` when none is completed with a final loss, `Ambiguous` when several optimisers would mix.
     """
-    found = [each for each in recordings if _asked(each, query)]
-    kinds = sorted({optimizer_kind(each.spec) for each in found})
-    if len(kinds) > 1:
+    runs: dict[str, list[Run]] = {}
+    for each in recordings:
+        if _asked(each, query):
+            runs.setdefault(kind_of(each.spec).optimizer_kind, []).append(Run.of(each))
+    return best_of_runs(runs, query)
+
+
+def best_of_runs(runs: Mapping[str, Sequence[Run]], query: BestQuery) -> Best:
+    """The best rate by the runs that `query` asks for, by optimiser (`Kind.optimizer_kind`). Raises as `best_of` does."""
+    if len(runs) > 1:
         raise Ambiguous(
-            f"family: {query.family!r} was recorded with {len(kinds)} optimisers: {listed(kinds)}; name one by optimizer, tags"
+            f"family: {query.family!r} was recorded with {len(runs)} optimisers: {listed(sorted(runs))}; "
+            "name one by optimizer, tags"
         )
-    runs = [Run(lr=each.spec.lr, seed=each.spec.seed, loss=each.final_loss, status=each.status) for each in found]
-    return best_rate(query.family, runs)
+    return best_rate(query.family, [run for each in runs.values() for run in each])
 
 
 def loss_curve(runs: Iterable[Run]) -> tuple[LossPoint, ...]:
@@ -104,7 +122,8 @@ def best_rate(family: str, runs: Iterable[Run]) -> Best:
     points = loss_curve(found)
     best = _lowest(points)
     if best is None:
-        raise NotFound(f"family: {family!r} has no completed run with a final loss; {len(found)} runs are there in all")
+        total = f"{len(found)} run{'s' if len(found) != 1 else ''}"
+        raise NotFound(f"family: {family!r} has no completed run with a final loss; {total} in all")
     optimum = _optimum(points, best)
     next_lr, advice = _advice(points, best, optimum)
     return Best(

@@ -153,6 +153,10 @@ def validate_attempt(attempt: Attempt) -> None:
     check_uuid("attempt_id", attempt.id)
     check_integer("resume_at", attempt.resume_at)
     check_moment("started_at", attempt.started_at)
+    if attempt.sent_at is not None:
+        check_moment("sent_at", attempt.sent_at)
+    if attempt.after:
+        check_uuid("after", attempt.after)
 
 
 def validate_measurements(rows: Sequence[Measurement], columns: int) -> None:

@@ -11,7 +11,7 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -114,11 +114,38 @@ class RecordingSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One run of the training process that wrote a recording. A resume at step k opens a new one, which owns the steps from
-    k on."""
+    k on.
+
+    started_at: by the clock of the process's host; sent_at: when that was told, by the same clock (None: it is right).
+    after: the id of the attempt whose checkpoint it resumed from, where it knows.
+    """
 
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     resume_at: int = 0
     started_at: datetime = field(default_factory=now)
+    sent_at: datetime | None = None
+    after: str = ""
+
+
+def in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Attempts of one recording, given as they arrived, in the order in which they took turns.
+
+    By `started_at`, for the spool of a dead one may arrive after its successor has begun; but none comes before the one that it
+    resumed from, whatever a clock that stepped back says. Ties: as they arrived.
+    """
+    known = {each.id: each for each in attempts}
+    moments: dict[str, datetime] = {}
+    for each in attempts:
+        chain: list[Attempt] = []
+        link: Attempt | None = each
+        while link is not None and link.id not in moments and link not in chain:
+            chain.append(link)
+            link = known.get(link.after)
+        floor = moments.get(link.id) if link is not None else None
+        for link in reversed(chain):
+            floor = link.started_at if floor is None else max(link.started_at, floor + timedelta(microseconds=1))
+            moments[link.id] = floor
+    return sorted(attempts, key=lambda each: moments[each.id])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

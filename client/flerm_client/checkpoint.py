@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,13 +38,15 @@ def load(run: Run, state: Mapping[str, Any]) -> None:
         clock.resume(run.steps, pending)
     run.meter.measurements, run.meter.sharpness = content["measurements"], content["sharpness"]
     run.multipliers, run.fslr = dict(content["multipliers"]), dict(content["fslr"])
-    run.matched_at, run.matched_fslr = content["matched_at"], dict(content["matched_fslr"])
+    run.aimed, run.matched_fslr, run.late = dict(content["aimed"]), dict(content["matched_fslr"]), frozenset(content["late"])
     run.lr, run.recording_id = content["lr"], content["recording_id"]
     _load_randomness(run, content)
     run.journal.load_state_dict(content["journal"])
     if run.aim is not None:
         run.aim.load_state_dict(content["aim"])
-    run.resume_at = run.steps + 1
+    before = content.get("attempt", "")
+    own = str(uuid.uuid5(uuid.UUID(run.attempt.id), before))  # another one each time, the same on every rank
+    run.attempt = replace(run.attempt, id=own, resume_at=run.steps + 1, after=before)
 
 
 def _state(run: Run) -> dict[str, Any]:
@@ -55,11 +59,13 @@ def _state(run: Run) -> dict[str, Any]:
         "sharpness": run.meter.sharpness,
         "estimator": run.meter.estimator.name,
         "multipliers": dict(run.multipliers),
-        "matched_at": run.matched_at,
+        "aimed": dict(run.aimed),
         "matched_fslr": dict(run.matched_fslr),
+        "late": sorted(run.late),
         "fslr": dict(run.fslr),
         "lr": run.lr,
         "recording_id": run.recording_id,
+        "attempt": run.attempt.id,
         "probe": run.probe.state_dict(),
         "random": None if random is None else random.state_dict(),
         "journal": run.journal.state_dict(),

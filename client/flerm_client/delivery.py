@@ -149,6 +149,7 @@ class Delivery:
     def _note(self, frame: Frame) -> None:
         if frame.kind == Kind.START and not self.started:
             request = message_of(frame, pb.StartRecordingRequest)
+            request.sent_at.GetCurrentTime()
             answer = self._connection.unary("StartRecording", request)
             self._recording_id, self._attempt, self.started = answer.recording_id, answer.attempt, True
         elif frame.kind == Kind.GAP:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +25,7 @@ from flerm_core.naming import is_role
 from flerm_core.recording import EstimatorSettings, same_lr
 from flerm_core.targets import TargetQuery
 from flerm_core.trajectory import Trajectory
+from flerm_core.warn import warn
 
 
 class FLeRM:
@@ -73,7 +73,8 @@ class FLeRM:
         `probe`: fresh input batches, cycled. `lr`: the key within `family`, default the optimiser's initial rate. `output`: f =
         output(model, batch), default `model(batch)`; its dimension 0 counts examples. `registry`: grpc://, grpcs:// or
         file:///, default FLERM_REGISTRY; without one everything stays in `.trajectory`. Measured are the steps start, start
-        + every, …, counted from 1, each as the mean of `samples` draws, the first of `warmup`. `config` describes the model,
+        + every, …, counted from 1, each as the mean of `samples` draws, the first of `warmup`; and the one after the first,
+        where tensors had no update at it (LoRA's A while B is 0). `config` describes the model,
         beside what is recorded by itself: the model's own config, optimizer, versions, git commit, world size; `omit` names
         those that are not ("config", "optimizer", "versions", "git", "world_size"). `weight_decay`: "coupled" measures the step
         as the optimiser makes it, "independent" without its decay, for runs that are matched that way. `sharpness`: the loss
@@ -136,12 +137,13 @@ class FLeRM:
 
         Targets come from the registry before training starts (waiting at most `timeout` seconds), or from `targets`.
         `lr="best"` takes the family's best base rate. Multipliers are set at step `start`, which itself already runs at
-        them, and again each `every` steps if given; by default it is the base recordings' own, 1 for targets of another
-        origin. The run's own FSLRs are measured and recorded then and each `record_every`
-        steps (None: only then). `weight_decay`: "coupled", what multiplies a rate multiplies its decay too; "independent",
-        weights decay by η(t)·λ as without matching. `depth` names the rule for another number of blocks, `policy` that for a
-        rate between recorded ones; `source_tags` choose among base recordings. `dry_run`: at the first measurement print what
-        is unmeasured, noisy or clamped, on what the base's seeds disagree, and where optimizer or estimator are not the
+        them (of tensors without an update there, at the next step), and again each `every` steps if given; by default it is
+        the base recordings' own, 1 for targets of another origin. The run's own FSLRs are measured and recorded then and each
+        `record_every` steps (None: only then). `weight_decay`: "coupled", what multiplies a rate multiplies its decay too;
+        "independent", weights decay by η(t)·λ as without matching. `depth` names the rule for another number of blocks,
+        `policy` that for a rate between recorded ones; `source_tags` choose among base recordings. `dry_run`: at the first
+        measurement print what is unmeasured, noisy or clamped, on what the base's seeds disagree, and where optimizer or
+        estimator are not the
         targets', and end the program with exit code 0; nothing is recorded. The rest as in `record`.
 
         Raises on every rank alike: `NotFound` for a family, rate or parameter without base recording, `Ambiguous` where several
@@ -249,7 +251,7 @@ class FLeRM:
     @property
     def targets(self) -> dict[str, float]:
         """The FSLRs that the present multipliers aim for, by tensor (or role); empty for a recording run."""
-        return {} if self._run.aim is None else self._run.aim.at(self._run.matched_at)
+        return dict(self._run.aimed)
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -325,8 +327,7 @@ def _compare(run: Run) -> None:
     """Warns where the optimisers do not run at the rate that the registry found best: only the user sets η(t)."""
     other = sorted(rate for rate in initial_rates(run.optimizers) if not same_lr(rate, run.lr))
     if other:
-        warnings.warn(
+        warn(
             f"the best base rate of {run.family!r} is {run.lr:g}, but the optimizer begins with "
-            f"{', '.join(f'{rate:g}' for rate in other)}: give it lr={run.lr:g}",
-            stacklevel=3,
+            f"{', '.join(f'{rate:g}' for rate in other)}: give it lr={run.lr:g}"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import math
 import sys
-import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from flerm_client.reporting import Reporter
 from flerm_core.errors import FlermError
 from flerm_core.recording import Attempt, Ending, Measurement, ParameterList, RecordingSpec, now
 from flerm_core.trajectory import Trajectory
+from flerm_core.warn import warn
 
 _LAST = 200  # losses behind a final loss (Section 4: "averaged over the last 200 batches")
 
@@ -51,7 +51,7 @@ class Journal:
             self._reporter = Reporter.open(about.registry, spec, attempt, token=about.token, spool=about.spool)
         except FlermError as error:  # what `check_reporting` could not foresee must not end a training that runs
             self._unreportable = True
-            warnings.warn(f"this run goes on and is not reported: {error}", stacklevel=2)
+            warn(f"this run goes on and is not reported: {error}")
 
     @property
     def reporting(self) -> bool:
@@ -125,7 +125,7 @@ class Journal:
         ending = Ending(status=status, final_loss=final, final_step=self._step, tokens=self.tokens)
         delivery = self._reporter.finish(ending, timeout=timeout)
         if delivery.problem:
-            warnings.warn(delivery.problem, stacklevel=3)
+            warn(delivery.problem)
         self._reporter = None
 
     def hand_over(self) -> None:

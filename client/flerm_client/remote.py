@@ -78,6 +78,8 @@ class RemoteRegistry:
     def start(self, spec: RecordingSpec, attempt: Attempt | None) -> None:
         """StartRecording."""
         request = start_request(spec, attempt) if attempt is not None else pb.StartRecordingRequest(spec=convert.spec_to(spec))
+        if attempt is not None:
+            request.sent_at.GetCurrentTime()
         answer = self._connection.unary("StartRecording", request)
         if attempt is not None:
             self._attempts[spec.id] = answer.attempt

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import uuid
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +35,9 @@ from flerm_core.measure.meter import Meter, make_estimator
 from flerm_core.measure.sharpness import Loss, require_scipy
 from flerm_core.measure.untouched import AutocastContext
 from flerm_core.measure.update import Update
-from flerm_core.recording import Attempt, EstimatorSettings, RecordingSpec
+from flerm_core.naming import is_role, stands_for
+from flerm_core.recording import Attempt, EstimatorSettings, RecordingSpec, now
+from flerm_core.warn import warn
 
 _live: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -45,7 +46,9 @@ class Run:
     """The parts of a run and their state. `begin` starts it; then each step of the optimisers goes through `_around`.
 
     `steps` counts the model's steps: one is over when every optimiser has made its part of it. `fslr` is the last measurement,
-    `matched_fslr` that of which `multipliers` were made, at step `matched_at`; all go by tensor, the first two by role too.
+    `matched_fslr` that of which `multipliers` were made to reach the targets `aimed`; all go by tensor, `multipliers` alone not
+    by role. `late` are the tensors that had a gradient but no update at the first measurement (LoRA's A while B is 0): they are
+    measured, and matched, at the step after it.
     """
 
     def __init__(
@@ -90,11 +93,12 @@ class Run:
         self.rates = [Rates(each, names, independent_decay=self.independent_decay) for each in self.optimizers]
         self.journal = Journal(parameter_list(self.subject, bands))
         self.recording_id = str(uuid.uuid4())
-        self.resume_at = 0
+        self.attempt = Attempt()
         self.steps = 0
         self.fslr: dict[str, float] = {}
         self.matched_fslr: dict[str, float] = {}
-        self.matched_at = 1
+        self.aimed: dict[str, float] = {}
+        self.late: frozenset[str] = frozenset()
         self.multipliers: dict[str, float] = {}
         self._update: Update | None = None
         self._rate = self.lr  # the first group's at the step that is measured
@@ -120,14 +124,15 @@ class Run:
         self.about, self.settings, self.aim, self._dry_run = about, settings, aim, dry_run
         self.measuring = Clock(settings.start, settings.every)
         self.matching = Clock(settings.start, match_every)
-        self.matched_at = settings.start
+        self.aimed = {} if aim is None else aim.at(settings.start)
         outer = {"output_weight": settings.output_weight, "output_bias": settings.output_bias}
         fallback = make_estimator("kronecker", self.subject, **outer) if aim is None else None
         estimator = make_estimator(settings.name, self.subject, **outer)
         if aim is not None:
             aim.check_roles(estimator.name, self.subject.roles if estimator.measures_roles else None)
         self.meter = Meter(self.subject, estimator, self.ranks, seed=self.seed, fallback=fallback, loss=self._loss)
-        self.recording_id = self.ranks.share(self.recording_id)  # whichever rank's state a checkpoint holds: it names one run
+        # Whichever rank's state a checkpoint holds: it names one run.
+        self.recording_id, self.attempt = self.ranks.share((self.recording_id, self.attempt))
         if about.registry is not None and not dry_run:
             if self.ranks.lead:
                 self.about = about.looked_up()
@@ -180,7 +185,7 @@ class Run:
         return describe(self.optimizers, independent_decay=self.independent_decay)
 
     def _due(self, step: int) -> bool:
-        return self.measuring.due(step) or (self.aim is not None and self.matching.due(step))
+        return bool(self.late) or self.measuring.due(step) or (self.aim is not None and self.matching.due(step))
 
     @contextmanager
     def _around(self, index: int) -> Iterator[None]:
@@ -228,27 +233,39 @@ class Run:
         still = {name for name, flag in zip(update.parameters, flags, strict=True) if not flag}
         # What an optimiser leaves alone (no gradient) does not decay either.
         update.decays = {name: decay for name, decay in update.decays.items() if name not in still}
-        draws = self.settings.warmup if self.meter.measurements == 0 else self.settings.samples
+        first = self.meter.measurements == 0
+        draws = self.settings.warmup if first or self.late else self.settings.samples
         measured = self.meter.measure(update, self.probe, draws, moved=moved)
         if not measured:
             return
+        late, self.late = self.late, self._late(update, measured) if first else frozenset()
         # NaN: diverged, the last finite measurement stands. Zero: the tensor has no update yet.
         if any(not math.isfinite(value) for value in measured.values()):
             self.journal.diverged = True
         self.fslr = {name: value for name, value in measured.items() if value > 0.0 and math.isfinite(value)} or self.fslr
         if self.about.registry is not None and self.ranks.lead and not self.journal.reporting and not self._dry_run:
-            self.journal.report_to(self.about, self._spec(), Attempt(resume_at=self.resume_at))
-        if self.aim is not None and self.matching.due(self.steps):
-            self._match(self.aim, update)
+            self.journal.report_to(self.about, self._spec(), replace(self.attempt, started_at=now()))
+        if self.aim is not None and (late or self.matching.due(self.steps)):
+            self._match(self.aim, update, frozenset() if self.matching.due(self.steps) else late)
             self.matching.done(self.steps)
         self.measuring.done(self.steps)
         multipliers = None if self.aim is None else {name: self.multipliers.get(name, 1.0) for name in self.subject.parameters}
         self.journal.add(self.steps, measured, self._rate, multipliers, sharpness=self.meter.sharpness)
 
-    def _match(self, aim: Aim, update: Update) -> None:
-        """Sets the multipliers, and makes the step just taken one that ran at them (design, method 4)."""
+    def _late(self, update: Update, measured: Mapping[str, float]) -> frozenset[str]:
+        found = {
+            name
+            for name, parameter in self.subject.parameters.items()
+            if measured.get(name) == 0.0 and update.rates.get(name) and parameter.grad is not None
+        }
+        # FSLRs are the same on every rank, and so is whether one is 0; gradients are this rank's.
+        return frozenset(self.ranks.share(sorted(found))) if 0.0 in measured.values() else frozenset()
+
+    def _match(self, aim: Aim, update: Update, only: frozenset[str]) -> None:
+        """Sets the multipliers, of the tensors `only` where there are any, and makes the step just taken one that ran at them
+        (design, method 4)."""
         everything = [*self.subject.parameters, *self.subject.roles]
-        measured = {name: self.fslr.get(name, math.nan) for name in everything}
+        measured = {name: self.fslr.get(name, math.nan) if not only or _of(name, only) else math.nan for name in everything}
         outcome = aim.multipliers(self.steps, measured, self.multipliers)
         if self._dry_run:
             if self.ranks.lead:
@@ -257,7 +274,11 @@ class Run:
             raise SystemExit(0)
         if self.ranks.lead:
             _tell(outcome)
-        self.matched_at, self.matched_fslr = self.steps, self.fslr
+        aimed, fslr = aim.at(self.steps), self.fslr
+        if only:
+            aimed = self.aimed | {name: value for name, value in aimed.items() if _of(name, only)}
+            fslr = self.matched_fslr | {name: value for name, value in fslr.items() if _of(name, only)}
+        self.aimed, self.matched_fslr = aimed, fslr
         names = list(self.subject.parameters)
         exact = torch.tensor([outcome.values.get(n, 1.0) for n in names], dtype=torch.float64, device=self.subject.device)
         before, now = self.multipliers, dict(zip(names, self.ranks.spread(exact).tolist(), strict=True))
@@ -303,6 +324,11 @@ def _listeners(model: nn.Module, subject: Subject) -> list[nn.Module]:
     return [model] if first is model else [model, first]
 
 
+def _of(name: str, tensors: frozenset[str]) -> bool:
+    """Whether `name` is one of `tensors` or the role of one."""
+    return name in tensors or (is_role(name) and any(stands_for(name, each) for each in tensors))
+
+
 def _tell(outcome: Multipliers) -> None:
     """Warns of what was left alone as noise or bounded; tensors without an update yet (LoRA's A at first) are no news."""
     told = [
@@ -311,4 +337,4 @@ def _tell(outcome: Multipliers) -> None:
     ]
     for names, what in told:
         if names:
-            warnings.warn(f"{len(names)} tensors {what}: {', '.join(names)}", stacklevel=2)
+            warn(f"{len(names)} tensors {what}: {', '.join(names)}")

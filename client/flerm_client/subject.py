@@ -212,7 +212,28 @@ def make_subject(
         raise Unsupported(
             "the ranks hold different parameters: replicas hold the same ones, and pipeline parallel cannot be measured"
         )
+    if subject.sharding is None:
+        _refuse_different(parameters, ranks, subject.device)
     return replace(subject, output=on_device(subject.output, subject.device))
+
+
+def _refuse_different(parameters: Mapping[str, nn.Parameter], ranks: Ranks, device: torch.device) -> None:
+    """Raises `Unsupported` where what should be replicas have other values: each rank its own experts, say. One collective."""
+    if ranks.alone:
+        return
+    with torch.no_grad():
+        sums = [torch.stack([p.sum(dtype=torch.float64), p.abs().sum(dtype=torch.float64)]) for p in parameters.values()]
+    own = torch.stack([each.to(device) for each in sums])
+    count, *found = ranks.sum(torch.cat([own.new_ones(1), own.flatten(), own.square().flatten()])).tolist()
+    total, squared = (
+        torch.tensor(half, dtype=torch.float64).reshape(-1, 2) for half in (found[: own.numel()], found[own.numel() :])
+    )
+    off = ((count * squared - total.square()).abs() > 1e-10 * total[:, 1:].square()).any(1).tolist()
+    if any(off):
+        name = next(name for name, flag in zip(parameters, off, strict=True) if flag)
+        raise Unsupported(
+            f"{name} has other values on other ranks: replicas hold the same ones, and expert parallel cannot be measured"
+        )
 
 
 def default_output(model: nn.Module, batch: Any) -> Any:

@@ -12,6 +12,8 @@ from flerm_core.bands import BANDS
 from flerm_core.errors import NotFound, listed
 from flerm_core.figures.style import (
     BAND_COLOURS,
+    BAND_DASHES,
+    DASHES,
     GREY,
     PALETTE,
     Figure,
@@ -47,7 +49,7 @@ def fslr_figure(
     if not len(trajectory):
         return nothing("No measurement yet")
     thinned = trajectory.thinned(MAX_POINTS)
-    lines = [_line(thinned, name, PALETTE[at % len(PALETTE)]) for at, name in enumerate(dict.fromkeys(tensors[:MAX_TENSORS]))]
+    lines = [_line(thinned, name, at) for at, name in enumerate(dict.fromkeys(tensors[:MAX_TENSORS]))]
     data = [*band_traces(thinned, faint=bool(lines)), *lines]
     hover = {"hovermode": "closest"} if lines else {"hovermode": "x unified"}
     return {"data": data, "layout": layout(axis("step"), log_axis(title, data), **hover)}
@@ -74,9 +76,10 @@ def band_traces(trajectory: Trajectory, *, faint: bool = False) -> list[dict[str
             traces += [{**edge, "y": positive(low)}, {**edge, **fill, "y": positive(high)}]
         # A single row is no line.
         mode = {"mode": "lines+markers"} if len(steps) < 30 else {}
-        line = {"color": colour, "width": 1 if faint else 2, **({"dash": "dot"} if faint else {})}
+        line = {"color": colour, "width": 1 if faint else 2, "dash": BAND_DASHES[band]}
         hover = f"{text(band)}, median: %{{y:.4~g}}<extra></extra>"
-        traces.append({**common, **mode, "y": positive(median), "name": name, "line": line, "hovertemplate": hover})
+        back = {"opacity": 0.5} if faint else {}
+        traces.append({**common, **mode, **back, "y": positive(median), "name": name, "line": line, "hovertemplate": hover})
     return traces
 
 
@@ -89,7 +92,7 @@ def _quantiles(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return result
 
 
-def _line(trajectory: Trajectory, name: str, colour: str) -> dict[str, Any]:
+def _line(trajectory: Trajectory, name: str, place: int) -> dict[str, Any]:
     at = trajectory.names.index(name)
     return {
         "type": "scatter",
@@ -97,7 +100,7 @@ def _line(trajectory: Trajectory, name: str, colour: str) -> dict[str, Any]:
         "x": trajectory.steps.tolist(),
         "y": positive(trajectory.values[:, at].tolist()),
         "name": text(name),
-        "line": {"color": colour, "width": 2},
+        "line": {"color": PALETTE[place % len(PALETTE)], "width": 2, "dash": DASHES[place // len(PALETTE)]},
         "connectgaps": True,
         "hovertemplate": f"<b>{text(name)}</b><br>{text(trajectory.bands[at])}<br>step %{{x}}: %{{y:.4~g}}<extra></extra>",
     }

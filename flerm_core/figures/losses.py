@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from flerm_core.best import Best, LossPoint, Run, loss_curve
-from flerm_core.figures.style import GREY, PALETTE, Figure, axis, layout, log_axis, nothing, number, numbers, text
+from flerm_core.figures.style import DASHES, GREY, PALETTE, Figure, axis, layout, log_axis, nothing, number, numbers, text
 from flerm_core.recording import Recording
 
 MOST_SCALES = 12  # a setting with more values than this tells runs apart, not scales
 LOG_RATIO = 20.0  # losses further apart than this are shown on a logarithmic axis
 _COLOURS = {"plain": "#d1495b", "matched": "#4c84d6"}
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon")
 
 
@@ -42,8 +41,8 @@ def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
     for each in found:
         spec = each.spec
         settings = tuple((key, spec.config[key]) for key in keys if key in spec.config)
-        run = Run(lr=spec.lr, seed=spec.seed, loss=each.final_loss, status=each.status)
-        runs[spec.role != "base", tuple((key, _order(value)) for key, value in settings), spec.variant, settings].append(run)
+        curve = spec.role != "base", tuple((key, _order(value)) for key, value in settings), spec.variant, settings
+        runs[curve].append(Run.of(each))
     curves = []
     for (scaled, _, variant, settings), its in sorted(runs.items(), key=lambda each: each[0][:3]):
         points = loss_curve(its)
@@ -98,19 +97,26 @@ def loss_figure(curves: Sequence[Curve], best: Best | None = None) -> Figure:
     rates = sorted({point.lr for curve in curves for point in curve.points})
     margin = 1.4
     ends = [math.log10(rates[0] / margin), math.log10(rates[-1] * margin)]
-    x = axis("learning rate", log=True, range=ends, dtick="D2", exponentformat="none")
+    x = axis("learning rate", log=True, range=ends, dtick="D2")
     if len(rates) <= 12:
         x |= {"tickmode": "array", "tickvals": [number(rate) for rate in rates], "ticktext": [f"{rate:.3g}" for rate in rates]}
     more: dict[str, Any] = {"hovermode": "closest"}
     if best is not None:
-        line = {"color": GREY, "width": 1.5, "dash": "dot"}
-        mark = {"type": "line", "x0": best.lr, "x1": best.lr, "y0": 0, "y1": 1, "yref": "paper", "line": line}
-        note = {"text": f"best base rate: {best.lr:.3g}", "x": math.log10(best.lr), "xref": "x", "y": 1, "yref": "paper"}
-        more |= {
-            "shapes": [mark],
-            "annotations": [{**note, "showarrow": False, "xanchor": "left", "yanchor": "top", "xshift": 6}],
-        }
+        more |= _mark(best.rate, ends)
     return {"data": data, "layout": layout(x, log_axis("final loss", data) if log else axis("final loss"), **more)}
+
+
+def _mark(rate: float, ends: Sequence[float]) -> dict[str, Any]:
+    """A line at the rate to use, and above the curves, where it covers none of them, what it is."""
+    place = math.log10(rate)
+    line = {"color": GREY, "width": 1.5, "dash": "dot"}
+    shape = {"type": "line", "x0": rate, "x1": rate, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+    across = (place - ends[0]) / (ends[1] - ends[0])
+    anchor = "left" if across < 0.25 else "right" if across > 0.75 else "center"
+    words = {"text": f"best base rate: {rate:.3g}", "showarrow": False, "xanchor": anchor, "yanchor": "bottom"}
+    note = {**words, "x": place, "xref": "x", "y": 1, "yref": "paper"}
+    legend = {"orientation": "h", "x": 0, "y": 1.1, "yanchor": "bottom"}
+    return {"shapes": [shape], "annotations": [note], "legend": legend, "margin": {"l": 64, "r": 16, "t": 32, "b": 52}}
 
 
 def _trace(curve: Curve, scale: int) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def _trace(curve: Curve, scale: int) -> dict[str, Any]:
         "x": [point.lr for point in drawn],
         "y": numbers(point.loss for point in drawn),
         "error_y": {"type": "data", "array": numbers(spread), "thickness": 1, "width": 3, "visible": any(spread)},
-        "line": {"color": colour, "width": 2, "dash": _DASHES[scale % len(_DASHES)]},
+        "line": {"color": colour, "width": 2, "dash": DASHES[scale % len(DASHES)]},
         "marker": {"size": 7, "symbol": _SYMBOLS[scale % len(_SYMBOLS)]},
         "customdata": seeds,
         "hovertemplate": f"<b>{text(curve.label)}</b><br>lr %{{x:.4~g}}: loss %{{y:.5~g}}, %{{customdata}}<extra></extra>",

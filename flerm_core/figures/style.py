@@ -12,25 +12,37 @@ from flerm_core.bands import BANDS
 Figure = dict[str, Any]
 """A plotly figure: its traces under `data`, its axes and legend under `layout`; nothing but JSON."""
 
-# Middle tones: at least 3:1 against white and against near-black, so that one figure serves light and dark pages.
+# Middle tones: at least 3:1 against white and against near-black, so that one figure serves light and dark pages. So little
+# room in lightness cannot keep eleven hues apart for every eye: bands of one kind share a dash, and within a kind colours stay
+# apart under protanopia, deuteranopia and tritanopia too (tests/core/test_palette.py).
 PALETTE = (
-    "#4c84d6",
-    "#c9741c",
-    "#3a9a5c",
-    "#d1495b",
-    "#8a63c9",
-    "#2a94a8",
-    "#a8703f",
-    "#c45f9a",
-    "#848f2a",
-    "#6f7f95",
+    "#537def",
+    "#c27d5a",
+    "#318e09",
+    "#ad4f53",
+    "#7e5bbc",
+    "#159fac",
+    "#a68a34",
+    "#cd467b",
+    "#707e41",
+    "#1b7ba8",
     "#7f8793",
 )
 GREY = "#7f8793"
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 BAND_COLOURS = dict(zip(BANDS, PALETTE, strict=True))
+_KINDS = (
+    {"query/key", "value/output", "feed-forward"},
+    {"input", "embedding", "readout"},
+    {"norm", "bias"},
+    {"LoRA A", "LoRA B"},
+    {"other"},
+)
+BAND_DASHES = {band: dash for dash, kind in zip(DASHES, _KINDS, strict=True) for band in kind}
 GRID = "rgba(128,128,128,0.22)"
 TEXT = "#737b86"
 DIGITS = 5
+SIZE = 13  # of text, in pixels
 
 
 def number(value: float) -> float | None:
@@ -61,16 +73,19 @@ def see_through(colour: str, opacity: float) -> str:
 
 def axis(title: str, *, log: bool = False, **more: Any) -> dict[str, Any]:
     """One axis."""
-    scale = {"type": "log", "exponentformat": "power"} if log else {"type": "linear"}
-    plain = {"title": {"text": title, "standoff": 12}, "gridcolor": GRID, "zeroline": False, "automargin": True}
+    # Without a format plotly writes 20 as a small 2.
+    scale = {"type": "log", "tickformat": "~g"} if log else {"type": "linear"}
+    name = {"text": title, "standoff": 12, "font": {"size": SIZE}}
+    plain = {"title": name, "gridcolor": GRID, "zeroline": False, "automargin": True}
     return {**plain, **scale, **more}
 
 
 def log_axis(title: str, traces: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """A logarithmic axis for the `y` of traces: labels at 1, 2 and 5 over few decades, at powers of ten over many."""
     values = [value for trace in traces for value in trace["y"] if value is not None]
-    few = not values or math.log10(max(values) / min(values)) < 3
-    return axis(title, log=True, dtick="D2", exponentformat="none") if few else axis(title, log=True, dtick=1)
+    # As many labels as make plotly choose so, here and where one zooms in; with a few more it labels a crowd of nines.
+    few = not values or math.log10(max(values) / min(values)) < 1.2
+    return axis(title, log=True, nticks=3 if few else 4)
 
 
 def layout(x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -82,7 +97,7 @@ def layout(x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:
         "margin": {"l": 64, "r": 16, "t": 16, "b": 52},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
+        "font": {"family": "system-ui, sans-serif", "size": SIZE, "color": TEXT},
         "hoverlabel": {"namelength": -1},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         **more,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flerm_core.errors import MeasurementError
 from flerm_core.measure.estimator import Estimator, Subject
 from flerm_core.measure.fsdp import recover
+from flerm_core.measure.gathering import Gathering
 from flerm_core.measure.gradients import is_reentrant, stream_gradients
 from flerm_core.measure.layout import ExamplesCouple, Layout, half_of
 from flerm_core.measure.local import Use, closed_form, forward_mode, has_closed_form
@@ -54,6 +55,7 @@ class Example(Estimator):
         self._layouts: dict[Place, Layout] = {}
         self._shared: dict[nn.Module, None] = {}
         self._deepest: set[Place] = set()
+        self._asked: list[str] = []  # the tensors whose ΔW the last pass asked for, in turn
         self._counts_examples: tuple[int, int] | None = None  # which tensor of a batch, and which of its dimensions
         self._watched_for: tuple[bool, ...] = ()  # as `settled`, for this rank
         self._sharding = subject.sharding or Sharding()
@@ -119,12 +121,13 @@ class Example(Estimator):
         """c [tensors, N] float64."""
         examples = len(outputs)
         changes = torch.zeros(len(self._positions), examples, dtype=torch.float64, device=outputs.device)
+        changes_of = Gathering(self._sharding, update, self._asked)
 
         def add(place: Place, use: Use, gradient: Tensor) -> None:
             held = self._ownership.owners[use.module]
             layout = self._layout(place, examples)
             for tensor in dict.fromkeys(held.values()):
-                change = self._sharding.for_forward(tensor, update.change(tensor))
+                change = changes_of.change(tensor)
                 path = next(path for path, name in held.items() if name == tensor)
                 if self._sharding.split:
                     first = self._sharding.first_of_split
@@ -137,6 +140,7 @@ class Example(Estimator):
                     changes[self._positions[tensor]] += layout.by_example(products, examples)
 
         watch.backward(outputs, direction, add)
+        self._asked = changes_of.asked
         return changes
 
     def _layout(self, place: Place, examples: int) -> Layout:

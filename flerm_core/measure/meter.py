@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flerm_core.errors import InvalidInput, MeasurementError
 from flerm_core.measure.estimator import Estimator, Subject
@@ -20,10 +19,11 @@ from flerm_core.measure.layout import ExamplesCouple
 from flerm_core.measure.projection import generator_for, seed_from
 from flerm_core.measure.ranks import Ranks
 from flerm_core.measure.sharpness import Loss, differentiable_twice, top_eigenvalue
-from flerm_core.measure.untouched import AutocastContext, PrivateRandomness, RandomState, untouched
+from flerm_core.measure.untouched import AutocastContext, PrivateRandomness, RandomState, switched_on, untouched
 from flerm_core.measure.update import Update
 from flerm_core.measure.zstatistics import Full, Independent, Kronecker
 from flerm_core.recording import ESTIMATORS
+from flerm_core.warn import warn
 
 
 def make_estimator(name: str, subject: Subject, *, output_weight: str = "", output_bias: str = "") -> Estimator:
@@ -85,6 +85,7 @@ class Meter:
             own_reduction(self.subject.model),
             self.randomness.active(),
             update.at_old_weights(),
+            switched_on(self._moved_while_on(update)),
         ):
             try:
                 if self.ranks.locked:
@@ -103,6 +104,12 @@ class Meter:
                 self.measuring = False
         self.measurements += 1
         return self._join(readings, problem, curvature)
+
+    def _moved_while_on(self, update: Update) -> list[nn.Parameter]:
+        # FSDP2 hands its modules tensors that go by what was set when they were first gathered: left as they are.
+        off = {name for name, p in self.subject.parameters.items() if not p.requires_grad and self.subject.sharding is None}
+        moved = update.moved() if off else {}
+        return [self.subject.parameters[name] for name in sorted(off) if bool(moved[name])]
 
     def take(self, name: str) -> None:
         """Goes on with the estimator of the run that is resumed here, which may have had to take the fallback.
@@ -214,7 +221,7 @@ class Meter:
                 raise MeasurementError(
                     f"the targets were measured by the example estimator, which does not apply here: {reason}"
                 )
-            warnings.warn(f"measuring by {self._fallback.name} instead of example: {reason}", stacklevel=2)
+            warn(f"measuring by {self._fallback.name} instead of example: {reason}")
             self.estimator = self._fallback
             masks.restore()
             return self._draw(batch, update, 0)

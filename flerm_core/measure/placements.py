@@ -165,15 +165,16 @@ class Sharding:
         part = self.parts.get(name)
         if part is None:
             return values
-        axes = part.mesh.mesh_dim_names or ("",) * len(part.placements)
-        gathered = as_placed(
-            part.tensor(values),
-            tuple(
-                Replicate() if axis in self.data_axes or (name in self.reduced and not axis) else placement
-                for axis, placement in zip(axes, part.placements, strict=True)
-            ),
-        )
+        gathered = as_placed(part.tensor(values), self.in_forward(name, part))
         return gathered if any(cuts(p) is not None for p in gathered.placements) else gathered.to_local()
+
+    def in_forward(self, name: str, part: Part) -> tuple[Placement, ...]:
+        """The placements of what the module of `name` computes with."""
+        axes = part.mesh.mesh_dim_names or ("",) * len(part.placements)
+        return tuple(
+            Replicate() if axis in self.data_axes or (name in self.reduced and not axis) else placement
+            for axis, placement in zip(axes, part.placements, strict=True)
+        )
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -105,6 +105,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def switched_on(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside, gradients are recorded for `parameters`, also for those that training has switched off by now: of two optimisers
+    that take turns, each with the other's parameters off, the step is measured after the second's."""
+    off = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in off:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in off:
+            parameter.requires_grad_(False)
+
+
+@contextmanager
 def gradients_set_aside(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Inside, `.grad` is None everywhere; afterwards each is the very tensor that it was."""
     held: list[Tensor | None] = [parameter.grad for parameter in parameters]

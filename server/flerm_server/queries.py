@@ -5,10 +5,10 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from flerm_core import limits
-from flerm_core.best import Best, BestQuery, LossPoint, Run, best_of, loss_curve
+from flerm_core.best import Best, BestQuery, LossPoint, Run, best_of_runs, loss_curve
 from flerm_core.errors import NotFound, listed
 from flerm_core.recording import Recording, RecordingFilter
-from flerm_core.targets import TargetQuery, Targets, build_targets, choose_sources
+from flerm_core.targets import TargetQuery, Targets, build_targets
 from flerm_core.trajectory import Trajectory, TrajectoryQuery
 from flerm_server.store.base import Selection, Store
 
@@ -31,18 +31,16 @@ def select(store: Store, query: TrajectoryQuery) -> tuple[Selection, list[int] |
 def targets(store: Store, query: TargetQuery) -> Targets:
     """The targets that `query` asks for. Raises as the core does, and `NotFound` for an unknown family."""
     limits.validate_query(query)
-    family = store.family(query.family)
-    wanted = RecordingFilter(family=query.family, role="base", variant="plain")
-    sources = choose_sources(store.all_recordings(wanted), query)
+    sources, blocks = store.sources(query)
 
     def load(recording: Recording) -> Trajectory:
         return store.trajectory(recording.spec.id)
 
-    return build_targets(query, sources, load, blocks=family.blocks)
+    return build_targets(query, sources, load, blocks=blocks)
 
 
 def best(store: Store, query: BestQuery) -> Best:
-    """The best rate of a family. Raises as `best_of` does, and `NotFound` for an unknown family."""
+    """The best rate of a family. Raises as `best_of_runs` does, and `NotFound` for an unknown family."""
     limits.validate_best_query(query)
     store.family(query.family)
     wanted = RecordingFilter(
@@ -52,15 +50,13 @@ def best(store: Store, query: BestQuery) -> Best:
         optimizer=query.optimizer,
         tags=query.tags,
     )
-    return best_of(store.all_recordings(wanted), query)
+    return best_of_runs({kind: runs for (_, _, kind), runs in store.runs(wanted).items()}, query)
 
 
 def losses(store: Store, family: str) -> dict[tuple[str, str], tuple[LossPoint, ...]]:
     """Loss against learning rate of a family by (role, variant), over its completed and diverged recordings."""
     store.family(family)
-    runs: dict[tuple[str, str], list[Run]] = {}
-    for each in store.all_recordings(RecordingFilter(family=family)):
-        spec = each.spec
-        run = Run(lr=spec.lr, seed=spec.seed, loss=each.final_loss, status=each.status)
-        runs.setdefault((spec.role, spec.variant), []).append(run)
-    return {key: points for key, found in sorted(runs.items()) if (points := loss_curve(found))}
+    found: dict[tuple[str, str], list[Run]] = {}
+    for (role, variant, _), runs in store.runs(RecordingFilter(family=family)).items():
+        found.setdefault((role, variant), []).extend(runs)
+    return {key: points for key, runs in sorted(found.items()) if (points := loss_curve(runs))}

@@ -6,9 +6,11 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from flerm_core.checks import check
 from flerm_core.errors import InvalidInput, Refused
 
 LOOPBACK_NAMES = ("localhost",)
+MAX_SECONDS = 31_536_000  # a year
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,12 @@ class Settings:
     def local_only(self) -> bool:
         """Whether every request for another host than this one must be forged."""
         return self.http.loopback and not self.tls_terminated_upstream
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidInput` for a duration that is none."""
+        for field in ("drain_seconds", "lease_seconds", "keepalive_seconds", "connection_seconds"):
+            seconds = getattr(self, field)
+            check(0 <= seconds <= MAX_SECONDS, field, seconds, f"a number of seconds from 0 to {MAX_SECONDS}")
 
     def check(self, *, has_tokens: bool) -> None:
         """Raises `Refused` for a registry that others could reach without a token, or without TLS, unless `insecure`."""

@@ -18,6 +18,7 @@ from flerm_server.store.sql import open_store
 from tests.conftest import RegistryProcess, launch_registry
 
 MEMORY = Path("/dev/shm")  # thousands of commits need not wait for a disk
+LONG = "research-platform/" + "a-name-chosen-without-a-thought-of-tables-" * 2
 EVIL = '<img src=x onerror="document.title=1">'
 
 
@@ -55,6 +56,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
         found.ids = gallery.sweep(found.store)
         evil = gallery.ParameterList((EVIL,), ((2, 2),), ("other",))
         found.store.register_family("evil", description=EVIL)
+        found.store.register_family(LONG, description="Words " * 40)
         found.ids["evil"] = gallery.record(
             found.store, "evil", lr=1e-3, loss=1.0, listed=evil, tags={"note": EVIL}, config={"kind": EVIL}
         )
@@ -81,31 +83,35 @@ def browser() -> Iterator[Browser]:
 Open = Callable[..., Page]
 
 
-Contexts = dict[tuple[bool, bool, bool], BrowserContext]
+Contexts = dict[tuple[bool, bool, bool, bool], BrowserContext]
 
 
 @pytest.fixture(scope="session")
 def contexts(browser: Browser) -> Contexts:
-    """Profiles by (dark, phone, bypass_csp), kept between tests: plotly.js is fetched and compiled once, as by a visitor."""
+    """Profiles by (dark, phone, bypass_csp, scripts), kept between tests: plotly.js is fetched once, as by a visitor."""
     return {}
 
 
 @pytest.fixture
 def open_page(browser: Browser, contexts: Contexts) -> Iterator[Open]:
-    """`open_page(url, dark=False, phone=False, bypass_csp=False, ok=200)`: a page with its plots drawn.
+    """`open_page(url, dark=False, phone=False, bypass_csp=False, scripts=True, ok=200)`: a page with its plots drawn.
 
-    The test fails on errors in its console, and on requests that leave the registry.
+    Without scripts nothing is drawn, and all that is text, a link or a form must work all the same. The test fails on errors
+    in its console, and on requests that leave the registry.
     """
     pages: list[Page] = []
     errors: list[str] = []
 
-    def open_(url: str, *, dark: bool = False, phone: bool = False, bypass_csp: bool = False, ok: int = 200) -> Page:
-        key = (dark, phone, bypass_csp)
+    def open_(
+        url: str, *, dark: bool = False, phone: bool = False, bypass_csp: bool = False, scripts: bool = True, ok: int = 200
+    ) -> Page:
+        key = (dark, phone, bypass_csp, scripts)
         if key not in contexts:
             contexts[key] = browser.new_context(
                 color_scheme="dark" if dark else "light",
                 viewport={"width": 390, "height": 844} if phone else {"width": 1280, "height": 900},
                 bypass_csp=bypass_csp,
+                java_script_enabled=scripts,
             )
         page = contexts[key].new_page()
         pages.append(page)
@@ -121,7 +127,8 @@ def open_page(browser: Browser, contexts: Contexts) -> Iterator[Open]:
         answer = page.goto(url)
         assert answer is not None
         assert answer.status == ok
-        chromium.wait_until_drawn(page)
+        if scripts:
+            chromium.wait_until_drawn(page)
         return page
 
     yield open_

@@ -88,7 +88,7 @@ def test_equal_losses_have_their_optimum_at_the_best() -> None:
 def test_runs_without_an_end_do_not_count() -> None:
     runs = [*bowl(-8, -9, -8, -7), Run(lr=9.0, seed=0, loss=0.1, status="running"), Run(lr=8.0, seed=0, loss=None)]
     assert len(best_rate("demo", runs).points) == 3
-    with pytest.raises(NotFound, match="'demo' has no completed run with a final loss; 2 runs are there in all"):
+    with pytest.raises(NotFound, match="'demo' has no completed run with a final loss; 2 runs in all"):
         best_rate("demo", runs[3:])
 
 

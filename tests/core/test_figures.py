@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from flerm_core.best import LossPoint, best_of
+from flerm_core.best import BestQuery, LossPoint, best_of
 from flerm_core.errors import NotFound
 from flerm_core.figures import curves_of, fslr_figure, loss_figure, ratio_figure, ratios, run_figure, transfer_figure
 from flerm_core.recording import ParameterList, Recording, RecordingSpec
@@ -115,16 +115,24 @@ def test_curves_are_told_apart_by_role_variant_and_the_settings_that_differ():
 def test_losses_have_their_spread_and_the_best_base_rate_is_marked():
     runs = [run(lr, loss + seed, seed) for lr, loss in ((1e-3, 3.0), (2e-3, 1.0), (4e-3, 2.0)) for seed in (0, 1)]
     runs.append(run(8e-3, None, status="diverged"))
-    from flerm_core.best import BestQuery
-
     figure = loss_figure(curves_of(runs), best_of(runs, BestQuery(family="f")))
     curve = by_name(figure, "base, plain")
     assert (curve["x"], curve["y"]) == ([1e-3, 2e-3, 4e-3], [3.5, 1.5, 2.5])
     assert curve["error_y"]["array"] == [0.70711] * 3
     assert by_name(figure, "diverged")["customdata"] == ["base, plain: 1 of 1 diverged"]
-    assert figure["layout"]["shapes"][0]["x0"] == 2e-3
-    assert figure["layout"]["annotations"][0]["text"] == "best base rate: 0.002"
+    optimum = best_of(runs, BestQuery(family="f")).optimum
+    assert figure["layout"]["shapes"][0]["x0"] == optimum == pytest.approx(2e-3 * 2 ** (1 / 6))
+    assert figure["layout"]["annotations"][0]["text"] == "best base rate: 0.00224"
     assert figure["layout"]["xaxis"]["ticktext"] == ["0.001", "0.002", "0.004", "0.008"]
+
+
+def test_the_mark_of_the_best_rate_stays_inside_the_figure():
+    anchors = []
+    for low in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
+        runs = [run(lr, 1.0 + loss) for lr, loss in zip((1e-3, 2e-3, 4e-3), low, strict=True)]
+        figure = loss_figure(curves_of(runs), best_of(runs, BestQuery(family="f")))
+        anchors.append(figure["layout"]["annotations"][0]["xanchor"])
+    assert anchors == ["left", "center", "right"]
 
 
 def test_losses_far_apart_stand_on_a_logarithmic_axis():

@@ -264,8 +264,8 @@ def scenarios(ranks: int) -> dict[str, Scenario]:
 # What must come out
 
 
-def together(name: str, estimator: str, ranks: int) -> dict[str, float]:
-    """What the ranks of a scenario must measure in one draw."""
+def together(name: str, estimator: str, ranks: int, measurements: int = 1) -> dict[str, float]:
+    """What the ranks of a scenario must measure in one draw, when they do so for the first time or (not by Z) later."""
     model, batch = model_and_batches(name, ranks)
     if name == "frozen":
         _freeze(model)
@@ -274,10 +274,10 @@ def together(name: str, estimator: str, ranks: int) -> dict[str, float]:
     if estimator in ("kronecker", "iid", "full"):
         whole = {other for other, _ in model.named_parameters() if not other.startswith("blocks.0")}
         return _of_z(model, estimator, batches, whole if name == "some" else set())
-    return _of_ranks(model, estimator, batches)
+    return _of_ranks(model, estimator, batches, measurements)
 
 
-def _of_ranks(model: nn.Module, estimator: str, batches: list[Tensor]) -> dict[str, float]:
+def _of_ranks(model: nn.Module, estimator: str, batches: list[Tensor], measurements: int) -> dict[str, float]:
     """Estimators whose squares add up over examples: one process measures for each rank in turn."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     update = take_step(parameters, steps_of(model))
@@ -287,7 +287,9 @@ def _of_ranks(model: nn.Module, estimator: str, batches: list[Tensor]) -> dict[s
     squares: dict[str, float] = {}
     for rank, batch in enumerate(batches):
         meter = Meter(subject, make_estimator(estimator, subject), Pretended(rank), seed=SEED)
-        for tensor, value in meter.measure(update, iter([batch]), 1).items():
+        for _ in range(measurements):
+            found = meter.measure(update, iter([batch]), 1)
+        for tensor, value in found.items():
             squares[tensor] = squares.get(tensor, 0.0) + value**2 * len(batch)
     return {tensor: math.sqrt(square / sum(map(len, batches))) for tensor, square in squares.items()}
 

@@ -17,7 +17,7 @@ from flerm_core.measure.meter import Meter, make_estimator
 from ..measure import models
 from ..measure.reference import at_old, exact_fslr, random_update
 from ..measure.runs import fresh, loss_of, same, trained
-from .launch import torchrun
+from .launch import on_ranks
 from .sharded import Pretended
 
 DRAWS = 150
@@ -26,7 +26,7 @@ ESTIMATORS = ["example", "kronecker", "full", "exact"]
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    result = torchrun(request.param, "ddp_measure.py", str(DRAWS), folder=tmp_path_factory.mktemp("measure"))
+    result = on_ranks(request.param, "ddp_measure.py", str(DRAWS), folder=tmp_path_factory.mktemp("measure"))
     assert result.code == 0, result.output
     assert all(rank[key] == result.ranks[0][key] for rank in result.ranks for key in rank)
     return result.ranks
@@ -118,7 +118,7 @@ def test_the_variance_falls_with_the_number_of_ranks(ranks: list[Any]) -> None:
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_multipliers_and_weights_are_the_same_bits_on_every_rank(count: int, tmp_path: Path) -> None:
-    result = torchrun(count, "ddp_match.py", folder=tmp_path)
+    result = on_ranks(count, "ddp_match.py", folder=tmp_path)
     assert result.code == 0, result.output
     assert len(result.ranks) == count
     assert all(any(m != 1.0 for m in run["multipliers"].values()) for run in result.ranks[0].values())
@@ -126,7 +126,7 @@ def test_multipliers_and_weights_are_the_same_bits_on_every_rank(count: int, tmp
 
 
 def test_a_recording_leaves_no_trace_on_any_rank_whatever_ddps_options(tmp_path: Path) -> None:
-    result = torchrun(2, "ddp_no_trace.py", folder=tmp_path)
+    result = on_ranks(2, "ddp_no_trace.py", folder=tmp_path)
     assert result.code == 0, result.output
     assert [rank for rank in result.ranks if not all(rank["same"].values())] == []
     assert len(result.ranks) == 2

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from .launch import torchrun
+from .launch import on_ranks
 
 SHAPES = "rank 1: RuntimeError: mat1 and mat2 shapes cannot be multiplied"
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
 def test_a_rank_that_fails_makes_all_raise_the_same_sentence(wrapper: str, tmp_path: Path) -> None:
-    result = torchrun(2, "failing_rank.py", wrapper, folder=tmp_path)
+    result = on_ranks(2, "failing_rank.py", wrapper, folder=tmp_path)
     assert len(result.ranks) == 2, result.output
     assert result.ranks[0] == result.ranks[1]
     told = [sentence for _, sentence in result.ranks[0]]
@@ -25,7 +25,7 @@ def test_a_rank_that_fails_makes_all_raise_the_same_sentence(wrapper: str, tmp_p
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    result = torchrun(2, "refused.py", folder=tmp_path_factory.mktemp("refused"))
+    result = on_ranks(2, "refused.py", folder=tmp_path_factory.mktemp("refused"))
     assert result.code == 0, result.output
     return result.ranks
 
@@ -36,6 +36,14 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         ("plain", "Unsupported: 2 ranks run, but the model is in no DistributedDataParallel"),
         ("fsdp1", "Unsupported: FSDP1 (FullyShardedDataParallel) flattens parameters and cannot be measured; move to FSDP2"),
         ("experts", "Unsupported: the model's parameters lie on different meshes of ranks: expert parallel cannot be measured"),
+        (
+            "expert mesh",
+            "Unsupported: the model's parameters lie on different meshes of ranks: expert parallel cannot be measured",
+        ),
+        (
+            "own experts",
+            "Unsupported: blocks.1.up.weight has other values on other ranks: replicas hold the same ones, and expert",
+        ),
         (
             "ignored",
             "Unsupported: DistributedDataParallel ignores blocks.0.up.weight, which may differ between ranks: such experts",

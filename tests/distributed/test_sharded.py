@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from . import sharded
-from .launch import torchrun
+from .launch import on_ranks
 
 Z = "kronecker,iid,full"
 TWO = {
@@ -45,7 +45,7 @@ def pairs(wanted: dict[str, str]) -> list[tuple[str, str]]:
 
 def measured(wanted: dict[str, str], ranks: int, folder: Path) -> list[Any]:
     arguments = [f"{estimators}:{name}" for name, estimators in wanted.items()]
-    result = torchrun(ranks, "sharded_measure.py", *arguments, folder=folder)
+    result = on_ranks(ranks, "sharded_measure.py", *arguments, folder=folder)
     assert result.code == 0, result.output
     return result.ranks
 
@@ -82,6 +82,23 @@ def test_two_ranks_measure_as_one(two: list[Any], name: str, estimator: str) -> 
 @pytest.mark.parametrize(("name", "estimator"), pairs(FOUR))
 def test_a_grid_of_four_ranks_measures_as_one(four: list[Any], name: str, estimator: str) -> None:
     compare(four, name, estimator)
+
+
+def compare_later(ranks: list[Any], name: str) -> None:
+    expected = sharded.together(name, "example", len(ranks), measurements=2)
+    assert all(rank["again", name, "example"] == pytest.approx(expected, rel=1e-10) for rank in ranks)
+
+
+@pytest.mark.parametrize("name", [name for name, estimators in TWO.items() if "example" in estimators])
+def test_later_measurements_gather_changes_together(two: list[Any], name: str) -> None:
+    compare_later(two, name)
+    assert two[0]["gathers", name, "example"] == (0 if name in ("tp", "sequence", "vocabulary") else 1)
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_later_measurements_of_a_grid_gather_changes_together(four: list[Any], name: str) -> None:
+    compare_later(four, name)
+    assert four[0]["gathers", name, "example"] == 1
 
 
 # First of all one verdict of two float32: does every rank have its batches, did the step change anything?

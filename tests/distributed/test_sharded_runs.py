@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from flerm_client import FLeRM
 
 from . import sharded
-from .launch import torchrun
+from .launch import on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[Any]:
-    result = torchrun(2, "sharded_train.py", folder=folder)
+    result = on_ranks(2, "sharded_train.py", folder=folder)
     assert result.code == 0, result.output
     return result.ranks
 
@@ -76,7 +76,7 @@ def test_the_checkpoint_loads_into_one_process(ranks: list[Any], folder: Path) -
 @pytest.mark.parametrize("ranks_now", [2, 4])
 def test_the_checkpoint_loads_into_other_shardings_and_worlds(ranks: list[Any], folder: Path, ranks_now: int) -> None:
     saved = ranks[0]["resumed"]
-    result = torchrun(ranks_now, "sharded_load.py", folder=folder)
+    result = on_ranks(ranks_now, "sharded_load.py", folder=folder)
     assert result.code == 0, result.output
     for how in ("fsdp", "hsdp", "tp", "ddp"):
         first = result.ranks[0][how]

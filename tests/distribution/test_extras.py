@@ -119,6 +119,10 @@ EXTRAS = {
     "train": (LOOP + HELP, ("grpc", "typer", "torch")),
     "workloads": (LOOP + WORKLOAD, ("grpc", "typer", "torch", "sklearn")),
     "lora": (LOOP + ADAPTERS, ("grpc", "typer", "torch", "sklearn", "transformers", "peft", "accelerate")),
+    "data": (
+        LOOP + "import datasets, tokenizers, PIL, flerm_client.workloads.hub\n",
+        ("grpc", "typer", "torch", "sklearn", "transformers", "peft", "accelerate"),
+    ),
     "transformers": (TRAINER, ("grpc", "typer", "torch", "transformers", "accelerate")),
     "lightning": (LIGHTNING, ("grpc", "typer", "torch", "lightning")),
     "accelerate": (ACCELERATE, ("grpc", "typer", "torch", "accelerate")),
@@ -147,7 +151,7 @@ def test_an_extra_brings_what_it_promises_and_nothing_else(extra: str, wheel: Pa
     venv.create(tmp_path / "env", with_pip=True)
     python = str(tmp_path / "env" / "bin" / "python")
     wanted = f"flerm[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
-    install = [python, "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), wanted]
+    install = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--constraint", str(ROOT / "constraints.txt"), wanted]
     subprocess.run(install, check=True, capture_output=True, text=True, cwd=tmp_path)
 
     absent = [name for name in TELLTALES if name not in brought]

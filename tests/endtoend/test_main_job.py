@@ -14,7 +14,7 @@ from flerm_client import FLeRM, RegistryClient
 from flerm_client.workloads.training import Job, train
 
 from ..conftest import RegistryProcess
-from ..distributed.launch import torchrun
+from ..distributed.launch import on_ranks, torchrun
 
 HERE = Path(__file__).parent
 
@@ -77,9 +77,12 @@ def test_two_ranks_match_what_the_registry_holds(
             assert multiplier == pytest.approx(targets[name] / row[name], rel=2 ** (1 / 32) - 1)
 
 
-def test_what_the_registry_does_not_know_is_named_on_every_rank(registry: RegistryProcess, tmp_path: Path) -> None:
+def test_what_the_registry_does_not_know_is_named_on_every_rank(
+    registry: RegistryProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record(registry, "known", 1e-3, 0, tmp_path)
-    done = torchrun(2, HERE / "jobs" / "unknown.py", folder=tmp_path, FLERM_REGISTRY=registry.address)
+    monkeypatch.setenv("FLERM_REGISTRY", registry.address)
+    done = on_ranks(2, HERE / "jobs" / "unknown.py", folder=tmp_path)
     assert done.code == 0, done.output
     assert done.ranks[0] == done.ranks[1]
     (_, family), (_, rate), (_, parameter) = done.ranks[0]

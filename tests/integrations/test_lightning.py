@@ -165,6 +165,45 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert again.flerm.multipliers == whole.flerm.multipliers
 
 
+class Adversaries(LightningModule):
+    """Two optimisers by turns, each with the other's parameters switched off: what Lightning's guide to GANs does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        torch.manual_seed(0)
+        self.generator, self.critic = nn.Linear(6, 6), nn.Linear(6, 1)
+        self.seen: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.critic(self.generator(x))
+
+    def training_step(self, batch: Any, at: int) -> None:
+        for optimizer, sign in zip(self.optimizers(), (1, -1), strict=True):
+            self.toggle_optimizer(optimizer)
+            loss = sign * self(batch[0]).mean()
+            self.manual_backward(loss)
+            self.clip_gradients(optimizer, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            self.untoggle_optimizer(optimizer)
+            self.seen.append(float(loss.detach()))
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(part.parameters(), 1e-2) for part in (self.critic, self.generator)]
+
+
+def test_optimisers_by_turns_are_one_step_of_which_every_tensor_is_measured(tmp_path: Path) -> None:
+    plain = fit(tmp_path, module=Adversaries(), steps=8)
+    callback = FLeRMCallback("record", family="gan", every=2, warmup=1)
+    recorded = fit(tmp_path, callback, module=Adversaries(), steps=8)
+    assert recorded.seen == plain.seen
+    assert same_weights(recorded, plain)
+    assert callback.flerm.trajectory.steps.tolist() == [1, 3]
+    assert (callback.flerm.trajectory.values > 0).all()
+    assert callback.flerm.estimator == "example"
+
+
 def test_a_run_that_fails_is_recorded_as_failed(tmp_path: Path) -> None:
     class Failing(Classifier):
         def training_step(self, batch: Any, at: int) -> Tensor:
@@ -179,6 +218,17 @@ def test_a_run_that_fails_is_recorded_as_failed(tmp_path: Path) -> None:
 
     with RegistryClient(registry) as client:
         assert [recording.status for recording in client.recordings()] == ["failed"]
+
+
+def test_a_module_without_a_forward_is_asked_for_its_outputs(tmp_path: Path) -> None:
+    class Bare(Classifier):
+        forward = LightningModule.forward
+
+    with pytest.raises(InvalidInput, match=r"Bare has no forward: say what its outputs are, for instance output="):
+        fit(tmp_path, FLeRMCallback("record", family="net"), module=Bare())
+    callback = FLeRMCallback("record", family="net", output=lambda module, batch: module.net(batch[0]))
+    fit(tmp_path, callback, module=Bare(), steps=1)
+    assert callback.flerm.fslr
 
 
 def test_an_unknown_keyword_is_told_where_it_is_written() -> None:

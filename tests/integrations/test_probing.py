@@ -71,6 +71,13 @@ class TestProbe:
         with pytest.raises(InvalidInput, match="the training data is a generator, which cannot be read beside training"):
             probe_of(torch.zeros(2) for _ in range(3))
 
+    @pytest.mark.parametrize(
+        "kind", [lambda loader: {"a": loader, "b": loader}, lambda loader: [loader, loader]], ids=["dict", "list"]
+    )
+    def test_of_several_loaders_one_must_be_named(self, kind: Any) -> None:
+        with pytest.raises(InvalidInput, match=r"the training data is a (dict|list) of 2 loaders: give probe="):
+            probe_of(kind(DataLoader(rows(), batch_size=2)))
+
     def test_a_shuffling_loader_gives_the_training_the_order_it_would_have_had(self) -> None:
         def order(probed: bool) -> list[float]:
             torch.manual_seed(0)

@@ -290,3 +290,76 @@ def test_a_step_that_was_tried_again_does_not_shift_those_that_follow() -> None:
         step(model, optimizer, batch)
         schedule.step()
     assert flerm.trajectory.steps.tolist() == [3, 4, 7]
+
+
+class Factored(nn.Module):
+    """Two weights, each with a low-rank term B·A beside it, B = 0 at first: A has a gradient once B has moved."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.w = nn.ParameterList(torch.randn(8, 8, generator=generator) for _ in range(2))
+        self.a = nn.ParameterList(torch.randn(rank, 8, generator=generator) / rank for _ in range(2))
+        self.b = nn.ParameterList(torch.zeros(8, rank) for _ in range(2))
+        for frozen in self.w:
+            frozen.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for w, a, b in zip(self.w, self.a, self.b, strict=True):
+            x = torch.tanh(x @ w.T + (x @ a.T @ b.T) / len(a))
+        return x
+
+
+def factored(rank: int, **keywords: Any) -> tuple[nn.Module, FLeRM]:
+    model = Factored(rank)
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
+    make = FLeRM.match if "targets" in keywords else FLeRM.record
+    flerm = make(model, optimizer, probe=probe(), family="f", estimator="exact", warmup=4, **keywords)
+    generator = torch.Generator().manual_seed(6)
+    for _ in range(6):
+        step(model, optimizer, torch.randn(32, 8, generator=generator))
+    flerm.close()
+    return model, flerm
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_a_tensor_without_an_update_at_the_first_step_is_matched_at_the_second(every: int | None) -> None:
+    base = factored(2)[1].trajectory
+    assert base.steps.tolist() == [1, 2]
+    a, b = ([f"{kind}.{layer}" for layer in range(2)] for kind in "ab")
+    assert all(not base.at(1).get(name, 0) > 0 and base.at(2)[name] > 0 for name in a)
+    flerm = factored(8, targets=base, every=every, record_every=None)[1]
+    assert flerm.trajectory.steps.tolist() == ([1, 2] if every is None else [1, 2, 4])
+    if every is None:
+        first, second = (flerm.trajectory.at(at) for at in (1, 2))
+        wanted = {name: base.at(1)[name] / first[name] for name in b} | {name: base.at(2)[name] / second[name] for name in a}
+        assert {name: flerm.multipliers[name] for name in wanted} == pytest.approx(wanted, rel=2 ** (1 / 32) - 1)
+        assert {name: flerm.targets[name] for name in wanted} == {name: base.at(1 if name in b else 2)[name] for name in wanted}
+        assert flerm.matched_fslr == pytest.approx({name: (first if name in b else second)[name] for name in wanted}, rel=1e-6)
+        assert all(flerm.multipliers[name] > 2.5 for name in b), "B moves the outputs by 1 / rank"
+
+
+def test_a_run_resumed_between_the_two_matches_what_was_late() -> None:
+    base = factored(2)[1].trajectory
+
+    def begun() -> tuple[nn.Module, Adam, FLeRM]:
+        model = Factored(8)
+        optimizer = Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
+        flerm = FLeRM.match(model, optimizer, probe=probe(), family="f", estimator="exact", targets=base, record_every=None)
+        return model, optimizer, flerm
+
+    def go_on(model: nn.Module, optimizer: Adam) -> None:
+        step(model, optimizer, torch.ones(4, 8))
+
+    batch = torch.randn(32, 8, generator=torch.Generator().manual_seed(6))
+    model, optimizer, whole = begun()
+    step(model, optimizer, batch)
+    again, its, resumed = begun()
+    again.load_state_dict(model.state_dict())
+    its.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed.load_state_dict(whole.state_dict())
+    go_on(model, optimizer)
+    go_on(again, its)
+    assert resumed.multipliers == whole.multipliers
+    assert resumed.targets == whole.targets
+    assert all(resumed.multipliers[f"a.{layer}"] != 1 for layer in range(2))

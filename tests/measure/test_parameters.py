@@ -130,8 +130,9 @@ def test_a_bias_before_batchnorm_is_noise_and_said_so() -> None:
     optimizer = AdamW(model.parameters(), 1e-2)
     targets = {name: 1.0 for name, _ in model.named_parameters()}
     flerm = FLeRM.match(model, optimizer, probe=probe(), family="f", targets=targets, estimator="exact")
-    with pytest.warns(UserWarning, match=r"1 tensors have too small an FSLR .*: 0\.bias"):
+    with pytest.warns(UserWarning, match=r"1 tensors have too small an FSLR .*: 0\.bias") as told:
         step(model, optimizer, torch.randn(12, 8))
+    assert told[0].filename == step.__code__.co_filename  # the line of the loop, not one of ours
     assert flerm.multipliers["0.bias"] == 1.0
     assert flerm.multipliers["0.weight"] != 1.0
 

@@ -65,6 +65,9 @@ class RemoteStore(Store):
         if attempt is not None:
             request.attempt_id, request.resume_at = attempt.id, attempt.resume_at
             request.started_at.CopyFrom(convert.timestamp_to(attempt.started_at))
+            request.after = attempt.after
+            if attempt.sent_at is not None:
+                request.sent_at.CopyFrom(convert.timestamp_to(attempt.sent_at))
         found = self._call("StartRecording", request)
         return Started(found.recording_id, found.attempt, found.created)
 
@@ -97,6 +100,12 @@ class RemoteStore(Store):
     def recordings(self, filters: RecordingFilter, *, page_size=0, page_token="", within="") -> Page[Recording]:
         found = self._call("ListRecordings", convert.filter_to(filters, page_size, page_token))
         return Page(tuple(map(convert.recording_from, found.recordings)), found.next_page_token)
+
+    def sources(self, query, *, within=""):
+        raise NotImplementedError("targets travel whole: `Connection.targets`")
+
+    def runs(self, filters):
+        raise NotImplementedError("the best rate travels, not what it was found by")
 
     def select(self, recording_id, *, first_step=None, last_step=None, max_points=0) -> Selection:
         request = pb.GetTrajectoryRequest(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -185,6 +185,16 @@ def test_a_bound_token_sees_nothing_of_other_families(locked: Locked):
         with pytest.raises(grpc.RpcError) as caught:
             rpc.RegistryStub(channel).GetBest(unknown, timeout=20, metadata=metadata)
         assert caught.value.details() == "family 'elsewhere/none' is not in this registry; this registry has none yet"
+
+
+def test_a_bound_token_opens_no_attempt_of_another_s_recording_by_a_name_of_its_own(locked: Locked):
+    sent = locked.store.recording(locked.recording()).spec
+    theirs = replace(sent, family=f"{locked.family.split('/')[0]}x/none")
+    start = pb.StartRecordingRequest(spec=convert.spec_to(theirs), attempt_id=spec("").id, resume_at=1)
+    _, secret = locked.store.tokens.create("near", "write", theirs.family.split("/")[0])
+    with grpc.insecure_channel(locked.server.grpc_address.text) as channel:
+        assert call(channel, "StartRecording", start, secret.text)[0] == DENIED
+    assert locked.store.recording(sent.id).attempt == 1
 
 
 def test_health_and_reflection_need_no_token(locked: Locked):

@@ -189,7 +189,7 @@ def test_the_api_page_fetches_nothing_from_outside(http: httpx.Client):
 
 def test_health_and_metrics(backend: Backend, http: httpx.Client):
     assert http.get("/healthz").json()["status"] == "alive"
-    assert http.get("/readyz").json()["schema_revision"] == "0003"
+    assert http.get("/readyz").json()["schema_revision"] == "0004"
     sent = spec(family())
     backend.remote.start(sent)
     backend.remote.append_many([batch(sent.id, *rows(1, 2))])

@@ -23,7 +23,7 @@ from flerm_proto import convert
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.cli import app
-from flerm_server.settings import Address
+from flerm_server.settings import Address, Settings
 from tests.conftest import PostgresCluster, RegistryProcess, StartRegistry
 from tests.server.conftest import migrate
 from tests.server.given import attempt, family, row, spec
@@ -35,7 +35,7 @@ def test_it_announces_its_addresses_and_stops_cleanly(start_registry: StartRegis
     assert registry.output[0] == f"registry: {registry.address}  {registry.http}/\n"
     with grpc.insecure_channel(registry.grpc) as channel:
         info = rpc.RegistryStub(channel).ServerInfo(pb.ServerInfoRequest(), timeout=10)
-        assert (info.schema_revision, list(info.api_versions), info.max_rows_per_append) == ("0003", ["v1"], 1000)
+        assert (info.schema_revision, list(info.api_versions), info.max_rows_per_append) == ("0004", ["v1"], 1000)
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
         assert "flerm.registry.v1.Registry" in ProtoReflectionDescriptorDatabase(channel).get_services()
@@ -86,7 +86,7 @@ def test_a_call_in_flight_ends_before_the_server_does(start_registry: StartRegis
 
 def test_it_serves_postgresql(start_registry: StartRegistry, postgres: PostgresCluster):
     registry = start_registry(db=migrate(postgres.new_database()))
-    assert httpx.get(f"{registry.http}/readyz").json()["schema_revision"] == "0003"
+    assert httpx.get(f"{registry.http}/readyz").json()["schema_revision"] == "0004"
     assert registry.stop() == 0
 
 
@@ -138,12 +138,22 @@ def test_insecure_lets_it_listen_everywhere(start_registry: StartRegistry):
     registry = start_registry(http="0.0.0.0:0", options=("--insecure",))
     url = registry.http.replace("0.0.0.0", "127.0.0.1")
     assert httpx.get(f"{url}/healthz", headers={"Host": "registry.example"}).status_code == 200
+    for nowhere in ("a b", "user@registry.example", "registry.example/path", "<b>", "[::1", "registry.example:port"):
+        answer = httpx.get(f"{url}/", headers={"Host": nowhere})
+        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json"), nowhere
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:99999", "::1:80", "host:http"])
 def test_addresses_are_checked(text: str):
     with pytest.raises(InvalidInput, match="HOST:PORT is allowed"):
         Address.parse("http", text)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e300])
+def test_durations_are_checked(seconds: float):
+    for field in ("lease_seconds", "drain_seconds", "keepalive_seconds", "connection_seconds"):
+        with pytest.raises(InvalidInput, match=f"{field}: .* is not allowed; it must be a number of seconds"):
+            Settings(**{field: seconds})
 
 
 def test_addresses_are_read():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import uuid
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
 from flerm_core.errors import AlreadyExists, InvalidInput, NotFound, Refused
-from flerm_core.recording import Ending, EstimatorSettings, ParameterList, RecordingFilter
+from flerm_core.recording import Attempt, Ending, EstimatorSettings, ParameterList, RecordingFilter
 from flerm_server.store.base import Appended, Started, Store
 from flerm_server.store.extra import decode
 from flerm_server.store.ingest import GroupCommit
@@ -172,6 +173,38 @@ def test_a_late_delivery_of_an_older_attempt_does_not_disturb(store: Store):
     assert (found.rows, found.first_step, found.last_step) == (3, 1, 301)
     assert store.finish(sent.id, 2, Ending(status="failed")).status == "running"
     assert store.finish(sent.id, 1, Ending(status="completed")).status == "completed"
+
+
+def test_a_resume_comes_after_the_attempt_it_resumed_from_whatever_the_clocks_say(store: Store):
+    """The second and the third went on from the first's checkpoint, on hosts whose clocks are late."""
+    sent = spec(family())
+    first, second, third = attempt(0, 30), attempt(150, 2), attempt(120, 1)
+    store.start(sent, first)
+    append(store, sent.id, *rows(1, 101, 201))
+    store.start(sent, replace(second, after=first.id))
+    append(store, sent.id, row(201, 5, 5, 5))
+    found = store.recording(sent.id)
+    assert (found.attempt, found.rows) == (2, 3)
+    store.start(sent, replace(third, after=first.id))
+    append(store, sent.id, row(151, 6, 6, 6))
+    assert store.recording(sent.id).attempt == 3
+    values = np.concatenate([block.values for block in store.read(store.select(sent.id))])
+    assert values[:, 0].tolist() == [1, 101, 6]
+
+
+def test_a_clock_that_is_off_is_set_right(store: Store):
+    """The second began a minute after the first, by a clock that is a year late; the first's spool arrives afterwards."""
+    sent = spec(family())
+    moment = datetime.now(UTC)
+    second = Attempt(resume_at=2, started_at=moment - timedelta(days=365, seconds=1), sent_at=moment - timedelta(days=365))
+    store.start(sent, second)
+    store.start(sent, Attempt(started_at=moment - timedelta(seconds=61), sent_at=moment))
+    append(store, sent.id, row(1, 1, 1, 1), row(2, 1, 1, 1), attempt=2)
+    append(store, sent.id, row(2, 2, 2, 2), attempt=1)
+    found = store.recording(sent.id)
+    assert (found.attempt, found.rows) == (1, 2)
+    values = np.concatenate([block.values for block in store.read(store.select(sent.id))])
+    assert values[:, 0].tolist() == [1, 2]
 
 
 def test_a_resume_reopens_an_ended_recording(store: Store):

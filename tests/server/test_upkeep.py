@@ -41,6 +41,21 @@ def test_a_family_is_renamed_with_its_recordings(store: Store):
         store.rename_family(old, "team/best")
 
 
+def test_a_job_that_holds_the_name_of_before_a_rename_goes_on(store: Store):
+    """Its uploader sends the start again, and a resume opens an attempt, both by the name that they know."""
+    old, new = family(), family()
+    sent = spec(old)
+    first = attempt(0, 1)
+    store.start(sent, first)
+    store.rename_family(old, new)
+    assert not store.start(sent, first).created
+    assert store.start(sent, attempt(5, 2)).attempt == 2
+    assert store.recording(sent.id).spec.family == new
+    store.register_family(old)  # another one by now
+    with pytest.raises(AlreadyExists, match=f"exists with family '{new}', not '{old}'"):
+        store.start(sent, first)
+
+
 def test_tags_are_set_and_removed_afterwards(store: Store):
     sent = spec(family(), tags={"a": "1", "b": "2"})
     store.start(sent)

@@ -1,15 +1,14 @@
-"""Ranks that train on demand (tests/faults/jobs/worker.py): torch is imported once for many runs."""
+"""Ranks that train on demand (tests/faults/jobs/worker.py): one process group for many runs."""
 
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from forked import fork, meeting
 
 WORKER = Path(__file__).parents[1] / "faults" / "jobs" / "worker.py"
 SECONDS = 60.0
@@ -19,16 +18,10 @@ class TrainingRanks:
     """`world` processes in one process group, told over a socket what to train."""
 
     def __init__(self, world: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as store:
-            store.bind(("127.0.0.1", 0))
-            meeting = str(store.getsockname()[1])
-            store.close()
+        with socket.create_server(("127.0.0.1", 0)) as server:
             server.settimeout(SECONDS)
-            group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meeting, "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, str(WORKER), str(server.getsockname()[1])]
-            self.processes = [
-                subprocess.Popen(command, env={**os.environ, **group, "RANK": str(rank)}) for rank in range(world)
-            ]
+            self._store, environments = meeting(world)
+            self._processes = fork(WORKER, str(server.getsockname()[1]), environments=environments)
             connected, _ = server.accept()
         connected.settimeout(SECONDS)
         self._socket = connected
@@ -62,12 +55,7 @@ class TrainingRanks:
         """Ends the processes."""
         self._lines.close()
         self._socket.close()
-        for process in self.processes:
-            try:
-                process.wait(10.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        self._processes.wait(10.0)
 
     def _say(self, content: Any) -> None:
         self._lines.write(json.dumps(content) + "\n")

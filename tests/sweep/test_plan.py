@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
-from flerm_client.sweep.definition import parse
+import pytest
+
+from flerm_client.sweep.definition import load, parse, presets
 from flerm_client.sweep.jobs import Trial
-from flerm_client.sweep.plan import base_place, expected, plan
+from flerm_client.sweep.plan import base_place, expected, plan, settled_seeds
+from flerm_client.workloads import WORKLOADS, Scale
+from flerm_core.errors import InvalidInput
 
 SWEEP = parse(
     {
@@ -75,3 +79,38 @@ def test_a_diverged_trial_is_done() -> None:
     done = carried_out({None: 0, PLAIN: -2, MATCHED: 0, MUP: 0})
     done[Trial(MUP, 1, 1)] = math.inf
     assert plan(SWEEP, done) == []
+
+
+def test_a_cell_with_fewer_seeds_is_done_with_those_while_the_others_go_on() -> None:
+    cells = [{"width": 8, "seeds": 1, "variants": ["plain"]}, {"width": 4, "variants": ["plain"]}]
+    sweep = parse({"workload": "resmlp", "centre": 1.0, "base_seeds": 1, "seeds": 3, "cell": cells}, "demo")
+    done: dict[Trial, float] = {}
+    while missing := plan(sweep, done):
+        done[missing[0].trial] = missing[0].trial.place ** 2
+    wide, narrow = sweep.cells
+    assert {trial.seed for trial in done if trial.cell == wide} == {0}
+    assert {trial.seed for trial in done if trial.cell == narrow} == {0, 1, 2}
+    assert settled_seeds(sweep, done, wide) == 1
+    with pytest.raises(InvalidInput, match="seeds is 0, but it must be a whole number of at least 1"):
+        parse({"workload": "resmlp", "centre": 1.0, "cell": [{"seeds": 0}]}, "demo")
+
+
+@pytest.mark.parametrize("workload", ["resmlp", "decoder", "decoder-postnorm", "decoder-prenormpostmod"])
+def test_presets_hold_plain_and_matched_cells_of_every_scale(workload: str) -> None:
+    large = [Scale(width=8), Scale(depth=8)]
+    usual = [Scale(width=4), Scale(depth=4), Scale(width=4, depth=4), Scale(init_scale=0.25), Scale(init_scale=4.0)]
+    found: dict[Scale, set[str]] = {}
+    for sweep in map(load, presets()):
+        if sweep.workload == workload and (sweep.optimizer, sweep.schedule) == ("adam", "constant"):
+            for cell in sweep.cells:
+                if sweep.seeds_of(cell) >= (1 if cell.scale in large else 3):
+                    found.setdefault(cell.scale, set()).add(cell.variant.partition("-")[0])
+    assert all(found.get(scale, set()) >= {"plain", "matched"} for scale in (*large, *usual))
+
+
+def test_presets_are_of_workloads_that_there_are() -> None:
+    for sweep in map(load, presets()):
+        for cell in sweep.cells:
+            WORKLOADS[sweep.workload].check(cell.scale)
+    ranks = {cell.scale.rank for name in ("lora-gpt2", "lora-llama") for cell in load(name).cells}
+    assert ranks == {4, 16}, "rank 2 to 8 and 32"

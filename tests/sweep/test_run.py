@@ -131,6 +131,24 @@ def test_a_base_recorded_by_two_estimators_serves_each_cell_by_its_own(tmp_path:
             )
 
 
+def test_targets_for_independent_decay_are_of_a_base_recorded_so(tmp_path: Path) -> None:
+    cells = (Cell(scale=WIDE, variant="matched-independent"), Cell(scale=WIDE, variant="matched"))
+    both = replace(SWEEP, base_seeds=1, cells=cells, optimizer="adamw-0.1")
+    address = f"file://{tmp_path}/registry"
+    assert run(both, address, Here()).failures == {}
+    entries = finished(both, address)
+    assert {trial.cell for trial in entries} == {None, *cells}
+    with RegistryClient(address) as client:
+        specs = {each.spec.id: each.spec for each in client.recordings("resmlp")}
+    for trial, entry in entries.items():
+        if trial.cell is not None:
+            (source,) = specs[entry.recording].targets_sources
+            assert source == entries[Trial(None, trial.place, 0, trial.cell.measured)].recording
+    losses = {trial.measured: entry.loss for trial, entry in entries.items() if trial.cell is None and trial.place == 0}
+    assert losses.keys() == {"", "independent"}
+    assert len(set(losses.values())) == 1, "how a base is measured is no matter of its training"
+
+
 def test_progress_tells_what_is_done_what_is_missing_and_how_long_it_takes(tmp_path: Path) -> None:
     told: list[tuple[int, int, bool]] = []
     run(SWEEP, f"file://{tmp_path}/r", Here(), tell=lambda p: told.append((p.done, p.missing, p.seconds_left is not None)))

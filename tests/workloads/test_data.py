@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from flerm_client.workloads import WORKLOADS
-from flerm_client.workloads.corpus import corpus
+from flerm_client.workloads import corpus as module
+from flerm_client.workloads.corpus import corpus, encoded
 from flerm_client.workloads.digits import digits
 from flerm_core.errors import InvalidInput
 
-ALL = sorted(WORKLOADS)
+ALL = ["resmlp", "mlp", "decoder", "lora-gpt2"]  # the others have these data
 
 
 def rows(batch: torch.Tensor) -> set[bytes]:
@@ -119,3 +122,27 @@ def test_ranks_probe_with_different_batches_of_full_size(name: str) -> None:
     first, second = (next(workload.probe(seed=0, rank=rank, world=2)) for rank in (0, 1))
     assert len(first) == len(second) == workload.batch
     assert not torch.equal(first, second)
+
+
+def test_the_byte_pair_encoding_is_made_once_and_is_shorter_than_the_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = module._text("code")[:200_000]
+    monkeypatch.setattr(module, "_text", lambda _: text)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    encoded.cache_clear()
+    first = encoded(64)
+    assert len(list(tmp_path.glob("flerm/encoding-*.pt"))) == 1
+    encoded.cache_clear()
+    monkeypatch.setattr(module, "_encode", lambda _: pytest.fail("encoded twice"))
+    assert torch.equal(encoded(64).inputs, first.inputs)
+    encoded.cache_clear()
+    assert first.inputs.max() < WORKLOADS["decoder-bpe"].text.vocabulary == 1024
+    assert 0.2 * len(text) < first.inputs.numel() < 0.6 * len(text)
+    assert "1024 byte pairs of the standard library" in first.description
+
+
+def test_text_too_short_for_the_ranks_probes_is_refused() -> None:
+    short = module.cut(np.zeros(64 * 100, dtype=np.uint8), 64, "a short text")
+    with pytest.raises(InvalidInput, match="a short text: 6 chunks are held out for the probes of 2 ranks, but each needs 16"):
+        module.probe_batches(short, 16, seed=0, rank=0, world=2)

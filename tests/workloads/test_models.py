@@ -10,8 +10,9 @@ import torch
 from flerm_client.workloads import WORKLOADS, Scale, workload_named
 from flerm_core.errors import InvalidInput, NotFound
 
-SCALED = sorted(name for name, workload in WORKLOADS.items() if "width" in workload.scales)
 DECODERS = ["decoder", "decoder-postnorm", "decoder-prenormpostmod"]
+RESIDUAL = ["resmlp", *DECODERS, "decoder-prenormpostmod-affine"]
+SCALED = [*RESIDUAL, "mlp", "mlp-linear"]
 
 
 def initial_output(name: str, scale: Scale, seed: int = 0) -> torch.Tensor:
@@ -90,7 +91,7 @@ def test_decoder_weights_have_he_variance_and_unit_embeddings() -> None:
         assert model.get_parameter(name).std().item() == pytest.approx(std, rel=0.02), name
 
 
-@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("name", RESIDUAL)
 @pytest.mark.parametrize(("width", "depth"), [(1, 2), (1, 8), (4, 1)])
 def test_initial_outputs_have_the_same_size_at_every_depth_and_width(name: str, width: int, depth: int) -> None:
     # The digits' ten outputs at hidden size 32 scatter by 10 % from seed to seed: there all widths are taken 8 times as large.
@@ -115,6 +116,40 @@ def test_the_product_of_normalised_queries_and_keys_ignores_their_scale() -> Non
 def test_prenormpostmod_ignores_the_initial_scale_of_its_blocks() -> None:
     scaled = initial_output("decoder-prenormpostmod", Scale(init_scale=4.0))
     torch.testing.assert_close(scaled, initial_output("decoder-prenormpostmod", Scale()), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_affine_norms_change_nothing_at_the_start_and_train(name: str) -> None:
+    plain, affine = (WORKLOADS[each].build(Scale(depth=2), seed=0) for each in (name, f"{name}-affine"))
+    added = {each: p for each, p in affine.named_parameters() if each not in dict(plain.named_parameters())}
+    kinds = {each.replace(".0.", ".*.") for each in added if ".1." not in each and ".2." not in each and ".3." not in each}
+    assert kinds == {
+        f"{norm}.{part}"
+        for norm in ("norm", *(f"layers.*.{each}" for each in ("attn.q_norm", "attn.k_norm", "attn_norm", "ff_norm")))
+        for part in ("weight", "bias")
+    }
+    inputs, labels = next(WORKLOADS[name].batches(seed=0))
+    outputs = affine(inputs)
+    assert torch.equal(outputs, plain(inputs))
+    WORKLOADS[name].loss(outputs, labels).backward()
+    assert all(parameter.grad.any() for each, parameter in added.items() if not each.endswith("attn.k_norm.bias"))
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_a_deep_linear_network_is_linear_and_a_relu_one_is_not(linear: bool) -> None:
+    workload = WORKLOADS["mlp-linear" if linear else "mlp"]
+    model = workload.build(Scale(width=2, depth=2), seed=0)
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {
+        "input.weight": (64, 64),
+        **{f"layers.{j}.weight": (64, 64) for j in range(6)},
+        "readout.weight": (10, 64),
+    }
+    x, y = (next(workload.batches(seed=seed))[0] for seed in (0, 1))
+    with torch.no_grad():
+        error = (model(x + y) - model(x) - model(y)).abs().max() / model(x).abs().max()
+    assert (error < 1e-5) == linear
+    gain = 1 if linear else 2
+    assert model.get_parameter("layers.3.weight").std().item() == pytest.approx(math.sqrt(gain / 64), rel=0.05)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -158,6 +193,7 @@ def test_a_scale_that_no_model_has_is_refused(field: str, value: float) -> None:
 
 def test_an_unknown_workload_is_answered_with_those_that_there_are() -> None:
     with pytest.raises(
-        NotFound, match=r"no workload 'gpt5'; there are resmlp, decoder, decoder-postnorm, decoder-prenormpostmod"
+        NotFound,
+        match=r"no workload 'gpt5'; there are resmlp, mlp, mlp-linear, decoder, decoder-postnorm, decoder-prenormpostmod",
     ):
         workload_named("gpt5")

@@ -56,11 +56,12 @@ def recordings(
             each.last_step,
             each.final_loss,
             moment(each.created_at),
+            each.created_by,
         )
         for each in found
     ]
     print_table(
-        ("id", "family", "lr", "seed", "role", "optimizer", "status", "rows", "last step", "final loss", "begun"),
+        ("id", "family", "lr", "seed", "role", "optimizer", "status", "rows", "last step", "final loss", "begun", "by"),
         rows,
         empty="no recordings fit",
     )

@@ -38,7 +38,8 @@ def show(
     )
     say(f"{spec.optimizer or 'optimizer unknown'}, estimator {spec.estimator.kind}, world size {spec.world_size}")
     say(f"{found.rows} measurements, steps {found.first_step} to {found.last_step}, final loss {number(found.final_loss)}")
-    say(f"begun {moment(found.created_at)}, ended {moment(found.finished_at)}")
+    by = f" by {found.created_by}" if found.created_by else ""
+    say(f"begun {moment(found.created_at)}{by}, ended {moment(found.finished_at)}")
     for note in notes:
         say(note)
     if not len(trajectory):

@@ -101,8 +101,8 @@ def _duration(seconds: float) -> str:
 
 def _name(trial: Trial) -> str:
     cell = "base" if trial.cell is None else trial.cell.label
-    estimator = f" by {trial.estimator}" if trial.estimator else ""
-    return f"{cell}{estimator}, centre · 2^{trial.place}, seed {trial.seed}"
+    measured = f", {trial.measured}" if trial.measured else ""
+    return f"{cell}{measured}, centre · 2^{trial.place}, seed {trial.seed}"
 
 
 def _print(chosen: Sweep, registry: str | None, *, markdown: bool, as_json: bool) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def train(
     workload: Annotated[
-        str, typer.Argument(help="resmlp, decoder, decoder-postnorm, lora-gpt2, …: an unknown name lists all.")
+        str, typer.Argument(help="resmlp, mlp, decoder, decoder-postnorm-affine, lora-gpt2, …: an unknown name lists all.")
     ],
     lr: Annotated[float, typer.Option(help="The learning rate: the family's key when recording or matching.")],
     width: Annotated[int, typer.Option(help="Multiple of the base model's width.")] = 1,
@@ -26,7 +26,9 @@ def train(
     rank: Annotated[int, typer.Option(help="Multiple of the base adapters' rank.")] = 1,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 300,
     seed: Annotated[int, typer.Option(help="Of initialisation, data order and probes.")] = 0,
-    optimizer: Annotated[str, typer.Option(help="adam, adamw, sgd (momentum 0.9), adagrad, adamax or signsgd.")] = "adam",
+    optimizer: Annotated[
+        str, typer.Option(help="adam, adamw, sgd (momentum 0.9), adagrad, adamax, signsgd or adamw-0.1 (decay).")
+    ] = "adam",
     schedule: Annotated[str, typer.Option(help="constant or cosine.")] = "constant",
     parametrization: Annotated[str, typer.Option(help="standard, mup or ntk (neural-tangent).")] = "standard",
     record: Annotated[bool, typer.Option("--record", help="Keep this run's FSLRs in the registry.")] = False,
@@ -41,7 +43,7 @@ def train(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
 ) -> None:
-    """Train a built-in workload on this machine's own data; nothing is downloaded.
+    """Train a built-in workload on this machine's own data; only those on named data sets and checkpoints download them.
 
     Example: flerm train resmlp --lr 1e-3 --record && flerm train resmlp --width 4 --lr 1e-3 --match. Under torchrun:
     torchrun --nproc-per-node 2 -m flerm_client.cli train resmlp --width 4 --lr 1e-3 --match

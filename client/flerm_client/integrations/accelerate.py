@@ -25,8 +25,8 @@ def record(accelerator: Accelerator, model: nn.Module, optimizer: Any, loader: I
     """`FLeRM.record` for what `accelerator.prepare` returned; `keywords` are its keywords, `family` is needed.
 
     What they leave open is found: the probe in `loader`'s data (the loader itself is not touched), the outputs in
-    `.logits`, the loss as it goes into `accelerator.backward`, `start` by the LoRA adapters. FSLRs and learning rates go to
-    the trackers through `accelerator.log`. The state goes with `accelerator.save_state` and `load_state`.
+    `.logits`, the loss as it goes into `accelerator.backward`. FSLRs and learning rates go to the trackers through
+    `accelerator.log`. The state goes with `accelerator.save_state` and `load_state`.
     """
     return _begin("record", accelerator, model, optimizer, loader, keywords)
 

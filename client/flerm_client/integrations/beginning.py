@@ -11,7 +11,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from flerm_client.flerm import FLeRM
-from flerm_client.integrations.lora import first_step
 from flerm_client.integrations.outputs import output_of
 from flerm_client.integrations.probing import probe_of
 from flerm_core.errors import InvalidInput
@@ -42,12 +41,10 @@ def begin(
     batch_size: int | None = None,
 ) -> FLeRM:
     """`FLeRM.record` or `FLeRM.match` with `keywords`; where they leave it open the probe is of `loader`'s data, the
-    output the model's logits, the start LoRA's."""
+    output the model's logits."""
     found: dict[str, Any] = {"output": output_of} | dict(keywords)
     if "probe" not in found:
         found["probe"] = probe_of(loader, batch_size)
-    if "start" not in found:
-        found["start"] = first_step(model)
     if "process_group" not in found and _replicated(model):
         found["process_group"] = dist.group.WORLD
     made: FLeRM = getattr(FLeRM, mode)(model, optimizer, **found)

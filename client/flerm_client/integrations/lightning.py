@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from flerm_client.flerm import FLeRM
 from flerm_client.integrations.beginning import News, begin, check_keywords
 from flerm_client.integrations.checkpoints import joined, restore
+from flerm_core.errors import InvalidInput
 
 
 class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not read
@@ -22,7 +23,7 @@ class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not r
 
     What they leave open is found: the probe in the training data (the training's own loader is not touched), the outputs as
     `module(inputs)` of a batch `inputs`, `(inputs, targets)` or a mapping (`.logits` of what it returns), the loss as it
-    goes into backward, `start` by the LoRA adapters. FSLRs and learning rates go to the trainer's loggers. `.flerm` is the
+    goes into backward. FSLRs and learning rates go to the trainer's loggers. `.flerm` is the
     FLeRM of the run, None before its first. Its state goes into Lightning's checkpoints, and `fit(ckpt_path=...)` goes on
     from there.
 
@@ -48,8 +49,11 @@ class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not r
         """Begins the FLeRM: model and optimisers are wrapped, weights and optimiser states loaded."""
         self._end("interrupted")
         keywords = dict(self._keywords)
-        if self._loaded is not None:
-            keywords.setdefault("start", self._loaded["start"])
+        if "output" not in keywords and type(pl_module).forward is LightningModule.forward:
+            raise InvalidInput(
+                f"{type(pl_module).__name__} has no forward: say what its outputs are, for instance "
+                "output=lambda module, batch: module.net(batch[0])"
+            )
         loader = trainer.train_dataloader
         optimizers = trainer.optimizers if len(trainer.optimizers) > 1 else trainer.optimizers[0]
         self.flerm = begin(self._mode, trainer.strategy.model, optimizers, keywords, loader=loader)
@@ -91,7 +95,7 @@ class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not r
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this run. Lightning asks every rank."""
-        return {} if self.flerm is None else {"checkpoint": joined(self.flerm), "start": self.flerm.start}
+        return {} if self.flerm is None else {"checkpoint": joined(self.flerm)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until training starts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -20,6 +20,12 @@ def probe_of(loader: Iterable[Any], batch_size: int | None = None) -> Iterable[A
 
     Raises `InvalidInput` where that cannot be had: give `probe=` then.
     """
+    several = _loaders_in(loader)
+    if several:
+        raise InvalidInput(
+            f"the training data is a {type(loader).__name__} of {several} loaders: give probe=, for instance probe_of(loader) "
+            "of the one whose batches the model is called with"
+        )
     dataset = getattr(loader, "dataset", None)
     if dataset is None:
         if isinstance(loader, Iterable) and iter(loader) is not loader:
@@ -41,6 +47,12 @@ def probe_of(loader: Iterable[Any], batch_size: int | None = None) -> Iterable[A
             "give probe=, fresh input batches"
         ) from error
     return DataLoader(own, batch_size=size, collate_fn=collate)
+
+
+def _loaders_in(loader: Any) -> int:
+    """How many loaders a mapping or sequence of them holds."""
+    parts = loader.values() if isinstance(loader, Mapping) else loader if isinstance(loader, list | tuple) else ()
+    return sum(isinstance(each, DataLoader) for each in parts)
 
 
 def _sampler(loader: Any) -> Any:

@@ -6,14 +6,16 @@ FLeRMCallback(mode="record", family="team/decoder", registry="grpc://127.0.0.1:5
 from __future__ import annotations
 
 import base64
-import warnings
+import functools
 import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from flerm_client.flerm import FLeRM
 from flerm_client.integrations.beginning import News, begin, check_keywords
@@ -21,6 +23,7 @@ from flerm_client.integrations.checkpoints import joined, restore
 from flerm_client.integrations.outputs import loss_in, output_of
 from flerm_client.stepping import Hearing
 from flerm_core.errors import InvalidInput
+from flerm_core.warn import warn
 
 
 class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # Any: its types are not read
@@ -28,15 +31,15 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
     is needed.
 
     What they leave open is found: the probe in the training data (the training's own loader is not touched), the outputs in
-    `.logits`, the loss in what the model returns (without one, in the Trainer's log), `start` by the LoRA adapters.
-    `.flerm` is the FLeRM of the run, None before its first. Its state goes into the checkpoints' trainer_state.json, and a
-    resumed run goes on from there.
+    `.logits`. `.flerm` is the FLeRM of the run, None before its first. Its state goes into the checkpoints' trainer_state.json,
+    and a resumed run goes on from there.
 
-    `add_to(trainer)` also sends FSLRs and learning rates to the loggers, through `Trainer.log`; `Trainer(callbacks=[...])`
-    gives a callback no way to these.
+    `add_to(trainer)` takes the losses that `Trainer.training_step` returns, and sends FSLRs and learning rates to the loggers,
+    through `Trainer.log`. `Trainer(callbacks=[...])` gives a callback no way to either: the loss is then that in what the model
+    returns, or without one, late, that in the Trainer's log.
 
-    Raises `InvalidInput` for a mode or keyword that there is not; `train()` raises what `FLeRM.record` and `FLeRM.match`
-    do.
+    Raises `InvalidInput` for a mode or keyword that there is not, or beside another one on the same Trainer; `train()` raises
+    what `FLeRM.record` and `FLeRM.match` do.
     """
 
     def __init__(self, mode: Literal["record", "match"], *, family: str, **keywords: Any) -> None:
@@ -48,16 +51,28 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
         self._forward: torch.utils.hooks.RemovableHandle | None = None
         self._losses: list[Tensor] = []
         self._summed = False
-        self._model_tells = False
+        self._told = False  # the losses of steps: on_log has none to add
+        self._running = False
         self._asking = False
         self._values: dict[str, float] = {}
         self._saved: tuple[int, bytes] | None = None
 
     def add_to(self, trainer: Trainer) -> FLeRMCallback:
-        """Adds this callback to `trainer`, and lets it speak to the trainer's loggers."""
+        """Adds this callback to `trainer`, and lets it hear the trainer's losses and speak to its loggers."""
+        _refuse_company(isinstance(each, FLeRMCallback) for each in trainer.callback_handler.callbacks)
+        self._refuse_rebuilding(trainer.args)
         self._trainer = weakref.ref(trainer)
         trainer.add_callback(self)
-        self._refuse_rebuilding(trainer.args)
+        inner = trainer.training_step
+
+        @functools.wraps(inner)
+        def training_step(*args: Any, **kwargs: Any) -> Tensor:
+            loss: Tensor = inner(*args, **kwargs)  # of a micro-batch, divided by their number
+            if self._running:
+                self._losses.append(loss.detach())
+            return loss
+
+        trainer.training_step = training_step
         return self
 
     # The run
@@ -71,10 +86,9 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
         self._end("interrupted")
         model: nn.Module = kwargs["model"]
         stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        _refuse_company(stored if isinstance(stored, list) else ())
         checkpoint = stored["attributes"].get("checkpoint") if state.global_step else None
         keywords = dict(self._keywords)
-        if checkpoint is not None:
-            keywords.setdefault("start", stored["attributes"]["start"])
         output = keywords.get("output", output_of)
 
         def asked(model: nn.Module, batch: Any) -> Any:
@@ -91,25 +105,28 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
             restore(self.flerm, base64.b64decode(checkpoint))
         self._news = News(self.flerm)
         self._losses.clear()
+        self._told = False
+        self._running = True
+        if self._trainer is not None:
+            self._summed = True
+            return
         self._forward = model.register_forward_hook(Hearing(self._see_outputs), with_kwargs=True)
         loggers = [name for name in args.report_to if name != "none"]
-        if self._trainer is None and loggers:
-            warnings.warn(
-                f"FSLRs will not reach {', '.join(loggers)}: use FLeRMCallback(...).add_to(trainer) instead of callbacks=[...]",
-                stacklevel=2,
+        if loggers:
+            warn(
+                f"FSLRs will not reach {', '.join(loggers)}: use FLeRMCallback(...).add_to(trainer) instead of callbacks=[...]"
             )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The loss of the step that follows: over micro-batches their sum where the model normalised each by all, else
-        the mean."""
+        """The loss of the step that follows: over micro-batches their sum where each was divided by all, else the mean."""
         if self.flerm is None or not self._losses:
             return
         losses = torch.stack(self._losses)
         self.flerm.log(loss=losses.sum() if self._summed else losses.mean(), tokens=state.num_input_tokens_seen or None)
         self._losses.clear()
-        self._model_tells = True
+        self._told = True
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """What was measured, at the rates of this step: the schedule moves on before it ends."""
@@ -120,7 +137,8 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
         trainer = None if self._trainer is None else self._trainer()
         if trainer is not None and self._values:
             due = control.should_log
-            trainer.log(self._values)
+            with _printing_nothing(trainer):
+                trainer.log(self._values)
             control.should_log = due  # logging ours is not yet logging the loss
         self._prepare_checkpoint(control.should_save)
 
@@ -133,8 +151,8 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
         self._prepare_checkpoint(control.should_save or args.save_strategy == "best")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The loss as the Trainer reports it, where the model returns none (compute_loss_func, label smoothing)."""
-        if self.flerm is not None and not self._model_tells and "loss" in kwargs["logs"]:
+        """The loss as the Trainer reports it, where nothing else tells it (compute_loss_func, label smoothing)."""
+        if self.flerm is not None and not self._told and "loss" in kwargs["logs"]:
             self.flerm.log(loss=kwargs["logs"]["loss"])
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -149,10 +167,7 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
             return {"args": {}, "attributes": {}}
         self._prepare_checkpoint(self._saved is None or self._saved[0] != self.flerm.steps)
         assert self._saved is not None
-        return {
-            "args": {},
-            "attributes": {"checkpoint": base64.b64encode(self._saved[1]).decode(), "start": self.flerm.start},
-        }
+        return {"args": {}, "attributes": {"checkpoint": base64.b64encode(self._saved[1]).decode()}}
 
     def _prepare_checkpoint(self, due: bool) -> None:
         # The Trainer asks rank 0 alone for it; what the other ranks have is collected while all are here.
@@ -177,8 +192,27 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
             self._summed = kwargs.get("num_items_in_batch") is not None
 
     def _end(self, status: str) -> None:
+        self._running = False
         if self._forward is not None:
             self._forward.remove()
             self._forward = None
         if self.flerm is not None:
             self.flerm.close(status=status)
+
+
+def _refuse_company(others: Iterable[Any]) -> None:
+    if any(others):
+        raise InvalidInput(
+            "the Trainer has an FLeRMCallback already, and its checkpoints have a place for one: use one, or a second Trainer"
+        )
+
+
+@contextmanager
+def _printing_nothing(trainer: Trainer) -> Iterator[None]:
+    """Two numbers a tensor are for loggers: what prints logs, on a console or beside the progress bar, does not hear them."""
+    everyone = trainer.callback_handler.callbacks
+    trainer.callback_handler.callbacks = [each for each in everyone if not isinstance(each, PrinterCallback | ProgressCallback)]
+    try:
+        yield
+    finally:
+        trainer.callback_handler.callbacks = everyone

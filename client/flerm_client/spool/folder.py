@@ -22,7 +22,17 @@ from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused, Unsupp
 from flerm_core.extras import Extras
 from flerm_core.limits import validate_family, validate_measurements, validate_spec
 from flerm_core.packing import pack
-from flerm_core.recording import Attempt, Ending, Family, Measurement, Recording, RecordingFilter, RecordingSpec, now
+from flerm_core.recording import (
+    Attempt,
+    Ending,
+    Family,
+    Measurement,
+    Recording,
+    RecordingFilter,
+    RecordingSpec,
+    in_order,
+    now,
+)
 from flerm_core.targets import TargetQuery, Targets, build_targets, choose_sources
 from flerm_core.trajectory import Trajectory
 
@@ -286,7 +296,9 @@ class FolderRegistry:
             found.setdefault(content.spec.id, []).append(content)
         stored = {}
         for recording_id, attempts in found.items():
-            attempts.sort(key=lambda each: (each.attempt.started_at, each.attempt.id))
+            attempts.sort(key=lambda each: each.attempt.id)
+            by_id = {each.attempt.id: each for each in attempts}
+            attempts = [by_id[each.id] for each in in_order([each.attempt for each in by_id.values()])]
             same = [each for each in attempts if each.spec.parameters == attempts[0].spec.parameters]
             if len(same) < len(attempts):
                 log.warning("recording %s: attempts with other parameters than the first are left out", recording_id)

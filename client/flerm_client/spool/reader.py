@@ -153,6 +153,7 @@ def started_from(message: pb.StartRecordingRequest) -> tuple[RecordingSpec, Atte
         id=message.attempt_id,
         resume_at=optional(message, "resume_at") or 0,
         started_at=timestamp_from(message, "started_at") or datetime.fromtimestamp(0, UTC),
+        after=message.after,
     )
     return spec_from(message.spec), attempt
 

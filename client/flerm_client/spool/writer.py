@@ -30,6 +30,7 @@ def start_request(spec: RecordingSpec, attempt: Attempt) -> pb.StartRecordingReq
             attempt_id=attempt.id,
             resume_at=attempt.resume_at,
             started_at=timestamp_to(attempt.started_at),
+            after=attempt.after,
         )
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"the recording of family {spec.family!r} does not fit a message: {error}") from error

@@ -24,11 +24,21 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "matched-root": {"mode": "match", "depth_rule": "root"},
     "matched-kronecker": {"mode": "match", "estimator": "kronecker"},
     "matched-exact": {"mode": "match", "estimator": "exact"},
+    "matched-independent": {"mode": "match", "weight_decay": "independent"},
     "equal": {"mode": "match", "targets": "equal"},
     "equal-throughout": {"mode": "match", "targets": "equal-throughout"},
 }
 """Variant to the fields of its training jobs. What does not match is recorded, so that every run is in the registry. The
 periodic one matches again each `Sweep.every` steps, the others once."""
+
+
+MEASURED: dict[str, Mapping[str, Any]] = {
+    "": {},
+    "kronecker": {"estimator": "kronecker"},
+    "exact": {"estimator": "exact"},
+    "independent": {"weight_decay": "independent"},
+}
+"""Ways to record a base, for targets of the same kind: name to the fields of its jobs. Its losses are the same by all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +47,8 @@ class Cell:
 
     scale: Scale = field(default_factory=Scale)
     variant: str = "plain"
+    seeds: int | None = field(default=None, compare=False)
+    """How many of the sweep's seeds it is trained with; None: all."""
 
     @property
     def matches(self) -> bool:
@@ -49,9 +61,10 @@ class Cell:
         return "targets" not in VARIANTS[self.variant]
 
     @property
-    def estimator(self) -> str:
-        """The estimator that it, and the base recordings it takes, are measured with; "" for the default."""
-        return str(VARIANTS[self.variant].get("estimator", ""))
+    def measured(self) -> str:
+        """How it, and the base recordings it takes, are measured: a key of `MEASURED`."""
+        chosen = {key: value for key, value in VARIANTS[self.variant].items() if key in ("estimator", "weight_decay")}
+        return next(name for name, how in MEASURED.items() if how == chosen)
 
     @property
     def label(self) -> str:
@@ -65,8 +78,8 @@ class Sweep:
 
     `centre`: the learning rate where the search for the base's optimum begins; the rates tried are it times whole powers of
     two. `base_seeds`: how many seeds the base is recorded with, at every rate that a cell is matched at; `seeds`: with how many
-    each cell is trained. `every`: steps between measurements of the base. `family`: where all goes in the registry. Raises
-    `InvalidInput` for a field out of its range.
+    each cell is trained that does not say fewer. `every`: steps between measurements of the base. `family`: where all goes in
+    the registry. Raises `InvalidInput` for a field out of its range.
     """
 
     name: str
@@ -96,6 +109,10 @@ class Sweep:
         if not which.isdecimal() or int(which) >= len(self.cells):
             raise InvalidInput(f"cell is {which!r}, but it must be base or a number from 0 to {len(self.cells) - 1}")
         return replace(self, cells=(self.cells[int(which)],))
+
+    def seeds_of(self, cell: Cell) -> int:
+        """How many seeds `cell` is trained with."""
+        return self.seeds if cell.seeds is None else min(cell.seeds, self.seeds)
 
     @property
     def family_name(self) -> str:
@@ -152,13 +169,17 @@ def _cells(table: Mapping[str, Any]) -> list[Cell]:
     scales = {each.name for each in fields(Scale)}
     variants = table.get("variants", ["plain", "matched"])
     for key in table:
-        if key not in {*scales, "variants"}:
-            raise InvalidInput(f"cell.{key}: not a field of a cell; allowed are {', '.join(sorted(scales))} and variants")
+        if key not in {*scales, "variants", "seeds"}:
+            allowed = ", ".join(sorted(scales))
+            raise InvalidInput(f"cell.{key}: not a field of a cell; allowed are {allowed}, seeds and variants")
     for variant in variants:
         if variant not in VARIANTS:
             raise InvalidInput(f"cell.variants: {variant!r} is not one; allowed are {', '.join(VARIANTS)}")
-    scale = Scale(**{key: value for key, value in table.items() if key != "variants"})
-    return [Cell(scale=scale, variant=variant) for variant in variants]
+    seeds = table.get("seeds")
+    if seeds is not None and seeds < 1:
+        raise InvalidInput(f"cell.seeds is {seeds}, but it must be a whole number of at least 1")
+    scale = Scale(**{key: value for key, value in table.items() if key in scales})
+    return [Cell(scale=scale, variant=variant, seeds=seeds) for variant in variants]
 
 
 def _folder() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from flerm_client.sweep.definition import VARIANTS, Cell, Sweep
+from flerm_client.sweep.definition import MEASURED, VARIANTS, Cell, Sweep
 from flerm_client.workloads.base import Scale
 from flerm_client.workloads.training import Job
 from flerm_core.depth import DEFAULT_DEPTH
@@ -25,12 +25,12 @@ _EVERY = 100  # a job's own, between measurements
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training of a sweep: a curve, a place on its lattice of rates, a seed. Cell None: the base, by `estimator`."""
+    """One training of a sweep: a curve, a place on its lattice of rates, a seed. Cell None: the base, `measured` so."""
 
     cell: Cell | None
     place: int
     seed: int
-    estimator: str = ""
+    measured: str = ""
 
 
 def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
@@ -50,8 +50,8 @@ def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
         "registry": registry,
         "role": "base" if trial.cell is None else "scaled",
         "variant": cell.variant,
-        "estimator": trial.estimator,
         "source_tags": sweep.tags if cell.matches else {},
+        **MEASURED[trial.measured],
         **VARIANTS[cell.variant],
     }
     if cell.variant == "matched-periodic" or (not matching and sweep.every != _EVERY):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from flerm_client.environment import address_of
 from flerm_client.registry import RegistryClient
-from flerm_client.sweep.definition import Cell, Sweep
+from flerm_client.sweep.definition import MEASURED, Sweep
 from flerm_client.sweep.jobs import JOB_TAG, SCALES, Trial, job_of
 from flerm_client.workloads.base import Scale
 from flerm_core.best import Run
-from flerm_core.recording import EstimatorSettings, Recording
+from flerm_core.recording import Recording
 
 _COUNTED = ("completed", "diverged")
 
@@ -64,14 +64,14 @@ def _trials(sweep: Sweep, recording: Recording) -> list[Trial]:
     """The trials of this sweep that `recording` is of, by its key; two where variants of two names train alike."""
     spec = recording.spec
     octaves = math.log2(spec.lr / sweep.centre)
-    if JOB_TAG not in spec.tags or abs(octaves - round(octaves)) > 1e-6:
+    # An older version began LoRA at another step: not what would be trained now.
+    if JOB_TAG not in spec.tags or abs(octaves - round(octaves)) > 1e-6 or spec.estimator.start != 1:
         return []
     scale = Scale(**{name: spec.config[name] for name in SCALES if name in spec.config})
-    cells: list[Cell | None] = [None]
-    if spec.role != "base":
-        cells = [cell for cell in sweep.cells if cell.scale == scale]
-    estimator = spec.estimator.name if spec.role == "base" and spec.estimator.name != EstimatorSettings().name else ""
-    trials = [Trial(cell, round(octaves), spec.seed, estimator) for cell in cells]
+    if spec.role == "base":
+        trials = [Trial(None, round(octaves), spec.seed, measured) for measured in MEASURED]
+    else:
+        trials = [Trial(cell, round(octaves), spec.seed) for cell in sweep.cells if cell.scale == scale]
     return [trial for trial in trials if job_of(sweep, trial, None).tags[JOB_TAG] == spec.tags[JOB_TAG]]
 
 

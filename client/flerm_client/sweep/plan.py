@@ -34,7 +34,7 @@ def plan(sweep: Sweep, done: Done) -> list[Needed]:
     best = base_place(sweep, done)
     rounds: list[list[Needed]] = [[] for _ in range(sweep.seeds)]
     for cell in sweep.cells:
-        missing = wanted(losses_of(done, cell), sweep.seeds, expected(cell, best), also=besides(cell, best))
+        missing = wanted(losses_of(done, cell), sweep.seeds_of(cell), expected(cell, best), also=besides(cell, best))
         for place, seed in missing:
             rounds[max(each for _, each in missing)].append(
                 Needed(Trial(cell, place, seed), tuple(_sources(sweep, cell, place)))
@@ -75,16 +75,16 @@ def settled_seeds(sweep: Sweep, done: Done, cell: Cell | None) -> int:
     if settled_seeds(sweep, done, None) < sweep.base_seeds:
         return 0
     best = base_place(sweep, done)
-    return settled(losses_of(done, cell), sweep.seeds, expected(cell, best), besides(cell, best))
+    return settled(losses_of(done, cell), sweep.seeds_of(cell), expected(cell, best), besides(cell, best))
 
 
 def _sources(sweep: Sweep, cell: Cell, place: int) -> Iterator[Trial]:
     """The base recordings that a cell's targets at a place come from."""
     if cell.matches:
         for seed in range(sweep.base_seeds):
-            yield Trial(None, place, seed, cell.estimator)
+            yield Trial(None, place, seed, cell.measured)
 
 
 def losses_of(done: Done, cell: Cell | None) -> dict[tuple[int, int], float]:
     """The curve of `cell` (None: of the base): (place, seed) to loss."""
-    return {(trial.place, trial.seed): loss for trial, loss in done.items() if trial.cell == cell and not trial.estimator}
+    return {(trial.place, trial.seed): loss for trial, loss in done.items() if trial.cell == cell and not trial.measured}

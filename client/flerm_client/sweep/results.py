@@ -67,7 +67,7 @@ def _row(cell: Cell | None, counted: Mapping[Cell | None, list[Run]], entries: M
     own = None if cell is None or cell.shares_base else Cell(scale=Scale(), variant=cell.variant)
     against = counted.get(own, [])
     known = bool(points) and any(point.seeds for point in points) and bool(against)
-    mine = [entry for trial, entry in entries.items() if trial.cell == cell and not trial.estimator]
+    mine = [entry for trial, entry in entries.items() if trial.cell == cell and not trial.measured]
     return Row(
         cell=cell,
         seeds=len({run.seed for run in runs}),
@@ -82,7 +82,7 @@ def _row(cell: Cell | None, counted: Mapping[Cell | None, list[Run]], entries: M
 
 
 def _runs(sweep: Sweep, entries: Mapping[Trial, Entry], cell: Cell | None, seeds: int) -> list[Run]:
-    mine = [entry for trial, entry in entries.items() if trial.cell == cell and not trial.estimator]
+    mine = [entry for trial, entry in entries.items() if trial.cell == cell and not trial.measured]
     return [entry.run(sweep) for entry in mine if entry.trial.seed < seeds]
 
 

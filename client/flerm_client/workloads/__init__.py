@@ -1,27 +1,43 @@
-"""Workloads: families of models with their data, which need no download. `flerm train NAME` runs one.
+"""Workloads: families of models with their data. `flerm train NAME` runs one.
 
-A workload of your own: subclass `Workload` and put an instance into `WORKLOADS`.
+Most need no download. Those on CIFAR-10, WikiText-103, Cold French Law and MathPile, and the adapters on GPT-2 and
+Llama-3.2-1B, take them from the Hugging Face Hub or from a folder of copies (`hub`). A workload of your own: subclass
+`Workload` and put an instance into `WORKLOADS`.
 """
 
 from __future__ import annotations
 
 from flerm_client.workloads.base import Scale, Workload
-from flerm_client.workloads.decoder import DecoderOnBytes
-from flerm_client.workloads.lora import LoRAOnProse
-from flerm_client.workloads.resmlp import ResMLPOnDigits
+from flerm_client.workloads.corpus import PAIRS
+from flerm_client.workloads.decoder import NORMS, DecoderOnText
+from flerm_client.workloads.digits import DIGITS
+from flerm_client.workloads.hub import CIFAR10, text
+from flerm_client.workloads.lora import SHAPES, LoRAOnText
+from flerm_client.workloads.mlp import MLPOnImages
+from flerm_client.workloads.resmlp import ResMLPOnImages
 from flerm_core.errors import NotFound
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
-        ResMLPOnDigits(),
-        DecoderOnBytes("prenorm"),
-        DecoderOnBytes("postnorm"),
-        DecoderOnBytes("prenormpostmod"),
-        LoRAOnProse("gpt2"),
-        LoRAOnProse("llama"),
+        ResMLPOnImages(DIGITS),
+        MLPOnImages(DIGITS, linear=False),
+        MLPOnImages(DIGITS, linear=True),
+        *(DecoderOnText(norm, affine=affine) for affine in (False, True) for norm in NORMS),
+        *(DecoderOnText(norm, text=PAIRS) for norm in NORMS),
+        *(LoRAOnText(shape) for shape in SHAPES),
     )
 }
+FETCHED: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        ResMLPOnImages(CIFAR10),
+        *(DecoderOnText(norm, text=text("wikitext", "gpt2")) for norm in NORMS),
+        *(LoRAOnText(shape, text(name, shape)) for shape in SHAPES for name in ("law", "math")),
+    )
+}
+"""Those of `WORKLOADS` that need a network or copies of their data."""
+WORKLOADS |= FETCHED
 
 
 def workload_named(name: str) -> Workload:
@@ -32,4 +48,4 @@ def workload_named(name: str) -> Workload:
         raise NotFound(f"there is no workload {name!r}; there are {', '.join(WORKLOADS)}") from None
 
 
-__all__ = ["WORKLOADS", "Scale", "Workload", "workload_named"]
+__all__ = ["FETCHED", "WORKLOADS", "Scale", "Workload", "workload_named"]

@@ -57,8 +57,6 @@ class Workload(ABC):
 
     scales: frozenset[str] = frozenset({"width", "depth", "init_scale"})
     """The fields of `Scale` that it takes; the others are 1."""
-    start: int = 1
-    """The optimiser step of the first measurement."""
 
     def check(self, scale: Scale) -> None:
         """Raises `InvalidInput` for a scale that this workload does not have."""

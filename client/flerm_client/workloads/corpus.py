@@ -1,23 +1,31 @@
-"""The source files of the running Python's standard library as one run of bytes: text that every machine has, seen once."""
+"""Text as one run of tokens, cut into chunks that are seen once.
+
+Here the source files of the running Python's standard library, which every machine has, as bytes and as the tokens of a
+byte-pair encoding trained on them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from flerm_client.workloads.cache import cached
 from flerm_client.workloads.initialise import generator
+from flerm_core.errors import InvalidInput
 
-VOCABULARY = 256
+VOCABULARY, ENCODING = 256, 1024
+"""Of bytes, of the byte-pair encoding."""
 HELD_OUT = 1 / 16
 """The part of the chunks kept for probes."""
 
@@ -27,17 +35,27 @@ _SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "idleli
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Chunks of `length` bytes. Every byte is an input once; labels are the inputs one byte on."""
+    """Chunks of `length` tokens. Every token is an input once; labels are the inputs one token on."""
 
     inputs: Tensor
-    """uint8 [chunks, length]"""
+    """uint8 or int32 [chunks, length]"""
     labels: Tensor
-    """uint8 [chunks, length]"""
+    """as `inputs`"""
     training: Tensor
     """int64: indices of the chunks to train on"""
     held_out: Tensor
     """int64: indices of the chunks kept for probes"""
     description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What language models read: a name, what it is, how many kinds of tokens it has, and its chunks of a length."""
+
+    name: str
+    description: str
+    vocabulary: int
+    read: Callable[[int], Corpus]
 
 
 Part = Literal["all", "code", "prose"]
@@ -56,25 +74,57 @@ def _text(part: Part) -> bytes:
 
 @lru_cache(maxsize=4)
 def corpus(length: int, part: Part = "all") -> Corpus:
-    """The standard library's files in sorted order, parted by a zero byte, cut into chunks of `length` bytes.
+    """The standard library's files in sorted order, parted by a zero byte, in chunks of `length` bytes.
 
-    `part`: the whole, or its code and its prose apart, for a model that learns one, then the other. Which chunks are held out
-    is fixed by a shuffle of its own, the same for every run.
+    `part`: the whole, or its code and its prose apart, for a model that learns one, then the other.
     """
     text = np.frombuffer(_text(part), dtype=np.uint8)
-    chunks = (len(text) - 1) // length
-    inputs = torch.from_numpy(text[: chunks * length].reshape(chunks, length).copy())
-    labels = torch.from_numpy(text[1 : chunks * length + 1].reshape(chunks, length).copy())
+    what = {"all": "the", "code": "the code of the", "prose": "the prose of the"}[part]
+    return cut(text, length, f"bytes of {what} {_library(_text(part))}")
+
+
+def _library(text: bytes) -> str:
+    digest = hashlib.sha256(text).hexdigest()[:12]
+    return f"standard library of Python {platform.python_version()}, {len(text)} bytes, sha256 {digest}"
+
+
+def cut(tokens: NDArray[Any], length: int, description: str) -> Corpus:
+    """`tokens` [n] in chunks of `length`. Which are held out is fixed by a shuffle of its own, the same for every run."""
+    chunks = (len(tokens) - 1) // length
+    inputs = torch.from_numpy(tokens[: chunks * length].reshape(chunks, length).copy())
+    labels = torch.from_numpy(tokens[1 : chunks * length + 1].reshape(chunks, length).copy())
     order = torch.randperm(chunks, generator=generator(0, "corpus split"))
     training = chunks - int(chunks * HELD_OUT)
-    digest = hashlib.sha256(_text(part)).hexdigest()[:12]
-    what = {"all": "the", "code": "the code of the", "prose": "the prose of the"}[part]
-    description = f"bytes of {what} standard library of Python {platform.python_version()}, {len(text)} bytes, sha256 {digest}"
     return Corpus(inputs, labels, order[:training], order[training:], description)
 
 
+@lru_cache(maxsize=2)
+def encoded(length: int) -> Corpus:
+    """The standard library in chunks of `length` tokens of a byte-pair encoding of `ENCODING` tokens, trained on it once per
+    machine. Raises `InvalidInput` without the package tokenizers."""
+    text = _text("all")
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise InvalidInput("the byte-pair encoding needs the package tokenizers: pip install 'flerm[data]'") from error
+    tokens = cached("encoding", (ENCODING, _library(text), tokenizers.__version__), lambda: _encode(text))
+    return cut(tokens.numpy(), length, f"{ENCODING} byte pairs of the {_library(text)}")
+
+
+def _encode(text: bytes) -> Tensor:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    files = [each.decode("utf-8", "replace") for each in text.split(b"\0")]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=ENCODING, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(files, trainer)
+    return torch.tensor([token for each in tokenizer.encode_batch(files) for token in each.ids], dtype=torch.int32)
+
+
 def training_batches(text: Corpus, batch: int, shard: slice, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Bytes int64 [batch of this rank, length] and the bytes one on, in an order drawn from `seed`; ends when every training
+    """Tokens int64 [batch of this rank, length] and the tokens one on, in an order drawn from `seed`; ends when every training
     chunk was seen once, but for what does not fill a batch."""
     order = text.training[torch.randperm(len(text.training), generator=generator(seed, "corpus order"))]
     steps = order[: len(order) // batch * batch].split(batch)
@@ -82,9 +132,27 @@ def training_batches(text: Corpus, batch: int, shard: slice, *, seed: int) -> It
 
 
 def probe_batches(text: Corpus, batch: int, *, seed: int, rank: int, world: int) -> Iterator[Tensor]:
-    """Endless batches of held-out bytes, int64 [batch, length], which the ranks share out and shuffle anew at each pass."""
+    """Endless batches of held-out tokens, int64 [batch, length], which the ranks share out and shuffle anew at each pass.
+
+    Raises `InvalidInput` where a rank's share does not fill one.
+    """
     mine, draw = text.held_out[rank::world], generator(seed, f"corpus probe {rank}")
-    while True:
-        shuffled = mine[torch.randperm(len(mine), generator=draw)]
-        for start in range(0, len(mine) - batch + 1, batch):
-            yield text.inputs[shuffled[start : start + batch]].long()
+    if len(mine) < batch:
+        raise InvalidInput(
+            f"{text.description}: {len(text.held_out)} chunks are held out for the probes of {world} ranks, "
+            f"but each needs {batch}"
+        )
+
+    def walk() -> Iterator[Tensor]:
+        while True:
+            shuffled = mine[torch.randperm(len(mine), generator=draw)]
+            for start in range(0, len(mine) - batch + 1, batch):
+                yield text.inputs[shuffled[start : start + batch]].long()
+
+    return walk()
+
+
+BYTES = Text("bytes", "the bytes of Python's standard library", VOCABULARY, corpus)
+CODE = Text("code", "the bytes of its code", VOCABULARY, partial(corpus, part="code"))
+PROSE = Text("prose", "the bytes of its prose", VOCABULARY, partial(corpus, part="prose"))
+PAIRS = Text("bpe", "byte pairs of Python's standard library", ENCODING, encoded)

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
 
+from flerm_client.workloads.images import ImageData, Images
 from flerm_client.workloads.initialise import generator
 
-FEATURES, CLASSES = 64, 10
 TRAINING = 1536
 """Examples to train on: 24 batches of 64. The other 261 are for probes."""
 
 
-class Digits(NamedTuple):
-    """Images float32 [n, 64] and labels int64 [n], of the two parts of the fixed split."""
-
-    images: Tensor
-    labels: Tensor
-    held_out_images: Tensor
-    held_out_labels: Tensor
-
-
 @lru_cache(maxsize=1)
-def digits() -> Digits:
+def digits() -> Images:
     """The data, flattened; each pixel less its mean over the training part, divided by its deviation there.
 
     Deviations below one grey level (of 16) count as one: a pixel that is hardly ever inked would be huge where it is.
@@ -37,4 +26,7 @@ def digits() -> Digits:
     targets = torch.from_numpy(labels).long()[order]
     mean, std = inputs[:TRAINING].mean(0), inputs[:TRAINING].std(0)
     inputs = (inputs - mean) / std.clamp(min=1.0)
-    return Digits(inputs[:TRAINING], targets[:TRAINING], inputs[TRAINING:], targets[TRAINING:])
+    return Images(inputs[:TRAINING], targets[:TRAINING], inputs[TRAINING:], targets[TRAINING:])
+
+
+DIGITS = ImageData("digits", "scikit-learn digits", 64, digits)

@@ -1,27 +1,26 @@
-"""`lora-gpt2`, `lora-llama`: LoRA adapters by peft on language models of transformers (Appendix A.3), pretrained here.
+"""`lora-gpt2`, `lora-llama` and their kin: LoRA adapters by peft on language models of transformers (Appendix A.3).
 
-The models have the shapes of GPT-2 and Llama at a width that a processor trains in a minute. They are pretrained on the code of
-Python's standard library, once per machine, and continue on its prose with all but their adapters frozen. As in the paper,
-the learning rate of the adapters' B is swept, that of A is fixed, and FSLRs are first measured at the sixth step: B starts at
-0, and until it has moved, A has no gradient. The rank is the scale; the base's is 2.
+Without a network the models have the shapes of GPT-2 and Llama at a width that a processor trains in a minute: they are
+pretrained on the code of Python's standard library, once per machine, and continue on its prose. With one (`hub`), they are
+GPT-2 and Llama-3.2-1B, and continue on Cold French Law or MathPile. All but the adapters is frozen. As in the paper, the
+learning rate of the adapters' B is swept, that of A is fixed. The rank is the scale; the base's is 2.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flerm_client.workloads import hub
 from flerm_client.workloads.base import Scale, Workload
-from flerm_client.workloads.corpus import VOCABULARY, corpus, probe_batches, training_batches
+from flerm_client.workloads.cache import cached
+from flerm_client.workloads.corpus import CODE, PROSE, VOCABULARY, Text, probe_batches, training_batches
 from flerm_client.workloads.initialise import generator, normal
 from flerm_core.errors import InvalidInput
 
@@ -63,34 +62,39 @@ def _llama() -> nn.Module:
 SHAPES = {"gpt2": Shape(_gpt2, ("c_attn",)), "llama": Shape(_llama, ("q_proj", "k_proj", "v_proj", "o_proj"))}
 
 
-class LoRAOnProse(Workload):
-    """Adapters of rank 2 at scale 1; steps of 16 × 64 bytes of the standard library's prose, each byte seen once."""
+class LoRAOnText(Workload):
+    """Adapters of rank 2 at scale 1; each token seen once, in steps of 16 × 64 bytes of the standard library's prose, or, on a
+    checkpoint of the Hub, 8 × 512 tokens of `text` as in the paper."""
 
-    batch = BATCH
-    tokens_per_step = BATCH * CONTEXT
     scales = frozenset({"rank"})
-    start = 6
 
-    def __init__(self, shape: str) -> None:
+    def __init__(self, shape: str, text: Text = PROSE) -> None:
         self.shape = shape
-        self.name = f"lora-{shape}"
-        self.description = f"LoRA on a {shape}-shaped model: pretrained on Python's code, continued on its prose"
+        self.text = text
+        self.checkpoint = "" if text is PROSE else hub.CHECKPOINTS[shape]
+        self.batch, self.context = (8, 512) if self.checkpoint else (BATCH, CONTEXT)
+        self.tokens_per_step = self.batch * self.context
+        self.name = f"lora-{shape}-{text.name}" if self.checkpoint else f"lora-{shape}"
+        on = self.checkpoint or f"a {shape}-shaped model pretrained on the code of Python's standard library"
+        self.description = f"LoRA on {on}, continued on {text.description}"
 
     @property
     def steps_available(self) -> int:  # type: ignore[override]  # counted only when asked for: it reads the library's files
         """Whole steps in the training part."""
-        return len(corpus(CONTEXT, "prose").training) // BATCH
+        return len(self.text.read(self.context).training) // self.batch
 
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
-        """The pretrained model with adapters of rank 2 · rank, A normal and B zero. Raises `InvalidInput` without peft."""
+        """The pretrained model with adapters of rank 2 · rank, A normal and B zero.
+
+        Raises `InvalidInput` without peft, `Unreachable` where a checkpoint cannot be had.
+        """
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:
             raise InvalidInput(f"{self.name} needs the package peft: pip install 'flerm[lora]'") from error
         rank = BASE_RANK * scale.rank
         with torch.random.fork_rng(devices=[]):
-            model = SHAPES[self.shape].make()
-            model.load_state_dict(_pretrained(self.shape))
+            model = hub.model(self.shape) if self.checkpoint else _pretrained_here(self.shape)
             adapters = LoraConfig(
                 r=rank,
                 init_lora_weights="gaussian",
@@ -109,10 +113,9 @@ class LoRAOnProse(Workload):
             "workload": self.name,
             "rank": scale.rank,
             "lora_rank": BASE_RANK * scale.rank,
-            "d_model": WIDTH,
-            "blocks": BLOCKS,
-            "context": CONTEXT,
-            "data": corpus(CONTEXT, "prose").description,
+            **({"checkpoint": self.checkpoint} if self.checkpoint else {"d_model": WIDTH, "blocks": BLOCKS}),
+            "context": self.context,
+            "data": self.text.read(self.context).description,
         }
 
     def fixed_rate(self, name: str) -> float | None:
@@ -120,22 +123,28 @@ class LoRAOnProse(Workload):
         return RATE_OF_A if "lora_A" in name else None
 
     def output(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """Logits [batch, 64, 256]."""
+        """Logits [batch, time, vocabulary]."""
         logits: Tensor = model(input_ids=inputs).logits
         return logits
 
     def batches(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Bytes int64 [16 / world, 64] and the bytes one on; ends when every training chunk was seen once."""
-        return training_batches(corpus(CONTEXT, "prose"), BATCH, self.shard(rank, world), seed=seed)
+        """Tokens int64 [batch / world, context] and the tokens one on; ends when every training chunk was seen once."""
+        return training_batches(self.text.read(self.context), self.batch, self.shard(rank, world), seed=seed)
 
     def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """Bytes int64 [16, 64] of the held-out chunks."""
+        """Tokens int64 [batch, context] of the held-out chunks."""
         self.shard(rank, world)
-        return probe_batches(corpus(CONTEXT, "prose"), BATCH, seed=seed, rank=rank, world=world)
+        return probe_batches(self.text.read(self.context), self.batch, seed=seed, rank=rank, world=world)
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per byte."""
+        """Mean cross-entropy in nats per token."""
         return functional.cross_entropy(output.flatten(0, -2), labels.flatten())
+
+
+def _pretrained_here(shape: str) -> nn.Module:
+    model = SHAPES[shape].make()
+    model.load_state_dict(_pretrained(shape))
+    return model
 
 
 @lru_cache(maxsize=2)
@@ -143,27 +152,17 @@ def _pretrained(shape: str) -> dict[str, Tensor]:
     """The weights after pretraining on the library's code: read from this machine's cache, made where they are not there."""
     import transformers
 
-    text = corpus(CONTEXT, "code")
-    settings = (shape, WIDTH, BLOCKS, HEADS, CONTEXT, BATCH, PRETRAINING_STEPS, PRETRAINING_RATE, text.description)
+    about = CODE.read(CONTEXT).description
+    settings = (shape, WIDTH, BLOCKS, HEADS, CONTEXT, BATCH, PRETRAINING_STEPS, PRETRAINING_RATE, about)
     versions = (torch.__version__, transformers.__version__)
-    digest = hashlib.sha256(repr((settings, versions)).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flerm" / f"pretrained-{shape}-{digest}.pt"
-    if cache.exists():
-        kept: dict[str, Tensor] = torch.load(cache, weights_only=True)
-        return kept
-    state = _pretrain(shape)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    fresh = cache.with_suffix(f".{os.getpid()}")
-    torch.save(state, fresh)
-    fresh.replace(cache)  # whole or not at all: several jobs may begin at once
-    return state
+    return cached(f"pretrained-{shape}", (settings, versions), lambda: _pretrain(shape))
 
 
 def _pretrain(shape: str) -> dict[str, Tensor]:
     torch.manual_seed(int(torch.randint(2**31, (), generator=generator(0, f"pretraining {shape}"))))
     model = SHAPES[shape].make()
     optimizer = torch.optim.Adam(model.parameters(), PRETRAINING_RATE)
-    steps = training_batches(corpus(CONTEXT, "code"), BATCH, slice(None), seed=0)
+    steps = training_batches(CODE.read(CONTEXT), BATCH, slice(None), seed=0)
     for _, (inputs, labels) in zip(range(PRETRAINING_STEPS), steps, strict=False):
         optimizer.zero_grad()
         logits = model(input_ids=inputs).logits

@@ -39,6 +39,7 @@ OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {
     "adagrad": lambda groups, lr: Adagrad(groups, lr),
     "adamax": lambda groups, lr: Adamax(groups, lr),
     "signsgd": lambda groups, lr: SignSGD(groups, lr),
+    "adamw-0.1": lambda groups, lr: AdamW(groups, lr, weight_decay=0.1),
 }
 NORMALISED = frozenset(OPTIMIZERS) - {"sgd"}
 """Those whose update does not scale with the gradient: µP and the neural-tangent rules give them other rates."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from flerm_client.decay import DECAYS
 from flerm_client.flerm import FLeRM
 from flerm_client.journal import final_loss
 from flerm_client.workloads import Scale, Workload, workload_named
@@ -33,6 +34,7 @@ _ALLOWED: dict[str, Collection[str]] = {
     "mode": MODES,
     "parametrization": PARAMETRIZATIONS,
     "targets": TARGETS,
+    "weight_decay": DECAYS,
 }
 
 
@@ -47,8 +49,8 @@ class Job:
 
     `parametrization` is how weights begin and which rates they take by width. `targets`: base takes those of the family's base
     recordings (of those that have `source_tags`), equal and equal-throughout are the paper's ablations (Appendix C.3 and C.4):
-    one FSLR for all tensors of the base, or of this model, 1 in sum. `depth_rule` and `estimator` as in `FLeRM`, "" for its
-    own choice. `role`, `variant` and `tags` go into the recording; "" for what the mode says.
+    one FSLR for all tensors of the base, or of this model, 1 in sum. `weight_decay`, `depth_rule` and `estimator` as in
+    `FLeRM`, "" for its own choice. `role`, `variant` and `tags` go into the recording; "" for what the mode says.
     """
 
     workload: str
@@ -66,6 +68,7 @@ class Job:
     targets: str = "base"
     depth_rule: str = ""
     estimator: str = ""
+    weight_decay: str = "coupled"
     role: str = ""
     variant: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -157,8 +160,8 @@ def _attach(job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer
         "lr": job.lr,
         "registry": job.registry,
         "seed": job.seed,
-        "start": workload.start,
         "output": workload.output,
+        "weight_decay": job.weight_decay,
         "config": dict(workload.config(job.scale)),
         "role": job.role or ("scaled" if matching else "base"),
         "variant": job.variant or ("matched" if matching else "plain"),

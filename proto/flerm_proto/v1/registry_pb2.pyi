@@ -168,16 +168,20 @@ class RecordingSpec(_message.Message):
     def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., lr: _Optional[float] = ..., seed: _Optional[int] = ..., role: _Optional[str] = ..., variant: _Optional[str] = ..., optimizer: _Optional[str] = ..., optimizer_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., estimator: _Optional[_Union[Estimator, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., world_size: _Optional[int] = ..., versions: _Optional[_Mapping[str, str]] = ..., targets_digest: _Optional[str] = ..., targets_sources: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Union[ParameterList, _Mapping]] = ...) -> None: ...
 
 class StartRecordingRequest(_message.Message):
-    __slots__ = ("spec", "attempt_id", "resume_at", "started_at")
+    __slots__ = ("spec", "attempt_id", "resume_at", "started_at", "sent_at", "after")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
     RESUME_AT_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    SENT_AT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     spec: RecordingSpec
     attempt_id: str
     resume_at: int
     started_at: _timestamp_pb2.Timestamp
-    def __init__(self, spec: _Optional[_Union[RecordingSpec, _Mapping]] = ..., attempt_id: _Optional[str] = ..., resume_at: _Optional[int] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    sent_at: _timestamp_pb2.Timestamp
+    after: str
+    def __init__(self, spec: _Optional[_Union[RecordingSpec, _Mapping]] = ..., attempt_id: _Optional[str] = ..., resume_at: _Optional[int] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., sent_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., after: _Optional[str] = ...) -> None: ...
 
 class StartRecordingResponse(_message.Message):
     __slots__ = ("recording_id", "attempt", "created")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from typing_extensions import override
 
 from flerm_core.errors import FlermError, NotFound
 from flerm_core.recording import Attempt, Ending, Family, Recording, RecordingFilter, RecordingSpec
+from flerm_core.sources import Sources, TargetQuery
 from flerm_server.access.identity import Scope, present
-from flerm_server.store.base import Appended, Batch, Page, Rows, Selection, Started, Store, StoreInfo
+from flerm_server.store.base import Appended, Batch, Page, Rows, Runs, Selection, Started, Store, StoreInfo
 
 
 class Guarded(Store):
@@ -57,6 +59,9 @@ class Guarded(Store):
         self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by: str = "", most_recordings: int = 0
     ) -> Started:
         present().must(Scope.WRITE, spec.family)
+        if present().family:
+            with suppress(NotFound):  # one that is there may be of another family than its sender thinks
+                self._may(Scope.WRITE, spec.id)
         by = present().text
         return self._store.start(spec, attempt, created_by=by, most_recordings=self._quota if by else 0)
 
@@ -119,6 +124,16 @@ class Guarded(Store):
     def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
         present().must(Scope.READ, selection.recording.spec.family)
         return self._store.read(selection, columns)
+
+    @override
+    def sources(self, query: TargetQuery, *, within: str = "") -> tuple[Sources, tuple[str, ...]]:
+        present().must(Scope.READ, query.family)
+        return self._store.sources(query, within=present().family)
+
+    @override
+    def runs(self, filters: RecordingFilter) -> Runs:
+        present().must(Scope.READ, filters.family)
+        return self._store.runs(filters)
 
     @override
     def close(self) -> None:

@@ -7,12 +7,8 @@ import typer
 from flerm_server.cli import db, token
 from flerm_server.cli.serve import serve
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+# No callback: typer warns of one where the app is merged into `flerm`.
+app = typer.Typer(help="The FLeRM registry's server.", no_args_is_help=True, add_completion=False)
 app.command()(serve)
 app.add_typer(db.app, name="db")
 app.add_typer(token.app, name="token")
-
-
-@app.callback()
-def root() -> None:
-    """The FLeRM registry's server."""

@@ -78,7 +78,13 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
                 f"attempt_id of recording {spec.id[:80]!r} is empty: a resume (resume_at {request.resume_at}) needs one"
             )
         started_at = _read("started_at", lambda: convert.timestamp_from(request, "started_at"))
-        attempt = Attempt(id=request.attempt_id or spec.id, resume_at=request.resume_at, started_at=started_at or now())
+        attempt = Attempt(
+            id=request.attempt_id or spec.id,
+            resume_at=request.resume_at,
+            started_at=started_at or now(),
+            sent_at=_read("sent_at", lambda: convert.timestamp_from(request, "sent_at")),
+            after=request.after,
+        )
         started = self._store.start(spec, attempt)
         self._metrics.recordings.inc(started.created)
         return pb.StartRecordingResponse(recording_id=started.recording_id, attempt=started.attempt, created=started.created)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ MAX_REQUEST_ID = 64
 MAX_BODY_BYTES = 8 << 20
 BODY_SECONDS = 60.0
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# Empty: HTTP/1.0, which some health checks speak, has none. Anything beyond a name would end up in addresses on our pages.
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?|")
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 log = structlog.get_logger("flerm.http")
@@ -50,6 +53,8 @@ class SameSite:
 
     def _refusal(self, headers: Headers) -> Response | None:
         host, origin = headers.get("host", ""), headers.get("origin", "")
+        if not _HOST.fullmatch(host):
+            return problem(400, f"Host {host[:200]!r}: a name or an address is allowed, with or without a port")
         if self._local_only and _hostname(f"//{host}") not in LOCAL:
             return problem(400, f"Host {host[:200]!r}: a registry on the loopback answers {', '.join(sorted(LOCAL))} only")
         own = LOCAL if self._local_only else {_hostname(f"//{host}")}

@@ -14,7 +14,7 @@ from flerm_core.recording import ParameterList
 from flerm_server.rest.schemas import RecordingOut
 from flerm_server.store.base import Rows, Selection
 
-SPOOL_BYTES = 8 << 20  # of a Parquet file that stay in memory
+SPOOL_BYTES = 1 << 20  # of a Parquet file that stay in memory
 READ_BYTES = 1 << 18
 ROW_GROUP_BYTES = 1 << 24  # of FSLRs in one row group of Parquet
 

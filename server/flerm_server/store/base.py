@@ -11,10 +11,12 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from flerm_core.best import Run
 from flerm_core.block import MeasurementBlock
 from flerm_core.errors import FlermError
 from flerm_core.limits import MAX_PAGE_SIZE
 from flerm_core.recording import Attempt, Ending, Family, Recording, RecordingFilter, RecordingSpec
+from flerm_core.sources import Sources, TargetQuery
 from flerm_core.trajectory import Trajectory
 
 Item = TypeVar("Item")
@@ -109,6 +111,10 @@ class StoreInfo:
     now: datetime
 
 
+Runs = dict[tuple[str, str, str], list[Run]]
+"""Runs by role, variant and optimiser (`Kind.optimizer_kind`)."""
+
+
 class Store(ABC):
     """Families, recordings, attempts and measurements, kept durably.
 
@@ -120,7 +126,8 @@ class Store(ABC):
     (recording, attempt, step), `finish` by (recording, attempt, status). The same again changes nothing and is no error;
     the same key with other content is `AlreadyExists` naming what differs. A row's content is all but its `measured_at`.
 
-    *Attempts.* Ordered by the client's `started_at`, then by number. A row of attempt a at step s is visible unless a later
+    *Attempts.* Ordered by `flerm_core.recording.in_order`: by when they began, then by number, each behind the one it resumed
+    from. A row of attempt a at step s is visible unless a later
     attempt b has `resume_at` ≤ s; an attempt takes no step before its own `resume_at`. Readers see visible rows only, one
     at each step, ascending. Only `delete` deletes. The latest attempt's state is the recording's. An attempt takes rows until
     it ended as completed, diverged or failed; `interrupted` can still be followed by late rows or another end.
@@ -170,7 +177,8 @@ class Store(ABC):
     ) -> Started:
         """Opens a recording (and its family), or a further attempt of one.
 
-        `attempt` None, or one whose id is the recording's own, means the first attempt, whatever id that was opened with.
+        `attempt` None, or one whose id is the recording's own, means the first attempt, whatever id that was opened with. A
+        recording that is there may be named by a family's name of before a rename, as long as no other family has that.
         Raises `LimitExceeded` for a new recording when `created_by` has `most_recordings` (0: any number) already.
         """
 
@@ -224,6 +232,15 @@ class Store(ABC):
 
         Holds no transaction between blocks: a reader that stalls stalls nobody.
         """
+
+    @abstractmethod
+    def sources(self, query: TargetQuery, *, within: str = "") -> tuple[Sources, tuple[str, ...]]:
+        """The recordings that answer `query` by the core's rules (`choose_sources`, which says what it raises), and the block
+        axes of its family. Raises `NotFound` for an unknown family, as `family` does."""
+
+    @abstractmethod
+    def runs(self, filters: RecordingFilter) -> Runs:
+        """What a loss curve needs of the recordings of a family that fit `filters`."""
 
     @abstractmethod
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,15 +13,17 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from flerm_core.best import Run
 from flerm_core.errors import DataLoss, InvalidInput, NotFound
 from flerm_core.packing import unpack
 from flerm_core.recording import Family, ParameterList, Recording, RecordingFilter
+from flerm_core.sources import settings_line
 from flerm_core.trajectory import thin
-from flerm_server.store.base import BLOCK_BYTES, PAGE_SIZE, Page, Rows, Segment, Selection
+from flerm_server.store.base import BLOCK_BYTES, PAGE_SIZE, Page, Rows, Runs, Segment, Selection
 from flerm_server.store.engine import moment_to
 from flerm_server.store.prepared import Driver, Prepared, PreparedIn
 from flerm_server.store.rows import family_from, parameters_from, recording_from, select_recordings, status_at
-from flerm_server.store.starts import NEVER
+from flerm_server.store.starts import NEVER, family_key
 from flerm_server.store.tables import attempts, families, measurements, parameter_lists, recording_tags, recordings
 
 LR_TOLERANCE = 1e-9  # as flerm_core.recording.same_lr
@@ -89,14 +92,19 @@ def list_families(connection: sa.Connection, prefix: str, page_size: int, page_t
 
 def one_family(connection: sa.Connection, name: str, within: str = "") -> Family:
     """One family. Raises `NotFound` naming those that come near, of those `within`."""
-    found = connection.execute(sa.select(families).where(families.c.name == name)).all()
-    if not found:
+    return _with_counts(connection, [family_row(connection, name, within)])[0]
+
+
+def family_row(connection: sa.Connection, name: str, within: str = "") -> sa.Row[Any]:
+    """What is kept of it, without counting its recordings. Raises as `one_family` does."""
+    found = connection.execute(sa.select(families).where(families.c.name == name)).one_or_none()
+    if found is None:
         query = sa.select(families.c.name).where(*covered(within)).order_by(families.c.name).limit(NAMES_CONSIDERED)
         names = connection.execute(query).scalars().all()
         near = difflib.get_close_matches(name, names, NEAR_NAMES, 0.5) or list(names[:NEAR_NAMES])
         there = f"there are {len(names)}, for example {', '.join(near)}" if names else "this registry has none yet"
         raise NotFound(f"family {name!r} is not in this registry; {there}")
-    return _with_counts(connection, found)[0]
+    return found
 
 
 def _with_counts(connection: sa.Connection, found: Sequence[sa.Row[Any]]) -> list[Family]:
@@ -124,11 +132,11 @@ def list_recordings(
     query = select_recordings(now).order_by(recordings.c.created_at.desc(), recordings.c.key.desc()).limit(limit + 1)
     if filters.family:
         # By its key, which an index begins with: by a joined name, the planner walks all recordings in their order.
-        key = connection.execute(sa.select(families.c.key).where(families.c.name == filters.family)).scalar_one_or_none()
+        key = family_key(connection, filters.family)
         if key is None:
             return Page(())
         query = query.where(recordings.c.family_key == key)
-    query = query.where(*_conditions(filters, now), *covered(within))
+    query = query.where(*conditions(filters, now), *covered(within))
     if page_token:
         created, number = decode_token(page_token, 2)
         digits = all(each.isdecimal() and len(each) <= len(str(NEVER)) for each in (created, number))
@@ -142,8 +150,9 @@ def list_recordings(
     return Page(items, encode_token(rows[-1].created_at, rows[-1].key) if len(found) > limit else "")
 
 
-def _conditions(filters: RecordingFilter, now: int) -> list[sa.ColumnElement[bool]]:
-    conditions = [
+def conditions(filters: RecordingFilter, now: int) -> list[sa.ColumnElement[bool]]:
+    """All that `filters` asks, but for the family."""
+    found = [
         column == value
         for column, value in (
             (recordings.c.role, filters.role),
@@ -154,17 +163,33 @@ def _conditions(filters: RecordingFilter, now: int) -> list[sa.ColumnElement[boo
         if value
     ]
     if filters.lr_min is not None:
-        conditions.append(recordings.c.lr >= filters.lr_min * (1 - LR_TOLERANCE))
+        found.append(recordings.c.lr >= filters.lr_min * (1 - LR_TOLERANCE))
     if filters.lr_max is not None:
-        conditions.append(recordings.c.lr <= filters.lr_max * (1 + LR_TOLERANCE))
+        found.append(recordings.c.lr <= filters.lr_max * (1 + LR_TOLERANCE))
     if filters.created_after is not None:
-        conditions.append(recordings.c.created_at >= moment_to(filters.created_after))
+        found.append(recordings.c.created_at >= moment_to(filters.created_after))
     if filters.created_before is not None:
-        conditions.append(recordings.c.created_at < moment_to(filters.created_before))
+        found.append(recordings.c.created_at < moment_to(filters.created_before))
     for name, value in filters.tags.items():
         tagged = sa.select(recording_tags.c.recording_key).where(recording_tags.c.name == name, recording_tags.c.value == value)
-        conditions.append(recordings.c.key.in_(tagged))
-    return conditions
+        found.append(recordings.c.key.in_(tagged))
+    return found
+
+
+def runs(connection: sa.Connection, filters: RecordingFilter, now: int) -> Runs:
+    """See `Store.runs`. A few columns, without an object for each recording."""
+    config = sa.cast(recordings.c.optimizer_config, sa.Text)
+    columns = [recordings.c[name] for name in ("role", "variant", "optimizer", "lr", "seed", "final_loss")]
+    query: sa.Select[Any] = sa.select(*columns, status_at(now), config).where(*conditions(filters, now))
+    kinds: dict[tuple[str, str], str] = {}
+    found: Runs = {}
+    query = query.where(recordings.c.family_key == family_key(connection, filters.family))
+    for role, variant, optimizer, lr, seed, loss, status, text in connection.execute(query):
+        kind = kinds.get((optimizer, text))
+        if kind is None:
+            kind = kinds[optimizer, text] = optimizer + settings_line(json.loads(text))
+        found.setdefault((role, variant, kind), []).append(Run(lr=lr, seed=seed, loss=loss, status=status))
+    return found
 
 
 def tags_of(connection: sa.Connection, keys: Sequence[int]) -> dict[int, dict[str, str]]:

@@ -16,10 +16,14 @@ import sqlalchemy as sa
 
 from flerm_core.errors import InvalidInput, Refused
 from flerm_server.store.engine import database_file, transaction
-from flerm_server.store.tables import schema_support
+from flerm_server.store.tables import metadata, schema_support
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-NEEDS = "0003"  # the oldest schema that the statements of this version run on; revisions compare as text
+NEEDS = "0004"  # the oldest schema that the statements of this version run on; revisions compare as text
+OLDEST = "0001"  # what the migrations so far have left in `schema_support`
+ALEMBIC_VERSION = """CREATE TABLE alembic_version (
+    version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+)"""
 UPGRADE_LOCK = 0x666C65726D  # of PostgreSQL's advisory locks: "flerm"
 
 
@@ -83,22 +87,40 @@ def upgrade(engine: sa.Engine) -> tuple[SchemaState, SchemaState]:
 
     One transaction on both databases: an upgrade that fails leaves the old schema. An existing SQLite file is copied first.
     """
-    before = state(engine)
-    if before.current and before.current != before.head and before.current < before.head and engine.dialect.name == "sqlite":
-        backup(engine, _backup_name(database_file(engine.url), before.current))
     with transaction(engine, writes=True) as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
-        if _state(connection).current < before.head:
-            # Here, not above: only who upgrades needs Alembic, and it takes a third of a second and 10 MiB.
-            from alembic.command import upgrade as alembic_upgrade
-            from alembic.config import Config
-
-            config = Config()
-            config.set_main_option("script_location", str(MIGRATIONS))
-            config.attributes["connection"] = connection
-            alembic_upgrade(config, "head")
+        before = _state(connection)
+        if before.current < before.head:
+            if before.current and connection.dialect.name == "sqlite":
+                # While this one holds the write lock: what is copied is what will be changed, and nobody else copies.
+                backup(engine, _backup_name(database_file(engine.url), before.current))
+            if before.current or connection.dialect.name != "sqlite":
+                migrate(connection)
+            else:
+                _make(connection)
     return before, state(engine)
+
+
+def migrate(connection: sa.Connection) -> None:
+    """Runs the migrations that are missing, within the caller's transaction."""
+    # Here, not above: only who upgrades needs Alembic, and it takes a third of a second and 10 MiB.
+    from alembic.command import upgrade as alembic_upgrade
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    alembic_upgrade(config, "head")
+
+
+def _make(connection: sa.Connection) -> None:
+    """What all migrations together make of an empty SQLite database (a test compares): a server's first start need not wait
+    for them."""
+    metadata.create_all(connection, checkfirst=False)
+    connection.execute(schema_support.insert().values(oldest_server=OLDEST))
+    for statement in (ALEMBIC_VERSION, f"INSERT INTO alembic_version VALUES ('{head()}')"):
+        connection.exec_driver_sql(statement)
 
 
 def _backup_name(file: Path, revision: str) -> Path:

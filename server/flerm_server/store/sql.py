@@ -11,10 +11,12 @@ from typing_extensions import override
 from flerm_core import limits
 from flerm_core.errors import AlreadyExists, FlermError, NotFound
 from flerm_core.recording import Attempt, Ending, Family, Recording, RecordingFilter, RecordingSpec
-from flerm_server.store import reads, schema, upkeep
+from flerm_core.sources import Sources, TargetQuery, choose_from
+from flerm_server.store import kinds, reads, schema, upkeep
 from flerm_server.store.appends import append
-from flerm_server.store.base import Appended, Batch, Page, Rows, Selection, Started, Store, StoreInfo
+from flerm_server.store.base import Appended, Batch, Page, Rows, Runs, Selection, Started, Store, StoreInfo
 from flerm_server.store.engine import clock, driver_clock, driver_transaction, moment_from, open_engine, parse_url, transaction
+from flerm_server.store.shelf import SqlShelf
 from flerm_server.store.starts import Opening, closed, ensure_family
 from flerm_server.store.tables import attempts, families, recordings
 from flerm_server.store.tokens import Tokens
@@ -171,6 +173,24 @@ class SqlStore(Store):
             with driver_transaction(self._engine) as driver:
                 rows = reads.read_block(driver, selection, segment, steps, columns)
             yield rows
+
+    @override
+    def sources(self, query: TargetQuery, *, within: str = "") -> tuple[Sources, tuple[str, ...]]:
+        limits.validate_query(query)
+        with transaction(self._engine) as connection:
+            family = reads.family_row(connection, query.family, within)
+            settled = not kinds.unsettled(connection, family.key)
+            if settled:
+                return choose_from(SqlShelf(connection, family.key, clock(connection)), query), tuple(family.blocks)
+        with transaction(self._engine, writes=True) as connection:
+            kinds.settle(connection, family.key)
+            return choose_from(SqlShelf(connection, family.key, clock(connection)), query), tuple(family.blocks)
+
+    @override
+    def runs(self, filters: RecordingFilter) -> Runs:
+        limits.validate_filter(filters)
+        with transaction(self._engine) as connection:
+            return reads.runs(connection, filters, clock(connection))
 
     @override
     def close(self) -> None:

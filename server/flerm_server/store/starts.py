@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from flerm_core.errors import AlreadyExists, LimitExceeded, Refused
-from flerm_core.recording import Attempt, ParameterList, RecordingSpec, same_lr
+from flerm_core.limits import MAX_MOMENT
+from flerm_core.recording import Attempt, ParameterList, RecordingSpec, in_order, same_lr
+from flerm_core.sources import kind_of
 from flerm_server.store.base import Started
-from flerm_server.store.engine import insert_new, moment_to
+from flerm_server.store.engine import insert_new, moment_from, moment_to
+from flerm_server.store.kinds import intern_kind
 from flerm_server.store.rows import parameters_to, recording_from, select_recordings, spec_to
 from flerm_server.store.tables import attempts, families, measurements, parameter_lists, recording_tags, recordings
 
@@ -44,7 +47,10 @@ class Opening:
             .where(recordings.c.id == self.spec.id)
             .with_for_update(of=recordings)
         ).one()
-        _same_recording(recording_from(row, {}).spec, row.digest, self.spec)
+        stored = recording_from(row, {}).spec
+        if stored.family != self.spec.family and family_key(self.connection, self.spec.family) is None:
+            stored = replace(stored, family=self.spec.family)  # it was renamed meanwhile: who holds the old name means this one
+        _same_recording(stored, row.digest, self.spec)
         known = self.connection.execute(sa.select(attempts).where(attempts.c.recording_key == row.key)).all()
         if self.attempt is None or self.attempt.id == self.spec.id:
             return Started(self.spec.id, FIRST, False)
@@ -70,6 +76,7 @@ class Opening:
         values: dict[str, Any] = spec_to(self.spec) | {
             "family_key": ensure_family(self.connection, self.spec.family, self.now, self.created_by),
             "parameters_key": intern(self.connection, self.spec.parameters),
+            "kind_key": intern_kind(self.connection, kind_of(self.spec)),
             "status": "running",
             "attempt": FIRST,
             "rows": 0,
@@ -104,7 +111,8 @@ class Opening:
                 id=attempt.id if attempt else self.spec.id,
                 number=number,
                 resume_at=attempt.resume_at if attempt else 0,
-                started_at=moment_to(attempt.started_at) if attempt else self.now,
+                started_at=self._started_at(),
+                after_id=attempt.after if attempt else "",
                 status="running",
                 world_size=self.spec.world_size,
                 versions=dict(self.spec.versions),
@@ -114,15 +122,31 @@ class Opening:
             )
         )
 
+    def _started_at(self) -> int:
+        """By the database's clock, as far as is known how the sender's differs."""
+        if self.attempt is None:
+            return self.now
+        started = moment_to(self.attempt.started_at)
+        off = self.now - moment_to(self.attempt.sent_at) if self.attempt.sent_at is not None else 0
+        return min(max(started + off, 0), MAX_MOMENT)
+
+
+def family_key(connection: sa.Connection, name: str) -> int | None:
+    """The key of the family called `name`; None where there is none."""
+    key: int | None = connection.execute(sa.select(families.c.key).where(families.c.name == name)).scalar_one_or_none()
+    return key
+
 
 def ensure_family(connection: sa.Connection, name: str, now: int, created_by: str) -> int:
     """The key of the family called `name`, made when it is new."""
-    query = sa.select(families.c.key).where(families.c.name == name)
-    key: int | None = connection.execute(query).scalar_one_or_none()
+    key = family_key(connection, name)
     if key is None:
         values = {"name": name, "description": "", "blocks": [], "created_at": now, "updated_at": now, "created_by": created_by}
         key = insert_new(connection, families, values)
-    return key if key is not None else int(connection.execute(query).scalar_one())
+    if key is None:
+        key = family_key(connection, name)  # another made it meanwhile
+    assert key is not None
+    return key
 
 
 def intern(connection: sa.Connection, parameters: ParameterList) -> int:
@@ -157,9 +181,12 @@ def _same_recording(stored: RecordingSpec, stored_digest: str, sent: RecordingSp
 
 def reorder(connection: sa.Connection, recording_key: int, now: int, lease_until: int) -> None:
     """Sets what the order of attempts decides: which rows of each are visible, and the recording's own state."""
-    ordered = connection.execute(
-        sa.select(attempts).where(attempts.c.recording_key == recording_key).order_by(attempts.c.started_at, attempts.c.number)
+    rows = connection.execute(
+        sa.select(attempts).where(attempts.c.recording_key == recording_key).order_by(attempts.c.number)
     ).all()
+    by_id = {row.id: row for row in rows}
+    told = [Attempt(id=row.id, started_at=moment_from(row.started_at), after=row.after_id) for row in rows]
+    ordered = [by_id[each.id] for each in in_order(told)]
     below = NEVER
     for attempt in reversed(ordered):
         if attempt.visible_below != below:

@@ -57,6 +57,17 @@ parameter_lists = Table(
     Column("content", JSON, nullable=False),
 )
 
+# What recordings must share to stand in one set of targets, interned by content: `flerm_core.sources.Kind`.
+kinds = Table(
+    "kinds",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("optimizer", Text, nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("estimator", Text, nullable=False),
+)
+
 recordings = Table(
     "recordings",
     metadata,
@@ -91,10 +102,13 @@ recordings = Table(
     Column("finished_at", BigInteger),
     Column("lease_until", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False),
+    # Of `kinds`; none yet where a server of an older schema opened it: `store.kinds` sets it when it is first asked for.
+    Column("kind_key", Key),
     Index(None, "created_at", "key"),
     Index(None, "family_key", "role", "variant", "lr"),
     Index(None, "family_key", "created_at", "key"),
     Index(None, "created_by"),
+    Index(None, "family_key", "role", "variant", "kind_key", "status", "lr"),
 )
 
 recording_tags = Table(
@@ -125,6 +139,8 @@ attempts = Table(
     # The greatest step stored, -1 without any: what lies above it cannot have been sent before.
     Column("last_step", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False, server_default=""),
+    # The id of the attempt that it resumed from, if that was told.
+    Column("after_id", String(36), nullable=False, server_default=""),
     UniqueConstraint("recording_key", "number"),
     UniqueConstraint("recording_key", "id"),
 )

@@ -19,13 +19,6 @@ class Answer:
     best: Best | None
     sentence: str
 
-    @property
-    def rate(self) -> float:
-        """The fitted optimum where nothing is left to try, else the best that was recorded."""
-        if self.best is None:
-            return float("nan")
-        return self.best.optimum if self.best.next_lr == self.best.optimum else self.best.lr
-
 
 def answer(recordings: Iterable[Recording], family: str) -> Answer:
     """Which rate to use, by the family's base recordings."""

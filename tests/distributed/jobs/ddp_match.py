@@ -7,8 +7,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from distributed.launch import begin, report
-from measure.runs import fresh, loss_of
+from distributed.rank import begin, report
+from measure.runs import fresh, trained
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,10 +27,7 @@ def run(every: int) -> dict[str, Any]:
     targets = {name: 1.0 for name, _ in model.named_parameters()}
     probe = [torch.randn(16 + 4 * rank, 8, generator=generator) for _ in range(4)]
     flerm = FLeRM.match(ddp, optimizer, probe=probe, family="f", targets=targets, every=every)
-    for batch in batches:
-        optimizer.zero_grad()
-        loss_of(ddp(batch)).backward()
-        optimizer.step()
+    trained(ddp, optimizer, batches)
     return {
         "weights": {name: p.detach() for name, p in model.named_parameters()},
         "multipliers": flerm.multipliers,

@@ -8,7 +8,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from distributed.launch import begin, report, sent
+from distributed.rank import begin, report, sent
 from measure import models
 from measure.reference import random_update
 from torch import distributed as dist

@@ -8,8 +8,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from distributed.launch import begin, report
-from measure.runs import Trace, fresh, leave, loss_of, same
+from distributed.rank import begin, report
+from measure.runs import Trace, fresh, leave, loss_of, same, trained
 from torch import distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -19,10 +19,23 @@ from flerm_client import FLeRM
 OPTIONS: dict[str, dict[str, Any]] = {
     "unused": {"gradient_as_bucket_view": True, "find_unused_parameters": True},
     "static graph": {"static_graph": True},
+    "static graph, unused": {"static_graph": True, "find_unused_parameters": True},
+    "accumulating": {},
     "hook": {"broadcast_buffers": False},
 }
 begin()
 rank = dist.get_rank()
+
+
+def accumulating(ddp: DistributedDataParallel) -> Any:
+    """The model, called: in front of each training batch another one leaves gradients that are not reduced yet."""
+
+    def call(batch: torch.Tensor) -> torch.Tensor:
+        with ddp.no_sync():
+            loss_of(ddp(-batch)).backward()
+        return ddp(batch)
+
+    return call
 
 
 def train(how: str, estimator: str, **options: Any) -> tuple[Trace, FLeRM | None]:
@@ -38,14 +51,8 @@ def train(how: str, estimator: str, **options: Any) -> tuple[Trace, FLeRM | None
     if estimator:
         probe = (torch.randn(shape) for _ in iter(int, 1))
         flerm = FLeRM.record(ddp, optimizer, probe=probe, family="f", every=2, warmup=2, estimator=estimator, **options)
-    trace = Trace()
-    for batch in batches:
-        optimizer.zero_grad()
-        loss = loss_of(ddp(batch))
-        loss.backward()
-        optimizer.step()
-        trace.losses.append(loss.item())
-    return leave(trace, model, optimizer), flerm
+    losses = trained(accumulating(ddp) if how == "accumulating" else ddp, optimizer, batches)
+    return leave(Trace(losses), model, optimizer), flerm
 
 
 results = {}

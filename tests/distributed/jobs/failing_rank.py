@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from distributed.launch import report
+from distributed.rank import report
 from measure.runs import fresh, loss_of
 from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from distributed.launch import begin, report
+from distributed.rank import begin, report
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel

@@ -9,12 +9,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from distributed import sharded
-from distributed.launch import begin, report
+from distributed.rank import begin, report
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe, SplitPoint, pipeline
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,6 +44,21 @@ def experts() -> Any:
     model = sharded.build()
     fully_shard(model.blocks[0], mesh=sharded.world(size, names=("experts",)))
     return fully_shard(model, mesh=sharded.world(size, names=("dp",)))
+
+
+def own_experts() -> Any:
+    """Each rank its own expert, in plain tensors of the same name and shape."""
+    model = sharded.build()
+    torch.nn.init.normal_(model.blocks[1].up.weight, generator=torch.Generator().manual_seed(rank))
+    return model
+
+
+def expert_mesh() -> Any:
+    """The experts of a layer along a dimension of their own; all else on every rank."""
+    model = sharded.build()
+    along = sharded.world(size, names=("ep",))
+    model.blocks[1].up.weight = nn.Parameter(distribute_tensor(model.blocks[1].up.weight.data, along, [Shard(0)]))
+    return model
 
 
 def hooked() -> Any:
@@ -84,6 +100,8 @@ results = {
     "ignored": refused(ignoring()),
     **stages(),
     "experts": refused(experts()),
+    "own experts": refused(own_experts(), process_group=dist.group.WORLD),
+    "expert mesh": refused(expert_mesh()),
     "hooked": refused(hooked()),
     "slices": refused(
         parallelize_module(

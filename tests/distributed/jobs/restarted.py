@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from distributed import sharded
-from distributed.launch import begin, report
+from distributed.rank import begin, report
 from measure.runs import loss_of
 from torch import distributed as dist
 from torch.distributed import checkpoint

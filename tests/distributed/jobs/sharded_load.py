@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from distributed import sharded
-from distributed.launch import begin, report
-from measure.runs import loss_of
+from distributed.rank import begin, report
+from measure.runs import trained
 from torch import distributed as dist
 from torch.distributed import checkpoint
 from torch.nn.parallel import DistributedDataParallel
@@ -38,10 +38,7 @@ for how, (wrap, own) in HOW.items():
     checkpoint.load(state, checkpoint_id=folder)
     bare.load_state_dict(state["model"])
     loaded = {"id": flerm.recording_id, "steps": flerm.steps, "multipliers": flerm.multipliers, "fslr": flerm.fslr}
-    for step in range(2):
-        optimizer.zero_grad()
-        loss_of(model(sharded.batch_of(100 + 10 * step + own))).backward()
-        optimizer.step()
+    trained(model, optimizer, [sharded.batch_of(100 + 10 * step + own) for step in range(2)])
     results[how] = {**loaded, "measured": flerm.trajectory.steps.tolist(), "later": flerm.multipliers}
 report(results)
 dist.destroy_process_group()

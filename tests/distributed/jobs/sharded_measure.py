@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from distributed import sharded
-from distributed.launch import begin, report, sent
+from distributed.rank import begin, report, sent
 from torch import distributed as dist
 
 from flerm_client.subject import find_ranks, make_subject
@@ -34,8 +34,9 @@ for argument in sys.argv[1:]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             results[name, estimator] = meter.measure(update, iter([batch]), 1)
-            with sent() as lengths:
-                meter.measure(update, iter([batch]), 1)
+            with sent() as lengths, sent("all_gather") as gathers:
+                results["again", name, estimator] = meter.measure(update, iter([batch]), 1)
+        results["gathers", name, estimator] = len(gathers)
         results["bytes", name, estimator] = lengths, sum(p.numel() * p.element_size() for p in subject.parameters.values())
 report(results)
 dist.destroy_process_group()

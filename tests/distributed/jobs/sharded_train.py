@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from distributed import sharded
-from distributed.launch import begin, report
-from measure.runs import Trace, loss_of, same
+from distributed.rank import begin, report
+from measure.runs import Trace, loss_of, same, trained
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import checkpoint
@@ -57,19 +57,20 @@ def probe(own: int = rank) -> list[Tensor]:
     return [sharded.batch_of(20 + 5 * own + i) for i in range(4)]
 
 
-def steps(model: Any, optimizer: Any, first: int, last: int, *, accumulate: bool = False, own: int = rank) -> list[float]:
-    losses = []
-    for step in range(first, last):
-        optimizer.zero_grad()
-        if accumulate:
-            model.set_requires_gradient_sync(False)
-            loss_of(model(sharded.batch_of(300 + 10 * step + own))).backward()
-            model.set_requires_gradient_sync(True)
-        loss = loss_of(model(sharded.batch_of(100 + 10 * step + own)))
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+def steps(model: Any, optimizer: Any, first: int, last: int, own: int = rank) -> list[float]:
+    return trained(model, optimizer, [sharded.batch_of(100 + 10 * step + own) for step in range(first, last)])
+
+
+def accumulating(model: Any) -> Any:
+    """The model, called: in front of each training batch another one leaves gradients that are not reduced yet."""
+
+    def call(tokens: Tensor) -> Tensor:
+        model.set_requires_gradient_sync(False)
+        loss_of(model(13 - tokens)).backward()
+        model.set_requires_gradient_sync(True)
+        return model(tokens)
+
+    return call
 
 
 def left(model: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float]) -> Trace:
@@ -93,7 +94,7 @@ def no_trace(estimator: str, **options: Any) -> bool:
             parameter.register_post_accumulate_grad_hook(heard.append)  # an optimiser that steps in backward would hear so
         if record:
             flerm = FLeRM.record(model, optimizer, probe=probe(own), family="f", every=2, warmup=2, estimator=estimator)
-        losses = steps(model, optimizer, 0, STEPS, accumulate=options.get("accumulate", False), own=own)
+        losses = steps(options.get("called", lambda model: model)(model), optimizer, 0, STEPS, own)
         if record:
             assert flerm.trajectory.steps.tolist() == [1, 3, 5]
             assert flerm.estimator == estimator
@@ -110,11 +111,11 @@ def matched(kind: type, wrap: Any, on: Any, own: int) -> dict[str, Any]:
     model, optimizer = begin_run(kind, wrap, on)
     targets = dict.fromkeys([name for name, _ in model.named_parameters()], 1.0)
     flerm = FLeRM.match(model, optimizer, probe=probe(own), family="f", targets=targets)
-    steps(model, optimizer, 0, STEPS, own=own)
+    steps(model, optimizer, 0, STEPS, own)
     twin, _ = begin_run(kind, wrap, on)
     groups = [{"params": [p], "lr": 1e-2 * flerm.multipliers[name]} for name, p in twin.named_parameters()]
     plain = torch.optim.AdamW(groups, 1e-2)
-    steps(twin, plain, 0, STEPS, own=own)
+    steps(twin, plain, 0, STEPS, own)
     weights = {name: p.full_tensor().detach() if isinstance(p, DTensor) else p.detach() for name, p in model.named_parameters()}
     others = {name: p.full_tensor().detach() if isinstance(p, DTensor) else p.detach() for name, p in twin.named_parameters()}
     return {"multipliers": flerm.multipliers, "fslr": flerm.fslr, "weights": weights, "plain": others}
@@ -163,7 +164,7 @@ def mixed(model: Any, on: Any) -> nn.Module:
 
 
 results: dict[str, Any] = {f"no trace, {name}": no_trace(name) for name in ("example", "kronecker", "exact")}
-results["no trace, accumulating"] = no_trace("kronecker", accumulate=True)
+results["no trace, accumulating"] = no_trace("kronecker", called=accumulating)
 results["no trace, mixed precision"] = no_trace("example", wrap=mixed)
 results["no trace, checkpointed"] = no_trace("example", wrap=checkpointed) and no_trace("kronecker", wrap=checkpointed)
 parallel: Any = {"kind": sharded.ParallelDecoder, "wrap": sharded.tensor_parallel, "on": tensor_mesh, "own": 0}

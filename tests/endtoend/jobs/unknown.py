@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from distributed.launch import report
+from distributed.rank import report
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
+import torch._dynamo  # which the first optimizer that is made imports, and that as slowly as torch itself
 from measure.runs import fresh, loss_of
 
 from flerm_client import FLeRM

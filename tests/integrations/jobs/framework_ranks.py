@@ -11,7 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from distributed.launch import report
+from distributed.rank import report
 from integrations.tiny import batches, examples, gpt2, trainer_of
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -96,9 +96,20 @@ def lightning(mode: str | None, resume: str | None = None, **keywords: Any) -> d
     from integrations.test_lightning import Classifier, data, probe
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch.distributed.fsdp import fully_shard
     from torch.utils.data import DataLoader
 
     from flerm_client.integrations.lightning import FLeRMCallback
+
+    class Sharded(Classifier):
+        def configure_model(self) -> None:
+            for part in (*self.net, self.net):
+                if isinstance(part, nn.Linear | nn.Sequential):
+                    fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), 1e-2)
 
     seed_everything(5)
     folder = FOLDER / (mode or "plain")
@@ -106,11 +117,12 @@ def lightning(mode: str | None, resume: str | None = None, **keywords: Any) -> d
         keywords["probe"] = probe()
     callback = FLeRMCallback(mode, family="net", **keywords) if mode else None
     saving = ModelCheckpoint(folder, filename="checkpoint-{step}", auto_insert_metric_name=False, save_top_k=-1)
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1) if HELD == "fsdp2" else "ddp"
     made = Trainer(
-        max_steps=6, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False,
+        max_steps=6, accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[each for each in (callback, saving) if each is not None],
     )  # fmt: skip
-    module = Classifier(dropout=0.0)
+    module = (Sharded if HELD == "fsdp2" else Classifier)(dropout=0.0)
     made.fit(module, DataLoader(data(16), batch_size=8, shuffle=False), ckpt_path=resume and f"{resume}.ckpt")
     return told(callback and callback.flerm, module, module.seen)
 

@@ -2,6 +2,8 @@
 // Draws the figures that the server makes, in the page's colours, and follows recordings that run.
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
+// This script comes before plotly.js: figures are fetched while the browser compiles that.
+const plotly = new Promise((done) => addEventListener("DOMContentLoaded", done));
 const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
 function colours() {
@@ -21,8 +23,11 @@ function themed(layout) {
   const { ink, quiet, grid, card, line } = colours();
   const narrow = innerWidth < 640;
   const result = { ...layout, font: { ...layout.font, color: quiet } };
-  for (const name of ["xaxis", "yaxis", "yaxis2"]) {
-    if (layout[name]) result[name] = { ...layout[name], gridcolor: grid, linecolor: line };
+  for (const name of Object.keys(layout).filter((each) => /^[xy]axis/.test(each))) {
+    result[name] = { ...layout[name], gridcolor: grid, linecolor: line };
+    // The unit would not fit beside so low a plot; the note below it says it.
+    const title = layout[name].title;
+    if (narrow && title) result[name].title = { ...title, text: title.text.replace(/ \(.*\)$/, "") };
   }
   result.hoverlabel = { ...layout.hoverlabel, bgcolor: card, bordercolor: line, font: { color: ink } };
   result.legend = { ...layout.legend, font: { color: ink, size: narrow ? 11 : 12 } };
@@ -65,11 +70,25 @@ class Plot {
 
   async draw() {
     if (!this.figure) return;
+    const { data, layout } = this.figure;
+    if (!data.length) return this.empty(layout.annotations[0].text);
+    await plotly;
     const first = !this.drawing.classList.contains("js-plotly-plot");
-    await Plotly.react(this.drawing, this.figure.data, { ...themed(this.figure.layout), uirevision: "same" }, config);
+    await Plotly.react(this.drawing, data, { ...themed(layout), uirevision: "same" }, config);
     this.wait.hidden = true;
-    this.element.dataset.drawn = Number(this.element.dataset.drawn || 0) + 1;
+    this.done();
     if (first && this.element.dataset.click === "rate") this.drawing.on("plotly_click", (event) => toRate(event.points[0].x));
+  }
+
+  // Words of ours, which wrap, and plotly's would not.
+  empty(words) {
+    this.wait.textContent = words;
+    this.done();
+  }
+
+  done() {
+    this.element.dataset.drawn = Number(this.element.dataset.drawn || 0) + 1;
+    performance.mark("drawn");
   }
 
   say(sentence) {
@@ -105,8 +124,13 @@ if (followed) {
     }
     if (rows !== null && rows !== state.rows) plots.forEach((plot) => plot.load());
     rows = state.rows;
+    following();
   };
-  source.addEventListener("open", () => { word.textContent = "live"; });
+  const following = () => {
+    const status = document.querySelector('[data-live="status"]').textContent;
+    word.textContent = status === "running" ? "live" : "shown here as soon as it goes on";
+  };
+  source.addEventListener("open", following);
   source.addEventListener("rows", (event) => show(JSON.parse(event.data)));
   source.addEventListener("end", (event) => {
     source.close();
