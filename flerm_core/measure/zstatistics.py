@@ -17,7 +17,10 @@ from flerm_core.measure.placements import Part
 from flerm_core.measure.projection import draw_projection, unit_of
 from flerm_core.measure.update import Update
 
-SLAB = 1 << 16  # elements
+SLAB = {"cpu": 1 << 14}
+"""Elements of Z at once. On the CPU 64 KiB, which malloc hands out again and again: fresh pages from the system for every
+temporary cost forty times the arithmetic (docs/estimators.md). Elsewhere allocators keep memory, and launches count."""
+_LARGE = 1 << 24
 
 
 class Kronecker(Estimator):
@@ -171,7 +174,7 @@ def _part(subject: Subject, name: str) -> Part | None:
 
 
 def slabs_of_z(subject: Subject, update: Update, name: str, gradient: Tensor) -> Iterator[Tensor]:
-    """Z of `name` in consecutive slabs along dimension 0, each as small as the cache: one of the size of the tensor never
+    """Z of `name` in consecutive slabs of about `SLAB` elements along dimension 0: one of the size of the tensor never
     exists. Sharded, this rank's part of it at once, and nothing where another rank's equal part counts."""
     sharding = subject.sharding
     if sharding is not None:
@@ -181,7 +184,8 @@ def slabs_of_z(subject: Subject, update: Update, name: str, gradient: Tensor) ->
     elif gradient.ndim == 0:
         yield _with_dimension(update.change(name).mul_(gradient))
     else:
-        height = max(1, SLAB // max(1, gradient.shape[1:].numel()))
+        elements = SLAB.get(gradient.device.type, _LARGE)
+        height = max(1, elements // max(1, gradient.shape[1:].numel()))
         for start in range(0, len(gradient), height):
             rows = slice(start, start + height)
             yield update.change(name, rows).mul_(gradient[rows])
