@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -17,7 +17,7 @@ from torch import distributed as dist
 from flerm_core import errors
 from flerm_core.errors import FlermError, MeasurementError
 
-_instances = itertools.count()
+_instances: Counter[str] = Counter()  # by `_among`
 _kept: list[Any] = []
 
 
@@ -62,7 +62,9 @@ class Ranks:
         self.rank = own if rank is None else rank
         self.lead = self.alone or all(dist.get_rank(each) == 0 for each in self._groups)
         self.refuse: Callable[[], None] = lambda: None
-        self._serial = next(_instances)
+        among = "" if self.alone else _among(self._groups)
+        self._serial = f"{among}/{_instances[among]}"
+        _instances[among] += 1
         self._raised: FlermError | None = None
 
     def sum(self, values: Tensor) -> Tensor:
@@ -147,6 +149,14 @@ class Ranks:
             dist.broadcast_object_list(box, group=group, group_src=0)
             value = box[0]
         return value
+
+
+def _among(groups: Sequence[Any]) -> str:
+    """What the ranks of `groups` call themselves: each set of ranks counts what it measures together."""
+    if len(groups) > 1:
+        return "grid"
+    ranks = dist.get_process_group_ranks(dist.group.WORLD if groups[0] is None else groups[0])
+    return hashlib.sha256(repr(ranks).encode()).hexdigest()[:16]
 
 
 def _store() -> Any:

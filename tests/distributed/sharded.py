@@ -154,6 +154,11 @@ def fsdp_some(model: Any, mesh: DeviceMesh) -> nn.Module:
     return model
 
 
+def fsdp_columns(model: Any, mesh: DeviceMesh) -> nn.Module:
+    """Matrices are cut along their columns."""
+    return fsdp_blocks(model, mesh, shard_placement_fn=lambda p: Shard(1) if p.ndim == 2 else None)
+
+
 def fsdp_summed(model: Any, mesh: DeviceMesh) -> nn.Module:
     model = fsdp_blocks(model, mesh)
     for module in [model, *model.blocks]:
@@ -229,6 +234,7 @@ def scenarios(ranks: int) -> dict[str, Scenario]:
             lambda m, mesh: fsdp_blocks(m, mesh, offload_policy=CPUOffloadPolicy(pin_memory=False)),
         ),
         "every": (Decoder, {}, _dp(ranks), fsdp_every_module),
+        "columns": (Decoder, {}, _dp(ranks), fsdp_columns),
         "some": (Decoder, {}, _dp(ranks), fsdp_some),
         "summed": (Decoder, {}, _dp(ranks), fsdp_summed),
         "accumulating": (Decoder, {}, _dp(ranks), fsdp_accumulating),

@@ -16,6 +16,7 @@ TWO = {
     "tied": f"{Z},example",
     "offloaded": "kronecker,example",
     "resharded": "kronecker,example",
+    "columns": "kronecker,example",
     "some": "kronecker,full,example",
     "summed": "kronecker,example",
     "accumulating": "kronecker,example",
