@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -239,7 +240,8 @@ def _rates_for(query: TargetQuery, shelf: Shelf, kinds: Collection[Kind], near: 
     if same is not None:
         return [same]
     if query.policy == "nearest":
-        return [min(near, key=lambda rate: (abs(math.log(rate / query.lr)), rate))]
+        # A ratio may be too small for a float.
+        return [min(near, key=lambda rate: (abs(math.log(rate / query.lr or sys.float_info.min)), rate))]
     below, above = [rate for rate in near if rate < query.lr], [rate for rate in near if rate > query.lr]
     if query.policy == "interpolate" and below and above:
         return [below[-1], above[0]]

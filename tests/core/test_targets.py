@@ -69,6 +69,8 @@ def test_nearest_takes_one_rate_whole() -> None:
     parts = grid({(1e-3, 0): 1.0, (4e-3, 0): 4.0})
     assert answer(TargetQuery(family="demo", lr=2.1e-3, policy="nearest"), *parts)["embed.weight"] == 4.0
     assert answer(TargetQuery(family="demo", lr=1.0, policy="nearest"), *parts)["embed.weight"] == 4.0
+    far = TargetQuery(family="demo", lr=1e300, policy="nearest")
+    assert answer(far, *grid({(1e-300, 0): 1.0}))["embed.weight"] == 1.0
 
 
 @pytest.mark.parametrize("depth", ["split", "joint"])

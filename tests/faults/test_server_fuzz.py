@@ -125,6 +125,19 @@ def test_whatever_the_fields_hold_the_answer_is_a_status_and_a_sentence(fuzzed: 
     fuzz()
 
 
+def test_bytes_that_are_no_request_are_the_sender_s_mistake(fuzzed: tuple[RegistryProcess, Any]):
+    registry, _ = fuzzed
+    with grpc.insecure_channel(registry.grpc) as channel:
+        for method in SERVICE.methods:
+            kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+            ask = getattr(channel, kind)(f"/{SERVICE.full_name}/{method.name}")
+            with pytest.raises(grpc.RpcError) as refusal:
+                answer = ask(iter([b"\xff\xff"]) if method.client_streaming else b"\xff\xff", timeout=20)
+                list(answer if method.server_streaming else ())
+            assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT, method.name
+            assert "message: 2 bytes that are no request of this call" in refusal.value.details()
+
+
 def held(registry: RegistryProcess) -> tuple[int, int]:
     """Pages of memory and file descriptors."""
     folder = Path(f"/proc/{registry.process.pid}")

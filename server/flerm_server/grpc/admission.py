@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from flerm_core.errors import LimitExceeded
+from google.protobuf.message import DecodeError
+
+from flerm_core.errors import FlermError, InvalidInput, LimitExceeded
 from flerm_server.access.gate import RECHECK_SECONDS, Gate
 from flerm_server.access.identity import Identity
 from flerm_server.access.rules import rpc_needs
@@ -23,27 +25,32 @@ APPENDS = frozenset({"Append", "AppendStream"})
 
 
 @dataclass(frozen=True, slots=True)
-class TooLarge:
-    """Stands for a message that was not even read."""
+class Unread:
+    """Stands for a message that was not read: why not."""
 
-    size: int
+    refusal: FlermError
 
 
 def bounded(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """`deserializer`, for messages up to `MAX_MESSAGE_BYTES`."""
+    """`deserializer`, for messages up to `MAX_MESSAGE_BYTES`. What it cannot read would be our own error by gRPC's account."""
 
     def read(data: bytes) -> Any:
-        return deserializer(data) if len(data) <= MAX_MESSAGE_BYTES else TooLarge(len(data))
+        size = len(data)
+        if size > MAX_MESSAGE_BYTES:
+            most = f"at most {MAX_MESSAGE_BYTES} are allowed: send fewer rows"
+            return Unread(LimitExceeded(f"max_message_bytes: a message of {size} bytes; {most}"))
+        try:
+            return deserializer(data)
+        except DecodeError as error:
+            return Unread(InvalidInput(f"message: {size} bytes that are no request of this call ({error})"))
 
     return read
 
 
-def small(message: Any) -> Any:
-    """The message. Raises `LimitExceeded` for what stands for one that was too large."""
-    if isinstance(message, TooLarge):
-        raise LimitExceeded(
-            f"max_message_bytes: a message of {message.size} bytes; at most {MAX_MESSAGE_BYTES} are allowed: send fewer rows"
-        )
+def whole(message: Any) -> Any:
+    """The message. Raises why it was not read."""
+    if isinstance(message, Unread):
+        raise message.refusal
     return message
 
 

@@ -17,7 +17,7 @@ from flerm_core.errors import FlermError, PermissionDenied, Unauthenticated
 from flerm_proto.status import code_of
 from flerm_server.access.identity import Identity, Scope, enter
 from flerm_server.access.rules import RPCS
-from flerm_server.grpc.admission import Admission, bounded, small
+from flerm_server.grpc.admission import Admission, bounded, whole
 from flerm_server.metrics import Metrics
 from flerm_server.tracing import span
 
@@ -91,7 +91,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
             call = Call(method, metadata, context)
             with self._call(call), self._admission.counted(method, context.peer(), streaming=False):
                 identity = self._identify(call)
-                return copy_context().run(_act, identity, handler.unary_unary, small(request), context)
+                return copy_context().run(_act, identity, handler.unary_unary, whole(request), context)
 
         return grpc.unary_unary_rpc_method_handler(unary, reader, handler.response_serializer)
 
@@ -112,9 +112,9 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         def arriving() -> Iterator[Any]:
             for each in request:
                 still_welcome()
-                yield small(each)
+                yield whole(each)
 
-        answers = context.run(_act, identity, act, arriving() if taking else small(request), call.context)
+        answers = context.run(_act, identity, act, arriving() if taking else whole(request), call.context)
         end = object()
         while (answer := context.run(next, answers, end)) is not end:
             yield answer

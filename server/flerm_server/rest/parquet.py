@@ -16,7 +16,7 @@ from flerm_server.store.base import Rows, Selection
 
 SPOOL_BYTES = 1 << 20  # of a Parquet file that stay in memory
 READ_BYTES = 1 << 18
-ROW_GROUP_BYTES = 1 << 24  # of FSLRs in one row group of Parquet
+ROW_GROUP_BYTES = 12 << 20  # of FSLRs in one row group of Parquet
 
 
 def _row_groups(rows: Iterator[Rows], width: int) -> Iterator[tuple[np.ndarray, ...]]:
