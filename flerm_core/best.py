@@ -110,7 +110,8 @@ def best_rate(family: str, runs: Iterable[Run]) -> Best:
     points = loss_curve(found)
     best = _lowest(points)
     if best is None:
-        raise NotFound(f"family: {family!r} has no completed run with a final loss; {len(found)} run{'s' if len(found) != 1 else ''} in all")
+        many = f"{len(found)} run{'s' if len(found) != 1 else ''}"
+        raise NotFound(f"family: {family!r} has no completed run with a final loss; {many} in all")
     optimum = _optimum(points, best)
     next_lr, advice = _advice(points, best, optimum)
     return Best(
