@@ -83,7 +83,8 @@ def axis(title: str, *, log: bool = False, **more: Any) -> dict[str, Any]:
 def log_axis(title: str, traces: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """A logarithmic axis for the `y` of traces: labels at 1, 2 and 5 over few decades, at powers of ten over many."""
     values = [value for trace in traces for value in trace["y"] if value is not None]
-    # As many labels as make plotly choose so, here and where one zooms in; with a few more it labels a crowd of nines.
+    # As many labels as make plotly choose so, here and where one zooms in; with a few more it would write every digit, and
+    # 7, 8 and 9 over each other.
     few = not values or math.log10(max(values) / min(values)) < 1.2
     return axis(title, log=True, nticks=3 if few else 4)
 
