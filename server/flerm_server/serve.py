@@ -42,6 +42,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Registry"].full_name
 THREADS = 256
 KEPT_FOR_SHORT_CALLS = 64
 HANDSHAKE_SECONDS = 20.0
+SIGNAL_SECONDS = 0.5  # how late a request to stop may be heard
 
 log = structlog.get_logger("flerm.serve")
 
@@ -128,7 +129,9 @@ class Server:
 
     def wait(self) -> None:
         """Until a stop is requested. Raises `Refused` when the HTTP side ends by itself, which is a bug."""
-        self._stop_requested.wait()
+        # Python runs handlers on this thread only; a signal that came to another one, or just before the wait, does not end it.
+        while not self._stop_requested.wait(SIGNAL_SECONDS):
+            pass
         if not self._http_thread.is_alive():
             raise Refused("the HTTP side of the registry ended by itself; the log says why")
 

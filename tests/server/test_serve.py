@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import socket
 import subprocess
@@ -132,6 +133,15 @@ def test_it_ends_when_it_cannot_announce_itself(tmp_path: Path):
     ended = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, len(ended.stderr.splitlines())) == (5, 1)
     assert f"announce {tmp_path}/no/folder.json: cannot be written" in ended.stderr
+
+
+def test_it_is_told_to_stop_whichever_thread_the_signal_comes_to(start_registry: StartRegistry):
+    """The kernel may choose another thread than Python's main one, where it runs handlers, and which waits."""
+    process = start_registry().process
+    thread = max(int(each.name) for each in Path(f"/proc/{process.pid}/task").iterdir())
+    assert thread != process.pid
+    ctypes.CDLL(None).tgkill(process.pid, thread, signal.SIGTERM)
+    assert process.wait(30) == 0
 
 
 def test_insecure_lets_it_listen_everywhere(start_registry: StartRegistry):
