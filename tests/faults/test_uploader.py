@@ -261,7 +261,7 @@ def test_a_recording_that_is_refused_does_not_disturb_the_run(registry, tmp_path
     first = spec_of("faults")
     with Reporter.open(registry.address, first, Attempt(), spool=tmp_path) as reporter:
         assert reporter.finish(Ending(final_loss=0.5), timeout=SECONDS).left == 0
-    other = spec_of("elsewhere", id=first.id)  # the same id with other content
+    other = spec_of("faults", id=first.id, seed=first.seed + 1)  # the same id with other content
     reporter = Reporter.open(registry.address, other, Attempt(), spool=tmp_path)
     for step in range(1, 11):
         reporter.append(row_of(step))

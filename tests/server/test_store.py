@@ -207,6 +207,17 @@ def test_a_clock_that_is_off_is_set_right(store: Store):
     assert values[:, 0].tolist() == [1, 2]
 
 
+def test_a_start_that_was_long_on_its_way_is_not_taken_for_a_clock_that_is_off(store: Store):
+    sent = spec(family())
+    moment = datetime.now(UTC)
+    store.start(sent, Attempt(started_at=moment - timedelta(seconds=6), sent_at=moment - timedelta(seconds=6)))
+    store.start(sent, Attempt(resume_at=2, started_at=moment - timedelta(seconds=5), sent_at=moment))
+    append(store, sent.id, row(1, 1, 1, 1), row(2, 1, 1, 1), attempt=1)
+    append(store, sent.id, row(2, 2, 2, 2), attempt=2)
+    values = np.concatenate([block.values for block in store.read(store.select(sent.id))])
+    assert values[:, 0].tolist() == [1, 2]
+
+
 def test_a_resume_reopens_an_ended_recording(store: Store):
     sent = spec(family())
     store.start(sent, attempt(0, 1))

@@ -20,6 +20,9 @@ from flerm_server.store.tables import attempts, families, measurements, paramete
 NEVER = 2**63 - 1  # a step that no run reaches
 FIRST = 1
 
+# In microseconds. Less than this is the time that the message took, which is another for every message.
+ON_ITS_WAY = 10_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:
@@ -128,6 +131,8 @@ class Opening:
             return self.now
         started = moment_to(self.attempt.started_at)
         off = self.now - moment_to(self.attempt.sent_at) if self.attempt.sent_at is not None else 0
+        if abs(off) < ON_ITS_WAY:
+            off = 0
         return min(max(started + off, 0), MAX_MOMENT)
 
 
