@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -28,9 +30,18 @@ def keep(group: Any = None) -> None:
     last owner, runs that destructor with the lock held: a rank that destroys its group before its model then hangs at its end,
     once in a hundred runs on a busy machine. Python's own reference lets go of the lock first.
     """
+    if not _kept:
+        atexit.register(_let_go)
     group = dist.group.WORLD if group is None else group
     if not any(each is group for each in _kept):
         _kept.append(group)
+
+
+def _let_go() -> None:
+    """The last moment at which a worker that is giving back a tensor gets the interpreter's lock; later it would end the process
+    with SIGABRT, so that a script that ends right after a collective would lose its exit code."""
+    _kept.clear()  # joins the workers of groups that nobody else holds
+    time.sleep(0.1)  # for those of the others
 
 
 class Ranks:
