@@ -38,8 +38,10 @@ def keep(group: Any = None) -> None:
 
 
 def _let_go() -> None:
-    """The last moment at which a worker that is giving back a tensor gets the interpreter's lock: later it ends the process with
-    SIGABRT, and a script that ends right after a collective loses its exit code."""
+    """The last moment at which a worker that is giving back a tensor gets the interpreter's lock.
+
+    Later it would end the process with SIGABRT, and a script that ends right after a collective would lose its exit code.
+    """
     _kept.clear()  # joins the workers of groups that nobody else holds
     time.sleep(0.1)  # for those of the others
 
