@@ -104,7 +104,7 @@ def match_rows(
             unmatched.append(name)
         elif template not in done:
             done.add(template)
-            held = held_as(template, base)
+            held = held_as(template, base) if len(base_roles[template]) > 1 else template
             role = Role(template, base_roles[template], target_roles[template], held, tuple(expand(held, base)))
             if not given:
                 _refuse_mixture(role, bands or {})
