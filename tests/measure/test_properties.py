@@ -45,7 +45,7 @@ def test_inside_a_step_every_tensor_has_its_rate_and_outside_the_user_sees_nothi
     for scale in (1.0, 0.5):  # a scheduler in between
         for group, before in zip(theirs, held, strict=True):
             group["lr"] = before["lr"] = group["lr"] * scale
-        with ours.applied(multipliers):
+        with ours.applied(multipliers, lambda: None):
             seen = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
             assert sum(len(group["params"]) for group in optimizer.param_groups) == len(seen) == len(multipliers)
             for name, group in seen.items():
