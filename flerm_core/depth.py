@@ -24,7 +24,7 @@ class Role:
     """One role in both models: `template`, and in each model its tensors by their block numbers (one per axis), ascending.
 
     `joined`: the tensors whose joint change the base's recording holds under the name `joined_as`. These are the role's own,
-    or, where it holds that of more axes only (experts within layers), more.
+    or, where there are several and it holds that of more axes only (experts within layers), more.
     """
 
     template: str
@@ -59,9 +59,11 @@ def split(role: Role, column: Column, run: Column) -> dict[str, Array]:
 
 
 def joint(role: Role, column: Column, run: Column) -> dict[str, Array]:
-    """The change of all blocks of the role at once keeps its size: the base's role column is the target's."""
+    """The change of all blocks of the role at once keeps its size: the base's role column is the target's, under the name of
+    what it is the change of, where that is a wider role's too."""
     source = role.joined_as if len(role.base) > 1 else next(iter(role.base.values()))
-    return {role.template if len(role.target) > 1 else next(iter(role.target.values())): column(source)}
+    own = role.template if len(role.target) > 1 else next(iter(role.target.values()))
+    return {own if role.joined_as == role.template else role.joined_as: column(source)}
 
 
 def coherent(role: Role, column: Column, run: Column) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from statistics import median
@@ -104,7 +104,7 @@ def match_rows(
             unmatched.append(name)
         elif template not in done:
             done.add(template)
-            held = held_as(template, base)
+            held = held_as(template, base) if len(base_roles[template]) > 1 else template
             role = Role(template, base_roles[template], target_roles[template], held, tuple(expand(held, base)))
             if not given:
                 _refuse_mixture(role, bands or {})
@@ -199,13 +199,15 @@ def multipliers(
     previous: Mapping[str, float] | None = None,
     clamp: tuple[float, float] = (1 / 4096, 4096.0),
     noise: float = 1e-4,
+    only: Collection[str] = (),
 ) -> Multipliers:
     """m = target / measured (Eq. 19), rounded to 1/16 octave, for every tensor of `measured` and of `targets`.
 
     A role in `targets` decides for all its tensors: m = targets[role] / measured[role]. Left alone, at their `previous`
     multiplier or 1, are tensors that are unmeasured (absent, NaN, infinite or zero, here or in the base) and those whose
-    measurement is noise: below `noise` of the median over tensors. m is held within `clamp`. All is finite and positive, and
-    the same on every machine. Raises `NotFound` for a measured tensor without target, `InvalidInput` for a negative number or a
+    measurement is noise: below `noise` of the median over tensors. `only`: where there are any, all but these tensors (and
+    those of their roles in `targets`) are left alone, too. m is held within `clamp`. All is finite and positive, and the same
+    on every machine. Raises `NotFound` for a measured tensor without target, `InvalidInput` for a negative number or a
     clamp that does not hold 1.
     """
     low, high = clamp
@@ -220,8 +222,12 @@ def multipliers(
     floor = noise * median(tensors) if tensors else 0.0
     result: dict[str, float] = {}
     unmeasured, noisy, clamped = [], [], []
+    chosen = {source[name] for name in only}
     for name, key in source.items():
         kept = (previous or {}).get(name, 1.0)
+        if chosen and key not in chosen:
+            result[name] = kept
+            continue
         have, want = measured.get(held_as(key, measured), np.nan), targets[key]
         if not (_usable(have) and _usable(want)):
             result[name] = kept

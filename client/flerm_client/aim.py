@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -109,9 +109,11 @@ class Aim:
                     "say what counts its blocks with blocks="
                 )
 
-    def multipliers(self, step: int, measured: Mapping[str, float], previous: Mapping[str, float]) -> Multipliers:
-        """m = target / measured (Eq. 19) at `step`."""
-        return multipliers(self.at(step), measured, previous=previous, clamp=self._clamp)
+    def multipliers(
+        self, step: int, measured: Mapping[str, float], previous: Mapping[str, float], only: Collection[str] = ()
+    ) -> Multipliers:
+        """m = target / measured (Eq. 19) at `step`; of the tensors `only` where there are any."""
+        return multipliers(self.at(step), measured, previous=previous, clamp=self._clamp, only=only)
 
     def comparison(self, family: str, lr: float, step: int, measured: Mapping[str, float]) -> Comparison:
         """All that a dry run says: `measured` FSLRs at `step` beside what is aimed for there."""

@@ -265,8 +265,8 @@ class Run:
         """Sets the multipliers, of the tensors `only` where there are any, and makes the step just taken one that ran at them
         (design, method 4)."""
         everything = [*self.subject.parameters, *self.subject.roles]
-        measured = {name: self.fslr.get(name, math.nan) if not only or _of(name, only) else math.nan for name in everything}
-        outcome = aim.multipliers(self.steps, measured, self.multipliers)
+        measured = {name: self.fslr.get(name, math.nan) for name in everything}
+        outcome = aim.multipliers(self.steps, measured, self.multipliers, only)
         if self._dry_run:
             if self.ranks.lead:
                 sys.stdout.write(f"{aim.comparison(self.family, self.lr, self.steps, measured).text()}\n")

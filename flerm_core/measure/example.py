@@ -58,6 +58,9 @@ class Example(Estimator):
         self._asked: list[str] = []  # the tensors whose ΔW the last pass asked for, in turn
         self._counts_examples: tuple[int, int] | None = None  # which tensor of a batch, and which of its dimensions
         self._watched_for: tuple[bool, ...] = ()  # as `settled`, for this rank
+        self._unseen: frozenset[Place] = frozenset()  # where the gradient was 0 throughout, so that any layout would have done
+        self._look_again = False
+        self.unsure = False
         self._sharding = subject.sharding or Sharding()
         if self._sharding.split:
             self.reach = "split"
@@ -72,9 +75,17 @@ class Example(Estimator):
         """Whether it is known how to watch the model; anew when a tensor was frozen or unfrozen."""
         return self._settled_for == self._trained()
 
-    def settle(self) -> None:
-        """What the last draw found out holds from now on."""
+    def settle(self, unsure: bool = False) -> None:
+        """What the last draw found out holds from now on; until the next measurement only, where any rank is `unsure`."""
         self._settled_for = self._trained()
+        self._look_again = unsure
+
+    def begin(self) -> None:
+        """A measurement begins. Where the last one settled what it could not see (the layout of LoRA's A while B is 0, or
+        whether examples couple behind it), this one looks again; once for each set of places, as some never move."""
+        if self._look_again:
+            self._look_again = False
+            self._settled_for = self._watched_for = ()
 
     def _trained(self) -> tuple[bool, ...]:
         return tuple(p.requires_grad for p in self.subject.parameters.values())
@@ -175,6 +186,7 @@ class Example(Estimator):
         direction = draw_projection(plain, generator)
         chosen = half_of(len(plain), generator).to(plain.device)
         expanded: list[nn.Module] = []  # every module that was tried as shared
+        before = self._unseen
         while True:
             unclear = self._find_layouts(watch, outputs, direction, chosen)
             del watch, outputs
@@ -187,6 +199,7 @@ class Example(Estimator):
                 masks.restore()
                 if self._prove(self.subject.outputs(batch), direction, changes, update):
                     self._watched_for = self._trained()
+                    self.unsure = bool(self._unseen) and self._unseen != before
                     return self._raw(changes, plain), plain.numel()
                 self._deepest = set()
                 watch, outputs = self._forward_again(batch, plain, masks, expanded)
@@ -214,14 +227,18 @@ class Example(Estimator):
         if examples == 1 and not self._sharding.parts:
             return None
         found: dict[Place, Layout | None] = {}
+        unseen: set[Place] = set()
 
         def look(place: Place, use: Use, gradient: Tensor) -> None:
             found[place] = find_split_layout(gradient, chosen)
+            if not local(gradient).any():
+                unseen.add(place)
 
         mask = chosen.reshape(-1, *[1] * (outputs.ndim - 1)).to(direction.dtype)
         watch.backward(outputs, direction * placed_like(direction, mask), look)
         self._sharding.agree_on_order([(type(place.module).__name__, place.call, place.index) for place in found])
         self._layouts = {place: layout for place, layout in found.items() if layout is not None}
+        self._unseen = frozenset(unseen)
         unclear = self._sharding.total(torch.tensor([float(layout is None) for layout in found.values()], device=mask.device))
         wrong = {place.module for place, flag in zip(found, unclear.tolist(), strict=True) if flag}
         return next((place.module for place in watch.edges if place.module in wrong), None)

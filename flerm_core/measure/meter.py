@@ -92,6 +92,8 @@ class Meter:
                     moved, batches = self._begin_together(batches, draws, moved)
                 if not moved:
                     return {}
+                if isinstance(self.estimator, Example):
+                    self.estimator.begin()
                 for draw in range(draws):
                     batch = next(batches)
                     readings.append(self._first(batch, update) if self._unsettled else self._draw(batch, update, draw))
@@ -215,7 +217,9 @@ class Meter:
             recover(self.subject.model)
             if self.ranks.locked and not isinstance(error, ExamplesCouple):
                 raise
-        if self.ranks.any(isinstance(problem, ExamplesCouple), self.subject.device):
+        told = [float(isinstance(problem, ExamplesCouple)), float(self.estimator.unsure)]
+        couple, unsure = self.ranks.sum(torch.tensor(told, device=self.subject.device)).tolist()
+        if couple:
             reason = str(problem) if isinstance(problem, ExamplesCouple) else "it does not apply on another rank"
             if self._fallback is None:
                 raise MeasurementError(
@@ -225,7 +229,7 @@ class Meter:
             self.estimator = self._fallback
             masks.restore()
             return self._draw(batch, update, 0)
-        self.estimator.settle()
+        self.estimator.settle(bool(unsure))
         if problem is not None:
             raise problem
         assert reading is not None

@@ -105,10 +105,6 @@ class Ranks:
             self._raise_told(error)
             raise
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether `flag` is set on any rank. Called by all ranks at the same point."""
-        return flag if self.alone else bool(self.sum(torch.tensor([float(flag)], device=device)).item())
-
     def same(self, value: object, device: torch.device | str) -> bool:
         """Whether `value` (what prints alike is alike) is the same on all ranks. Called by all ranks at the same point."""
         digest = hashlib.sha256(repr(value).encode()).digest()

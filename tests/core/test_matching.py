@@ -141,6 +141,14 @@ def test_coherent_from_a_single_block_shares_it_out_as_split_does() -> None:
     assert blocks_of(match_targets(base([3.0]), decoder(2), depth="coherent")) == [1.5, 1.5]
 
 
+def test_how_far_experts_cohere_says_nothing_of_layers() -> None:
+    tensors = [f"layers.{layer}.experts.{at}.w" for layer in range(2) for at in range(2)]
+    columns = {name: np.array([3.0]) for name in tensors[:2]}
+    columns |= {"layers.*.experts.*.w": np.array([math.sqrt(18)]), "layers.0.experts.*.w": np.array([math.sqrt(18)])}
+    matched = match_rows(columns, tensors, run=columns, depth="coherent")
+    assert [values[0] for values in matched.values()] == pytest.approx([1.5] * 4)
+
+
 def test_joint_from_or_to_a_single_block_needs_no_role() -> None:
     assert match_targets(base([3.0]), decoder(2), depth="joint")["layers.*.attn.q.weight"] == 3
     assert match_targets(base([1.0, 2.0], joint=2.5), decoder(1), depth="joint")["layers.0.attn.q.weight"] == 2.5
@@ -152,15 +160,18 @@ def test_joint_takes_a_wider_role_that_the_base_recorded() -> None:
     matched = match_rows(
         columns, [f"layers.{layer}.experts.{at}.w" for layer in range(4) for at in range(2)], run=columns, depth="joint"
     )
-    assert {name: values[0] for name, values in matched.items()} == {"layers.*.experts.0.w": 3.0, "layers.*.experts.1.w": 3.0}
+    assert {name: values[0] for name, values in matched.items()} == {"layers.*.experts.*.w": 3.0}
 
 
 def test_a_wider_role_decides_for_its_tensors() -> None:
     tensors = [f"layers.{layer}.experts.{at}.w" for layer in range(4) for at in range(2)]
     columns = {**{name: np.array([1.0]) for name in tensors[:4]}, "layers.*.experts.*.w": np.array([3.0])}
     targets = {name: float(column[0]) for name, column in match_rows(columns, tensors, run=columns, depth="joint").items()}
-    found = multipliers(targets, {**dict.fromkeys(tensors, 1.0), "layers.*.experts.*.w": 6.0})
-    assert found.values == dict.fromkeys(tensors, 0.5)
+    # Whatever narrower roles were measured beside: the target is not theirs.
+    narrower = {"layers.*.experts.0.w": 3.5, "layers.*.experts.1.w": 3.5}
+    for others in ({}, narrower):
+        found = multipliers(targets, {**dict.fromkeys(tensors, 1.0), "layers.*.experts.*.w": 6.0, **others})
+        assert found.values == dict.fromkeys(tensors, 0.5)
 
 
 def test_a_role_that_the_bases_estimator_did_not_measure_is_no_target_of_joint() -> None:

@@ -339,6 +339,32 @@ def test_a_tensor_without_an_update_at_the_first_step_is_matched_at_the_second(e
         assert all(flerm.multipliers[name] > 2.5 for name in b), "B moves the outputs by 1 / rank"
 
 
+def test_a_tensor_that_is_late_and_noise_keeps_its_multiplier() -> None:
+    class Faint(nn.Module):
+        """A and B move the outputs a millionth as far as W does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(5)
+            self.w, self.v, self.a = (nn.Parameter(torch.randn(8, 8, generator=generator)) for _ in range(3))
+            self.b = nn.Parameter(torch.zeros(8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.w.T + x @ self.v.T + 1e-6 * (x @ self.a.T @ self.b.T)
+
+    model = Faint().double()
+    optimizer = Adam(model.parameters(), 1e-2)
+    batch = torch.randn(32, 8, generator=torch.Generator().manual_seed(6)).double()
+    targets = dict.fromkeys("wvab", 1.0)
+    flerm = FLeRM.match(model, optimizer, probe=[batch], family="f", estimator="exact", targets=targets)
+    for late in "ba":
+        with pytest.warns(UserWarning, match=rf"1 tensors have too small an FSLR .*: {late}$"):
+            step(model, optimizer, batch)
+    assert flerm.trajectory.steps.tolist() == [1, 2]
+    assert flerm.multipliers["a"] == flerm.multipliers["b"] == 1.0
+    assert flerm.multipliers["w"] != 1.0
+
+
 def test_a_run_resumed_between_the_two_matches_what_was_late() -> None:
     base = factored(2)[1].trajectory
 
