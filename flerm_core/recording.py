@@ -11,7 +11,7 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,7 @@ def in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
     resumed from, whatever a clock that stepped back says. Ties: as they arrived.
     """
     known = {each.id: each for each in attempts}
-    moments: dict[str, datetime] = {}
+    moments: dict[str, tuple[datetime, int]] = {}  # and how many had to be put behind another at that moment
     for each in attempts:
         chain: list[Attempt] = []
         link: Attempt | None = each
@@ -143,7 +143,8 @@ def in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
             link = known.get(link.after)
         floor = moments.get(link.id) if link is not None else None
         for link in reversed(chain):
-            floor = link.started_at if floor is None else max(link.started_at, floor + timedelta(microseconds=1))
+            began = (link.started_at, 0)
+            floor = began if floor is None else max(began, (floor[0], floor[1] + 1))
             moments[link.id] = floor
     return sorted(attempts, key=lambda each: moments[each.id])
 

@@ -51,6 +51,8 @@ def fslr_figure(
     thinned = trajectory.thinned(MAX_POINTS)
     lines = [_line(thinned, name, at) for at, name in enumerate(dict.fromkeys(tensors[:MAX_TENSORS]))]
     data = [*band_traces(thinned, faint=bool(lines)), *lines]
+    if not data:
+        return nothing("Roles only, which count in no band: name one to draw it")
     hover = {"hovermode": "closest"} if lines else {"hovermode": "x unified"}
     return {"data": data, "layout": layout(axis("step"), log_axis(title, data), **hover)}
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flerm_core.errors import NotFound, listed
 from flerm_core.figures.evolution import MAX_POINTS, band_traces
 from flerm_core.figures.style import GREY, Figure, axis, layout, log_axis, nothing
 from flerm_core.matching import match_rows, whole_run
@@ -17,10 +18,12 @@ def ratios(base: Trajectory, other: Trajectory, *, blocks: Sequence[str] = ()) -
     """`other`'s FSLRs over the targets that `base` gives for its tensors at the same steps; 1 is matched, NaN is unmeasured.
 
     Steps beyond the base's last are compared with its last (as targets are). Roles are left out. Raises `NotFound` for tensors
-    that the base has no counterpart of, and for a base without rows.
+    that the base has no counterpart of, where there is none to compare, and for a base without rows.
     """
     columns = [at for at, name in enumerate(other.names) if not is_role(name)]
     names = [other.names[at] for at in columns]
+    if not names:
+        raise NotFound(f"names: {listed(other.names)} are roles; there is no tensor to compare")
     base_columns = dict(zip(base.names, base.resampled(other.steps).T, strict=True))
     bands = dict(zip(base.names, base.bands, strict=True))
     # By the default rule, which gives every tensor a target of its own.

@@ -50,3 +50,9 @@ def test_none_comes_before_the_one_that_it_resumed_from(arrived: tuple[Attempt, 
 def test_otherwise_they_come_as_they_began_and_then_as_they_arrived(arrived: tuple[Attempt, ...]) -> None:
     plain = [Attempt(id=each.id, started_at=each.started_at) for each in arrived]
     assert in_order(plain) == sorted(plain, key=lambda each: each.started_at)
+
+
+def test_the_calendar_s_last_moment_has_successors_too() -> None:
+    last = datetime.max.replace(tzinfo=UTC)
+    first = Attempt(id="a", started_at=last)
+    assert in_order([Attempt(id="b", started_at=NOON, after="a"), first])[0] == first

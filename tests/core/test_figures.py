@@ -95,6 +95,11 @@ def test_what_is_not_there_is_said():
     assert "No measurement yet" in json.dumps(fslr_figure(trajectory([])))
     assert "flerm.log" in json.dumps(run_figure(trajectory([[1] * 4])))
     assert "No finished run" in json.dumps(loss_figure([]))
+    roles = Trajectory(["layers.*.attn.q.weight"], [()], [1], [[2.0]])
+    assert "Roles only" in json.dumps(fslr_figure(roles))
+    assert [each["y"] for each in fslr_figure(roles, roles.names)["data"]] == [[2.0]]
+    with pytest.raises(NotFound, match="are roles; there is no tensor to compare"):
+        ratios(roles, roles)
 
 
 def test_curves_are_told_apart_by_role_variant_and_the_settings_that_differ():

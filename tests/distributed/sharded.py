@@ -138,10 +138,6 @@ def fsdp_whole(model: Any, mesh: DeviceMesh) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def fsdp_offloaded(model: Any, mesh: DeviceMesh) -> nn.Module:
-    return fsdp_blocks(model, mesh, offload_policy=CPUOffloadPolicy(pin_memory=False))
-
-
 def fsdp_every_module(model: Any, mesh: DeviceMesh) -> nn.Module:
     for module in [m for m in model.modules() if not list(m.children())]:
         fully_shard(module, mesh=mesh)

@@ -10,6 +10,8 @@ import grpc
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -128,9 +130,11 @@ def test_whatever_the_fields_hold_the_answer_is_a_status_and_a_sentence(fuzzed: 
 def test_bytes_that_are_no_request_are_the_sender_s_mistake(fuzzed: tuple[RegistryProcess, Any]):
     registry, _ = fuzzed
     with grpc.insecure_channel(registry.grpc) as channel:
-        for method in SERVICE.methods:
+        open_to_all = (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+        services = [SERVICE, *(service for file in open_to_all for service in file.services_by_name.values())]
+        for method in (method for service in services for method in service.methods):
             kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
-            ask = getattr(channel, kind)(f"/{SERVICE.full_name}/{method.name}")
+            ask = getattr(channel, kind)(f"/{method.containing_service.full_name}/{method.name}")
             with pytest.raises(grpc.RpcError) as refusal:
                 answer = ask(iter([b"\xff\xff"]) if method.client_streaming else b"\xff\xff", timeout=20)
                 list(answer if method.server_streaming else ())

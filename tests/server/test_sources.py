@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from flerm_core.best import BestQuery, best_of
 from flerm_core.errors import FlermError, NotFound
 from flerm_core.recording import Ending, EstimatorSettings, RecordingFilter, RecordingSpec
-from flerm_core.sources import POLICIES, Sources, TargetQuery, choose_sources
+from flerm_core.sources import POLICIES, Kind, Sources, TargetQuery, choose_sources
 from flerm_server import queries
+from flerm_server.store import kinds
 from flerm_server.store.base import Store
 from flerm_server.store.engine import open_engine, parse_url
+from flerm_server.store.shelf import SqlShelf
 from flerm_server.store.tables import families, recordings
 from tests.server.conftest import Backend
 from tests.server.given import family, spec
@@ -127,3 +129,35 @@ def test_many_rates_within_one_key_and_beyond_a_statement_s_reach(backend: Backe
 def test_sources_of_an_unknown_family_name_its_neighbours(backend: Backend):
     with pytest.raises(NotFound, match="family 'nobody/none' is not in this registry"):
         backend.local.sources(TargetQuery(family="nobody/none", lr=1e-3))
+
+
+def test_two_servers_may_give_kinds_at_once(backend: Backend):
+    store, name = backend.local, family()
+    told(store, name, [(spec("", lr=1e-3), "completed")] * 2)
+    engine = open_engine(parse_url(backend.url))
+    with engine.begin() as connection:
+        key = connection.execute(sa.select(families.c.key).where(families.c.name == name)).scalar_one()
+        connection.execute(recordings.update().where(recordings.c.family_key == key).values(kind_key=None))
+        kinds.settle(connection, key)
+        kinds.settle(connection, key)  # whose turn came after the other's
+        assert not kinds.unsettled(connection, key)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_answer_is_of_one_moment(backend: Backend, monkeypatch: pytest.MonkeyPatch, policy: str):
+    """The only source is deleted by another while the question is answered."""
+    store, name = backend.local, family()
+    only = replace(spec("", lr=1e-3), id=spec("").id, family=name)
+    store.start(only)
+    store.finish(only.id, 0, Ending())
+    asked = SqlShelf.kinds
+
+    def and_deleted(shelf: SqlShelf, tags: Mapping[str, str]) -> set[Kind]:
+        found = asked(shelf, tags)
+        store.delete(only.id)
+        return found
+
+    monkeypatch.setattr(SqlShelf, "kinds", and_deleted)
+    found = sources(store, TargetQuery(family=name, lr=1e-3, policy=policy))
+    assert [each.spec.id for each in found[1e-3]] == [only.id]

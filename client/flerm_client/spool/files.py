@@ -41,11 +41,6 @@ def origin(path: Path) -> Origin:
     raise DataLoss(f"{path} does not say who wrote it")
 
 
-def has_finished(path: Path) -> bool:
-    """Whether the attempt's end is in the file, so that nobody writes it any more."""
-    return any(frame.kind == Kind.FINISH for frame in SpoolReader(path))
-
-
 def sidecar(path: Path, suffix: str) -> Path:
     """The file that stands beside a spool file: `.log` (the uploader's output), `.progress`, `.why` (in quarantine)."""
     return path.with_name(path.name.removesuffix(SUFFIX) + suffix)

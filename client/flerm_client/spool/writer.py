@@ -116,10 +116,6 @@ class SpoolWriter:
         """Adds one measurement; False when it could not be written."""
         return self._append(Kind.MEASUREMENT, measurement_to(row).SerializeToString(), row.step)
 
-    def append_message(self, message: pb.Measurement) -> bool:
-        """The same for a row that is a message already."""
-        return self._append(Kind.MEASUREMENT, message.SerializeToString(), message.step)
-
     def finish(self, ending: Ending) -> bool:
         """Marks the attempt's end; False when that could not be written. Once only: later calls do nothing."""
         if self.finished:

@@ -105,7 +105,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         context = copy_context()
         identity = self._identify(call)
         if identity is None:
-            yield from act(request, call.context)
+            yield from act(map(whole, request) if taking else whole(request), call.context)
             return
         still_welcome = self._admission.lasting(call.method, call.authorization)
 

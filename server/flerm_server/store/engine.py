@@ -112,11 +112,16 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 @contextmanager
-def transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[sa.Connection]:
-    """One transaction. Database trouble becomes `Unreachable`, in one sentence."""
+def transaction(engine: sa.Engine, *, writes: bool = False, snapshot: bool = False) -> Iterator[sa.Connection]:
+    """One transaction. Database trouble becomes `Unreachable`, in one sentence.
+
+    `snapshot`: all that it reads is of one moment. On SQLite it always is.
+    """
     with _trouble(engine), engine.connect() as connection:
         if writes:
             connection = connection.execution_options(writes=True)
+        if snapshot and engine.dialect.name == "postgresql":
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
         with connection.begin():
             yield connection
 

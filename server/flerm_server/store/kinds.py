@@ -30,7 +30,7 @@ def unsettled(connection: sa.Connection, family_key: int) -> bool:
 
 
 def settle(connection: sa.Connection, family_key: int) -> None:
-    """Gives those their kinds."""
+    """Gives those their kinds; another server may have done so meanwhile."""
     texts = (sa.cast(recordings.c[name], sa.Text) for name in ("optimizer_config", "estimator"))
     where = *base_of(family_key), recordings.c.kind_key.is_(None)
     query = sa.select(recordings.c.key, recordings.c.optimizer, *texts).where(*where).order_by(recordings.c.key)
@@ -44,7 +44,8 @@ def settle(connection: sa.Connection, family_key: int) -> None:
             kind = found[tuple(content)] = intern_kind(connection, Kind.of(name, json.loads(config), settings))
         changes.append({"at": key, "kind": kind})
     change = recordings.update().where(recordings.c.key == sa.bindparam("at")).values(kind_key=sa.bindparam("kind"))
-    connection.execute(change, changes)
+    if changes:
+        connection.execute(change, changes)
 
 
 def base_of(family_key: int) -> tuple[sa.ColumnElement[bool], ...]:

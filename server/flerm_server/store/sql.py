@@ -177,14 +177,13 @@ class SqlStore(Store):
     @override
     def sources(self, query: TargetQuery, *, within: str = "") -> tuple[Sources, tuple[str, ...]]:
         limits.validate_query(query)
-        with transaction(self._engine) as connection:
-            family = reads.family_row(connection, query.family, within)
-            settled = not kinds.unsettled(connection, family.key)
-            if settled:
-                return choose_from(SqlShelf(connection, family.key, clock(connection)), query), tuple(family.blocks)
-        with transaction(self._engine, writes=True) as connection:
-            kinds.settle(connection, family.key)
-            return choose_from(SqlShelf(connection, family.key, clock(connection)), query), tuple(family.blocks)
+        while True:
+            with transaction(self._engine, snapshot=True) as connection:
+                family = reads.family_row(connection, query.family, within)
+                if not kinds.unsettled(connection, family.key):
+                    return choose_from(SqlShelf(connection, family.key, clock(connection)), query), tuple(family.blocks)
+            with transaction(self._engine, writes=True) as connection:
+                kinds.settle(connection, family.key)
 
     @override
     def runs(self, filters: RecordingFilter) -> Runs:
