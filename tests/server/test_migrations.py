@@ -39,6 +39,24 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("postgres").new_database()
 
 
+def errors_of_four(act: Callable[[], object]) -> list[Exception]:
+    """What four threads that `act` at once raise."""
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            act()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
 def test_the_migrations_make_the_tables_that_the_code_uses(empty: str):
     engine = open_engine(parse_url(migrate(empty)))
     with engine.connect() as connection:
@@ -76,40 +94,14 @@ def test_a_new_sqlite_file_is_what_the_migrations_make(tmp_path: Path):
 
 
 def test_several_upgrades_at_once_wait_for_one_another(empty: str):
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            migrate(empty)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    assert not errors_of_four(lambda: migrate(empty))
     open_store(empty).close()
 
 
 def test_several_servers_on_one_old_file_copy_it_once(tmp_path: Path):
     with closing(sqlite3.connect(tmp_path / "old.db")) as old:
         old.executescript((SCHEMAS / "0001.sql").read_text())
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            open_store(f"sqlite:///{tmp_path}/old.db").close()
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    assert not errors_of_four(lambda: open_store(f"sqlite:///{tmp_path}/old.db").close())
     (copy,) = tmp_path.glob("old.db.before-*")
     with closing(sqlite3.connect(copy)) as old:
         assert old.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
