@@ -148,7 +148,7 @@ class Example(Estimator):
                 else:
                     products = forward_mode(use, held, tensor, change, place.index, gradient)
                 if products is not None:
-                    changes[self._positions[tensor]] += layout.by_example(products, examples)
+                    changes[self._positions[tensor]].add_(layout.by_example(products, examples))
 
         watch.backward(outputs, direction, add)
         self._asked = changes_of.asked

@@ -94,10 +94,14 @@ def recover(model: nn.Module) -> None:
 def own_reduction(model: nn.Module) -> Iterator[None]:
     """Inside, every backward reduces gradients by their mean, whatever the user has set (gradient accumulation, a divide factor
     of his own), and nothing of his that waits for a reduction is touched. Before and after, parameters are sharded."""
+    modules = sharded_modules(model)
+    if not modules:
+        yield
+        return
     groups = _groups(model)
     reshard(model)
     before = [{flag: getattr(group, flag) for flag in _GROUP_FLAGS if hasattr(group, flag)} for group in groups]
-    contexts = [module._get_fsdp_state()._state_ctx for module in sharded_modules(model)]
+    contexts = [module._get_fsdp_state()._state_ctx for module in modules]
     last = [context.is_last_backward for context in contexts]
     waiting = [_set_aside(each) for group in groups for each in group.fsdp_params]
     for group, flags in zip(groups, before, strict=True):

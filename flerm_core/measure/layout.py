@@ -33,13 +33,13 @@ class Layout:
         the activation."""
         if examples == 0:
             return values.new_zeros(0)
-        if self.kind == "axis":
-            values = values.movedim(self.axis, 0)
-        elif self.kind == "major":
-            values = values.reshape(examples, -1)
-        else:
-            values = values.reshape(-1, examples, *values.shape[1:]).movedim(1, 0)
-        return values.reshape(examples, -1).sum(1)
+        axis = self.axis
+        if self.kind == "major":
+            values, axis = values.reshape(examples, -1), 0
+        elif self.kind == "minor":
+            values, axis = values.reshape(-1, examples, *values.shape[1:]), 1
+        others = [dim for dim in range(values.ndim) if dim != axis]
+        return values.sum(others) if others else values
 
 
 def candidates(shape: torch.Size, examples: int) -> list[Layout]:

@@ -44,8 +44,8 @@ def _linear(module: nn.Linear, x: Tensor, name: str, change: Tensor, gradient: T
         return gradient @ change
     # In place into the product, and over the narrower side: one temporary, the smallest there is.
     if module.in_features <= module.out_features and gradient.ndim == x.ndim:
-        return (gradient @ change).mul_(x).sum(-1)
-    return ((x.to(change.dtype) @ change.T) * gradient).sum(-1)
+        return (gradient @ change).mul_(x)
+    return (x.to(change.dtype) @ change.T) * gradient
 
 
 def _embedding(module: nn.Embedding, x: Tensor, name: str, change: Tensor, gradient: Tensor) -> Tensor:
@@ -107,9 +107,7 @@ _CLOSED: dict[type[nn.Module], Product] = {
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
     """The class of `module`, below the one that FSDP2 makes of it."""
-    kind = type(module)
-    below = [base for base in kind.__bases__ if issubclass(base, nn.Module) and not issubclass(base, FSDPModule)]
-    return below[0] if isinstance(module, FSDPModule) else kind
+    return next(c for c in type(module).__mro__ if issubclass(c, nn.Module) and not issubclass(c, FSDPModule))
 
 
 def has_closed_form(module: nn.Module) -> bool:

@@ -87,9 +87,10 @@ class PrivateRandomness:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Buffers (BatchNorm's statistics) and train/eval modes of `model` are, after it, what they were; gradients are recorded
     inside."""
-    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    modules = list(model.modules())
+    buffers = [(module, dict(module._buffers)) for module in modules if module._buffers]
     contents = {id(b): (b, b.detach().clone()) for _, own in buffers for b in own.values() if b is not None}
-    modes = {module: module.training for module in model.modules()}
+    modes = {module: module.training for module in modules}
     with torch.inference_mode(False), torch.enable_grad():
         try:
             yield

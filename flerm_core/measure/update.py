@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flerm_core.measure.placements import local
+from flerm_core.measure.slabs import in_slabs
 
 
 class Update:
@@ -50,7 +51,7 @@ class Update:
     def moved(self) -> dict[str, Tensor]:
         """For every tensor a 0-dimensional bool: did the step change it (this rank's part)? Not yet synchronised with the
         host."""
-        return {name: (local(parameter) != self._other[name]).any() for name, parameter in self.parameters.items()}
+        return {name: _differ(local(parameter), self._other[name]) for name, parameter in self.parameters.items()}
 
     @contextmanager
     def at_old_weights(self) -> Iterator[None]:
@@ -65,10 +66,10 @@ class Update:
     def _exchange(self) -> None:
         # Back in the reverse order: parameters may share their memory (tied by `a.data = b.data`).
         for name in reversed(self.parameters) if self._at_old else self.parameters:
-            current = local(self.parameters[name])
-            waiting = current.clone()
-            current.copy_(self._other[name])
-            self._other[name].copy_(waiting)
+            for current, other in in_slabs(local(self.parameters[name]), self._other[name]):
+                waiting = current.clone()
+                current.copy_(other)
+                other.copy_(waiting)
         self._at_old = not self._at_old
 
     @contextmanager
@@ -99,6 +100,11 @@ class Update:
                 if decay := self.decays.get(name):
                     step.add_(before, alpha=(factor - 1.0) * decay)
                 current.copy_(step.add_(before))
+
+
+def _differ(a: Tensor, b: Tensor) -> Tensor:
+    # Where there is no device to wait for, the first difference settles it.
+    return torch.tensor(not torch.equal(a, b)) if a.device.type == "cpu" else (a != b).any()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -15,12 +15,8 @@ from flerm_core.measure.estimator import Estimator, Reach, Subject
 from flerm_core.measure.gradients import stream_gradients
 from flerm_core.measure.placements import Part
 from flerm_core.measure.projection import draw_projection, unit_of
+from flerm_core.measure.slabs import slabs
 from flerm_core.measure.update import Update
-
-SLAB = {"cpu": 1 << 14}
-"""Elements of Z at once. On the CPU 64 KiB, which malloc hands out again and again: fresh pages from the system for every
-temporary cost forty times the arithmetic (docs/estimators.md). Elsewhere allocators keep memory, and launches count."""
-_LARGE = 1 << 24
 
 
 class Kronecker(Estimator):
@@ -174,8 +170,8 @@ def _part(subject: Subject, name: str) -> Part | None:
 
 
 def slabs_of_z(subject: Subject, update: Update, name: str, gradient: Tensor) -> Iterator[Tensor]:
-    """Z of `name` in consecutive slabs of about `SLAB` elements along dimension 0: one of the size of the tensor never
-    exists. Sharded, this rank's part of it at once, and nothing where another rank's equal part counts."""
+    """Z of `name` slab by slab: one of the size of the tensor never exists. Sharded, this rank's part of it at once, and
+    nothing where another rank's equal part counts."""
     sharding = subject.sharding
     if sharding is not None:
         gradient = sharding.gradient(name, gradient)
@@ -184,10 +180,7 @@ def slabs_of_z(subject: Subject, update: Update, name: str, gradient: Tensor) ->
     elif gradient.ndim == 0:
         yield _with_dimension(update.change(name).mul_(gradient))
     else:
-        elements = SLAB.get(gradient.device.type, _LARGE)
-        height = max(1, elements // max(1, gradient.shape[1:].numel()))
-        for start in range(0, len(gradient), height):
-            rows = slice(start, start + height)
+        for rows in slabs(gradient.shape, gradient.device):
             yield update.change(name, rows).mul_(gradient[rows])
 
 

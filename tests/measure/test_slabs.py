@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flerm_core.measure import zstatistics
+from flerm_core.measure import slabs
 from flerm_core.measure.estimator import Subject
 from flerm_core.measure.meter import Meter, make_estimator
 from flerm_core.measure.ranks import Ranks
@@ -45,6 +45,6 @@ def measured(estimator: str) -> dict[str, float]:
 @pytest.mark.parametrize("elements", [1, 20, 45])
 def test_the_size_of_the_slabs_makes_no_difference(estimator: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measured(estimator)
-    monkeypatch.setitem(zstatistics.SLAB, "cpu", elements)
+    monkeypatch.setitem(slabs.SLAB, "cpu", elements)
     assert all(math.isfinite(value) and value > 0.0 for value in whole.values())
     assert measured(estimator) == pytest.approx(whole, rel=1e-10)
