@@ -80,7 +80,7 @@ class Targets(Mapping[str, float]):
         )
 
     def at(
-        self, *, step: float | None = None, tokens: float | None = None, fraction: Reading | None = None
+        self, *, step: Reading | None = None, tokens: Reading | None = None, fraction: Reading | None = None
     ) -> dict[str, float]:
         """Name to FSLR at one moment of the run, by one of three clocks; by none: the first row.
 
@@ -91,9 +91,7 @@ class Targets(Mapping[str, float]):
         row = interpolate_rows(self.steps, self.table, np.array([moment], np.float64))[0]
         return dict(zip(self.names, row.tolist(), strict=True))
 
-    def step_at(
-        self, *, step: float | None = None, tokens: float | None = None, fraction: Reading | None = None
-    ) -> float:
+    def step_at(self, *, step: Reading | None = None, tokens: Reading | None = None, fraction: Reading | None = None) -> float:
         """The base's step at one moment of the run, by one of three clocks; by none: the first row's.
 
         Raises `InvalidInput` for more than one clock or a value out of range, `NotFound` for tokens that the sources did not

@@ -158,9 +158,7 @@ class Trajectory:
         row = self.resampled([self.steps[0] if step is None else step])[0]
         return dict(zip(self.names, row.tolist(), strict=True))
 
-    def step_at(
-        self, *, step: float | None = None, tokens: float | None = None, fraction: Reading | None = None
-    ) -> float:
+    def step_at(self, *, step: Reading | None = None, tokens: Reading | None = None, fraction: Reading | None = None) -> float:
         """This run's step at a moment told by one of three clocks; by none: the first row's.
 
         `fraction` is of the last row's step, for that is all a trajectory knows of the length of its run. Raises as

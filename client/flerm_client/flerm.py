@@ -146,11 +146,10 @@ class FLeRM:
         "independent", weights decay by η(t)·λ as without matching. `depth` names the rule for another number of blocks,
         `policy` that for a rate between recorded ones; `source_tags` choose among base recordings. `clock`: a step's targets
         are the base's at the same "step", at as many "tokens" (`log` them before each step, at least on rank 0), or at as large
-        a "fraction" of its run, step / `total_steps` of this one; of a Trajectory's the run ends with its last row. After the
-        base's last measurement its FSLRs hold. `dry_run`: at the first
-        measurement print what is unmeasured, noisy or clamped, on what the base's seeds disagree, and where optimizer or
-        estimator are not the
-        targets', and end the program with exit code 0; nothing is recorded. The rest as in `record`.
+        a "fraction" of its run, step / `total_steps` of this one (that of a Trajectory ends with its last row). After the
+        base's last measurement its FSLRs hold. `dry_run`: at the first measurement print what is unmeasured, noisy or clamped,
+        on what the base's seeds disagree, and where optimizer or estimator are not the targets', and end the program with exit
+        code 0; nothing is recorded. The rest as in `record`.
 
         Raises on every rank alike: `NotFound` for a family, rate or parameter without base recording, `Ambiguous` where several
         kinds fit, `Unreachable` when the registry did not answer and nothing is cached. By tokens, `NotFound` where the base

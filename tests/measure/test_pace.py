@@ -188,7 +188,7 @@ def test_steps_that_are_not_matched_need_no_tokens() -> None:
         ({"clock": "tokens", "total_steps": 9}, "total_steps=9 goes with clock='fraction' alone, but clock is 'tokens'"),
         (
             {"clock": "tokens", "targets": dict.fromkeys(NAMES, 1.0)},
-            "clock='tokens': targets are FSLRs by name, the same at every step; give a Trajectory or a query's answer, or leave",
+            "clock='tokens': targets are FSLRs by name, the same at every step; give a Trajectory or a query's answer",
         ),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_base_without_tokens_is_told_before_training(tmp_path: Path) -> None:
     alone = Trajectory(NAMES, SHAPES, [1], [[1.0] * len(NAMES)])
     with pytest.raises(NotFound, match="tokens: 0 asked, but the run of this trajectory logged no tokens; ask by step"):
         Job(targets=alone, clock="tokens")
-    with pytest.raises(NotFound, match="tokens: 0 asked, but the recordings .* logged no tokens; ask by step"):
+    with pytest.raises(NotFound, match=r"tokens: 0 asked, but the recordings .* logged no tokens; ask by step"):
         Job(registry=recorded(tmp_path, tokens=0), clock="tokens")
 
 

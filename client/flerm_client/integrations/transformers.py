@@ -101,9 +101,7 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
         keywords["output"] = asked
         size = state.train_batch_size or args.train_batch_size
         loader, steps = kwargs["train_dataloader"], state.max_steps
-        self.flerm = begin(
-            self._mode, model, kwargs["optimizer"], keywords, loader=loader, batch_size=size, total_steps=steps
-        )
+        self.flerm = begin(self._mode, model, kwargs["optimizer"], keywords, loader=loader, batch_size=size, total_steps=steps)
         if checkpoint is not None:
             restore(self.flerm, base64.b64decode(checkpoint))
         self._news = News(self.flerm)

@@ -1,5 +1,5 @@
-"""DDP runs matched by tokens that rank 0 alone logs, or the other rank other ones beside it; a step that rank 0 logs none for is
-refused on all, and taken again."""
+"""DDP runs matched by tokens that rank 0 logs, the other rank none or others beside it; a step for which rank 0 logs none is
+refused on both, and taken again."""
 
 import sys
 from pathlib import Path
