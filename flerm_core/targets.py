@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound
 from flerm_core.interpolate import blend, geometric_mean, interpolate_rows, log_spread
 from flerm_core.matching import DEFAULT_DEPTH, match_rows, whole_run
+from flerm_core.moments import Reading, step_at
 from flerm_core.naming import canonical, is_role
 from flerm_core.packing import pack
 from flerm_core.recording import EstimatorSettings, Recording
@@ -36,7 +37,8 @@ class Targets(Mapping[str, float]):
     steps: int64 [T]. table: float32 [T, L], output units per unit learning rate. spread: float32 [T, L], standard deviation of
     ln FSLR over seeds, NaN where there is but one. tokens: int64 [T], -1 = not known. sources: ids of the recordings used;
     source_learning_rates: theirs, distinct, ascending; seeds: recordings averaged, the fewest at any of these rates. digest: of
-    names, steps and values. final_step: the last measured of the base runs; final_tokens: what they saw by their end.
+    names, steps and values. final_step: where the longest of the base runs ended (its last measured step, if it did not say);
+    final_tokens: what they saw by their end.
     """
 
     family: str
@@ -77,38 +79,27 @@ class Targets(Mapping[str, float]):
             f"from lr {rates}, {self.seeds} seeds, {self.digest[:12]})"
         )
 
-    def at(self, *, step: float | None = None, tokens: float | None = None, fraction: float | None = None) -> dict[str, float]:
+    def at(
+        self, *, step: Reading | None = None, tokens: Reading | None = None, fraction: Reading | None = None
+    ) -> dict[str, float]:
         """Name to FSLR at one moment of the run, by one of three clocks; by none: the first row.
 
         `fraction` is of `final_step`, in [0, 1]. Between rows the logarithm is linear in the step, after the last row it holds.
-        Raises `InvalidInput` for more than one clock or a value out of range, `NotFound` for tokens that the sources did not
-        log.
+        Raises as `step_at` does.
         """
-        clocks = {"step": step, "tokens": tokens, "fraction": fraction}
-        given = {name: value for name, value in clocks.items() if value is not None}
-        if len(given) > 1:
-            raise InvalidInput(f"{' and '.join(given)}: {len(given)} clocks given; one is allowed")
-        for name, value in given.items():
-            if not (math.isfinite(value) and value >= 0) or (name == "fraction" and value > 1):
-                allowed = "numbers from 0 to 1" if name == "fraction" else "finite numbers from 0"
-                raise InvalidInput(f"{name}: {value} is out of range; allowed are {allowed}")
-        moment = float(self.steps[0])
-        if step is not None:
-            moment = step
-        elif fraction is not None:
-            moment = fraction * self.final_step
-        elif tokens is not None:
-            moment = self._step_of(tokens)
+        moment = self.step_at(step=step, tokens=tokens, fraction=fraction)
         row = interpolate_rows(self.steps, self.table, np.array([moment], np.float64))[0]
         return dict(zip(self.names, row.tolist(), strict=True))
 
-    def _step_of(self, tokens: float) -> float:
-        known = self.tokens >= 0
-        if not known.any():
-            raise NotFound(
-                f"tokens: {tokens:g} asked, but the recordings {', '.join(self.sources)} logged no tokens; ask by step"
-            )
-        return float(np.interp(tokens, self.tokens[known], self.steps[known]))
+    def step_at(self, *, step: Reading | None = None, tokens: Reading | None = None, fraction: Reading | None = None) -> float:
+        """The base's step at one moment of the run, by one of three clocks; by none: the first row's.
+
+        Raises `InvalidInput` for more than one clock or a value out of range, `NotFound` for tokens that the sources did not
+        log.
+        """
+        readings = {"step": step, "tokens": tokens, "fraction": fraction}
+        source = f"the recordings {', '.join(self.sources)}"
+        return step_at(readings, self.steps, self.tokens, self.final_step, source)
 
 
 def build_targets(
@@ -165,7 +156,7 @@ def build_targets(
         source_learning_rates=tuple(sources),
         seeds=min(len(group) for group in sources.values()),
         digest=targets_digest(names, steps, values),
-        final_step=max(int(each.steps[-1]) for each in everything),
+        final_step=max([*(int(each.steps[-1]) for each in everything), *(each.final_step or 0 for each in recordings)]),
         final_tokens=max(ends) if len(ends) == len(recordings) else None,
     )
 

@@ -18,6 +18,7 @@ from flerm_core.arrays import check_length, column_of, steps_of, values_of
 from flerm_core.bands import bands_of
 from flerm_core.errors import DataLoss, InvalidInput, NotFound, Unsupported, listed
 from flerm_core.interpolate import geometric_mean, interpolate_rows, log_spread
+from flerm_core.moments import Reading, step_at
 from flerm_core.recording import Measurement, ParameterList
 
 if TYPE_CHECKING:
@@ -156,6 +157,17 @@ class Trajectory:
             raise NotFound(f"step: {step} asked of a trajectory without rows")
         row = self.resampled([self.steps[0] if step is None else step])[0]
         return dict(zip(self.names, row.tolist(), strict=True))
+
+    def step_at(self, *, step: Reading | None = None, tokens: Reading | None = None, fraction: Reading | None = None) -> float:
+        """This run's step at a moment told by one of three clocks; by none: the first row's.
+
+        `fraction` is of the last row's step, for that is all a trajectory knows of the length of its run. Raises as
+        `Targets.step_at` does, and `NotFound` where there are no rows.
+        """
+        if not len(self):
+            raise NotFound("a trajectory without rows was asked for a moment; it needs one at least")
+        readings = {"step": step, "tokens": tokens, "fraction": fraction}
+        return step_at(readings, self.steps, self.tokens, int(self.steps[-1]), "the run of this trajectory")
 
     def resampled(self, steps: ArrayLike) -> NDArray[np.float64]:
         """FSLRs at any `steps` [S], not only the measured: float64 [S, L].

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from flerm_client.comparison import Comparison, kind_of, mismatches
 from flerm_client.fetch import fetch_best, fetch_targets
+from flerm_client.pace import Pace
 from flerm_core.best import BestQuery
 from flerm_core.errors import FlermError, InvalidInput, NotFound, listed
 from flerm_core.matching import Multipliers, held_as, match_rows, multipliers, whole_run
@@ -26,30 +27,43 @@ TargetSource = Mapping[str, float] | Trajectory
 
 
 class Aim:
-    """Targets, and how far multipliers may go for them. Fixed for a run: a resumed run takes them from its checkpoint."""
+    """Targets, the pace at which a run goes along them, and how far multipliers may go for them. Fixed for a run: a resumed
+    run takes targets and pace from its checkpoint."""
 
     def __init__(
-        self, targets: Targets | Trajectory | dict[str, float], clamp: tuple[float, float], mismatches: tuple[str, ...] = ()
+        self,
+        targets: Targets | Trajectory | dict[str, float],
+        clamp: tuple[float, float],
+        pace: Pace,
+        mismatches: tuple[str, ...] = (),
     ) -> None:
         self._targets = targets
         self._clamp = clamp
+        self.pace = pace
         self._mismatches = mismatches
 
     @classmethod
-    def given(cls, source: TargetSource, names: Sequence[str], depth: str, blocks: Any, clamp: tuple[float, float]) -> Aim:
+    def given(
+        cls, source: TargetSource, names: Sequence[str], depth: str, blocks: Any, clamp: tuple[float, float], pace: Pace
+    ) -> Aim:
         """From what the user holds: the answer to a query, a base trajectory (read at each step that matches), or FSLRs by
-        name (for all of `names`, each under its own or its role's)."""
+        name (for all of `names`, each under its own or its role's), which are the same at every step."""
         if isinstance(source, Targets):
-            return cls(source, clamp)
+            return cls(source, clamp, pace)
         if isinstance(source, Trajectory):
-            return cls(_matched(source, names, depth, blocks), clamp)
+            return cls(_matched(source, names, depth, blocks), clamp, pace)
+        if pace != Pace():
+            raise InvalidInput(
+                f"clock={pace.clock!r}: targets are FSLRs by name, the same at every step; give a Trajectory or a query's "
+                "answer, or leave clock out"
+            )
         targets = {str(name): float(value) for name, value in source.items()}
         roles = [name for name in targets if is_role(name)]
         keys = {name: name if name in targets else next((r for r in roles if stands_for(r, name)), None) for name in names}
         missing = [name for name, key in keys.items() if key is None]
         if missing:
             raise InvalidInput(f"targets has no value for {', '.join(missing)}; it has {', '.join(targets) or 'none at all'}")
-        return cls({key: targets[key] for key in keys.values() if key is not None}, clamp)
+        return cls({key: targets[key] for key in keys.values() if key is not None}, clamp, pace)
 
     @classmethod
     def fetched(
@@ -59,6 +73,7 @@ class Aim:
         token: str | None,
         timeout: float,
         clamp: tuple[float, float],
+        pace: Pace,
         dry_run: bool = False,
     ) -> Aim:
         """From the registry, within `timeout` seconds; a query at learning rate NaN means the family's best.
@@ -70,7 +85,7 @@ class Aim:
             asked = BestQuery(family=query.family, optimizer=query.optimizer, tags=query.tags)
             query = replace(query, lr=fetch_best(registry, asked, token=token, timeout=timeout).lr)
         try:
-            return cls(fetch_targets(registry, query, token=token, timeout=end - time.monotonic()), clamp)
+            return cls(fetch_targets(registry, query, token=token, timeout=end - time.monotonic()), clamp, pace)
         except NotFound as missing:
             if not dry_run:
                 raise
@@ -80,18 +95,24 @@ class Aim:
             except FlermError:
                 raise missing from None  # it was not for the kind
         kind = kind_of(query.estimator)
-        return cls(
-            found, clamp, mismatches(found, optimizer=query.optimizer, optimizer_config=query.optimizer_config, estimator=kind)
-        )
+        differing = mismatches(found, optimizer=query.optimizer, optimizer_config=query.optimizer_config, estimator=kind)
+        return cls(found, clamp, pace, differing)
 
     @property
     def found(self) -> Targets | None:
         """The registry's answer with its origin; None for targets that the user gave."""
         return self._targets if isinstance(self._targets, Targets) else None
 
-    def at(self, step: int) -> dict[str, float]:
-        """Targets at a step of this run, by tensor or role."""
-        return dict(self._targets) if isinstance(self._targets, dict) else self._targets.at(step=step)
+    def base_step(self, step: int, tokens: int | None) -> float:
+        """The base's step whose targets are this run's at `step`, by when it has seen `tokens`.
+
+        Raises `InvalidInput` where the clock counts tokens and there are none, `NotFound` where the base has none.
+        """
+        return float(step) if isinstance(self._targets, dict) else self._targets.step_at(**self.pace.reading(step, tokens))
+
+    def at(self, base_step: float) -> dict[str, float]:
+        """Targets by tensor or role, as of a step of the base."""
+        return dict(self._targets) if isinstance(self._targets, dict) else self._targets.at(step=base_step)
 
     def check_roles(self, estimator: str, roles: Mapping[str, object] | None) -> None:
         """Raises `InvalidInput` where this aims for the joint change of a role that `estimator` does not measure: `roles` are
@@ -110,25 +131,29 @@ class Aim:
                 )
 
     def multipliers(
-        self, step: int, measured: Mapping[str, float], previous: Mapping[str, float], only: Collection[str] = ()
+        self, base_step: float, measured: Mapping[str, float], previous: Mapping[str, float], only: Collection[str] = ()
     ) -> Multipliers:
-        """m = target / measured (Eq. 19) at `step`; of the tensors `only` where there are any."""
-        return multipliers(self.at(step), measured, previous=previous, clamp=self._clamp, only=only)
+        """m = target / measured (Eq. 19), the targets as of `base_step`; of the tensors `only` where there are any."""
+        return multipliers(self.at(base_step), measured, previous=previous, clamp=self._clamp, only=only)
 
-    def comparison(self, family: str, lr: float, step: int, measured: Mapping[str, float]) -> Comparison:
-        """All that a dry run says: `measured` FSLRs at `step` beside what is aimed for there."""
+    def comparison(self, family: str, lr: float, base_step: float, measured: Mapping[str, float]) -> Comparison:
+        """All that a dry run says: `measured` FSLRs beside what is aimed for, as of `base_step`."""
         if self.found is not None:
-            return Comparison.of(self.found, measured, step=step, mismatches=self._mismatches, clamp=self._clamp)
-        outcome = self.multipliers(step, measured, {})
-        return Comparison(family=family, lr=lr, targets=self.at(step), measured=measured, outcome=outcome)
+            return Comparison.of(self.found, measured, step=base_step, mismatches=self._mismatches, clamp=self._clamp)
+        outcome = self.multipliers(base_step, measured, {})
+        return Comparison(family=family, lr=lr, targets=self.at(base_step), measured=measured, outcome=outcome)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
+        return {**self._targets_state(), "pace": self.pace.state_dict()}
+
+    def _targets_state(self) -> dict[str, Any]:
         if isinstance(self._targets, dict):
             return {"given": dict(self._targets)}
         if isinstance(self._targets, Trajectory):
             rows = self._targets
-            return {"rows": {"names": rows.names, "steps": torch.tensor(rows.steps), "values": torch.tensor(rows.values)}}
+            arrays = {name: torch.tensor(getattr(rows, name)) for name in ("steps", "values", "tokens")}
+            return {"rows": {"names": rows.names, **arrays}}
         state = {f.name: getattr(self._targets, f.name) for f in fields(self._targets)}
         state["estimator"] = asdict(self._targets.estimator)
         state["optimizer_config"] = dict(self._targets.optimizer_config)
@@ -137,13 +162,16 @@ class Aim:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The targets of the run that wrote `state`."""
+        """Targets and pace of the run that wrote `state`."""
+        state = dict(state)
+        self.pace = Pace(**state.pop("pace", {}))
         if "given" in state:
             self._targets = dict(state["given"])
             return
         if "rows" in state:
             rows = state["rows"]
-            self._targets = _rows(rows["names"], rows["steps"].numpy(), rows["values"].numpy())
+            tokens = rows["tokens"].numpy() if "tokens" in rows else None
+            self._targets = _rows(rows["names"], rows["steps"].numpy(), rows["values"].numpy(), tokens)
             return
         arrays = {name: state[name].numpy() for name in ("steps", "table", "spread", "tokens")}
         tuples = {name: tuple(state[name]) for name in ("names", "sources", "source_learning_rates")}
@@ -157,8 +185,8 @@ def _matched(base: Trajectory, names: Sequence[str], depth: str, blocks: Any) ->
     columns = dict(zip(base.names, base.resampled(base.steps).T, strict=True))
     bands = dict(zip(base.names, base.bands, strict=True))
     matched = match_rows(columns, names, run=whole_run(base), bands=bands, blocks=blocks, depth=depth)
-    return _rows(list(matched), base.steps, np.stack(list(matched.values()), axis=1))
+    return _rows(list(matched), base.steps, np.stack(list(matched.values()), axis=1), base.tokens)
 
 
-def _rows(names: Sequence[str], steps: ArrayLike, values: ArrayLike) -> Trajectory:
-    return Trajectory(names, [()] * len(names), steps, values, bands=["other"] * len(names))
+def _rows(names: Sequence[str], steps: ArrayLike, values: ArrayLike, tokens: ArrayLike | None) -> Trajectory:
+    return Trajectory(names, [()] * len(names), steps, values, bands=["other"] * len(names), tokens=tokens)

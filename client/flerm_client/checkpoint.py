@@ -14,6 +14,7 @@ from flerm_client.run import Run
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.projection import seed_from
 from flerm_core.measure.untouched import PrivateRandomness, RandomState
+from flerm_core.warn import warn
 
 
 def save(run: Run) -> dict[str, Any]:
@@ -43,7 +44,10 @@ def load(run: Run, state: Mapping[str, Any]) -> None:
     _load_randomness(run, content)
     run.journal.load_state_dict(content["journal"])
     if run.aim is not None:
+        asked = run.aim.pace
         run.aim.load_state_dict(content["aim"])
+        if run.aim.pace != asked and run.ranks.lead:
+            warn(f"this run goes on by {run.aim.pace}, as its checkpoint has it, and not by {asked}")
     before = content.get("attempt", "")
     own = str(uuid.uuid5(uuid.UUID(run.attempt.id), before))  # another one each time, the same on every rank
     run.attempt = replace(run.attempt, id=own, resume_at=run.steps + 1, after=before)

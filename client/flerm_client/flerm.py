@@ -16,6 +16,7 @@ from flerm_client import checkpoint
 from flerm_client.about import About, check_settings
 from flerm_client.aim import Aim, TargetSource
 from flerm_client.optimizers import initial_rates
+from flerm_client.pace import Pace
 from flerm_client.run import Run
 from flerm_core.errors import InvalidInput
 from flerm_core.extras import Extras
@@ -120,6 +121,8 @@ class FLeRM:
         dry_run: bool = False,
         depth: str = "",
         policy: str = "interpolate",
+        clock: str = "step",
+        total_steps: int | None = None,
         clamp: tuple[float, float] = (1 / 4096, 4096.0),
         timeout: float = 60.0,
         source_tags: Mapping[str, str] | None = None,
@@ -141,18 +144,22 @@ class FLeRM:
         the base recordings' own, 1 for targets of another origin. The run's own FSLRs are measured and recorded then and each
         `record_every` steps (None: only then). `weight_decay`: "coupled", what multiplies a rate multiplies its decay too;
         "independent", weights decay by η(t)·λ as without matching. `depth` names the rule for another number of blocks,
-        `policy` that for a rate between recorded ones; `source_tags` choose among base recordings. `dry_run`: at the first
-        measurement print what is unmeasured, noisy or clamped, on what the base's seeds disagree, and where optimizer or
-        estimator are not the
-        targets', and end the program with exit code 0; nothing is recorded. The rest as in `record`.
+        `policy` that for a rate between recorded ones; `source_tags` choose among base recordings. `clock`: a step's targets
+        are the base's at the same "step", at as many "tokens" (`log` them before each step, at least on rank 0), or at as large
+        a "fraction" of its run, step / `total_steps` of this one (that of a Trajectory ends with its last row). After the
+        base's last measurement its FSLRs hold. `dry_run`: at the first measurement print what is unmeasured, noisy or clamped,
+        on what the base's seeds disagree, and where optimizer or estimator are not the targets', and end the program with exit
+        code 0; nothing is recorded. The rest as in `record`.
 
         Raises on every rank alike: `NotFound` for a family, rate or parameter without base recording, `Ambiguous` where several
-        kinds fit, `Unreachable` when the registry did not answer and nothing is cached.
+        kinds fit, `Unreachable` when the registry did not answer and nothing is cached. By tokens, `NotFound` where the base
+        logged none; and a step to be matched raises `InvalidInput`, before it has begun, where this run logged none for it.
         """
         if isinstance(lr, str) and lr != "best":
             raise InvalidInput(f"lr={lr!r} is not allowed; a number above 0 or 'best' is")
         if lr == "best" and targets is not None:
             raise InvalidInput("lr='best' asks the registry, but targets= were given; name the rate that they are of")
+        pace = Pace(clock, total_steps)
         known = 1.0 if isinstance(lr, str) else lr  # until the registry has said which is best
         run = Run(
             model, optimizer, probe=probe, family=family, lr=known, output=output, seed=seed,
@@ -168,7 +175,7 @@ class FLeRM:
         check_settings(replace(settings, every=every or 0))
         names = tuple(run.subject.parameters)
         if targets is not None:
-            aim = Aim.given(targets, names, depth, blocks, clamp)
+            aim = Aim.given(targets, names, depth, blocks, clamp, pace)
         elif about.registry is None:
             raise InvalidInput("registry= or targets= must be given, or FLERM_REGISTRY set: where are the targets?")
         else:
@@ -186,7 +193,7 @@ class FLeRM:
                 estimator=None if estimator is None else settings,
                 tags=source_tags or {},
             )
-            aim = run.on_lead(partial(Aim.fetched, about.registry, query, token, timeout, clamp, dry_run))
+            aim = run.on_lead(partial(Aim.fetched, about.registry, query, token, timeout, clamp, pace, dry_run))
         if aim.found is not None:
             run.lr = aim.found.lr
             if lr == "best" and run.ranks.lead:

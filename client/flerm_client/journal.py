@@ -27,7 +27,8 @@ _LAST = 200  # losses behind a final loss (Section 4: "averaged over the last 20
 class Journal:
     """The rows of this run, in memory and, where there is a registry, in the spool. One per process; only rank 0's reports.
 
-    `parameters` index the vectors: the tensors, then the roles.
+    `parameters` index the vectors: the tensors, then the roles. `tokens`: the last that were logged; `tokens_ahead`: those that
+    go with the step that follows, None where nobody has logged them.
     """
 
     def __init__(self, parameters: ParameterList) -> None:
@@ -41,6 +42,7 @@ class Journal:
         self._pending: Any = None
         self._step = 0
         self.tokens: int | None = None
+        self.tokens_ahead: int | None = None
 
     def report_to(self, about: About, spec: RecordingSpec, attempt: Attempt) -> None:
         """From now on every row also goes to the registry of `about`."""
@@ -67,11 +69,11 @@ class Journal:
             self._losses.append(loss)
             self._logged += 1
         if tokens is not None:
-            self.tokens = int(tokens)
+            self.tokens = self.tokens_ahead = int(tokens)
 
     def step_over(self, step: int) -> None:
-        """The step that a logged loss went with is over; it was the run's `step`-th."""
-        self._pending = None
+        """The step that a logged loss and tokens went with is over; it was the run's `step`-th."""
+        self._pending = self.tokens_ahead = None
         self._step = step
 
     def add(

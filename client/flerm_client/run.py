@@ -102,6 +102,7 @@ class Run:
         self.multipliers: dict[str, float] = {}
         self._update: Update | None = None
         self._rate = self.lr  # the first group's at the step that is measured
+        self._base_step = 0.0  # the base's step whose targets are those of the step that is matched
         self._stepped: set[int] = set()
         self._ended = False
 
@@ -124,7 +125,8 @@ class Run:
         self.about, self.settings, self.aim, self._dry_run = about, settings, aim, dry_run
         self.measuring = Clock(settings.start, settings.every)
         self.matching = Clock(settings.start, match_every)
-        self.aimed = {} if aim is None else aim.at(settings.start)
+        # A base that does not know its tokens is told here, before training.
+        self.aimed = {} if aim is None else aim.at(aim.base_step(settings.start, 0))
         outer = {"output_weight": settings.output_weight, "output_bias": settings.output_bias}
         fallback = make_estimator("kronecker", self.subject, **outer) if aim is None else None
         estimator = make_estimator(settings.name, self.subject, **outer)
@@ -196,6 +198,8 @@ class Run:
             self._update = None
             self._stepped.clear()
         if not self._stepped and self._due(self.steps + 1):
+            if self.aim is not None and (self.late or self.matching.due(self.steps + 1)):
+                self._base_step = self._look(self.aim)
             self._update = Update(self.subject.parameters)
         update, rates, multipliers = self._update, self.rates[index], self.multipliers
 
@@ -221,6 +225,12 @@ class Run:
             if update is not None:
                 self._measure(update)
             self.journal.step_over(self.steps)
+
+    def _look(self, aim: Aim) -> float:
+        """The base's step that the step at hand is matched to. By tokens, those that the lead logged: on every rank the same,
+        or the same error, and before anything has moved."""
+        tokens = self.ranks.share(self.journal.tokens_ahead) if aim.pace.clock == "tokens" else None
+        return aim.base_step(self.steps + 1, tokens)
 
     def _measure(self, update: Update) -> None:
         # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing: tried again at the next.
@@ -266,15 +276,15 @@ class Run:
         (design, method 4)."""
         everything = [*self.subject.parameters, *self.subject.roles]
         measured = {name: self.fslr.get(name, math.nan) for name in everything}
-        outcome = aim.multipliers(self.steps, measured, self.multipliers, only)
+        outcome = aim.multipliers(self._base_step, measured, self.multipliers, only)
         if self._dry_run:
             if self.ranks.lead:
-                sys.stdout.write(f"{aim.comparison(self.family, self.lr, self.steps, measured).text()}\n")
+                sys.stdout.write(f"{aim.comparison(self.family, self.lr, self._base_step, measured).text()}\n")
             self.end("interrupted")
             raise SystemExit(0)
         if self.ranks.lead:
             _tell(outcome)
-        aimed, fslr = aim.at(self.steps), self.fslr
+        aimed, fslr = aim.at(self._base_step), self.fslr
         if only:
             aimed = self.aimed | {name: value for name, value in aimed.items() if _of(name, only)}
             fslr = self.matched_fslr | {name: value for name, value in fslr.items() if _of(name, only)}

@@ -35,7 +35,7 @@ def record(client: RegistryClient, family: str, lr: float, *, scale: float = 1.0
     client.append(
         recording_id, [1, 101], np.array([[1, 2, np.nan], [4, 8, 16]]) * scale, losses=[2.0, np.nan], tokens=[64, 128]
     )
-    client.finish(recording_id, final_loss=loss, final_step=101, tokens=128)
+    client.finish(recording_id, final_loss=loss, final_step=150, tokens=128)
     return recording_id
 
 
@@ -46,6 +46,7 @@ def test_what_was_recorded_is_read_back(address, family):
         assert (found.spec.family, found.spec.lr, found.spec.seed, found.status) == (family, 1e-2, 3, "completed")
         assert (found.spec.config, found.spec.tags) == ({"width": 4}, {"team": "a"})
         assert (found.rows, found.first_step, found.last_step, found.final_loss, found.tokens) == (2, 1, 101, 0.5, 128)
+        assert found.final_step == client.targets(family, 1e-2).final_step == 150
         trajectory = client.trajectory(recording_id)
     assert (trajectory.names, trajectory.shapes, trajectory.bands) == (list(NAMES), list(SHAPES), list(BANDS))
     np.testing.assert_array_equal(trajectory.values, np.array([[1, 2, np.nan], [4, 8, 16]], np.float32))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -113,6 +114,32 @@ def test_it_is_read_by_step_tokens_or_fraction() -> None:
         targets.at(step=1, tokens=1)
     with pytest.raises(InvalidInput, match=r"fraction: 1\.5 is out of range; allowed are numbers from 0 to 1"):
         targets.at(fraction=1.5)
+
+
+def test_a_fraction_is_of_the_run_and_not_of_what_was_measured_of_it() -> None:
+    trajectories, recordings = grid({(1e-3, 0): 1.0, (1e-3, 1): 1.0})
+    ended = [replace(recordings[0], final_step=201), recordings[1]]
+    targets = answer(TargetQuery(family="demo", lr=1e-3), trajectories, ended)
+    assert targets.final_step == 201
+    assert targets.step_at(fraction=0.5) == 100.5
+    assert targets.at(fraction=51 / 201)["embed.weight"] == pytest.approx(np.sqrt(0.5))
+    assert targets.at(fraction=101 / 201) == targets.at(step=101) == targets.at(fraction=1)
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**6))
+def test_a_fraction_of_whole_numbers_names_a_step_exactly(step: int, longer: int) -> None:
+    long = Trajectory(["a"], [()], [1, 10**9], [[1.0], [2.0]])
+    assert long.step_at(fraction=Fraction(min(step * longer, 10**9 * longer), 10**9 * longer)) == step
+
+
+def test_a_moment_is_the_same_step_of_targets_and_of_their_trajectory() -> None:
+    base, targets = trajectory(1.0), answer(TargetQuery(family="demo", lr=1e-3), *grid({(1e-3, 0): 1.0}))
+    for moment, step in (({}, 1), ({"step": 7}, 7), ({"tokens": 510}, 51), ({"tokens": 9999}, 101), ({"fraction": 1}, 101)):
+        assert base.step_at(**moment) == targets.step_at(**moment) == step
+    with pytest.raises(NotFound, match="tokens: 5 asked, but the run of this trajectory logged no tokens; ask by step"):
+        trajectory(1.0, tokens=None).step_at(tokens=5)
+    with pytest.raises(NotFound, match="a trajectory without rows was asked for a moment; it needs one at least"):
+        Trajectory(["a"], [()], [], np.empty((0, 1))).step_at(step=1)
 
 
 def test_tokens_that_nobody_logged_cannot_be_asked_for() -> None:

@@ -125,6 +125,16 @@ def test_multipliers_and_weights_are_the_same_bits_on_every_rank(count: int, tmp
     assert all(same(each, result.ranks[0]) for each in result.ranks)
 
 
+def test_by_tokens_every_rank_goes_by_what_rank_0_logs(tmp_path: Path) -> None:
+    result = on_ranks(2, "ddp_clock.py", folder=tmp_path)
+    assert result.code == 0, result.output
+    first, second = result.ranks
+    assert same(first, second)
+    assert same(first[None], first[7]), "what the other rank logs is no matter"
+    assert first[None]["aimed"] == pytest.approx([2**0.25, 2, 2**1.75, 4], rel=1e-12)
+    assert first[None]["told"].startswith("clock='tokens': step 3 is to be matched and no tokens were logged for it")
+
+
 def test_a_recording_leaves_no_trace_on_any_rank_whatever_ddps_options(tmp_path: Path) -> None:
     result = on_ranks(2, "ddp_no_trace.py", folder=tmp_path)
     assert result.code == 0, result.output

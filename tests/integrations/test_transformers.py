@@ -16,6 +16,7 @@ from torch import nn
 from flerm_client import FLeRM
 from flerm_client.integrations.transformers import FLeRMCallback
 from flerm_core.errors import InvalidInput
+from flerm_core.trajectory import Trajectory
 
 from .tiny import Stream, batches, examples, gpt2, losses, same_weights, trainer_of
 
@@ -115,6 +116,25 @@ class TestMatching:
         assert callback.flerm.multipliers == flerm.multipliers
         assert callback.flerm.fslr == pytest.approx(flerm.fslr, rel=1e-4)
         assert set(flerm.multipliers.values()) != {1.0}
+
+    @pytest.mark.parametrize(
+        ("clock", "start", "base_step"),
+        [
+            ({"clock": "fraction"}, 3, 3.5),  # of the trainer's own 6 steps, and the base's 7
+            ({"clock": "fraction", "total_steps": 9}, 3, 7 / 3),
+            ({"clock": "tokens"}, 2, 4),  # of 96 tokens a step, and the base's 48
+        ],
+    )
+    def test_follows_the_base_by_the_trainers_own_length_and_tokens(
+        self, tmp_path: Path, clock: dict[str, Any], start: int, base_step: float
+    ) -> None:
+        names = list(targets())
+        base = Trajectory(names, [()] * len(names), [1, 7], [[value] * len(names) for value in (1, 64)], tokens=[48, 7 * 48])
+        trainer = trainer_of(tmp_path)
+        keywords = {"family": "gpt2", "warmup": 1, "targets": base, "start": start, "record_every": None} | clock
+        callback = FLeRMCallback("match", **keywords).add_to(trainer)
+        trainer.train()
+        assert callback.flerm.targets == pytest.approx(dict.fromkeys(names, 2 ** (base_step - 1)), rel=1e-12)
 
     def test_measures_under_the_trainers_autocast(self, tmp_path: Path) -> None:
         full, half = recorded_rows(tmp_path, bf16=False), recorded_rows(tmp_path, bf16=True)

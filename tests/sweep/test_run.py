@@ -107,6 +107,71 @@ def test_another_number_of_steps_is_another_sweep(registry: str) -> None:
     }, "targets of more seeds are other targets"
 
 
+VARIANTS = ("plain", "matched", "matched-periodic", "matched-fraction")
+LONGER = replace(SWEEP, every=2, cells=tuple(Cell(scale=WIDE, variant=variant, steps=2) for variant in VARIANTS))
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder registry in which cells were trained twice as long as their base."""
+    address = f"file://{tmp_path_factory.mktemp('longer')}/registry"
+    assert run(LONGER, address, Here()).failures == {}
+    return address
+
+
+def test_a_longer_training_says_its_own_length_and_is_matched_along_its_base(longer: str) -> None:
+    entries = finished(LONGER, longer)
+    assert {trial.cell for trial in entries} == {None, *LONGER.cells}
+    with RegistryClient(longer) as client:
+        found = {each.spec.id: each for each in client.recordings("resmlp")}
+        multipliers = {
+            trial.cell.variant: client.extras(entry.recording).vectors["multiplier"]
+            for trial, entry in entries.items()
+            if trial.cell is not None and trial.cell.matches and (trial.place, trial.seed) == (0, 0)
+        }
+    for trial, entry in entries.items():
+        each = found[entry.recording]
+        steps = 4 if trial.cell is None else 8
+        assert (each.final_step, each.spec.tags["steps"], each.spec.config["steps"]) == (steps, str(steps), steps)
+        if trial.cell is not None and trial.cell.matches:
+            assert set(each.spec.targets_sources) == {entries[Trial(None, trial.place, seed)].recording for seed in (0, 1)}
+    # At step 5 of 8 the base is at its step 3 by step, its last, and at 2.5 by fraction.
+    assert {variant: len(rows) for variant, rows in multipliers.items()} == dict(zip(VARIANTS[1:], (1, 2, 2), strict=True))
+    assert (multipliers["matched-periodic"][1] != multipliers["matched-fraction"][1]).any()
+
+
+def test_a_longer_training_is_done_once_for_all_sweeps_that_ask_for_it(longer: str) -> None:
+    again = Here()
+    run(LONGER, longer, again)
+    assert again.jobs == []
+    as_long = replace(LONGER, steps=8, cells=tuple(replace(cell, steps=1) for cell in LONGER.cells))
+    assert {trial.cell for trial in finished(as_long, longer)} == {as_long.cells[0]}, "plain; what is matched has another base"
+
+
+def test_a_longer_cells_row_and_figure_say_so(longer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "longer.toml"
+    path.write_text(
+        'workload = "resmlp"\ncentre = 0.0078125\nsteps = 4\nevery = 2\nbase_seeds = 2\n'
+        f"[[cell]]\nwidth = 2\nsteps = 2\nvariants = {list(VARIANTS)}\n"
+    )
+    assert main(["sweep", str(path), "--markdown", "--registry", longer]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("| width ×2, steps ×2 |") for line in lines) == 4
+    folder = tmp_path / "figures"
+    assert main(["sweep", str(path), "--figure", str(folder), "--ending", "json", "--registry", longer]) == 0
+    assert {path.name for path in folder.iterdir()} == {"longer-fslr.json", "longer-width-steps.json"}
+
+
+def test_a_cell_that_cannot_be_trained_is_refused_before_the_base_is(tmp_path: Path) -> None:
+    place = Here()
+    address = f"file://{tmp_path}/registry"
+    with pytest.raises(InvalidInput, match="clock is 'tokens', but resmlp's data has none; allowed are step and fraction"):
+        run(replace(SWEEP, cells=(Cell(scale=WIDE, variant="matched-tokens"),)), address, place)
+    with pytest.raises(InvalidInput, match=r"steps is 4000000, but it must be from 1 to \d+, where decoder's data ends"):
+        run(replace(SWEEP, workload="decoder", cells=(Cell(steps=10**6),)), address, place)
+    assert place.jobs == []
+
+
 def test_failures_are_kept_and_told_and_the_rest_goes_on(tmp_path: Path) -> None:
     address = f"file://{tmp_path}/registry"
     outcome = run(SWEEP, address, Here(failing="mup"))

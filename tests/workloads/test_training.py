@@ -84,6 +84,26 @@ def test_matching_a_wider_model_slows_its_hidden_matrices(folder: str) -> None:
         assert matched.learning_rates[name] == pytest.approx(4e-3 * matched.multipliers[name], rel=1e-6)
 
 
+def test_a_run_twice_as_long_follows_its_base_by_the_fraction(folder: str, tmp_path: Path) -> None:
+    with RegistryClient(folder) as client:
+        base = client.targets("resmlp", 4e-3)
+    assert (base.steps.tolist(), base.final_step) == ([1, 11], STEPS)
+    out = tmp_path / "longer.json"
+    arguments = ["train", "resmlp", "--lr", "4e-3", "--match", "--registry", folder, "--json", str(out)]
+    assert main([*arguments, "--steps", "40", "--every", "20", "--clock", "fraction"]) == 0
+    targets = json.loads(out.read_text())["targets"]
+    assert targets == pytest.approx(base.at(step=10.5), rel=1e-12), "matched last at step 21 of 40"
+    assert targets != pytest.approx(base.at(step=21), rel=1e-3)
+
+
+def test_at_as_many_tokens_a_step_tokens_are_steps(tmp_path: Path) -> None:
+    common: dict[str, object] = {"workload": "decoder", "registry": f"file://{tmp_path}/registry", "lr": 2.0**-7}
+    train(job(**common, mode="record", steps=4, every=3))
+    by_step, by_tokens = (train(job(**common, mode="match", steps=2, every=1, clock=clock)) for clock in ("step", "tokens"))
+    assert by_tokens.targets == pytest.approx(by_step.targets, rel=1e-12)
+    assert by_tokens.losses == by_step.losses
+
+
 @pytest.mark.slow
 def test_two_ranks_train_as_one_process_does(plain: Result, tmp_path: Path) -> None:
     out = tmp_path / "two.json"
@@ -159,6 +179,9 @@ def test_the_cosine_schedule_and_the_other_optimisers_train() -> None:
         ({"optimizer": "lion"}, r"optimizer is 'lion', but it must be one of adam, adamw, sgd"),
         ({"schedule": "step"}, r"schedule is 'step', but it must be one of constant, cosine"),
         ({"mode": "both"}, r"mode is 'both', but it must be one of plain, record, match"),
+        ({"mode": "match", "clock": "epoch"}, r"clock is 'epoch', but it must be one of step, tokens, fraction"),
+        ({"mode": "match", "clock": "tokens"}, r"clock is 'tokens', but resmlp's data has none; allowed are step and fraction"),
+        ({"clock": "fraction"}, r"clock is 'fraction', but only a run that matches reads targets; its mode is plain"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_is_allowed(fields: dict[str, object], sentence: str) -> None:

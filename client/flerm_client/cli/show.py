@@ -80,6 +80,7 @@ def _from_spool(path: Path, pattern: str) -> tuple[Recording, Trajectory, list[s
         tokens=ending.tokens if ending else None,
         created_at=content.attempt.started_at,
         parameter_count=len(content.spec.parameters),
+        final_step=ending.final_step if ending else None,
     )
     notes = [f"written by {content.origin.owner}, for {content.origin.registry or 'no registry'}"]
     notes += [

@@ -41,6 +41,12 @@ def train(
             help="Steps between measurements, default 100; with --match between matchings, default once, measured each 100."
         ),
     ] = None,
+    clock: Annotated[
+        str,
+        typer.Option(
+            help="With --match: targets are the base's at the same step, as many tokens, or as large a fraction of the run."
+        ),
+    ] = "step",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
 ) -> None:
     """Train a built-in workload on this machine's own data; only those on named data sets and checkpoints download them.
@@ -74,6 +80,7 @@ def train(
         family=family,
         registry=registry,
         every=every,
+        clock=clock,
     )
     if int(os.environ.get("RANK", "0")) != 0:
         run(job)

@@ -39,12 +39,15 @@ def begin(
     *,
     loader: Iterable[Any],
     batch_size: int | None = None,
+    total_steps: int | None = None,
 ) -> FLeRM:
     """`FLeRM.record` or `FLeRM.match` with `keywords`; where they leave it open the probe is of `loader`'s data, the
-    output the model's logits."""
+    output the model's logits, the length that `clock="fraction"` needs the `total_steps` that the framework tells."""
     found: dict[str, Any] = {"output": output_of} | dict(keywords)
     if "probe" not in found:
         found["probe"] = probe_of(loader, batch_size)
+    if found.get("clock") == "fraction":
+        found.setdefault("total_steps", total_steps)
     if "process_group" not in found and _replicated(model):
         found["process_group"] = dist.group.WORLD
     made: FLeRM = getattr(FLeRM, mode)(model, optimizer, **found)

@@ -100,7 +100,8 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
 
         keywords["output"] = asked
         size = state.train_batch_size or args.train_batch_size
-        self.flerm = begin(self._mode, model, kwargs["optimizer"], keywords, loader=kwargs["train_dataloader"], batch_size=size)
+        loader, steps = kwargs["train_dataloader"], state.max_steps
+        self.flerm = begin(self._mode, model, kwargs["optimizer"], keywords, loader=loader, batch_size=size, total_steps=steps)
         if checkpoint is not None:
             restore(self.flerm, base64.b64decode(checkpoint))
         self._news = News(self.flerm)
@@ -120,13 +121,16 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The loss of the step that follows: over micro-batches their sum where each was divided by all, else the mean."""
-        if self.flerm is None or not self._losses:
+        """Tokens and loss of the step that follows: over micro-batches the losses' sum where each was divided by all, else the
+        mean."""
+        if self.flerm is None:
             return
-        losses = torch.stack(self._losses)
-        self.flerm.log(loss=losses.sum() if self._summed else losses.mean(), tokens=state.num_input_tokens_seen or None)
-        self._losses.clear()
-        self._told = True
+        self.flerm.log(tokens=state.num_input_tokens_seen or None)
+        if self._losses:
+            losses = torch.stack(self._losses)
+            self.flerm.log(loss=losses.sum() if self._summed else losses.mean())
+            self._losses.clear()
+            self._told = True
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """What was measured, at the rates of this step: the schedule moves on before it ends."""

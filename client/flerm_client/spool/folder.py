@@ -83,6 +83,7 @@ class _Stored:
             updated_at=touched,
             finished_at=touched if ending is not None else None,
             parameter_count=len(self.spec.parameters),
+            final_step=ending.final_step if ending is not None else None,
         )
 
 

@@ -18,6 +18,8 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "ntk": {"parametrization": "ntk"},
     "matched": {"mode": "match"},
     "matched-periodic": {"mode": "match"},
+    "matched-fraction": {"mode": "match", "clock": "fraction"},
+    "matched-tokens": {"mode": "match", "clock": "tokens"},
     "matched-split": {"mode": "match", "depth_rule": "split"},
     "matched-joint": {"mode": "match", "depth_rule": "joint"},
     "matched-coherent": {"mode": "match", "depth_rule": "coherent"},
@@ -28,9 +30,10 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "equal": {"mode": "match", "targets": "equal"},
     "equal-throughout": {"mode": "match", "targets": "equal-throughout"},
 }
-"""Variant to the fields of its training jobs. What does not match is recorded, so that every run is in the registry. The
-periodic one matches again each `Sweep.every` steps, the others once."""
+"""Variant to the fields of its training jobs. What does not match is recorded, so that every run is in the registry."""
 
+PERIODIC = ("matched-periodic", "matched-fraction", "matched-tokens")
+"""Those that match again and again, as often in a run as the base is measured in its own; the others match once."""
 
 MEASURED: dict[str, Mapping[str, Any]] = {
     "": {},
@@ -43,10 +46,12 @@ MEASURED: dict[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One curve of loss against learning rate: a member of the family, trained in one way."""
+    """One curve of loss against learning rate: a member of the family, trained in one way, `steps` times as long as the
+    base."""
 
     scale: Scale = field(default_factory=Scale)
     variant: str = "plain"
+    steps: int = 1
     seeds: int | None = field(default=None, compare=False)
     """How many of the sweep's seeds it is trained with; None: all."""
 
@@ -67,9 +72,16 @@ class Cell:
         return next(name for name, how in MEASURED.items() if how == chosen)
 
     @property
+    def size(self) -> str:
+        """Its scale, as a table names it, and how many times as long it is trained: `width ×4, steps ×2`."""
+        longer = [] if self.steps == 1 else [f"steps ×{self.steps}"]
+        shape = [] if longer and self.scale == Scale() else [self.scale.label]
+        return ", ".join([*shape, *longer])
+
+    @property
     def label(self) -> str:
-        """As a table names it: `width ×4, matched`."""
-        return f"{self.scale.label}, {self.variant}"
+        """With its variant: `width ×4, matched`."""
+        return f"{self.size}, {self.variant}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +131,10 @@ class Sweep:
         """The family asked for; by default the workload's name."""
         return self.family or self.workload
 
-    @property
-    def tags(self) -> dict[str, str]:
-        """What tells this sweep's recordings from others of the family: targets may come only from runs of the same kind."""
-        return {"steps": str(self.steps), "schedule": self.schedule}
+    def tags(self, times: int = 1) -> dict[str, str]:
+        """What tells recordings of this sweep's kind, `times` its steps long, from others of the family: targets may come only
+        from runs of the base's kind."""
+        return {"steps": str(times * self.steps), "schedule": self.schedule}
 
 
 def presets() -> list[str]:
@@ -169,17 +181,18 @@ def _cells(table: Mapping[str, Any]) -> list[Cell]:
     scales = {each.name for each in fields(Scale)}
     variants = table.get("variants", ["plain", "matched"])
     for key in table:
-        if key not in {*scales, "variants", "seeds"}:
+        if key not in {*scales, "variants", "seeds", "steps"}:
             allowed = ", ".join(sorted(scales))
-            raise InvalidInput(f"cell.{key}: not a field of a cell; allowed are {allowed}, seeds and variants")
+            raise InvalidInput(f"cell.{key}: not a field of a cell; allowed are {allowed}, seeds, steps and variants")
     for variant in variants:
         if variant not in VARIANTS:
             raise InvalidInput(f"cell.variants: {variant!r} is not one; allowed are {', '.join(VARIANTS)}")
-    seeds = table.get("seeds")
-    if seeds is not None and seeds < 1:
-        raise InvalidInput(f"cell.seeds is {seeds}, but it must be a whole number of at least 1")
+    for key in ("seeds", "steps"):
+        if key in table and not (isinstance(table[key], int) and table[key] >= 1):
+            raise InvalidInput(f"cell.{key} is {table[key]}, but it must be a whole number of at least 1")
     scale = Scale(**{key: value for key, value in table.items() if key in scales})
-    return [Cell(scale=scale, variant=variant, seeds=seeds) for variant in variants]
+    seeds, steps = table.get("seeds"), table.get("steps", 1)
+    return [Cell(scale=scale, variant=variant, steps=steps, seeds=seeds) for variant in variants]
 
 
 def _folder() -> Any:

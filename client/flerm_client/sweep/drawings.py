@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
-from flerm_client.sweep.definition import Sweep
+from flerm_client.sweep.definition import Cell, Sweep
 from flerm_client.sweep.jobs import Trial
 from flerm_client.sweep.ledger import Entry
 from flerm_client.sweep.plan import base_place, settled_seeds
@@ -21,26 +21,26 @@ Load = Callable[[str], Trajectory]
 
 def drawings(sweep: Sweep, entries: Mapping[Trial, Entry], found: Sequence[Row], load: Load) -> dict[str, Figure]:
     """Figures by name: `fslr`, the base's FSLRs over time at its best rate (the paper's Figures 1 and 6), and for every kind of
-    scale (`width`, `depth`, `init_scale`, `rank`; Figures 2 to 5 and the ablations) the loss against learning rate."""
+    scale (`width`, `depth`, `init_scale`, `rank`; Figures 2 to 5 and the ablations; `steps` for longer runs) the loss against
+    learning rate."""
     figures: dict[str, Figure] = {}
     done = {trial: entry.loss for trial, entry in entries.items()}
     if settled_seeds(sweep, done, None) == sweep.base_seeds:
         place = base_place(sweep, done)
         recorded = [load(entries[Trial(None, place, seed)].recording) for seed in range(sweep.base_seeds)]
         figures["fslr"] = fslr_figure(Trajectory.average(recorded)[0])
-    for kind in dict.fromkeys(_kind(row.cell.scale) for row in found if row.cell is not None):
+    for kind in dict.fromkeys(_kind(row.cell) for row in found if row.cell is not None):
         panels: dict[str, dict[str, Sequence[LossPoint]]] = {}
         for row in found:
-            if row.cell is not None and row.points and _kind(row.cell.scale) in (kind, ""):
+            if row.cell is not None and row.points and _kind(row.cell) in (kind, ""):
                 base = {} if not row.cell.shares_base else {"base": found[0].points}
-                panels.setdefault(row.cell.variant, dict(base))[row.cell.scale.label] = row.points
+                panels.setdefault(row.cell.variant, dict(base))[row.cell.size] = row.points
         if kind and panels:
             figures[kind] = transfer_figure(panels)
     return figures
 
 
-def _kind(scale: Scale) -> str:
+def _kind(cell: Cell) -> str:
     base = Scale()
-    return "-".join(
-        each.name.replace("_", "-") for each in fields(Scale) if getattr(scale, each.name) != getattr(base, each.name)
-    )
+    differing = [each.name for each in fields(Scale) if getattr(cell.scale, each.name) != getattr(base, each.name)]
+    return "-".join([*(name.replace("_", "-") for name in differing), *(["steps"] if cell.steps != 1 else [])])

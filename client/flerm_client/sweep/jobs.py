@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from flerm_client.sweep.definition import MEASURED, VARIANTS, Cell, Sweep
+from flerm_client.sweep.definition import MEASURED, PERIODIC, VARIANTS, Cell, Sweep
 from flerm_client.workloads.base import Scale
 from flerm_client.workloads.training import Job
 from flerm_core.depth import DEFAULT_DEPTH
@@ -41,7 +41,7 @@ def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
         "workload": sweep.workload,
         "lr": sweep.centre * 2.0**trial.place,
         "scale": cell.scale,
-        "steps": sweep.steps,
+        "steps": sweep.steps * cell.steps,
         "seed": trial.seed,
         "optimizer": sweep.optimizer,
         "schedule": sweep.schedule,
@@ -50,20 +50,24 @@ def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
         "registry": registry,
         "role": "base" if trial.cell is None else "scaled",
         "variant": cell.variant,
-        "source_tags": sweep.tags if cell.matches else {},
+        "source_tags": sweep.tags() if cell.matches else {},
         **MEASURED[trial.measured],
         **VARIANTS[cell.variant],
     }
-    if cell.variant == "matched-periodic" or (not matching and sweep.every != _EVERY):
+    if cell.variant in PERIODIC:  # as often in a longer run, so that such runs differ in their clock alone
+        fields_["every"] = sweep.every * cell.steps
+    elif not matching and sweep.every != _EVERY:
         fields_["every"] = sweep.every
     if cell.matches and cell.scale.depth != 1:  # by name, so that another default another day is another run
         fields_ = {"depth_rule": DEFAULT_DEPTH, **fields_}
     job = Job(**fields_)
-    # Other targets, another run: a matched one is known by how many seeds its targets are of, too.
-    seeds = {"base_seeds": sweep.base_seeds} if matching and cell.matches else {}
+    # Other targets, another run: a matched one is known by the base that its targets are of, too.
+    of: dict[str, Any] = {"base_seeds": sweep.base_seeds} if cell.matches else {}
+    if cell.matches and cell.steps != 1:
+        of["base_steps"] = sweep.steps
     # The estimator by name: the base may be recorded by several.
     estimator = job.estimator or EstimatorSettings().name
-    return replace(job, estimator=estimator, tags={**sweep.tags, JOB_TAG: key_of(job, **seeds)})
+    return replace(job, estimator=estimator, tags={**sweep.tags(cell.steps), JOB_TAG: key_of(job, **of)})
 
 
 def key_of(job: Job, **more: Any) -> str:

@@ -45,13 +45,14 @@ def finished(sweep: Sweep, registry: str | None) -> dict[Trial, Entry]:
     folder = address_of(registry).folder
     if folder is not None and not folder.exists():  # the first recording makes it
         return {}
+    lengths = {1, *(cell.steps for cell in sweep.cells)}
     with RegistryClient(registry, patience=0.0) as client:
-        recordings = list(client.recordings(sweep.family_name, tags=sweep.tags))
+        recordings = [each for times in lengths for each in client.recordings(sweep.family_name, tags=sweep.tags(times))]
     return entries(sweep, recordings)
 
 
 def entries(sweep: Sweep, recordings: Iterable[Recording]) -> dict[Trial, Entry]:
-    """The same, of recordings, newest first."""
+    """The same, of recordings, of each kind the newest first."""
     found: dict[Trial, Entry] = {}
     for recording in recordings:
         if recording.status in _COUNTED:

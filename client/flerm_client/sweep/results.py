@@ -40,7 +40,7 @@ class Row:
     @property
     def texts(self) -> tuple[str, ...]:
         """As a table has it, under `HEADINGS`."""
-        scale = "base" if self.cell is None else self.cell.scale.label
+        scale = "base" if self.cell is None else self.cell.size
         variant = "plain" if self.cell is None else self.cell.variant
         interval = (
             "–" if self.cell is None or math.isnan(self.shift.low) else f"{self.shift.low:+.2f} to {self.shift.high:+.2f}"

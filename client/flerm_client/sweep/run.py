@@ -35,8 +35,11 @@ def run(sweep: Sweep, registry: str | None, place: Place, *, tell: Callable[[Pro
     """Trains what the registry does not hold yet of `sweep`; how it stands at the end.
 
     `tell` is called with every trial that ends. A trial that fails is kept in `failures` with its reason and not tried again by
-    this call; what can go on without it goes on. Raises what the registry raises when it is first asked.
+    this call; what can go on without it goes on. Raises, before anything is trained, what the registry raises when it is first
+    asked, and `InvalidInput` for a cell that its workload cannot train.
     """
+    for cell in sweep.cells:
+        job_of(sweep, Trial(cell, 0, 0), registry)
     losses = {trial: entry.loss for trial, entry in finished(sweep, registry).items()}
     progress = Progress(done=len(losses))
     seconds: dict[Trial, float] = {}

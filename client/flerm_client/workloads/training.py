@@ -23,6 +23,7 @@ from flerm_client.workloads.optimizers import OPTIMIZERS, SCHEDULES
 from flerm_client.workloads.parametrization import PARAMETRIZATIONS, apply
 from flerm_client.workloads.ranks import Ranks, joined
 from flerm_core.errors import FlermError, InvalidInput
+from flerm_core.moments import CLOCKS
 from flerm_core.trajectory import Trajectory
 
 MODES = ("plain", "record", "match")
@@ -32,6 +33,7 @@ _ALLOWED: dict[str, Collection[str]] = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "mode": MODES,
+    "clock": CLOCKS,
     "parametrization": PARAMETRIZATIONS,
     "targets": TARGETS,
     "weight_decay": DECAYS,
@@ -44,8 +46,8 @@ class Job:
 
     `mode` record keeps the FSLRs of this run under `family` and `lr` in `registry`; match fetches those and trains with the
     learning rates that they ask for (and reports its own FSLRs, each 100 steps); plain does neither. `every`: optimiser steps
-    between measurements; when matching, between matchings. None means 100 and, when matching, once at the start. `registry`
-    None: FLERM_REGISTRY.
+    between measurements; when matching, between matchings. None means 100 and, when matching, once at the start. `clock`: by
+    which a matched run reads its targets, as in `FLeRM`. `registry` None: FLERM_REGISTRY.
 
     `parametrization` is how weights begin and which rates they take by width. `targets`: base takes those of the family's base
     recordings (of those that have `source_tags`), equal and equal-throughout are the paper's ablations (Appendix C.3 and C.4):
@@ -64,6 +66,7 @@ class Job:
     family: str | None = None
     registry: str | None = None
     every: int | None = None
+    clock: str = "step"
     parametrization: str = "standard"
     targets: str = "base"
     depth_rule: str = ""
@@ -88,6 +91,10 @@ class Job:
         for name, allowed in _ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}")
+        if self.clock != "step" and self.mode != "match":
+            raise InvalidInput(f"clock is {self.clock!r}, but only a run that matches reads targets; its mode is {self.mode}")
+        if self.clock == "tokens" and workload.tokens_per_step is None:
+            raise InvalidInput(f"clock is 'tokens', but {self.workload}'s data has none; allowed are step and fraction")
 
     @property
     def family_name(self) -> str:
@@ -162,7 +169,7 @@ def _attach(job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer
         "seed": job.seed,
         "output": workload.output,
         "weight_decay": job.weight_decay,
-        "config": dict(workload.config(job.scale)),
+        "config": {**workload.config(job.scale), "steps": job.steps},
         "role": job.role or ("scaled" if matching else "base"),
         "variant": job.variant or ("matched" if matching else "plain"),
         "tags": job.tags,
@@ -173,6 +180,8 @@ def _attach(job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer
         model,
         optimizer,
         every=job.every,
+        clock=job.clock,
+        total_steps=job.steps if job.clock == "fraction" else None,
         estimator=job.estimator or None,
         depth=job.depth_rule,
         source_tags=job.source_tags,
