@@ -111,8 +111,20 @@ class Aim:
         return float(step) if isinstance(self._targets, dict) else self._targets.step_at(**self.pace.reading(step, tokens))
 
     def at(self, base_step: float) -> dict[str, float]:
-        """Targets by tensor or role, as of a step of the base."""
-        return dict(self._targets) if isinstance(self._targets, dict) else self._targets.at(step=base_step)
+        """Targets by tensor or role, as of a step of the base; before the base's first measurement of one, that one holds.
+
+        A run that goes along its base more slowly comes by what is measured late (LoRA's A) before its base does.
+        """
+        if isinstance(self._targets, dict):
+            return dict(self._targets)
+        return {name: self._first[name] if math.isnan(value) else value for name, value in self._targets.at(step=base_step).items()}
+
+    @property
+    def _first(self) -> dict[str, float]:
+        """The first that was measured of each tensor or role, NaN where nothing was."""
+        table = self._targets.table if isinstance(self._targets, Targets) else self._targets.values
+        at = (~np.isnan(table)).argmax(axis=0)
+        return dict(zip(self._targets.names, table[at, np.arange(len(at))].tolist(), strict=True))
 
     def check_roles(self, estimator: str, roles: Mapping[str, object] | None) -> None:
         """Raises `InvalidInput` where this aims for the joint change of a role that `estimator` does not measure: `roles` are
@@ -138,10 +150,11 @@ class Aim:
 
     def comparison(self, family: str, lr: float, base_step: float, measured: Mapping[str, float]) -> Comparison:
         """All that a dry run says: `measured` FSLRs beside what is aimed for, as of `base_step`."""
+        what = Comparison(family=family, lr=lr, targets={})
         if self.found is not None:
-            return Comparison.of(self.found, measured, step=base_step, mismatches=self._mismatches, clamp=self._clamp)
+            what = Comparison.of(self.found, None, step=base_step, mismatches=self._mismatches)
         outcome = self.multipliers(base_step, measured, {})
-        return Comparison(family=family, lr=lr, targets=self.at(base_step), measured=measured, outcome=outcome)
+        return replace(what, targets=self.at(base_step), measured=measured, outcome=outcome)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""

@@ -45,7 +45,6 @@ class Comparison:
         *,
         step: float | None = None,
         mismatches: tuple[str, ...] = (),
-        clamp: tuple[float, float] = (1 / 4096, 4096.0),
     ) -> Comparison:
         """Of a registry's answer with `measured` FSLRs, both at `step` (None: the first row)."""
         row = 0 if step is None else min(int(found.steps.searchsorted(step)), len(found.steps) - 1)
@@ -60,7 +59,7 @@ class Comparison:
             digest=found.digest,
             mismatches=mismatches,
             measured=measured or {},
-            outcome=None if measured is None else multipliers(targets, measured, clamp=clamp),
+            outcome=None if measured is None else multipliers(targets, measured),
         )
 
     @property

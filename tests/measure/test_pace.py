@@ -220,19 +220,20 @@ def test_a_dry_run_compares_with_what_its_clock_says(
     assert line.split()[1] == f"{aimed['input.weight']:.4g}"
 
 
+class Adapter(nn.Module):
+    """LoRA: B is zero at first, so A is matched at the second step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b = nn.Linear(8, 2, bias=False), nn.Linear(2, 5, bias=False)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x))
+
+
 def test_a_late_tensor_is_matched_by_the_tokens_of_its_own_step() -> None:
-    class Adapter(nn.Module):
-        """LoRA: B is zero at first, so A is matched at the second step."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(3)
-            self.a, self.b = nn.Linear(8, 2, bias=False), nn.Linear(2, 5, bias=False)
-            nn.init.zeros_(self.b.weight)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.b(self.a(x))
-
     names = ["a.weight", "b.weight"]
     base = Trajectory(names, [(2, 8), (5, 2)], [1, 5], [[1, 1], [4, 4]], tokens=[10, 50])
     model = Adapter()
@@ -246,3 +247,36 @@ def test_a_late_tensor_is_matched_by_the_tokens_of_its_own_step() -> None:
         flerm.log(tokens=20 * step)
         optimizer.step()
     assert flerm.targets == pytest.approx({"b.weight": 2**0.5, "a.weight": 2**1.5}, rel=1e-12)
+
+
+def adapt(make: Any, steps: int, tokens: int, **options: Any) -> FLeRM:
+    """A closed run of LoRA, `tokens` a step."""
+    model = Adapter()
+    optimizer = Adam(model.parameters(), 1e-2)
+    flerm: FLeRM = make(model, optimizer, **{"probe": probe(), "family": "f", "warmup": 2} | options)
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        loss_of(model(torch.ones(4, 8))).backward()
+        flerm.log(tokens=tokens * step)
+        optimizer.step()
+    flerm.close()
+    return flerm
+
+
+@pytest.mark.parametrize("clock", [{"clock": "fraction", "total_steps": 16}, {"clock": "tokens"}], ids=lambda each: each["clock"])
+@pytest.mark.parametrize("source", ["trajectory", "registry"])
+def test_a_late_tensor_of_a_run_slower_than_its_base_aims_for_the_bases_first_measurement_of_it(
+    source: str, clock: dict[str, Any], tmp_path: Path
+) -> None:
+    registry = f"file://{tmp_path}/registry"
+    base = Trajectory(["a.weight", "b.weight"], [(2, 8), (5, 2)], [1, 2, 4], [[torch.nan, 1], [2, 1], [4, 1]], tokens=[20, 40, 80])
+    targets: dict[str, Any] = {"targets": base}
+    if source == "registry":
+        base_run = adapt(FLeRM.record, 8, 20, every=3, registry=registry)
+        targets, base = {"registry": registry}, base_run.trajectory
+    assert base.steps[:2].tolist() == [1, 2]
+    first = base.at(2)["a.weight"]
+    once = adapt(FLeRM.match, 2, 10, **targets, **clock)
+    assert once.targets["a.weight"] == first
+    assert once.multipliers["a.weight"] * once.matched_fslr["a.weight"] == pytest.approx(first, rel=0.03)
+    assert adapt(FLeRM.match, 3, 10, every=1, **targets, **clock).targets["a.weight"] == first, "step 3 is before the base's second"
