@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound
 from flerm_core.interpolate import blend, geometric_mean, interpolate_rows, log_spread
 from flerm_core.matching import DEFAULT_DEPTH, match_rows, whole_run
-from flerm_core.moments import Reading, step_at
+from flerm_core.moments import Reading, step_at, tokens_at
 from flerm_core.naming import canonical, is_role
 from flerm_core.packing import pack
 from flerm_core.recording import EstimatorSettings, Recording
@@ -227,13 +227,10 @@ def _blend_spreads(query: TargetQuery, rates: Sequence[float], spreads: Sequence
 
 
 def _tokens(trajectories: Sequence[Trajectory], steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tokens seen at `steps`, the mean over runs, linear between rows; -1 everywhere when a run logged none."""
-    counts = []
-    for each in trajectories:
-        known = each.tokens >= 0
-        if not known.any():
-            return np.full(len(steps), -1, np.int64)
-        counts.append(np.interp(steps, each.steps[known], each.tokens[known]))
+    """Tokens seen at `steps`, as `tokens_at` has them for a run, the mean over runs; -1 everywhere when a run logged none."""
+    if not all((each.tokens >= 0).any() for each in trajectories):
+        return np.full(len(steps), -1, np.int64)
+    counts = [tokens_at(each.steps, each.tokens, steps) for each in trajectories]
     mean: NDArray[np.int64] = np.mean(counts, axis=0).round().astype(np.int64)
     return mean
 

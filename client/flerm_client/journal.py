@@ -95,7 +95,7 @@ class Journal:
             values=values,
             loss=_finite(self._pending),
             learning_rate=rate,
-            tokens=self.tokens,
+            tokens=self.tokens_ahead,
             measured_at=now(),
             scalars={"sharpness": sharpness} if math.isfinite(sharpness) else {},
             vectors=vectors,

@@ -150,6 +150,41 @@ def test_tokens_that_nobody_logged_cannot_be_asked_for() -> None:
         targets.at(tokens=5)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "between"),
+    [
+        ((512, 512), "512 at step 1 and 512 at step 101"),  # those of one batch
+        ((900, 100), "900 at step 1 and 100 at step 101"),  # counted anew after a resume
+    ],
+)
+def test_tokens_that_do_not_grow_tell_no_moment(tokens: tuple[int, ...], between: str) -> None:
+    each, base = recording(1e-3), trajectory(1.0, tokens=tokens)
+    targets = answer(TargetQuery(family="demo", lr=1e-3), {each.spec.id: base}, [each])
+    for asked in (targets, base):
+        with pytest.raises(InvalidInput, match=f"tokens: 500 asked, but the .* logged {between}, and tokens seen so far grow"):
+            asked.step_at(tokens=500)
+
+
+def test_what_a_run_did_not_log_of_its_tokens_goes_by_its_tokens_a_step() -> None:
+    each = recording(1e-3)
+    for tokens in ((10, -1, -1, -1), (-1, -1, 2010, -1), (-1, 1010, 2010, -1), (10, -1, -1, 3010)):
+        base = trajectory(1.0, steps=(1, 101, 201, 301), tokens=tokens)
+        targets = answer(TargetQuery(family="demo", lr=1e-3), {each.spec.id: base}, [each])
+        assert targets.tokens.tolist() == [10, 1010, 2010, 3010]
+        for moment, step in ((0, 1), (510, 51), (1510, 151), (3010, 301), (9999, 301)):
+            assert base.step_at(tokens=moment) == targets.step_at(tokens=moment) == step
+
+
+def test_a_seed_that_was_measured_less_long_does_not_shift_the_moments_of_the_others() -> None:
+    recordings = [recording(1e-3, 0), recording(1e-3, 1)]
+    spans = ((1, 101), (10, 1010)), ((1, 101, 251), (10, 1010, 2510))
+    runs = {
+        each.spec.id: trajectory(1.0, steps=steps, tokens=tokens) for each, (steps, tokens) in zip(recordings, spans, strict=True)
+    }
+    targets = answer(TargetQuery(family="demo", lr=1e-3), runs, recordings)
+    assert targets.step_at(tokens=2010) == 201
+
+
 def test_one_row_can_be_asked_for() -> None:
     targets = answer(TargetQuery(family="demo", lr=1e-3, step=51), *grid({(1e-3, 0): 1.0}))
     assert targets.steps.tolist() == [51]

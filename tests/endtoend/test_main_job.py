@@ -26,11 +26,11 @@ def record(registry: RegistryProcess, family: str, lr: float, seed: int, spool: 
     probe = [torch.randn(16, 4) for _ in range(4)]
     options = {"probe": probe, "registry": registry.address, "every": 2, "warmup": 2, "seed": seed, "spool": spool}
     with FLeRM.record(model, optimizer, family=family, **options) as flerm:
-        for _ in range(5):
+        for step in range(1, 6):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(torch.randn(16, 4)), torch.randint(0, 2, (16,)))
             loss.backward()
-            flerm.log(loss=loss, tokens=16)
+            flerm.log(loss=loss, tokens=16 * step)
             optimizer.step()
     return flerm
 

@@ -205,6 +205,15 @@ def test_a_base_without_tokens_is_told_before_training(tmp_path: Path) -> None:
         Job(registry=recorded(tmp_path, tokens=0), clock="tokens")
 
 
+def test_tokens_are_recorded_of_the_steps_for_which_they_were_logged_alone() -> None:
+    job = Job(FLeRM.record, every=3)
+    for step in range(1, 8):
+        job.tokens = 10 * (step != 4)
+        job.train(first=step, last=step)
+    trajectory = job.flerm.trajectory
+    assert (trajectory.steps.tolist(), trajectory.tokens.tolist()) == ([1, 4, 7], [10, -1, 70])
+
+
 @pytest.mark.parametrize("clock", CLOCKS, ids=lambda clock: clock["clock"])
 @pytest.mark.parametrize("source", ["trajectory", "registry"])
 def test_a_dry_run_compares_with_what_its_clock_says(
