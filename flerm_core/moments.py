@@ -22,10 +22,10 @@ def step_at(
     """The step of a run at which a clock shows what `readings` has for it; its first measured step where no clock is read.
 
     The run was measured at `steps` [T], at each of which it had seen `tokens` [T] (-1: not known), and ended at `final_step`.
-    Tokens are as `tokens_at` has them, and before the first and after the last of these steps not told apart from it. A fraction is
-    of `final_step`, and a `Fraction` names a step exactly. Raises `InvalidInput` for more than one clock, a value out of range
-    or tokens that do not grow from row to row (those of one batch, or logged once), `NotFound` for tokens where none are known;
-    `source` is what logged them so.
+    Tokens are as `tokens_at` has them; before the first and after the last of these steps they are not told apart from it. A
+    fraction is of `final_step`, and a `Fraction` names a step exactly. Raises `InvalidInput` for more than one clock, a value
+    out of range or tokens that do not grow from row to row (those of one batch, or logged once), `NotFound` for tokens where
+    none are known; `source` is what logged them so.
     """
     given = {name: value for name, value in readings.items() if value is not None}
     if len(given) > 1:
@@ -62,6 +62,6 @@ def _refuse_stuck(asked: float, steps: NDArray[np.int64], tokens: NDArray[np.int
     if stuck.size:
         here, there = stuck[0], stuck[0] + 1
         raise InvalidInput(
-            f"tokens: {asked:g} asked, but {source} logged {seen[here]} at step {at[here]} and {seen[there]} at step {at[there]}, "
-            "and tokens seen so far grow from step to step; ask by step"
+            f"tokens: {asked:g} asked, but {source} logged {seen[here]} at step {at[here]} and {seen[there]} at step "
+            f"{at[there]}, and tokens seen so far grow from step to step; ask by step"
         )

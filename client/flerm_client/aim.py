@@ -117,14 +117,8 @@ class Aim:
         """
         if isinstance(self._targets, dict):
             return dict(self._targets)
-        return {name: self._first[name] if math.isnan(value) else value for name, value in self._targets.at(step=base_step).items()}
-
-    @property
-    def _first(self) -> dict[str, float]:
-        """The first that was measured of each tensor or role, NaN where nothing was."""
-        table = self._targets.table if isinstance(self._targets, Targets) else self._targets.values
-        at = (~np.isnan(table)).argmax(axis=0)
-        return dict(zip(self._targets.names, table[at, np.arange(len(at))].tolist(), strict=True))
+        found, first = self._targets.at(step=base_step), _first_measured(self._targets)
+        return {name: first[name] if math.isnan(value) else value for name, value in found.items()}
 
     def check_roles(self, estimator: str, roles: Mapping[str, object] | None) -> None:
         """Raises `InvalidInput` where this aims for the joint change of a role that `estimator` does not measure: `roles` are
@@ -203,3 +197,10 @@ def _matched(base: Trajectory, names: Sequence[str], depth: str, blocks: Any) ->
 
 def _rows(names: Sequence[str], steps: ArrayLike, values: ArrayLike, tokens: ArrayLike | None) -> Trajectory:
     return Trajectory(names, [()] * len(names), steps, values, bands=["other"] * len(names), tokens=tokens)
+
+
+def _first_measured(base: Targets | Trajectory) -> dict[str, float]:
+    """The first FSLR that was measured of each tensor or role, NaN where none was."""
+    table = base.table if isinstance(base, Targets) else base.values
+    row = (~np.isnan(table)).argmax(axis=0)
+    return dict(zip(base.names, table[row, np.arange(len(row))].tolist(), strict=True))

@@ -293,8 +293,11 @@ class FLeRM:
         return Extras.of(self._run.journal.rows, len(self._run.journal.parameters))
 
     def log(self, loss: Any = None, tokens: int | None = None) -> None:
-        """What hooks cannot see of the step that follows: its loss (a number or 0-dimensional tensor), and the tokens that the run
-        will have seen by its end (all of them, not those of its batch)."""
+        """What hooks cannot see of the step that follows: its loss (a number or 0-dimensional tensor), tokens seen by its end
+        (of the whole run, not of its batch alone).
+
+        Raises `InvalidInput` for tokens that no count of them can be.
+        """
         self._run.journal.log(loss, tokens)
 
     def close(self, status: str = "completed", timeout: float = 10.0) -> None:

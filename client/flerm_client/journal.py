@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flerm_client.about import About
 from flerm_client.reporting import Reporter
+from flerm_core.checks import check_integer
 from flerm_core.errors import FlermError
 from flerm_core.recording import Attempt, Ending, Measurement, ParameterList, RecordingSpec, now
 from flerm_core.trajectory import Trajectory
@@ -69,7 +70,9 @@ class Journal:
             self._losses.append(loss)
             self._logged += 1
         if tokens is not None:
-            self.tokens = self.tokens_ahead = int(tokens)
+            count = int(tokens)
+            check_integer("tokens", count)
+            self.tokens = self.tokens_ahead = count
 
     def step_over(self, step: int) -> None:
         """The step that a logged loss and tokens went with is over; it was the run's `step`-th."""

@@ -179,7 +179,8 @@ def test_a_seed_that_was_measured_less_long_does_not_shift_the_moments_of_the_ot
     recordings = [recording(1e-3, 0), recording(1e-3, 1)]
     spans = ((1, 101), (10, 1010)), ((1, 101, 251), (10, 1010, 2510))
     runs = {
-        each.spec.id: trajectory(1.0, steps=steps, tokens=tokens) for each, (steps, tokens) in zip(recordings, spans, strict=True)
+        each.spec.id: trajectory(1.0, steps=steps, tokens=tokens)
+        for each, (steps, tokens) in zip(recordings, spans, strict=True)
     }
     targets = answer(TargetQuery(family="demo", lr=1e-3), runs, recordings)
     assert targets.step_at(tokens=2010) == 201

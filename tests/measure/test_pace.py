@@ -205,6 +205,15 @@ def test_a_base_without_tokens_is_told_before_training(tmp_path: Path) -> None:
         Job(registry=recorded(tmp_path, tokens=0), clock="tokens")
 
 
+@pytest.mark.parametrize("tokens", [-5, 2**53])
+def test_what_is_no_count_of_tokens_is_refused_where_it_is_logged(tokens: int) -> None:
+    job = Job(FLeRM.record)
+    with pytest.raises(
+        InvalidInput, match=f"tokens: {tokens} is not allowed; it must be an integer from 0 to 9007199254740991"
+    ):
+        job.flerm.log(tokens=tokens)
+
+
 def test_tokens_are_recorded_of_the_steps_for_which_they_were_logged_alone() -> None:
     job = Job(FLeRM.record, every=3)
     for step in range(1, 8):
@@ -272,13 +281,17 @@ def adapt(make: Any, steps: int, tokens: int, **options: Any) -> FLeRM:
     return flerm
 
 
-@pytest.mark.parametrize("clock", [{"clock": "fraction", "total_steps": 16}, {"clock": "tokens"}], ids=lambda each: each["clock"])
+@pytest.mark.parametrize(
+    "clock", [{"clock": "fraction", "total_steps": 16}, {"clock": "tokens"}], ids=lambda each: each["clock"]
+)
 @pytest.mark.parametrize("source", ["trajectory", "registry"])
 def test_a_late_tensor_of_a_run_slower_than_its_base_aims_for_the_bases_first_measurement_of_it(
     source: str, clock: dict[str, Any], tmp_path: Path
 ) -> None:
     registry = f"file://{tmp_path}/registry"
-    base = Trajectory(["a.weight", "b.weight"], [(2, 8), (5, 2)], [1, 2, 4], [[torch.nan, 1], [2, 1], [4, 1]], tokens=[20, 40, 80])
+    base = Trajectory(
+        ["a.weight", "b.weight"], [(2, 8), (5, 2)], [1, 2, 4], [[torch.nan, 1], [2, 1], [4, 1]], tokens=[20, 40, 80]
+    )
     targets: dict[str, Any] = {"targets": base}
     if source == "registry":
         base_run = adapt(FLeRM.record, 8, 20, every=3, registry=registry)
@@ -288,4 +301,6 @@ def test_a_late_tensor_of_a_run_slower_than_its_base_aims_for_the_bases_first_me
     once = adapt(FLeRM.match, 2, 10, **targets, **clock)
     assert once.targets["a.weight"] == first
     assert once.multipliers["a.weight"] * once.matched_fslr["a.weight"] == pytest.approx(first, rel=0.03)
-    assert adapt(FLeRM.match, 3, 10, every=1, **targets, **clock).targets["a.weight"] == first, "step 3 is before the base's second"
+    assert adapt(FLeRM.match, 3, 10, every=1, **targets, **clock).targets["a.weight"] == first, (
+        "step 3 is before the base's second"
+    )
