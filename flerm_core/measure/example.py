@@ -276,7 +276,10 @@ class Example(Estimator):
             torch.stack([changes.sum(1), reference, changes.square().sum(1)])
         ).unbind()
         scale = squared.sqrt() + reference.abs()
-        tolerance = max(_ROUNDING.get(p.dtype, 1e-2) for p in self.subject.parameters.values())
+        device = outputs.device.type
+        computed = [torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else []
+        dtypes = {outputs.dtype, *computed, *(p.dtype for p in self.subject.parameters.values())}
+        tolerance = max(_ROUNDING.get(dtype, 1e-2) for dtype in dtypes)
         # A tensor that moves nothing (a bias before BatchNorm) is all rounding: only what counts beside the others is compared.
         floor = _NOISE * scale.median()
         off = ((summed - reference).abs() > tolerance * scale + floor).tolist()

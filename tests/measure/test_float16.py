@@ -1,14 +1,16 @@
-"""float16 models with large outputs: nothing is lost among the subnormal numbers."""
+"""Half precision: nothing is lost among the subnormal numbers, and rounding is not taken for a use that went unseen."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from flerm_client import FLeRM
 from flerm_client.subject import make_subject
 from flerm_core.measure.meter import Meter, make_estimator
 from flerm_core.measure.projection import unit_of
@@ -49,6 +51,35 @@ def test_the_same_draw_gives_what_it_gives_in_float64(estimator: str) -> None:
         yield torch.randn(256, 8, generator=torch.Generator().manual_seed(1)).half().to(dtype)
 
     assert measured(torch.float16) == pytest.approx(measured(torch.float64), rel=0.03)
+
+
+class Normed(nn.Module):
+    """Sequences with a normalisation, whose few numbers each sum over every position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner = nn.Embedding(7, 6), nn.Linear(6, 10)
+        self.norm, self.readout = nn.LayerNorm(10), nn.Linear(10, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.readout(self.norm(torch.tanh(self.inner(self.embed(tokens))))).mean((1, 2))
+
+
+def test_what_autocast_rounds_off_is_no_use_that_went_unseen() -> None:
+    def measured(seed: int, autocast: bool) -> dict[str, float]:
+        torch.manual_seed(seed)
+        model, tokens = Normed(), torch.randint(0, 7, (64, 3, 5))
+        optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+        with FLeRM.record(model, optimizer, probe=[tokens], family="f", warmup=1) as flerm:
+            model(tokens).square().mean().backward()
+            with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+                model(tokens)  # the same update; the last forward before it shows in what region to measure
+            optimizer.step()
+        assert flerm.estimator == "example"
+        return flerm.fslr
+
+    for seed in range(10):
+        assert measured(seed, True) == pytest.approx(measured(seed, False), rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
