@@ -180,6 +180,7 @@ class Journal:
         self._losses = deque(state["last_losses"], maxlen=_LAST)
         self._logged = state["losses_logged"]
         self.tokens = state["tokens_seen"]
+        self._pending = self.tokens_ahead = None  # what was logged for a step that this run goes back behind
         self.diverged = state["diverged"]
 
 

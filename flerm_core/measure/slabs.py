@@ -20,10 +20,13 @@ def slabs(shape: torch.Size, device: torch.device) -> Iterator[slice]:
 
 
 def in_slabs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of one shape side by side, slab by slab: views of them."""
+    """Tensors of one shape side by side, slab by slab: views of them, along the dimension that is outermost in the first's
+    memory (of a transposed one every row would be all over it)."""
     first = tensors[0]
     if first.ndim == 0:
         yield tensors
     else:
-        for rows in slabs(first.shape, first.device):
-            yield tuple(tensor[rows] for tensor in tensors)
+        outermost = max(range(first.ndim), key=first.stride)
+        outward = [tensor.movedim(outermost, 0) for tensor in tensors]
+        for rows in slabs(outward[0].shape, first.device):
+            yield tuple(tensor[rows] for tensor in outward)

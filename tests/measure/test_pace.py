@@ -169,6 +169,17 @@ def test_a_step_without_tokens_is_refused_before_it_begins_and_can_be_taken_agai
     assert job.aimed == untouched.aimed
 
 
+def test_tokens_logged_for_a_step_that_the_run_went_back_behind_are_forgotten() -> None:
+    job = Job(targets=BASE, every=1, clock="tokens", tokens=15).train(last=2)
+    state = job.flerm.state_dict()
+    job.train(first=3, last=4)
+    job.flerm.log(tokens=75)
+    job.flerm.load_state_dict(state)
+    job.tokens = 0
+    with pytest.raises(InvalidInput, match=FORGOTTEN):
+        job.train(first=3, last=3)
+
+
 def test_steps_that_are_not_matched_need_no_tokens() -> None:
     job = Job(targets=BASE, every=2, clock="tokens", tokens=15)
     for step in range(1, 5):

@@ -48,3 +48,26 @@ def test_the_size_of_the_slabs_makes_no_difference(estimator: str, elements: int
     monkeypatch.setitem(slabs.SLAB, "cpu", elements)
     assert all(math.isfinite(value) and value > 0.0 for value in whole.values())
     assert measured(estimator) == pytest.approx(whole, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        torch.zeros(()),
+        torch.zeros(0, 3),
+        torch.zeros(3, 0),
+        torch.zeros(50),
+        torch.zeros(9, 7),
+        torch.zeros(9, 7).T,
+        torch.zeros(3, 2, 5, 5).to(memory_format=torch.channels_last),
+        torch.zeros(4, 5, 6).permute(2, 0, 1),
+    ],
+    ids=lambda whole: f"{list(whole.shape)}, {list(whole.stride())}",
+)
+def test_slabs_are_all_of_a_tensor_each_a_stretch_of_memory(whole: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(slabs.SLAB, "cpu", 10)
+    for (slab,) in slabs.in_slabs(whole):
+        slab += 1
+        reach = sum((size - 1) * stride for size, stride in zip(slab.shape, slab.stride(), strict=True)) + 1
+        assert reach == slab.numel() or not slab.numel()
+    assert (whole == 1).all()
