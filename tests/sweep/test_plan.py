@@ -147,8 +147,8 @@ def test_a_longer_cell_matches_as_often_in_its_run_and_to_the_bases_recordings()
 
 
 def test_a_cell_is_a_whole_number_of_times_as_long() -> None:
-    for steps in (0, 1.5):
-        with pytest.raises(InvalidInput, match=f"cell.steps is {steps}, but it must be a whole number of at least 1"):
+    for steps in (0, 1.5, True, "2"):
+        with pytest.raises(InvalidInput, match=f"cell.steps is {steps!r}, but it must be a whole number of at least 1"):
             parse({"workload": "resmlp", "centre": 1.0, "cell": [{"steps": steps}]}, "demo")
     (longer, _) = parse({"workload": "resmlp", "centre": 1.0, "cell": [{"steps": 2}]}, "demo").cells
     assert longer.label == "steps ×2, plain"

@@ -188,8 +188,8 @@ def _cells(table: Mapping[str, Any]) -> list[Cell]:
         if variant not in VARIANTS:
             raise InvalidInput(f"cell.variants: {variant!r} is not one; allowed are {', '.join(VARIANTS)}")
     for key in ("seeds", "steps"):
-        if key in table and not (isinstance(table[key], int) and table[key] >= 1):
-            raise InvalidInput(f"cell.{key} is {table[key]}, but it must be a whole number of at least 1")
+        if key in table and not (type(table[key]) is int and table[key] >= 1):  # true is an int, too
+            raise InvalidInput(f"cell.{key} is {table[key]!r}, but it must be a whole number of at least 1")
     scale = Scale(**{key: value for key, value in table.items() if key in scales})
     seeds, steps = table.get("seeds"), table.get("steps", 1)
     return [Cell(scale=scale, variant=variant, steps=steps, seeds=seeds) for variant in variants]
