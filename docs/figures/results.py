@@ -1,14 +1,16 @@
 """Writes the tables and figures of docs/results.md from a registry that holds sweeps.
 
 `python docs/figures/results.py file:///FOLDER [PRESET:SEEDS …]`; without presets, all that have been begun. Each section of the
-page stands between a pair of comments that name its sweep; figures go into docs/figures/results/. `tables` in place of the
-registry's first word (`python docs/figures/results.py tables file:///FOLDER …`) leaves the figures as they are.
+page stands between a pair of comments that name its sweep; figures go into docs/figures/results/. `tables` before the registry
+(`python docs/figures/results.py tables file:///FOLDER …`) leaves the figures as they are. The overview at the top is made of the
+page's sections.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,28 @@ from flerm_client.sweep.results import markdown, rows
 HERE = Path(__file__).parent
 PAGE, FIGURES = HERE.parent / "results.md", HERE / "results"
 WIDTH, HEIGHT = 1100, 420
+
+SYSTEMS = {
+    "residual MLP": ("resmlp", "resmlp-ablations"),
+    "decoder, prenorm": ("decoder-width", "decoder-depth", "decoder-init-scale", "decoder-large"),
+    "decoder, postnorm": ("decoder-postnorm", "decoder-postnorm-large"),
+    "decoder, prenormpostmod": ("decoder-prenormpostmod", "decoder-prenormpostmod-large"),
+    "LoRA, GPT-2-shaped": ("lora-gpt2",),
+    "LoRA, Llama-shaped": ("lora-llama",),
+}
+SCALES = {
+    "width ×4": "width ×4",
+    "width ×8": "×8",
+    "depth ×4": "depth ×4",
+    "depth ×8": "×8",
+    "width ×4, depth ×4": "both ×4",
+    "init scale ×0.25": "init scale ¼",
+    "init scale ×4": "×4",
+    "rank ×4": "rank ×4",
+    "rank ×16": "×16",
+}
+VARIANTS = {"plain": "plain", "matched": "matched", "matched-periodic": "matched periodically", "mup": "µP"}
+DEFAULT = "matched-coherent"  # what `matched` is where every depth rule has a row of its own
 
 
 def main(arguments: list[str]) -> None:
@@ -38,6 +62,8 @@ def main(arguments: list[str]) -> None:
         text = f"<!-- sweep {name} -->\n{text}\n<!-- end -->"
         known = pattern.search(page)
         PAGE.write_text(page.replace(known.group(), text) if known else f"{page.rstrip()}\n\n{text}\n")
+    page = PAGE.read_text()
+    PAGE.write_text(OVERVIEW.sub(f"<!-- overview -->\n{overview(page)}\n<!-- end overview -->", page))
 
 
 def section(name: str, seeds: int, registry: str, *, draw: bool) -> str:
@@ -54,8 +80,45 @@ def section(name: str, seeds: int, registry: str, *, draw: bool) -> str:
             figures = drawings(sweep, entries, found, client.trajectory)
         for kind, figure in figures.items():
             (FIGURES / f"{name}-{kind}.png").write_bytes(render(figure, ".png", WIDTH, HEIGHT))
-    pictures = [f"![{each.stem}](figures/results/{each.name})" for each in sorted(FIGURES.glob(f"{name}-*.png"))]
+    longer = tuple(f"{each}-" for each in presets() if each.startswith(f"{name}-"))
+    own = [each for each in sorted(FIGURES.glob(f"{name}-*.png")) if not each.name.startswith(longer)]
+    pictures = [f"![{each.stem}](figures/results/{each.name})" for each in own]
     return "\n\n".join([markdown(sweep, found).strip(), *pictures])
+
+
+OVERVIEW = re.compile(r"<!-- overview -->.*?<!-- end overview -->", re.DOTALL)
+
+
+def overview(page: str) -> str:
+    """All systems beside all scales: how far the optimum shifts, and what the base's rate costs there over the best that plain
+    training reaches at any rate. Rows that a section has and no scale of the overview names are left to the section."""
+    found = {name: dict(_cells(page, sections)) for name, sections in SYSTEMS.items()}
+    head = ["", "", *SCALES.values()]
+    lines = [head, ["---"] * len(head)]
+    for system, cells in found.items():
+        best = {scale: float(row[6]) for (scale, variant), row in cells.items() if variant == "plain"}
+        for variant, name in VARIANTS.items():
+            rows = [
+                cells.get((scale, variant), cells.get((scale, DEFAULT)) if variant == "matched" else None) for scale in SCALES
+            ]
+            if any(rows):
+                entries = [_entry(row, best[scale]) if row else "" for scale, row in zip(SCALES, rows, strict=True)]
+                lines.append([system if variant == "plain" else "", name, *entries])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(page: str, sections: tuple[str, ...]) -> Iterator[tuple[tuple[str, str], list[str]]]:
+    for name in sections:
+        known = re.search(rf"<!-- sweep {re.escape(name)} -->.*?<!-- end -->", page, re.DOTALL)
+        for line in known.group().splitlines() if known else ():
+            row = [cell.strip() for cell in line.strip("|").split("|")]
+            if len(row) == 10 and row[4] not in ("shift", "---", "–"):
+                yield (row[0], row[1]), row
+
+
+def _entry(row: list[str], best: float) -> str:
+    cost = "" if row[7] == "–" else f", {100 * (float(row[7]) / best - 1):+.0f} %"
+    return f"{row[4]}{cost}".replace("+0 %", "0 %").replace("-0 %", "0 %").replace("-", "−")
 
 
 if __name__ == "__main__":
