@@ -2,8 +2,8 @@
 
 `python docs/figures/results.py file:///FOLDER [PRESET:SEEDS …]`; without presets, all that have been begun. Each section of the
 page stands between a pair of comments that name its sweep; figures go into docs/figures/results/. `tables` before the registry
-(`python docs/figures/results.py tables file:///FOLDER …`) leaves the figures as they are. The overview at the top is made of the
-page's sections.
+(`python docs/figures/results.py tables file:///FOLDER …`) leaves the figures as they are. The overview is made of the page's
+sections.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WIDTH, HEIGHT = 1100, 420
 
 SYSTEMS = {
     "residual MLP": ("resmlp", "resmlp-ablations"),
-    "decoder, prenorm": ("decoder-width", "decoder-depth", "decoder-init-scale", "decoder-large"),
+    "decoder, prenorm": ("decoder-width", "decoder-depth", "decoder-init-scale", "decoder-large", "decoder-periodic"),
     "decoder, postnorm": ("decoder-postnorm", "decoder-postnorm-large"),
     "decoder, prenormpostmod": ("decoder-prenormpostmod", "decoder-prenormpostmod-large"),
     "LoRA, GPT-2-shaped": ("lora-gpt2",),
