@@ -33,17 +33,17 @@ SYSTEMS = {
     "LoRA, GPT-2-shaped": ("lora-gpt2",),
     "LoRA, Llama-shaped": ("lora-llama",),
 }
-SCALES = {
-    "width ×4": "width ×4",
-    "width ×8": "×8",
-    "depth ×4": "depth ×4",
-    "depth ×8": "×8",
-    "width ×4, depth ×4": "both ×4",
-    "init scale ×0.25": "init scale ¼",
-    "init scale ×4": "×4",
-    "rank ×4": "rank ×4",
-    "rank ×16": "×16",
-}
+SCALES = (
+    "width ×4",
+    "width ×8",
+    "depth ×4",
+    "depth ×8",
+    "width ×4, depth ×4",
+    "init scale ×0.25",
+    "init scale ×4",
+    "rank ×4",
+    "rank ×16",
+)
 VARIANTS = {"plain": "plain", "matched": "matched", "matched-periodic": "matched periodically", "mup": "µP"}
 DEFAULT = "matched-coherent"  # what `matched` is where every depth rule has a row of its own
 
@@ -92,18 +92,16 @@ OVERVIEW = re.compile(r"<!-- overview -->.*?<!-- end overview -->", re.DOTALL)
 def overview(page: str) -> str:
     """All systems beside all scales: how far the optimum shifts, and what the base's rate costs there over the best that plain
     training reaches at any rate. Rows that a section has and no scale of the overview names are left to the section."""
-    found = {name: dict(_cells(page, sections)) for name, sections in SYSTEMS.items()}
-    head = ["", "", *SCALES.values()]
+    head = ["", "", *VARIANTS.values()]
     lines = [head, ["---"] * len(head)]
-    for system, cells in found.items():
-        best = {scale: float(row[6]) for (scale, variant), row in cells.items() if variant == "plain"}
-        for variant, name in VARIANTS.items():
-            rows = [
-                cells.get((scale, variant), cells.get((scale, DEFAULT)) if variant == "matched" else None) for scale in SCALES
-            ]
-            if any(rows):
-                entries = [_entry(row, best[scale]) if row else "" for scale, row in zip(SCALES, rows, strict=True)]
-                lines.append([system if variant == "plain" else "", name, *entries])
+    for system, sections in SYSTEMS.items():
+        cells = dict(_cells(page, sections))
+        there = [scale for scale in SCALES if (scale, "plain") in cells]
+        for scale in there:
+            best = float(cells[scale, "plain"][6])
+            rows = [cells.get((scale, v), cells.get((scale, DEFAULT)) if v == "matched" else None) for v in VARIANTS]
+            entries = [_entry(row, best) if row else "" for row in rows]
+            lines.append([system if scale == there[0] else "", scale, *entries])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -117,8 +115,12 @@ def _cells(page: str, sections: tuple[str, ...]) -> Iterator[tuple[tuple[str, st
 
 
 def _entry(row: list[str], best: float) -> str:
-    cost = "" if row[7] == "–" else f", {100 * (float(row[7]) / best - 1):+.0f} %"
-    return f"{row[4]}{cost}".replace("+0 %", "0 %").replace("-0 %", "0 %").replace("-", "−")
+    shift, carried = row[4], row[7]
+    if carried == "–":
+        return shift.replace("-", "−")
+    percent = round(100 * (float(carried) / best - 1))
+    cost = f"{percent:+d}" if percent else "0"
+    return f"{shift}, {cost}\N{NO-BREAK SPACE}%".replace("-", "−")
 
 
 if __name__ == "__main__":
