@@ -117,7 +117,10 @@ class Aim:
         """
         if isinstance(self._targets, dict):
             return dict(self._targets)
-        found, first = self._targets.at(step=base_step), _first_measured(self._targets)
+        found = self._targets.at(step=base_step)
+        if not any(map(math.isnan, found.values())):  # as nearly always: the whole run need not be looked through
+            return found
+        first = _first_measured(self._targets)
         return {name: first[name] if math.isnan(value) else value for name, value in found.items()}
 
     def check_roles(self, estimator: str, roles: Mapping[str, object] | None) -> None:

@@ -20,6 +20,7 @@ from flerm_client.sweep.definition import load, presets
 from flerm_client.sweep.drawings import drawings
 from flerm_client.sweep.ledger import finished
 from flerm_client.sweep.results import markdown, rows
+from flerm_core.depth import DEFAULT_DEPTH
 
 HERE = Path(__file__).parent
 PAGE, FIGURES = HERE.parent / "results.md", HERE / "results"
@@ -45,7 +46,7 @@ SCALES = (
     "rank ×16",
 )
 VARIANTS = {"plain": "plain", "matched": "matched", "matched-periodic": "matched periodically", "mup": "µP"}
-DEFAULT = "matched-coherent"  # what `matched` is where every depth rule has a row of its own
+DEFAULT = f"matched-{DEFAULT_DEPTH}"  # what `matched` is where every depth rule has a row of its own
 
 
 def main(arguments: list[str]) -> None:
