@@ -53,7 +53,7 @@ test-all: install browser-tools  ## the long ones too
 	$(BIN)/python -m pytest $(PARALLEL)
 
 results-small: install  ## docs/results.md in small, in under 10 minutes on 2 cores: trains, prints the tables, checks the claim
-	$(BIN)/python -m pytest -s -rA tests/sweep/test_claim.py
+	$(BIN)/python -m pytest -s -rA tests/experiments/sweep/test_claim.py
 
 check: install proto-check deploy-check docs  ## linter, formatter, types, import rules, generated code, documentation, deploy/
 	$(BIN)/ruff check .
@@ -101,7 +101,7 @@ $(AXE):
 browser-tools: $(AXE)  ## what the browser tests check accessibility with (Chromium comes from the system)
 
 openapi: install  ## write docs/openapi.json anew, after REST was changed on purpose
-	$(BIN)/python -m flerm_server.rest.document docs/openapi.json
+	$(BIN)/python -m flerm_server.http.openapi docs/openapi.json
 
 screenshots: install  ## train small runs, and take the README's pictures of their pages
 	$(BIN)/python docs/images/screenshots.py

@@ -57,7 +57,9 @@ def run_console(example: Example) -> None:
     assert commands, "a console block without a line that begins with '$ '"
     for command in commands:
         if command.endswith("&"):
-            started = subprocess.Popen(command.removesuffix("&"), shell=True, start_new_session=True)
+            started = subprocess.Popen(
+                command.removesuffix("&"), shell=True, start_new_session=True
+            )
             example.namespace["STARTED"].append(started)
             wait_for(example.namespace["HTTP_ADDRESS"])
         else:
@@ -80,7 +82,14 @@ def wait_for(http: str) -> None:
 def serve(namespace: dict[str, Any]) -> None:
     """A registry on the page's ports, with the recordings that the pages speak of: for an invisible block's
     `registry_runs()`."""
-    command = [shutil.which("flerm") or "flerm", "serve", "--db", "sqlite:///given.db", "--grpc", namespace["GRPC_ADDRESS"]]
+    command = [
+        shutil.which("flerm") or "flerm",
+        "serve",
+        "--db",
+        "sqlite:///given.db",
+        "--grpc",
+        namespace["GRPC_ADDRESS"],
+    ]
     command += ["--http", namespace["HTTP_ADDRESS"]]
     namespace["STARTED"].append(subprocess.Popen(command, start_new_session=True))
     wait_for(namespace["HTTP_ADDRESS"])
@@ -90,7 +99,9 @@ def serve(namespace: dict[str, Any]) -> None:
         for at, lr in enumerate((2e-3, 4e-3, 8e-3)):
             given = {"optimizer": "Adam", "seed": at}
             given |= {"recording_id": "6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11"} if at == 0 else {}
-            recording = registry.start_recording("resmlp", lr, ["input.weight", "readout.weight"], [(8, 4), (2, 8)], **given)
+            recording = registry.start_recording(
+                "resmlp", lr, ["input.weight", "readout.weight"], [(8, 4), (2, 8)], **given
+            )
             registry.append(recording, [1, 101], [[3.0, 1.0], [2.0, 0.5]], losses=[1.0, 0.5])
             registry.finish(recording, final_loss=[0.5, 0.4, 0.6][at], final_step=200)
 
@@ -101,7 +112,11 @@ def begin(namespace: dict[str, Any]) -> None:
     namespace |= {"STARTED": [], "FOLDER": folder, "BEFORE": (Path.cwd(), dict(os.environ))}
     namespace["registry_runs"] = lambda: serve(namespace)
     scripts = Path(sys.executable).parent
-    os.environ |= {"FLERM_SPOOL": f"{folder}/spool", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "HOME": folder}
+    os.environ |= {
+        "FLERM_SPOOL": f"{folder}/spool",
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "HOME": folder,
+    }
     os.chdir(folder)
 
 
@@ -129,7 +144,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(300))
 
 
-PARSERS = [PythonCodeBlockParser(), CodeBlockParser(language="console", evaluator=run_console), SkipParser()]
+PARSERS = [
+    PythonCodeBlockParser(),
+    CodeBlockParser(language="console", evaluator=run_console),
+    SkipParser(),
+]
 
 pytest_collect_file = Sybil(
     parsers=PARSERS,

@@ -28,8 +28,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from gate import Gate
 
-from flerm_client.reporting import Reporter
-from flerm_core.recording import Attempt, Ending, Measurement, ParameterList, RecordingSpec, now
+from flerm_client.upload.reporter import Reporter
+from flerm_core.records.recording import (
+    Attempt,
+    Ending,
+    Measurement,
+    ParameterList,
+    RecordingSpec,
+    now,
+)
 
 TENSORS = 500
 STATES = ("up", "slow", "black hole", "down")
@@ -39,20 +46,31 @@ def spec() -> RecordingSpec:
     """A recording of 500 tensors."""
     names = tuple(f"layers.{at}.weight" for at in range(TENSORS))
     return RecordingSpec(
-        family="benchmark", lr=1e-3, parameters=ParameterList(names, ((8, 8),) * TENSORS, ("feed-forward",) * TENSORS)
+        family="benchmark",
+        lr=1e-3,
+        parameters=ParameterList(names, ((8, 8),) * TENSORS, ("feed-forward",) * TENSORS),
     )
 
 
 def row(step: int, values: np.ndarray) -> Measurement:
     """A measurement as a recording run makes them."""
-    return Measurement(step=step, values=values, loss=1.0, learning_rate=1e-3, tokens=64 * step, measured_at=now())
+    return Measurement(
+        step=step, values=values, loss=1.0, learning_rate=1e-3, tokens=64 * step, measured_at=now()
+    )
 
 
 @contextmanager
 def registry(folder: Path) -> Iterator[str]:
     """A real registry on SQLite; "host:port"."""
     announce = folder / "announce.json"
-    command = [sys.executable, "-m", "flerm_server.cli", "serve", "--db", f"sqlite:///{folder}/registry.db"]
+    command = [
+        sys.executable,
+        "-m",
+        "flerm_server.cli",
+        "serve",
+        "--db",
+        f"sqlite:///{folder}/registry.db",
+    ]
     process = subprocess.Popen(
         [*command, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--announce", str(announce)],
         stdout=subprocess.PIPE,
@@ -146,7 +164,9 @@ def step_ratio(folder: Path, steps: int) -> float:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"grpc://127.0.0.1:{closed.getsockname()[1]}"
-        flerm = FLeRM.record(*recorded, probe=[batch], family="benchmark", registry=address, spool=folder, every=100)
+        flerm = FLeRM.record(
+            *recorded, probe=[batch], family="benchmark", registry=address, spool=folder, every=100
+        )
         times = [(step(*plain), step(*recorded)) for _ in range(steps)]
         flerm.close(timeout=0.0)
     without, with_us = zip(*times[10:], strict=True)
@@ -162,15 +182,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, registry(Path(name)) as target:
         folder = Path(name)
         floor = writes(folder, options.appends)
-        print(f"{TENSORS} tensors, {options.appends} appends; µs in the training thread, and the p50 over a bare write's\n")
+        print(
+            f"{TENSORS} tensors, {options.appends} appends; µs in the training thread, and the p50 over a bare write's\n"
+        )
         print(f"{'registry':12}{'p50':>8}{'p99':>8}{'cpu p99':>9}{'/ write':>9}")
         print(f"{'bare write':12}{np.percentile(floor, 50):8.0f}{np.percentile(floor, 99):8.0f}")
         for state in STATES:
             with registry_that_is(state, target) as address:
                 wall, busy = appends(address, folder / state.replace(" ", "-"), options.appends)
             ratio = np.median(wall) / np.median(floor)
-            print(f"{state:12}{np.median(wall):8.0f}{np.percentile(wall, 99):8.0f}{np.percentile(busy, 99):9.0f}{ratio:9.1f}")
-        print(f"\nmedian step, registry down / without us: {step_ratio(folder / 'steps', options.steps):.4f}")
+            print(
+                f"{state:12}{np.median(wall):8.0f}{np.percentile(wall, 99):8.0f}{np.percentile(busy, 99):9.0f}{ratio:9.1f}"
+            )
+        print(
+            f"\nmedian step, registry down / without us: {step_ratio(folder / 'steps', options.steps):.4f}"
+        )
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from flerm_client.subject import make_subject
-from flerm_client.workloads import Scale, workload_named
-from flerm_core.measure.meter import Meter, make_estimator
-from flerm_core.measure.ranks import Ranks
-from flerm_core.measure.update import Update
+from flerm_client.training.measured_model import make_subject
+from flerm_core.measure.distributed.ranks import Ranks
+from flerm_core.measure.fslr_meter import Meter, make_estimator
+from flerm_core.measure.update.weight_update import Update
+from flerm_experiments.workloads import Scale, workload_named
 
 STEPS = (1, 500, 1000)
 MANY = 400  # draws, whose mean stands for the expectation: of `full`, which needs most, to 1/√800 = 4 %
@@ -65,7 +65,9 @@ def updates(name: str, lr: float) -> Iterator[tuple[int, Any, Update]]:
     workload = workload_named(name)
     model = workload.build(Scale(), seed=0)
     optimizer = Adam(model.parameters(), lr)
-    subject = make_subject(model, [optimizer], None, (), Ranks(alone=True))  # no roles: tensors are compared
+    subject = make_subject(
+        model, [optimizer], None, (), Ranks(alone=True)
+    )  # no roles: tensors are compared
     batches = workload.batches(seed=0)
     for step, (inputs, labels) in zip(range(1, max(STEPS) + 1), batches, strict=False):
         optimizer.zero_grad()
@@ -85,10 +87,22 @@ def ratios(reading: dict[str, float], exact: dict[str, float]) -> list[float]:
 
 def errors(readings: list[dict[str, float]], exact: dict[str, float]) -> float:
     """Root mean square of the relative error over tensors and readings."""
-    return statistics.fmean((ratio - 1) ** 2 for reading in readings for ratio in ratios(reading, exact)) ** 0.5
+    return (
+        statistics.fmean(
+            (ratio - 1) ** 2 for reading in readings for ratio in ratios(reading, exact)
+        )
+        ** 0.5
+    )
 
 
-def measured(estimator: str, subject: Any, update: Update, batches: list[Tensor], case: Case, exact: dict[str, float]) -> str:
+def measured(
+    estimator: str,
+    subject: Any,
+    update: Update,
+    batches: list[Tensor],
+    case: Case,
+    exact: dict[str, float],
+) -> str:
     """An estimator's errors, and the seconds of a measurement, by the number of draws."""
     meter = Meter(subject, make_estimator(estimator, subject), Ranks(alone=True))
     cycle = itertools.cycle(batches)
@@ -102,7 +116,9 @@ def measured(estimator: str, subject: Any, update: Update, batches: list[Tensor]
     return "  ".join(figures)
 
 
-def biased(estimator: str, subject: Any, update: Update, batches: list[Tensor], exact: dict[str, float]) -> str:
+def biased(
+    estimator: str, subject: Any, update: Update, batches: list[Tensor], exact: dict[str, float]
+) -> str:
     """An estimator's expectation over the exact FSLR, and the error of one draw."""
     meter = Meter(subject, make_estimator(estimator, subject), Ranks(alone=True))
     cycle = itertools.cycle(batches)
@@ -114,9 +130,13 @@ def biased(estimator: str, subject: Any, update: Update, batches: list[Tensor], 
 
 def main() -> None:
     """All of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workload", action="append", choices=list(CASES))
-    parser.add_argument("--bias", action="store_true", help="the expectation of every Monte Carlo estimator")
+    parser.add_argument(
+        "--bias", action="store_true", help="the expectation of every Monte Carlo estimator"
+    )
     options = parser.parse_args()
     for name in options.workload or CASES:
         case = CASES[name]
@@ -124,8 +144,14 @@ def main() -> None:
         for step, subject, update in updates(name, case.lr):
             judge = Meter(subject, make_estimator("exact", subject), Ranks(alone=True))
             exact = judge.measure(update, iter(batches), len(batches))
-            print(f"{name}, step {step}, {len(exact)} tensors, {len(batches)} batches of {EXAMPLES}")
-            for estimator in ("example", "kronecker", "full", "iid") if options.bias else ("example", "kronecker"):
+            print(
+                f"{name}, step {step}, {len(exact)} tensors, {len(batches)} batches of {EXAMPLES}"
+            )
+            for estimator in (
+                ("example", "kronecker", "full", "iid")
+                if options.bias
+                else ("example", "kronecker")
+            ):
                 if options.bias:
                     line = biased(estimator, subject, update, batches, exact)
                 else:

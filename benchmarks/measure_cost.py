@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from flerm_client import FLeRM
-from flerm_client.subject import make_subject
-from flerm_client.workloads import Scale, workload_named
-from flerm_core.measure.meter import Meter, make_estimator
-from flerm_core.measure.ranks import Ranks
-from flerm_core.measure.update import Update
+from flerm_client.training.measured_model import make_subject
+from flerm_core.measure.distributed.ranks import Ranks
+from flerm_core.measure.fslr_meter import Meter, make_estimator
+from flerm_core.measure.update.weight_update import Update
+from flerm_experiments.workloads import Scale, workload_named
 
 
 def paired(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -68,14 +68,18 @@ def measurement(name: str, scale: Scale, batches: int, rounds: int) -> None:
         meter = Meter(subject, make_estimator(estimator, subject), Ranks(alone=True))
         sides[estimator] = lambda meter=meter: meter.measure(update, itertools.repeat(inputs), 1)
         quarters = itertools.cycle(inputs.chunk(4))
-        sides[f"{estimator}, 4 parts"] = lambda meter=meter, quarters=quarters: meter.measure(update, quarters, 4)
+        sides[f"{estimator}, 4 parts"] = lambda meter=meter, quarters=quarters: meter.measure(
+            update, quarters, 4
+        )
     times = paired(sides, rounds)
     base = times.pop("forward+backward")
     size = sum(p.numel() for p in model.parameters())
     shape = f"{len(subject.parameters)} tensors, {size / 1e6:.1f} M, {list(inputs.shape)}"
     print(f"{name} ×{scale.width} wide ×{scale.depth} deep: {shape}")
     for estimator, seconds in times.items():
-        print(f"  {estimator:<18} {seconds * 1e3:8.1f} ms / {base * 1e3:8.1f} ms = {seconds / base:.3f}")
+        print(
+            f"  {estimator:<18} {seconds * 1e3:8.1f} ms / {base * 1e3:8.1f} ms = {seconds / base:.3f}"
+        )
 
 
 class Parallel(nn.Module):
@@ -102,7 +106,9 @@ def stepping(**kind: bool) -> None:
     """The optimiser's step alone: plain, recording between measurements, and matched with as many multipliers as there are."""
     torch.manual_seed(0)
     plain_model, batch = many_tensors()
-    sides: dict[str, Callable[[], object]] = {"plain": AdamW(plain_model.parameters(), 1e-4, **kind).step}
+    sides: dict[str, Callable[[], object]] = {
+        "plain": AdamW(plain_model.parameters(), 1e-4, **kind).step
+    }
     recorded, _ = many_tensors()
     optimizer = AdamW(recorded.parameters(), 1e-4, **kind)
     recording = FLeRM.record(recorded, optimizer, probe=[batch], family="bench", start=10**9)
@@ -110,14 +116,21 @@ def stepping(**kind: bool) -> None:
     matched_model, _ = many_tensors()
     optimizer = AdamW(matched_model.parameters(), 1e-4, **kind)
     # Targets spread over 2.5 octaves around what Adam's first step does: about 40 multipliers.
-    targets = {name: 5.0 * 2.0 ** (2.5 * torch.rand(()).item() - 1.25) for name, _ in matched_model.named_parameters()}
-    matching = FLeRM.match(matched_model, optimizer, probe=[batch], family="bench", targets=targets, warmup=8)
+    targets = {
+        name: 5.0 * 2.0 ** (2.5 * torch.rand(()).item() - 1.25)
+        for name, _ in matched_model.named_parameters()
+    }
+    matching = FLeRM.match(
+        matched_model, optimizer, probe=[batch], family="bench", targets=targets, warmup=8
+    )
     sides["matching"] = optimizer.step
     times = paired(sides, 60)
     groups = len(set(matching.multipliers.values()))
     label = ", ".join(kind) or "default"
     print(f"AdamW({label}) step, 500 tensors: plain {times['plain'] * 1e3:.2f} ms")
-    print(f"  recording, between measurements: {(times['recording'] - times['plain']) * 1e6:+.1f} µs")
+    print(
+        f"  recording, between measurements: {(times['recording'] - times['plain']) * 1e6:+.1f} µs"
+    )
     print(f"  matching, {groups} multipliers: × {times['matching'] / times['plain']:.2f}")
     recording.close()
     matching.close()
@@ -125,7 +138,9 @@ def stepping(**kind: bool) -> None:
 
 def main() -> None:
     """All of it."""
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     measurement("decoder", Scale(width=8, depth=2), 4, 11)
     measurement("decoder", Scale(width=4, depth=4), 4, 11)
     measurement("decoder", Scale(width=4, depth=20), 4, 5)

@@ -22,7 +22,7 @@ from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
 
 from flerm_client import FLeRM
-from flerm_client.workloads import Scale, workload_named
+from flerm_experiments.workloads import Scale, workload_named
 
 TURN = 20
 
@@ -38,7 +38,9 @@ class Training:
         self.flerm = None
         if options:
             probe = (part for batch in self.workload.probe(seed=0) for part in batch.chunk(parts))
-            self.flerm = FLeRM.record(self.model, self.optimizer, probe=probe, family="bench", **options)
+            self.flerm = FLeRM.record(
+                self.model, self.optimizer, probe=probe, family="bench", **options
+            )
 
     def _endless(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while True:
@@ -66,14 +68,19 @@ def run(name: str, scale: Scale, steps: int) -> None:
     assert recorded.flerm is not None
     rows = len(recorded.flerm.trajectory)
     ratio = taken[recorded] / taken[plain]
-    print(f"{name} ×{scale.width}: {steps} steps, {rows} measurements: {ratio:.3f} × ({taken[plain]:.1f} s plain)", flush=True)
+    print(
+        f"{name} ×{scale.width}: {steps} steps, {rows} measurements: {ratio:.3f} × ({taken[plain]:.1f} s plain)",
+        flush=True,
+    )
 
 
 def allocated(action: Callable[[], None]) -> tuple[int, int]:
     """Bytes at the highest point of `action`, and at its end, beyond those at its beginning."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as taken:
         action()
-    events = [event for event in taken.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in taken.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     level = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         level += event.nbytes()
@@ -88,7 +95,12 @@ def memory(name: str, scale: Scale) -> None:
     settings: dict[str, dict[str, Any]] = {"plain": {}}
     for estimator in ("example", "kronecker"):
         settings[estimator] = {**every, "estimator": estimator}
-        settings[f"{estimator}, probe batch in 4 parts"] = {**every, "estimator": estimator, "samples": 4, "parts": 4}
+        settings[f"{estimator}, probe batch in 4 parts"] = {
+            **every,
+            "estimator": estimator,
+            "samples": 4,
+            "parts": 4,
+        }
     for label, options in settings.items():
         training = Training(name, scale, **options)
         for _ in range(3):
@@ -108,7 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1000, help="0: memory only")
     options = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     for name, width in (("resmlp", 16), ("decoder", 8)):
         memory(name, Scale(width=width))
     for name, width in (("resmlp", 4), ("decoder", 1), ("decoder", 4)) if options.steps else ():

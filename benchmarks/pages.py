@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import gallery
 from browser import FLAGS, NAMES
 
-from flerm_server.store.sql import open_store
+from flerm_server.store.sql.store import open_store
 
 PATIENCE = 60.0
 TIMES = """JSON.stringify({
@@ -54,7 +54,9 @@ def main() -> None:
     with database("") as (db, folder), sync_playwright() as playwright:
         store = open_store(db)
         steps = np.arange(1, 10_001)
-        recording = gallery.record(store, "large/model", lr=0.004, loss=2.0, listed=gallery.parameters(83), steps=steps)
+        recording = gallery.record(
+            store, "large/model", lr=0.004, loss=2.0, listed=gallery.parameters(83), steps=steps
+        )
         gallery.many(store, "large/sweep", 1000)
         store.close()
         with registry(db, folder) as running, bare() as floor:
@@ -77,8 +79,17 @@ def visit(playwright: Playwright, url: str) -> dict[str, float]:
     """First paint and last plot, in seconds, and the largest figure, in bytes."""
     chromium = next(filter(None, map(shutil.which, NAMES)))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [chromium, "--headless=new", *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-port=0", url]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        command = [
+            chromium,
+            "--headless=new",
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            "--remote-debugging-port=0",
+            url,
+        ]
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
             try:
                 time.sleep(8)  # nobody looks on
                 port = (Path(profile) / "DevToolsActivePort").read_text().split()[0]

@@ -14,8 +14,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from flerm_core.recording import Measurement, ParameterList, RecordingSpec, now
-from flerm_proto import convert
+from flerm_core.records.recording import Measurement, ParameterList, RecordingSpec, now
+from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 
@@ -50,18 +50,40 @@ def database(asked: str) -> Iterator[tuple[str, Path]]:
 def registry(db: str, folder: Path) -> Iterator[Running]:
     """`flerm serve` on `db` in a process of its own."""
     if db.startswith("postgresql"):
-        subprocess.run([sys.executable, "-m", "flerm_server.cli", "db", "upgrade", "--db", db], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "flerm_server.cli", "db", "upgrade", "--db", db],
+            check=True,
+            capture_output=True,
+        )
     announce = folder / "announce.json"
-    command = [sys.executable, "-m", "flerm_server.cli", "serve", "--db", db, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    command = [
+        sys.executable,
+        "-m",
+        "flerm_server.cli",
+        "serve",
+        "--db",
+        db,
+        "--grpc",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+    ]
     process = subprocess.Popen(
-        [*command, "--announce", str(announce), "--log-level", "warning"], stdout=subprocess.PIPE, text=True
+        [*command, "--announce", str(announce), "--log-level", "warning"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("registry: ")
         announced = json.loads(announce.read_text())
         with grpc.insecure_channel(announced["grpc"]) as channel:
-            yield Running(announced["grpc"], f"http://{announced['http']}", process.pid, rpc.RegistryStub(channel))
+            yield Running(
+                announced["grpc"],
+                f"http://{announced['http']}",
+                process.pid,
+                rpc.RegistryStub(channel),
+            )
     finally:
         process.terminate()
         process.wait()
@@ -72,7 +94,7 @@ def start(stub: rpc.RegistryStub, tensors: int = TENSORS) -> str:
     names = tuple(f"layers.{at}.weight" for at in range(tensors))
     parameters = ParameterList(names, ((4, 4),) * tensors, ("feed-forward",) * tensors)
     spec = RecordingSpec(family="benchmark", lr=1e-3, parameters=parameters, optimizer="Adam")
-    stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(spec)), timeout=60)
+    stub.StartRecording(pb.StartRecordingRequest(spec=recording_messages.spec_to(spec)), timeout=60)
     return spec.id
 
 
@@ -81,8 +103,15 @@ def request(recording_id: str, first: int, rows: int, values: np.ndarray) -> pb.
     return pb.AppendRequest(
         recording_id=recording_id,
         measurements=[
-            convert.measurement_to(
-                Measurement(step=step, values=values, loss=1.0, learning_rate=1e-3, tokens=step, measured_at=now())
+            recording_messages.measurement_to(
+                Measurement(
+                    step=step,
+                    values=values,
+                    loss=1.0,
+                    learning_rate=1e-3,
+                    tokens=step,
+                    measured_at=now(),
+                )
             )
             for step in range(first, first + rows)
         ],
@@ -97,5 +126,9 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 def resident(pid: int, field: str = "VmRSS") -> float:
     """Memory of a process in MiB; `VmHWM` is its peak."""
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1]) / 1024

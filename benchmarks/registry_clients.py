@@ -34,7 +34,9 @@ def main() -> None:
 
         def client() -> None:
             # A channel of its own: clients are processes, and do not share one.
-            with grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            with grpc.insecure_channel(
+                server.address, options=[("grpc.use_local_subchannel_pool", 1)]
+            ) as channel:
                 stub = rpc.RegistryStub(channel)
                 recording = start(stub)
                 step = 0
@@ -55,7 +57,11 @@ def main() -> None:
         for thread in threads:
             thread.join()
         with RegistryClient(f"grpc://{server.address}") as reader:
-            wrong = [each for each, rows in sent.items() if reader.trajectory(each).steps.tolist() != list(range(1, rows + 1))]
+            wrong = [
+                each
+                for each, rows in sent.items()
+                if reader.trajectory(each).steps.tolist() != list(range(1, rows + 1))
+            ]
     rows = sum(sent.values())
     print(
         json.dumps(

@@ -36,7 +36,9 @@ def bare_sqlite(folder: Path, payload: bytes, commits: int, rows: int) -> list[f
         started = time.perf_counter()
         first = 1 + commit * rows
         connection.execute("BEGIN IMMEDIATE")
-        connection.executemany(INSERT, [(step, payload, step, step, step) for step in range(first, first + rows)])
+        connection.executemany(
+            INSERT, [(step, payload, step, step, step) for step in range(first, first + rows)]
+        )
         connection.execute("COMMIT")
         seconds.append(time.perf_counter() - started)
     connection.close()
@@ -57,7 +59,9 @@ def bare_postgres(url: str, payload: bytes, commits: int, rows: int) -> list[flo
             started = time.perf_counter()
             first = 1 + commit * rows
             cursor.execute("BEGIN")
-            cursor.executemany(insert, [(step, payload, step, step, step) for step in range(first, first + rows)])
+            cursor.executemany(
+                insert, [(step, payload, step, step, step) for step in range(first, first + rows)]
+            )
             cursor.execute("COMMIT")
             seconds.append(time.perf_counter() - started)
         cursor.execute("DROP TABLE bare")
@@ -99,7 +103,9 @@ class BareGrpc:
 @contextmanager
 def bare_grpc() -> Iterator[BareGrpc]:
     """A bare server in a process of its own, and its client."""
-    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdin is not None and process.stdout is not None
     port = int(process.stdout.readline())
     try:

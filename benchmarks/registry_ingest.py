@@ -39,7 +39,9 @@ def main() -> None:
             for _ in range(options.rounds):
                 for rows, count in MESSAGES.items():
                     recording = start(server.stub)
-                    messages = [request(recording, 1 + at * rows, rows, values) for at in range(2 * count)]
+                    messages = [
+                        request(recording, 1 + at * rows, rows, values) for at in range(2 * count)
+                    ]
                     raw = [message.SerializeToString() for message in messages]
                     if options.db:
                         stored = bare_postgres(db, values.tobytes(), count, rows)
@@ -53,17 +55,29 @@ def main() -> None:
                         ours.append(time.perf_counter() - started)
                     streamed = bare.stream(raw[count:]) / count
                     started = time.perf_counter()
-                    committed = sum(each.committed for each in server.stub.AppendStream(iter(messages[count:]), timeout=600))
+                    committed = sum(
+                        each.committed
+                        for each in server.stub.AppendStream(iter(messages[count:]), timeout=600)
+                    )
                     our_stream = (time.perf_counter() - started) / count
                     assert committed == rows * count
                     rounds[rows].append(
-                        {"database": stored, "grpc": called, "ours": ours, "grpc_stream": streamed, "ours_stream": our_stream}
+                        {
+                            "database": stored,
+                            "grpc": called,
+                            "ours": ours,
+                            "grpc_stream": streamed,
+                            "ours_stream": our_stream,
+                        }
                     )
         for rows, found in rounds.items():
             results[f"{rows} rows a message"] = _result(rows, found)
     if options.peers:
         peers = subprocess.run(
-            [options.peers, str(Path(__file__).with_name("registry_peers.py"))], check=True, capture_output=True, text=True
+            [options.peers, str(Path(__file__).with_name("registry_peers.py"))],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         theirs = json.loads(peers.stdout.splitlines()[-1])
         results["peers, values/s"] = theirs
@@ -75,13 +89,25 @@ def main() -> None:
 
 
 def _result(rows: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    unary = [max(median(each["database"]), median(each["grpc"])) / median(each["ours"]) for each in rounds]
-    stream = [max(median(each["database"]), each["grpc_stream"]) / each["ours_stream"] for each in rounds]
-    times = {name: summary([one for each in rounds for one in each[name]]) for name in ("database", "grpc", "ours")}
+    unary = [
+        max(median(each["database"]), median(each["grpc"])) / median(each["ours"])
+        for each in rounds
+    ]
+    stream = [
+        max(median(each["database"]), each["grpc_stream"]) / each["ours_stream"] for each in rounds
+    ]
+    times = {
+        name: summary([one for each in rounds for one in each[name]])
+        for name in ("database", "grpc", "ours")
+    }
     seconds = median(median(each["ours"]) for each in rounds)
     seconds_stream = median(each["ours_stream"] for each in rounds)
     return {
-        "unary": {"of_floor": round(median(unary), 2), "values_per_s": round(rows * TENSORS / seconds), **times},
+        "unary": {
+            "of_floor": round(median(unary), 2),
+            "values_per_s": round(rows * TENSORS / seconds),
+            **times,
+        },
         "stream": {
             "of_floor": round(median(stream), 2),
             "values_per_s": round(rows * TENSORS / seconds_stream),

@@ -34,7 +34,14 @@ def mlflow(folder: Path, steps: int = 10) -> dict[str, float]:
     from mlflow.entities import Metric
 
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+    ]
     process = subprocess.Popen(
         [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
         stdout=subprocess.DEVNULL,
@@ -55,11 +62,16 @@ def mlflow(folder: Path, steps: int = 10) -> dict[str, float]:
         run = client.create_run(client.create_experiment("benchmark")).info.run_id
         started = time.perf_counter()
         for step in range(steps):
-            client.log_batch(run, metrics=[Metric(f"layers.{at}.weight", 0.5, step, step) for at in range(TENSORS)])
+            client.log_batch(
+                run,
+                metrics=[Metric(f"layers.{at}.weight", 0.5, step, step) for at in range(TENSORS)],
+            )
         written = time.perf_counter() - started
         started = time.perf_counter()
         keys = 50
-        found = sum(len(client.get_metric_history(run, f"layers.{at}.weight")) for at in range(keys))
+        found = sum(
+            len(client.get_metric_history(run, f"layers.{at}.weight")) for at in range(keys)
+        )
         read = time.perf_counter() - started
         return {"mlflow": TENSORS * steps / written, "mlflow_read": found / read}
     finally:
@@ -83,7 +95,9 @@ def optuna(folder: Path, values: int = 100) -> dict[str, float]:
     RDBStorage(url)
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, url, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", SERVE, url, str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         storage = GrpcStorageProxy(host="127.0.0.1", port=port)
@@ -101,7 +115,14 @@ def optuna(folder: Path, values: int = 100) -> dict[str, float]:
 def main() -> None:
     """Measures both."""
     with tempfile.TemporaryDirectory() as name:
-        print(json.dumps({key: round(value) for key, value in (mlflow(Path(name)) | optuna(Path(name))).items()}))
+        print(
+            json.dumps(
+                {
+                    key: round(value)
+                    for key, value in (mlflow(Path(name)) | optuna(Path(name))).items()
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,11 @@ def main() -> None:
     parser.add_argument("--db", default="")
     options = parser.parse_args()
     with database(options.db) as (db, folder):
-        with bare_grpc() as bare, registry(db, folder) as server, RegistryClient(f"grpc://{server.address}") as client:
+        with (
+            bare_grpc() as bare,
+            registry(db, folder) as server,
+            RegistryClient(f"grpc://{server.address}") as client,
+        ):
             short = fill(server, TENSORS, 1000)
             ours, floor, http = [], [], []
             for _ in range(ROUNDS):
@@ -67,7 +71,10 @@ def main() -> None:
             idle, before = resident(server.pid), resident(os.getpid())
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
             values = client.trajectory(long).values
-            peak, own = resident(server.pid, "VmHWM") - idle, resident(os.getpid(), "VmHWM") - before
+            peak, own = (
+                resident(server.pid, "VmHWM") - idle,
+                resident(os.getpid(), "VmHWM") - before,
+            )
             long_ours = [seconds(lambda: client.trajectory(long)) for _ in range(3)]
         with registry(db, folder) as server:
             httpx.get(f"{server.url}/readyz")

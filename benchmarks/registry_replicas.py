@@ -28,7 +28,9 @@ def values_per_second(addresses: list[str], clients: int, rows: int, seconds: fl
     end = time.monotonic() + seconds
 
     def client(address: str) -> None:
-        with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        with grpc.insecure_channel(
+            address, options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
             stub = rpc.RegistryStub(channel)
             recording = start(stub)
             step = 0
@@ -37,7 +39,10 @@ def values_per_second(addresses: list[str], clients: int, rows: int, seconds: fl
                 step += rows
             counts.append(step)
 
-    threads = [threading.Thread(target=client, args=(addresses[at % len(addresses)],)) for at in range(clients)]
+    threads = [
+        threading.Thread(target=client, args=(addresses[at % len(addresses)],))
+        for at in range(clients)
+    ]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -64,11 +69,23 @@ def main() -> None:
             servers.append(stack.enter_context(registry(options.db, folder)).address)
         for _ in range(options.rounds):
             for count, rates in found.items():
-                rates.append(values_per_second(servers[:count], options.clients, options.rows, options.seconds))
+                rates.append(
+                    values_per_second(
+                        servers[:count], options.clients, options.rows, options.seconds
+                    )
+                )
     one, two = (statistics.median(found[count]) for count in (1, 2))
     rounds = {str(count): [round(rate) for rate in rates] for count, rates in found.items()}
     print(
-        json.dumps({"values_per_second": rounds, "one": round(one), "two": round(two), "ratio": round(two / one, 2)}, indent=1)
+        json.dumps(
+            {
+                "values_per_second": rounds,
+                "one": round(one),
+                "two": round(two),
+                "ratio": round(two / one, 2),
+            },
+            indent=1,
+        )
     )
 
 

@@ -19,16 +19,16 @@ import numpy as np
 import sqlalchemy as sa
 from registry_bench import database, summary
 
-from flerm_core.best import BestQuery
-from flerm_core.block import MeasurementBlock
-from flerm_core.recording import Ending, Measurement, ParameterList, RecordingSpec
-from flerm_core.targets import TargetQuery
-from flerm_server import queries
-from flerm_server.store import schema
-from flerm_server.store.base import Batch
-from flerm_server.store.engine import open_engine, parse_url
-from flerm_server.store.sql import SqlStore
-from flerm_server.store.tables import families, recordings
+from flerm_core.matching.targets import TargetQuery
+from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.recording import Ending, Measurement, ParameterList, RecordingSpec
+from flerm_core.tuning.best_lr import BestQuery
+from flerm_server.store import queries
+from flerm_server.store.interface import Batch
+from flerm_server.store.sql import schema
+from flerm_server.store.sql.engine import open_engine, parse_url
+from flerm_server.store.sql.store import SqlStore
+from flerm_server.store.sql.tables import families, recordings
 
 ASKED, ROUNDS, PATIENCE = "benchmark/asked", 100, 20.0
 
@@ -52,9 +52,21 @@ def main() -> None:
     for question, seconds in few.items():
         base = summary(seconds)
         print(json.dumps({question: {"100 recordings": base}}))
-        for name, found in (("100,000 recordings", many), ("100,000 recordings of one family", gathered)):
+        for name, found in (
+            ("100,000 recordings", many),
+            ("100,000 recordings of one family", gathered),
+        ):
             its = summary(found[question])
-            print(json.dumps({question: {name: its, "ratio": {key: round(its[key] / base[key], 2) for key in base}}}))
+            print(
+                json.dumps(
+                    {
+                        question: {
+                            name: its,
+                            "ratio": {key: round(its[key] / base[key], 2) for key in base},
+                        }
+                    }
+                )
+            )
 
 
 def fill(store: SqlStore) -> None:
@@ -79,9 +91,13 @@ def others(engine: sa.Engine, count: int, each: int) -> None:
         family = dict(connection.execute(sa.select(families).limit(1)).mappings().one())
         del row["key"], family["key"]
         for at in range(count):
-            key = connection.execute(families.insert().values(family | {"name": f"other/{at}"})).inserted_primary_key[0]
+            key = connection.execute(
+                families.insert().values(family | {"name": f"other/{at}"})
+            ).inserted_primary_key[0]
             copies = [
-                row | {"id": str(uuid.uuid4()), "family_key": key, "created_at": row["created_at"] + at} for _ in range(each)
+                row
+                | {"id": str(uuid.uuid4()), "family_key": key, "created_at": row["created_at"] + at}
+                for _ in range(each)
             ]
             connection.execute(recordings.insert(), copies)
         if connection.dialect.name == "postgresql":
@@ -91,11 +107,22 @@ def others(engine: sa.Engine, count: int, each: int) -> None:
 def gather(engine: sa.Engine) -> None:
     """Hands all recordings to the family that is asked, 20 at a rate above those that it has."""
     with engine.begin() as connection:
-        asked = connection.execute(sa.select(families.c.key).where(families.c.name == ASKED)).scalar_one()
-        keys = connection.execute(sa.select(recordings.c.key).where(recordings.c.family_key != asked)).scalars().all()
-        moved = [{"at": key, "lr": 2e-3 * 1.001 ** (at // 20), "own": at % 20} for at, key in enumerate(keys)]
+        asked = connection.execute(
+            sa.select(families.c.key).where(families.c.name == ASKED)
+        ).scalar_one()
+        keys = (
+            connection.execute(sa.select(recordings.c.key).where(recordings.c.family_key != asked))
+            .scalars()
+            .all()
+        )
+        moved = [
+            {"at": key, "lr": 2e-3 * 1.001 ** (at // 20), "own": at % 20}
+            for at, key in enumerate(keys)
+        ]
         change = recordings.update().where(recordings.c.key == sa.bindparam("at"))
-        connection.execute(change.values(family_key=asked, lr=sa.bindparam("lr"), seed=sa.bindparam("own")), moved)
+        connection.execute(
+            change.values(family_key=asked, lr=sa.bindparam("lr"), seed=sa.bindparam("own")), moved
+        )
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("ANALYZE")
 

@@ -26,7 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from flerm_client import FLeRM
-from flerm_client.workloads import Scale, workload_named
+from flerm_experiments.workloads import Scale, workload_named
 
 ROUNDS = 9
 SETS = [("alone", 1), *((wrapper, ranks) for ranks in (1, 2, 4) for wrapper in ("ddp", "fsdp"))]
@@ -51,7 +51,9 @@ def stepper(wrapper: str, estimator: str) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     inputs, labels = next(iter(workload.batches(seed=0, rank=0, world=1)))
     if estimator:
-        FLeRM.record(model, optimizer, probe=[inputs], family="bench", every=1, warmup=1, estimator=estimator)
+        FLeRM.record(
+            model, optimizer, probe=[inputs], family="bench", every=1, warmup=1, estimator=estimator
+        )
 
     def step() -> None:
         optimizer.zero_grad()
@@ -93,16 +95,31 @@ def job(wrapper: str) -> None:
 
 def main() -> None:
     """All sets of ranks, one after the other."""
-    print(f"{platform.machine()}, {os.cpu_count()} cores, one thread a rank, torch {torch.__version__}")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, one thread a rank, torch {torch.__version__}"
+    )
     alone: dict[str, float] = {}
     for wrapper, ranks in SETS:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if wrapper != "alone" else []
+        launcher = (
+            ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            if wrapper != "alone"
+            else []
+        )
         command = [sys.executable, *launcher, __file__, wrapper]
-        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            command,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         found = json.loads(done.stdout.splitlines()[-1])
         ratios = {name: found[name] / found["plain"] for name in ("example", "kronecker")}
         alone = alone or ratios
-        told = ", ".join(f"{name} × {ratio:.2f} ({ratio / alone[name]:.2f} of alone)" for name, ratio in ratios.items())
+        told = ", ".join(
+            f"{name} × {ratio:.2f} ({ratio / alone[name]:.2f} of alone)"
+            for name, ratio in ratios.items()
+        )
         print(f"{wrapper:>5} {ranks}: plain {found['plain'] * 1e3:.0f} ms; {told}", flush=True)
 
 

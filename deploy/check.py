@@ -32,11 +32,17 @@ def by_tools() -> list[str]:
     """What the linters say."""
     wrong = []
     for name, *arguments in COMMANDS:
-        ended = subprocess.run([BIN / name, *arguments], cwd=HERE, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            [BIN / name, *arguments], cwd=HERE, capture_output=True, text=True, check=False
+        )
         if ended.returncode:
             wrong.append(f"{name}: {ended.stdout}{ended.stderr}")
     parsed = subprocess.run(
-        [BIN / "crossplane", "parse", "--strict", "container/nginx.conf"], cwd=HERE, capture_output=True, text=True, check=True
+        [BIN / "crossplane", "parse", "--strict", "container/nginx.conf"],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return [*wrong, *(f"nginx: {error}" for error in json.loads(parsed.stdout)["errors"])]
 
@@ -46,7 +52,11 @@ def expressions() -> list[str]:
     alerts = yaml.safe_load((HERE / "observability" / "alerts.yml").read_text())
     asked = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
     panels = json.loads((HERE / "observability" / "grafana.json").read_text())["panels"]
-    asked += [target["expr"].replace("$__rate_interval", "5m") for panel in panels for target in panel["targets"]]
+    asked += [
+        target["expr"].replace("$__rate_interval", "5m")
+        for panel in panels
+        for target in panel["targets"]
+    ]
     wrong = []
     for each in asked:
         try:
@@ -63,7 +73,9 @@ def pytorchjob() -> list[str]:
             setattr(kubernetes.client.models, name, kind)
     given = yaml.safe_load((HERE / "jobs" / "pytorchjob.yaml").read_text())
     api = ApiClient()
-    known = api.sanitize_for_serialization(api.deserialize(SimpleNamespace(data=json.dumps(given)), "KubeflowOrgV1PyTorchJob"))
+    known = api.sanitize_for_serialization(
+        api.deserialize(SimpleNamespace(data=json.dumps(given)), "KubeflowOrgV1PyTorchJob")
+    )
     return [f"pytorchjob.yaml: {path} is no field" for path in lost(given, known)]
 
 
@@ -73,10 +85,16 @@ def lost(given: Any, known: Any, path: str = "") -> list[str]:
         return [
             each
             for key in given
-            for each in (lost(given[key], known[key], f"{path}/{key}") if key in (known or {}) else [f"{path}/{key}"])
+            for each in (
+                lost(given[key], known[key], f"{path}/{key}")
+                if key in (known or {})
+                else [f"{path}/{key}"]
+            )
         ]
     if isinstance(given, list):
-        return [each for mine, its in zip(given, known, strict=True) for each in lost(mine, its, path)]
+        return [
+            each for mine, its in zip(given, known, strict=True) for each in lost(mine, its, path)
+        ]
     return []
 
 

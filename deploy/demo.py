@@ -42,7 +42,11 @@ def say(text: str = "") -> None:
 def shown(command: tuple[str, ...]) -> str:
     """The command as a user would type it."""
     words = [word for word in command if word not in PYTHON]
-    named = {"flerm_client.cli": "flerm", "flerm_server.cli": "flerm", "torch.distributed.run": "torchrun"}
+    named = {
+        "flerm_client.cli": "flerm",
+        "flerm_server.cli": "flerm",
+        "torch.distributed.run": "torchrun",
+    }
     if words[0] == "torch.distributed.run":
         named["flerm_client.cli"] = "-m flerm_client.cli"
     return " ".join(named.get(word, shlex.quote(word)) for word in words)
@@ -58,7 +62,10 @@ def registry(folder: Path) -> Iterator[tuple[str, str]]:
     )
     say(f"$ {shown(command)}")
     log = folder / "server.log"
-    with log.open("w") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as server:
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as server,
+    ):
         try:
             # One line says that both sides answer and where; the end of the stream, that the server is gone.
             _, *addresses = (server.stdout.readline() if server.stdout else "").split() or [""]
@@ -72,13 +79,22 @@ def registry(folder: Path) -> Iterator[tuple[str, str]]:
     say("server stopped")
 
 
-def run(command: tuple[str, ...], environment: dict[str, str], out: Path, *, show: bool = False) -> dict[str, Any]:
+def run(
+    command: tuple[str, ...], environment: dict[str, str], out: Path, *, show: bool = False
+) -> dict[str, Any]:
     """Runs one training command that writes its result to `out`; returns that. A failed one ends the demo with its output."""
     done = subprocess.run(
-        (*PYTHON, *command, "--json", str(out)), env=environment, capture_output=True, text=True, timeout=150, check=False
+        (*PYTHON, *command, "--json", str(out)),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
     )
     if done.returncode != 0:
-        raise SystemExit(f"{shown(command)} ended with code {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise SystemExit(
+            f"{shown(command)} ended with code {done.returncode}:\n{done.stdout}{done.stderr}"
+        )
     if show:
         say(done.stdout.rstrip())
     result: dict[str, Any] = json.loads(out.read_text())
@@ -90,9 +106,16 @@ def main() -> None:
     started = time.perf_counter()
     shutil.rmtree(DATABASE.parent, ignore_errors=True)
     DATABASE.parent.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(prefix="flerm-demo-") as name, registry(Path(name)) as (grpc, http):
+    with (
+        tempfile.TemporaryDirectory(prefix="flerm-demo-") as name,
+        registry(Path(name)) as (grpc, http),
+    ):
         folder = Path(name)
-        environment = os.environ | {"FLERM_REGISTRY": grpc, "FLERM_SPOOL": str(folder / "spool"), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {
+            "FLERM_REGISTRY": grpc,
+            "FLERM_SPOOL": str(folder / "spool"),
+            "OMP_NUM_THREADS": "1",
+        }
         say(f"registry at {grpc} and {http}\n")
 
         def get(path: str) -> Any:
@@ -101,7 +124,16 @@ def main() -> None:
                 return json.load(answer)
 
         def record(rate: float, seed: int) -> dict[str, Any]:
-            command = (*TRAIN, "--lr", f"{rate:g}", "--seed", str(seed), "--record", "--every", str(EVERY))
+            command = (
+                *TRAIN,
+                "--lr",
+                f"{rate:g}",
+                "--seed",
+                str(seed),
+                "--record",
+                "--every",
+                str(EVERY),
+            )
             result = run(command, environment, folder / f"base-{rate:g}-{seed}.json")
             say(f"$ {shown(command)}\n    final loss {result['final_loss']:.4f}")
             return result
@@ -115,13 +147,24 @@ def main() -> None:
         say(f"    {best['advice']}")
         rate = float(best["lr"])
 
-        say(f"\n3. Train a model {WIDTH} times as wide on {RANKS} DDP ranks, at matched learning rates")
+        say(
+            f"\n3. Train a model {WIDTH} times as wide on {RANKS} DDP ranks, at matched learning rates"
+        )
         scaled = (*TRAIN, "--width", str(WIDTH), "--lr", f"{rate!r}", "--match")
-        torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "-m", *scaled)
+        torchrun = (
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(RANKS),
+            "-m",
+            *scaled,
+        )
         say(f"$ {shown(torchrun)}")
         matched = run(torchrun, environment, folder / "matched.json", show=True)
         if matched["world"] != RANKS or not matched["matched"]:
-            raise SystemExit(f"the job matched {len(matched['matched'])} tensors on {matched['world']} ranks")
+            raise SystemExit(
+                f"the job matched {len(matched['matched'])} tensors on {matched['world']} ranks"
+            )
 
         say("\n4. Read over HTTP what was recorded")
         family = get(f"/api/v1/families/{FAMILY}")
@@ -136,9 +179,15 @@ def main() -> None:
         own = next(item for item in recordings if item["role"] == "scaled")
         trajectory = get(f"/api/v1/recordings/{own['id']}/trajectory")
         steps = ", ".join(str(row["step"]) for row in trajectory["rows"])
-        say(f"    {len(trajectory['rows'])} measurements of {len(trajectory['names'])} tensors and roles, at steps {steps}")
-        if len(recordings) != len(base) + 1 or any(item["status"] != "completed" for item in recordings):
-            raise SystemExit(f"the registry holds {len(recordings)} recordings, not {len(base) + 1} completed ones")
+        say(
+            f"    {len(trajectory['rows'])} measurements of {len(trajectory['names'])} tensors and roles, at steps {steps}"
+        )
+        if len(recordings) != len(base) + 1 or any(
+            item["status"] != "completed" for item in recordings
+        ):
+            raise SystemExit(
+                f"the registry holds {len(recordings)} recordings, not {len(base) + 1} completed ones"
+            )
     scripts = Path(sys.executable).parent
     say("\nTo look at it:")
     say(f"$ {os.path.relpath(scripts / 'flerm')} serve --db sqlite:///{os.path.relpath(DATABASE)}")

@@ -3,7 +3,7 @@
 `flerm_core.measure` alone imports torch.
 """
 
-from flerm_core.matching import match_targets
+from flerm_core.matching.match import match_targets
 from flerm_core.trajectory import Trajectory
 
 __all__ = ["Trajectory", "match_targets"]

@@ -1,6 +1,6 @@
 """Every error that FLeRM raises on purpose.
 
-One hierarchy, mapped to gRPC status codes in `flerm_proto.status` and to HTTP problems in the server's REST view.
+One hierarchy, mapped to gRPC status codes in `flerm_proto.status_codes` and to HTTP problems in the server's REST view.
 A message is one sentence that names the field, the value and what is allowed.
 """
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flerm_core.arrays import check_length, column_of, steps_of, values_of
-from flerm_core.bands import bands_of
+from flerm_core._arrays import check_length, column_of, steps_of, values_of
 from flerm_core.errors import DataLoss, InvalidInput, NotFound, Unsupported, listed
-from flerm_core.interpolate import geometric_mean, interpolate_rows, log_spread
-from flerm_core.moments import Reading, step_at
-from flerm_core.recording import Measurement, ParameterList
+from flerm_core.log_interpolation import geometric_mean, interpolate_rows, log_spread
+from flerm_core.parameter_bands import bands_of
+from flerm_core.records.recording import Measurement, ParameterList
+from flerm_core.run_clock import Reading, step_at
 
 if TYPE_CHECKING:
     import pandas
@@ -67,18 +67,24 @@ class Trajectory:
         check_length("shapes", len(self.shapes), len(self.names), "names")
         repeated = len(self.names) - len(set(self.names))
         if repeated:
-            raise InvalidInput(f"names: {repeated} of the {len(self.names)} names are there twice; each is allowed once")
+            raise InvalidInput(
+                f"names: {repeated} of the {len(self.names)} names are there twice; each is allowed once"
+            )
         self.bands = list(bands) if bands is not None else bands_of(self.names, self.shapes)
         check_length("bands", len(self.bands), len(self.names), "names")
         self.steps: NDArray[np.int64] = steps_of(steps)
         rows = len(self.steps)
         self.values: NDArray[np.float32] = values_of(values, rows, len(self.names))
         self.losses: NDArray[np.float64] = column_of("losses", losses, rows, np.nan, np.float64)
-        self.learning_rates: NDArray[np.float64] = column_of("learning_rates", learning_rates, rows, np.nan, np.float64)
+        self.learning_rates: NDArray[np.float64] = column_of(
+            "learning_rates", learning_rates, rows, np.nan, np.float64
+        )
         self.tokens: NDArray[np.int64] = column_of("tokens", tokens, rows, -1, np.int64)
 
     @classmethod
-    def from_measurements(cls, parameters: ParameterList, rows: Iterable[Measurement]) -> Trajectory:
+    def from_measurements(
+        cls, parameters: ParameterList, rows: Iterable[Measurement]
+    ) -> Trajectory:
         """The trajectory of measurements in the order of their steps; their scalars and extra vectors are left out."""
         found = list(rows)
         for row in found:
@@ -87,10 +93,14 @@ class Trajectory:
             parameters.names,
             parameters.shapes,
             [row.step for row in found],
-            np.array([row.values for row in found], np.float32).reshape(len(found), len(parameters)),
+            np.array([row.values for row in found], np.float32).reshape(
+                len(found), len(parameters)
+            ),
             bands=parameters.bands,
             losses=[np.nan if row.loss is None else row.loss for row in found],
-            learning_rates=[np.nan if row.learning_rate is None else row.learning_rate for row in found],
+            learning_rates=[
+                np.nan if row.learning_rate is None else row.learning_rate for row in found
+            ],
             tokens=[-1 if row.tokens is None else row.tokens for row in found],
         )
 
@@ -105,7 +115,11 @@ class Trajectory:
     def __iter__(self) -> Iterator[Measurement]:
         """The rows, in the order of their steps."""
         for at, step in enumerate(self.steps):
-            loss, rate, tokens = float(self.losses[at]), float(self.learning_rates[at]), int(self.tokens[at])
+            loss, rate, tokens = (
+                float(self.losses[at]),
+                float(self.learning_rates[at]),
+                int(self.tokens[at]),
+            )
             yield Measurement(
                 step=int(step),
                 values=self.values[at],
@@ -158,16 +172,26 @@ class Trajectory:
         row = self.resampled([self.steps[0] if step is None else step])[0]
         return dict(zip(self.names, row.tolist(), strict=True))
 
-    def step_at(self, *, step: Reading | None = None, tokens: Reading | None = None, fraction: Reading | None = None) -> float:
+    def step_at(
+        self,
+        *,
+        step: Reading | None = None,
+        tokens: Reading | None = None,
+        fraction: Reading | None = None,
+    ) -> float:
         """This run's step at a moment told by one of three clocks; by none: the first row's.
 
         `fraction` is of the last row's step, for that is all a trajectory knows of the length of its run. Raises as
         `Targets.step_at` does, and `NotFound` where there are no rows.
         """
         if not len(self):
-            raise NotFound("a trajectory without rows was asked for a moment; it needs one at least")
+            raise NotFound(
+                "a trajectory without rows was asked for a moment; it needs one at least"
+            )
         readings = {"step": step, "tokens": tokens, "fraction": fraction}
-        return step_at(readings, self.steps, self.tokens, int(self.steps[-1]), "the run of this trajectory")
+        return step_at(
+            readings, self.steps, self.tokens, int(self.steps[-1]), "the run of this trajectory"
+        )
 
     def resampled(self, steps: ArrayLike) -> NDArray[np.float64]:
         """FSLRs at any `steps` [S], not only the measured: float64 [S, L].
@@ -178,7 +202,9 @@ class Trajectory:
         """
         asked = np.asarray(steps, np.float64)
         if not np.isfinite(asked).all() or (asked < 0).any():
-            raise InvalidInput(f"step: {asked.tolist()} has what is not a step; allowed are finite numbers from 0")
+            raise InvalidInput(
+                f"step: {asked.tolist()} has what is not a step; allowed are finite numbers from 0"
+            )
         return interpolate_rows(self.steps, self.values, asked)
 
     def between(self, first: int | None = None, last: int | None = None) -> Trajectory:
@@ -206,9 +232,15 @@ class Trajectory:
     def select(self, pattern: str | Sequence[str]) -> Trajectory:
         """The parameters whose names match a shell-style pattern, or any of several. Raises `NotFound` when none does."""
         patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-        at = [i for i, name in enumerate(self.names) if any(fnmatchcase(name, each) for each in patterns)]
+        at = [
+            i
+            for i, name in enumerate(self.names)
+            if any(fnmatchcase(name, each) for each in patterns)
+        ]
         if not at:
-            raise NotFound(f"pattern: {pattern!r} matches none of the parameters; there are {listed(self.names)}")
+            raise NotFound(
+                f"pattern: {pattern!r} matches none of the parameters; there are {listed(self.names)}"
+            )
         return self._with(self.parameters.select(at), self.values[:, at])
 
     def _with(self, parameters: ParameterList, values: NDArray[np.floating]) -> Trajectory:
@@ -230,7 +262,9 @@ class Trajectory:
         1); 0 changes nothing. It lags: with 0.9 and a measurement every 100 steps it reads a falling FSLR about twice too high.
         """
         if not 0 <= ema_decay < 1:
-            raise InvalidInput(f"ema_decay: {ema_decay} is out of range; allowed are numbers from 0 up to, not including, 1")
+            raise InvalidInput(
+                f"ema_decay: {ema_decay} is out of range; allowed are numbers from 0 up to, not including, 1"
+            )
         squares = self.values.astype(np.float64) ** 2
         mean, weight = np.zeros(len(self.names)), np.zeros(len(self.names))
         smooth = np.full(squares.shape, np.nan)
@@ -281,7 +315,9 @@ class Trajectory:
         try:
             import pandas
         except ModuleNotFoundError as error:
-            raise Unsupported("to_dataframe needs the package pandas, which is not installed: pip install pandas") from error
+            raise Unsupported(
+                "to_dataframe needs the package pandas, which is not installed: pip install pandas"
+            ) from error
         index = pandas.Index(self.steps, name="step")
         tokens = pandas.array(self.tokens, dtype="Int64")
         tokens[self.tokens < 0] = pandas.NA
@@ -292,7 +328,12 @@ class Trajectory:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to one .npz file without pickles, whole or not at all."""
         target = Path(path)
-        header = {"format": _FORMAT, "names": self.names, "shapes": self.shapes, "bands": self.bands}
+        header = {
+            "format": _FORMAT,
+            "names": self.names,
+            "shapes": self.shapes,
+            "bands": self.bands,
+        }
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
@@ -318,7 +359,9 @@ class Trajectory:
             with np.load(path, allow_pickle=False) as file:
                 header: dict[str, Any] = json.loads(file["header"].tobytes())
                 if header.get("format") != _FORMAT:
-                    raise DataLoss(f"{os.fspath(path)} has the format {header.get('format')!r}; this version reads {_FORMAT!r}")
+                    raise DataLoss(
+                        f"{os.fspath(path)} has the format {header.get('format')!r}; this version reads {_FORMAT!r}"
+                    )
                 return cls(
                     header["names"],
                     header["shapes"],
@@ -329,8 +372,17 @@ class Trajectory:
                     learning_rates=file["learning_rates"],
                     tokens=file["tokens"],
                 )
-        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise DataLoss(f"{os.fspath(path)} is not a trajectory that can be read: {error}") from error
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            AttributeError,
+            zipfile.BadZipFile,
+        ) as error:
+            raise DataLoss(
+                f"{os.fspath(path)} is not a trajectory that can be read: {error}"
+            ) from error
 
 
 def thin(rows: int, max_points: int) -> NDArray[np.int64]:
@@ -364,8 +416,16 @@ def _extras(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Losses, learning rates and tokens at `steps`: those of the row, nothing where there is no such row."""
     at = np.searchsorted(steps, trajectory.steps)
-    losses, rates, tokens = np.full(len(steps), np.nan), np.full(len(steps), np.nan), np.full(len(steps), -1, np.int64)
-    losses[at], rates[at], tokens[at] = trajectory.losses, trajectory.learning_rates, trajectory.tokens
+    losses, rates, tokens = (
+        np.full(len(steps), np.nan),
+        np.full(len(steps), np.nan),
+        np.full(len(steps), -1, np.int64),
+    )
+    losses[at], rates[at], tokens[at] = (
+        trajectory.losses,
+        trajectory.learning_rates,
+        trajectory.tokens,
+    )
     return losses, rates, tokens
 
 
@@ -374,5 +434,7 @@ def _mean(stack: NDArray[np.float64]) -> NDArray[np.float64]:
     seen = ~np.isnan(stack)
     count = seen.sum(axis=0)
     total = np.where(seen, stack, 0.0).sum(axis=0)
-    mean: NDArray[np.float64] = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    mean: NDArray[np.float64] = np.divide(
+        total, count, out=np.full(total.shape, np.nan), where=count > 0
+    )
     return mean

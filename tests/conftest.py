@@ -15,12 +15,21 @@ import pytest
 from hypothesis import settings
 from postgres import PostgresCluster, free_port, postgres_tool, throwaway_cluster
 
-__all__ = ["PostgresCluster", "RegistryProcess", "StartRegistry", "free_port", "launch_registry", "postgres_tool"]
+__all__ = [
+    "PostgresCluster",
+    "RegistryProcess",
+    "StartRegistry",
+    "free_port",
+    "launch_registry",
+    "postgres_tool",
+]
 
 START_SECONDS = 30
 
 # Two tests at a time share two cores: how long one example takes says nothing about the code.
-settings.register_profile("unhurried", settings.get_profile(settings.get_current_profile_name()), deadline=None)
+settings.register_profile(
+    "unhurried", settings.get_profile(settings.get_current_profile_name()), deadline=None
+)
 settings.load_profile("unhurried")
 
 
@@ -54,9 +63,16 @@ def start_registry(tmp_path: Path) -> Iterator[StartRegistry]:
     """Starts registries: `start_registry(db=..., grpc="127.0.0.1:0", options=(...))`; all are stopped after the test."""
     started: list[RegistryProcess] = []
 
-    def start(db: str | None = None, grpc: str = "127.0.0.1:0", http: str = "127.0.0.1:0", options: tuple[str, ...] = ()):
+    def start(
+        db: str | None = None,
+        grpc: str = "127.0.0.1:0",
+        http: str = "127.0.0.1:0",
+        options: tuple[str, ...] = (),
+    ):
         url = db or f"sqlite:///{tmp_path}/registry.db"
-        registry = launch_registry(url, tmp_path / f"announce-{len(started)}.json", grpc, http, options)
+        registry = launch_registry(
+            url, tmp_path / f"announce-{len(started)}.json", grpc, http, options
+        )
         started.append(registry)
         return registry
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flerm_client.flerm import FLeRM
-    from flerm_client.registry import RegistryClient
+    from flerm_client.registry.client import RegistryClient
 
 __all__ = ["FLeRM", "RegistryClient"]
 
-_HOMES = {"FLeRM": "flerm_client.flerm", "RegistryClient": "flerm_client.registry"}
+_HOMES = {"FLeRM": "flerm_client.flerm", "RegistryClient": "flerm_client.registry.client"}
 
 
 def __getattr__(name: str) -> Any:

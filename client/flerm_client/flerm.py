@@ -12,21 +12,21 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from flerm_client import checkpoint
-from flerm_client.about import About, check_settings
-from flerm_client.aim import Aim, TargetSource
-from flerm_client.optimizers import initial_rates
-from flerm_client.pace import Pace
-from flerm_client.run import Run
+from flerm_client.training import checkpoint
+from flerm_client.training.optimizer_info import initial_rates
+from flerm_client.training.run_metadata import About, check_settings
+from flerm_client.training.session import Run
+from flerm_client.training.target_clock import Pace
+from flerm_client.training.target_schedule import Aim, TargetSource
+from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
-from flerm_core.extras import Extras
-from flerm_core.measure.estimator import Output
+from flerm_core.matching.targets import TargetQuery
+from flerm_core.measure.estimators.base import Output
 from flerm_core.measure.sharpness import Loss
-from flerm_core.naming import is_role
-from flerm_core.recording import EstimatorSettings, same_lr
-from flerm_core.targets import TargetQuery
+from flerm_core.parameter_names import is_role
+from flerm_core.records.auxiliary import Extras
+from flerm_core.records.recording import EstimatorSettings, same_lr
 from flerm_core.trajectory import Trajectory
-from flerm_core.warn import warn
 
 
 class FLeRM:
@@ -93,7 +93,12 @@ class FLeRM:
             run.subject.model, registry=registry, token=token, spool=spool,
             role=role, variant=variant, tags=tags, config=config, omit=omit,
         )  # fmt: skip
-        run.begin(about, EstimatorSettings(estimator, samples, warmup, every, start, output_weight or "", output_bias or ""))
+        run.begin(
+            about,
+            EstimatorSettings(
+                estimator, samples, warmup, every, start, output_weight or "", output_bias or ""
+            ),
+        )
         return cls(run)
 
     @classmethod
@@ -158,7 +163,9 @@ class FLeRM:
         if isinstance(lr, str) and lr != "best":
             raise InvalidInput(f"lr={lr!r} is not allowed; a number above 0 or 'best' is")
         if lr == "best" and targets is not None:
-            raise InvalidInput("lr='best' asks the registry, but targets= were given; name the rate that they are of")
+            raise InvalidInput(
+                "lr='best' asks the registry, but targets= were given; name the rate that they are of"
+            )
         pace = Pace(clock, total_steps)
         known = 1.0 if isinstance(lr, str) else lr  # until the registry has said which is best
         run = Run(
@@ -170,14 +177,18 @@ class FLeRM:
             role=role, variant=variant, tags=tags, config=config, omit=omit,
         )  # fmt: skip
         begins = 1 if start is None else start
-        settings = EstimatorSettings(estimator or "example", samples, warmup, record_every or every or 0, begins)
+        settings = EstimatorSettings(
+            estimator or "example", samples, warmup, record_every or every or 0, begins
+        )
         check_settings(settings)
         check_settings(replace(settings, every=every or 0))
         names = tuple(run.subject.parameters)
         if targets is not None:
             aim = Aim.given(targets, names, depth, blocks, clamp, pace)
         elif about.registry is None:
-            raise InvalidInput("registry= or targets= must be given, or FLERM_REGISTRY set: where are the targets?")
+            raise InvalidInput(
+                "registry= or targets= must be given, or FLERM_REGISTRY set: where are the targets?"
+            )
         else:
             kind, kind_settings = run.described()
             query = TargetQuery(
@@ -193,13 +204,20 @@ class FLeRM:
                 estimator=None if estimator is None else settings,
                 tags=source_tags or {},
             )
-            aim = run.on_lead(partial(Aim.fetched, about.registry, query, token, timeout, clamp, pace, dry_run))
+            aim = run.on_lead(
+                partial(Aim.fetched, about.registry, query, token, timeout, clamp, pace, dry_run)
+            )
         if aim.found is not None:
             run.lr = aim.found.lr
             if lr == "best" and run.ranks.lead:
                 _compare(run)
             theirs = aim.found.estimator
-            settings = replace(settings, name=theirs.name, output_weight=theirs.output_weight, output_bias=theirs.output_bias)
+            settings = replace(
+                settings,
+                name=theirs.name,
+                output_weight=theirs.output_weight,
+                output_bias=theirs.output_bias,
+            )
             settings = replace(settings, start=theirs.start if start is None else start)
         run.begin(about, settings, aim=aim, match_every=every or 0, dry_run=dry_run)
         return cls(run)
@@ -311,8 +329,16 @@ class FLeRM:
     def __enter__(self) -> FLeRM:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.close(status="completed" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        self.close(
+            status="completed"
+            if kind is None
+            else "interrupted"
+            if issubclass(kind, KeyboardInterrupt)
+            else "failed"
+        )
 
     # Checkpoints
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from flerm_client import RegistryClient
 from flerm_client.cli.plot import render
-from flerm_client.sweep.definition import load, presets
-from flerm_client.sweep.drawings import drawings
-from flerm_client.sweep.ledger import finished
-from flerm_client.sweep.results import markdown, rows
-from flerm_core.depth import DEFAULT_DEPTH
+from flerm_core.matching.depth_rules import DEFAULT_DEPTH
+from flerm_experiments.sweep.figures import drawings
+from flerm_experiments.sweep.registry_state import finished
+from flerm_experiments.sweep.results import markdown, rows
+from flerm_experiments.sweep.spec import load, presets
 
 HERE = Path(__file__).parent
 PAGE, FIGURES = HERE.parent / "results.md", HERE / "results"
@@ -28,7 +28,13 @@ WIDTH, HEIGHT = 1100, 420
 
 SYSTEMS = {
     "residual MLP": ("resmlp", "resmlp-ablations"),
-    "decoder, prenorm": ("decoder-width", "decoder-depth", "decoder-init-scale", "decoder-large", "decoder-periodic"),
+    "decoder, prenorm": (
+        "decoder-width",
+        "decoder-depth",
+        "decoder-init-scale",
+        "decoder-large",
+        "decoder-periodic",
+    ),
     "decoder, postnorm": ("decoder-postnorm", "decoder-postnorm-large"),
     "decoder, prenormpostmod": ("decoder-prenormpostmod", "decoder-prenormpostmod-large"),
     "LoRA, GPT-2-shaped": ("lora-gpt2",),
@@ -45,8 +51,15 @@ SCALES = (
     "rank ×4",
     "rank ×16",
 )
-VARIANTS = {"plain": "plain", "matched": "matched", "matched-periodic": "matched periodically", "mup": "µP"}
-DEFAULT = f"matched-{DEFAULT_DEPTH}"  # what `matched` is where every depth rule has a row of its own
+VARIANTS = {
+    "plain": "plain",
+    "matched": "matched",
+    "matched-periodic": "matched periodically",
+    "mup": "µP",
+}
+DEFAULT = (
+    f"matched-{DEFAULT_DEPTH}"  # what `matched` is where every depth rule has a row of its own
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -62,9 +75,13 @@ def main(arguments: list[str]) -> None:
         pattern = re.compile(rf"<!-- sweep {re.escape(name)} -->.*?<!-- end -->", re.DOTALL)
         text = f"<!-- sweep {name} -->\n{text}\n<!-- end -->"
         known = pattern.search(page)
-        PAGE.write_text(page.replace(known.group(), text) if known else f"{page.rstrip()}\n\n{text}\n")
+        PAGE.write_text(
+            page.replace(known.group(), text) if known else f"{page.rstrip()}\n\n{text}\n"
+        )
     page = PAGE.read_text()
-    PAGE.write_text(OVERVIEW.sub(f"<!-- overview -->\n{overview(page)}\n<!-- end overview -->", page))
+    PAGE.write_text(
+        OVERVIEW.sub(f"<!-- overview -->\n{overview(page)}\n<!-- end overview -->", page)
+    )
 
 
 def section(name: str, seeds: int, registry: str, *, draw: bool) -> str:
@@ -82,7 +99,9 @@ def section(name: str, seeds: int, registry: str, *, draw: bool) -> str:
         for kind, figure in figures.items():
             (FIGURES / f"{name}-{kind}.png").write_bytes(render(figure, ".png", WIDTH, HEIGHT))
     longer = tuple(f"{each}-" for each in presets() if each.startswith(f"{name}-"))
-    own = [each for each in sorted(FIGURES.glob(f"{name}-*.png")) if not each.name.startswith(longer)]
+    own = [
+        each for each in sorted(FIGURES.glob(f"{name}-*.png")) if not each.name.startswith(longer)
+    ]
     pictures = [f"![{each.stem}](figures/results/{each.name})" for each in own]
     return "\n\n".join([markdown(sweep, found).strip(), *pictures])
 
@@ -100,7 +119,10 @@ def overview(page: str) -> str:
         there = [scale for scale in SCALES if (scale, "plain") in cells]
         for scale in there:
             best = float(cells[scale, "plain"][6])
-            rows = [cells.get((scale, v), cells.get((scale, DEFAULT)) if v == "matched" else None) for v in VARIANTS]
+            rows = [
+                cells.get((scale, v), cells.get((scale, DEFAULT)) if v == "matched" else None)
+                for v in VARIANTS
+            ]
             entries = [_entry(row, best) if row else "" for row in rows]
             lines.append([system if scale == there[0] else "", scale, *entries])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

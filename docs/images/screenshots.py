@@ -21,8 +21,8 @@ sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
 from browser import chromium, wait_until_drawn  # noqa: E402
 
 from flerm_client import RegistryClient  # noqa: E402
-from flerm_client.workloads import Scale  # noqa: E402
-from flerm_client.workloads.training import Job, train  # noqa: E402
+from flerm_experiments.workloads import Scale  # noqa: E402
+from flerm_experiments.workloads.train_loop import Job, train  # noqa: E402
 
 FAMILY = "resmlp"
 RATES, SEEDS, WIDTH, STEPS, EVERY = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), (0, 1), 4, 200, 10
@@ -31,7 +31,14 @@ RATES, SEEDS, WIDTH, STEPS, EVERY = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), (0, 1), 4,
 @contextmanager
 def registry(folder: Path) -> Iterator[tuple[str, str]]:
     """A server on free ports: its gRPC and HTTP addresses."""
-    command = [sys.executable, "-m", "flerm_server.cli", "serve", "--db", f"sqlite:///{folder}/flerm.db"]
+    command = [
+        sys.executable,
+        "-m",
+        "flerm_server.cli",
+        "serve",
+        "--db",
+        f"sqlite:///{folder}/flerm.db",
+    ]
     with subprocess.Popen(
         [*command, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"],
         stdout=subprocess.PIPE,
@@ -48,16 +55,25 @@ def registry(folder: Path) -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     """Trains, looks, writes family-light.png, family-dark.png, recording-light.png and recording-dark.png beside this file."""
-    with tempfile.TemporaryDirectory(prefix="flerm-screenshots-") as name, registry(Path(name)) as (grpc, http):
+    with (
+        tempfile.TemporaryDirectory(prefix="flerm-screenshots-") as name,
+        registry(Path(name)) as (grpc, http),
+    ):
         common = {"workload": "resmlp", "steps": STEPS, "family": FAMILY, "registry": grpc}
         with RegistryClient(grpc) as client:
-            client.register_family(FAMILY, description=f"Residual MLPs on scikit-learn's digits, {STEPS} steps, Adam")
+            client.register_family(
+                FAMILY, description=f"Residual MLPs on scikit-learn's digits, {STEPS} steps, Adam"
+            )
         for rate, seed in product(RATES, SEEDS):
             train(Job(**common, lr=rate, seed=seed, mode="record", every=EVERY))
         for rate in RATES:
             train(Job(**common, lr=rate, scale=Scale(width=WIDTH), mode="match"))
         with RegistryClient(grpc) as client:
-            base = next(each for each in client.recordings(FAMILY) if each.spec.role == "base" and each.spec.lr == RATES[2])
+            base = next(
+                each
+                for each in client.recordings(FAMILY)
+                if each.spec.role == "base" and each.spec.lr == RATES[2]
+            )
         pages = {"family": f"/families/{FAMILY}", "recording": f"/recordings/{base.spec.id}"}
         with chromium() as browser:
             for (page_name, path), theme in product(pages.items(), ("light", "dark")):

@@ -4,11 +4,11 @@ Pages hand them to plotly.js, `flerm plot` to plotly, a notebook to its own rend
 rounded to five digits, names from outside are escaped, because plotly reads text as a kind of HTML.
 """
 
-from flerm_core.figures.evolution import fslr_figure, run_figure
-from flerm_core.figures.losses import Curve, curves_of, loss_figure
-from flerm_core.figures.ratios import ratio_figure, ratios
+from flerm_core.figures.loss_figure import Curve, curves_of, loss_figure
 from flerm_core.figures.style import Figure
-from flerm_core.figures.transfer import transfer_figure
+from flerm_core.figures.target_ratio_figure import ratio_figure, ratios
+from flerm_core.figures.trajectory_figure import fslr_figure, run_figure
+from flerm_core.figures.transfer_figure import transfer_figure
 
 __all__ = [
     "Curve",

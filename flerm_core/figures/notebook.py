@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from flerm_core.bands import BANDS
-from flerm_core.figures.evolution import fslr_figure
 from flerm_core.figures.style import text
-from flerm_core.naming import is_role
+from flerm_core.figures.trajectory_figure import fslr_figure
+from flerm_core.parameter_bands import BANDS
+from flerm_core.parameter_names import is_role
 from flerm_core.trajectory import Trajectory
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -34,7 +34,9 @@ def as_table(trajectory: Trajectory) -> str:
         ]
         if columns:
             ends = [_median(trajectory, at, columns) for at in (0, -1)]
-            rows.append(f"<tr><td>{text(band)}</td><td>{len(columns)}</td><td>{ends[0]}</td><td>{ends[1]}</td></tr>")
+            rows.append(
+                f"<tr><td>{text(band)}</td><td>{len(columns)}</td><td>{ends[0]}</td><td>{ends[1]}</td></tr>"
+            )
     return f"<p>{text(repr(trajectory))}</p><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
 
 

@@ -7,14 +7,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from flerm_core.bands import BANDS
+from flerm_core.parameter_bands import BANDS
 
 Figure = dict[str, Any]
 """A plotly figure: its traces under `data`, its axes and legend under `layout`; nothing but JSON."""
 
 # Middle tones: at least 3:1 against white and against near-black, so that one figure serves light and dark pages. So little
 # room in lightness cannot keep eleven hues apart for every eye: bands of one kind share a dash, and within a kind colours stay
-# apart under protanopia, deuteranopia and tritanopia too (tests/core/test_palette.py).
+# apart under protanopia, deuteranopia and tritanopia too (tests/core/figures/test_style.py).
 PALETTE = (
     "#537def",
     "#c27d5a",
@@ -107,6 +107,13 @@ def layout(x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def nothing(words: str) -> Figure:
     """A figure without data that says why."""
-    note = {"text": text(words), "showarrow": False, "x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
+    note = {
+        "text": text(words),
+        "showarrow": False,
+        "x": 0.5,
+        "y": 0.5,
+        "xref": "paper",
+        "yref": "paper",
+    }
     hidden = {"visible": False}
     return {"data": [], "layout": layout(hidden, hidden, annotations=[note])}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flerm_core.errors import InvalidInput, MeasurementError
-from flerm_core.measure.untouched import others_deaf
+from flerm_core.measure.state_guard import others_deaf
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -41,15 +41,21 @@ def top_eigenvalue(loss: Tensor, parameters: Sequence[nn.Parameter], *, seed: in
     if not moving or not math.isfinite(loss.item()):
         return math.nan
     with others_deaf(moving):
-        gradients = torch.autograd.grad(loss.reshape(()), moving, create_graph=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            loss.reshape(()), moving, create_graph=True, materialize_grads=True
+        )
         curved = [gradient for gradient in gradients if gradient.requires_grad]
 
         def product(vector: NDArray[np.float64]) -> NDArray[np.float64]:
             flat = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))
             parts = flat.split([parameter.numel() for parameter in moving])
             along = [part.reshape(p.shape).to(p) for part, p in zip(parts, moving, strict=True)]
-            directions = [v for v, gradient in zip(along, gradients, strict=True) if gradient.requires_grad]
-            found = torch.autograd.grad(curved, moving, directions, retain_graph=True, materialize_grads=True)
+            directions = [
+                v for v, gradient in zip(along, gradients, strict=True) if gradient.requires_grad
+            ]
+            found = torch.autograd.grad(
+                curved, moving, directions, retain_graph=True, materialize_grads=True
+            )
             return torch.cat([each.reshape(-1).double().cpu() for each in found]).numpy()
 
         size = sum(parameter.numel() for parameter in moving)
@@ -60,7 +66,9 @@ def top_eigenvalue(loss: Tensor, parameters: Sequence[nn.Parameter], *, seed: in
         begin = np.random.default_rng(seed).standard_normal(size)
         operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
         try:
-            values = eigsh(operator, k=1, which="LA", v0=begin, tol=TOLERANCE, return_eigenvectors=False)
+            values = eigsh(
+                operator, k=1, which="LA", v0=begin, tol=TOLERANCE, return_eigenvectors=False
+            )
         except ArpackNoConvergence:
             return math.nan
         return float(values[0])
@@ -76,4 +84,6 @@ def require_scipy() -> None:
     try:
         import scipy.sparse.linalg  # noqa: F401
     except ModuleNotFoundError as error:
-        raise InvalidInput("sharpness= needs the package scipy: pip install 'flerm[sharpness]'") from error
+        raise InvalidInput(
+            "sharpness= needs the package scipy: pip install 'flerm[sharpness]'"
+        ) from error

@@ -54,10 +54,16 @@ def configure(level: str) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=ending_for_libraries(ending)))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=ending_for_libraries(ending)
+        )
+    )
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
 
 
-def ending_for_libraries(ending: list[structlog.typing.Processor]) -> list[structlog.typing.Processor]:
+def ending_for_libraries(
+    ending: list[structlog.typing.Processor],
+) -> list[structlog.typing.Processor]:
     """The same rendering for records of the standard library's logging."""
     return [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending]

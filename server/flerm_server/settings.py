@@ -6,8 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flerm_core.checks import check
 from flerm_core.errors import InvalidInput, Refused
+from flerm_core.records.checks import check
 
 LOOPBACK_NAMES = ("localhost",)
 MAX_SECONDS = 31_536_000  # a year
@@ -25,8 +25,16 @@ class Address:
         """Reads HOST:PORT or [IPV6]:PORT. Raises `InvalidInput` naming `field`."""
         host, colon, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-        if not colon or not host or not port.isdecimal() or int(port) > 65535 or (":" in host and not text.startswith("[")):
-            raise InvalidInput(f"{field} {text!r}: HOST:PORT is allowed, such as 127.0.0.1:50051; port 0 takes a free one")
+        if (
+            not colon
+            or not host
+            or not port.isdecimal()
+            or int(port) > 65535
+            or (":" in host and not text.startswith("["))
+        ):
+            raise InvalidInput(
+                f"{field} {text!r}: HOST:PORT is allowed, such as 127.0.0.1:50051; port 0 takes a free one"
+            )
         return cls(host, int(port))
 
     @property
@@ -85,12 +93,19 @@ class Settings:
         """Raises `InvalidInput` for a duration that is none."""
         for field in ("drain_seconds", "lease_seconds", "keepalive_seconds", "connection_seconds"):
             seconds = getattr(self, field)
-            check(0 <= seconds <= MAX_SECONDS, field, seconds, f"a number of seconds from 0 to {MAX_SECONDS}")
+            check(
+                0 <= seconds <= MAX_SECONDS,
+                field,
+                seconds,
+                f"a number of seconds from 0 to {MAX_SECONDS}",
+            )
 
     def check(self, *, has_tokens: bool) -> None:
         """Raises `Refused` for a registry that others could reach without a token, or without TLS, unless `insecure`."""
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise InvalidInput("tls_cert, tls_key: one is given without the other; give both or none")
+            raise InvalidInput(
+                "tls_cert, tls_key: one is given without the other; give both or none"
+            )
         if self.insecure:
             return
         for field, address in (("grpc", self.grpc), ("http", self.http)):

@@ -42,7 +42,9 @@ class Certificate:
             configuration: grpc.ServerCertificateConfiguration = self._configuration
             return configuration
 
-        credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(self._configuration, renewed)
+        credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
+            self._configuration, renewed
+        )
         return credentials
 
     def context(self) -> ssl.SSLContext:
@@ -66,7 +68,11 @@ class Certificate:
                 self._seen = stamps
                 log.info("certificate renewed", chain=str(self._chain))
             except (OSError, ssl.SSLError) as error:
-                log.warning("certificate not renewed, the old one serves on", chain=str(self._chain), reason=_reason(error))
+                log.warning(
+                    "certificate not renewed, the old one serves on",
+                    chain=str(self._chain),
+                    reason=_reason(error),
+                )
 
     def _take(self) -> None:
         context = self._new_context()  # raises for a pair that does not fit

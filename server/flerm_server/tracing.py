@@ -18,7 +18,10 @@ _tracer: Any = None
 def configure() -> None:
     """Begins to export, if told where. Raises `Refused` when told and not installed."""
     global _tracer
-    if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+    if not (
+        os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    ):
         return
     try:
         from opentelemetry import trace
@@ -46,7 +49,9 @@ def flush() -> None:
         provider.shutdown()
 
 
-def span(name: str, headers: Mapping[str, str], **attributes: str) -> AbstractContextManager[object]:
+def span(
+    name: str, headers: Mapping[str, str], **attributes: str
+) -> AbstractContextManager[object]:
     """A span of a call that came with `headers`, whose traceparent makes it a part of the caller's trace."""
     return nullcontext() if _tracer is None else _span(name, headers, attributes)
 
@@ -56,7 +61,10 @@ def _span(name: str, headers: Mapping[str, str], attributes: Mapping[str, str]) 
     from opentelemetry import propagate, trace
 
     began = _tracer.start_span(
-        name, context=propagate.extract(dict(headers)), kind=trace.SpanKind.SERVER, attributes=dict(attributes)
+        name,
+        context=propagate.extract(dict(headers)),
+        kind=trace.SpanKind.SERVER,
+        attributes=dict(attributes),
     )
     # Not made the current one: calls are answered by generators, which may be continued in another context.
     try:

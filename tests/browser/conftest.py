@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
-from flerm_server.store.base import Store
-from flerm_server.store.sql import open_store
+from flerm_server.store.interface import Store
+from flerm_server.store.sql.store import open_store
 from tests.conftest import RegistryProcess, launch_registry
 
 MEMORY = Path("/dev/shm")  # thousands of commits need not wait for a disk
@@ -36,7 +36,9 @@ class Gallery:
 
 
 def _serve(folder: Path) -> Iterator[Gallery]:
-    registry = launch_registry(f"sqlite:///{folder}/registry.db", folder / "announce.json", options=("--lease", "600"))
+    registry = launch_registry(
+        f"sqlite:///{folder}/registry.db", folder / "announce.json", options=("--lease", "600")
+    )
     store = open_store(registry.db)
     yield Gallery(registry, store)
     store.close()
@@ -58,7 +60,13 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
         found.store.register_family("evil", description=EVIL)
         found.store.register_family(LONG, description="Words " * 40)
         found.ids["evil"] = gallery.record(
-            found.store, "evil", lr=1e-3, loss=1.0, listed=evil, tags={"note": EVIL}, config={"kind": EVIL}
+            found.store,
+            "evil",
+            lr=1e-3,
+            loss=1.0,
+            listed=evil,
+            tags={"note": EVIL},
+            config={"kind": EVIL},
         )
         yield found
 
@@ -66,10 +74,14 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
     """1,000 recordings in one family; 500 tensors × 10,000 steps in one recording."""
-    with tempfile.TemporaryDirectory(prefix="flerm-large-", dir=MEMORY if MEMORY.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="flerm-large-", dir=MEMORY if MEMORY.is_dir() else None
+    ) as folder:
         for found in _serve(Path(folder)):
             listed, steps = gallery.parameters(83), np.arange(1, 10_001)
-            found.ids["large"] = gallery.record(found.store, "large/model", lr=0.004, loss=2.0, listed=listed, steps=steps)
+            found.ids["large"] = gallery.record(
+                found.store, "large/model", lr=0.004, loss=2.0, listed=listed, steps=steps
+            )
             gallery.many(found.store, "large/sweep", 1000)
             yield found
 
@@ -103,7 +115,13 @@ def open_page(browser: Browser, contexts: Contexts) -> Iterator[Open]:
     errors: list[str] = []
 
     def open_(
-        url: str, *, dark: bool = False, phone: bool = False, bypass_csp: bool = False, scripts: bool = True, ok: int = 200
+        url: str,
+        *,
+        dark: bool = False,
+        phone: bool = False,
+        bypass_csp: bool = False,
+        scripts: bool = True,
+        ok: int = 200,
     ) -> Page:
         key = (dark, phone, bypass_csp, scripts)
         if key not in contexts:
@@ -118,12 +136,17 @@ def open_page(browser: Browser, contexts: Contexts) -> Iterator[Open]:
 
         def said(message: ConsoleMessage) -> None:
             # A browser reports the status of the page itself as an error too.
-            if message.type in ("error", "warning") and not (ok != 200 and f"status of {ok}" in message.text):
+            if message.type in ("error", "warning") and not (
+                ok != 200 and f"status of {ok}" in message.text
+            ):
                 errors.append(message.text)
 
         page.on("console", said)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: _is_own(request.url) or errors.append(f"fetches {request.url}"))
+        page.on(
+            "request",
+            lambda request: _is_own(request.url) or errors.append(f"fetches {request.url}"),
+        )
         answer = page.goto(url)
         assert answer is not None
         assert answer.status == ok

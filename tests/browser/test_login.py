@@ -9,7 +9,7 @@ import browser as chromium
 import pytest
 from playwright.sync_api import Browser, expect
 
-from flerm_server.store.sql import SqlStore, open_store
+from flerm_server.store.sql.store import SqlStore, open_store
 from tests.conftest import RegistryProcess, launch_registry
 from tests.server.given import batch, rows, spec
 
@@ -51,7 +51,9 @@ def test_logging_in_following_a_run_and_logging_out(browser: Browser, locked: Lo
     page.wait_for_url(f"**/recordings/{sent.id}")
     chromium.wait_until_drawn(page)
     locked.store.append_many([batch(sent.id, *rows(3, 4, 5))])
-    expect(page.locator('[data-live="rows"]').first).to_have_text("5")  # by an event, behind the login
+    expect(page.locator('[data-live="rows"]').first).to_have_text(
+        "5"
+    )  # by an event, behind the login
     assert locked.token not in page.content()
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("heading", name="Log in")).to_be_visible()
@@ -60,7 +62,9 @@ def test_logging_in_following_a_run_and_logging_out(browser: Browser, locked: Lo
     context.close()
 
 
-def test_the_login_page_is_accessible_in_both_themes_and_fits_a_phone(browser: Browser, locked: Locked):
+def test_the_login_page_is_accessible_in_both_themes_and_fits_a_phone(
+    browser: Browser, locked: Locked
+):
     assert chromium.AXE.exists(), "axe-core is missing: make browser-tools"
     context = browser.new_context(viewport={"width": 390, "height": 844}, bypass_csp=True)
     page = context.new_page()
@@ -68,6 +72,11 @@ def test_the_login_page_is_accessible_in_both_themes_and_fits_a_phone(browser: B
     page.add_script_tag(path=chromium.AXE)
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
-        assert page.evaluate("axe.run().then(found => found.violations.map(each => `${each.id}: ${each.help}`))") == []
+        assert (
+            page.evaluate(
+                "axe.run().then(found => found.violations.map(each => `${each.id}: ${each.help}`))"
+            )
+            == []
+        )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     context.close()

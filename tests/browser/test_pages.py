@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from flerm_core.recording import Ending
+from flerm_core.records.recording import Ending
 from tests.browser.conftest import EVIL, Gallery, Open
 
 FAMILY = "/families/team/decoder"
@@ -52,7 +52,9 @@ PAGES = [
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_accessible_in_both_themes_and_fits_a_phone(open_page: Open, filled: Gallery, name: str):
+def test_a_page_is_accessible_in_both_themes_and_fits_a_phone(
+    open_page: Open, filled: Gallery, name: str
+):
     assert chromium.AXE.exists(), "axe-core is missing: make browser-tools"
     page = open_page(filled.url + paths(filled)[name], bypass_csp=True)
     for dark in (False, True):
@@ -65,11 +67,16 @@ def test_a_page_is_accessible_in_both_themes_and_fits_a_phone(open_page: Open, f
             page.add_script_tag(path=chromium.AXE)
         # What swagger-ui and plotly.js draw is theirs; ours is all that stands around it.
         found = page.evaluate("axe.run({exclude: [['#swagger'], ['.drawing']]})")
-        assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found["violations"]] == []
+        assert [
+            (each["id"], [node["html"][:120] for node in each["nodes"]])
+            for each in found["violations"]
+        ] == []
         if name == "REST":
             expect(page.locator("html.dark-mode")).to_have_count(int(dark))
         elif dark:
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways on a phone"
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+                "it scrolls sideways on a phone"
+            )
 
 
 def test_without_recordings_every_page_says_what_to_run(open_page: Open, empty: Gallery):
@@ -78,17 +85,26 @@ def test_without_recordings_every_page_says_what_to_run(open_page: Open, empty: 
     expect(open_page(empty.url + "/match", scripts=False).locator("pre")).to_contain_text(address)
     empty.store.register_family("waiting")
     page = open_page(empty.url + "/families/waiting", scripts=False)
-    expect(page.locator("pre")).to_contain_text('FLeRM.record(model, optimizer, probe=batches, family="waiting"')
+    expect(page.locator("pre")).to_contain_text(
+        'FLeRM.record(model, optimizer, probe=batches, family="waiting"'
+    )
 
 
 def test_the_way_from_the_first_page_to_the_rate_to_use(open_page: Open, filled: Gallery):
     page = open_page(filled.url + "/")
-    page.get_by_role("region", name="List of families").get_by_role("link", name="team/decoder").click()
+    page.get_by_role("region", name="List of families").get_by_role(
+        "link", name="team/decoder"
+    ).click()
     expect(page.locator(".use")).to_have_text("Use 0.0038")
     chromium.wait_until_drawn(page)
     expect(page.locator(".annotation-text")).to_have_text("best base rate: 0.0038")
     legend = page.locator(".legendtext").all_text_contents()
-    assert legend == ["base, plain, width 32", "scaled, matched, width 128", "scaled, plain, width 128", "diverged"]
+    assert legend == [
+        "base, plain, width 32",
+        "scaled, matched, width 128",
+        "scaled, plain, width 128",
+        "diverged",
+    ]
     page.get_by_role("link", name="Match a bigger model to it").click()
     expect(page.locator("input[name=lr]")).to_have_value(re.compile(r"^0\.0038"))
     page.go_back()
@@ -107,7 +123,9 @@ def test_the_table_is_filtered_by_its_address(open_page: Open, filled: Gallery):
     assert "variant=matched" in page.url
     page.go_back()
     expect(rows).to_have_count(26)
-    page.get_by_role("region", name="Coverage").get_by_role("link", name="0.004", exact=True).click()
+    page.get_by_role("region", name="Coverage").get_by_role(
+        "link", name="0.004", exact=True
+    ).click()
     expect(rows).to_have_count(6)
     page = open_page(f"{filled.url}{FAMILY}?status=failed", scripts=False)
     expect(page.get_by_text("No recording fits this filter.")).to_be_visible()
@@ -117,7 +135,9 @@ def test_a_point_of_the_plot_leads_to_its_recordings(open_page: Open, filled: Ga
     page = open_page(filled.url + FAMILY)
     page.locator(".scatterlayer .trace").first.locator(".point").nth(1).click(force=True)
     page.wait_for_url("**lr_min=0.002&lr_max=0.002**")
-    expect(page.get_by_role("region", name="List of recordings").locator("tbody tr")).to_have_count(5)
+    expect(page.get_by_role("region", name="List of recordings").locator("tbody tr")).to_have_count(
+        5
+    )
 
 
 def test_tensors_are_drawn_on_demand(open_page: Open, filled: Gallery):
@@ -127,7 +147,9 @@ def test_tensors_are_drawn_on_demand(open_page: Open, filled: Gallery):
     chromium.wait_until_drawn(page)
     expect(page.get_by_text("2 tensors drawn")).to_be_visible()
     assert {"10", "20"} <= set(page.locator(".ytick text").all_text_contents())
-    assert {"layers.1.mlp.up.weight", "layers.1.mlp.down.weight"} <= set(page.locator(".legendtext").all_text_contents())
+    assert {"layers.1.mlp.up.weight", "layers.1.mlp.down.weight"} <= set(
+        page.locator(".legendtext").all_text_contents()
+    )
     page.get_by_role("link", name="readout.weight").click()
     page.wait_for_url("**pattern=readout.weight#fslr")
     page.go_back()
@@ -182,14 +204,20 @@ def test_a_wrong_question_is_answered_in_words(open_page: Open, filled: Gallery)
     expect(page.get_by_role("alert")).to_contain_text("lr: 'fast' is no number")
     page = open_page(f"{filled.url}/match?family=team/decoder&step=-3", scripts=False, ok=422)
     expect(page.get_by_role("alert")).to_contain_text("step: '-3' is no step")
-    page = open_page(f"{filled.url}/match?family=team/decoder&tensors=conv.weight+1", scripts=False, ok=404)
+    page = open_page(
+        f"{filled.url}/match?family=team/decoder&tensors=conv.weight+1", scripts=False, ok=404
+    )
     expect(page.get_by_role("alert")).to_contain_text("conv.weight not matched by the base")
     page = open_page(f"{filled.url}/families/none", scripts=False, ok=404)
     expect(page.locator(".lead")).to_contain_text("family 'none' is not in this registry")
 
 
 def test_words_from_outside_are_never_markup(open_page: Open, filled: Gallery):
-    for path in ("/families/evil", f"/recordings/{filled.ids['evil']}", f"/recordings/{filled.ids['evil']}?pattern=*"):
+    for path in (
+        "/families/evil",
+        f"/recordings/{filled.ids['evil']}",
+        f"/recordings/{filled.ids['evil']}?pattern=*",
+    ):
         page = open_page(filled.url + path)
         expect(page.locator("img[src=x]")).to_have_count(0)
         assert page.title() != "1"
@@ -198,7 +226,9 @@ def test_words_from_outside_are_never_markup(open_page: Open, filled: Gallery):
 
 def test_a_running_recording_is_seen_growing_and_ending(open_page: Open, filled: Gallery):
     listed = gallery.parameters()
-    running = gallery.record(filled.store, "live", lr=0.004, status="running", steps=np.array([], int))
+    running = gallery.record(
+        filled.store, "live", lr=0.004, status="running", steps=np.array([], int)
+    )
     page = open_page(f"{filled.url}/recordings/{running}")
     expect(page.get_by_text("No measurement yet")).to_be_visible()
     expect(page.locator("#live-word")).to_have_text("live")
@@ -222,7 +252,9 @@ def test_plots_take_the_theme_of_the_page(open_page: Open, filled: Gallery):
     light = tick.evaluate("each => getComputedStyle(each).fill")
     page.emulate_media(color_scheme="dark")
     expect(page.locator("[data-figure]")).to_have_attribute("data-drawn", "2")
-    assert page.locator(".xtick text").first.evaluate("each => getComputedStyle(each).fill") != light
+    assert (
+        page.locator(".xtick text").first.evaluate("each => getComputedStyle(each).fill") != light
+    )
 
 
 def test_the_keyboard_reaches_everything(open_page: Open, filled: Gallery):
@@ -232,7 +264,11 @@ def test_the_keyboard_reaches_everything(open_page: Open, filled: Gallery):
     reached = set()
     for _ in range(60):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.name || document.activeElement.textContent.trim().slice(0, 20)"))
+        reached.add(
+            page.evaluate(
+                "document.activeElement.name || document.activeElement.textContent.trim().slice(0, 20)"
+            )
+        )
     assert {"FLeRM registry", "Matcher", "variant", "lr_min", "Filter", "ids"} <= reached
 
 
@@ -242,12 +278,16 @@ def test_much_is_as_quick_as_little(open_page: Open, large: Gallery, which: str)
     started = time.perf_counter()
     page = open_page(large.url + path)
     drawn = time.perf_counter() - started
-    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
+    paint = (
+        page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
+    )
     shift = page.evaluate(SHIFT)
     sizes = page.evaluate(
         "performance.getEntriesByType('resource').filter(e => /figure/.test(e.name)).map(e => e.decodedBodySize)"
     )
-    print(f"{which}: first paint {paint:.2f} s, drawn {drawn:.2f} s, figures {sizes} bytes, layout shift {shift:.4f}")
+    print(
+        f"{which}: first paint {paint:.2f} s, drawn {drawn:.2f} s, figures {sizes} bytes, layout shift {shift:.4f}"
+    )
     # Times are printed, not judged: they are those of whatever else runs on this machine. What may not grow is judged.
     assert sizes
     assert max(sizes) <= 1_000_000

@@ -16,7 +16,9 @@ NAN = float("nan")
 
 def one(values: list[float], steps: list[int] | None = None) -> Trajectory:
     """A trajectory of a single tensor."""
-    return Trajectory(["w"], [(2, 2)], steps or list(range(1, len(values) + 1)), [[value] for value in values])
+    return Trajectory(
+        ["w"], [(2, 2)], steps or list(range(1, len(values) + 1)), [[value] for value in values]
+    )
 
 
 def two() -> Trajectory:
@@ -60,19 +62,36 @@ def test_rows_go_out_and_come_in_as_measurements() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"values": [[1.0, -1.0]]}, "values: -1.0 at row 0, column 1; allowed are finite numbers from 0, and NaN"),
+        (
+            {"values": [[1.0, -1.0]]},
+            "values: -1.0 at row 0, column 1; allowed are finite numbers from 0, and NaN",
+        ),
         ({"values": [[1.0, np.inf]]}, "values: inf at row 0, column 1"),
-        ({"values": [[1.0]]}, r"values: shape \[1, 1\] given; \[steps, names\] = \[1, 2\] is allowed"),
-        ({"steps": [2.5]}, "steps: an array of 1 dimensions of float64 given; a list of integers is allowed"),
+        (
+            {"values": [[1.0]]},
+            r"values: shape \[1, 1\] given; \[steps, names\] = \[1, 2\] is allowed",
+        ),
+        (
+            {"steps": [2.5]},
+            "steps: an array of 1 dimensions of float64 given; a list of integers is allowed",
+        ),
         ({"steps": [-1]}, "steps: -1 is negative"),
         ({"steps": [5, 5], "values": [[1, 1], [1, 1]]}, "steps: 5 follows 5; steps must ascend"),
         ({"names": ["a", "a"]}, "names: 1 of the 2 names are there twice"),
         ({"shapes": [()]}, "shapes: 1 given for 2 names"),
-        ({"tokens": [1, 2]}, r"tokens: shape \[2\] given; one value for each of the 1 steps is allowed"),
+        (
+            {"tokens": [1, 2]},
+            r"tokens: shape \[2\] given; one value for each of the 1 steps is allowed",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(change: dict[str, object], sentence: str) -> None:
-    given_ = {"names": ["a", "b"], "shapes": [(), ()], "steps": [1], "values": [[1.0, 1.0]]} | change
+    given_ = {
+        "names": ["a", "b"],
+        "shapes": [(), ()],
+        "steps": [1],
+        "values": [[1.0, 1.0]],
+    } | change
     with pytest.raises(InvalidInput, match=sentence):
         Trajectory(**given_)  # type: ignore[arg-type]
 
@@ -114,7 +133,9 @@ def test_a_step_that_is_none_is_refused() -> None:
 @given(st.lists(st.floats(2.0**-100, 2.0**100, width=32), min_size=1, max_size=8))
 def test_at_a_measured_step_it_reads_what_was_measured(values: list[float]) -> None:
     trajectory = one(values)
-    assert [trajectory.at(step)["w"] for step in range(1, len(values) + 1)] == trajectory.values[:, 0].tolist()
+    assert [trajectory.at(step)["w"] for step in range(1, len(values) + 1)] == trajectory.values[
+        :, 0
+    ].tolist()
 
 
 def test_rows_and_parameters_can_be_picked() -> None:
@@ -122,7 +143,9 @@ def test_rows_and_parameters_can_be_picked() -> None:
     assert two().between(12, 20).steps.tolist() == []
     assert two().select("*.bias").names == ["b.bias"]
     assert two().select(["b*", "a*"]).names == ["a.weight", "b.bias"]
-    with pytest.raises(NotFound, match=r"'x\*' matches none of the parameters; there are a.weight, b.bias"):
+    with pytest.raises(
+        NotFound, match=r"'x\*' matches none of the parameters; there are a.weight, b.bias"
+    ):
         two().select("x*")
 
 
@@ -169,7 +192,9 @@ def test_one_seed_averages_to_itself() -> None:
 
 def test_runs_of_different_models_are_not_averaged() -> None:
     wide = Trajectory(["w"], [(4, 4)], [1], [[1.0]])
-    with pytest.raises(InvalidInput, match=r"'w' is of shape \[2, 2\] in one and \[4, 4\] in another"):
+    with pytest.raises(
+        InvalidInput, match=r"'w' is of shape \[2, 2\] in one and \[4, 4\] in another"
+    ):
         Trajectory.average([one([1.0]), wide])
     with pytest.raises(InvalidInput, match="only some of them have v, w"):
         Trajectory.average([one([1.0]), Trajectory(["v"], [(2, 2)], [1], [[1.0]])])
@@ -177,16 +202,26 @@ def test_runs_of_different_models_are_not_averaged() -> None:
         Trajectory.average([])
 
 
-values = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=st.floats(0, 2.0**100, width=32))
+values = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=5),
+    elements=st.floats(0, 2.0**100, width=32),
+)
 
 
 @given(values, st.data())
-def test_files_keep_everything(tmp_path_factory: pytest.TempPathFactory, values: np.ndarray, data: st.DataObject) -> None:
+def test_files_keep_everything(
+    tmp_path_factory: pytest.TempPathFactory, values: np.ndarray, data: st.DataObject
+) -> None:
     values[data.draw(hnp.arrays(np.bool_, values.shape))] = np.nan
     rows, columns = values.shape
-    names = data.draw(st.lists(st.text(min_size=1, max_size=8), min_size=columns, max_size=columns, unique=True))
+    names = data.draw(
+        st.lists(st.text(min_size=1, max_size=8), min_size=columns, max_size=columns, unique=True)
+    )
     names = [name.encode("utf-8", "replace").decode() + str(at) for at, name in enumerate(names)]
-    trajectory = Trajectory(names, [(at, 1) for at in range(columns)], range(rows), values, losses=np.arange(rows) / 3)
+    trajectory = Trajectory(
+        names, [(at, 1) for at in range(columns)], range(rows), values, losses=np.arange(rows) / 3
+    )
     path = tmp_path_factory.mktemp("trajectory") / "run.flerm"
     trajectory.save(path)
     assert Trajectory.load(path) == trajectory

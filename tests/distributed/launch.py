@@ -25,7 +25,9 @@ class Outcome:
     ranks: list[Any]
 
 
-def on_ranks(ranks: int, script: str | Path, *arguments: str, folder: Path, seconds: float = 90.0) -> Outcome:
+def on_ranks(
+    ranks: int, script: str | Path, *arguments: str, folder: Path, seconds: float = 90.0
+) -> Outcome:
     """`script` (of jobs/, or a path) on `ranks` processes; each may torch.save to its `rank{r}.pt` in `folder`.
 
     As `torchrun` would, in a tenth of the time: without its agent, and without importing torch in every process.
@@ -39,20 +41,41 @@ def on_ranks(ranks: int, script: str | Path, *arguments: str, folder: Path, seco
 
 
 def torchrun(
-    ranks: int, script: str | Path, *arguments: str, folder: Path, seconds: float = 90.0, restarts: int = 0, **environment: str
+    ranks: int,
+    script: str | Path,
+    *arguments: str,
+    folder: Path,
+    seconds: float = 90.0,
+    restarts: int = 0,
+    **environment: str,
 ) -> Outcome:
     """`script` (of jobs/, a path, or `-m module`) as a user launches it."""
     target = ["-m", str(script)[3:]] if str(script).startswith("-m ") else [str(JOBS / script)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+    ]
     launcher.append(f"--max-restarts={restarts}")
     command = [*launcher, *target, *arguments]
     env = os.environ | _environment(folder) | environment
     with tempfile.TemporaryFile("w+") as output:
-        job = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        job = subprocess.Popen(
+            command,
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
         try:
             code = job.wait(seconds)
         finally:
-            if job.poll() is None:  # its ranks are sessions of their own: torchrun ends them when it is told to end
+            if (
+                job.poll() is None
+            ):  # its ranks are sessions of their own: torchrun ends them when it is told to end
                 job.terminate()
                 job.wait(30)
             output.seek(0)
@@ -61,7 +84,11 @@ def torchrun(
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": "1", "FLERM_TEST_FOLDER": str(folder), "FLERM_SPOOL": str(folder / "spool")}
+    return {
+        "OMP_NUM_THREADS": "1",
+        "FLERM_TEST_FOLDER": str(folder),
+        "FLERM_SPOOL": str(folder / "spool"),
+    }
 
 
 def _outcome(code: int, output: str, ranks: int, folder: Path) -> Outcome:

@@ -13,17 +13,26 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from flerm_core.measure.ranks import keep
+from flerm_core.measure.distributed.ranks import keep
 
 
 def begin() -> None:
     """Joins the others. A hang ends the rank and says where."""
     faulthandler.dump_traceback_later(80.0, exit=True)
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of the root, which returns a view as all do
+    warnings.filterwarnings(
+        "ignore", message="FSDP2-wrapped module"
+    )  # of the root, which returns a view as all do
     # Restarted ranks share torchrun's store with those before them, and must not read the addresses of the dead there.
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
+    )
     attempt = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
-    dist.init_process_group("gloo", store=attempt, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+    dist.init_process_group(
+        "gloo",
+        store=attempt,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
     keep()
 
 
@@ -42,7 +51,12 @@ def sent(*names: str) -> Iterator[list[int]]:
 
     def counting(inner: Any) -> Any:
         def call(values: Any, *args: Any, **kwargs: Any) -> Any:
-            found.append(sum(each.nbytes for each in ([values] if isinstance(values, torch.Tensor) else values)))
+            found.append(
+                sum(
+                    each.nbytes
+                    for each in ([values] if isinstance(values, torch.Tensor) else values)
+                )
+            )
             return inner(values, *args, **kwargs)
 
         return call

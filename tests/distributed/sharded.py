@@ -18,17 +18,17 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from flerm_core.measure.estimator import Subject
-from flerm_core.measure.meter import Meter, make_estimator
-from flerm_core.measure.projection import draw_projection, generator_for, unit_of
-from flerm_core.measure.ranks import Ranks
-from flerm_core.measure.update import Update
-from flerm_core.naming import block_axes, role_names
+from flerm_core.measure.distributed.ranks import Ranks
+from flerm_core.measure.estimators.base import Subject
+from flerm_core.measure.fslr_meter import Meter, make_estimator
+from flerm_core.measure.output_projection import draw_projection, generator_for, unit_of
+from flerm_core.measure.update.weight_update import Update
+from flerm_core.parameter_names import block_axes, role_names
 
 try:
-    from ..measure import models
+    import measured_models as models
 except ImportError:  # in a rank
-    from measure import models
+    import measured_models as models
 
 RATE = 1e-3
 SEED = 4
@@ -105,7 +105,10 @@ def model_and_batches(name: str, ranks: int) -> tuple[nn.Module, Callable[[int],
 def steps_of(model: nn.Module) -> dict[str, Tensor]:
     """-ΔW of every tensor of a model that is not sharded yet, the same in every process."""
     generator = torch.Generator().manual_seed(7)
-    return {name: torch.randn(p.shape, dtype=p.dtype, generator=generator) for name, p in model.named_parameters()}
+    return {
+        name: torch.randn(p.shape, dtype=p.dtype, generator=generator)
+        for name, p in model.named_parameters()
+    }
 
 
 def take_step(parameters: dict[str, Any], steps: dict[str, Tensor]) -> Update:
@@ -114,7 +117,9 @@ def take_step(parameters: dict[str, Any], steps: dict[str, Tensor]) -> Update:
     for name, parameter in parameters.items():
         step = steps[name]
         if hasattr(parameter, "device_mesh"):
-            step = distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            step = distribute_tensor(
+                step, parameter.device_mesh, parameter.placements, src_data_rank=None
+            )
         with torch.no_grad():
             parameter.add_(step, alpha=-RATE)
     update.rates = dict.fromkeys(parameters, RATE)
@@ -181,7 +186,9 @@ def _freeze(model: Any) -> None:
     model.blocks[1].up.bias.requires_grad_(False)
 
 
-def tensor_parallel(model: Any, mesh: DeviceMesh, *, sequence: bool = False, vocabulary: bool = False) -> nn.Module:
+def tensor_parallel(
+    model: Any, mesh: DeviceMesh, *, sequence: bool = False, vocabulary: bool = False
+) -> nn.Module:
     along = Shard(1) if sequence else Replicate()
     plan: dict[str, Any] = {
         "embed": RowwiseParallel(input_layouts=Replicate(), output_layouts=along),
@@ -221,8 +228,18 @@ def scenarios(ranks: int) -> dict[str, Scenario]:
     found: dict[str, Scenario] = {
         "blocks": (Decoder, {}, _dp(ranks), fsdp_blocks),
         "tied": (Decoder, {"tied": True}, _dp(ranks), fsdp_whole),
-        "kept": (Decoder, {}, _dp(ranks), lambda m, mesh: fsdp_blocks(m, mesh, reshard_after_forward=False)),
-        "resharded": (Decoder, {}, _dp(ranks), lambda m, mesh: fsdp_blocks(m, mesh, reshard_after_forward=True)),
+        "kept": (
+            Decoder,
+            {},
+            _dp(ranks),
+            lambda m, mesh: fsdp_blocks(m, mesh, reshard_after_forward=False),
+        ),
+        "resharded": (
+            Decoder,
+            {},
+            _dp(ranks),
+            lambda m, mesh: fsdp_blocks(m, mesh, reshard_after_forward=True),
+        ),
         "offloaded": (
             Decoder,
             {},
@@ -237,7 +254,12 @@ def scenarios(ranks: int) -> dict[str, Scenario]:
         "frozen": (Decoder, {}, _dp(ranks), fsdp_frozen),
         "uneven": (Decoder, {}, _dp(ranks), fsdp_blocks),
         "tp": (ParallelDecoder, {}, (("tp", ranks),), tensor_parallel),
-        "sequence": (ParallelDecoder, {}, (("tp", ranks),), lambda m, mesh: tensor_parallel(m, mesh, sequence=True)),
+        "sequence": (
+            ParallelDecoder,
+            {},
+            (("tp", ranks),),
+            lambda m, mesh: tensor_parallel(m, mesh, sequence=True),
+        ),
         "vocabulary": (
             ParallelDecoder,
             {},
@@ -258,7 +280,12 @@ def scenarios(ranks: int) -> dict[str, Scenario]:
             "hsdp": (Decoder, {}, (("replicate", half), ("shard", 2)), fsdp_blocks),
             "hsdp-uneven": (Decoder, {}, (("replicate", half), ("shard", 2)), fsdp_blocks),
             "fsdp-tp": (ParallelDecoder, {}, grid, tp_fsdp),
-            "fsdp-sequence": (ParallelDecoder, {}, grid, lambda m, mesh: tp_fsdp(m, mesh, sequence=True, vocabulary=True)),
+            "fsdp-sequence": (
+                ParallelDecoder,
+                {},
+                grid,
+                lambda m, mesh: tp_fsdp(m, mesh, sequence=True, vocabulary=True),
+            ),
         }
     return found
 
@@ -279,12 +306,17 @@ def together(name: str, estimator: str, ranks: int, measurements: int = 1) -> di
     return _of_ranks(model, estimator, batches, measurements)
 
 
-def _of_ranks(model: nn.Module, estimator: str, batches: list[Tensor], measurements: int) -> dict[str, float]:
+def _of_ranks(
+    model: nn.Module, estimator: str, batches: list[Tensor], measurements: int
+) -> dict[str, float]:
     """Estimators whose squares add up over examples: one process measures for each rank in turn."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     update = take_step(parameters, steps_of(model))
     names, shapes = list(parameters), [tuple(p.shape) for p in parameters.values()]
-    roles = {role: tuple(members) for role, members in role_names(names, block_axes(names, shapes)).items()}
+    roles = {
+        role: tuple(members)
+        for role, members in role_names(names, block_axes(names, shapes)).items()
+    }
     subject = Subject(model, parameters, lambda model, batch: model(batch), roles)
     squares: dict[str, float] = {}
     for rank, batch in enumerate(batches):
@@ -293,10 +325,14 @@ def _of_ranks(model: nn.Module, estimator: str, batches: list[Tensor], measureme
             found = meter.measure(update, iter([batch]), 1)
         for tensor, value in found.items():
             squares[tensor] = squares.get(tensor, 0.0) + value**2 * len(batch)
-    return {tensor: math.sqrt(square / sum(map(len, batches))) for tensor, square in squares.items()}
+    return {
+        tensor: math.sqrt(square / sum(map(len, batches))) for tensor, square in squares.items()
+    }
 
 
-def _of_z(model: nn.Module, estimator: str, batches: list[Tensor], apart: set[str]) -> dict[str, float]:
+def _of_z(
+    model: nn.Module, estimator: str, batches: list[Tensor], apart: set[str]
+) -> dict[str, float]:
     """Estimators on Z: one φ over the union of the batches. The tensors in `apart` have a φ of each rank instead, as their
     gradients are never reduced."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -307,7 +343,9 @@ def _of_z(model: nn.Module, estimator: str, batches: list[Tensor], apart: set[st
         outputs = model(batch)
         generator = generator_for(torch.device("cpu"), SEED, 0, 0, rank)
         omega = draw_projection(outputs, generator) / unit_of(outputs)
-        for name, g in zip(parameters, torch.autograd.grad(outputs, list(parameters.values()), omega), strict=True):
+        for name, g in zip(
+            parameters, torch.autograd.grad(outputs, list(parameters.values()), omega), strict=True
+        ):
             gradients[name].append(g)
         count += outputs.numel()
     result = {}
@@ -323,7 +361,9 @@ def _fslr(estimator: str, zs: list[Tensor], count: int) -> float:
     total = sum(z.square().sum().item() for z in zs) / count
     if estimator == "iid":
         return math.sqrt(total)
-    by_dimension = [sum(z.sum(d).square().sum().item() for z in zs) / count for d in range(zs[0].ndim)]
+    by_dimension = [
+        sum(z.sum(d).square().sum().item() for z in zs) / count for d in range(zs[0].ndim)
+    ]
     return math.sqrt(math.prod(by_dimension) / total ** (len(by_dimension) - 1))
 
 

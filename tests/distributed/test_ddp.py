@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import measured_models as models
 import numpy as np
 import pytest
 import torch
+from exact_reference import at_old, exact_fslr, random_update
+from measured_runs import fresh, loss_of, same, trained
 from torch.optim import SGD
 
 from flerm_client import FLeRM
-from flerm_core.measure.estimator import Subject
-from flerm_core.measure.meter import Meter, make_estimator
+from flerm_core.measure.estimators.base import Subject
+from flerm_core.measure.fslr_meter import Meter, make_estimator
 
-from ..measure import models
-from ..measure.reference import at_old, exact_fslr, random_update
-from ..measure.runs import fresh, loss_of, same, trained
 from .launch import on_ranks
 from .sharded import Pretended
 
@@ -26,17 +26,23 @@ ESTIMATORS = ["example", "kronecker", "full", "exact"]
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    result = on_ranks(request.param, "ddp_measure.py", str(DRAWS), folder=tmp_path_factory.mktemp("measure"))
+    result = on_ranks(
+        request.param, "ddp_measure.py", str(DRAWS), folder=tmp_path_factory.mktemp("measure")
+    )
     assert result.code == 0, result.output
     assert all(rank[key] == result.ranks[0][key] for rank in result.ranks for key in rank)
     return result.ranks
 
 
-def alone(estimator: str, rank: int, examples: int = 9, measurement: int = 0) -> tuple[dict[str, float], int]:
+def alone(
+    estimator: str, rank: int, examples: int = 9, measurement: int = 0
+) -> tuple[dict[str, float], int]:
     """What one process measures that draws what rank `rank` does, and on how many examples."""
     case = models.build("embedding")
     update, _ = random_update(case.model)
-    subject = Subject(case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch))
+    subject = Subject(
+        case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
+    )
     meter = Meter(subject, make_estimator(estimator, subject), Pretended(rank), seed=4)
     meter.measurements = measurement
     return meter.measure(update, iter([case.batch(rank)[:examples]]), 1), examples
@@ -45,11 +51,16 @@ def alone(estimator: str, rank: int, examples: int = 9, measurement: int = 0) ->
 def union(readings: list[tuple[dict[str, float], int]]) -> dict[str, float]:
     """Of estimators that are a root of a mean over outputs."""
     total = sum(examples for _, examples in readings)
-    return {name: np.sqrt(sum(one[name] ** 2 * n for one, n in readings) / total) for name in readings[0][0]}
+    return {
+        name: np.sqrt(sum(one[name] ** 2 * n for one, n in readings) / total)
+        for name in readings[0][0]
+    }
 
 
 @pytest.mark.parametrize("estimator", ["example", "exact"])
-def test_ranks_together_measure_what_one_process_does_on_the_union(ranks: list[Any], estimator: str) -> None:
+def test_ranks_together_measure_what_one_process_does_on_the_union(
+    ranks: list[Any], estimator: str
+) -> None:
     expected = union([alone(estimator, rank) for rank in range(len(ranks))])
     assert ranks[0]["even", estimator] == pytest.approx(expected, rel=1e-10)
 
@@ -63,9 +74,14 @@ def test_uneven_batches_count_by_their_outputs(ranks: list[Any], estimator: str)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_a_rank_without_examples_counts_nothing_and_joins_in_when_it_has_some(ranks: list[Any], estimator: str) -> None:
+def test_a_rank_without_examples_counts_nothing_and_joins_in_when_it_has_some(
+    ranks: list[Any], estimator: str
+) -> None:
     assert ranks[0]["empty", estimator] == pytest.approx(alone(estimator, 0)[0], rel=1e-10)
-    if estimator in ("full", "exact"):  # `example` settles anew on what it lacks, and so draws otherwise
+    if estimator in (
+        "full",
+        "exact",
+    ):  # `example` settles anew on what it lacks, and so draws otherwise
         expected = union([alone(estimator, rank, measurement=1) for rank in range(len(ranks))])
         assert ranks[0]["after empty", estimator] == pytest.approx(expected, rel=1e-10)
     assert set(ranks[0]["after empty", estimator]) == set(ranks[0]["empty", estimator])
@@ -77,10 +93,14 @@ def test_without_any_examples_every_rank_says_so(ranks: list[Any], estimator: st
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_a_measurement_is_one_all_reduce_of_a_number_a_column(ranks: list[Any], estimator: str) -> None:
+def test_a_measurement_is_one_all_reduce_of_a_number_a_column(
+    ranks: list[Any], estimator: str
+) -> None:
     lengths, columns, gradients = ranks[0]["bytes", estimator]
     tensors = dict(models.build("embedding").model.named_parameters())
-    assert columns == (sum(p.ndim + 1 for p in tensors.values()) if estimator == "kronecker" else len(tensors))
+    assert columns == (
+        sum(p.ndim + 1 for p in tensors.values()) if estimator == "kronecker" else len(tensors)
+    )
     assert len(lengths) == 1
     assert lengths[0] <= 8 * columns + 64
     assert lengths[0] < gradients
@@ -99,7 +119,9 @@ def test_no_bias_at_equal_samples(ranks: list[Any], estimator: str) -> None:
     """Averaged gradients would shrink the estimate to 1/√W of the exact value."""
     case = models.build("embedding")
     _, changes = random_update(case.model)
-    exact = exact_fslr(at_old(case.model, changes), changes, [case.batch(rank) for rank in range(len(ranks))])
+    exact = exact_fslr(
+        at_old(case.model, changes), changes, [case.batch(rank) for rank in range(len(ranks))]
+    )
     for name, value in exact.items():
         samples = np.array([one[name] for one in ranks[0]["draws", estimator]]) ** 2
         assert abs(samples.mean() - value**2) < 4.0 * samples.std() / np.sqrt(len(samples)), name
@@ -108,20 +130,29 @@ def test_no_bias_at_equal_samples(ranks: list[Any], estimator: str) -> None:
 def test_the_variance_falls_with_the_number_of_ranks(ranks: list[Any]) -> None:
     case = models.build("embedding")
     update, _ = random_update(case.model)
-    subject = Subject(case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch))
+    subject = Subject(
+        case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
+    )
     meter = Meter(subject, make_estimator("example", subject), Pretended(0), seed=11)
     one = [meter.measure(update, iter([case.batch(0)]), 1) for _ in range(DRAWS)]
     many = ranks[0]["draws", "example"]
-    ratios = [np.var([each[name] ** 2 for each in many]) / np.var([each[name] ** 2 for each in one]) for name in one[0]]
+    ratios = [
+        np.var([each[name] ** 2 for each in many]) / np.var([each[name] ** 2 for each in one])
+        for name in one[0]
+    ]
     assert np.exp(np.mean(np.log(ratios))) == pytest.approx(1 / len(ranks), rel=0.35)
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_multipliers_and_weights_are_the_same_bits_on_every_rank(count: int, tmp_path: Path) -> None:
+def test_multipliers_and_weights_are_the_same_bits_on_every_rank(
+    count: int, tmp_path: Path
+) -> None:
     result = on_ranks(count, "ddp_match.py", folder=tmp_path)
     assert result.code == 0, result.output
     assert len(result.ranks) == count
-    assert all(any(m != 1.0 for m in run["multipliers"].values()) for run in result.ranks[0].values())
+    assert all(
+        any(m != 1.0 for m in run["multipliers"].values()) for run in result.ranks[0].values()
+    )
     assert all(same(each, result.ranks[0]) for each in result.ranks)
 
 
@@ -132,7 +163,9 @@ def test_by_tokens_every_rank_goes_by_what_rank_0_logs(tmp_path: Path) -> None:
     assert same(first, second)
     assert same(first[None], first[7]), "what the other rank logs is no matter"
     assert first[None]["aimed"] == pytest.approx([2**0.25, 2, 2**1.75, 4], rel=1e-12)
-    assert first[None]["told"].startswith("clock='tokens': step 3 is to be matched and no tokens were logged for it")
+    assert first[None]["told"].startswith(
+        "clock='tokens': step 3 is to be matched and no tokens were logged for it"
+    )
 
 
 def test_a_recording_leaves_no_trace_on_any_rank_whatever_ddps_options(tmp_path: Path) -> None:
@@ -144,7 +177,13 @@ def test_a_recording_leaves_no_trace_on_any_rank_whatever_ddps_options(tmp_path:
     assert result.ranks[0]["sharpness"].tolist() == result.ranks[1]["sharpness"].tolist()
     model, _ = fresh("resmlp")
     optimizer = SGD(model.parameters(), 1e-2)
-    options: dict[str, Any] = {"probe": (torch.randn(8, 8) for _ in iter(int, 1)), "family": "f", "warmup": 2}
-    flerm = FLeRM.record(model, optimizer, sharpness=lambda model, batch: loss_of(model(batch)), **options)
+    options: dict[str, Any] = {
+        "probe": (torch.randn(8, 8) for _ in iter(int, 1)),
+        "family": "f",
+        "warmup": 2,
+    }
+    flerm = FLeRM.record(
+        model, optimizer, sharpness=lambda model, batch: loss_of(model(batch)), **options
+    )
     trained(model, optimizer, [torch.ones(8, 8)])
     assert result.ranks[0]["sharpness"][0] == pytest.approx(flerm.sharpness, rel=1e-5)

@@ -34,8 +34,14 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     ("how", "sentence"),
     [
         ("plain", "Unsupported: 2 ranks run, but the model is in no DistributedDataParallel"),
-        ("fsdp1", "Unsupported: FSDP1 (FullyShardedDataParallel) flattens parameters and cannot be measured; move to FSDP2"),
-        ("experts", "Unsupported: the model's parameters lie on different meshes of ranks: expert parallel cannot be measured"),
+        (
+            "fsdp1",
+            "Unsupported: FSDP1 (FullyShardedDataParallel) flattens parameters and cannot be measured; move to FSDP2",
+        ),
+        (
+            "experts",
+            "Unsupported: the model's parameters lie on different meshes of ranks: expert parallel cannot be measured",
+        ),
         (
             "expert mesh",
             "Unsupported: the model's parameters lie on different meshes of ranks: expert parallel cannot be measured",
@@ -48,19 +54,45 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
             "ignored",
             "Unsupported: DistributedDataParallel ignores blocks.0.up.weight, which may differ between ranks: such experts",
         ),
-        ("zero", "Unsupported: ZeroRedundancyOptimizer cannot be measured or matched: each rank steps only its own part"),
-        ("pipe", "Unsupported: a pipeline stage does not compute the outputs and cannot be measured"),
-        ("stage", "Unsupported: a pipeline stage does not compute the outputs and cannot be measured"),
-        ("schedule", "Unsupported: a pipeline stage does not compute the outputs and cannot be measured"),
-        ("stage's module", "Unsupported: 2 ranks run, but the model is in no DistributedDataParallel"),
-        ("stages as replicas", "Unsupported: the ranks hold different parameters: replicas hold the same ones, and pipeline"),
-        ("hooked", "Unsupported: a hook set by set_all_reduce_hook reduces gradients in a way that cannot be known"),
+        (
+            "zero",
+            "Unsupported: ZeroRedundancyOptimizer cannot be measured or matched: each rank steps only its own part",
+        ),
+        (
+            "pipe",
+            "Unsupported: a pipeline stage does not compute the outputs and cannot be measured",
+        ),
+        (
+            "stage",
+            "Unsupported: a pipeline stage does not compute the outputs and cannot be measured",
+        ),
+        (
+            "schedule",
+            "Unsupported: a pipeline stage does not compute the outputs and cannot be measured",
+        ),
+        (
+            "stage's module",
+            "Unsupported: 2 ranks run, but the model is in no DistributedDataParallel",
+        ),
+        (
+            "stages as replicas",
+            "Unsupported: the ranks hold different parameters: replicas hold the same ones, and pipeline",
+        ),
+        (
+            "hooked",
+            "Unsupported: a hook set by set_all_reduce_hook reduces gradients in a way that cannot be known",
+        ),
         ("empty", "MeasurementError: every probe batch of this measurement is empty"),
-        ("slices", "Unsupported: rank 0: the outputs differ between the ranks that work on one batch"),
+        (
+            "slices",
+            "Unsupported: rank 0: the outputs differ between the ranks that work on one batch",
+        ),
     ],
 )
 def test_refused_by_name(refused: list[Any], how: str, sentence: str) -> None:
-    told = [rank[how].replace("rank 1: ", "rank 0: ") for rank in refused]  # of equals, whoever says it first
+    told = [
+        rank[how].replace("rank 1: ", "rank 0: ") for rank in refused
+    ]  # of equals, whoever says it first
     assert all(each.startswith(sentence) for each in told), told[0]
     assert refused[0][how] == refused[1][how]
 

@@ -28,7 +28,9 @@ def test_a_killed_rank_and_a_restarted_group_are_one_recording(
     wrapper: str, registry: str, start_registry: StartRegistry, tmp_path: Path
 ) -> None:
     address = start_registry().address if registry == "server" else (tmp_path / "registry").as_uri()
-    result = torchrun(2, "restarted.py", wrapper, address, folder=tmp_path, seconds=110.0, restarts=1)
+    result = torchrun(
+        2, "restarted.py", wrapper, address, folder=tmp_path, seconds=110.0, restarts=1
+    )
     assert result.code == 0, result.output
     if registry == "server":
         until(lambda: not spool_files(tmp_path / "spool"), "measurements were not delivered")
@@ -36,7 +38,11 @@ def test_a_killed_rank_and_a_restarted_group_are_one_recording(
     with RegistryClient(address) as client:
         (recording,) = client.recordings("restarted")
         stored = client.trajectory(recording.spec.id)
-    assert (recording.spec.id, recording.status, recording.attempt) == (result.ranks[0]["id"], "completed", 2)
+    assert (recording.spec.id, recording.status, recording.attempt) == (
+        result.ranks[0]["id"],
+        "completed",
+        2,
+    )
     assert stored.steps.tolist() == [1, 3, 5, 7, 9]
     for rank in result.ranks:
         assert rank["steps"] == stored.steps.tolist()

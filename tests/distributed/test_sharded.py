@@ -41,7 +41,11 @@ MORE = {
 
 
 def pairs(wanted: dict[str, str]) -> list[tuple[str, str]]:
-    return [(name, estimator) for name, estimators in wanted.items() for estimator in estimators.split(",")]
+    return [
+        (name, estimator)
+        for name, estimators in wanted.items()
+        for estimator in estimators.split(",")
+    ]
 
 
 def measured(wanted: dict[str, str], ranks: int, folder: Path) -> list[Any]:
@@ -87,13 +91,19 @@ def test_a_grid_of_four_ranks_measures_as_one(four: list[Any], name: str, estima
 
 def compare_later(ranks: list[Any], name: str) -> None:
     expected = sharded.together(name, "example", len(ranks), measurements=2)
-    assert all(rank["again", name, "example"] == pytest.approx(expected, rel=1e-10) for rank in ranks)
+    assert all(
+        rank["again", name, "example"] == pytest.approx(expected, rel=1e-10) for rank in ranks
+    )
 
 
-@pytest.mark.parametrize("name", [name for name, estimators in TWO.items() if "example" in estimators])
+@pytest.mark.parametrize(
+    "name", [name for name, estimators in TWO.items() if "example" in estimators]
+)
 def test_later_measurements_gather_changes_together(two: list[Any], name: str) -> None:
     compare_later(two, name)
-    assert two[0]["gathers", name, "example"] == (0 if name in ("tp", "sequence", "vocabulary") else 1)
+    assert two[0]["gathers", name, "example"] == (
+        0 if name in ("tp", "sequence", "vocabulary") else 1
+    )
 
 
 @pytest.mark.parametrize("name", FOUR)
@@ -111,19 +121,35 @@ def test_bytes_of_example_when_sharded_are_a_number_for_each_fslr(two: list[Any]
     assert sum(lengths) < 0.05 * parameters
 
 
-def test_bytes_of_example_when_all_ranks_share_a_batch_are_those_of_each_examples_part(two: list[Any]) -> None:
+def test_bytes_of_example_when_all_ranks_share_a_batch_are_those_of_each_examples_part(
+    two: list[Any],
+) -> None:
     lengths, _ = two[0]["bytes", "tp", "example"]
-    tensors, examples = len(list(sharded.build(sharded.ParallelDecoder).parameters())), len(sharded.batch_of(0))
+    tensors, examples = (
+        len(list(sharded.build(sharded.ParallelDecoder).parameters())),
+        len(sharded.batch_of(0)),
+    )
     assert lengths == [8, 8 * (2 + tensors * examples)]
 
 
-def test_bytes_of_example_when_some_ranks_share_a_batch_are_those_of_each_examples_part_among_them_too(four: list[Any]) -> None:
+def test_bytes_of_example_when_some_ranks_share_a_batch_are_those_of_each_examples_part_among_them_too(
+    four: list[Any],
+) -> None:
     lengths, _ = four[0]["bytes", "fsdp-sequence", "example"]
-    tensors, examples = len(list(sharded.build(sharded.ParallelDecoder).parameters())), len(sharded.batch_of(0))
-    assert lengths == [8, 8 * tensors * examples, 8 * (2 + len(four[0]["fsdp-sequence", "example"]))]
+    tensors, examples = (
+        len(list(sharded.build(sharded.ParallelDecoder).parameters())),
+        len(sharded.batch_of(0)),
+    )
+    assert lengths == [
+        8,
+        8 * tensors * examples,
+        8 * (2 + len(four[0]["fsdp-sequence", "example"])),
+    ]
 
 
-def test_bytes_of_kronecker_when_sharded_are_the_sums_along_the_dimension_that_is_cut(two: list[Any]) -> None:
+def test_bytes_of_kronecker_when_sharded_are_the_sums_along_the_dimension_that_is_cut(
+    two: list[Any],
+) -> None:
     lengths, parameters = two[0]["bytes", "blocks", "kronecker"]
     whole = [p.numel() // p.shape[0] for p in sharded.build().parameters()]
     others = sum(p.ndim for p in sharded.build().parameters())

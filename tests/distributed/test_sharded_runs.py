@@ -29,14 +29,25 @@ def ranks(folder: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "how", ["example", "kronecker", "exact", "accumulating", "mixed precision", "checkpointed", "tensor parallel"]
+    "how",
+    [
+        "example",
+        "kronecker",
+        "exact",
+        "accumulating",
+        "mixed precision",
+        "checkpointed",
+        "tensor parallel",
+    ],
 )
 def test_a_recording_leaves_no_trace(ranks: list[Any], how: str) -> None:
     assert [rank[f"no trace, {how}"] for rank in ranks] == [True, True]
 
 
 @pytest.mark.parametrize("wrapper", ["fsdp", "tp"])
-def test_a_matched_run_is_a_plain_one_at_these_rates_on_every_rank(ranks: list[Any], wrapper: str) -> None:
+def test_a_matched_run_is_a_plain_one_at_these_rates_on_every_rank(
+    ranks: list[Any], wrapper: str
+) -> None:
     first = ranks[0][wrapper]
     assert any(m != 1.0 for m in first["multipliers"].values())
     for rank in ranks:
@@ -50,7 +61,9 @@ def test_a_run_goes_on_from_a_distributed_checkpoint(ranks: list[Any]) -> None:
     for rank in ranks:
         found = rank["resumed"]
         uninterrupted, again = found["losses"]
-        assert again[0] == uninterrupted[0]  # later ones are matched by fresh draws of the probe on all ranks but the first
+        assert (
+            again[0] == uninterrupted[0]
+        )  # later ones are matched by fresh draws of the probe on all ranks but the first
         assert found["steps"] == [1, 3, 5]
         assert found["id"][1] == ranks[0]["resumed"]["id"][0]
         assert found["multipliers"][1] == ranks[0]["resumed"]["multipliers"][1]
@@ -61,7 +74,9 @@ def test_the_checkpoint_loads_into_one_process(ranks: list[Any], folder: Path) -
     optimizer = AdamW(model.parameters(), 1e-2)
     targets = {name: 1.0 for name, _ in model.named_parameters()}
     probe = [sharded.batch_of(20)]
-    flerm = FLeRM.match(model, optimizer, probe=probe, family="f", targets=targets, every=2, warmup=2)
+    flerm = FLeRM.match(
+        model, optimizer, probe=probe, family="f", targets=targets, every=2, warmup=2
+    )
     checkpoint.load({"flerm": flerm}, checkpoint_id=folder / "checkpoint", no_dist=True)
     assert flerm.steps == 3
     assert flerm.trajectory.steps.tolist() == [1, 3]
@@ -74,7 +89,9 @@ def test_the_checkpoint_loads_into_one_process(ranks: list[Any], folder: Path) -
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("ranks_now", [2, 4])
-def test_the_checkpoint_loads_into_other_shardings_and_worlds(ranks: list[Any], folder: Path, ranks_now: int) -> None:
+def test_the_checkpoint_loads_into_other_shardings_and_worlds(
+    ranks: list[Any], folder: Path, ranks_now: int
+) -> None:
     saved = ranks[0]["resumed"]
     result = on_ranks(ranks_now, "sharded_load.py", folder=folder)
     assert result.code == 0, result.output

@@ -19,7 +19,9 @@ PACKAGES = ("flerm_core", "flerm_client", "flerm_server", "flerm_proto")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)  # the sdist, and the wheel out of the sdist
+    subprocess.run(
+        command, check=True, capture_output=True
+    )  # the sdist, and the wheel out of the sdist
     [wheel], [sdist] = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return {"wheel": wheel, "sdist": sdist}
 
@@ -32,8 +34,16 @@ def sources() -> set[str]:
         ROOT / "server" / "flerm_server",
         ROOT / "proto" / "flerm_proto",
     )
-    files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {str(path.relative_to(next(f for f in folders if f in path.parents).parent)) for path in files}
+    files = (
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    )
+    return {
+        str(path.relative_to(next(f for f in folders if f in path.parents).parent))
+        for path in files
+    }
 
 
 def test_the_wheel_holds_the_packages_whole_and_nothing_beside_them(built: dict[str, Path]) -> None:
@@ -60,6 +70,16 @@ def test_what_it_says_of_itself(built: dict[str, Path]) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
     extras = set(metadata.get_all("Provides-Extra"))
-    assert {"client", "train", "server", "workloads", "transformers", "lightning", "accelerate", "plot", "postgres"} <= extras
+    assert {
+        "client",
+        "train",
+        "server",
+        "workloads",
+        "transformers",
+        "lightning",
+        "accelerate",
+        "plot",
+        "postgres",
+    } <= extras
     unconditional = [each for each in metadata.get_all("Requires-Dist") if "extra ==" not in each]
     assert unconditional == ["numpy>=1.26"]

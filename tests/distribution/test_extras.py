@@ -88,13 +88,13 @@ flerm.close()
 SERVER = """
 from flerm_client.cli import main
 assert main(["db", "upgrade", "--db", "sqlite:///{folder}/flerm.db"]) == 0
-import flerm_server.rest.app, flerm_server.grpc.service, flerm_server.web.pages
+import flerm_server.http.app, flerm_server.rpc.service, flerm_server.http.web.pages
 """
 WORKLOAD = """
 from flerm_client.cli import main
 assert main(["train", "resmlp", "--steps", "2", "--lr", "0.004"]) == 0
 """
-ADAPTERS = "import peft, flerm_client.workloads.lora\n"
+ADAPTERS = "import peft, flerm_experiments.workloads.lora\n"
 PLOT = """
 import plotly.graph_objects
 from flerm_core import Trajectory
@@ -118,9 +118,12 @@ EXTRAS = {
     "client": (CLIENT + HELP + UNSERVED, ("grpc", "typer")),
     "train": (LOOP + HELP, ("grpc", "typer", "torch")),
     "workloads": (LOOP + WORKLOAD, ("grpc", "typer", "torch", "sklearn")),
-    "lora": (LOOP + ADAPTERS, ("grpc", "typer", "torch", "sklearn", "transformers", "peft", "accelerate")),
+    "lora": (
+        LOOP + ADAPTERS,
+        ("grpc", "typer", "torch", "sklearn", "transformers", "peft", "accelerate"),
+    ),
     "data": (
-        LOOP + "import datasets, tokenizers, PIL, flerm_client.workloads.hub\n",
+        LOOP + "import datasets, tokenizers, PIL, flerm_experiments.workloads.hub\n",
         ("grpc", "typer", "torch", "sklearn", "transformers", "peft", "accelerate"),
     ),
     "transformers": (TRAINER, ("grpc", "typer", "torch", "transformers", "accelerate")),
@@ -138,7 +141,16 @@ EXTRAS = {
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return next(folder.glob("*.whl"))
 
@@ -146,12 +158,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("extra", EXTRAS, ids=[extra or "none" for extra in EXTRAS])
-def test_an_extra_brings_what_it_promises_and_nothing_else(extra: str, wheel: Path, tmp_path: Path) -> None:
+def test_an_extra_brings_what_it_promises_and_nothing_else(
+    extra: str, wheel: Path, tmp_path: Path
+) -> None:
     promise, brought = EXTRAS[extra]
     venv.create(tmp_path / "env", with_pip=True)
     python = str(tmp_path / "env" / "bin" / "python")
     wanted = f"flerm[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
-    install = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--constraint", str(ROOT / "constraints.txt"), wanted]
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--constraint",
+        str(ROOT / "constraints.txt"),
+        wanted,
+    ]
     subprocess.run(install, check=True, capture_output=True, text=True, cwd=tmp_path)
 
     absent = [name for name in TELLTALES if name not in brought]
@@ -161,6 +185,8 @@ def test_an_extra_brings_what_it_promises_and_nothing_else(extra: str, wheel: Pa
         f"assert [name for name in {list(brought)!r} if not find_spec(name)] == []\n"
     ) + (promise.format(folder=tmp_path) if "{folder}" in promise else promise)
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([python, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ran = subprocess.run(
+        [python, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr
     assert subprocess.run([python, "-m", "pip", "check"], capture_output=True).returncode == 0

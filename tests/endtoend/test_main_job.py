@@ -11,10 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from flerm_client import FLeRM, RegistryClient
-from flerm_client.workloads.training import Job, train
-
-from ..conftest import RegistryProcess
-from ..distributed.launch import on_ranks, torchrun
+from flerm_experiments.workloads.train_loop import Job, train
+from tests.conftest import RegistryProcess
+from tests.distributed.launch import on_ranks, torchrun
 
 HERE = Path(__file__).parent
 
@@ -24,7 +23,14 @@ def record(registry: RegistryProcess, family: str, lr: float, seed: int, spool: 
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr)
     probe = [torch.randn(16, 4) for _ in range(4)]
-    options = {"probe": probe, "registry": registry.address, "every": 2, "warmup": 2, "seed": seed, "spool": spool}
+    options = {
+        "probe": probe,
+        "registry": registry.address,
+        "every": 2,
+        "warmup": 2,
+        "seed": seed,
+        "spool": spool,
+    }
     with FLeRM.record(model, optimizer, family=family, **options) as flerm:
         for step in range(1, 6):
             optimizer.zero_grad()
@@ -35,16 +41,26 @@ def record(registry: RegistryProcess, family: str, lr: float, seed: int, spool: 
     return flerm
 
 
-def test_a_recording_arrives_whole_and_is_read_over_grpc_and_http(registry: RegistryProcess, tmp_path: Path) -> None:
+def test_a_recording_arrives_whole_and_is_read_over_grpc_and_http(
+    registry: RegistryProcess, tmp_path: Path
+) -> None:
     flerm = record(registry, "arrives", 1e-2, 0, tmp_path)
     with RegistryClient(registry.address) as client:
         stored = client.trajectory(flerm.recording_id)
         (recording,) = client.recordings("arrives")
     assert stored == flerm.trajectory
     assert stored.steps.tolist() == [1, 3, 5]
-    assert (recording.status, recording.spec.lr, recording.spec.optimizer) == ("completed", 1e-2, "SGD")
+    assert (recording.status, recording.spec.lr, recording.spec.optimizer) == (
+        "completed",
+        1e-2,
+        "SGD",
+    )
     assert recording.final_loss == pytest.approx(recording.final_loss)
-    body = httpx.get(f"{registry.http}/api/v1/recordings/{flerm.recording_id}/trajectory").raise_for_status().json()
+    body = (
+        httpx.get(f"{registry.http}/api/v1/recordings/{flerm.recording_id}/trajectory")
+        .raise_for_status()
+        .json()
+    )
     assert [row["step"] for row in body["rows"]] == [1, 3, 5]
 
 
@@ -53,13 +69,38 @@ def test_two_ranks_match_what_the_registry_holds(
 ) -> None:
     monkeypatch.setenv("FLERM_SPOOL", str(tmp_path))
     family = "two-ranks"
-    job = {"workload": "resmlp", "lr": 1e-3, "steps": 20, "family": family, "registry": registry.address}
+    job = {
+        "workload": "resmlp",
+        "lr": 1e-3,
+        "steps": 20,
+        "family": family,
+        "registry": registry.address,
+    }
     for seed in (0, 1):
         train(Job(**job, seed=seed, mode="record"))
-    arguments = ("train", "resmlp", "--steps", "20", "--family", family, "--registry", registry.address)
+    arguments = (
+        "train",
+        "resmlp",
+        "--steps",
+        "20",
+        "--family",
+        family,
+        "--registry",
+        registry.address,
+    )
     out = tmp_path / "result.json"
     matched = torchrun(
-        2, "-m flerm_client.cli", *arguments, "--width", "2", "--lr", "1e-3", "--match", "--json", str(out), folder=tmp_path
+        2,
+        "-m flerm_client.cli",
+        *arguments,
+        "--width",
+        "2",
+        "--lr",
+        "1e-3",
+        "--match",
+        "--json",
+        str(out),
+        folder=tmp_path,
     )
     assert matched.code == 0, matched.output
     result = json.loads(out.read_text())
@@ -92,12 +133,16 @@ def test_what_the_registry_does_not_know_is_named_on_every_rank(
     assert "surprise.weight" in parameter and "0.weight" in parameter
 
 
-def test_the_command_line_says_it_in_one_line_and_ends_with_its_code(registry: RegistryProcess, tmp_path: Path) -> None:
+def test_the_command_line_says_it_in_one_line_and_ends_with_its_code(
+    registry: RegistryProcess, tmp_path: Path
+) -> None:
     arguments = ("train", "resmlp", "--lr", "1e-3", "--steps", "5", "--family", "nobody", "--match")
     arguments += ("--registry", registry.address)
     done = torchrun(2, "-m flerm_client.cli", *arguments, folder=tmp_path)
     assert done.code != 0
-    lines = [line for line in done.output.splitlines() if "'nobody'" in line and "Traceback" not in line]
+    lines = [
+        line for line in done.output.splitlines() if "'nobody'" in line and "Traceback" not in line
+    ]
     assert len(lines) == 2, done.output  # one a rank
     assert "exitcode  : 3" in done.output
     assert "workloads/training.py" not in done.output, "no traceback of ours"

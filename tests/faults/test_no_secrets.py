@@ -15,7 +15,7 @@ from flerm_client import RegistryClient
 from flerm_core.errors import FlermError
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
-from flerm_server.store.sql import open_store
+from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
 from tests.server.given import NAMES, PARAMETERS
 
@@ -54,21 +54,37 @@ def test_the_secret_is_nowhere_else(start_registry: StartRegistry, tmp_path: Pat
     with grpc.insecure_channel(registry.grpc) as channel:
         for sent in (f"Bearer {secret}x", f"Basic {secret}", f"Bearer {secret} {secret}", secret):
             with pytest.raises(grpc.RpcError) as refused:
-                rpc.RegistryStub(channel).ServerInfo(pb.ServerInfoRequest(), timeout=20, metadata=[("authorization", sent)])
+                rpc.RegistryStub(channel).ServerInfo(
+                    pb.ServerInfoRequest(), timeout=20, metadata=[("authorization", sent)]
+                )
             seen[f"refusal of {sent[:8]}"] = str(refused.value)
     exported = run(secret, registry.address, "export", FAMILY, str(tmp_path / "exported"))
     assert exported.returncode == 0, exported.stderr
-    for arguments in (("doctor",), ("recordings", "--json"), ("best", "none/such"), ("export", "none", str(tmp_path / "x"))):
+    for arguments in (
+        ("doctor",),
+        ("recordings", "--json"),
+        ("best", "none/such"),
+        ("export", "none", str(tmp_path / "x")),
+    ):
         ended = run(secret, registry.address, *arguments)
         seen[f"flerm {arguments[0]}"] = ended.stdout + ended.stderr
     header = {"Authorization": f"Bearer {secret}"}
-    pages = ("/", f"/recordings/{recording}", "/metrics", "/openapi.json", f"/api/v1/recordings/{recording}", "/api/v1/none")
+    pages = (
+        "/",
+        f"/recordings/{recording}",
+        "/metrics",
+        "/openapi.json",
+        f"/api/v1/recordings/{recording}",
+        "/api/v1/none",
+    )
     for path in pages:
         seen[path] = httpx.get(f"{registry.http}{path}", headers=header).text
     origin = {"Origin": registry.http}
     entered = httpx.post(f"{registry.http}/login", data={"token": secret}, headers=origin)
     seen["login"] = entered.text + str(entered.headers)
-    seen["wrong login"] = httpx.post(f"{registry.http}/login", data={"token": f"{secret}x"}, headers=origin).text
+    seen["wrong login"] = httpx.post(
+        f"{registry.http}/login", data={"token": f"{secret}x"}, headers=origin
+    ).text
     store.tokens.revoke(token.id)
     with RegistryClient(registry.address, secret) as client, pytest.raises(FlermError) as refused:
         client.info()
@@ -77,7 +93,9 @@ def test_the_secret_is_nowhere_else(start_registry: StartRegistry, tmp_path: Pat
     assert registry.stop() == 0
     seen["log"] = "".join(registry.output)
     files = [each for each in tmp_path.rglob("*") if each.is_file()]
-    assert any(each.suffix == ".parquet" for each in files) and any(each.suffix == ".db" for each in files)
+    assert any(each.suffix == ".parquet" for each in files) and any(
+        each.suffix == ".db" for each in files
+    )
     seen |= {str(each): each.read_bytes().decode("latin-1") for each in files}
     own = secret.split("_", 2)[2]
     assert len(own) == 43

@@ -38,7 +38,13 @@ class Nursery:
 
     def begin(self, registry: str, spool: Path, seed: int) -> int:
         """Starts a run; its pid."""
-        order = {"registry": registry, "spool": str(spool), "seed": seed, "steps": STEPS, "pace": PACE}
+        order = {
+            "registry": registry,
+            "spool": str(spool),
+            "seed": seed,
+            "steps": STEPS,
+            "pace": PACE,
+        }
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())["pid"]
@@ -73,7 +79,9 @@ def uninterrupted(nursery, tmp_path_factory):
 
     def values(seed: int) -> np.ndarray:
         if seed not in found:
-            nursery.begin(tmp_path_factory.mktemp("folder").as_uri(), tmp_path_factory.mktemp("spool"), seed)
+            nursery.begin(
+                tmp_path_factory.mktemp("folder").as_uri(), tmp_path_factory.mktemp("spool"), seed
+            )
             found[seed] = np.array(nursery.rest()["values"], np.float32)
         return found[seed]
 
@@ -88,7 +96,7 @@ def uploader_of(pid: int) -> int | None:
         return None
     for child in children:
         try:
-            if b"flerm_client.uploader" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"flerm_client.upload.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                 return int(child)
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -108,10 +116,16 @@ def at_a_random_moment(seed: int) -> None:
     threading.Event().wait(random.Random(seed).uniform(0.0, LONGEST))
 
 
-def assert_holds(address: str, said: dict, values: np.ndarray, least: int, statuses: set[str]) -> None:
+def assert_holds(
+    address: str, said: dict, values: np.ndarray, least: int, statuses: set[str]
+) -> None:
     """The registry has the steps from 1 on, `least` of them or more, each with the value of the undisturbed run."""
     with RegistryClient(address) as client:
-        known = {each.spec.id for each in client.recordings("killed")} if least == 0 else {said["recording"]}
+        known = (
+            {each.spec.id for each in client.recordings("killed")}
+            if least == 0
+            else {said["recording"]}
+        )
         if said.get("recording") not in known:
             return  # killed before anything was measured
         stored = client.trajectory(said["recording"])
@@ -129,7 +143,10 @@ def test_the_training_process_is_killed(seed, nursery, uninterrupted, registry, 
     kill(run)
     said = nursery.rest()
     # The uploader outlives it. Only where the run died before it had one, something is left to sync.
-    until(lambda: spool_files(tmp_path) == [] or uploader_is_gone(tmp_path), "the uploader neither delivered nor left")
+    until(
+        lambda: spool_files(tmp_path) == [] or uploader_is_gone(tmp_path),
+        "the uploader neither delivered nor left",
+    )
     assert main(["sync", "--spool", str(tmp_path)]) == 0
     assert spool_files(tmp_path) == []
     assert_holds(registry.address, said, values, said["step"], {"interrupted", "completed"})
@@ -169,6 +186,6 @@ def uploader_is_gone(spool: Path) -> bool:
             command = (process / "cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if b"flerm_client.uploader" in command and str(spool).encode() in command:
+        if b"flerm_client.upload.worker" in command and str(spool).encode() in command:
             return False
     return True

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from waiting import until
 
-from flerm_core.recording import Measurement, ParameterList
-from flerm_proto import convert
+from flerm_core.records.recording import Measurement, ParameterList
+from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
-from flerm_server.serve import Server
+from flerm_server.server import Server
 from flerm_server.settings import Address, Settings
 from tests.conftest import RegistryProcess, StartRegistry
 from tests.server.given import family, row, spec
@@ -53,24 +53,39 @@ def test_clients_that_stop_reading_hold_up_nobody(start_registry: StartRegistry)
     values = np.random.default_rng(0).random(tensors, np.float32)
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
-        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=20)
+        stub.StartRecording(
+            pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=20
+        )
         requests = [
             pb.AppendRequest(
                 recording_id=sent.id,
-                measurements=[convert.measurement_to(Measurement(step=at + step, values=values)) for step in range(100)],
+                measurements=[
+                    recording_messages.measurement_to(Measurement(step=at + step, values=values))
+                    for step in range(100)
+                ],
             )
             for at in range(0, 4000, 100)
         ]
         assert sum(each.committed for each in stub.AppendStream(iter(requests), timeout=60)) == 4000
         before = resident(registry)
-        channels = [grpc.insecure_channel(registry.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(8)]
-        streams = [rpc.RegistryStub(each).GetTrajectory(pb.GetTrajectoryRequest(recording_id=sent.id)) for each in channels]
+        channels = [
+            grpc.insecure_channel(registry.grpc, options=[("grpc.use_local_subchannel_pool", 1)])
+            for _ in range(8)
+        ]
+        streams = [
+            rpc.RegistryStub(each).GetTrajectory(pb.GetTrajectoryRequest(recording_id=sent.id))
+            for each in channels
+        ]
         for stream in streams:
             assert next(stream).header.rows == 4000
         other = spec(family())
-        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(other)), timeout=20)
+        stub.StartRecording(
+            pb.StartRecordingRequest(spec=recording_messages.spec_to(other)), timeout=20
+        )
         for step in range(1, 101):
-            request = pb.AppendRequest(recording_id=other.id, measurements=[convert.measurement_to(row(step))])
+            request = pb.AppendRequest(
+                recording_id=other.id, measurements=[recording_messages.measurement_to(row(step))]
+            )
             assert stub.Append(request, timeout=5).committed == 1
         assert resident(registry) - before < 8 * 16 * MIB
         for each in channels:
@@ -90,13 +105,24 @@ def test_half_open_connections_leave_room_for_others(start_registry: StartRegist
             stub.ServerInfo(pb.ServerInfoRequest(), timeout=5)
         for connection in connections:
             connection.close()
-        until(lambda: descriptors(registry) <= before + 2, "the server kept connections that were closed")
+        until(
+            lambda: descriptors(registry) <= before + 2,
+            "the server kept connections that were closed",
+        )
 
 
 def test_a_peer_that_vanished_is_dropped(tmp_path: Path):
     """It takes part in the handshake and then answers nothing, not even a ping."""
     here = Address("127.0.0.1", 0)
-    server = Server(Settings(db=f"sqlite:///{tmp_path}/r.db", grpc=here, http=here, drain_seconds=1, keepalive_seconds=1))
+    server = Server(
+        Settings(
+            db=f"sqlite:///{tmp_path}/r.db",
+            grpc=here,
+            http=here,
+            drain_seconds=1,
+            keepalive_seconds=1,
+        )
+    )
     server.start()
     try:
         with connect(server.grpc_address.text, PREFACE + EMPTY_SETTINGS + SETTINGS_TAKEN) as peer:
@@ -132,22 +158,34 @@ def test_random_bytes_at_the_port_cost_nothing(start_registry: StartRegistry):
         for thread in threads:
             thread.join()
         stub.ServerInfo(pb.ServerInfoRequest(), timeout=5)
-        until(lambda: descriptors(registry) <= before + 2, "the server kept connections that were closed")
+        until(
+            lambda: descriptors(registry) <= before + 2,
+            "the server kept connections that were closed",
+        )
 
 
 @pytest.mark.parametrize("clients", [8, pytest.param(64, marks=pytest.mark.slow)])
-def test_many_clients_at_once_and_every_row_is_there_once(start_registry: StartRegistry, clients: int):
+def test_many_clients_at_once_and_every_row_is_there_once(
+    start_registry: StartRegistry, clients: int
+):
     registry = start_registry()
     rows, errors, ids = 40, [], []
 
     def client() -> None:
         try:
-            with grpc.insecure_channel(registry.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            with grpc.insecure_channel(
+                registry.grpc, options=[("grpc.use_local_subchannel_pool", 1)]
+            ) as channel:
                 stub = rpc.RegistryStub(channel)
                 sent = spec(family())
-                stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=60)
+                stub.StartRecording(
+                    pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=60
+                )
                 for step in range(1, rows + 1):
-                    request = pb.AppendRequest(recording_id=sent.id, measurements=[convert.measurement_to(row(step))])
+                    request = pb.AppendRequest(
+                        recording_id=sent.id,
+                        measurements=[recording_messages.measurement_to(row(step))],
+                    )
                     assert stub.Append(request, timeout=60).committed == 1
                 ids.append(sent.id)
         except Exception as error:
@@ -163,4 +201,6 @@ def test_many_clients_at_once_and_every_row_is_there_once(start_registry: StartR
         stub = rpc.RegistryStub(channel)
         for recording in ids:
             chunks = stub.GetTrajectory(pb.GetTrajectoryRequest(recording_id=recording), timeout=20)
-            assert [step for chunk in chunks for step in chunk.rows.steps] == list(range(1, rows + 1))
+            assert [step for chunk in chunks for step in chunk.rows.steps] == list(
+                range(1, rows + 1)
+            )

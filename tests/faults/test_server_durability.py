@@ -18,8 +18,8 @@ import numpy as np
 import psycopg
 import pytest
 
-from flerm_core.recording import Measurement, ParameterList
-from flerm_proto import convert
+from flerm_core.records.recording import Measurement, ParameterList
+from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from tests.conftest import PostgresCluster, StartRegistry
@@ -33,13 +33,15 @@ PARAMETERS = ParameterList(NAMES, ((4,),) * TENSORS, ("other",) * TENSORS)
 
 def start(stub: rpc.RegistryStub) -> str:
     sent = spec(family(), parameters=PARAMETERS)
-    stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=20)
+    stub.StartRecording(pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=20)
     return sent.id
 
 
 def append(stub: rpc.RegistryStub, recording: str, step: int) -> None:
     row = Measurement(step=step, values=np.random.default_rng(step).random(TENSORS, np.float32))
-    request = pb.AppendRequest(recording_id=recording, measurements=[convert.measurement_to(row)])
+    request = pb.AppendRequest(
+        recording_id=recording, measurements=[recording_messages.measurement_to(row)]
+    )
     assert stub.Append(request, timeout=20).committed == 1
 
 
@@ -54,15 +56,40 @@ def test_sqlite_syncs_its_log_before_each_acknowledgement(tmp_path: Path):
     Fails, not skips, without it.
     """
     if shutil.which("strace") is None:
-        pytest.fail("strace is not installed: it shows what the server asks of the kernel (Debian: apt-get install strace)")
+        pytest.fail(
+            "strace is not installed: it shows what the server asks of the kernel (Debian: apt-get install strace)"
+        )
     calls, announce = tmp_path / "calls", tmp_path / "announce.json"
-    command = ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync", "-e", "signal=none", "-o", str(calls), sys.executable]
-    options = ["-m", "flerm_server.cli", "serve", "--db", f"sqlite:///{tmp_path}/registry.db", "--announce", str(announce)]
+    command = [
+        "strace",
+        "-f",
+        "-y",
+        "-e",
+        "trace=fsync,fdatasync",
+        "-e",
+        "signal=none",
+        "-o",
+        str(calls),
+        sys.executable,
+    ]
+    options = [
+        "-m",
+        "flerm_server.cli",
+        "serve",
+        "--db",
+        f"sqlite:///{tmp_path}/registry.db",
+        "--announce",
+        str(announce),
+    ]
     ports = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-    process = subprocess.Popen([*command, *options, *ports], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [*command, *options, *ports], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
 
     def syncs() -> int:
-        return len(re.findall(r"f(?:data)?sync\(\d+<[^>]*registry\.db-wal>\) *= 0", calls.read_text()))
+        return len(
+            re.findall(r"f(?:data)?sync\(\d+<[^>]*registry\.db-wal>\) *= 0", calls.read_text())
+        )
 
     try:
         assert process.stdout.readline().startswith("registry: ")
@@ -90,7 +117,9 @@ def test_postgresql_has_flushed_its_log_before_each_acknowledgement(
         connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = {default}')
 
         def flushed() -> int:
-            return connection.execute("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint").fetchone()[0]
+            return connection.execute(
+                "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint"
+            ).fetchone()[0]
 
         with grpc.insecure_channel(start_registry(db=url).grpc) as channel:
             stub = rpc.RegistryStub(channel)
@@ -101,7 +130,9 @@ def test_postgresql_has_flushed_its_log_before_each_acknowledgement(
                 assert flushed() - before >= 4 * TENSORS
 
 
-def test_postgresql_restarts_under_a_running_server(start_registry: StartRegistry, postgres: PostgresCluster):
+def test_postgresql_restarts_under_a_running_server(
+    start_registry: StartRegistry, postgres: PostgresCluster
+):
     with grpc.insecure_channel(start_registry(db=migrate(postgres.new_database())).grpc) as channel:
         stub = rpc.RegistryStub(channel)
         recording = start(stub)
@@ -121,7 +152,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = [*as_root, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, text=True)
     if mounted.returncode:
-        pytest.fail(f"the tests must be allowed to mount a tmpfs, as root or by sudo: {mounted.stderr.strip()}")
+        pytest.fail(
+            f"the tests must be allowed to mount a tmpfs, as root or by sudo: {mounted.stderr.strip()}"
+        )
     yield folder
     subprocess.run([*as_root, "umount", "--lazy", str(folder)], check=True)
 
@@ -141,7 +174,9 @@ def fill_up(stub: rpc.RegistryStub, recording: str) -> int:
 def test_a_full_disk_refuses_and_loses_nothing(start_registry: StartRegistry, small_disk: Path):
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(1 << 20))
-    with grpc.insecure_channel(start_registry(db=f"sqlite:///{small_disk}/registry.db").grpc) as channel:
+    with grpc.insecure_channel(
+        start_registry(db=f"sqlite:///{small_disk}/registry.db").grpc
+    ) as channel:
         stub = rpc.RegistryStub(channel)
         recording = start(stub)
         last = fill_up(stub, recording)

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flerm_proto import convert
+from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from tests.conftest import RegistryProcess, launch_registry
@@ -25,12 +25,30 @@ from tests.server.given import row, spec
 SERVICE = pb.DESCRIPTOR.services_by_name["Registry"]
 METHODS = [method.name for method in SERVICE.methods]
 FAMILY, RECORDING = "fuzz/known", "0b7f1f0e-57a3-4f0d-8a8e-6f2a9c1d3e5b"
-BUGS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+BUGS = (
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNAVAILABLE,
+)
 AT_ONCE, ROUNDS = 32, 10
 CALLS = [1_000, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 
 TEXTS = st.one_of(
-    st.sampled_from(["", FAMILY, RECORDING, "base", "plain", "completed", "example", "layers.*", "layers.0.weight", "exact"]),
+    st.sampled_from(
+        [
+            "",
+            FAMILY,
+            RECORDING,
+            "base",
+            "plain",
+            "completed",
+            "example",
+            "layers.*",
+            "layers.0.weight",
+            "exact",
+        ]
+    ),
     st.text(max_size=40),
 )
 FLOATS = st.one_of(st.sampled_from([0.0, 1e-3, -1.0, float("nan"), float("inf")]), st.floats())
@@ -45,7 +63,11 @@ SCALARS = {
 
 
 def repeated(field: FieldDescriptor) -> bool:
-    return field.is_repeated if hasattr(field, "is_repeated") else field.label == FieldDescriptor.LABEL_REPEATED
+    return (
+        field.is_repeated
+        if hasattr(field, "is_repeated")
+        else field.label == FieldDescriptor.LABEL_REPEATED
+    )
 
 
 def values(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
@@ -73,7 +95,9 @@ def messages(descriptor: Descriptor, depth: int = 0) -> st.SearchStrategy[Any]:
                     else:
                         held[each].CopyFrom(draw(values(value, depth)))
             elif repeated(field):
-                getattr(message, field.name).extend(draw(st.lists(values(field, depth), max_size=3)))
+                getattr(message, field.name).extend(
+                    draw(st.lists(values(field, depth), max_size=3))
+                )
             elif field.message_type is not None:
                 getattr(message, field.name).CopyFrom(draw(values(field, depth)))
             else:
@@ -88,13 +112,24 @@ def fuzzed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A registry of its own on each database, with one recording that the messages may hit."""
     folder = tmp_path_factory.mktemp("fuzz")
     on_file = request.param == "sqlite"
-    db = f"sqlite:///{folder}/registry.db" if on_file else migrate(request.getfixturevalue("postgres").new_database())
+    db = (
+        f"sqlite:///{folder}/registry.db"
+        if on_file
+        else migrate(request.getfixturevalue("postgres").new_database())
+    )
     registry = launch_registry(db, folder / "announce.json")
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
         known = spec(FAMILY, id=RECORDING)
-        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(known)), timeout=20)
-        stub.Append(pb.AppendRequest(recording_id=RECORDING, measurements=[convert.measurement_to(row(1))]), timeout=20)
+        stub.StartRecording(
+            pb.StartRecordingRequest(spec=recording_messages.spec_to(known)), timeout=20
+        )
+        stub.Append(
+            pb.AppendRequest(
+                recording_id=RECORDING, measurements=[recording_messages.measurement_to(row(1))]
+            ),
+            timeout=20,
+        )
         yield registry, stub
     assert registry.stop() == 0
     assert '"event": "bug"' not in "".join(registry.output)
@@ -104,7 +139,9 @@ def call(stub: rpc.RegistryStub, method: str, request: Any) -> tuple[grpc.Status
     """The status of a call, and its sentence."""
     kind = SERVICE.methods_by_name[method]
     try:
-        answer = getattr(stub, method)(iter([request]) if kind.client_streaming else request, timeout=20)
+        answer = getattr(stub, method)(
+            iter([request]) if kind.client_streaming else request, timeout=20
+        )
         if kind.server_streaming:
             for _ in answer:
                 pass
@@ -114,10 +151,18 @@ def call(stub: rpc.RegistryStub, method: str, request: Any) -> tuple[grpc.Status
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_whatever_the_fields_hold_the_answer_is_a_status_and_a_sentence(fuzzed: tuple[RegistryProcess, Any], method: str):
+def test_whatever_the_fields_hold_the_answer_is_a_status_and_a_sentence(
+    fuzzed: tuple[RegistryProcess, Any], method: str
+):
     _, stub = fuzzed
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @settings(
+        max_examples=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+        database=None,
+    )
     @given(messages(SERVICE.methods_by_name[method].input_type))
     def fuzz(request: Any) -> None:
         code, sentence = call(stub, method, request)
@@ -131,12 +176,17 @@ def test_bytes_that_are_no_request_are_the_sender_s_mistake(fuzzed: tuple[Regist
     registry, _ = fuzzed
     with grpc.insecure_channel(registry.grpc) as channel:
         open_to_all = (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
-        services = [SERVICE, *(service for file in open_to_all for service in file.services_by_name.values())]
+        services = [
+            SERVICE,
+            *(service for file in open_to_all for service in file.services_by_name.values()),
+        ]
         for method in (method for service in services for method in service.methods):
             kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
             ask = getattr(channel, kind)(f"/{method.containing_service.full_name}/{method.name}")
             with pytest.raises(grpc.RpcError) as refusal:
-                answer = ask(iter([b"\xff\xff"]) if method.client_streaming else b"\xff\xff", timeout=20)
+                answer = ask(
+                    iter([b"\xff\xff"]) if method.client_streaming else b"\xff\xff", timeout=20
+                )
                 list(answer if method.server_streaming else ())
             assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT, method.name
             assert "message: 2 bytes that are no request of this call" in refusal.value.details()
@@ -149,11 +199,23 @@ def held(registry: RegistryProcess) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("count", CALLS)
-def test_thousands_of_bad_calls_leave_nothing_behind(fuzzed: tuple[RegistryProcess, Any], count: int):
+def test_thousands_of_bad_calls_leave_nothing_behind(
+    fuzzed: tuple[RegistryProcess, Any], count: int
+):
     registry, stub = fuzzed
     bad = [
-        ("Append", pb.AppendRequest(recording_id="nobody", measurements=[convert.measurement_to(row(1))])),
-        ("Append", pb.AppendRequest(recording_id=RECORDING, measurements=[pb.Measurement(step=1, fslr=b"1234567")])),
+        (
+            "Append",
+            pb.AppendRequest(
+                recording_id="nobody", measurements=[recording_messages.measurement_to(row(1))]
+            ),
+        ),
+        (
+            "Append",
+            pb.AppendRequest(
+                recording_id=RECORDING, measurements=[pb.Measurement(step=1, fslr=b"1234567")]
+            ),
+        ),
         ("RegisterFamily", pb.RegisterFamilyRequest(name="bad name")),
         ("GetRecording", pb.GetRecordingRequest(recording_id="\x00")),
         ("ListRecordings", pb.ListRecordingsRequest(page_token="rubbish")),

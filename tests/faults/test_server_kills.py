@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from flerm_client import RegistryClient
-from flerm_core.block import MeasurementBlock
-from flerm_core.recording import Measurement
-from flerm_proto import convert
+from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.recording import Measurement
+from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from tests.conftest import RegistryProcess, free_port, launch_registry
@@ -49,8 +49,10 @@ class Writer(threading.Thread):
         try:
             with grpc.insecure_channel(self.address, options=RECONNECT) as channel:
                 stub = rpc.RegistryStub(channel)
-                start = pb.StartRecordingRequest(spec=convert.spec_to(self.recording))
-                while not self.calls(lambda: stub.StartRecording(start, timeout=SECONDS, wait_for_ready=True)):
+                start = pb.StartRecordingRequest(spec=recording_messages.spec_to(self.recording))
+                while not self.calls(
+                    lambda: stub.StartRecording(start, timeout=SECONDS, wait_for_ready=True)
+                ):
                     pass
                 while not self.stopping.is_set() or self.acknowledged < len(self.sent):
                     self.calls(lambda: self.stream(stub) if self.streamed else self.unary(stub))
@@ -72,9 +74,14 @@ class Writer(threading.Thread):
         count = int(self.random.integers(1, 20))
         while len(self.sent) < first + count:
             values = self.random.random(3, np.float32)
-            self.sent.append(Measurement(step=len(self.sent) + 1, values=values, loss=float(values[0])))
+            self.sent.append(
+                Measurement(step=len(self.sent) + 1, values=values, loss=float(values[0]))
+            )
         rows = self.sent[first : first + count]
-        return pb.AppendRequest(recording_id=self.recording.id, measurements=map(convert.measurement_to, rows)), count
+        return pb.AppendRequest(
+            recording_id=self.recording.id,
+            measurements=map(recording_messages.measurement_to, rows),
+        ), count
 
     def unary(self, stub: rpc.RegistryStub) -> None:
         request, count = self.request(self.acknowledged)

@@ -14,15 +14,15 @@ import grpc
 import httpx
 import pytest
 
-from flerm_proto import convert
+from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
-from flerm_server import serve
-from flerm_server.grpc import admission
-from flerm_server.rest import middleware, patience
-from flerm_server.serve import Server
+from flerm_server import server as server_module
+from flerm_server.http import middleware, request_timeout
+from flerm_server.rpc import admission
+from flerm_server.server import Server
 from flerm_server.settings import Address, Settings
-from flerm_server.store.sql import open_store
+from flerm_server.store.sql.store import open_store
 from tests.conftest import RegistryProcess, StartRegistry
 from tests.server.given import family, row, spec
 
@@ -33,7 +33,11 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 @contextmanager
 def served(folder: Path, **settings: object) -> Iterator[Server]:
     """A server in this process."""
-    server = Server(Settings(db=f"sqlite:///{folder}/registry.db", grpc=HERE, http=HERE, drain_seconds=1, **settings))
+    server = Server(
+        Settings(
+            db=f"sqlite:///{folder}/registry.db", grpc=HERE, http=HERE, drain_seconds=1, **settings
+        )
+    )
     server.start()
     try:
         yield server
@@ -51,23 +55,34 @@ def refusal(call: object) -> str:
 
 def started(stub: rpc.RegistryStub) -> str:
     sent = spec(family())
-    stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=10)
+    stub.StartRecording(pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=10)
     return sent.id
 
 
 def append(recording: str, *steps: int) -> pb.AppendRequest:
-    return pb.AppendRequest(recording_id=recording, measurements=[convert.measurement_to(row(step)) for step in steps])
+    return pb.AppendRequest(
+        recording_id=recording,
+        measurements=[recording_messages.measurement_to(row(step)) for step in steps],
+    )
 
 
 def test_an_oversized_message_is_refused_by_name_and_the_next_is_served(registry: RegistryProcess):
-    with grpc.insecure_channel(registry.grpc, options=[("grpc.max_send_message_length", -1)]) as channel:
+    with grpc.insecure_channel(
+        registry.grpc, options=[("grpc.max_send_message_length", -1)]
+    ) as channel:
         stub = rpc.RegistryStub(channel)
         recording = started(stub)
-        large = pb.AppendRequest(recording_id=recording, measurements=[pb.Measurement(step=1, fslr=bytes(5 << 20))])
-        name = f"max_message_bytes: a message of {large.ByteSize()} bytes; at most 4194304 are allowed"
+        large = pb.AppendRequest(
+            recording_id=recording, measurements=[pb.Measurement(step=1, fslr=bytes(5 << 20))]
+        )
+        name = (
+            f"max_message_bytes: a message of {large.ByteSize()} bytes; at most 4194304 are allowed"
+        )
         assert refusal(lambda: stub.Append(large, timeout=20)).startswith(name)
         assert refusal(lambda: list(stub.AppendStream(iter([large]), timeout=20))).startswith(name)
-        huge = pb.AppendRequest(recording_id=recording, measurements=[pb.Measurement(step=1, fslr=bytes(20 << 20))])
+        huge = pb.AppendRequest(
+            recording_id=recording, measurements=[pb.Measurement(step=1, fslr=bytes(20 << 20))]
+        )
         assert "larger than max" in refusal(lambda: stub.Append(huge, timeout=20))
         assert stub.Append(append(recording, 1), timeout=20).committed == 1
 
@@ -76,7 +91,10 @@ def test_an_oversized_body_is_refused_by_name(registry: RegistryProcess):
     with httpx.Client(base_url=registry.http, timeout=20) as http:
         for content in (bytes(9 << 20), (bytes(1 << 20) for _ in range(9))):
             answer = http.post("/api/v1/match", content=content)
-            assert (answer.status_code, answer.json()["detail"].partition(":")[0]) == (413, "max_body_bytes")
+            assert (answer.status_code, answer.json()["detail"].partition(":")[0]) == (
+                413,
+                "max_body_bytes",
+            )
         assert http.get("/readyz").status_code == 200
 
 
@@ -97,8 +115,12 @@ def test_appends_in_flight_are_limited_by_client(tmp_path: Path, monkeypatch: py
             return answers
 
         streams = [open_stream(1), open_stream(2)]
-        assert refusal(lambda: stub.Append(append(recording, 3), timeout=10)).startswith("appends_per_client: 2 appends")
-        with grpc.insecure_channel(server.grpc_address.text, options=[("grpc.use_local_subchannel_pool", 1)]) as other:
+        assert refusal(lambda: stub.Append(append(recording, 3), timeout=10)).startswith(
+            "appends_per_client: 2 appends"
+        )
+        with grpc.insecure_channel(
+            server.grpc_address.text, options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as other:
             assert rpc.RegistryStub(other).Append(append(recording, 3), timeout=10).committed == 1
         over.set()
         for stream in streams:
@@ -113,7 +135,7 @@ def test_appends_in_flight_are_limited_by_client(tmp_path: Path, monkeypatch: py
 
 
 def test_streams_leave_threads_for_other_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(serve, "KEPT_FOR_SHORT_CALLS", serve.THREADS - 2)
+    monkeypatch.setattr(server_module, "KEPT_FOR_SHORT_CALLS", server_module.THREADS - 2)
     over = threading.Event()
     with served(tmp_path) as server, grpc.insecure_channel(server.grpc_address.text) as channel:
         stub = rpc.RegistryStub(channel)
@@ -125,7 +147,9 @@ def test_streams_leave_threads_for_other_calls(tmp_path: Path, monkeypatch: pyte
 
         streams = [stub.AppendStream(requests(step), timeout=20) for step in (1, 2)]
         assert [next(stream).committed for stream in streams] == [1, 1]
-        assert refusal(lambda: list(stub.AppendStream(requests(3), timeout=10))).startswith("streams: 2 streams are open")
+        assert refusal(lambda: list(stub.AppendStream(requests(3), timeout=10))).startswith(
+            "streams: 2 streams are open"
+        )
         assert stub.Append(append(recording, 3), timeout=10).committed == 1
         over.set()
         for stream in streams:
@@ -134,30 +158,43 @@ def test_streams_leave_threads_for_other_calls(tmp_path: Path, monkeypatch: pyte
 
 def test_recordings_of_one_token_are_limited(tmp_path: Path):
     store = open_store(f"sqlite:///{tmp_path}/registry.db")
-    (_, mine), (_, others) = store.tokens.create("mine", "write"), store.tokens.create("others", "write")
-    with served(tmp_path, recordings_per_token=2) as server, grpc.insecure_channel(server.grpc_address.text) as channel:
+    (_, mine), (_, others) = (
+        store.tokens.create("mine", "write"),
+        store.tokens.create("others", "write"),
+    )
+    with (
+        served(tmp_path, recordings_per_token=2) as server,
+        grpc.insecure_channel(server.grpc_address.text) as channel,
+    ):
 
         def start(token: str, recording: object) -> pb.StartRecordingResponse:
-            request = pb.StartRecordingRequest(spec=convert.spec_to(recording))
+            request = pb.StartRecordingRequest(spec=recording_messages.spec_to(recording))
             return rpc.RegistryStub(channel).StartRecording(
                 request, timeout=10, metadata=[("authorization", f"Bearer {token}")]
             )
 
         first, second, third = (spec(family()) for _ in range(3))
         assert start(mine.text, first).created and start(mine.text, second).created
-        assert refusal(lambda: start(mine.text, third)).startswith("recordings_per_token: token mine (")
+        assert refusal(lambda: start(mine.text, third)).startswith(
+            "recordings_per_token: token mine ("
+        )
         assert not start(mine.text, first).created  # sent again
         assert start(others.text, third).created
     store.close()
 
 
-def test_a_head_or_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_head_or_a_body_that_does_not_come_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A slow loris: each byte in time, the whole never."""
-    monkeypatch.setattr(patience, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(request_timeout, "HEAD_SECONDS", 0.5)
     monkeypatch.setattr(middleware, "BODY_SECONDS", 0.5)
     with served(tmp_path) as server:
         address = ("127.0.0.1", server.http_address.port)
-        for opening in (b"GET / HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\n"):
+        for opening in (
+            b"GET / HTTP/1.1\r\n",
+            b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\n",
+        ):
             with socket.create_connection(address, timeout=10) as slow:
                 slow.sendall(opening)
                 began = time.monotonic()
@@ -167,7 +204,9 @@ def test_a_head_or_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, m
                         time.sleep(0.05)
                 assert time.monotonic() < began + 5
         with socket.create_connection(address, timeout=10) as slow:
-            slow.sendall(b"POST /api/v1/match HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+            slow.sendall(
+                b"POST /api/v1/match HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"
+            )
             assert b"body_seconds" in b"".join(iter(lambda: slow.recv(65536), b""))
         with httpx.Client(base_url=f"http://{server.http_address.text}") as http:
             for _ in range(3):  # who keeps a connection and pauses within it is served on
@@ -175,14 +214,21 @@ def test_a_head_or_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, m
                 time.sleep(0.2)
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+@pytest.mark.parametrize(
+    "count", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
+)
 def test_thousands_of_connections_are_refused_or_served(start_registry: StartRegistry, count: int):
     """Half say nothing, half stop in the middle of a request; the rest of the world is answered meanwhile and afterwards."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     registry = start_registry()
     ports = [registry.grpc, registry.http.removeprefix("http://")]
-    openings = (b"", b"GET / HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00")
+    openings = (
+        b"",
+        b"GET / HTTP/1.1\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+    )
     held = []
     try:
         for at in range(count):

@@ -156,10 +156,14 @@ def assert_unharmed(fault: Fault, outcomes, undisturbed, steps) -> None:
     np.testing.assert_array_equal(stored.values, np.array(run["values"], np.float32))
 
 
-def test_weights_are_the_same_bits_and_every_measurement_arrives_once(fault, ranks, base, undisturbed):
+def test_weights_are_the_same_bits_and_every_measurement_arrives_once(
+    fault, ranks, base, undisturbed
+):
     assert main(["sync", "--spool", str(base), "--registry", fault.server.address]) == 0
     common = {"registry": fault.address, "token_file": fault.token_file}
-    matched = ranks.train("match", fault.spool, family=FAMILY, every=3, pause_at=6, meanwhile=fault.strike, **common)
+    matched = ranks.train(
+        "match", fault.spool, family=FAMILY, every=3, pause_at=6, meanwhile=fault.strike, **common
+    )
     # Begun while it is still gone: recording needs no registry.
     begin = time.monotonic()
     recorded = ranks.train("record", fault.spool, family=f"other-{uuid.uuid4().hex[:8]}", **common)
@@ -172,7 +176,9 @@ def test_weights_are_the_same_bits_and_every_measurement_arrives_once(fault, ran
 def test_a_run_whose_registry_is_down_says_what_is_left_and_how_to_send_it(ranks, tmp_path):
     first, *others = ranks.train("record", tmp_path, registry="grpc://127.0.0.1:1", family="down")
     assert len(first["said"]) == 1
-    assert first["said"][0].startswith(f"12 of 12 measurements of recording {first['recording']} are not delivered")
+    assert first["said"][0].startswith(
+        f"12 of 12 measurements of recording {first['recording']} are not delivered"
+    )
     assert f"`flerm sync --spool {tmp_path}` sends what is left" in first["said"][0]
     assert all(each["said"] == [] for each in others)
 
@@ -187,7 +193,9 @@ def unanswering(request):
         yield f"grpc://127.0.0.1:{bound.getsockname()[1]}"
 
 
-def test_without_targets_every_rank_fails_in_time_with_the_same_sentence(unanswering, ranks, tmp_path):
+def test_without_targets_every_rank_fails_in_time_with_the_same_sentence(
+    unanswering, ranks, tmp_path
+):
     begin = time.monotonic()
     outcomes = ranks.train("match", tmp_path, registry=unanswering, family=FAMILY, timeout=1.0)
     assert time.monotonic() - begin < 6.0
@@ -197,12 +205,18 @@ def test_without_targets_every_rank_fails_in_time_with_the_same_sentence(unanswe
     assert spool_files(tmp_path) == []
 
 
-def test_a_match_goes_on_with_the_cached_targets(ranks, base, undisturbed, start_registry, tmp_path):
+def test_a_match_goes_on_with_the_cached_targets(
+    ranks, base, undisturbed, start_registry, tmp_path
+):
     server = start_registry()
     assert main(["sync", "--spool", str(base), "--registry", server.address]) == 0
-    first = ranks.train("match", tmp_path / "spool", registry=server.address, family=FAMILY, every=3)
+    first = ranks.train(
+        "match", tmp_path / "spool", registry=server.address, family=FAMILY, every=3
+    )
     server.stop()
-    again = ranks.train("match", tmp_path / "spool", registry=server.address, family=FAMILY, every=3, timeout=0.5)
+    again = ranks.train(
+        "match", tmp_path / "spool", registry=server.address, family=FAMILY, every=3, timeout=0.5
+    )
     assert [each["weights"] for each in again] == [each["weights"] for each in first]
     assert [each["weights"] for each in again] == [each["weights"] for each in undisturbed["match"]]
     assert any(m != 1.0 for m in again[0]["multipliers"].values())

@@ -17,9 +17,9 @@ from spooled import child_environment, row_of, spec_of, write_run
 
 from flerm_client import RegistryClient
 from flerm_client.cli import main
-from flerm_client.reporting import Reporter
-from flerm_client.spool.owner import Owner
-from flerm_core.recording import Attempt, Ending, Measurement
+from flerm_client.spool.process_owner import Owner
+from flerm_client.upload.reporter import Reporter
+from flerm_core.records.recording import Attempt, Ending, Measurement
 
 SECONDS = 20.0
 
@@ -27,7 +27,7 @@ SECONDS = 20.0
 RUN = """
 import json, sys
 from spooled import *
-from flerm_client.reporting import Reporter
+from flerm_client.upload.reporter import Reporter
 registry, recording_id = sys.argv[1:]
 reporter = Reporter.open(registry, spec_of("faults", id=recording_id), Attempt())
 print("open", reporter._uploader.pid, flush=True)
@@ -103,14 +103,20 @@ def assert_holds(address: str, recording_id: str, steps, status: str | None = "c
     with RegistryClient(address) as client:
         trajectory = client.trajectory(recording_id)
         assert trajectory.steps.tolist() == list(steps)
-        np.testing.assert_array_equal(trajectory.values, np.stack([row_of(step).values for step in steps]))
+        np.testing.assert_array_equal(
+            trajectory.values, np.stack([row_of(step).values for step in steps])
+        )
         if status:
             assert client.recording(recording_id).status == status
 
 
 def rows_at(address: str, recording_id: str) -> int:
     with RegistryClient(address) as client:
-        return sum(recording.rows for recording in client.recordings("faults") if recording.spec.id == recording_id)
+        return sum(
+            recording.rows
+            for recording in client.recordings("faults")
+            if recording.spec.id == recording_id
+        )
 
 
 def spool_files(folder: Path) -> list[Path]:
@@ -181,7 +187,9 @@ def test_a_killed_uploader_is_started_again(registry, start_run, moment):
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.6])
-def test_a_killed_run_is_delivered_by_its_uploader_as_interrupted(registry, start_run, moment, tmp_path):
+def test_a_killed_run_is_delivered_by_its_uploader_as_interrupted(
+    registry, start_run, moment, tmp_path
+):
     spec = spec_of("faults")
     run = start_run(registry.address, spec.id)
     run.say("[1, 2, 3]")
@@ -240,7 +248,10 @@ def test_a_registry_that_is_down_costs_the_run_the_flush_time_and_one_sentence(t
     kill(uploader)
     reporter._uploader.wait()
     assert delivery.left == 1
-    assert delivery.problem.startswith("1 of 1 measurements of recording") and "flerm sync --spool" in delivery.problem
+    assert (
+        delivery.problem.startswith("1 of 1 measurements of recording")
+        and "flerm sync --spool" in delivery.problem
+    )
 
 
 def test_what_the_registry_refuses_for_good_is_set_aside_and_the_rest_delivered(registry, tmp_path):
@@ -291,10 +302,15 @@ def test_a_resumed_run_owns_the_steps_from_where_it_resumed(registry, tmp_path):
 
 
 def test_the_token_is_not_on_the_command_line_and_the_session_is_its_own(tmp_path):
-    reporter = Reporter.open("grpc://127.0.0.1:1", spec_of("faults"), Attempt(), token="very-secret", spool=tmp_path)
+    reporter = Reporter.open(
+        "grpc://127.0.0.1:1", spec_of("faults"), Attempt(), token="very-secret", spool=tmp_path
+    )
     pid = reporter._uploader.pid
     assert b"very-secret" not in Path(f"/proc/{pid}/cmdline").read_bytes()
-    until(lambda: b"flerm_client.uploader" in Path(f"/proc/{pid}/cmdline").read_bytes(), "no uploader")
+    until(
+        lambda: b"flerm_client.upload.worker" in Path(f"/proc/{pid}/cmdline").read_bytes(),
+        "no uploader",
+    )
     assert os.getsid(pid) == pid
     reporter.close()
     kill(Owner.of(pid))

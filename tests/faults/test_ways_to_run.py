@@ -35,7 +35,9 @@ for _ in range({rounds}):
 """
 
 
-def training(family: str, *, rounds: int = 3, loader: str = "num_workers=0", ending: str = "") -> str:
+def training(
+    family: str, *, rounds: int = 3, loader: str = "num_workers=0", ending: str = ""
+) -> str:
     return TRAINING.format(family=family, rounds=rounds, loader=loader, ending=ending)
 
 
@@ -53,18 +55,31 @@ def family():
 @pytest.fixture
 def environment(registry, tmp_path):
     """The registry by environment, and a spool of the test's own."""
-    return {**os.environ, "FLERM_REGISTRY": registry.address, "FLERM_SPOOL": str(tmp_path / "spool"), "OMP_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "FLERM_REGISTRY": registry.address,
+        "FLERM_SPOOL": str(tmp_path / "spool"),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
-def run(command: list[str], environment: dict[str, str], seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+def run(
+    command: list[str], environment: dict[str, str], seconds: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+    )
 
 
 def assert_recorded(registry, family: str, steps: int) -> None:
     """One completed recording of `family`, with every step of it."""
     with RegistryClient(registry.address) as client:
         (recording,) = client.recordings(family)
-        assert (recording.status, recording.rows, recording.last_step) == ("completed", steps, steps)
+        assert (recording.status, recording.rows, recording.last_step) == (
+            "completed",
+            steps,
+            steps,
+        )
 
 
 def test_a_script_without_a_main_guard_that_never_closes(registry, family, environment, tmp_path):
@@ -103,7 +118,8 @@ def test_a_notebook(registry, family, environment, tmp_path):
 
     kernel = KernelManager(kernel_name="python3")
     kernel.start_kernel(
-        env={**environment, "IPYTHONDIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)}, cwd=str(tmp_path)
+        env={**environment, "IPYTHONDIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)},
+        cwd=str(tmp_path),
     )
     client = kernel.blocking_client()
     client.start_channels()
@@ -126,7 +142,9 @@ MANY = [2, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]
 def test_beside_dataloader_workers(method, rounds, registry, family, environment, tmp_path):
     script = tmp_path / "train.py"
     workers = 2 if method == "fork" else 1
-    code = training(family, rounds=rounds, loader=f"num_workers={workers}, multiprocessing_context='{method}'")
+    code = training(
+        family, rounds=rounds, loader=f"num_workers={workers}, multiprocessing_context='{method}'"
+    )
     script.write_text(guarded(code) if method == "spawn" else code)
     done = run([sys.executable, str(script)], environment, seconds=60.0 if rounds == 2 else 1000.0)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -156,9 +174,19 @@ def test_a_matched_script_without_targets_ends_on_every_rank_before_it_trains(tm
         meeting.bind(("127.0.0.1", 0))
         port = str(meeting.getsockname()[1])
         meeting.close()
-        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        group = {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+        }
         address = f"grpc://127.0.0.1:{bound.getsockname()[1]}"
-        common = {**os.environ, **group, "FLERM_REGISTRY": address, "FLERM_SPOOL": str(tmp_path / "spool")}
+        common = {
+            **os.environ,
+            **group,
+            "FLERM_REGISTRY": address,
+            "FLERM_SPOOL": str(tmp_path / "spool"),
+        }
         jobs = [
             subprocess.Popen(
                 [sys.executable, str(script)],
@@ -174,6 +202,8 @@ def test_a_matched_script_without_targets_ends_on_every_rank_before_it_trains(tm
     for out, err in ended:
         assert out == ""
         assert re.search(
-            rf"^(\[rank\d\]: )?flerm_core\.errors\.Unreachable: {address} cannot be reached: .*refused$", err, re.MULTILINE
+            rf"^(\[rank\d\]: )?flerm_core\.errors\.Unreachable: {address} cannot be reached: .*refused$",
+            err,
+            re.MULTILINE,
         ), err
     assert not list(Path(tmp_path / "spool").glob("*.spool"))

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, struct_pb2, timestamp_pb2
 from google.protobuf.message_factory import GetMessageClass
 
-from flerm_core.packing import pack
+from flerm_core.records.packing import pack
 from flerm_proto.v1 import registry_pb2 as pb
 from tests.conftest import RegistryProcess
 from tests.server.given import family, spec
@@ -60,7 +60,9 @@ def meaning(field: descriptor_pb2.FieldDescriptorProto) -> tuple[object, ...]:
     )
 
 
-def breaking(old: descriptor_pb2.FileDescriptorProto, new: descriptor_pb2.FileDescriptorProto) -> list[str]:
+def breaking(
+    old: descriptor_pb2.FileDescriptorProto, new: descriptor_pb2.FileDescriptorProto
+) -> list[str]:
     """What was removed, renumbered, renamed or given another type."""
     found = [] if old.package == new.package else [f"package {old.package} became {new.package}"]
     now = messages(new)
@@ -74,7 +76,9 @@ def breaking(old: descriptor_pb2.FileDescriptorProto, new: descriptor_pb2.FileDe
             for field in message.field
             if fields.get(field.number) != meaning(field)
         ]
-    methods = {(service.name, each.name): each for service in new.service for each in service.method}
+    methods = {
+        (service.name, each.name): each for service in new.service for each in service.method
+    }
     found += [
         f"rpc {each.name} is gone or another"
         for service in old.service
@@ -98,8 +102,14 @@ def test_nothing_that_was_released_changed(release: Path):
         (lambda file: setattr(file.message_type[1].field[0], "name", "other"), "field 1 of"),
         (lambda file: setattr(file.message_type[1].field[0], "type", 3), "field 1 of"),
         (lambda file: file.service[0].method.pop(), "rpc "),
-        (lambda file: setattr(file.service[0].method[0], "server_streaming", True), "rpc ServerInfo is gone or another"),
-        (lambda file: setattr(file, "package", "flerm.registry.v2"), "package flerm.registry.v1 became"),
+        (
+            lambda file: setattr(file.service[0].method[0], "server_streaming", True),
+            "rpc ServerInfo is gone or another",
+        ),
+        (
+            lambda file: setattr(file, "package", "flerm.registry.v2"),
+            "package flerm.registry.v1 became",
+        ),
     ],
 )
 def test_what_would_break_a_client_is_found(change, sentence: str):
@@ -114,9 +124,9 @@ def test_a_client_of_the_release_works(release: Path, registry: RegistryProcess)
     pool = descriptor_pool.DescriptorPool()
     for dependency in (struct_pb2, timestamp_pb2):
         pool.AddSerializedFile(dependency.DESCRIPTOR.serialized_pb)
-    file = pool.AddSerializedFile(released_file(release).SerializeToString()) or pool.FindFileByName(
-        released_file(release).name
-    )
+    file = pool.AddSerializedFile(
+        released_file(release).SerializeToString()
+    ) or pool.FindFileByName(released_file(release).name)
     kind = {name: GetMessageClass(message) for name, message in file.message_types_by_name.items()}
     service = file.services_by_name["Registry"]
     values = np.array([[1, 2, np.nan], [3, 4, 5]], np.float32)
@@ -128,15 +138,28 @@ def test_a_client_of_the_release_works(release: Path, registry: RegistryProcess)
             make = channel.unary_stream if method.server_streaming else channel.unary_unary
             path = f"/{service.full_name}/{name}"
             answer = kind[method.output_type.name].FromString
-            return make(path, kind[method.input_type.name].SerializeToString, answer)(request, timeout=20)
+            return make(path, kind[method.input_type.name].SerializeToString, answer)(
+                request, timeout=20
+            )
 
         assert "v1" in call("ServerInfo", kind["ServerInfoRequest"]()).api_versions
         start = kind["StartRecordingRequest"]()
         start.spec.id, start.spec.family, start.spec.lr = sent.id, sent.family, sent.lr
-        start.spec.role, start.spec.variant, start.spec.optimizer, start.spec.world_size = "base", "plain", "Adam", 1
-        start.spec.estimator.name, start.spec.estimator.samples, start.spec.estimator.warmup = "example", 1, 8
+        start.spec.role, start.spec.variant, start.spec.optimizer, start.spec.world_size = (
+            "base",
+            "plain",
+            "Adam",
+            1,
+        )
+        start.spec.estimator.name, start.spec.estimator.samples, start.spec.estimator.warmup = (
+            "example",
+            1,
+            8,
+        )
         start.spec.estimator.start = 1
-        for name, shape, band in zip(sent.parameters.names, sent.parameters.shapes, sent.parameters.bands, strict=True):
+        for name, shape, band in zip(
+            sent.parameters.names, sent.parameters.shapes, sent.parameters.bands, strict=True
+        ):
             start.spec.parameters.names.append(name)
             start.spec.parameters.shapes.add().dims.extend(shape)
             start.spec.parameters.bands.append(band)
@@ -146,12 +169,20 @@ def test_a_client_of_the_release_works(release: Path, registry: RegistryProcess)
             append.measurements.add(step=step, fslr=pack(row), loss=2.0)
         assert call("Append", append).committed == 2
         header, rows = call("GetTrajectory", kind["GetTrajectoryRequest"](recording_id=sent.id))
-        assert (list(header.header.parameters.names), list(rows.rows.steps)) == (list(sent.parameters.names), [1, 101])
+        assert (list(header.header.parameters.names), list(rows.rows.steps)) == (
+            list(sent.parameters.names),
+            [1, 101],
+        )
         assert rows.rows.values == values.tobytes()
         ended = call(
-            "FinishRecording", kind["FinishRecordingRequest"](recording_id=sent.id, status="completed", final_loss=2.0)
+            "FinishRecording",
+            kind["FinishRecordingRequest"](
+                recording_id=sent.id, status="completed", final_loss=2.0
+            ),
         )
         assert (ended.status, ended.rows) == ("completed", 2)
-        targets = list(call("GetTargets", kind["GetTargetsRequest"](family=sent.family, lr=sent.lr)))
+        targets = list(
+            call("GetTargets", kind["GetTargetsRequest"](family=sent.family, lr=sent.lr))
+        )
         assert list(targets[0].header.sources) == [sent.id]
         assert call("GetBest", kind["GetBestRequest"](family=sent.family)).lr == sent.lr

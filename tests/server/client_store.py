@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from flerm_client import RegistryClient
-from flerm_core.block import MeasurementBlock
 from flerm_core.errors import FlermError
-from flerm_core.packing import unpack
-from flerm_core.recording import Attempt, Ending, Family, Recording, RecordingSpec
+from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.packing import unpack
+from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
 from flerm_core.trajectory import Trajectory
-from flerm_server.store.base import Appended, Batch, Started
+from flerm_server.store.interface import Appended, Batch, Started
 from tests.server.remote_store import RemoteStore
 
 
@@ -23,7 +23,9 @@ class ClientStore(RemoteStore):
         super().__init__(address)
         self.client = RegistryClient(f"grpc://{address}")
 
-    def register_family(self, name, *, description="", blocks: Sequence[str] = (), created_by="") -> Family:
+    def register_family(
+        self, name, *, description="", blocks: Sequence[str] = (), created_by=""
+    ) -> Family:
         return self.client.register_family(name, description=description, blocks=blocks)
 
     def family(self, name: str) -> Family:
@@ -38,7 +40,9 @@ class ClientStore(RemoteStore):
     def delete(self, recording_id: str) -> int:
         return self.client.delete(recording_id)
 
-    def start(self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by="") -> Started:
+    def start(
+        self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by=""
+    ) -> Started:
         if attempt is not None or spec != given_to_client(spec):
             return super().start(spec, attempt)
         try:
@@ -82,14 +86,22 @@ class ClientStore(RemoteStore):
         if attempt:
             return super().finish(recording_id, attempt, ending)
         return self.client.finish(
-            recording_id, ending.status, final_loss=ending.final_loss, final_step=ending.final_step, tokens=ending.tokens
+            recording_id,
+            ending.status,
+            final_loss=ending.final_loss,
+            final_step=ending.final_step,
+            tokens=ending.tokens,
         )
 
     def recording(self, recording_id: str) -> Recording:
         return self.client.recording(recording_id)
 
     def trajectory(self, recording_id: str, *, steps=None) -> Trajectory:
-        return self.client.trajectory(recording_id) if steps is None else super().trajectory(recording_id, steps=steps)
+        return (
+            self.client.trajectory(recording_id)
+            if steps is None
+            else super().trajectory(recording_id, steps=steps)
+        )
 
     def close(self) -> None:
         self.client.close()

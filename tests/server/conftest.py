@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from flerm_server.serve import Server
+from flerm_server.server import Server
 from flerm_server.settings import Address, Settings
-from flerm_server.store import schema
-from flerm_server.store.base import Store
-from flerm_server.store.engine import open_engine, parse_url
-from flerm_server.store.sql import open_store
+from flerm_server.store.interface import Store
+from flerm_server.store.sql import schema
+from flerm_server.store.sql.engine import open_engine, parse_url
+from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster
 from tests.server.client_store import ClientStore
 from tests.server.remote_store import RemoteStore
@@ -39,7 +39,11 @@ def migrate(url: str) -> str:
 
 def serve(url: str) -> Iterator[Backend]:
     """A server in this process, on free ports."""
-    server = Server(Settings(db=url, grpc=Address("127.0.0.1", 0), http=Address("127.0.0.1", 0), drain_seconds=2))
+    server = Server(
+        Settings(
+            db=url, grpc=Address("127.0.0.1", 0), http=Address("127.0.0.1", 0), drain_seconds=2
+        )
+    )
     server.start()
     local, remote = open_store(url), RemoteStore(server.grpc_address.text)
     client = ClientStore(server.grpc_address.text)
@@ -62,9 +66,13 @@ def postgres_backend(postgres: PostgresCluster) -> Iterator[Backend]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def backend(request: pytest.FixtureRequest) -> Backend:
-    return request.getfixturevalue("sqlite_backend" if request.param == "sqlite" else "postgres_backend")
+    return request.getfixturevalue(
+        "sqlite_backend" if request.param == "sqlite" else "postgres_backend"
+    )
 
 
 @pytest.fixture(params=["direct", "over gRPC", "by client"])
 def store(request: pytest.FixtureRequest, backend: Backend) -> Store:
-    return {"direct": backend.local, "over gRPC": backend.remote, "by client": backend.client}[request.param]
+    return {"direct": backend.local, "over gRPC": backend.remote, "by client": backend.client}[
+        request.param
+    ]

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from flerm_core.block import MeasurementBlock
-from flerm_core.recording import Attempt, Measurement, ParameterList, RecordingSpec
-from flerm_server.store.base import Batch
+from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.recording import Attempt, Measurement, ParameterList, RecordingSpec
+from flerm_server.store.interface import Batch
 
 NAMES = ("layers.0.weight", "layers.1.weight", "readout.weight")
-PARAMETERS = ParameterList(NAMES, ((4, 4), (4, 4), (2, 4)), ("feed-forward", "feed-forward", "readout"))
+PARAMETERS = ParameterList(
+    NAMES, ((4, 4), (4, 4), (2, 4)), ("feed-forward", "feed-forward", "readout")
+)
 
 
 def family() -> str:
@@ -23,7 +25,9 @@ def family() -> str:
 
 def spec(family: str, **changes: Any) -> RecordingSpec:
     """A base recording of three tensors at 1e-3."""
-    return RecordingSpec(**({"family": family, "lr": 1e-3, "parameters": PARAMETERS, "optimizer": "Adam"} | changes))
+    return RecordingSpec(
+        **({"family": family, "lr": 1e-3, "parameters": PARAMETERS, "optimizer": "Adam"} | changes)
+    )
 
 
 def attempt(resume_at: int, minute: int) -> Attempt:

@@ -9,13 +9,30 @@ import grpc
 import numpy as np
 
 from flerm_core.errors import FlermError
-from flerm_core.packing import unpack
-from flerm_core.recording import Attempt, Ending, Family, Recording, RecordingFilter, RecordingSpec
-from flerm_proto import convert
-from flerm_proto.status import error_of
+from flerm_core.records.packing import unpack
+from flerm_core.records.recording import (
+    Attempt,
+    Ending,
+    Family,
+    Recording,
+    RecordingFilter,
+    RecordingSpec,
+)
+from flerm_proto import recording_messages
+from flerm_proto.status_codes import error_of
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
-from flerm_server.store.base import Appended, Batch, Page, Rows, Segment, Selection, Started, Store, StoreInfo
+from flerm_server.store.interface import (
+    Appended,
+    Batch,
+    Page,
+    Rows,
+    Segment,
+    Selection,
+    Started,
+    Store,
+    StoreInfo,
+)
 
 SECONDS = 20
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -36,11 +53,13 @@ class RemoteStore(Store):
 
     def info(self) -> StoreInfo:
         found = self._call("ServerInfo", pb.ServerInfoRequest())
-        return StoreInfo(found.schema_revision, convert.timestamp_from(found, "now"))
+        return StoreInfo(found.schema_revision, recording_messages.timestamp_from(found, "now"))
 
-    def register_family(self, name, *, description="", blocks: Sequence[str] = (), created_by="") -> Family:
+    def register_family(
+        self, name, *, description="", blocks: Sequence[str] = (), created_by=""
+    ) -> Family:
         request = pb.RegisterFamilyRequest(name=name, description=description, blocks=blocks)
-        return convert.family_from(self._call("RegisterFamily", request))
+        return recording_messages.family_from(self._call("RegisterFamily", request))
 
     def family(self, name: str, *, within="") -> Family:
         return next(each for each in self.families(prefix=name).items if each.name == name)
@@ -48,33 +67,48 @@ class RemoteStore(Store):
     def families(self, *, prefix="", page_size=0, page_token="", within="") -> Page[Family]:
         request = pb.ListFamiliesRequest(prefix=prefix, page_size=page_size, page_token=page_token)
         found = self._call("ListFamilies", request)
-        return Page(tuple(map(convert.family_from, found.families)), found.next_page_token)
+        return Page(
+            tuple(map(recording_messages.family_from, found.families)), found.next_page_token
+        )
 
     def rename_family(self, name: str, new_name: str) -> Family:
-        return convert.family_from(self._call("RenameFamily", pb.RenameFamilyRequest(name=name, new_name=new_name)))
+        return recording_messages.family_from(
+            self._call("RenameFamily", pb.RenameFamilyRequest(name=name, new_name=new_name))
+        )
 
     def tag(self, recording_id: str, tags, remove: Sequence[str] = ()) -> Recording:
         request = pb.TagRecordingRequest(recording_id=recording_id, set=tags, remove=remove)
-        return convert.recording_from(self._call("TagRecording", request))
+        return recording_messages.recording_from(self._call("TagRecording", request))
 
     def delete(self, recording_id: str) -> int:
-        return self._call("DeleteRecording", pb.DeleteRecordingRequest(recording_id=recording_id)).rows
+        return self._call(
+            "DeleteRecording", pb.DeleteRecordingRequest(recording_id=recording_id)
+        ).rows
 
-    def start(self, spec: RecordingSpec, attempt: Attempt | None = None, *, created_by="", most_recordings=0) -> Started:
-        request = pb.StartRecordingRequest(spec=convert.spec_to(spec))
+    def start(
+        self,
+        spec: RecordingSpec,
+        attempt: Attempt | None = None,
+        *,
+        created_by="",
+        most_recordings=0,
+    ) -> Started:
+        request = pb.StartRecordingRequest(spec=recording_messages.spec_to(spec))
         if attempt is not None:
             request.attempt_id, request.resume_at = attempt.id, attempt.resume_at
-            request.started_at.CopyFrom(convert.timestamp_to(attempt.started_at))
+            request.started_at.CopyFrom(recording_messages.timestamp_to(attempt.started_at))
             request.after = attempt.after
             if attempt.sent_at is not None:
-                request.sent_at.CopyFrom(convert.timestamp_to(attempt.sent_at))
+                request.sent_at.CopyFrom(recording_messages.timestamp_to(attempt.sent_at))
         found = self._call("StartRecording", request)
         return Started(found.recording_id, found.attempt, found.created)
 
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
         requests = [
             pb.AppendRequest(
-                recording_id=batch.recording_id, attempt=batch.attempt, measurements=map(convert.measurement_to, batch.rows)
+                recording_id=batch.recording_id,
+                attempt=batch.attempt,
+                measurements=map(recording_messages.measurement_to, batch.rows),
             )
             for batch in batches
         ]
@@ -86,20 +120,34 @@ class RemoteStore(Store):
         ]
 
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
-        return convert.recording_from(self._call("FinishRecording", convert.ending_to(recording_id, attempt, ending)))
+        return recording_messages.recording_from(
+            self._call(
+                "FinishRecording", recording_messages.ending_to(recording_id, attempt, ending)
+            )
+        )
 
     def renew(self, recording_id: str, attempt: int = 0) -> float:
-        return self._call("RenewLease", pb.RenewLeaseRequest(recording_id=recording_id, attempt=attempt)).seconds
+        return self._call(
+            "RenewLease", pb.RenewLeaseRequest(recording_id=recording_id, attempt=attempt)
+        ).seconds
 
     def recording(self, recording_id: str) -> Recording:
-        return convert.recording_from(self._call("GetRecording", pb.GetRecordingRequest(recording_id=recording_id)))
+        return recording_messages.recording_from(
+            self._call("GetRecording", pb.GetRecordingRequest(recording_id=recording_id))
+        )
 
     def family_of(self, recording_id: str) -> str:
         return self.recording(recording_id).spec.family
 
-    def recordings(self, filters: RecordingFilter, *, page_size=0, page_token="", within="") -> Page[Recording]:
-        found = self._call("ListRecordings", convert.filter_to(filters, page_size, page_token))
-        return Page(tuple(map(convert.recording_from, found.recordings)), found.next_page_token)
+    def recordings(
+        self, filters: RecordingFilter, *, page_size=0, page_token="", within=""
+    ) -> Page[Recording]:
+        found = self._call(
+            "ListRecordings", recording_messages.filter_to(filters, page_size, page_token)
+        )
+        return Page(
+            tuple(map(recording_messages.recording_from, found.recordings)), found.next_page_token
+        )
 
     def sources(self, query, *, within=""):
         raise NotImplementedError("targets travel whole: `Connection.targets`")
@@ -109,16 +157,19 @@ class RemoteStore(Store):
 
     def select(self, recording_id, *, first_step=None, last_step=None, max_points=0) -> Selection:
         request = pb.GetTrajectoryRequest(
-            recording_id=recording_id, first_step=first_step, last_step=last_step, max_points=max_points
+            recording_id=recording_id,
+            first_step=first_step,
+            last_step=last_step,
+            max_points=max_points,
         )
         stream = self.stub.GetTrajectory(request, timeout=SECONDS)
         try:
             header = next(stream).header
-            parameters = convert.parameters_from(header.parameters)
+            parameters = recording_messages.parameters_from(header.parameters)
             self._parts = [chunk.rows for chunk in stream]
         except grpc.RpcError as error:
             raise error_of(error.code(), error.details()) from None
-        recording = convert.recording_from(header.recording)
+        recording = recording_messages.recording_from(header.recording)
         recording = replace(recording, spec=replace(recording.spec, parameters=parameters))
         steps = np.array([step for part in self._parts for step in part.steps], np.int64)
         assert len(steps) == header.rows

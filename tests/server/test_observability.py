@@ -16,10 +16,10 @@ import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from waiting import until
 
-from flerm_proto import convert
+from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
-from flerm_server.store.sql import open_store
+from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
 from tests.server.given import family, row, spec
 
@@ -40,46 +40,83 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_that_there_are(start_regis
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
         sent = spec(family())
-        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=20)
+        stub.StartRecording(
+            pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=20
+        )
         for _ in range(2):
-            stub.Append(pb.AppendRequest(recording_id=sent.id, measurements=[convert.measurement_to(row(1))]), timeout=20)
+            stub.Append(
+                pb.AppendRequest(
+                    recording_id=sent.id, measurements=[recording_messages.measurement_to(row(1))]
+                ),
+                timeout=20,
+            )
     httpx.get(f"{registry.http}/api/v1/recordings")
     text = httpx.get(f"{registry.http}/metrics").text
     samples = dict(re.findall(r"^(\w+)(\{[^}]*\})? ", text, re.MULTILINE)).keys()
     described = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
-    asked = {name for each in expressions() for name in re.findall(r"\b((?:flerm|process)_\w+|up)\b", each)}
+    asked = {
+        name
+        for each in expressions()
+        for name in re.findall(r"\b((?:flerm|process)_\w+|up)\b", each)
+    }
     assert "flerm_call_seconds_bucket" in asked
     for name in asked - {"up"}:  # which Prometheus makes itself
         assert name in samples | described, name
     labels = {label for each in expressions() for label in re.findall(r"(\w+)=~?\"", each)}
     assert labels <= {"job", "instance", "protocol", "method", "code"}
     assert 'flerm_calls_total{code="OK",method="Append",protocol="grpc"} 2.0' in text
-    assert ("flerm_rows_committed_total 1.0" in text, "flerm_rows_repeated_total 1.0" in text) == (True, True)
-    assert 'flerm_calls_total{code="200",method="GET /api/v1/recordings",protocol="http"} 1.0' in text
+    assert ("flerm_rows_committed_total 1.0" in text, "flerm_rows_repeated_total 1.0" in text) == (
+        True,
+        True,
+    )
+    assert (
+        'flerm_calls_total{code="200",method="GET /api/v1/recordings",protocol="http"} 1.0' in text
+    )
 
 
 def logged(output: list[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in output if line.startswith("{")]
 
 
-def test_logs_name_the_request_and_the_token_but_never_its_secret(start_registry: StartRegistry, tmp_path: Path):
+def test_logs_name_the_request_and_the_token_but_never_its_secret(
+    start_registry: StartRegistry, tmp_path: Path
+):
     store = open_store(f"sqlite:///{tmp_path}/registry.db")
-    (writer, secret), (reader, other) = store.tokens.create("writer", "write"), store.tokens.create("reader", "read")
+    (writer, secret), (reader, other) = (
+        store.tokens.create("writer", "write"),
+        store.tokens.create("reader", "read"),
+    )
     store.close()
     registry = start_registry(options=("--log-level", "debug"))
     name = pb.RegisterFamilyRequest(name=family())
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
-        stub.RegisterFamily(name, timeout=20, metadata=[("authorization", f"Bearer {secret.text}"), ("x-request-id", "mine-1")])
+        stub.RegisterFamily(
+            name,
+            timeout=20,
+            metadata=[("authorization", f"Bearer {secret.text}"), ("x-request-id", "mine-1")],
+        )
         with pytest.raises(grpc.RpcError) as refused:
-            stub.RegisterFamily(name, timeout=20, metadata=[("authorization", f"Bearer {other.text}")])
+            stub.RegisterFamily(
+                name, timeout=20, metadata=[("authorization", f"Bearer {other.text}")]
+            )
     request_id = dict(refused.value.trailing_metadata())["x-request-id"]
     header = {"Authorization": f"Bearer {other.text}", "X-Request-ID": "mine-2"}
-    assert httpx.get(f"{registry.http}/api/v1/families", headers=header).headers["x-request-id"] == "mine-2"
+    assert (
+        httpx.get(f"{registry.http}/api/v1/families", headers=header).headers["x-request-id"]
+        == "mine-2"
+    )
     assert len(httpx.get(f"{registry.http}/api/v1/families").headers["x-request-id"]) == 32
-    until(lambda: any(each.get("request_id") == "mine-2" for each in logged(registry.output)), "not logged")
+    until(
+        lambda: any(each.get("request_id") == "mine-2" for each in logged(registry.output)),
+        "not logged",
+    )
     lines = {each["request_id"]: each for each in logged(registry.output) if "request_id" in each}
-    assert (lines["mine-1"]["method"], lines["mine-1"]["code"], lines["mine-1"]["token"]) == ("RegisterFamily", "OK", writer.id)
+    assert (lines["mine-1"]["method"], lines["mine-1"]["code"], lines["mine-1"]["token"]) == (
+        "RegisterFamily",
+        "OK",
+        writer.id,
+    )
     assert lines["mine-1"]["level"] == "info"  # who changed what is told without --log-level debug
     assert lines[request_id]["code"] == "PERMISSION_DENIED"
     assert (lines["mine-2"]["path"], lines["mine-2"]["token"]) == ("/api/v1/families", reader.id)
@@ -95,7 +132,11 @@ def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            taken.append(ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"]))))
+            taken.append(
+                ExportTraceServiceRequest.FromString(
+                    self.rfile.read(int(self.headers["content-length"]))
+                )
+            )
             self.send_response(200)
             self.end_headers()
 
@@ -120,11 +161,18 @@ def test_calls_are_spans_of_the_callers_trace(
     with grpc.insecure_channel(registry.grpc) as channel:
         rpc.RegistryStub(channel).ServerInfo(pb.ServerInfoRequest(), timeout=20, metadata=[parent])
         with pytest.raises(grpc.RpcError):
-            rpc.RegistryStub(channel).GetRecording(pb.GetRecordingRequest(recording_id="x"), timeout=20)
+            rpc.RegistryStub(channel).GetRecording(
+                pb.GetRecordingRequest(recording_id="x"), timeout=20
+            )
     httpx.get(f"{registry.http}/api/v1/families", headers=dict([parent]))
     assert registry.stop() == 0  # which sends what is left
     resources = [resource for request in taken for resource in request.resource_spans]
-    spans = {span.name: span for resource in resources for scope in resource.scope_spans for span in scope.spans}
+    spans = {
+        span.name: span
+        for resource in resources
+        for scope in resource.scope_spans
+        for span in scope.spans
+    }
     assert {"ServerInfo", "GetRecording", "GET"} <= set(spans)
     assert spans["ServerInfo"].trace_id.hex() == spans["GET"].trace_id.hex() == TRACE
     assert spans["GetRecording"].status.code == 2  # an error

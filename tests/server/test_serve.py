@@ -16,11 +16,13 @@ import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 from typer.testing import CliRunner
 
 from flerm_core.errors import InvalidInput
-from flerm_proto import convert
+from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.cli import app
@@ -31,15 +33,26 @@ from tests.server.given import attempt, family, row, spec
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_announces_its_addresses_and_stops_cleanly(start_registry: StartRegistry, number: signal.Signals):
+def test_it_announces_its_addresses_and_stops_cleanly(
+    start_registry: StartRegistry, number: signal.Signals
+):
     registry = start_registry()
     assert registry.output[0] == f"registry: {registry.address}  {registry.http}/\n"
     with grpc.insecure_channel(registry.grpc) as channel:
         info = rpc.RegistryStub(channel).ServerInfo(pb.ServerInfoRequest(), timeout=10)
-        assert (info.schema_revision, list(info.api_versions), info.max_rows_per_append) == ("0004", ["v1"], 1000)
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert (info.schema_revision, list(info.api_versions), info.max_rows_per_append) == (
+            "0004",
+            ["v1"],
+            1000,
+        )
+        health = health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=10
+        )
         assert health.status == health_pb2.HealthCheckResponse.SERVING
-        assert "flerm.registry.v1.Registry" in ProtoReflectionDescriptorDatabase(channel).get_services()
+        assert (
+            "flerm.registry.v1.Registry"
+            in ProtoReflectionDescriptorDatabase(channel).get_services()
+        )
     assert httpx.get(f"{registry.http}/healthz").json()["status"] == "alive"
     assert registry.stop(number) == 0
     assert '"event": "stopping"' in "".join(registry.output)
@@ -50,13 +63,19 @@ def test_what_was_acknowledged_is_there_after_a_kill(start_registry: StartRegist
     sent = spec(family())
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
-        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=10)
-        request = pb.AppendRequest(recording_id=sent.id, measurements=[convert.measurement_to(row(1))])
+        stub.StartRecording(
+            pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=10
+        )
+        request = pb.AppendRequest(
+            recording_id=sent.id, measurements=[recording_messages.measurement_to(row(1))]
+        )
         assert stub.Append(request, timeout=10).committed == 1
     assert registry.stop(signal.SIGKILL) == -signal.SIGKILL
     again = start_registry(db=registry.db)
     with grpc.insecure_channel(again.grpc) as channel:
-        found = rpc.RegistryStub(channel).GetRecording(pb.GetRecordingRequest(recording_id=sent.id), timeout=10)
+        found = rpc.RegistryStub(channel).GetRecording(
+            pb.GetRecordingRequest(recording_id=sent.id), timeout=10
+        )
         assert (found.rows, found.status) == (1, "running")
 
 
@@ -66,12 +85,17 @@ def test_a_call_in_flight_ends_before_the_server_does(start_registry: StartRegis
     sent = spec(family())
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
-        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=10)
+        stub.StartRecording(
+            pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=10
+        )
         answered = threading.Event()
 
         def requests():
             for step in range(1, 4):
-                yield pb.AppendRequest(recording_id=sent.id, measurements=[convert.measurement_to(row(step))])
+                yield pb.AppendRequest(
+                    recording_id=sent.id,
+                    measurements=[recording_messages.measurement_to(row(step))],
+                )
                 assert answered.wait(10)
 
         answers = []
@@ -100,7 +124,9 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 def refused(*options: str) -> tuple[int, str]:
-    ended = CliRunner().invoke(app, ["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", *options])
+    ended = CliRunner().invoke(
+        app, ["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", *options]
+    )
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     return ended.exit_code, ended.stderr
 
@@ -108,7 +134,11 @@ def refused(*options: str) -> tuple[int, str]:
 def test_it_refuses_what_it_cannot_do_in_one_sentence(tmp_path: Path, postgres: PostgresCluster):
     db = f"sqlite:///{tmp_path}/registry.db"
     code, sentence = refused("--db", db, "--http", "0.0.0.0:0")
-    assert (code, "it has no tokens; make the first with" in sentence, "--insecure" in sentence) == (5, True, True)
+    assert (
+        code,
+        "it has no tokens; make the first with" in sentence,
+        "--insecure" in sentence,
+    ) == (5, True, True)
     code, sentence = refused("--db", db, "--grpc", "localhost")
     assert (code, "grpc 'localhost': HOST:PORT is allowed" in sentence) == (2, True)
     code, sentence = refused("--db", postgres.new_database())
@@ -117,7 +147,10 @@ def test_it_refuses_what_it_cannot_do_in_one_sentence(tmp_path: Path, postgres: 
     assert (code, "unable to open database file" in sentence) == (4, True)
     (tmp_path / "damaged.db").write_text("no database, although somebody called it one " * 20)
     code, sentence = refused("--db", f"sqlite:///{tmp_path}/damaged.db")
-    assert (code, "damaged.db cannot be read: file is not a database; restore a backup" in sentence) == (4, True)
+    assert (
+        code,
+        "damaged.db cannot be read: file is not a database; restore a backup" in sentence,
+    ) == (4, True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -128,8 +161,24 @@ def test_it_refuses_what_it_cannot_do_in_one_sentence(tmp_path: Path, postgres: 
 
 
 def test_it_ends_when_it_cannot_announce_itself(tmp_path: Path):
-    command = [sys.executable, "-m", "flerm_server.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-    options = ["--db", f"sqlite:///{tmp_path}/registry.db", "--announce", f"{tmp_path}/no/folder.json", "--log-level", "error"]
+    command = [
+        sys.executable,
+        "-m",
+        "flerm_server.cli",
+        "serve",
+        "--grpc",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+    ]
+    options = [
+        "--db",
+        f"sqlite:///{tmp_path}/registry.db",
+        "--announce",
+        f"{tmp_path}/no/folder.json",
+        "--log-level",
+        "error",
+    ]
     ended = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, len(ended.stderr.splitlines())) == (5, 1)
     assert f"announce {tmp_path}/no/folder.json: cannot be written" in ended.stderr
@@ -148,9 +197,19 @@ def test_insecure_lets_it_listen_everywhere(start_registry: StartRegistry):
     registry = start_registry(http="0.0.0.0:0", options=("--insecure",))
     url = registry.http.replace("0.0.0.0", "127.0.0.1")
     assert httpx.get(f"{url}/healthz", headers={"Host": "registry.example"}).status_code == 200
-    for nowhere in ("a b", "user@registry.example", "registry.example/path", "<b>", "[::1", "registry.example:port"):
+    for nowhere in (
+        "a b",
+        "user@registry.example",
+        "registry.example/path",
+        "<b>",
+        "[::1",
+        "registry.example:port",
+    ):
         answer = httpx.get(f"{url}/", headers={"Host": nowhere})
-        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json"), nowhere
+        assert (answer.status_code, answer.headers["content-type"]) == (
+            400,
+            "application/problem+json",
+        ), nowhere
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:99999", "::1:80", "host:http"])
@@ -162,14 +221,19 @@ def test_addresses_are_checked(text: str):
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e300])
 def test_durations_are_checked(seconds: float):
     for field in ("lease_seconds", "drain_seconds", "keepalive_seconds", "connection_seconds"):
-        with pytest.raises(InvalidInput, match=f"{field}: .* is not allowed; it must be a number of seconds"):
+        with pytest.raises(
+            InvalidInput, match=f"{field}: .* is not allowed; it must be a number of seconds"
+        ):
             Settings(**{field: seconds})
 
 
 def test_addresses_are_read():
     assert Address.parse("http", "[::1]:80") == Address("::1", 80)
     assert Address("::1", 80).text == "[::1]:80"
-    assert [Address(host, 1).loopback for host in ("127.0.0.9", "::1", "localhost", "10.0.0.1", "example.org")] == [
+    assert [
+        Address(host, 1).loopback
+        for host in ("127.0.0.9", "::1", "localhost", "10.0.0.1", "example.org")
+    ] == [
         True,
         True,
         True,
@@ -210,33 +274,64 @@ def status(stub: rpc.RegistryStub, method: str, request: object) -> tuple[grpc.S
 
 def test_bad_input_gets_a_status_and_a_sentence(registry: RegistryProcess):
     sent = spec(family())
-    start = pb.StartRecordingRequest(spec=convert.spec_to(sent))
+    start = pb.StartRecordingRequest(spec=recording_messages.spec_to(sent))
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
         stub.StartRecording(start, timeout=10)
-        short = pb.AppendRequest(recording_id=sent.id, measurements=[pb.Measurement(step=1, fslr=b"\x00" * 8)])
-        torn = pb.AppendRequest(recording_id=sent.id, measurements=[pb.Measurement(step=1, fslr=b"\x00" * 7)])
-        nameless = convert.spec_to(spec("bad name"))
-        lost = pb.StartRecordingRequest(spec=convert.spec_to(sent), resume_at=5)
-        infinite = pb.StartRecordingRequest(spec=convert.spec_to(sent))
+        short = pb.AppendRequest(
+            recording_id=sent.id, measurements=[pb.Measurement(step=1, fslr=b"\x00" * 8)]
+        )
+        torn = pb.AppendRequest(
+            recording_id=sent.id, measurements=[pb.Measurement(step=1, fslr=b"\x00" * 7)]
+        )
+        nameless = recording_messages.spec_to(spec("bad name"))
+        lost = pb.StartRecordingRequest(spec=recording_messages.spec_to(sent), resume_at=5)
+        infinite = pb.StartRecordingRequest(spec=recording_messages.spec_to(sent))
         infinite.spec.config["x"] = float("nan")
-        late = pb.StartRecordingRequest(spec=convert.spec_to(sent), attempt_id=attempt(0, 1).id)
+        late = pb.StartRecordingRequest(
+            spec=recording_messages.spec_to(sent), attempt_id=attempt(0, 1).id
+        )
         late.started_at.seconds = 2**60
         invalid = grpc.StatusCode.INVALID_ARGUMENT
         for method, request, code, part in (
             ("Append", short, invalid, "values at step 1"),
             ("Append", torn, invalid, "7 packed bytes"),
-            ("Append", pb.AppendRequest(recording_id="nobody"), grpc.StatusCode.NOT_FOUND, "'nobody' is not in this registry"),
+            (
+                "Append",
+                pb.AppendRequest(recording_id="nobody"),
+                grpc.StatusCode.NOT_FOUND,
+                "'nobody' is not in this registry",
+            ),
             ("StartRecording", pb.StartRecordingRequest(), invalid, "id: ''"),
-            ("StartRecording", pb.StartRecordingRequest(spec=nameless), invalid, "family: 'bad name'"),
+            (
+                "StartRecording",
+                pb.StartRecordingRequest(spec=nameless),
+                invalid,
+                "family: 'bad name'",
+            ),
             ("StartRecording", lost, invalid, "a resume (resume_at 5) needs one"),
             ("StartRecording", infinite, invalid, "spec: "),
             ("StartRecording", late, invalid, "started_at: "),
             ("RegisterFamily", pb.RegisterFamilyRequest(name=""), invalid, "family: ''"),
             ("ListRecordings", pb.ListRecordingsRequest(page_size=-1), invalid, "page_size: -1"),
-            ("FinishRecording", pb.FinishRecordingRequest(recording_id=sent.id, status="done"), invalid, "status: 'done'"),
-            ("RenewLease", pb.RenewLeaseRequest(recording_id="x"), grpc.StatusCode.NOT_FOUND, "'x'"),
-            ("GetBest", pb.GetBestRequest(family="none/such"), grpc.StatusCode.NOT_FOUND, "'none/such'"),
+            (
+                "FinishRecording",
+                pb.FinishRecordingRequest(recording_id=sent.id, status="done"),
+                invalid,
+                "status: 'done'",
+            ),
+            (
+                "RenewLease",
+                pb.RenewLeaseRequest(recording_id="x"),
+                grpc.StatusCode.NOT_FOUND,
+                "'x'",
+            ),
+            (
+                "GetBest",
+                pb.GetBestRequest(family="none/such"),
+                grpc.StatusCode.NOT_FOUND,
+                "'none/such'",
+            ),
         ):
             found, sentence = status(stub, method, request)
             assert (found, part in sentence) == (code, True), sentence
@@ -247,9 +342,16 @@ def test_a_refusal_on_a_stream_is_answered_in_place(registry: RegistryProcess):
     sent = spec(family())
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
-        stub.StartRecording(pb.StartRecordingRequest(spec=convert.spec_to(sent)), timeout=10)
+        stub.StartRecording(
+            pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=10
+        )
         rows = [row(1), row(1, 9, 9, 9), row(2)]
-        requests = [pb.AppendRequest(recording_id=sent.id, measurements=[convert.measurement_to(each)]) for each in rows]
+        requests = [
+            pb.AppendRequest(
+                recording_id=sent.id, measurements=[recording_messages.measurement_to(each)]
+            )
+            for each in rows
+        ]
         answers = list(stub.AppendStream(iter(requests), timeout=10))
     assert [(each.committed, each.error_code) for each in answers] == [
         (1, 0),

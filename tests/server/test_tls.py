@@ -22,17 +22,27 @@ SCRIPT = Path(__file__).parents[2] / "deploy" / "tls" / "private-ca.sh"
 
 def certify(folder: Path) -> None:
     """What an operator runs, for a first certificate and for the next ones."""
-    subprocess.run(["bash", SCRIPT, folder, "localhost", "127.0.0.1"], check=True, capture_output=True)
+    subprocess.run(
+        ["bash", SCRIPT, folder, "localhost", "127.0.0.1"], check=True, capture_output=True
+    )
 
 
 @pytest.fixture
-def secured(tmp_path: Path, start_registry: StartRegistry) -> Iterator[tuple[RegistryProcess, Path]]:
+def secured(
+    tmp_path: Path, start_registry: StartRegistry
+) -> Iterator[tuple[RegistryProcess, Path]]:
     folder = tmp_path / "tls"
     certify(folder)
     registry = start_registry(
         grpc="0.0.0.0:0",
         http="0.0.0.0:0",
-        options=("--tls-cert", f"{folder}/server.pem", "--tls-key", f"{folder}/server.key", "--insecure"),
+        options=(
+            "--tls-cert",
+            f"{folder}/server.pem",
+            "--tls-key",
+            f"{folder}/server.key",
+            "--insecure",
+        ),
     )
     yield registry, folder
 
@@ -58,9 +68,14 @@ def shown(port: str, roots: Path, protocol: str) -> bytes:
         return found
 
 
-def test_both_ports_speak_tls_and_take_up_a_renewed_certificate(secured: tuple[RegistryProcess, Path]):
+def test_both_ports_speak_tls_and_take_up_a_renewed_certificate(
+    secured: tuple[RegistryProcess, Path],
+):
     registry, folder = secured
-    assert registry.output[0] == f"registry: grpcs://{registry.grpc}  https://{registry.http.removeprefix('http://')}/\n"
+    assert (
+        registry.output[0]
+        == f"registry: grpcs://{registry.grpc}  https://{registry.http.removeprefix('http://')}/\n"
+    )
     ports = {registry.grpc.rpartition(":")[2]: "h2", registry.http.rpartition(":")[2]: "http/1.1"}
     first = {shown(port, folder / "ca.pem", protocol) for port, protocol in ports.items()}
     assert len(first) == 1
@@ -69,20 +84,27 @@ def test_both_ports_speak_tls_and_take_up_a_renewed_certificate(secured: tuple[R
     assert httpx.get(f"{url}/readyz", verify=context).status_code == 200
     assert ask(registry, folder / "ca.pem").returncode == 0
     untrusted = ask(registry, None)
-    assert (untrusted.returncode, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names" in untrusted.stdout) == (1, True)
+    assert (untrusted.returncode, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names" in untrusted.stdout) == (
+        1,
+        True,
+    )
 
     certify(folder)
     second = {shown(port, folder / "ca.pem", protocol) for port, protocol in ports.items()}
     assert len(second) == 1 and second != first
 
-    (folder / "server.pem").write_text("half a certific")  # such a pair is not taken, and the last good one stays
+    (folder / "server.pem").write_text(
+        "half a certific"
+    )  # such a pair is not taken, and the last good one stays
     assert {shown(port, folder / "ca.pem", protocol) for port, protocol in ports.items()} == second
     assert '"event": "certificate not renewed, the old one serves on"' in "".join(registry.output)
 
 
 def test_without_tokens_or_tls_no_other_address_is_served(tmp_path: Path):
     def refusal(*options: str) -> tuple[int, str]:
-        ended = CliRunner().invoke(app, ["serve", "--grpc", "127.0.0.1:0", "--db", f"sqlite:///{tmp_path}/r.db", *options])
+        ended = CliRunner().invoke(
+            app, ["serve", "--grpc", "127.0.0.1:0", "--db", f"sqlite:///{tmp_path}/r.db", *options]
+        )
         assert len(ended.stderr.splitlines()) == 1, ended.stderr
         return ended.exit_code, ended.stderr
 
@@ -90,12 +112,25 @@ def test_without_tokens_or_tls_no_other_address_is_served(tmp_path: Path):
     pair = ("--tls-cert", f"{tmp_path}/server.pem", "--tls-key", f"{tmp_path}/server.key")
     for options in (pair, ("--tls-terminated-upstream",), ()):
         code, sentence = refusal("--http", "0.0.0.0:0", *options)
-        assert (code, "it has no tokens; make the first with `flerm token create NAME --scope admin`" in sentence) == (5, True)
-    made = CliRunner().invoke(app, ["token", "create", "root", "--scope", "admin", "--db", f"sqlite:///{tmp_path}/r.db"])
+        assert (
+            code,
+            "it has no tokens; make the first with `flerm token create NAME --scope admin`"
+            in sentence,
+        ) == (5, True)
+    made = CliRunner().invoke(
+        app, ["token", "create", "root", "--scope", "admin", "--db", f"sqlite:///{tmp_path}/r.db"]
+    )
     assert (made.exit_code, made.stdout.startswith("flerm_")) == (0, True)
     code, sentence = refusal("--http", "0.0.0.0:0")
     assert (code, "give --tls-cert and --tls-key" in sentence) == (5, True)
     code, sentence = refusal("--http", "127.0.0.1:0", *pair[:2])
     assert (code, "tls_cert, tls_key: one is given without the other" in sentence) == (2, True)
-    code, sentence = refusal("--http", "127.0.0.1:0", "--tls-cert", f"{tmp_path}/ca.pem", "--tls-key", f"{tmp_path}/server.key")
+    code, sentence = refusal(
+        "--http",
+        "127.0.0.1:0",
+        "--tls-cert",
+        f"{tmp_path}/ca.pem",
+        "--tls-key",
+        f"{tmp_path}/server.key",
+    )
     assert (code, "no certificate and its key in PEM" in sentence) == (2, True)

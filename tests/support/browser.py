@@ -28,7 +28,9 @@ def chromium() -> Iterator[Browser]:
     """A headless browser. Fails, not skips, without one."""
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        raise FileNotFoundError("no Chromium here: the browser tests need one (Debian: apt-get install chromium)")
+        raise FileNotFoundError(
+            "no Chromium here: the browser tests need one (Debian: apt-get install chromium)"
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
         try:

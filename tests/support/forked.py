@@ -37,19 +37,38 @@ class Forked:
         return codes
 
 
-def fork(script: Path, *arguments: str, environments: Sequence[dict[str, str]], output: Path | None = None) -> Forked:
+def fork(
+    script: Path,
+    *arguments: str,
+    environments: Sequence[dict[str, str]],
+    output: Path | None = None,
+) -> Forked:
     """A process for each of the environments, which are added to this process's own. What they print goes to `output`, by
     default to this process's standard error."""
     added = [os.environ | environment for environment in environments]
-    order = {"script": str(script), "arguments": arguments, "environments": added, "output": str(output or "")}
+    order = {
+        "script": str(script),
+        "arguments": arguments,
+        "environments": added,
+        "output": str(output or ""),
+    }
     return Forked(_asked({"fork": order}))
 
 
 def meeting(ranks: int) -> tuple[dist.TCPStore, list[dict[str, str]]]:
     """Environments in which `ranks` processes find each other, as torchrun's do; while the store lives."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    group = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
-    group |= {"TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_USE_AGENT_STORE": True, "OMP_NUM_THREADS": 1}
+    group = {
+        "WORLD_SIZE": ranks,
+        "LOCAL_WORLD_SIZE": ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": store.port,
+    }
+    group |= {
+        "TORCHELASTIC_RESTART_COUNT": 0,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+        "OMP_NUM_THREADS": 1,
+    }
     own = [group | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(ranks)]
     return store, [{name: str(value) for name, value in each.items()} for each in own]
 
@@ -89,7 +108,12 @@ _names: dict[str, Any] = {}  # of the script, which lose their values when the i
 def _prepare() -> None:
     """Imports what scripts do. No thread may run here: it would be missing in the forked processes, with its locks held."""
     # torch._dynamo is imported by the first optimizer that is made, and takes as long as torch itself.
-    for name in ("torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.pipelining", "flerm_client.flerm"):
+    for name in (
+        "torch._dynamo",
+        "torch.distributed.checkpoint",
+        "torch.distributed.pipelining",
+        "flerm_client.flerm",
+    ):
         import_module(name)
     assert len(list(Path("/proc/self/task").iterdir())) == 1
     gc.freeze()  # else each forked process visits, and so copies, all of this at its garbage collections
@@ -99,7 +123,9 @@ def _become(order: dict[str, Any], environment: dict[str, str]) -> None:
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
-    output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if order["output"] else 2
+    output = (
+        os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if order["output"] else 2
+    )
     nothing = os.open(os.devnull, os.O_RDONLY)
     for given, own in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(given, own)

@@ -7,9 +7,9 @@ import uuid
 
 import numpy as np
 
-from flerm_core.block import MeasurementBlock
-from flerm_core.recording import Attempt, Ending, Measurement, ParameterList, RecordingSpec
-from flerm_server.store.base import Batch, Store
+from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.recording import Attempt, Ending, Measurement, ParameterList, RecordingSpec
+from flerm_server.store.interface import Batch, Store
 
 RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
 
@@ -39,7 +39,9 @@ def fslrs(listed: ParameterList, steps: np.ndarray, seed: int, scale: float = 1.
     noise = np.random.default_rng(seed)
     level = 20 * scale * np.exp(0.5 * noise.standard_normal(len(listed)))
     fall = (1 + np.asarray(steps)[:, None] / 60) ** -0.6
-    return (level * fall * np.exp(0.08 * noise.standard_normal((len(steps), len(listed))))).astype(np.float32)
+    return (level * fall * np.exp(0.08 * noise.standard_normal((len(steps), len(listed))))).astype(
+        np.float32
+    )
 
 
 def record(
@@ -59,11 +61,19 @@ def record(
     listed = listed or parameters()
     steps = np.arange(1, 2002, 100) if steps is None else steps
     identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{family} {lr} {seed} {spec} {status}"))
-    sent = RecordingSpec(id=identity, family=family, lr=lr, seed=seed, parameters=listed, optimizer="Adam", **spec)
+    sent = RecordingSpec(
+        id=identity, family=family, lr=lr, seed=seed, parameters=listed, optimizer="Adam", **spec
+    )
     store.start(sent, Attempt(id=identity))
     append(store, identity, listed, steps, seed=seed, scale=scale, lr=lr)
     if status != "running":
-        store.finish(identity, 0, Ending(status=status, final_loss=loss, final_step=int(steps[-1]) if len(steps) else None))
+        store.finish(
+            identity,
+            0,
+            Ending(
+                status=status, final_loss=loss, final_step=int(steps[-1]) if len(steps) else None
+            ),
+        )
     return identity
 
 
@@ -107,13 +117,28 @@ def sweep(store: Store, family: str = "team/decoder") -> dict[str, str]:
         plain = {"role": "scaled", "config": {"width": 128}, "listed": parameters(width=128)}
         status = "diverged" if lr == RATES[-1] else "completed"
         loss = None if status == "diverged" else 2.087 + 0.06 * octaves**2
-        ids["plain"] = record(store, family, lr=lr, seed=3, status=status, loss=loss, scale=4.0, **plain)
-        matched = {**plain, "variant": "matched", "targets_sources": (ids["base"],), "targets_digest": "0f" * 32}
-        found = record(store, family, lr=lr, seed=4, loss=2.07 + 0.05 * math.log2(lr / 0.0041) ** 2, **matched)
+        ids["plain"] = record(
+            store, family, lr=lr, seed=3, status=status, loss=loss, scale=4.0, **plain
+        )
+        matched = {
+            **plain,
+            "variant": "matched",
+            "targets_sources": (ids["base"],),
+            "targets_digest": "0f" * 32,
+        }
+        found = record(
+            store, family, lr=lr, seed=4, loss=2.07 + 0.05 * math.log2(lr / 0.0041) ** 2, **matched
+        )
         if lr == 0.004:
             ids["matched"] = found
     ids["running"] = record(
-        store, family, lr=0.004, seed=9, status="running", steps=np.arange(1, 602, 100), config={"width": 32}
+        store,
+        family,
+        lr=0.004,
+        seed=9,
+        status="running",
+        steps=np.arange(1, 602, 100),
+        config={"width": 32},
     )
     return ids
 
@@ -124,4 +149,12 @@ def many(store: Store, family: str, count: int) -> None:
     for at in range(count):
         octaves = (at % 50 - 20) / 8
         lr = 0.004 * 2**octaves
-        record(store, family, lr=lr, seed=at // 50, loss=2 + octaves**2 / 4, listed=listed, steps=np.array([1, 101]))
+        record(
+            store,
+            family,
+            lr=lr,
+            seed=at // 50,
+            loss=2 + octaves**2 / 4,
+            listed=listed,
+            steps=np.array([1, 101]),
+        )

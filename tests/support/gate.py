@@ -43,7 +43,9 @@ class Front(grpc.GenericRpcHandler):
             context.abort(error.code(), error.details())
             raise
 
-    def _stream(self, method: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+    def _stream(
+        self, method: str, request: bytes, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
         self._misbehave(context)
         try:
             yield from self.channel.unary_stream(method)(request, timeout=10.0)
@@ -64,7 +66,9 @@ class Gate:
 
     def __init__(self, target: str) -> None:
         command = [sys.executable, str(Path(__file__)), target]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.address: str = json.loads(self._line())["address"]
 
     def behave(self, *, delay: float = 0.0, code: str = "", token: str = "") -> None:

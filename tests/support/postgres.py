@@ -28,7 +28,9 @@ class PostgresCluster:
 
         self.count += 1
         name = f"flerm_{self.count}"
-        with psycopg.connect(f"postgresql://postgres@127.0.0.1:{self.port}/postgres", autocommit=True) as connection:
+        with psycopg.connect(
+            f"postgresql://postgres@127.0.0.1:{self.port}/postgres", autocommit=True
+        ) as connection:
             connection.execute(f'CREATE DATABASE "{name}"')
         return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
 
@@ -42,21 +44,42 @@ def throwaway_cluster() -> Iterator[PostgresCluster]:
         shutil.chown(folder, user)
         folder.chmod(0o755)
     data, port = folder / "data", free_port()
-    run = {"user": user, "group": pwd.getpwnam(user).pw_gid if user else None, "cwd": folder, "check": True, "timeout": 60}
+    run = {
+        "user": user,
+        "group": pwd.getpwnam(user).pw_gid if user else None,
+        "cwd": folder,
+        "check": True,
+        "timeout": 60,
+    }
     try:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         tools = {name: postgres_tool(name) for name in ("initdb", "pg_ctl")}
         subprocess.run(
-            [tools["initdb"], "-D", str(data), "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8"], **run, **quiet
+            [
+                tools["initdb"],
+                "-D",
+                str(data),
+                "-U",
+                "postgres",
+                "--auth=trust",
+                "--no-sync",
+                "--encoding=UTF8",
+            ],
+            **run,
+            **quiet,
         )
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c max_connections=200"
         log = str(folder / "log")
         start = [tools["pg_ctl"], "-D", str(data), "-l", log, "-o", options, "-w"]
         subprocess.run([*start, "start"], **run, **quiet)
         try:
-            yield PostgresCluster(port, lambda: subprocess.run([*start, "-m", "immediate", "restart"], **run, **quiet))
+            yield PostgresCluster(
+                port, lambda: subprocess.run([*start, "-m", "immediate", "restart"], **run, **quiet)
+            )
         finally:
-            subprocess.run([tools["pg_ctl"], "-D", str(data), "-m", "immediate", "-w", "stop"], **run, **quiet)
+            subprocess.run(
+                [tools["pg_ctl"], "-D", str(data), "-m", "immediate", "-w", "stop"], **run, **quiet
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -64,10 +87,16 @@ def throwaway_cluster() -> Iterator[PostgresCluster]:
 def postgres_tool(name: str) -> str:
     """The path of a tool of PostgreSQL's; Debian keeps them outside PATH. Raises `FileNotFoundError` without it."""
     found = shutil.which(name) or next(
-        (str(path) for path in sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None
+        (
+            str(path)
+            for path in sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
+        ),
+        None,
     )
     if found is None:
-        raise FileNotFoundError(f"{name}: PostgreSQL's server binaries are not installed (Debian: apt-get install postgresql)")
+        raise FileNotFoundError(
+            f"{name}: PostgreSQL's server binaries are not installed (Debian: apt-get install postgresql)"
+        )
     return found
 
 

@@ -41,7 +41,13 @@ class TrainingRanks:
         meanwhile: Callable[[], None] | None = None,
     ) -> list[dict[str, Any]]:
         """One run; what each rank says of it. `meanwhile` happens while it stands in front of step `pause_at`."""
-        run = {"mode": mode, "registry": registry or None, "family": family, "every": every, "timeout": timeout}
+        run = {
+            "mode": mode,
+            "registry": registry or None,
+            "family": family,
+            "every": every,
+            "timeout": timeout,
+        }
         self._say({**run, "spool": str(spool), "token_file": str(token_file), "pause_at": pause_at})
         if pause_at:
             assert self._hear() == {"paused": pause_at}

@@ -1,7 +1,9 @@
 """The `flerm` command.
 
-Each command is a plain function in a module of its own, imported when it is asked for: a listing must not wait for torch. Other
-parts of the distribution add commands by the entry-point group `flerm.commands` (typer apps, merged at the top level).
+Each command is a plain function in a module of its own, imported only when that command is asked
+for: a listing must not wait for torch. Other packages add commands by the entry-point group
+`flerm.commands`: the entry's name is the command, its value a function or a typer app, and its
+extra the one to install when a package is missing.
 
 Exit codes: 0; 1 a failure of ours; 2 wrong usage or input; 3 not found; 4 the registry cannot be reached; 5 refused.
 """
@@ -14,9 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from keyword import iskeyword
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 # click's UsageError, wherever this version of typer keeps it.
 _USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -29,31 +34,20 @@ _COMMANDS = {
     "targets": "flerm_client.cli.targets",
     "check": "flerm_client.cli.check",
     "export": "flerm_client.cli.export",
-    "import": "flerm_client.cli.importing",
+    "import": "flerm_client.cli.import_",
     "plot": "flerm_client.cli.plot",
     "tag": "flerm_client.cli.edit",
     "rename": "flerm_client.cli.edit",
     "delete": "flerm_client.cli.edit",
     "sync": "flerm_client.cli.sync",
-    "import-ptnorms": "flerm_client.cli.import_ptnorms",
     "doctor": "flerm_client.cli.doctor",
-    "train": "flerm_client.cli.train",
-    "sweep": "flerm_client.cli.sweep",
 }
 
 # Those that somebody waits for, and that are over before garbage could gather.
 _BRIEF = {"families", "recordings", "show", "best", "targets"}
 
-# What brings the packages that a command needs, where that is more than [client].
-_EXTRAS = {
-    "serve": "server",
-    "db": "server",
-    "token": "server",
-    "plot": "plot",
-    "train": "workloads",
-    "sweep": "workloads",
-    "import-ptnorms": "train",
-}
+# The extra that brings what a command needs, where [client] does not.
+_EXTRAS = {"plot": "plot"}
 
 
 def _root() -> None:
@@ -61,20 +55,42 @@ def _root() -> None:
 
 
 def build(asked: str | None = None) -> typer.Typer:
-    """The app with the command `asked`, or with all of them (for help, completion, or a name that we do not know)."""
-    app = typer.Typer(name="flerm", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+    """The app with the command `asked` alone. With all commands for None or an unknown name: help and completion need them."""
+    app = typer.Typer(
+        name="flerm", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
     app.callback()(_root)
-    known = asked in _COMMANDS
-    for name, module in _COMMANDS.items():
-        if name == asked or not known:
-            function = name.replace("-", "_")
-            app.command(name)(getattr(import_module(module), f"{function}_" if iskeyword(name) else function))
-    if not known:
-        from importlib.metadata import entry_points  # slow to load, and seldom needed
-
-        for entry in sorted(entry_points(group="flerm.commands"), key=lambda each: each.name):
-            app.add_typer(entry.load())
+    if asked in _COMMANDS:
+        _add(app, asked, _own_command(asked))
+        return app
+    if asked is not None and (found := _added_commands(name=asked)):
+        _add(app, asked, next(iter(found)).load())
+        return app
+    for name in _COMMANDS:
+        _add(app, name, _own_command(name))
+    for entry in sorted(_added_commands(), key=lambda each: each.name):
+        _add(app, entry.name, entry.load())
     return app
+
+
+def _add(app: typer.Typer, name: str, command: Any) -> None:
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name)
+    else:
+        app.command(name)(command)
+
+
+def _own_command(name: str) -> Any:
+    return getattr(import_module(_COMMANDS[name]), f"{name}_" if iskeyword(name) else name)
+
+
+def _added_commands(name: str = "") -> EntryPoints:
+    from importlib.metadata import (
+        entry_points,
+    )  # slow to load: only for a command that is not in _COMMANDS
+
+    found = entry_points(group="flerm.commands")
+    return found.select(name=name) if name else found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,14 +106,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except _USAGE_ERROR as error:
         message = error.format_message()
-        return _fail(f"{message} (see flerm {asked + ' ' if asked in _COMMANDS else ''}--help)" if message else "", 2)
+        return _fail(
+            f"{message} (see flerm {asked + ' ' if asked in _COMMANDS else ''}--help)"
+            if message
+            else "",
+            2,
+        )
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0].startswith("flerm"):
             raise
-        extra = _EXTRAS.get(asked or "", "client")
-        return _fail(f"flerm {asked} needs the package {missing.name}: pip install 'flerm[{extra}]'", 1)
+        added = next(iter(_added_commands(name=asked or "")), None)
+        extra = added.extras[0] if added is not None else _EXTRAS.get(asked or "", "client")
+        return _fail(
+            f"flerm {asked} needs the package {missing.name}: pip install 'flerm[{extra}]'", 1
+        )
     except BrokenPipeError:  # `flerm recordings | head`
         sys.stderr.close()
         return 0

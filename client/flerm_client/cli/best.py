@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, Tag, client, number, print_json, print_table, say, tags_of
+from flerm_client.cli.common import (
+    Json,
+    Registry,
+    Tag,
+    client,
+    number,
+    print_json,
+    print_table,
+    say,
+    tags_of,
+)
 
 
 def best(
@@ -24,14 +34,22 @@ def best(
     Example: flerm best mlp --registry grpc://127.0.0.1:50051
     """
     with client(registry) as connected:
-        found = connected.best(family, role=role, variant=variant, optimizer=optimizer, tags=tags_of(tag))
+        found = connected.best(
+            family, role=role, variant=variant, optimizer=optimizer, tags=tags_of(tag)
+        )
     if as_json:
         print_json(found)
         return
-    spread = "" if math.isnan(found.optimum_spread) else f" ± {found.optimum_spread:.2f} octaves over seeds"
+    spread = (
+        ""
+        if math.isnan(found.optimum_spread)
+        else f" ± {found.optimum_spread:.2f} octaves over seeds"
+    )
     say(
         f"{found.family}: use lr {number(found.optimum)}{spread} (best recorded: {number(found.lr)}, loss {number(found.loss)})"
     )
     say(f"next: lr {number(found.next_lr)}. {found.advice}")
-    rows = [(point.lr, point.loss, point.spread, point.seeds, point.diverged) for point in found.points]
+    rows = [
+        (point.lr, point.loss, point.spread, point.seeds, point.diverged) for point in found.points
+    ]
     print_table(("lr", "loss", "spread", "seeds", "diverged"), rows)

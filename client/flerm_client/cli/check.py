@@ -11,17 +11,22 @@ from flerm_client.cli.common import Json, Registry, Tag, client, print_json, say
 from flerm_core.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
-    from flerm_core.recording import RecordingSpec
+    from flerm_core.records.recording import RecordingSpec
     from flerm_core.trajectory import Trajectory
 
 
 def check(
     family: Annotated[str, typer.Argument(help="the family to match")],
     model: Annotated[
-        Path, typer.Argument(help="a spool file, an .npz trajectory, or a text file with a parameter name on each line")
+        Path,
+        typer.Argument(
+            help="a spool file, an .npz trajectory, or a text file with a parameter name on each line"
+        ),
     ],
     lr: Annotated[float, typer.Option(help="base learning rate")],
-    step: Annotated[int | None, typer.Option(help="compare at this step; default: the first measured")] = None,
+    step: Annotated[
+        int | None, typer.Option(help="compare at this step; default: the first measured")
+    ] = None,
     policy: Annotated[str, typer.Option(help="interpolate, nearest or exact")] = "interpolate",
     depth: Annotated[str, typer.Option(help="rule for another number of blocks")] = "",
     optimizer: Annotated[str, typer.Option(help="class name, where several were used")] = "",
@@ -35,12 +40,19 @@ def check(
 
     Example: flerm check mlp wide.npz --lr 4e-3 --registry grpc://127.0.0.1:50051
     """
-    from flerm_client.comparison import Comparison, mismatches
+    from flerm_client.training.match_report import Comparison, mismatches
 
     names, measured, spec = _model(model)
     with client(registry) as connected:
         found = connected.targets(
-            family, lr, names=names, step=step, policy=policy, depth=depth, optimizer=optimizer, tags=tags_of(tag)
+            family,
+            lr,
+            names=names,
+            step=step,
+            policy=policy,
+            depth=depth,
+            optimizer=optimizer,
+            tags=tags_of(tag),
         )
     differing: tuple[str, ...] = ()
     if spec is not None:
@@ -50,7 +62,9 @@ def check(
             optimizer_config=spec.optimizer_config if spec.optimizer else None,
             estimator=spec.estimator.kind,
         )
-    comparison = Comparison.of(found, None if measured is None else measured.at(step), step=step, mismatches=differing)
+    comparison = Comparison.of(
+        found, None if measured is None else measured.at(step), step=step, mismatches=differing
+    )
     if as_json:
         print_json(comparison.to_dict())
     else:
@@ -61,7 +75,7 @@ def check(
 
 def _model(path: Path) -> tuple[list[str], Trajectory | None, RecordingSpec | None]:
     """Names, what was measured, and by which recording; the last two where the file knows them."""
-    from flerm_core.naming import is_role
+    from flerm_core.parameter_names import is_role
     from flerm_core.trajectory import Trajectory
 
     if not path.exists():

@@ -17,21 +17,28 @@ import typer
 from flerm_core.errors import InvalidInput, Refused
 
 if TYPE_CHECKING:
-    from flerm_client.connection import Connection
-    from flerm_client.registry import RegistryClient
+    from flerm_client.registry.client import RegistryClient
+    from flerm_client.registry.connection import Connection
 
 Registry = Annotated[
     str | None,
-    typer.Option("--registry", "-r", help="grpc://host:port, grpcs://host:port or file:///folder; default: FLERM_REGISTRY"),
+    typer.Option(
+        "--registry",
+        "-r",
+        help="grpc://host:port, grpcs://host:port or file:///folder; default: FLERM_REGISTRY",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of a table")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", help="key=value, may be repeated")]
-Spool = Annotated[Path | None, typer.Option("--spool", help="folder; default: FLERM_SPOOL, else ~/.local/state/flerm/spool")]
+Spool = Annotated[
+    Path | None,
+    typer.Option("--spool", help="folder; default: FLERM_SPOOL, else ~/.local/state/flerm/spool"),
+]
 
 
 def client(registry: str | None) -> RegistryClient:
     """A client that does not wait for a registry that is down: a person sits before it."""
-    from flerm_client.registry import RegistryClient
+    from flerm_client.registry.client import RegistryClient
 
     return RegistryClient(registry, patience=0.0)
 
@@ -39,14 +46,18 @@ def client(registry: str | None) -> RegistryClient:
 @contextmanager
 def server(registry: str | None) -> Iterator[Connection]:
     """A connection to a registry that is a server. Raises `InvalidInput` for a folder, `Refused` without pyarrow."""
-    from flerm_client.connection import Connection
-    from flerm_client.environment import address_of, token_of
+    from flerm_client.registry.address import address_of, token_of
+    from flerm_client.registry.connection import Connection
 
     address = address_of(registry)
     if address.folder is not None:
-        raise InvalidInput(f"registry: {address.text} is a folder; `flerm sync` carries its recordings to a server")
+        raise InvalidInput(
+            f"registry: {address.text} is a folder; `flerm sync` carries its recordings to a server"
+        )
     if util.find_spec("pyarrow") is None:
-        raise Refused("families travel as Parquet, and pyarrow is not installed: pip install pyarrow")
+        raise Refused(
+            "families travel as Parquet, and pyarrow is not installed: pip install pyarrow"
+        )
     connection = Connection(address, token_of())
     try:
         yield connection
@@ -87,7 +98,13 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "", empty: str = "none") -> None:
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str = "",
+    empty: str = "none",
+) -> None:
     """A table; numbers to the right. Without rows one line that says so."""
     if not rows:
         say(empty)

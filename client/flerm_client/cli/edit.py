@@ -15,7 +15,9 @@ Recording = Annotated[str, typer.Argument(metavar="RECORDING", help="its id")]
 def tag(
     recording: Recording,
     tags: Annotated[list[str] | None, typer.Argument(help="key=value, any number")] = None,
-    remove: Annotated[list[str] | None, typer.Option(help="a key to take off, may be repeated")] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(help="a key to take off, may be repeated")
+    ] = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
@@ -28,7 +30,9 @@ def tag(
     if as_json:
         print_json(as_plain(found))
     else:
-        typer.echo(f"{recording}: {', '.join(f'{key}={value}' for key, value in found.spec.tags.items()) or 'no tags'}")
+        typer.echo(
+            f"{recording}: {', '.join(f'{key}={value}' for key, value in found.spec.tags.items()) or 'no tags'}"
+        )
 
 
 def rename(

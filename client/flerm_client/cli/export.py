@@ -13,7 +13,7 @@ import typer
 from flerm_client.cli.common import Json, Registry, client, plain, print_json, say, server, transfer
 from flerm_client.cli.recordings import as_plain
 from flerm_core.errors import InvalidInput
-from flerm_core.recording import Recording
+from flerm_core.records.recording import Recording
 from flerm_core.trajectory import Trajectory
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -21,11 +21,18 @@ _FORMATS = (".npz", ".csv", ".json")
 
 
 def export(
-    recording: Annotated[str, typer.Argument(metavar="RECORDING|FAMILY", help="a recording's id, or a family's name")],
-    file: Annotated[
-        Path, typer.Argument(help="of a recording: .npz (Trajectory.load reads it), .csv or .json; of a family: a new folder")
+    recording: Annotated[
+        str, typer.Argument(metavar="RECORDING|FAMILY", help="a recording's id, or a family's name")
     ],
-    pattern: Annotated[str, typer.Option(help="only parameters that fit this shell-style pattern")] = "",
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="of a recording: .npz (Trajectory.load reads it), .csv or .json; of a family: a new folder"
+        ),
+    ],
+    pattern: Annotated[
+        str, typer.Option(help="only parameters that fit this shell-style pattern")
+    ] = "",
     first_step: Annotated[int | None, typer.Option(help="from this step on")] = None,
     last_step: Annotated[int | None, typer.Option(help="up to this step, included")] = None,
     registry: Registry = None,
@@ -42,22 +49,28 @@ def export(
         _export_family(recording, file, registry, as_json)
         return
     if file.suffix not in _FORMATS:
-        raise InvalidInput(f"file: {str(file)!r} has an unknown ending; allowed are {', '.join(_FORMATS)}")
+        raise InvalidInput(
+            f"file: {str(file)!r} has an unknown ending; allowed are {', '.join(_FORMATS)}"
+        )
     with client(registry) as connected, transfer(f"recording {recording}") as bar:
         found = connected.recording(recording)
-        trajectory = connected.trajectory(recording, pattern=pattern, first_step=first_step, last_step=last_step, progress=bar)
+        trajectory = connected.trajectory(
+            recording, pattern=pattern, first_step=first_step, last_step=last_step, progress=bar
+        )
     try:
         _write(file, found, trajectory)
     except OSError as error:
         raise InvalidInput(f"file: {file} cannot be written ({error.strerror})") from error
     if as_json:
-        print_json({"file": str(file), "rows": len(trajectory), "parameters": len(trajectory.names)})
+        print_json(
+            {"file": str(file), "rows": len(trajectory), "parameters": len(trajectory.names)}
+        )
     else:
         say(f"{file}: {len(trajectory)} rows of {len(trajectory.names)} tensors")
 
 
 def _export_family(name: str, folder: Path, registry: str | None, as_json: bool) -> None:
-    from flerm_client.moving import export_family
+    from flerm_client.registry.family_archive import export_family
 
     rows = 0
 
@@ -82,7 +95,10 @@ def _write(file: Path, recording: Recording, trajectory: Trajectory) -> None:
             writer.writerow(["step", "loss", "learning_rate", "tokens", *trajectory.names])
             for row in trajectory:
                 values = ["" if value != value else value for value in row.values.tolist()]
-                logged = ["" if value is None else value for value in (row.loss, row.learning_rate, row.tokens)]
+                logged = [
+                    "" if value is None else value
+                    for value in (row.loss, row.learning_rate, row.tokens)
+                ]
                 writer.writerow([row.step, *logged, *values])
     else:
         rows = [
@@ -95,5 +111,10 @@ def _write(file: Path, recording: Recording, trajectory: Trajectory) -> None:
             }
             for row in trajectory
         ]
-        content = {**as_plain(recording), "names": trajectory.names, "shapes": trajectory.shapes, "bands": trajectory.bands}
+        content = {
+            **as_plain(recording),
+            "names": trajectory.names,
+            "shapes": trajectory.shapes,
+            "bands": trajectory.bands,
+        }
         file.write_text(json.dumps({**content, "rows": rows}) + "\n")

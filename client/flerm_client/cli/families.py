@@ -33,4 +33,8 @@ def families(
         )
         for family in found
     ]
-    print_table(("family", "recordings", "learning rates", "updated", "description"), rows, empty="no families yet")
+    print_table(
+        ("family", "recordings", "learning rates", "updated", "description"),
+        rows,
+        empty="no families yet",
+    )

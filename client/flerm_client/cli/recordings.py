@@ -7,8 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, Tag, client, moment, plain, print_json, print_table, tags_of
-from flerm_core.recording import Recording
+from flerm_client.cli.common import (
+    Json,
+    Registry,
+    Tag,
+    client,
+    moment,
+    plain,
+    print_json,
+    print_table,
+    tags_of,
+)
+from flerm_core.records.recording import Recording
 
 
 def recordings(
@@ -18,7 +28,9 @@ def recordings(
     role: Annotated[str | None, typer.Option(help="base or scaled")] = None,
     variant: Annotated[str | None, typer.Option(help="plain, matched, ...")] = None,
     optimizer: Annotated[str | None, typer.Option(help="class name")] = None,
-    status: Annotated[str | None, typer.Option(help="running, interrupted, completed, diverged or failed")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="running, interrupted, completed, diverged or failed")
+    ] = None,
     tag: Tag = None,
     limit: Annotated[int, typer.Option(min=1, help="at most so many")] = 100,
     registry: Registry = None,
@@ -61,7 +73,20 @@ def recordings(
         for each in found
     ]
     print_table(
-        ("id", "family", "lr", "seed", "role", "optimizer", "status", "rows", "last step", "final loss", "begun", "by"),
+        (
+            "id",
+            "family",
+            "lr",
+            "seed",
+            "role",
+            "optimizer",
+            "status",
+            "rows",
+            "last step",
+            "final loss",
+            "begun",
+            "by",
+        ),
         rows,
         empty="no recordings fit",
     )

@@ -7,15 +7,27 @@ from typing import Annotated
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, client, moment, number, print_json, print_table, say, transfer
+from flerm_client.cli.common import (
+    Json,
+    Registry,
+    client,
+    moment,
+    number,
+    print_json,
+    print_table,
+    say,
+    transfer,
+)
 from flerm_client.cli.recordings import as_plain
-from flerm_core.recording import Recording
+from flerm_core.records.recording import Recording
 from flerm_core.trajectory import Trajectory
 
 
 def show(
     recording: Annotated[str, typer.Argument(help="a recording's id, or the path of a spool file")],
-    pattern: Annotated[str, typer.Option(help="only parameters that fit this shell-style pattern")] = "",
+    pattern: Annotated[
+        str, typer.Option(help="only parameters that fit this shell-style pattern")
+    ] = "",
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
@@ -25,19 +37,27 @@ def show(
     """
     path = Path(recording)
     found, trajectory, notes = (
-        _from_spool(path, pattern) if path.suffix == ".spool" else _from_registry(recording, registry, pattern)
+        _from_spool(path, pattern)
+        if path.suffix == ".spool"
+        else _from_registry(recording, registry, pattern)
     )
     if as_json:
         series = [{"step": row.step, "loss": row.loss, "fslr": row.values} for row in trajectory]
-        print_json({**as_plain(found), "names": trajectory.names, "trajectory": series, "notes": notes})
+        print_json(
+            {**as_plain(found), "names": trajectory.names, "trajectory": series, "notes": notes}
+        )
         return
     spec = found.spec
     say(
         f"recording {spec.id}: {spec.family}, lr {number(spec.lr)}, seed {spec.seed}, {spec.role}/{spec.variant}, "
         f"{found.status}"
     )
-    say(f"{spec.optimizer or 'optimizer unknown'}, estimator {spec.estimator.kind}, world size {spec.world_size}")
-    say(f"{found.rows} measurements, steps {found.first_step} to {found.last_step}, final loss {number(found.final_loss)}")
+    say(
+        f"{spec.optimizer or 'optimizer unknown'}, estimator {spec.estimator.kind}, world size {spec.world_size}"
+    )
+    say(
+        f"{found.rows} measurements, steps {found.first_step} to {found.last_step}, final loss {number(found.final_loss)}"
+    )
     by = f" by {found.created_by}" if found.created_by else ""
     say(f"begun {moment(found.created_at)}{by}, ended {moment(found.finished_at)}")
     for note in notes:
@@ -47,18 +67,32 @@ def show(
     first, last = trajectory.values[0], trajectory.values[-1]
     rows = [
         (name, band, "×".join(map(str, shape)) or "–", float(first[at]), float(last[at]))
-        for at, (name, band, shape) in enumerate(zip(trajectory.names, trajectory.bands, trajectory.shapes, strict=True))
+        for at, (name, band, shape) in enumerate(
+            zip(trajectory.names, trajectory.bands, trajectory.shapes, strict=True)
+        )
     ]
     print_table(
-        ("tensor", "band", "shape", f"FSLR at step {trajectory.steps[0]}", f"at step {trajectory.steps[-1]}"),
+        (
+            "tensor",
+            "band",
+            "shape",
+            f"FSLR at step {trajectory.steps[0]}",
+            f"at step {trajectory.steps[-1]}",
+        ),
         rows,
         empty="no tensors",
     )
 
 
-def _from_registry(recording_id: str, registry: str | None, pattern: str) -> tuple[Recording, Trajectory, list[str]]:
+def _from_registry(
+    recording_id: str, registry: str | None, pattern: str
+) -> tuple[Recording, Trajectory, list[str]]:
     with client(registry) as connected, transfer(f"recording {recording_id}") as bar:
-        return connected.recording(recording_id), connected.trajectory(recording_id, pattern=pattern, progress=bar), []
+        return (
+            connected.recording(recording_id),
+            connected.trajectory(recording_id, pattern=pattern, progress=bar),
+            [],
+        )
 
 
 def _from_spool(path: Path, pattern: str) -> tuple[Recording, Trajectory, list[str]]:

@@ -14,7 +14,12 @@ from flerm_core.errors import FlermError, Refused
 def sync(
     registry: Registry = None,
     spool: Spool = None,
-    take: Annotated[bool, typer.Option("--take", help="also files whose owner, on another host, may still be running")] = False,
+    take: Annotated[
+        bool,
+        typer.Option(
+            "--take", help="also files whose owner, on another host, may still be running"
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Sends what runs have left in the spool to the registry it was meant for, or to the one named by --registry.
@@ -25,7 +30,7 @@ def sync(
 
     Example: flerm sync --registry grpc://127.0.0.1:50051
     """
-    from flerm_client.spool.files import default_folder, spool_files
+    from flerm_client.spool.paths import default_folder, spool_files
 
     folder = (spool or default_folder()).expanduser().absolute()
     results = [_send(path, registry, take) for path in spool_files(folder)]
@@ -45,10 +50,10 @@ def sync(
 
 
 def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
-    from flerm_client.connection import Connection
-    from flerm_client.delivery import Delivery, is_stillborn, origin_at, takeable
-    from flerm_client.environment import address_of, token_of
-    from flerm_client.spool.files import remove
+    from flerm_client.registry.address import address_of, token_of
+    from flerm_client.registry.connection import Connection
+    from flerm_client.spool.paths import remove
+    from flerm_client.upload.spool_delivery import Delivery, is_stillborn, origin_at, takeable
 
     def result(outcome: str, rows: int = 0, why: str = "", code: int = 0) -> dict[str, Any]:
         return {"file": path.name, "outcome": outcome, "rows": rows, "why": why, "code": code}

@@ -6,18 +6,36 @@ from typing import Annotated
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, Tag, client, number, print_json, print_table, say, tags_of
+from flerm_client.cli.common import (
+    Json,
+    Registry,
+    Tag,
+    client,
+    number,
+    print_json,
+    print_table,
+    say,
+    tags_of,
+)
 
 
 def targets(
     family: Annotated[str, typer.Argument(help="the family to match")],
     lr: Annotated[float, typer.Argument(help="base learning rate")],
     name: Annotated[
-        list[str] | None, typer.Option(help="a parameter of the asking model, may be repeated; default: the base's")
+        list[str] | None,
+        typer.Option(help="a parameter of the asking model, may be repeated; default: the base's"),
     ] = None,
-    step: Annotated[int | None, typer.Option(help="the row at this step; default: the first")] = None,
+    step: Annotated[
+        int | None, typer.Option(help="the row at this step; default: the first")
+    ] = None,
     policy: Annotated[str, typer.Option(help="interpolate, nearest or exact")] = "interpolate",
-    depth: Annotated[str, typer.Option(help="rule for another number of blocks: split, joint; default: the registry's")] = "",
+    depth: Annotated[
+        str,
+        typer.Option(
+            help="rule for another number of blocks: split, joint; default: the registry's"
+        ),
+    ] = "",
     optimizer: Annotated[str, typer.Option(help="class name, where several were used")] = "",
     tag: Tag = None,
     registry: Registry = None,
@@ -29,7 +47,14 @@ def targets(
     """
     with client(registry) as connected:
         found = connected.targets(
-            family, lr, names=name, step=step, policy=policy, depth=depth, optimizer=optimizer, tags=tags_of(tag)
+            family,
+            lr,
+            names=name,
+            step=step,
+            policy=policy,
+            depth=depth,
+            optimizer=optimizer,
+            tags=tags_of(tag),
         )
     if as_json:
         content = {field: getattr(found, field) for field in found.__dataclass_fields__}
@@ -40,5 +65,8 @@ def targets(
         f"{found.family} at lr {number(found.lr)}: from {len(found.sources)} recordings at lr {rates}, "
         f"{found.seeds} seeds, step {found.steps[0]}, digest {found.digest[:12]}"
     )
-    rows = [(tensor, value, float(found.spread[0][at])) for at, (tensor, value) in enumerate(found.items())]
+    rows = [
+        (tensor, value, float(found.spread[0][at]))
+        for at, (tensor, value) in enumerate(found.items())
+    ]
     print_table(("tensor", "target FSLR", "spread (ln)"), rows)

@@ -15,13 +15,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flerm_client.flerm import FLeRM
-from flerm_client.integrations.beginning import News, begin, check_keywords
-from flerm_client.integrations.checkpoints import joined, restore
-from flerm_client.optimizers import bare_optimizer
-from flerm_client.stepping import Attachment
+from flerm_client.integrations._checkpoint import joined, restore
+from flerm_client.integrations._session import News, begin, check_keywords
+from flerm_client.training.optimizer_info import bare_optimizer
+from flerm_client.training.step_wrapper import Attachment
 
 
-def record(accelerator: Accelerator, model: nn.Module, optimizer: Any, loader: Iterable[Any], **keywords: Any) -> FLeRM:
+def record(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    loader: Iterable[Any],
+    **keywords: Any,
+) -> FLeRM:
     """`FLeRM.record` for what `accelerator.prepare` returned; `keywords` are its keywords, `family` is needed.
 
     What they leave open is found: the probe in `loader`'s data (the loader itself is not touched), the outputs in
@@ -31,7 +37,13 @@ def record(accelerator: Accelerator, model: nn.Module, optimizer: Any, loader: I
     return _begin("record", accelerator, model, optimizer, loader, keywords)
 
 
-def match(accelerator: Accelerator, model: nn.Module, optimizer: Any, loader: Iterable[Any], **keywords: Any) -> FLeRM:
+def match(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    loader: Iterable[Any],
+    **keywords: Any,
+) -> FLeRM:
     """`FLeRM.match`, as `record` is `FLeRM.record`."""
     return _begin("match", accelerator, model, optimizer, loader, keywords)
 

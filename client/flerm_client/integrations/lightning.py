@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flerm_client.flerm import FLeRM
-from flerm_client.integrations.beginning import News, begin, check_keywords
-from flerm_client.integrations.checkpoints import joined, restore
+from flerm_client.integrations._checkpoint import joined, restore
+from flerm_client.integrations._session import News, begin, check_keywords
 from flerm_core.errors import InvalidInput
 
 
@@ -63,11 +63,15 @@ class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not r
         self._news = News(self.flerm)
         self._loss = None
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
         """A micro-batch's part of the step's loss (Lightning has divided it by their number)."""
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
         """The loss of the step at hand."""
         if self.flerm is not None and self._loss is not None:
             self.flerm.log(loss=self._loss)
@@ -87,7 +91,9 @@ class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not r
         """Ends the recording."""
         self._end("completed")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Ends the recording of a run that failed, or was interrupted."""
         self._end("interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")
 

@@ -18,12 +18,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from flerm_client.flerm import FLeRM
-from flerm_client.integrations.beginning import News, begin, check_keywords
-from flerm_client.integrations.checkpoints import joined, restore
-from flerm_client.integrations.outputs import loss_in, output_of
-from flerm_client.stepping import Hearing
+from flerm_client.integrations._checkpoint import joined, restore
+from flerm_client.integrations._outputs import loss_in, output_of
+from flerm_client.integrations._session import News, begin, check_keywords
+from flerm_client.training.step_wrapper import Hearing
+from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
-from flerm_core.warn import warn
 
 
 class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # Any: its types are not read
@@ -59,7 +59,9 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
 
     def add_to(self, trainer: Trainer) -> FLeRMCallback:
         """Adds this callback to `trainer`, and lets it hear the trainer's losses and speak to its loggers."""
-        _refuse_company(isinstance(each, FLeRMCallback) for each in trainer.callback_handler.callbacks)
+        _refuse_company(
+            isinstance(each, FLeRMCallback) for each in trainer.callback_handler.callbacks
+        )
         self._refuse_rebuilding(trainer.args)
         self._trainer = weakref.ref(trainer)
         trainer.add_callback(self)
@@ -77,11 +79,15 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
 
     # The run
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Refuses what cannot work, before anything is trained."""
         self._refuse_rebuilding(args)
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Begins the FLeRM: model and optimiser are wrapped, weights and optimiser state loaded."""
         self._end("interrupted")
         model: nn.Module = kwargs["model"]
@@ -101,7 +107,15 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
         keywords["output"] = asked
         size = state.train_batch_size or args.train_batch_size
         loader, steps = kwargs["train_dataloader"], state.max_steps
-        self.flerm = begin(self._mode, model, kwargs["optimizer"], keywords, loader=loader, batch_size=size, total_steps=steps)
+        self.flerm = begin(
+            self._mode,
+            model,
+            kwargs["optimizer"],
+            keywords,
+            loader=loader,
+            batch_size=size,
+            total_steps=steps,
+        )
         if checkpoint is not None:
             restore(self.flerm, base64.b64decode(checkpoint))
         self._news = News(self.flerm)
@@ -132,11 +146,15 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
             self._losses.clear()
             self._told = True
 
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """What was measured, at the rates of this step: the schedule moves on before it ends."""
         self._values = {} if self.flerm is None else self._news.taken()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """After a measurement: its FSLRs and rates to the loggers."""
         trainer = None if self._trainer is None else self._trainer()
         if trainer is not None and self._values:
@@ -146,20 +164,28 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
             control.should_log = due  # logging ours is not yet logging the loss
         self._prepare_checkpoint(control.should_save)
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """A checkpoint may follow."""
         self._prepare_checkpoint(control.should_save)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """A checkpoint may follow: with `save_strategy="best"` it is decided after this, and there is no event between."""
         self._prepare_checkpoint(control.should_save or args.save_strategy == "best")
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """The loss as the Trainer reports it, where nothing else tells it (compute_loss_func, label smoothing)."""
         if self.flerm is not None and not self._told and "loss" in kwargs["logs"]:
             self.flerm.log(loss=kwargs["logs"]["loss"])
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Ends the recording."""
         self._end("completed")
 
@@ -187,7 +213,9 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
 
     # The model
 
-    def _see_outputs(self, model: nn.Module, args: Any, kwargs: dict[str, Any], returned: Any) -> None:
+    def _see_outputs(
+        self, model: nn.Module, args: Any, kwargs: dict[str, Any], returned: Any
+    ) -> None:
         if self._asking or not (model.training and torch.is_grad_enabled()):
             return
         loss = loss_in(returned)
@@ -215,7 +243,9 @@ def _refuse_company(others: Iterable[Any]) -> None:
 def _printing_nothing(trainer: Trainer) -> Iterator[None]:
     """Two numbers a tensor are for loggers: what prints logs, on a console or beside the progress bar, does not hear them."""
     everyone = trainer.callback_handler.callbacks
-    trainer.callback_handler.callbacks = [each for each in everyone if not isinstance(each, PrinterCallback | ProgressCallback)]
+    trainer.callback_handler.callbacks = [
+        each for each in everyone if not isinstance(each, PrinterCallback | ProgressCallback)
+    ]
     try:
         yield
     finally:

@@ -12,11 +12,17 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from flerm_client.spool.format import HEADER, MAGIC, VERSION, Damage, Frame, Kind, parse
-from flerm_client.spool.owner import Owner
+from flerm_client.spool.frames import HEADER, MAGIC, VERSION, Damage, Frame, Kind, parse
+from flerm_client.spool.process_owner import Owner
 from flerm_core.errors import DataLoss, Refused
-from flerm_core.recording import Attempt, Ending, Measurement, RecordingSpec
-from flerm_proto.convert import ending_from, measurement_from, optional, spec_from, timestamp_from
+from flerm_core.records.recording import Attempt, Ending, Measurement, RecordingSpec
+from flerm_proto.recording_messages import (
+    ending_from,
+    measurement_from,
+    optional,
+    spec_from,
+    timestamp_from,
+)
 from flerm_proto.v1 import registry_pb2 as pb
 
 log = logging.getLogger("flerm.spool")
@@ -119,13 +125,16 @@ class SpoolContent:
 
 
 def message_of(
-    frame: Frame, kind: type[pb.StartRecordingRequest] | type[pb.Measurement] | type[pb.FinishRecordingRequest]
+    frame: Frame,
+    kind: type[pb.StartRecordingRequest] | type[pb.Measurement] | type[pb.FinishRecordingRequest],
 ) -> Any:
     """The payload as a message of `kind`. Raises `DataLoss` where it is none (its writer was at fault: the CRC was right)."""
     try:
         return kind.FromString(frame.payload)
     except DecodeError as error:
-        raise DataLoss(f"the frame that ends at {frame.end} is no {kind.__name__}: {error}") from error
+        raise DataLoss(
+            f"the frame that ends at {frame.end} is no {kind.__name__}: {error}"
+        ) from error
 
 
 def origin_of(frame: Frame) -> Origin:
@@ -133,10 +142,14 @@ def origin_of(frame: Frame) -> Origin:
     try:
         content = json.loads(frame.payload)
         return Origin(
-            Owner.from_json(content["owner"]), str(content.get("registry", "")), datetime.fromisoformat(content["created_at"])
+            Owner.from_json(content["owner"]),
+            str(content.get("registry", "")),
+            datetime.fromisoformat(content["created_at"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataLoss(f"the owner frame that ends at {frame.end} does not say who writes") from error
+        raise DataLoss(
+            f"the owner frame that ends at {frame.end} does not say who writes"
+        ) from error
 
 
 def gap_of(frame: Frame) -> Gap:
@@ -144,7 +157,9 @@ def gap_of(frame: Frame) -> Gap:
     try:
         return Gap(**json.loads(frame.payload))
     except (ValueError, TypeError) as error:
-        raise DataLoss(f"the gap frame that ends at {frame.end} does not say what is missing") from error
+        raise DataLoss(
+            f"the gap frame that ends at {frame.end} does not say what is missing"
+        ) from error
 
 
 def started_from(message: pb.StartRecordingRequest) -> tuple[RecordingSpec, Attempt]:

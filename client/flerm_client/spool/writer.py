@@ -9,11 +9,11 @@ import logging
 import os
 from pathlib import Path
 
-from flerm_client.spool.format import HEADER, SUFFIX, Kind, encode
-from flerm_client.spool.owner import Owner
+from flerm_client.spool.frames import HEADER, SUFFIX, Kind, encode
+from flerm_client.spool.process_owner import Owner
 from flerm_core.errors import InvalidInput
-from flerm_core.recording import Attempt, Ending, Measurement, RecordingSpec, now
-from flerm_proto.convert import ending_to, measurement_to, spec_to, timestamp_to
+from flerm_core.records.recording import Attempt, Ending, Measurement, RecordingSpec, now
+from flerm_proto.recording_messages import ending_to, measurement_to, spec_to, timestamp_to
 from flerm_proto.v1 import registry_pb2 as pb
 
 log = logging.getLogger("flerm.spool")
@@ -33,7 +33,9 @@ def start_request(spec: RecordingSpec, attempt: Attempt) -> pb.StartRecordingReq
             after=attempt.after,
         )
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"the recording of family {spec.family!r} does not fit a message: {error}") from error
+        raise InvalidInput(
+            f"the recording of family {spec.family!r} does not fit a message: {error}"
+        ) from error
 
 
 def file_name(recording_id: str, attempt_id: str) -> str:
@@ -94,9 +96,13 @@ class SpoolWriter:
         try:
             # Others on the machine have no business in a run's measurements.
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(
+                self.path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600
+            )
         except FileExistsError:
-            raise InvalidInput(f"attempt {attempt.id} of recording {spec.id} is in the spool {self.folder} already") from None
+            raise InvalidInput(
+                f"attempt {attempt.id} of recording {spec.id} is in the spool {self.folder} already"
+            ) from None
         except OSError as error:
             if error.errno not in _PASSING:
                 raise InvalidInput(
@@ -146,7 +152,9 @@ class SpoolWriter:
         data = self._head + self._gap_frame() + frame
         try:
             if self._fd < 0:
-                self._fd = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+                self._fd = os.open(
+                    self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600
+                )
             written = os.write(self._fd, data)
             while written < len(data):
                 written += os.write(self._fd, data[written:])

@@ -14,18 +14,26 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 DEFAULT_DB = "sqlite:///flerm.db"
-Db = Annotated[str, typer.Option(help="sqlite:///FILE or postgresql://USER@HOST/DATABASE", envvar="FLERM_DB")]
+Db = Annotated[
+    str, typer.Option(help="sqlite:///FILE or postgresql://USER@HOST/DATABASE", envvar="FLERM_DB")
+]
 
 
 @contextmanager
 def database(url: str, *, must_exist: bool = True) -> Iterator[sa.Engine]:
     """The database at a URL, for one command. Raises `NotFound` for a SQLite file that is not there."""
-    from flerm_server.store.engine import database_file, open_engine, parse_url
+    from flerm_server.store.sql.engine import database_file, open_engine, parse_url
 
     engine = open_engine(parse_url(url))
     try:
-        if must_exist and engine.dialect.name == "sqlite" and not database_file(engine.url).exists():
-            raise NotFound(f"db {url}: there is no such file; `flerm serve` or `flerm db upgrade` makes it")
+        if (
+            must_exist
+            and engine.dialect.name == "sqlite"
+            and not database_file(engine.url).exists()
+        ):
+            raise NotFound(
+                f"db {url}: there is no such file; `flerm serve` or `flerm db upgrade` makes it"
+            )
         yield engine
     finally:
         engine.dispose()

@@ -9,7 +9,9 @@ import typer
 
 from flerm_server.cli.common import DEFAULT_DB, Db, database, one_sentence
 
-app = typer.Typer(no_args_is_help=True, help="The database: upgrade, current, check, backup, prune.")
+app = typer.Typer(
+    no_args_is_help=True, help="The database: upgrade, current, check, backup, prune."
+)
 
 
 @app.command()
@@ -18,7 +20,7 @@ def upgrade(db: Db = DEFAULT_DB) -> None:
 
     Example: flerm db upgrade --db postgresql://flerm@db.example/flerm
     """
-    from flerm_server.store import schema
+    from flerm_server.store.sql import schema
 
     with one_sentence(), database(db, must_exist=False) as engine:
         before, after = schema.upgrade(engine)
@@ -32,7 +34,7 @@ def current(db: Db = DEFAULT_DB) -> None:
 
     Example: flerm db current --db sqlite:///runs.db
     """
-    from flerm_server.store import schema
+    from flerm_server.store.sql import schema
 
     with one_sentence(), database(db) as engine:
         state = schema.state(engine)
@@ -45,7 +47,7 @@ def check(db: Db = DEFAULT_DB) -> None:
 
     Example: flerm db check --db sqlite:///runs.db
     """
-    from flerm_server.store import schema
+    from flerm_server.store.sql import schema
 
     with one_sentence(), database(db) as engine:
         typer.echo(f"schema {schema.check(engine).current}: this version can serve it")
@@ -57,7 +59,7 @@ def backup(destination: Path, db: Db = DEFAULT_DB) -> None:
 
     Example: flerm db backup monday.db --db sqlite:///runs.db
     """
-    from flerm_server.store import schema
+    from flerm_server.store.sql import schema
 
     with one_sentence(), database(db) as engine:
         typer.echo(f"copied to {schema.backup(engine, destination)}")
@@ -65,10 +67,14 @@ def backup(destination: Path, db: Db = DEFAULT_DB) -> None:
 
 @app.command()
 def prune(
-    older_than: Annotated[float, typer.Option(help="Days since a recording was last written to", min=0)],
+    older_than: Annotated[
+        float, typer.Option(help="Days since a recording was last written to", min=0)
+    ],
     db: Db = DEFAULT_DB,
     family: Annotated[str, typer.Option(help="Only of this family")] = "",
-    status: Annotated[str, typer.Option(help="Only of this status, such as failed or interrupted")] = "",
+    status: Annotated[
+        str, typer.Option(help="Only of this status, such as failed or interrupted")
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go")] = False,
 ) -> None:
     """Deletes old recordings with all their rows, for good.
@@ -77,8 +83,8 @@ def prune(
     """
     from datetime import timedelta
 
-    from flerm_core.recording import RecordingFilter, now
-    from flerm_server.store.sql import open_store
+    from flerm_core.records.recording import RecordingFilter, now
+    from flerm_server.store.sql.store import open_store
 
     with one_sentence():
         with database(db):
@@ -91,4 +97,6 @@ def prune(
             rows = sum(each.rows if dry_run else store.delete(each.spec.id) for each in old)
         finally:
             store.close()
-        typer.echo(f"{'would delete' if dry_run else 'deleted'} {len(old)} recordings with {rows} rows")
+        typer.echo(
+            f"{'would delete' if dry_run else 'deleted'} {len(old)} recordings with {rows} rows"
+        )

@@ -12,7 +12,7 @@ import typer
 from flerm_server.cli.common import DEFAULT_DB, Db, database, one_sentence
 
 if TYPE_CHECKING:
-    from flerm_server.store.tokens import Token, Tokens
+    from flerm_server.auth.sql_tokens import Token, Tokens
 
 app = typer.Typer(no_args_is_help=True, help="Tokens: create, list, revoke.")
 
@@ -21,7 +21,9 @@ app = typer.Typer(no_args_is_help=True, help="Tokens: create, list, revoke.")
 def create(
     name: Annotated[str, typer.Argument(help="Whose it is; recordings made with it say so")],
     scope: Annotated[str, typer.Option(help="read, write (and read) or admin (everything)")],
-    family: Annotated[str, typer.Option(help="Bind it to this family, or to this team with all its families")] = "",
+    family: Annotated[
+        str, typer.Option(help="Bind it to this family, or to this team with all its families")
+    ] = "",
     db: Db = DEFAULT_DB,
 ) -> None:
     """Makes a token and shows it, once: only its digest is kept. From the first one on, nobody is answered without.
@@ -35,7 +37,10 @@ def create(
 
 @app.command("list")
 def list_(
-    db: Db = DEFAULT_DB, as_json: Annotated[bool, typer.Option("--json", help="JSON for programs instead of a table")] = False
+    db: Db = DEFAULT_DB,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON for programs instead of a table")
+    ] = False,
 ) -> None:
     """Lists all tokens that were ever made, without their secrets.
 
@@ -49,21 +54,26 @@ def list_(
     for each in found:
         bound = f"  family {each['family']}" if each["family"] else ""
         ended = f"  revoked {each['revoked_at']}" if each["revoked_at"] else ""
-        typer.echo(f"{each['id']}  {each['scope']:5}  {each['name']}{bound}  made {each['created_at']}{ended}")
+        typer.echo(
+            f"{each['id']}  {each['scope']:5}  {each['name']}{bound}  made {each['created_at']}{ended}"
+        )
     if not found:
         typer.echo("no tokens: a registry on 127.0.0.1 answers everybody on this host")
 
 
 @app.command()
 def revoke(
-    token: Annotated[str, typer.Argument(help="The token's id, as `flerm token list` shows it")], db: Db = DEFAULT_DB
+    token: Annotated[str, typer.Argument(help="The token's id, as `flerm token list` shows it")],
+    db: Db = DEFAULT_DB,
 ) -> None:
     """Revokes a token at once, on all servers of the database, and every login made with it.
 
     Example: flerm token revoke 3f9a1c0b7d21 --db sqlite:///runs.db
     """
     with one_sentence(), _tokens(db) as tokens:
-        typer.echo(f"token {token} " + ("revoked" if tokens.revoke(token) else "was revoked already"))
+        typer.echo(
+            f"token {token} " + ("revoked" if tokens.revoke(token) else "was revoked already")
+        )
 
 
 def _plain(token: Token) -> dict[str, str | None]:
@@ -79,8 +89,8 @@ def _plain(token: Token) -> dict[str, str | None]:
 
 @contextmanager
 def _tokens(url: str, *, create: bool = False) -> Iterator[Tokens]:
-    from flerm_server.store import schema
-    from flerm_server.store.tokens import Tokens
+    from flerm_server.auth.sql_tokens import Tokens
+    from flerm_server.store.sql import schema
 
     # The first token may come before the first start: a SQLite file is made, as `flerm serve` would.
     with database(url, must_exist=not create) as engine:

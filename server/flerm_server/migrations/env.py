@@ -1,10 +1,10 @@
-"""Runs revisions on the connection that `flerm_server.store.schema.upgrade` hands over, within its transaction."""
+"""Runs revisions on the connection that `flerm_server.store.sql.schema.upgrade` hands over, within its transaction."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from flerm_server.store.tables import metadata
+from flerm_server.store.sql.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

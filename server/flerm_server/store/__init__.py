@@ -1,1 +1,1 @@
-"""Where recordings are kept: the contract (`base`) and its form in SQL (`sql`)."""
+"""What the server keeps, behind one interface."""

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
 from distributed.rank import begin, report
-from measure.runs import fresh, loss_of
+from measured_runs import fresh, loss_of
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,11 +30,15 @@ def run(others: int | None) -> dict[str, Any]:
     batches = [torch.randn(12, 8, generator=generator) for _ in range(4)]
     ddp = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(ddp.parameters(), 1e-3)
-    names, shapes = zip(*((name, tuple(p.shape)) for name, p in model.named_parameters()), strict=True)
+    names, shapes = zip(
+        *((name, tuple(p.shape)) for name, p in model.named_parameters()), strict=True
+    )
     values = [[value] * len(names) for value in (1, 2, 4)]
     base = Trajectory(names, shapes, [1, 3, 5], values, tokens=[10, 30, 50])
     probe = [torch.randn(16, 8, generator=generator) for _ in range(4)]
-    flerm = FLeRM.match(ddp, optimizer, probe=probe, family="f", targets=base, every=1, clock="tokens")
+    flerm = FLeRM.match(
+        ddp, optimizer, probe=probe, family="f", targets=base, every=1, clock="tokens"
+    )
     aimed, told = [], ""
     for step, batch in enumerate(batches, 1):
         optimizer.zero_grad()

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
 from distributed.rank import begin, report
-from measure.runs import fresh, trained
+from measured_runs import fresh, trained
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
+import measured_models as models
 import torch
 from distributed.rank import begin, report, sent
-from measure import models
-from measure.reference import random_update
+from exact_reference import random_update
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from flerm_client.subject import find_ranks, make_subject
+from flerm_client.training.measured_model import find_ranks, make_subject
 from flerm_core.errors import FlermError
-from flerm_core.measure.meter import Meter, make_estimator
+from flerm_core.measure.fslr_meter import Meter, make_estimator
 
 begin()
 rank, size = dist.get_rank(), dist.get_world_size()
@@ -53,7 +54,11 @@ for estimator in ("example", "kronecker", "full", "exact"):
     with sent() as lengths:
         run.once(run.case.batch(rank))
     columns = run.meter.estimator.columns
-    results["bytes", estimator] = (list(lengths), columns, sum(p.nbytes for p in run.model.parameters()))
+    results["bytes", estimator] = (
+        list(lengths),
+        columns,
+        sum(p.nbytes for p in run.model.parameters()),
+    )
     try:
         run.once(run.case.batch(rank)[:0])
     except FlermError as error:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
 from distributed.rank import begin, report
-from measure.runs import Trace, fresh, leave, loss_of, same, trained
+from measured_runs import Trace, fresh, leave, loss_of, same, trained
 from torch import distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -50,7 +51,16 @@ def train(how: str, estimator: str, **options: Any) -> tuple[Trace, FLeRM | None
     flerm = None
     if estimator:
         probe = (torch.randn(shape) for _ in iter(int, 1))
-        flerm = FLeRM.record(ddp, optimizer, probe=probe, family="f", every=2, warmup=2, estimator=estimator, **options)
+        flerm = FLeRM.record(
+            ddp,
+            optimizer,
+            probe=probe,
+            family="f",
+            every=2,
+            warmup=2,
+            estimator=estimator,
+            **options,
+        )
     losses = trained(accumulating(ddp) if how == "accumulating" else ddp, optimizer, batches)
     return leave(Trace(losses), model, optimizer), flerm
 

@@ -5,10 +5,11 @@ from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
 from distributed.rank import report
-from measure.runs import fresh, loss_of
+from measured_runs import fresh, loss_of
 from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -26,15 +27,23 @@ def probe(width: int):
 
 
 if dist.get_rank() == 0:  # what a rank measures by itself is nothing to the others
-    own = DistributedDataParallel(fresh("resmlp")[0], process_group=dist.new_group([0], use_local_synchronization=True))
-    FLeRM.record(own, torch.optim.SGD(own.parameters(), 1e-2), probe=[torch.randn(4, 8)], family="f").close()
+    own = DistributedDataParallel(
+        fresh("resmlp")[0], process_group=dist.new_group([0], use_local_synchronization=True)
+    )
+    FLeRM.record(
+        own, torch.optim.SGD(own.parameters(), 1e-2), probe=[torch.randn(4, 8)], family="f"
+    ).close()
 for estimator in ("example", "kronecker") if sys.argv[1] == "ddp" else ("kronecker",):
     for width in (8, 9) if dist.get_rank() == 1 else (8, 8):
         model, batches = fresh("resmlp")
         model = DistributedDataParallel(model) if sys.argv[1] == "ddp" else fully_shard(model)
         optimizer = torch.optim.SGD(model.parameters(), 1e-2)
         # First only rank 1's loader fails, at its second batch; then its forward.
-        batches_of = probe(8) if width == 8 and len(found) % 2 == 0 and dist.get_rank() == 1 else [torch.randn(4, width)]
+        batches_of = (
+            probe(8)
+            if width == 8 and len(found) % 2 == 0 and dist.get_rank() == 1
+            else [torch.randn(4, width)]
+        )
         FLeRM.record(model, optimizer, probe=batches_of, family="f", estimator=estimator, warmup=2)
         loss_of(model(batches[0])).backward()
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
 from distributed import sharded
@@ -57,7 +58,9 @@ def expert_mesh() -> Any:
     """The experts of a layer along a dimension of their own; all else on every rank."""
     model = sharded.build()
     along = sharded.world(size, names=("ep",))
-    model.blocks[1].up.weight = nn.Parameter(distribute_tensor(model.blocks[1].up.weight.data, along, [Shard(0)]))
+    model.blocks[1].up.weight = nn.Parameter(
+        distribute_tensor(model.blocks[1].up.weight.data, along, [Shard(0)])
+    )
     return model
 
 
@@ -69,7 +72,9 @@ def hooked() -> Any:
 
 def ignoring() -> Any:
     model = sharded.build()
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["blocks.0.up.weight"])
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        model, ["blocks.0.up.weight"]
+    )
     return DistributedDataParallel(model)
 
 
@@ -79,7 +84,9 @@ def stages() -> dict[str, str]:
     traced = pipeline(model, mb_args=(torch.zeros(2, 4),), split_spec={"1": SplitPoint.BEGINNING})
     own = model[rank]
     stage = PipelineStage(own, rank, size, torch.device("cpu"))
-    half: Any = nn.Sequential(own) if rank == 0 else own  # called otherwise, as the layers of two stages are
+    half: Any = (
+        nn.Sequential(own) if rank == 0 else own
+    )  # called otherwise, as the layers of two stages are
     return {
         "pipe": refused(traced),
         "stage": refused(stage, parts=own),
@@ -93,9 +100,14 @@ rank = dist.get_rank()
 half = dist.new_group([0])
 results = {
     "plain": refused(sharded.build()),
-    "fsdp1": refused(FullyShardedDataParallel(sharded.build(), device_id=torch.device("cpu"), use_orig_params=True)),
+    "fsdp1": refused(
+        FullyShardedDataParallel(
+            sharded.build(), device_id=torch.device("cpu"), use_orig_params=True
+        )
+    ),
     "zero": refused(
-        DistributedDataParallel(sharded.build()), kind=lambda p, lr: ZeroRedundancyOptimizer(p, torch.optim.SGD, lr=lr)
+        DistributedDataParallel(sharded.build()),
+        kind=lambda p, lr: ZeroRedundancyOptimizer(p, torch.optim.SGD, lr=lr),
     ),
     "ignored": refused(ignoring()),
     **stages(),
@@ -105,14 +117,20 @@ results = {
     "hooked": refused(hooked()),
     "slices": refused(
         parallelize_module(
-            sharded.build(sharded.ParallelDecoder), sharded.world(size, names=("tp",)), {"readout": ColwiseParallel()}
+            sharded.build(sharded.ParallelDecoder),
+            sharded.world(size, names=("tp",)),
+            {"readout": ColwiseParallel()},
         )
     ),
     "empty": refused(
-        sharded.tensor_parallel(sharded.build(sharded.ParallelDecoder), sharded.world(size, names=("tp",))),
+        sharded.tensor_parallel(
+            sharded.build(sharded.ParallelDecoder), sharded.world(size, names=("tp",))
+        ),
         probe=[sharded.batch_of(0)[:0]],
     ),
-    "group": refused(fully_shard(sharded.build(), mesh=sharded.world(size, names=("dp",))), process_group=half)
+    "group": refused(
+        fully_shard(sharded.build(), mesh=sharded.world(size, names=("dp",))), process_group=half
+    )
     if dist.get_rank() == 0
     else "",
 }

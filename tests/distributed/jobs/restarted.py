@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
 from distributed import sharded
 from distributed.rank import begin, report
-from measure.runs import loss_of
+from measured_runs import loss_of
 from torch import distributed as dist
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -38,7 +39,9 @@ def begin_run(registry: str | None) -> tuple[Any, Any, FLeRM]:
         model = sharded.fsdp_blocks(model, sharded.world(size, names=("dp",)))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     probe = [sharded.batch_of(20 + 5 * rank + at) for at in range(3)]
-    flerm = FLeRM.record(model, optimizer, probe=probe, family="restarted", every=2, warmup=2, registry=registry)
+    flerm = FLeRM.record(
+        model, optimizer, probe=probe, family="restarted", every=2, warmup=2, registry=registry
+    )
     return model, optimizer, flerm
 
 
@@ -52,7 +55,12 @@ def take(step: int, model: Any, optimizer: Any, flerm: FLeRM) -> None:
 
 def states(model: Any, optimizer: Any, flerm: FLeRM) -> dict[str, Any]:
     weights, moments = get_state_dict(model, optimizer)
-    return {"model": weights, "optimizer": moments, "flerm": flerm, "step": torch.zeros((), dtype=torch.int64)}
+    return {
+        "model": weights,
+        "optimizer": moments,
+        "flerm": flerm,
+        "step": torch.zeros((), dtype=torch.int64),
+    }
 
 
 model, optimizer, flerm = begin_run(registry)
@@ -60,7 +68,9 @@ done = 0
 if not first_time:
     state = states(model, optimizer, flerm)
     checkpoint.load(state, checkpoint_id=folder / "checkpoint")
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
     done = int(state["step"])
 for step in range(done + 1, STEPS + 1):
     take(step, model, optimizer, flerm)

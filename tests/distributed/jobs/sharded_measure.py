@@ -5,14 +5,15 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
 from distributed import sharded
 from distributed.rank import begin, report, sent
 from torch import distributed as dist
 
-from flerm_client.subject import find_ranks, make_subject
-from flerm_core.measure.meter import Meter, make_estimator
+from flerm_client.training.measured_model import find_ranks, make_subject
+from flerm_core.measure.fslr_meter import Meter, make_estimator
 
 begin()
 table = sharded.scenarios(dist.get_world_size())
@@ -37,6 +38,9 @@ for argument in sys.argv[1:]:
             with sent() as lengths, sent("all_gather") as gathers:
                 results["again", name, estimator] = meter.measure(update, iter([batch]), 1)
         results["gathers", name, estimator] = len(gathers)
-        results["bytes", name, estimator] = lengths, sum(p.numel() * p.element_size() for p in subject.parameters.values())
+        results["bytes", name, estimator] = (
+            lengths,
+            sum(p.numel() * p.element_size() for p in subject.parameters.values()),
+        )
 report(results)
 dist.destroy_process_group()

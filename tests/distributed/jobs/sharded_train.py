@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
 from distributed import sharded
 from distributed.rank import begin, report
-from measure.runs import Trace, loss_of, same, trained
+from measured_runs import Trace, loss_of, same, trained
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import checkpoint
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    checkpoint_wrapper,
+)
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
@@ -48,7 +52,9 @@ class Noisy(sharded.Decoder):
         return nn.functional.dropout(super().forward(tokens), 0.1)
 
 
-def begin_run(kind: type = Noisy, wrap: Any = sharded.fsdp_blocks, on: Any = mesh) -> tuple[nn.Module, torch.optim.Optimizer]:
+def begin_run(
+    kind: type = Noisy, wrap: Any = sharded.fsdp_blocks, on: Any = mesh
+) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = wrap(sharded.build(kind).float(), on)
     return model, torch.optim.AdamW(model.parameters(), 1e-2)
 
@@ -58,7 +64,9 @@ def probe(own: int = rank) -> list[Tensor]:
 
 
 def steps(model: Any, optimizer: Any, first: int, last: int, own: int = rank) -> list[float]:
-    return trained(model, optimizer, [sharded.batch_of(100 + 10 * step + own) for step in range(first, last)])
+    return trained(
+        model, optimizer, [sharded.batch_of(100 + 10 * step + own) for step in range(first, last)]
+    )
 
 
 def accumulating(model: Any) -> Any:
@@ -91,9 +99,19 @@ def no_trace(estimator: str, **options: Any) -> bool:
         model, optimizer = begin_run(options.get("kind", Noisy), wrap, options.get("on", mesh))
         heard: list[Tensor] = []
         for parameter in model.parameters():
-            parameter.register_post_accumulate_grad_hook(heard.append)  # an optimiser that steps in backward would hear so
+            parameter.register_post_accumulate_grad_hook(
+                heard.append
+            )  # an optimiser that steps in backward would hear so
         if record:
-            flerm = FLeRM.record(model, optimizer, probe=probe(own), family="f", every=2, warmup=2, estimator=estimator)
+            flerm = FLeRM.record(
+                model,
+                optimizer,
+                probe=probe(own),
+                family="f",
+                every=2,
+                warmup=2,
+                estimator=estimator,
+            )
         losses = steps(options.get("called", lambda model: model)(model), optimizer, 0, STEPS, own)
         if record:
             assert flerm.trajectory.steps.tolist() == [1, 3, 5]
@@ -113,12 +131,25 @@ def matched(kind: type, wrap: Any, on: Any, own: int) -> dict[str, Any]:
     flerm = FLeRM.match(model, optimizer, probe=probe(own), family="f", targets=targets)
     steps(model, optimizer, 0, STEPS, own)
     twin, _ = begin_run(kind, wrap, on)
-    groups = [{"params": [p], "lr": 1e-2 * flerm.multipliers[name]} for name, p in twin.named_parameters()]
+    groups = [
+        {"params": [p], "lr": 1e-2 * flerm.multipliers[name]} for name, p in twin.named_parameters()
+    ]
     plain = torch.optim.AdamW(groups, 1e-2)
     steps(twin, plain, 0, STEPS, own)
-    weights = {name: p.full_tensor().detach() if isinstance(p, DTensor) else p.detach() for name, p in model.named_parameters()}
-    others = {name: p.full_tensor().detach() if isinstance(p, DTensor) else p.detach() for name, p in twin.named_parameters()}
-    return {"multipliers": flerm.multipliers, "fslr": flerm.fslr, "weights": weights, "plain": others}
+    weights = {
+        name: p.full_tensor().detach() if isinstance(p, DTensor) else p.detach()
+        for name, p in model.named_parameters()
+    }
+    others = {
+        name: p.full_tensor().detach() if isinstance(p, DTensor) else p.detach()
+        for name, p in twin.named_parameters()
+    }
+    return {
+        "multipliers": flerm.multipliers,
+        "fslr": flerm.fslr,
+        "weights": weights,
+        "plain": others,
+    }
 
 
 def resumed() -> dict[str, Any]:
@@ -128,7 +159,11 @@ def resumed() -> dict[str, Any]:
 
     def begin_matched() -> tuple[Any, Any, FLeRM]:
         model, optimizer = begin_run(sharded.Decoder)
-        return model, optimizer, FLeRM.match(model, optimizer, probe=probe(), targets=targets, **options)
+        return (
+            model,
+            optimizer,
+            FLeRM.match(model, optimizer, probe=probe(), targets=targets, **options),
+        )
 
     model, optimizer, flerm = begin_matched()
     losses = steps(model, optimizer, 0, STEPS)
@@ -160,15 +195,28 @@ def checkpointed(model: Any, on: Any) -> nn.Module:
 
 
 def mixed(model: Any, on: Any) -> nn.Module:
-    return sharded.fsdp_blocks(model, on, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+    return sharded.fsdp_blocks(
+        model, on, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    )
 
 
-results: dict[str, Any] = {f"no trace, {name}": no_trace(name) for name in ("example", "kronecker", "exact")}
+results: dict[str, Any] = {
+    f"no trace, {name}": no_trace(name) for name in ("example", "kronecker", "exact")
+}
 results["no trace, accumulating"] = no_trace("kronecker", called=accumulating)
 results["no trace, mixed precision"] = no_trace("example", wrap=mixed)
-results["no trace, checkpointed"] = no_trace("example", wrap=checkpointed) and no_trace("kronecker", wrap=checkpointed)
-parallel: Any = {"kind": sharded.ParallelDecoder, "wrap": sharded.tensor_parallel, "on": tensor_mesh, "own": 0}
-results["no trace, tensor parallel"] = no_trace("example", **parallel) and no_trace("kronecker", **parallel)
+results["no trace, checkpointed"] = no_trace("example", wrap=checkpointed) and no_trace(
+    "kronecker", wrap=checkpointed
+)
+parallel: Any = {
+    "kind": sharded.ParallelDecoder,
+    "wrap": sharded.tensor_parallel,
+    "on": tensor_mesh,
+    "own": 0,
+}
+results["no trace, tensor parallel"] = no_trace("example", **parallel) and no_trace(
+    "kronecker", **parallel
+)
 results["fsdp"] = matched(sharded.Decoder, sharded.fsdp_blocks, mesh, rank)
 results["tp"] = matched(sharded.ParallelDecoder, sharded.tensor_parallel, tensor_mesh, 0)
 results["resumed"] = resumed()

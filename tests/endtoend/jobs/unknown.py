@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
 from distributed.rank import report
@@ -20,7 +21,9 @@ told = []
 for model, family, lr in ((known, "nobody", 1e-3), (known, "known", 1.0), (other, "known", 1e-3)):
     ddp = DistributedDataParallel(model)
     try:
-        FLeRM.match(ddp, torch.optim.SGD(ddp.parameters(), lr), probe=[torch.randn(4, 4)], family=family)
+        FLeRM.match(
+            ddp, torch.optim.SGD(ddp.parameters(), lr), probe=[torch.randn(4, 4)], family=family
+        )
     except FlermError as error:
         told.append((type(error).__name__, str(error)))
 report(told)

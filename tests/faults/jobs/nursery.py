@@ -12,10 +12,11 @@ import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
 import torch._dynamo  # which the first optimizer that is made imports, and that as slowly as torch itself
-from measure.runs import fresh, loss_of
+from measured_runs import fresh, loss_of
 
 from flerm_client import FLeRM
 
@@ -31,7 +32,14 @@ def train(order):
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     probe = [torch.randn(16, 8, generator=torch.Generator().manual_seed(1))]
     flerm = FLeRM.record(
-        model, optimizer, probe=probe, family="killed", registry=order["registry"], seed=order["seed"], every=1, warmup=1
+        model,
+        optimizer,
+        probe=probe,
+        family="killed",
+        registry=order["registry"],
+        seed=order["seed"],
+        every=1,
+        warmup=1,
     )
     say(recording=flerm.recording_id)
     pace = threading.Event()

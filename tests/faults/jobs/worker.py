@@ -14,9 +14,10 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
-from measure.runs import fresh, loss_of
+from measured_runs import fresh, loss_of
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,7 +39,13 @@ def shared(value):
 def attach(run, model, optimizer):
     generator = torch.Generator().manual_seed(11 + RANK)
     probe = [torch.randn(16, 8, generator=generator) for _ in range(4)]
-    common = {"probe": probe, "family": run["family"], "registry": run["registry"], "every": run["every"], "warmup": 1}
+    common = {
+        "probe": probe,
+        "family": run["family"],
+        "registry": run["registry"],
+        "every": run["every"],
+        "warmup": 1,
+    }
     if run["mode"] == "record":
         return FLeRM.record(model, optimizer, **common)
     return FLeRM.match(model, optimizer, timeout=run["timeout"], **common)
@@ -67,7 +74,9 @@ def train(run, wait):
         if flerm is not None:
             flerm.log(loss=loss)
         optimizer.step()
-    weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+    weights = hashlib.sha256(
+        b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+    ).hexdigest()
     if flerm is None:
         return {"weights": weights}
     with warnings.catch_warnings(record=True) as caught:

@@ -75,17 +75,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key", name="pk_recordings"),
         sa.UniqueConstraint("id", name="uq_recordings_id"),
         sa.ForeignKeyConstraint(["family_key"], ["families.key"], name="fk_recordings_family_key"),
-        sa.ForeignKeyConstraint(["parameters_key"], ["parameter_lists.key"], name="fk_recordings_parameters_key"),
+        sa.ForeignKeyConstraint(
+            ["parameters_key"], ["parameter_lists.key"], name="fk_recordings_parameters_key"
+        ),
     )
     op.create_index("ix_recordings_created_at_key", "recordings", ["created_at", "key"])
-    op.create_index("ix_recordings_family_key_role_variant_lr", "recordings", ["family_key", "role", "variant", "lr"])
+    op.create_index(
+        "ix_recordings_family_key_role_variant_lr",
+        "recordings",
+        ["family_key", "role", "variant", "lr"],
+    )
     op.create_table(
         "recording_tags",
         sa.Column("recording_key", key, nullable=False),
         sa.Column("name", sa.Text, nullable=False),
         sa.Column("value", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("recording_key", "name", name="pk_recording_tags"),
-        sa.ForeignKeyConstraint(["recording_key"], ["recordings.key"], name="fk_recording_tags_recording_key"),
+        sa.ForeignKeyConstraint(
+            ["recording_key"], ["recordings.key"], name="fk_recording_tags_recording_key"
+        ),
     )
     op.create_index("ix_recording_tags_name_value", "recording_tags", ["name", "value"])
     op.create_table(
@@ -105,7 +113,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key", name="pk_attempts"),
         sa.UniqueConstraint("recording_key", "number", name="uq_attempts_recording_key_number"),
         sa.UniqueConstraint("recording_key", "id", name="uq_attempts_recording_key_id"),
-        sa.ForeignKeyConstraint(["recording_key"], ["recordings.key"], name="fk_attempts_recording_key"),
+        sa.ForeignKeyConstraint(
+            ["recording_key"], ["recordings.key"], name="fk_attempts_recording_key"
+        ),
     )
     op.create_table(
         "measurements",
@@ -119,5 +129,7 @@ def upgrade() -> None:
         sa.Column("committed_at", sa.BigInteger, nullable=False),
         sa.Column("extra", sa.LargeBinary),
         sa.PrimaryKeyConstraint("attempt_key", "step", name="pk_measurements"),
-        sa.ForeignKeyConstraint(["attempt_key"], ["attempts.key"], name="fk_measurements_attempt_key"),
+        sa.ForeignKeyConstraint(
+            ["attempt_key"], ["attempts.key"], name="fk_measurements_attempt_key"
+        ),
     )

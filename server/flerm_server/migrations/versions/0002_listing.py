@@ -11,7 +11,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.create_index("ix_recordings_family_key_created_at_key", "recordings", ["family_key", "created_at", "key"])
+    op.create_index(
+        "ix_recordings_family_key_created_at_key", "recordings", ["family_key", "created_at", "key"]
+    )
     if op.get_bind().dialect.name == "postgresql":
         # Measured floats do not get smaller, and the attempt costs more than the write.
         op.execute("ALTER TABLE measurements ALTER COLUMN fslr SET STORAGE EXTERNAL")

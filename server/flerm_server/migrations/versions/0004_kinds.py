@@ -33,4 +33,6 @@ def upgrade() -> None:
         "recordings",
         ["family_key", "role", "variant", "kind_key", "status", "lr"],
     )
-    op.add_column("attempts", sa.Column("after_id", sa.String(36), nullable=False, server_default=""))
+    op.add_column(
+        "attempts", sa.Column("after_id", sa.String(36), nullable=False, server_default="")
+    )

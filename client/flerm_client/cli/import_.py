@@ -1,0 +1,35 @@
+"""`flerm import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flerm_client.cli.common import Json, Registry, print_json, say, server
+
+
+def import_(
+    folder: Annotated[Path, typer.Argument(help="what `flerm export FAMILY FOLDER` wrote")],
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Brings an exported family, with all its recordings, to a registry. What is there already is left as it is.
+
+    Example: flerm import resmlp-2026 --registry grpc://127.0.0.1:50051
+    """
+    from flerm_client.registry.family_archive import import_family
+
+    rows = 0
+
+    def told(recording: str, count: int) -> None:
+        nonlocal rows
+        rows += count
+
+    with server(registry) as connection:
+        name, recordings = import_family(connection, folder, told)
+    if as_json:
+        print_json({"family": name, "recordings": recordings, "rows": rows})
+    else:
+        say(f"{name}: {recordings} recordings with {rows} rows")

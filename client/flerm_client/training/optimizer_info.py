@@ -1,0 +1,128 @@
+"""What FLeRM must know of an optimiser: whether its update is proportional to its learning rate, and what shapes that
+update."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from flerm_core.errors import InvalidInput, Unsupported
+
+# By class name, looked for in the whole ancestry: most of these live in packages that need not be installed.
+_REFUSED = {
+    "LBFGS": "it chooses its step lengths by a line search",
+    "Rprop": "its step sizes adapt by themselves and ignore the learning rate after the first step",
+    "ASGD": "its step is not proportional to its learning rate",
+    "Adafactor": "it scales its step by the weights and a schedule of its own",
+    "AdamWScheduleFree": "its weights are an average that moves between steps; use the plain AdamW",
+    "SGDScheduleFree": "its weights are an average that moves between steps; use the plain SGD",
+    "RAdamScheduleFree": "its weights are an average that moves between steps; use the plain RAdam",
+    "DAdaptAdam": "it sets its own learning rate",
+    "DAdaptSGD": "it sets its own learning rate",
+    "DAdaptAdaGrad": "it sets its own learning rate",
+    "DAdaptLion": "it sets its own learning rate",
+    "Prodigy": "it sets its own learning rate",
+    "ZeroRedundancyOptimizer": "each rank steps only its own part of the parameters; use FSDP2 (fully_shard) instead",
+    "DeepSpeedOptimizer": "it keeps the parameters in flat partitions of its own; use FSDP2 (fully_shard)",
+}
+
+# What changes how fast or where a step is computed, or the learning rate itself, but not the update at learning rate 1.
+_IMPLEMENTATION = {
+    "params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable",
+    "max_lr", "min_lr", "max_momentum", "base_momentum",
+}  # fmt: skip
+
+
+def bare_optimizer(optimizer: Any) -> Optimizer:
+    """The torch optimiser inside wrappers (accelerate's, sharpness-aware minimisers) that hand `step` on to it. Refuses by name
+    what cannot work."""
+    _refuse(optimizer)
+    while not type(optimizer).__module__.startswith("torch.optim"):
+        # Found by what it is: accelerate calls it `optimizer`, sharpness-aware minimisers `base_optimizer`.
+        inner = {
+            id(each): each
+            for each in getattr(optimizer, "__dict__", {}).values()
+            if isinstance(each, Optimizer)
+        }
+        if len(inner) != 1:
+            break
+        optimizer = next(iter(inner.values()))
+        _refuse(optimizer)
+    if not isinstance(optimizer, Optimizer):
+        raise InvalidInput(
+            f"optimizer is a {type(optimizer).__name__}; allowed is a torch.optim.Optimizer or a sequence of them"
+        )
+    if (
+        any(group.get("capturable") for group in optimizer.param_groups)
+        and torch.cuda.is_available()
+    ):
+        raise Unsupported(
+            "an optimiser with capturable=True may run inside a CUDA graph, where its rates cannot be set; turn it off"
+        )
+    return optimizer
+
+
+def _refuse(optimizer: object) -> None:
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in _REFUSED:
+            raise Unsupported(
+                f"{type(optimizer).__name__} cannot be measured or matched: {_REFUSED[kind.__name__]}"
+            )
+
+
+def initial_rate(optimizers: list[Optimizer]) -> float:
+    """The one learning rate that all parameter groups began with. Raises `InvalidInput` when there are several."""
+    rates = initial_rates(optimizers)
+    if len(rates) != 1:
+        listed = ", ".join(f"{rate:g}" for rate in sorted(rates))
+        raise InvalidInput(
+            f"lr= must be given: the parameter groups begin with different learning rates ({listed})"
+        )
+    return rates.pop()
+
+
+def initial_rates(optimizers: list[Optimizer]) -> set[float]:
+    """The learning rates that the parameter groups began with."""
+    return {
+        float(group.get("initial_lr", group["lr"]))
+        for each in optimizers
+        for group in each.param_groups
+    }
+
+
+def describe(
+    optimizers: list[Optimizer], *, independent_decay: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """Class name(s), and every setting that shapes the update at learning rate 1; one that differs between groups as a list
+    of its values. What the class has decided or the user has noted in a group (a label) is no setting. Decay that is
+    independent of the multipliers is no part of the update measured, which `weight_decay_mode` says."""
+    name = "+".join(type(each).__name__ for each in optimizers)
+    values: dict[str, list[Any]] = {}
+    for each in optimizers:
+        arguments = inspect.signature(type(each)).parameters
+        anything = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+        for group in each.param_groups:
+            for key in (
+                group.keys() - _IMPLEMENTATION
+                if anything
+                else group.keys() & arguments.keys() - _IMPLEMENTATION
+            ):
+                plain = _plain(group[key])
+                if plain not in values.setdefault(key, []):
+                    values[key].append(plain)
+    if independent_decay:
+        values["weight_decay_mode"] = ["independent"]
+    return name, {
+        key: found[0] if len(found) == 1 else found for key, found in sorted(values.items())
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -1,0 +1,1 @@
+"""Sending spool files to a registry, from a process beside the training."""

@@ -1,0 +1,1 @@
+"""Research apparatus that stands on the client: workloads, sweeps, the paper's own files."""

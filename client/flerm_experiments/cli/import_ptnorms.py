@@ -1,0 +1,113 @@
+"""`flerm import-ptnorms`: the paper's base recordings into a registry."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flerm_client.cli.common import Json, Registry, Tag, client, print_json, say, tags_of
+from flerm_core.errors import InvalidInput
+
+
+def import_ptnorms(
+    family: Annotated[str, typer.Argument(help="the family that they are recordings of")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="*.ptnorms, as the paper's code wrote them; one for each rate and seed"
+        ),
+    ],
+    lr: Annotated[
+        float | None, typer.Option(help="base learning rate, where the file's name does not say it")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="seed, where the file's name does not say it")
+    ] = None,
+    every: Annotated[int, typer.Option(help="steps between measurements")] = 100,
+    optimizer: Annotated[
+        str, typer.Option(help="a class of torch.optim, with its default settings")
+    ] = "Adam",
+    tag: Tag = None,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Brings base recordings that the paper's own code made (.ptnorms) into a registry, as kronecker recordings.
+
+    The same file twice is one recording. Their values are smoothed, and their final losses unknown, so `flerm best` does
+    not see them.
+
+    Example: flerm import-ptnorms mlp basemodelresmlpcifar10empiricalmasses_lr_0.001_seed_*.ptnorms
+    """
+    results = [
+        _import(file, family, lr, seed, every, optimizer, tags_of(tag), registry) for file in files
+    ]
+    if as_json:
+        print_json(results)
+    else:
+        for result in results:
+            said = f"recording {result['id']}, lr {result['lr']:g}, seed {result['seed']}, {result['rows']} rows"
+            say(f"{result['file']}: {said}")
+
+
+def _import(
+    file: Path,
+    family: str,
+    lr: float | None,
+    seed: int | None,
+    every: int,
+    optimizer: str,
+    tags: dict[str, str],
+    registry: str | None,
+) -> dict[str, Any]:
+    from flerm_experiments.paper_recordings import paper_estimator, read_ptnorms
+
+    found = read_ptnorms(file, every=every)
+    rate = found.lr if lr is None else lr
+    number = found.seed if seed is None else seed
+    if rate is None or number is None:
+        missing = " and ".join(
+            f"--{name}" for name, value in (("lr", rate), ("seed", number)) if value is None
+        )
+        raise InvalidInput(
+            f"{file.name}: {missing} must be given; its name says it in no form like _lr_0.001_seed_3"
+        )
+    kind, settings = _optimizer(optimizer)
+    content = hashlib.sha256(file.read_bytes()).hexdigest()
+    recording = str(
+        uuid.uuid5(
+            uuid.NAMESPACE_URL, f"ptnorms:{family}:{rate!r}:{number}:{every}:{kind}:{content}"
+        )
+    )
+    trajectory = found.trajectory
+    with client(registry) as connected:
+        connected.start_recording(
+            family, rate, trajectory.names, trajectory.shapes, bands=trajectory.bands, seed=number, optimizer=kind,
+            optimizer_config=settings, estimator=paper_estimator(every), tags={"source": "ptnorms"} | tags,
+            recording_id=recording,
+        )  # fmt: skip
+        if connected.recording(recording).status == "running":  # else it was imported before
+            connected.append(recording, trajectory.steps.tolist(), trajectory.values)
+            connected.finish(recording, final_step=int(trajectory.steps[-1]))
+    return {"file": file.name, "id": recording, "lr": rate, "seed": number, "rows": len(trajectory)}
+
+
+def _optimizer(name: str) -> tuple[str, dict[str, Any]]:
+    """As a run by this class with its defaults describes itself."""
+    import torch
+
+    from flerm_client.training.optimizer_info import bare_optimizer, describe
+
+    kind = getattr(torch.optim, name, None)
+    if (
+        not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer))
+        or kind is torch.optim.Optimizer
+    ):
+        raise InvalidInput(
+            f"--optimizer: torch.optim has no {name!r}; allowed is a class of it, such as Adam"
+        )
+    made: Any = kind
+    return describe([bare_optimizer(made([torch.nn.Parameter(torch.zeros(1))], lr=1.0))])

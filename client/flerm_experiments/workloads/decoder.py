@@ -1,0 +1,229 @@
+"""`decoder` and its kin: the decoder-only transformers of the paper's Appendix A.2 on text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flerm_experiments.workloads.base import Scale, Workload
+from flerm_experiments.workloads.corpus import (
+    BYTES,
+    VOCABULARY,
+    Text,
+    probe_batches,
+    training_batches,
+)
+from flerm_experiments.workloads.init import LINEAR, RELU, he_normal, normal
+
+Norm = Literal["prenorm", "postnorm", "prenormpostmod"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+BASE_MODEL, BASE_HEADS, BASE_BLOCKS = 32, 2, 2
+
+
+class Attention(nn.Module):
+    """Causal self-attention over [batch, time, d], with queries and keys normalised per head before their product.
+
+    Written out instead of `scaled_dot_product_attention`, whose fused CPU kernel has no forward mode: exact FSLRs need it.
+    """
+
+    def __init__(self, d_model: int, heads: int, context: int, affine: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(d_model, d_model)
+        self.k = nn.Linear(d_model, d_model)
+        self.v = nn.Linear(d_model, d_model)
+        self.out = nn.Linear(d_model, d_model)
+        self.q_norm = nn.LayerNorm(d_model // heads, elementwise_affine=affine)
+        self.k_norm = nn.LayerNorm(d_model // heads, elementwise_affine=affine)
+        self.register_buffer(
+            "future", torch.ones(context, context, dtype=torch.bool).triu(1), persistent=False
+        )
+        self.future: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, time, d] from the same, each position from itself and those before it."""
+        batch, time, width = x.shape
+        q, k, v = (
+            projected.view(batch, time, self.heads, -1).transpose(1, 2)
+            for projected in (self.q(x), self.k(x), self.v(x))
+        )
+        scores = self.q_norm(q) @ self.k_norm(k).transpose(-2, -1) / math.sqrt(width // self.heads)
+        weights = scores.masked_fill(self.future[:time, :time], float("-inf")).softmax(dim=-1)
+        mixed: Tensor = self.out((weights @ v).transpose(1, 2).reshape(batch, time, width))
+        return mixed
+
+
+class FeedForward(nn.Module):
+    """down(relu(up(x))), d → 4 d → d."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, 4 * d_model)
+        self.down = nn.Linear(4 * d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, time, d] from the same, position by position."""
+        y: Tensor = self.down(torch.relu(self.up(x)))
+        return y
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each a residual branch f times `branch`, in one of three placements of the norm."""
+
+    def __init__(
+        self, d_model: int, heads: int, context: int, norm: Norm, branch: float, affine: bool
+    ) -> None:
+        super().__init__()
+        self.attn = Attention(d_model, heads, context, affine)
+        self.ff = FeedForward(d_model)
+        self.attn_norm = nn.LayerNorm(d_model, elementwise_affine=affine)
+        self.ff_norm = nn.LayerNorm(d_model, elementwise_affine=affine)
+        self.placement = norm
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, time, d] from the same."""
+        for part, norm in ((self.attn, self.attn_norm), (self.ff, self.ff_norm)):
+            if self.placement == "prenorm":
+                x = x + self.branch * part(norm(x))
+            elif self.placement == "postnorm":
+                x = norm(x + self.branch * part(x))
+            else:
+                x = x + self.branch * norm(part(x))
+        return x
+
+
+class Decoder(nn.Module):
+    """Learned token embedding and positions, blocks, a last norm, readout: logits [batch, time, vocabulary] of tokens
+    [batch, time].
+
+    Norms have no affine part unless `affine`: then one each, 1 and 0 at first. He initialisation by fan-in, biases 0; an
+    embedding has one active input, so its variance is 1.
+    The residual branches are multiplied by 1/√blocks in the forward pass (Appendix A.2), which makes the initial outputs' size
+    independent of depth. `init_scale` multiplies the blocks' weights, not the embeddings and readout.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        heads: int,
+        blocks: int,
+        context: int,
+        *,
+        norm: Norm = "prenorm",
+        affine: bool = False,
+        vocabulary: int = VOCABULARY,
+        init_scale: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        branch = 1 / math.sqrt(blocks)
+        self.embedding = nn.Embedding(vocabulary, d_model)
+        self.positions = nn.Embedding(context, d_model)
+        self.layers = nn.ModuleList(
+            Block(d_model, heads, context, norm, branch, affine) for _ in range(blocks)
+        )
+        self.norm = nn.LayerNorm(d_model, elementwise_affine=affine)
+        self.readout = nn.Linear(d_model, vocabulary)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith("norm.weight"):
+                nn.init.ones_(parameter)
+            elif name in ("embedding.weight", "positions.weight"):
+                normal(parameter, name, seed, 1.0)
+            else:
+                gain = RELU if name.endswith("ff.down.weight") else LINEAR
+                he_normal(
+                    parameter, name, seed, gain, init_scale if name.startswith("layers.") else 1.0
+                )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [batch, time, vocabulary] for what follows each of `tokens`, int64 [batch, time ≤ context]."""
+        # One row of positions for each example, not one for all: what a row did to an example's outputs can then be told.
+        x = self.embedding(tokens) + self.positions(
+            torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        )
+        for layer in self.layers:
+            x = layer(x)
+        logits: Tensor = self.readout(self.norm(x))
+        return logits
+
+
+class DecoderOnText(Workload):
+    """Decoders, 2 blocks of d_model 32 and 2 heads at scale 1; steps of 16 × 64 tokens, each token seen once."""
+
+    batch = 16
+    context = 64
+    tokens_per_step = batch * context
+
+    def __init__(self, norm: Norm = "prenorm", *, affine: bool = False, text: Text = BYTES) -> None:
+        self.norm: Norm = norm
+        self.affine = affine
+        self.text = text
+        named = {norm: norm != "prenorm", "affine": affine, text.name: text is not BYTES}
+        self.name = "-".join(["decoder", *(name for name, said in named.items() if said)])
+        norms = f"{norm}, affine" if affine else norm
+        self.description = f"{norms} transformer (Appendix A.2) on {text.description}"
+
+    @property
+    def steps_available(self) -> int:  # type: ignore[override]  # counted only when asked for: it reads the library's files
+        """Whole steps in the training part."""
+        return len(self.text.read(self.context).training) // self.batch
+
+    def build(self, scale: Scale, *, seed: int) -> nn.Module:
+        """A `Decoder` of d_model 32 · width, 2 · width heads and 2 · depth blocks."""
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # torch's layers draw initial values of their own first
+            return Decoder(
+                BASE_MODEL * scale.width,
+                BASE_HEADS * scale.width,
+                BASE_BLOCKS * scale.depth,
+                self.context,
+                norm=self.norm,
+                affine=self.affine,
+                vocabulary=self.text.vocabulary,
+                init_scale=scale.init_scale,
+                seed=seed,
+            )
+
+    def config(self, scale: Scale) -> Mapping[str, Any]:
+        """Sizes, and what the text was (the standard library differs between Python versions)."""
+        return {
+            "workload": self.name,
+            "width": scale.width,
+            "depth": scale.depth,
+            "init_scale": scale.init_scale,
+            "norm": self.norm,
+            "affine": self.affine,
+            "d_model": BASE_MODEL * scale.width,
+            "heads": BASE_HEADS * scale.width,
+            "blocks": BASE_BLOCKS * scale.depth,
+            "context": self.context,
+            "data": self.text.read(self.context).description,
+        }
+
+    def batches(
+        self, *, seed: int, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tokens int64 [16 / world, 64] and the tokens one on; ends when every training chunk was seen once."""
+        return training_batches(
+            self.text.read(self.context), self.batch, self.shard(rank, world), seed=seed
+        )
+
+    def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
+        """Tokens int64 [16, 64] of the held-out chunks, which the ranks share out and shuffle anew at each pass."""
+        self.shard(rank, world)
+        return probe_batches(
+            self.text.read(self.context), self.batch, seed=seed, rank=rank, world=world
+        )
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per token."""
+        return functional.cross_entropy(output.flatten(0, -2), labels.flatten())

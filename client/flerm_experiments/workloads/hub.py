@@ -1,0 +1,187 @@
+"""The paper's data sets and pretrained models by name, from the Hugging Face Hub or from copies on this machine.
+
+`FLERM_DATA` names a folder of copies, for machines without a network: what lies there under a name below is taken instead of
+the Hub's. A data set is a folder of Parquet, JSON-lines or CSV files with the columns named here; a model is what
+`save_pretrained` wrote, its tokenizer's files beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from flerm_core.errors import InvalidInput, Unreachable
+from flerm_experiments.workloads.corpus import Corpus, Text, cut
+from flerm_experiments.workloads.images import ImageData, Images
+from flerm_experiments.workloads.init import generator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A data set of the Hub: its address there, the arguments that choose a part of it, which columns hold what is trained on
+    (joined by a space), and how many documents are taken, in their order."""
+
+    address: str
+    columns: tuple[str, ...]
+    options: Mapping[str, Any]
+    documents: int | None = None
+
+
+SOURCES = {
+    # A tenth of it, as in Appendix A.2.
+    "wikitext": Source(
+        address="Salesforce/wikitext",
+        columns=("text",),
+        options={"name": "wikitext-103-raw-v1"},
+        documents=180_000,
+    ),
+    # What the paper's own code takes of them (Appendix A.3).
+    "law": Source(
+        address="harvard-lil/cold-french-law",
+        columns=("texte_contexte", "article_contenu_markdown"),
+        options={},
+        documents=20_000,
+    ),
+    "math": Source(
+        address="GAIR/MathPile",
+        columns=("text",),
+        options={"data_files": "train/arXiv/math_arXiv_v0.2_chunk_1.jsonl.gz"},
+        documents=20_000,
+    ),
+    "cifar10": Source(address="uoft-cs/cifar10", columns=("img", "label"), options={}),
+}
+CHECKPOINTS = {"gpt2": "openai-community/gpt2", "llama": "meta-llama/Llama-3.2-1B"}
+TOKENS = 4_000_000
+"""Of a text, as many as the paper trains adapters on; a data set's documents are read until there are so many."""
+
+
+def _copy(name: str) -> str | None:
+    folder = os.environ.get("FLERM_DATA")
+    path = Path(folder) / name if folder else None
+    return str(path) if path is not None and path.exists() else None
+
+
+def _rows(name: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of `SOURCES[name]`, in their order."""
+    source, copy = SOURCES[name], _copy(name)
+    datasets = _package("datasets", name)
+    try:
+        options = {} if copy else dict(source.options)
+        rows = datasets.load_dataset(
+            copy or source.address, split="train", streaming=True, **options
+        )
+        yield from islice(rows, source.documents)
+    except (OSError, ValueError) as error:
+        raise Unreachable(_absent(name, source.address, error)) from error
+
+
+def _package(package: str, name: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise InvalidInput(
+            f"{name} needs the package {package}: pip install 'flerm[data]'"
+        ) from error
+
+
+def _absent(name: str, address: str, error: Exception) -> str:
+    said = " ".join(str(error).split())[:200]
+    return f"{name} could not be had from {address} on the Hugging Face Hub ({said}); a copy may lie in $FLERM_DATA/{name}"
+
+
+@lru_cache(maxsize=2)
+def read(name: str, checkpoint: str, length: int) -> Corpus:
+    """Chunks of `length` tokens of the text called `name` in `SOURCES`, by the tokenizer of a checkpoint.
+
+    Documents follow each other, an end-of-text token between them. Raises `InvalidInput` without the package datasets or
+    transformers, `Unreachable` where neither the Hub nor a copy can be read.
+    """
+    mark = tokenizer(checkpoint)
+    found: list[int] = []
+    for row in _rows(name):
+        parts = [str(row[column]) for column in SOURCES[name].columns if row.get(column)]
+        if parts:
+            found += [*mark(" ".join(parts))["input_ids"], mark.eos_token_id]
+        if len(found) > TOKENS:
+            break
+    return cut(
+        np.array(found, dtype=np.int32),
+        length,
+        f"{name}, the first {len(found)} tokens of {checkpoint}'s tokenizer",
+    )
+
+
+@lru_cache(maxsize=2)
+def tokenizer(checkpoint: str) -> Any:
+    """The tokenizer of a checkpoint. Raises as `model` does."""
+    return _pretrained("AutoTokenizer", checkpoint)
+
+
+def model(checkpoint: str) -> nn.Module:
+    """The checkpoint called so in `CHECKPOINTS`, a causal language model in float32 with its dropout off.
+
+    Raises `InvalidInput` without the package transformers, `Unreachable` where neither the Hub nor a copy can be read.
+    """
+    found: nn.Module = _pretrained(
+        "AutoModelForCausalLM", checkpoint, dtype=torch.float32, attn_implementation="eager"
+    )
+    for module in found.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return found
+
+
+def _pretrained(kind: str, checkpoint: str, **options: Any) -> Any:
+    transformers = _package("transformers", checkpoint)
+    try:
+        return getattr(transformers, kind).from_pretrained(
+            _copy(checkpoint) or CHECKPOINTS[checkpoint], **options
+        )
+    except (OSError, ValueError) as error:
+        raise Unreachable(_absent(checkpoint, CHECKPOINTS[checkpoint], error)) from error
+
+
+@lru_cache(maxsize=1)
+def cifar10() -> Images:
+    """CIFAR-10's training images, flattened, from -1 to 1 as in the paper's code; 1 in 25 is held out for probes.
+
+    Raises as `read` does.
+    """
+    rows = [
+        (np.asarray(row["img"], dtype=np.uint8).reshape(-1), int(row["label"]))
+        for row in _rows("cifar10")
+    ]
+    order = torch.randperm(len(rows), generator=generator(0, "cifar10 split"))
+    images = (
+        torch.from_numpy(np.stack([image for image, _ in rows]))
+        .float()
+        .div_(127.5)
+        .sub_(1.0)[order]
+    )
+    labels = torch.tensor([label for _, label in rows])[order]
+    training = len(rows) - len(rows) // 25
+    return Images(images[:training], labels[:training], images[training:], labels[training:])
+
+
+CIFAR10 = ImageData("cifar10", "CIFAR-10", 3 * 32 * 32, cifar10)
+
+
+def text(name: str, checkpoint: str) -> Text:
+    """The text called `name` in `SOURCES`, by the tokenizer of a checkpoint; nothing is loaded before it is read."""
+    described = {"wikitext": "WikiText-103", "law": "Cold French Law", "math": "MathPile"}[name]
+    return Text(
+        name,
+        described,
+        {"gpt2": 50_257, "llama": 128_256}[checkpoint],
+        partial(read, name, checkpoint),
+    )

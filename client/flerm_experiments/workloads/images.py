@@ -1,0 +1,96 @@
+"""What classifiers of images share: the data's form, the order in which it is walked through, the loss."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flerm_experiments.workloads.base import Scale, Workload
+from flerm_experiments.workloads.init import generator
+
+CLASSES = 10
+
+
+class Images(NamedTuple):
+    """Images float32 [n, features] and labels int64 [n], of the two parts of a fixed split."""
+
+    images: Tensor
+    labels: Tensor
+    held_out_images: Tensor
+    held_out_labels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ImageData:
+    """Images of ten kinds: what they are called, how many features each has, and how they are loaded."""
+
+    name: str
+    description: str
+    features: int
+    load: Callable[[], Images]
+
+
+class OnImages(Workload):
+    """Steps of 64 flattened images, walked through again and again."""
+
+    batch = 64
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def build(self, scale: Scale, *, seed: int) -> nn.Module:
+        """The model at `scale`."""
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # torch's layers draw initial values of their own first
+            return self.make(scale, seed)
+
+    @abstractmethod
+    def make(self, scale: Scale, seed: int) -> nn.Module:
+        """The model, images [batch, features] to logits [batch, 10], initialised from `seed`."""
+
+    @abstractmethod
+    def sizes(self, scale: Scale) -> Mapping[str, int]:
+        """The model's sizes."""
+
+    def config(self, scale: Scale) -> Mapping[str, Any]:
+        """Sizes, and the data's name."""
+        scales = {"width": scale.width, "depth": scale.depth, "init_scale": scale.init_scale}
+        return {"workload": self.name, **scales, **self.sizes(scale), "data": self.data.description}
+
+    def batches(
+        self, *, seed: int, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [64 / world, features] and labels: every epoch a new permutation of the training part."""
+        shard = self.shard(rank, world)
+        data = self.data.load()
+        shuffle = generator(seed, f"{self.data.name} order")
+
+        def walk() -> Iterator[tuple[Tensor, Tensor]]:
+            while True:
+                for indices in torch.randperm(len(data.images), generator=shuffle).split(
+                    self.batch
+                ):
+                    yield data.images[indices[shard]], data.labels[indices[shard]]
+
+        return walk()
+
+    def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
+        """Images [64, features] drawn without replacement from the held-out ones, anew for each batch."""
+        self.shard(rank, world)
+        held_out = self.data.load().held_out_images
+        draw = generator(seed, f"{self.data.name} probe {rank}")
+        return (
+            held_out[torch.randperm(len(held_out), generator=draw)[: self.batch]]
+            for _ in iter(int, 1)
+        )
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy in nats."""
+        return functional.cross_entropy(output, labels)

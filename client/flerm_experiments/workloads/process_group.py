@@ -1,0 +1,70 @@
+"""The ranks of a run: one process alone, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flerm_core.measure.distributed.ranks import keep
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process's place among the ranks, and the device that it trains on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """`model` on the device; as DDP where there are several ranks, which gives every rank rank 0's weights."""
+        model = model.to(self.device)
+        if self.world == 1:
+            return model
+        return DistributedDataParallel(
+            model, device_ids=[self.device] if self.device.type == "cuda" else None
+        )
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a detached tensor over the ranks, on every rank. The first step's call shows a rank that is missing."""
+        if self.world > 1:
+            distributed.all_reduce(value)
+            value /= self.world
+        return value
+
+    def gather(self, text: str) -> list[str]:
+        """Every rank's `text`, in rank order, on every rank."""
+        if self.world == 1:
+            return [text]
+        texts: list[str] = [""] * self.world
+        distributed.all_gather_object(texts, text)
+        return texts
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Joins the process group that torchrun's environment describes, if any; leaves it at the end, also when the body raises.
+
+    NCCL where every rank of this host has a CUDA device of its own, gloo on the CPU otherwise.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available() and torch.cuda.device_count() >= local_world
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks(0, 1, device)
+        return
+    if cuda:
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if cuda and distributed.is_nccl_available() else "gloo")
+    keep()
+    try:
+        yield Ranks(distributed.get_rank(), distributed.get_world_size(), device)
+    finally:
+        distributed.destroy_process_group()

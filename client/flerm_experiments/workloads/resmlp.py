@@ -1,0 +1,71 @@
+"""`resmlp`, `resmlp-cifar10`: the residual MLP of the paper's Appendix A.1 on images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from flerm_experiments.workloads.base import Scale
+from flerm_experiments.workloads.digits_data import DIGITS
+from flerm_experiments.workloads.images import CLASSES, ImageData, OnImages
+from flerm_experiments.workloads.init import LINEAR, RELU, he_normal
+
+BASE_HIDDEN, BASE_BLOCKS = 32, 4
+
+
+class ResMLP(nn.Module):
+    """x ← input(x); x ← x + layers[j](relu(x)) for each block j; logits [batch, 10] = readout(relu(x)).
+
+    No norms. He initialisation, biases 0. The blocks' weights carry 1/√blocks, so that outputs at initialisation do not depend
+    on depth; as a factor of the weights, not of the forward pass, it does not act on later updates (Appendix A.1).
+    """
+
+    def __init__(
+        self, hidden: int, blocks: int, features: int, *, init_scale: float = 1.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.input = nn.Linear(features, hidden)
+        self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
+        self.readout = nn.Linear(hidden, CLASSES)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.startswith("layers."):
+                he_normal(parameter, name, seed, RELU, init_scale / math.sqrt(blocks))
+            else:
+                he_normal(parameter, name, seed, LINEAR if name.startswith("input.") else RELU)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [batch, 10] of flattened images [batch, features]."""
+        hidden = self.input(images)
+        for layer in self.layers:
+            hidden = hidden + layer(torch.relu(hidden))
+        logits: Tensor = self.readout(torch.relu(hidden))
+        return logits
+
+
+class ResMLPOnImages(OnImages):
+    """Residual MLPs, 4 blocks of hidden size 32 at scale 1."""
+
+    def __init__(self, data: ImageData) -> None:
+        super().__init__(data)
+        self.name = "resmlp" if data is DIGITS else f"resmlp-{data.name}"
+        self.description = f"residual MLP (Appendix A.1) on {data.description}"
+
+    def make(self, scale: Scale, seed: int) -> nn.Module:
+        """A `ResMLP` of hidden size 32 · width and 4 · depth blocks."""
+        sizes = self.sizes(scale)
+        return ResMLP(
+            sizes["hidden"],
+            sizes["blocks"],
+            self.data.features,
+            init_scale=scale.init_scale,
+            seed=seed,
+        )
+
+    def sizes(self, scale: Scale) -> Mapping[str, int]:
+        """Hidden size and blocks."""
+        return {"hidden": BASE_HIDDEN * scale.width, "blocks": BASE_BLOCKS * scale.depth}

@@ -1,0 +1,285 @@
+"""The one training loop of all workloads: plain, recording or matched, in one process or under DDP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from flerm_client.flerm import FLeRM
+from flerm_client.training.run_log import final_loss
+from flerm_client.training.weight_decay import DECAYS
+from flerm_core.errors import FlermError, InvalidInput
+from flerm_core.run_clock import CLOCKS
+from flerm_core.trajectory import Trajectory
+from flerm_experiments.workloads import Scale, Workload, workload_named
+from flerm_experiments.workloads.optimizers import OPTIMIZERS, SCHEDULES
+from flerm_experiments.workloads.parametrization import PARAMETRIZATIONS, apply
+from flerm_experiments.workloads.process_group import Ranks, joined
+
+MODES = ("plain", "record", "match")
+
+TARGETS = ("base", "equal", "equal-throughout")
+_ALLOWED: dict[str, Collection[str]] = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "mode": MODES,
+    "clock": CLOCKS,
+    "parametrization": PARAMETRIZATIONS,
+    "targets": TARGETS,
+    "weight_decay": DECAYS,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One training run. Raises `InvalidInput` for a field out of its range and `NotFound` for an unknown workload.
+
+    `mode` record keeps the FSLRs of this run under `family` and `lr` in `registry`; match fetches those and trains with the
+    learning rates that they ask for (and reports its own FSLRs, each 100 steps); plain does neither. `every`: optimiser steps
+    between measurements; when matching, between matchings. None means 100 and, when matching, once at the start. `clock`: by
+    which a matched run reads its targets, as in `FLeRM`. `registry` None: FLERM_REGISTRY.
+
+    `parametrization` is how weights begin and which rates they take by width. `targets`: base takes those of the family's base
+    recordings (of those that have `source_tags`), equal and equal-throughout are the paper's ablations (Appendix C.3 and C.4):
+    one FSLR for all tensors of the base, or of this model, 1 in sum. `weight_decay`, `depth_rule` and `estimator` as in
+    `FLeRM`, "" for its own choice. `role`, `variant` and `tags` go into the recording; "" for what the mode says.
+    """
+
+    workload: str
+    lr: float
+    scale: Scale = field(default_factory=Scale)
+    steps: int = 300
+    seed: int = 0
+    optimizer: str = "adam"
+    schedule: str = "constant"
+    mode: str = "plain"
+    family: str | None = None
+    registry: str | None = None
+    every: int | None = None
+    clock: str = "step"
+    parametrization: str = "standard"
+    targets: str = "base"
+    depth_rule: str = ""
+    estimator: str = ""
+    weight_decay: str = "coupled"
+    role: str = ""
+    variant: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    source_tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        workload = workload_named(self.workload)
+        workload.check(self.scale)
+        available = workload.steps_available if self.steps > 0 else None
+        if not 0 < self.lr < math.inf:
+            raise InvalidInput(f"lr is {self.lr}, but it must be positive and finite")
+        if self.steps < 1 or (available is not None and self.steps > available):
+            limit = (
+                "at least 1"
+                if available is None
+                else f"from 1 to {available}, where {self.workload}'s data ends"
+            )
+            raise InvalidInput(f"steps is {self.steps}, but it must be {limit}")
+        if self.every is not None and self.every < 1:
+            raise InvalidInput(f"every is {self.every}, but it must be at least 1")
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                raise InvalidInput(
+                    f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}"
+                )
+        if self.clock != "step" and self.mode != "match":
+            raise InvalidInput(
+                f"clock is {self.clock!r}, but only a run that matches reads targets; its mode is {self.mode}"
+            )
+        if self.clock == "tokens" and workload.tokens_per_step is None:
+            raise InvalidInput(
+                f"clock is 'tokens', but {self.workload}'s data has none; allowed are step and fraction"
+            )
+
+    @property
+    def family_name(self) -> str:
+        """The family asked for; by default the workload's name."""
+        return self.family or self.workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a job; the same on every rank but for `seconds`.
+
+    `losses`: the mean over ranks, step by step. `final_loss`: their mean over the last 200 steps, of a short run over the last
+    fifth. `status`: completed, or diverged when a loss was not finite, which ends the run. The mappings go by tensor name and
+    are empty for a plain run: `targets` and `fslr` in output units per unit learning rate, a matched run's `fslr` those behind
+    its `multipliers`; `learning_rates` of the last step.
+    """
+
+    job: Job
+    world: int
+    status: str
+    final_loss: float
+    losses: list[float]
+    seconds: float
+    targets: dict[str, float] = field(default_factory=dict)
+    fslr: dict[str, float] = field(default_factory=dict)
+    multipliers: dict[str, float] = field(default_factory=dict)
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    matched: list[str] = field(default_factory=list)
+    """Tensors that have both a target and a measurement, and so a multiplier of their own."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-like."""
+        return asdict(self)
+
+
+def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> Result:
+    """Runs `job` on this process and, under torchrun, all its fellow ranks, which call this too.
+
+    `on_step(step, loss)` is called on rank 0 after every step, counted from 1. Raises what the registry and the measurement
+    raise, on every rank alike, and `FlermError` should the ranks end with different multipliers or weights.
+    """
+    workload = workload_named(job.workload)
+    with joined() as ranks:
+        bare = workload.build(job.scale, seed=job.seed)
+        model = ranks.wrap(bare)
+        same_depth = workload.build(replace(job.scale, width=1), seed=job.seed)
+        groups = apply(
+            job.parametrization,
+            bare,
+            same_depth,
+            optimizer=job.optimizer,
+            lr=job.lr,
+            fixed=workload.fixed_rate,
+        )
+        optimizer = OPTIMIZERS[job.optimizer](groups, job.lr)
+        flerm = _attach(job, workload, model, optimizer, ranks)
+        try:
+            result = _loop(job, workload, model, optimizer, flerm, ranks, on_step)
+        except BaseException:
+            if flerm is not None:
+                flerm.close(status="failed")
+            raise
+        if flerm is not None:
+            flerm.close(status=result.status)
+        _agree(result, model, ranks)
+        return result
+
+
+def _attach(
+    job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer, ranks: Ranks
+) -> FLeRM | None:
+    if job.mode == "plain":
+        return None
+    probe = (
+        batch.to(ranks.device)
+        for batch in workload.probe(seed=job.seed, rank=ranks.rank, world=ranks.world)
+    )
+    matching = job.mode == "match"
+    common: dict[str, Any] = {
+        "probe": probe,
+        "family": job.family_name,
+        "lr": job.lr,
+        "registry": job.registry,
+        "seed": job.seed,
+        "output": workload.output,
+        "weight_decay": job.weight_decay,
+        "config": {**workload.config(job.scale), "steps": job.steps},
+        "role": job.role or ("scaled" if matching else "base"),
+        "variant": job.variant or ("matched" if matching else "plain"),
+        "tags": job.tags,
+    }
+    if job.mode == "record":
+        return FLeRM.record(
+            model, optimizer, every=job.every or 100, estimator=job.estimator or "example", **common
+        )
+    return FLeRM.match(
+        model,
+        optimizer,
+        every=job.every,
+        clock=job.clock,
+        total_steps=job.steps if job.clock == "fraction" else None,
+        estimator=job.estimator or None,
+        depth=job.depth_rule,
+        source_tags=job.source_tags,
+        targets=_targets(job, workload),
+        **common,
+    )
+
+
+def _targets(job: Job, workload: Workload) -> Trajectory | None:
+    """The equal FSLRs of the paper's ablations, as those of a base model or of this one; None for the registry's."""
+    if job.targets == "base":
+        return None
+    model = workload.build(Scale() if job.targets == "equal" else job.scale, seed=job.seed)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return Trajectory(
+        list(shapes), list(shapes.values()), [1], np.full((1, len(shapes)), 1 / len(shapes))
+    )
+
+
+def _loop(
+    job: Job,
+    workload: Workload,
+    model: nn.Module,
+    optimizer: Optimizer,
+    flerm: FLeRM | None,
+    ranks: Ranks,
+    on_step: Callable[[int, float], None] | None,
+) -> Result:
+    scheduler = SCHEDULES[job.schedule](optimizer, job.steps)
+    batches = workload.batches(seed=job.seed, rank=ranks.rank, world=ranks.world)
+    losses: list[float] = []
+    started = time.perf_counter()
+    for step, (inputs, labels) in zip(range(1, job.steps + 1), batches, strict=False):
+        optimizer.zero_grad()
+        loss = workload.loss(
+            workload.output(model, inputs.to(ranks.device)), labels.to(ranks.device)
+        )
+        loss.backward()
+        losses.append(ranks.mean(loss.detach().clone()).item())
+        if not math.isfinite(losses[-1]):
+            break
+        if flerm is not None:
+            tokens = workload.tokens_per_step
+            flerm.log(loss=losses[-1], tokens=None if tokens is None else step * tokens)
+        optimizer.step()
+        if step < job.steps:
+            scheduler.step()
+        if on_step is not None and ranks.rank == 0:
+            on_step(step, losses[-1])
+    completed = math.isfinite(losses[-1])
+    targets = {} if flerm is None or job.mode == "record" else dict(flerm.targets)
+    measured = {} if flerm is None else flerm.fslr if job.mode == "record" else flerm.matched_fslr
+    return Result(
+        job=job,
+        world=ranks.world,
+        status="completed" if completed else "diverged",
+        final_loss=final_loss(losses, len(losses)),
+        losses=losses,
+        seconds=time.perf_counter() - started,
+        targets=targets,
+        fslr=measured,
+        multipliers={} if flerm is None else dict(flerm.multipliers),
+        learning_rates={} if flerm is None else dict(flerm.learning_rates()),
+        matched=[name for name in targets if name in measured],
+    )
+
+
+def _agree(result: Result, model: nn.Module, ranks: Ranks) -> None:
+    # What DDP and FLeRM promise: every rank ends with the same multipliers and weights, bit for bit.
+    digest = hashlib.sha256(json.dumps(result.multipliers, sort_keys=True).encode())
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digests = ranks.gather(digest.hexdigest())
+    if len(set(digests)) > 1:
+        raise FlermError(
+            f"the {ranks.world} ranks ended with different multipliers or weights: digests {', '.join(digests)}"
+        )

@@ -1,0 +1,135 @@
+"""Loss against learning rate at several scales, one panel per way of training: the paper's Figures 2 to 5."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flerm_core.figures.style import (
+    GREY,
+    PALETTE,
+    Figure,
+    axis,
+    layout,
+    nothing,
+    number,
+    numbers,
+    text,
+)
+from flerm_core.tuning.best_lr import LossPoint, curve_optimum
+
+Points = Sequence[LossPoint]
+GAP = 0.03  # between panels, of the figure's width
+HEADROOM = 0.35  # of the losses' range at the curves' optima and beside them, above which curves are cut off
+
+
+def transfer_figure(panels: Mapping[str, Mapping[str, Points]]) -> Figure:
+    """Panels by title, each with its curves by label; a label has one colour in all panels, and one entry in the legend.
+
+    A dotted line marks the optimum of the first curve, the base's, in every panel: where learning rates transfer, the others
+    have their lowest point on it. Rates where a run diverged are left out. Panels share the axis of losses, which ends above
+    the neighbourhoods of the optima: what is far off is no matter.
+    """
+    drawn = {
+        title: {label: _finite(points) for label, points in curves.items()}
+        for title, curves in panels.items()
+    }
+    losses = [
+        point.loss for curves in drawn.values() for points in curves.values() for point in points
+    ]
+    if not losses:
+        return nothing("No settled curve yet")
+    labels = list(dict.fromkeys(label for curves in drawn.values() for label in curves))
+    data: list[dict[str, Any]] = []
+    shapes: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    axes: dict[str, Any] = {}
+    width = (1 - GAP * (len(drawn) - 1)) / len(drawn)
+    for at, (title, curves) in enumerate(drawn.items()):
+        suffix = "" if at == 0 else str(at + 1)
+        left = at * (width + GAP)
+        domain = [round(left, 4), round(min(left + width, 1.0), 4)]
+        axes[f"xaxis{suffix}"] = axis(
+            "log₂ learning rate", domain=domain, dtick=2, range=_ends(drawn)
+        )
+        notes.append({
+            "text": text(title), "x": sum(domain) / 2, "y": 1, "xref": "paper", "yref": "paper",
+            "showarrow": False, "xanchor": "center", "yanchor": "bottom",
+        })  # fmt: skip
+        for label, points in curves.items():
+            colour = (
+                GREY
+                if labels.index(label) == 0
+                else PALETTE[(labels.index(label) - 1) % len(PALETTE)]
+            )
+            seen = any(trace["name"] == text(label) for trace in data)
+            data.append(_trace(label, points, colour, f"x{suffix}", legend=not seen))
+        first = next(iter(curves.values()), ())
+        if first:
+            place = number(math.log2(curve_optimum(first)))
+            line = {"color": GREY, "width": 1.5, "dash": "dot"}
+            shapes.append({
+                "type": "line", "x0": place, "x1": place, "xref": f"x{suffix}", "y0": 0, "y1": 1, "yref": "paper", "line": line,
+            })  # fmt: skip
+    low, high = (
+        min(losses),
+        max(_high(points) for curves in drawn.values() for points in curves.values() if points),
+    )
+    room = HEADROOM * (high - low) or 1.0
+    y = axis("final loss", range=[number(low - room / 4), number(high + room)])
+    figure = layout(
+        axes.pop("xaxis"), y, shapes=shapes, annotations=notes, hovermode="closest", **axes
+    )
+    figure["margin"] = {**figure["margin"], "t": 40}
+    figure["legend"] = {**figure["legend"], "y": 1.1}
+    return {"data": data, "layout": figure}
+
+
+def _ends(panels: Mapping[str, Mapping[str, Points]]) -> list[float | None]:
+    """The learning rates shown: two octaves to either side of the lowest losses."""
+    best = [
+        min(points, key=lambda point: point.loss).lr
+        for curves in panels.values()
+        for points in curves.values()
+        if points
+    ]
+    return [number(math.log2(min(best)) - 2.2), number(math.log2(max(best)) + 2.2)]
+
+
+def _finite(points: Points) -> list[LossPoint]:
+    return [point for point in points if point.seeds and not point.diverged]
+
+
+def _high(points: Points) -> float:
+    """The higher loss beside the lowest."""
+    best = min(range(len(points)), key=lambda at: points[at].loss)
+    return max(point.loss for point in points[max(best - 1, 0) : best + 2])
+
+
+def _trace(label: str, points: Points, colour: str, x: str, *, legend: bool) -> dict[str, Any]:
+    spread = [
+        0.0 if math.isnan(point.spread) else point.spread / math.sqrt(point.seeds)
+        for point in points
+    ]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": text(label),
+        "legendgroup": text(label),
+        "showlegend": legend,
+        "xaxis": x,
+        "x": numbers(math.log2(point.lr) for point in points),
+        "y": numbers(point.loss for point in points),
+        "error_y": {
+            "type": "data",
+            "array": numbers(spread),
+            "thickness": 1,
+            "width": 3,
+            "visible": any(spread),
+        },
+        "line": {"color": colour, "width": 2},
+        "marker": {"size": 7},
+        "customdata": [f"{point.seeds} seed{'s' if point.seeds != 1 else ''}" for point in points],
+        "hovertemplate": f"<b>{text(label)}</b><br>lr 2^%{{x}}: loss %{{y:.5~g}}, %{{customdata}}<extra></extra>",
+    }

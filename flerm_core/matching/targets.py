@@ -1,0 +1,302 @@
+"""Targets: the FSLRs that a matched run aims for, from base recordings at a learning rate, for the asker's architecture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flerm_core.errors import Ambiguous, InvalidInput, NotFound
+from flerm_core.log_interpolation import blend, geometric_mean, interpolate_rows, log_spread
+from flerm_core.matching.base_selection import Sources, TargetQuery, choose_sources
+from flerm_core.matching.match import DEFAULT_DEPTH, match_rows, whole_run
+from flerm_core.parameter_names import canonical, is_role
+from flerm_core.records.packing import pack
+from flerm_core.records.recording import EstimatorSettings, Recording
+from flerm_core.run_clock import Reading, step_at, tokens_at
+from flerm_core.trajectory import Trajectory, difference
+
+__all__ = ["TargetQuery", "Targets", "build_targets", "choose_sources", "targets_digest"]
+
+Array = NDArray[np.float64]
+
+PART_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Targets(Mapping[str, float]):
+    """Target FSLRs over a run, and where they come from. As a mapping it is the first row: name to FSLR (NaN: unmeasured).
+
+    names [L]: the asker's tensors; under depth rule `joint` a role's name (`layers.*.attn.q.weight`) in place of its tensors'.
+    steps: int64 [T]. table: float32 [T, L], output units per unit learning rate. spread: float32 [T, L], standard deviation of
+    ln FSLR over seeds, NaN where there is but one. tokens: int64 [T], -1 = not known. sources: ids of the recordings used;
+    source_learning_rates: theirs, distinct, ascending; seeds: recordings averaged, the fewest at any of these rates. digest: of
+    names, steps and values. final_step: where the longest of the base runs ended (its last measured step, if it did not say);
+    final_tokens: what they saw by their end.
+    """
+
+    family: str
+    lr: float
+    policy: str
+    depth: str
+    names: tuple[str, ...]
+    steps: NDArray[np.int64]
+    table: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    tokens: NDArray[np.int64]
+    optimizer: str
+    optimizer_config: Mapping[str, Any]
+    estimator: EstimatorSettings
+    sources: tuple[str, ...]
+    source_learning_rates: tuple[float, ...]
+    seeds: int
+    digest: str
+    final_step: int
+    final_tokens: int | None = None
+
+    def __getitem__(self, name: str) -> float:
+        try:
+            return float(self.table[0, self.names.index(name)])
+        except ValueError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        rates = ", ".join(f"{rate:g}" for rate in self.source_learning_rates)
+        return (
+            f"Targets({self.family!r}, lr={self.lr:g}, {len(self.names)} tensors, {len(self.steps)} rows, "
+            f"from lr {rates}, {self.seeds} seeds, {self.digest[:12]})"
+        )
+
+    def at(
+        self,
+        *,
+        step: Reading | None = None,
+        tokens: Reading | None = None,
+        fraction: Reading | None = None,
+    ) -> dict[str, float]:
+        """Name to FSLR at one moment of the run, by one of three clocks; by none: the first row.
+
+        `fraction` is of `final_step`, in [0, 1]. Between rows the logarithm is linear in the step, after the last row it holds.
+        Raises as `step_at` does.
+        """
+        moment = self.step_at(step=step, tokens=tokens, fraction=fraction)
+        row = interpolate_rows(self.steps, self.table, np.array([moment], np.float64))[0]
+        return dict(zip(self.names, row.tolist(), strict=True))
+
+    def step_at(
+        self,
+        *,
+        step: Reading | None = None,
+        tokens: Reading | None = None,
+        fraction: Reading | None = None,
+    ) -> float:
+        """The base's step at one moment of the run, by one of three clocks; by none: the first row's.
+
+        Raises `InvalidInput` for more than one clock or a value out of range, `NotFound` for tokens that the sources did not
+        log.
+        """
+        readings = {"step": step, "tokens": tokens, "fraction": fraction}
+        source = f"the recordings {', '.join(self.sources)}"
+        return step_at(readings, self.steps, self.tokens, self.final_step, source)
+
+
+def build_targets(
+    query: TargetQuery,
+    sources: Sources,
+    load: Callable[[Recording], Trajectory],
+    *,
+    blocks: Sequence[str] = (),
+) -> Targets:
+    """The answer to `query` from what `choose_sources` chose.
+
+    Seeds are averaged at each learning rate (`Trajectory.average`), rates blended log-log at the query's, the depth rule
+    applied to every row. `load` reads a recording's trajectory; `blocks` are the family's axes, used where the query names
+    none. Raises `Ambiguous` when the sources are not of one model, `NotFound` for names that cannot be matched or sources
+    without rows, `InvalidInput` for shapes whose number of dimensions is not the base's.
+    """
+    loaded = {rate: [load(each) for each in recordings] for rate, recordings in sources.items()}
+    _refuse_other_models(sources, loaded)
+    everything = [each for group in loaded.values() for each in group]
+    recordings = [each for group in sources.values() for each in group]
+    base, spec = everything[0], recordings[0].spec
+    asked = query.names or tuple(name for name in base.names if not is_role(name))
+    depth = query.depth or DEFAULT_DEPTH
+    _check_ranks(query, base)
+    steps = np.unique(
+        np.concatenate([each.steps for each in everything])
+        if query.step is None
+        else np.array([query.step])
+    )
+    bands = dict(zip(base.names, base.bands, strict=True))
+
+    axes = query.blocks or tuple(blocks)
+    means = [_mean(group) for group in loaded.values()]
+
+    def matched(trajectory: Trajectory, at: NDArray[np.int64]) -> dict[str, Array]:
+        columns = dict(zip(trajectory.names, trajectory.resampled(at).T, strict=True))
+        return match_rows(
+            columns, asked, run=whole_run(trajectory), bands=bands, blocks=axes, depth=depth
+        )
+
+    names = tuple(matched(means[0], steps[:1]))
+    values, spread = (np.empty((len(steps), len(names)), np.float32) for _ in range(2))
+    for part in _parts(len(steps), len(everything) * max(len(base.names), len(names))):
+        at = steps[part]
+        values[part] = _blend_rates(
+            query, tuple(loaded), [_table(matched(mean, at), at) for mean in means]
+        )
+        # The spread of a target is that of what each seed alone would have given.
+        spreads = [
+            log_spread(np.stack([_table(matched(each, at), at) for each in group]))
+            for group in loaded.values()
+        ]
+        spread[part] = _blend_spreads(query, tuple(loaded), spreads)
+    ends = [each.tokens for each in recordings if each.tokens is not None]
+    return Targets(
+        family=query.family,
+        lr=query.lr,
+        policy=query.policy,
+        depth=depth,
+        names=names,
+        steps=steps,
+        table=values,
+        spread=spread,
+        tokens=_tokens(everything, steps),
+        optimizer=spec.optimizer,
+        optimizer_config=spec.optimizer_config,
+        estimator=spec.estimator,
+        sources=tuple(each.spec.id for each in recordings),
+        source_learning_rates=tuple(sources),
+        seeds=min(len(group) for group in sources.values()),
+        digest=targets_digest(names, steps, values),
+        final_step=max(
+            [
+                *(int(each.steps[-1]) for each in everything),
+                *(each.final_step or 0 for each in recordings),
+            ]
+        ),
+        final_tokens=max(ends) if len(ends) == len(recordings) else None,
+    )
+
+
+def targets_digest(
+    names: Sequence[str], steps: NDArray[np.int64], values: NDArray[np.float32]
+) -> str:
+    """SHA-256 (hex) of names, steps and values: the same for equal targets on every machine, whatever the bits of a NaN."""
+    plain = np.where(np.isnan(values), np.float32(np.nan), values)
+    content = hashlib.sha256(json.dumps(list(names)).encode())
+    content.update(np.ascontiguousarray(steps, "<i8").tobytes())
+    content.update(pack(plain))
+    return content.hexdigest()
+
+
+def _refuse_other_models(sources: Sources, loaded: Mapping[float, Sequence[Trajectory]]) -> None:
+    pairs = [
+        (each, path)
+        for rate in sources
+        for each, path in zip(sources[rate], loaded[rate], strict=True)
+    ]
+    first, its = pairs[0]
+    for each, trajectory in pairs:
+        if not len(trajectory):
+            raise NotFound(
+                f"recording {each.spec.id} of {each.spec.family!r} is completed but has no measurements"
+            )
+        apart = difference(its, trajectory)
+        if apart:
+            raise Ambiguous(
+                f"family: the base recordings {first.spec.id} and {each.spec.id} of {each.spec.family!r} "
+                f"are not of one model: {apart}; name one by tags"
+            )
+
+
+def _mean(group: Sequence[Trajectory]) -> Trajectory:
+    """The geometric mean over seeds at the union of their steps, as `Trajectory.average` has it, in bounded memory."""
+    first = group[0]
+    steps = np.unique(np.concatenate([each.steps for each in group]))
+    values = np.empty((len(steps), len(first.names)), np.float32)
+    for part in _parts(len(steps), len(group) * len(first.names)):
+        values[part] = geometric_mean(np.stack([each.resampled(steps[part]) for each in group]))
+    return Trajectory(first.names, first.shapes, steps, values, bands=first.bands)
+
+
+def _parts(rows: int, width: int) -> Iterator[slice]:
+    """Rows by so many that `width` float64 values a row stay within `PART_BYTES`, at least one each.
+
+    Seeds are held as the float32 they are stored in; only one part at a time exists as float64.
+    """
+    size = max(1, PART_BYTES // (8 * max(width, 1)))
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+def _table(columns: Mapping[str, Array], steps: NDArray[np.int64]) -> Array:
+    """Columns [T] side by side: [T, L]."""
+    return np.stack(list(columns.values()), axis=1) if columns else np.empty((len(steps), 0))
+
+
+def _weight(query: TargetQuery, rates: Sequence[float]) -> float:
+    """Where the query's rate lies between two, by logarithms: 0 at the lower, 1 at the upper."""
+    return math.log(query.lr / rates[0]) / math.log(rates[1] / rates[0])
+
+
+def _blend_rates(query: TargetQuery, rates: Sequence[float], tables: Sequence[Array]) -> Array:
+    return tables[0] if len(tables) == 1 else blend(tables[0], tables[1], _weight(query, rates))
+
+
+def _blend_spreads(query: TargetQuery, rates: Sequence[float], spreads: Sequence[Array]) -> Array:
+    """The spread of a weighted mean of two logarithms that vary independently."""
+    if len(spreads) == 1:
+        return spreads[0]
+    weight = _weight(query, rates)
+    blended: Array = np.hypot((1 - weight) * spreads[0], weight * spreads[1])
+    return blended
+
+
+def _tokens(trajectories: Sequence[Trajectory], steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tokens seen at `steps`, as `tokens_at` has them for a run, the mean over runs; -1 everywhere when a run logged none."""
+    if not all((each.tokens >= 0).any() for each in trajectories):
+        return np.full(len(steps), -1, np.int64)
+    counts = [tokens_at(each.steps, each.tokens, steps) for each in trajectories]
+    mean: NDArray[np.int64] = np.mean(counts, axis=0).round().astype(np.int64)
+    return mean
+
+
+def _check_ranks(query: TargetQuery, base: Trajectory) -> None:
+    """Tensors of one role have one number of dimensions, whatever the width: another number means another architecture.
+
+    A base where no shape is known (all empty: imported recordings) can be held against nothing.
+    """
+    if not query.shapes or not any(base.shapes):
+        return
+    if len(query.shapes) != len(query.names):
+        raise InvalidInput(
+            f"shapes: {len(query.shapes)} given for {len(query.names)} names; one each is allowed, or none at all"
+        )
+    ranks: dict[str, set[int]] = {}
+    for name, shape in zip(base.names, base.shapes, strict=True):
+        if not is_role(name):
+            ranks.setdefault(_role_of(name), set()).add(len(shape))
+    for name, shape in zip(query.names, query.shapes, strict=True):
+        known = ranks.get(_role_of(canonical(name)), set())
+        if not is_role(name) and known and len(shape) not in known:
+            raise InvalidInput(
+                f"shapes: {name!r} has {len(shape)} dimensions ({list(shape)}); {sorted(known)} allowed, "
+                f"as in the base of {query.family!r}"
+            )
+
+
+def _role_of(name: str) -> str:
+    """The name with every number starred."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))

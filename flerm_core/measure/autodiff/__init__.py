@@ -1,0 +1,1 @@
+"""Derivatives and activations: what the estimators ask of torch's automatic differentiation."""

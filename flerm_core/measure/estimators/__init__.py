@@ -1,0 +1,1 @@
+"""The ways to estimate FSLRs from an update and probe batches."""

@@ -1,0 +1,1 @@
+"""The update of one optimiser step, tensor by tensor, at learning rate 1."""

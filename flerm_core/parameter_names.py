@@ -1,0 +1,221 @@
+"""What a parameter is called, whatever wraps the model, and which numbers in a name count blocks.
+
+A *path* is a name split at its dots. A *template* is a name in which `*` stands for the block numbers of one or more axes
+(`layers.*.attn.q.weight`); an *axis* is a path that ends in `*` (`layers.*`, `encoder.layers.*`, `stages.*.blocks.*`), and it
+matches where its components first stand in a row in a name, so `layers.*` also counts the blocks of
+`model.layers.3.mlp.weight`. One that begins with `*`, for a model that is itself a `torch.nn.Sequential`, matches at a name's
+beginning only. A *role* is a template that stands for several tensors of one model; its FSLR is that of their joint change.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+
+from flerm_core.errors import InvalidInput
+
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_ADAPTER = "default"
+
+Path = tuple[str, ...]
+Shapes = Sequence[Sequence[int]]
+
+
+def canonical(name: str) -> str:
+    """`name` as the bare model gives it: without the components that DDP, FSDP, torch.compile and checkpointing put in.
+
+    PEFT's leading `base_model.model.` goes too, and the adapter's name where it is PEFT's `default` (`lora_A.default.weight`).
+    A name of nothing but wrappers stays as it is.
+    """
+    path = [part for part in name.split(".") if part not in _WRAPPERS]
+    while path[:2] == ["base_model", "model"] and len(path) > 2:
+        path = path[2:]
+    kept: list[str] = []
+    for part in path:
+        if not (part == _ADAPTER and kept and kept[-1].startswith("lora_")):
+            kept.append(part)
+    return ".".join(kept) or name
+
+
+def canonical_names(names: Iterable[str]) -> list[str]:
+    """The canonical form of each of `names`, in order. Raises `InvalidInput` when two of them become one."""
+    origin: dict[str, str] = {}
+    for name in names:
+        short = canonical(name)
+        if short in origin:
+            raise InvalidInput(
+                f"names: {origin[short]!r} and {name!r} both mean {short!r}; each parameter needs a name of its own"
+            )
+        origin[short] = name
+    return list(origin)
+
+
+def is_role(name: str) -> bool:
+    """Whether `name` is a template, and so a role: some component is `*`."""
+    return "*" in name.split(".")
+
+
+def as_axes(blocks: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Block axes as a tuple. Raises `InvalidInput` for one that does not end in the component `*` or has empty components."""
+    axes = (blocks,) if isinstance(blocks, str) else tuple(blocks or ())
+    for axis in axes:
+        path = axis.split(".")
+        if path[-1] != "*" or not all(path):
+            raise InvalidInput(
+                f"blocks: {axis!r} is not an axis; an axis is a dotted path that ends in '*', such as 'layers.*'"
+            )
+    return axes
+
+
+def split_name(name: str, axes: Sequence[str]) -> tuple[str, tuple[int, ...]]:
+    """The template of `name` along `axes` and its block numbers, one for each `*` of the template.
+
+    `split_name("layers.3.attn.q.weight", ["layers.*"]) == ("layers.*.attn.q.weight", (3,))`. A name that no axis matches is its
+    own template, with no numbers; so is a role.
+    """
+    path = name.split(".")
+    starred: set[int] = set()
+    for axis in axes:
+        pattern = axis.split(".")
+        starts = range(1 if pattern[0] == "*" else len(path))
+        first = next((at for at in starts if _fits(pattern, path[at : at + len(pattern)])), None)
+        if first is not None:
+            starred.add(first + len(pattern) - 1)
+    places = sorted(place for place in starred if path[place].isdecimal())
+    numbers = tuple(int(path[place]) for place in places)
+    for place in places:
+        path[place] = "*"
+    return ".".join(path), numbers
+
+
+def stands_for(template: str, name: str) -> bool:
+    """Whether `name` is `template` with a number (or a `*`) for each `*`."""
+    return _fits(template.split("."), name.split("."))
+
+
+def _fits(pattern: Sequence[str], path: Sequence[str]) -> bool:
+    return len(pattern) == len(path) and all(
+        want == part or (want == "*" and part.isdecimal())
+        for want, part in zip(pattern, path, strict=True)
+    )
+
+
+def expand(template: str, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are tensors of the role `template`, in their order."""
+    return [name for name in names if not is_role(name) and stands_for(template, name)]
+
+
+def find_axes(base: Iterable[str], target: Iterable[str]) -> tuple[str, ...]:
+    """The block axes on which two models of a family differ: places where both have numbers, and not equally many.
+
+    Where they have equally many, the numbers are plain names: `0.weight` and `2.weight` of two `torch.nn.Sequential` of one
+    length stay what they are. Nested axes are found too (`stages.*.blocks.*`). Roles are passed over. Sorted.
+    """
+    found: set[str] = set()
+    _compare((), _paths(base), _paths(target), found)
+    return tuple(sorted(found))
+
+
+def _paths(names: Iterable[str]) -> set[Path]:
+    return {tuple(name.split(".")) for name in names if not is_role(name)}
+
+
+def _compare(prefix: Path, base: set[Path], target: set[Path], found: set[str]) -> None:
+    left, right = _children(base), _children(target)
+    numbers, others = (
+        {part for part in left if part.isdecimal()},
+        {part for part in right if part.isdecimal()},
+    )
+    if numbers and others and len(numbers) != len(others):
+        axis = (*prefix, "*")
+        found.add(".".join(axis))
+        _compare(axis, _joined(left, numbers), _joined(right, others), found)
+        left = {part: tails for part, tails in left.items() if part not in numbers}
+    for part in left.keys() & right.keys():
+        _compare((*prefix, part), left[part], right[part], found)
+
+
+def _children(paths: Iterable[Path]) -> dict[str, set[Path]]:
+    children: dict[str, set[Path]] = defaultdict(set)
+    for path in paths:
+        if path:
+            children[path[0]].add(path[1:])
+    return children
+
+
+def _joined(children: dict[str, set[Path]], parts: Iterable[str]) -> set[Path]:
+    return {tail for part in parts for tail in children[part]}
+
+
+def block_axes(names: Sequence[str], shapes: Shapes) -> tuple[str, ...]:
+    """The block axes of one model, with no other to compare it with: where a recording looks for its roles.
+
+    A place counts blocks when its numbers run from 0 without a gap, there are two or more, and equal paths below them have
+    equal shapes: all of them where the numbers name layers or tensors (`blocks.0.weight`), at least one where they name modules
+    of modules (the first block of a convolutional stage may differ from the rest). So the layers of a plain MLP in a
+    `torch.nn.Sequential` are not blocks. Nested axes are found; roles are passed over. Sorted.
+    """
+    shape_of = {
+        tuple(name.split(".")): tuple(shape)
+        for name, shape in zip(names, shapes, strict=True)
+        if not is_role(name)
+    }
+    found: set[str] = set()
+    _count((), {path: {shape} for path, shape in shape_of.items()}, found)
+    return tuple(sorted(found))
+
+
+def _count(prefix: Path, shapes: dict[Path, set[tuple[int, ...]]], found: set[str]) -> None:
+    children: dict[str, dict[Path, set[tuple[int, ...]]]] = defaultdict(dict)
+    for path, kinds in shapes.items():
+        if path:
+            children[path[0]][path[1:]] = kinds
+    numbers = {part for part in children if part.isdecimal()}
+    if _are_blocks([children[part] for part in numbers], numbers):
+        joined: dict[Path, set[tuple[int, ...]]] = defaultdict(set)
+        for part in numbers:
+            for tail, kinds in children.pop(part).items():
+                joined[tail] |= kinds
+        found.add(".".join((*prefix, "*")))
+        _count((*prefix, "*"), joined, found)
+    for part, below in children.items():
+        _count((*prefix, part), below, found)
+
+
+def _are_blocks(blocks: list[dict[Path, set[tuple[int, ...]]]], numbers: set[str]) -> bool:
+    if len(numbers) < 2 or {int(part) for part in numbers} != set(range(len(numbers))):
+        return False
+    kinds: dict[Path, list[set[tuple[int, ...]]]] = defaultdict(list)
+    for block in blocks:
+        for tail, shapes in block.items():
+            kinds[tail].append(shapes)
+    shared = [
+        all(shapes == found[0] for shapes in found) for found in kinds.values() if len(found) > 1
+    ]
+    modules_of_modules = any(len(tail) > 1 for tail in kinds)
+    return any(shared) if modules_of_modules else bool(shared) and all(shared)
+
+
+def role_names(names: Iterable[str], axes: Sequence[str]) -> dict[str, list[str]]:
+    """Role template to the tensors that it stands for, both in the order of `names`.
+
+    Where names have numbers along several axes (experts within layers), there is a role for each choice among them: another
+    model may differ in any. A role of a single tensor is left out: its joint change is that tensor's own, which is there under
+    the tensor's name.
+    """
+    roles: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if not is_role(name):
+            for template in _templates(name, split_name(name, axes)[0]):
+                roles[template].append(name)
+    return {template: members for template, members in roles.items() if len(members) > 1}
+
+
+def _templates(name: str, widest: str) -> Iterator[str]:
+    """`widest`, the template of `name`, and all between the two: each choice of its stars but none."""
+    pairs = list(zip(name.split("."), widest.split("."), strict=True))
+    stars = [at for at, (part, wide) in enumerate(pairs) if part != wide]
+    for count in range(len(stars), 0, -1):
+        for chosen in combinations(stars, count):
+            yield ".".join("*" if at in chosen else part for at, (part, _) in enumerate(pairs))

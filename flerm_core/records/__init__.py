@@ -1,0 +1,1 @@
+"""What is stored and asked: recordings, measurements, queries, and the rules that they must keep."""

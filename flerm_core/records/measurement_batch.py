@@ -1,0 +1,90 @@
+"""Measurements column by column: the form in which many rows are checked, stored and sent without an object for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flerm_core.errors import DataLoss, InvalidInput
+from flerm_core.records.packing import pack, unpack
+from flerm_core.records.recording import Measurement
+
+EPOCH = datetime.fromtimestamp(0, UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+class Extra(NamedTuple):
+    """What a row may hold beyond its FSLRs: scalars, and vectors float32 [L], by name."""
+
+    scalars: Mapping[str, float]
+    vectors: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementBlock:
+    """T rows of one attempt; entry t of every column is of row t.
+
+    steps: optimiser steps. fslr: packed float32 (`flerm_core.records.packing`), one vector a row. losses, learning_rates, tokens: None
+    where not logged. measured_at: microseconds since 1970 UTC, or None. extras: None where a row has no more than that.
+
+    Nothing is checked here: that is `flerm_core.records.validation.validate_block`.
+    """
+
+    steps: Sequence[int]
+    fslr: Sequence[bytes]
+    losses: Sequence[float | None]
+    learning_rates: Sequence[float | None]
+    tokens: Sequence[int | None]
+    measured_at: Sequence[int | None]
+    extras: Sequence[Extra | None]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @classmethod
+    def of(cls, rows: Sequence[Measurement]) -> MeasurementBlock:
+        """The same rows as columns."""
+        return cls(
+            steps=[row.step for row in rows],
+            fslr=[pack(row.values) for row in rows],
+            losses=[row.loss for row in rows],
+            learning_rates=[row.learning_rate for row in rows],
+            tokens=[row.tokens for row in rows],
+            measured_at=[
+                None if row.measured_at is None else (row.measured_at - EPOCH) // MICROSECOND
+                for row in rows
+            ],
+            extras=[
+                Extra(row.scalars, row.vectors) if row.scalars or row.vectors else None
+                for row in rows
+            ],
+        )
+
+    def __iter__(self) -> Iterator[Measurement]:
+        """One row at a time. Raises `InvalidInput` for bytes that are not whole float32 values and moments beyond year 9999."""
+        for at, step in enumerate(self.steps):
+            moment, extra = self.measured_at[at], self.extras[at]
+            try:
+                values = unpack(self.fslr[at], 1)[:, 0]
+                measured_at = None if moment is None else EPOCH + moment * MICROSECOND
+            except DataLoss as error:
+                raise InvalidInput(f"values at step {step}: {error}") from error
+            except OverflowError as error:
+                raise InvalidInput(
+                    f"measured_at at step {step}: {moment} µs is no date; allowed are years 1 to 9999"
+                ) from error
+            yield Measurement(
+                step=step,
+                values=values,
+                loss=self.losses[at],
+                learning_rate=self.learning_rates[at],
+                tokens=self.tokens[at],
+                measured_at=measured_at,
+                scalars=extra.scalars if extra else {},
+                vectors=extra.vectors if extra else {},
+            )

@@ -1,0 +1,244 @@
+"""What a recording is, as everyone who handles one knows it: client, spool, store, views.
+
+Plain values, no behaviour beyond their own consistency. The rules for what may be stored are in `flerm_core.records.validation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROLES = ("base", "scaled")
+STATUSES = ("running", "interrupted", "completed", "diverged", "failed")
+ESTIMATORS = ("example", "kronecker", "iid", "full", "exact")
+
+
+def now() -> datetime:
+    """The present moment, UTC, with a time zone."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterList:
+    """What a recording's vectors are indexed by: canonical names, shapes and bands, all of one length.
+
+    A name with `*` in place of block numbers is a *role* (the joint change of its tensors), with shape ().
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    bands: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content: equal lists have equal digests on every machine."""
+        return content_digest([self.names, self.shapes, self.bands])
+
+    def select(self, indices: Sequence[int]) -> ParameterList:
+        """The sub-list at `indices`, in their order."""
+        return ParameterList(
+            tuple(self.names[i] for i in indices),
+            tuple(self.shapes[i] for i in indices),
+            tuple(self.bands[i] for i in indices),
+        )
+
+
+def content_digest(content: object) -> str:
+    """SHA-256 (hex) of JSON-like content, independent of key order."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatorSettings:
+    """How FSLRs were estimated. Two recordings compare only when `name` and the output layer agree.
+
+    `every` 0: measured once, at step `start`.
+    """
+
+    name: str = "example"
+    samples: int = 1
+    warmup: int = 8
+    every: int = 100
+    start: int = 1
+    output_weight: str = ""
+    output_bias: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What must agree between targets and measurement (they differ in bias otherwise)."""
+        outputs = [name for name in (self.output_weight, self.output_bias) if name]
+        return (
+            f"{self.name}({', '.join(outputs)})"
+            if outputs and self.name == "kronecker"
+            else self.name
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingSpec:
+    """What the client says of a recording when it starts. `lr` is the base learning rate, the key within the family."""
+
+    family: str
+    lr: float
+    parameters: ParameterList
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    seed: int = 0
+    role: str = "base"
+    variant: str = "plain"
+    optimizer: str = ""
+    optimizer_config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    world_size: int = 1
+    versions: Mapping[str, str] = field(default_factory=dict)
+    targets_digest: str = ""
+    targets_sources: tuple[str, ...] = ()
+
+    @property
+    def optimizer_kind(self) -> str:
+        """The optimiser with everything that shapes its update, in one comparable line: `AdamW(betas=[0.9, 0.999], ...)`."""
+        arguments = ", ".join(
+            f"{key}={json.dumps(value)}" for key, value in sorted(self.optimizer_config.items())
+        )
+        return f"{self.optimizer}({arguments})" if arguments else self.optimizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One run of the training process that wrote a recording. A resume at step k opens a new one, which owns the steps from
+    k on.
+
+    started_at: by the clock of the process's host; sent_at: when that was told, by the same clock (None: it is right).
+    after: the id of the attempt whose checkpoint it resumed from, where it knows.
+    """
+
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    resume_at: int = 0
+    started_at: datetime = field(default_factory=now)
+    sent_at: datetime | None = None
+    after: str = ""
+
+
+def in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Attempts of one recording, given as they arrived, in the order in which they took turns.
+
+    By `started_at`, for the spool of a dead one may arrive after its successor has begun; but none comes before the one that it
+    resumed from, whatever a clock that stepped back says. Ties: as they arrived.
+    """
+    known = {each.id: each for each in attempts}
+    moments: dict[
+        str, tuple[datetime, int]
+    ] = {}  # and how many had to be put behind another at that moment
+    for each in attempts:
+        chain: list[Attempt] = []
+        link: Attempt | None = each
+        while link is not None and link.id not in moments and link not in chain:
+            chain.append(link)
+            link = known.get(link.after)
+        floor = moments.get(link.id) if link is not None else None
+        for link in reversed(chain):
+            began = (link.started_at, 0)
+            floor = began if floor is None else max(began, (floor[0], floor[1] + 1))
+            moments[link.id] = floor
+    return sorted(attempts, key=lambda each: moments[each.id])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """A recording as the registry knows it. In listings `spec.parameters` is empty and `parameter_count` tells its length.
+
+    `final_step`: where the run ended, if it said so; `last_step` is that of its last measurement.
+    """
+
+    spec: RecordingSpec
+    status: str = "running"
+    attempt: int = 1
+    rows: int = 0
+    first_step: int = 0
+    last_step: int = 0
+    final_loss: float | None = None
+    tokens: int | None = None
+    created_at: datetime = field(default_factory=now)
+    updated_at: datetime = field(default_factory=now)
+    finished_at: datetime | None = None
+    created_by: str = ""
+    parameter_count: int = 0
+    final_step: int | None = None
+
+    def without_parameters(self) -> Recording:
+        """The same, light enough for a listing."""
+        return replace(self, spec=replace(self.spec, parameters=ParameterList((), (), ())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One row: all FSLRs at one optimiser step. `values` is float32 [L] in output units per unit learning rate; NaN =
+    unmeasured."""
+
+    step: int
+    values: NDArray[np.float32]
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens: int | None = None
+    measured_at: datetime | None = None
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an attempt ended. `final_loss`: the mean over the last 200 logged losses, of fewer than 1,000 over the last fifth."""
+
+    status: str = "completed"
+    final_loss: float | None = None
+    final_step: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Models whose parameters correspond at any width, depth, initialisation scale or LoRA rank."""
+
+    name: str
+    description: str = ""
+    blocks: tuple[str, ...] = ()
+    created_at: datetime = field(default_factory=now)
+    updated_at: datetime = field(default_factory=now)
+    created_by: str = ""
+    recordings: int = 0
+    learning_rates: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingFilter:
+    """Which recordings to list. Empty fields do not filter."""
+
+    family: str = ""
+    lr_min: float | None = None
+    lr_max: float | None = None
+    role: str = ""
+    variant: str = ""
+    optimizer: str = ""
+    status: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+def same_lr(a: float, b: float) -> bool:
+    """Whether two learning rates are one key: equal to within a relative 1e-9, so that 3e-4 printed and read back is itself."""
+    return math.isclose(a, b, rel_tol=1e-9)

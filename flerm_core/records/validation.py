@@ -1,0 +1,411 @@
+"""What may be stored and asked: validation at the edge, the same for server, spool and client.
+
+Everything here raises `InvalidInput` in one sentence that names field, value and what is allowed, and returns nothing.
+Sizes are such that one message of any kind stays below gRPC's default limit of 4 MiB in ordinary use.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flerm_core.errors import InvalidInput
+from flerm_core.matching.base_selection import POLICIES, TargetQuery
+from flerm_core.matching.match import depth_rule
+from flerm_core.parameter_bands import BANDS
+from flerm_core.parameter_names import as_axes
+from flerm_core.records.checks import (
+    MAX_INTEGER,
+    check,
+    check_choice,
+    check_count,
+    check_integer,
+    check_json,
+    check_moment,
+    check_number,
+    check_prose,
+    check_text,
+    check_uuid,
+)
+from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.packing import FLOAT32
+from flerm_core.records.recording import (
+    ESTIMATORS,
+    ROLES,
+    STATUSES,
+    Attempt,
+    Ending,
+    EstimatorSettings,
+    Measurement,
+    ParameterList,
+    RecordingFilter,
+    RecordingSpec,
+)
+from flerm_core.trajectory import TrajectoryQuery
+from flerm_core.tuning.best_lr import BestQuery
+
+MAX_FAMILY_PART = 100  # characters of a family's name, and of its team's
+MAX_DESCRIPTION = 4_096
+MAX_BLOCKS = 16
+MAX_PARAMETERS = 20_000
+MAX_PARAMETER_NAME = 512
+MAX_DIMENSIONS = 16
+MAX_ROWS = 1_000  # measurements of one request
+MAX_CONFIG_BYTES = 65_536  # as JSON
+MAX_TAGS = 64
+MAX_TAG_KEY = 64
+MAX_TAG_VALUE = 1_024
+MAX_SCALARS = 64
+MAX_VECTORS = 16
+MAX_SOURCES = 1_000
+MAX_PAGE_SIZE = 1_000
+MAX_LABEL = 128  # optimiser, variant, ...
+MAX_MOMENT = 253_402_300_799_999_999  # microseconds since 1970: the last of year 9999
+INFINITY_BITS = 0x7F800000
+
+_FAMILY = re.compile(
+    rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_FAMILY_PART - 1}}})(/[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_FAMILY_PART - 1}}})?"
+)
+RESERVED = (
+    "best",
+    "losses",
+    "figure",
+    "recordings",
+    "targets",
+)  # what REST says of a family, under its name
+_VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_ENDINGS = tuple(status for status in STATUSES if status != "running")
+
+
+def validate_family_name(name: str) -> None:
+    """`name` or `team/name`: letters, digits, `.`, `_` and `-`, beginning with a letter or digit."""
+    check(
+        isinstance(name, str) and _FAMILY.fullmatch(name) is not None,
+        "family",
+        name,
+        f"'name' or 'team/name', each of 1 to {MAX_FAMILY_PART} letters, digits, '.', '_' or '-', the first a letter or digit",
+    )
+    team, _, own = name.rpartition("/")
+    check(
+        not team or own not in RESERVED,
+        "family",
+        name,
+        f"another name than {', '.join(RESERVED)} within a team",
+    )
+
+
+def validate_family(name: str, description: str = "", blocks: Sequence[str] = ()) -> None:
+    """A family as it is registered."""
+    validate_family_name(name)
+    check_prose("description", description, MAX_DESCRIPTION)
+    _validate_blocks(blocks)
+
+
+def validate_spec(spec: RecordingSpec) -> None:
+    """A recording's specification, its parameters included."""
+    check_uuid("id", spec.id)
+    validate_family_name(spec.family)
+    check_number("lr", spec.lr, above=0)
+    check_integer("seed", spec.seed, -(2**63), 2**63 - 1)
+    check_choice("role", spec.role, ROLES)
+    check(
+        _VARIANT.fullmatch(spec.variant) is not None,
+        "variant",
+        spec.variant,
+        "1 to 64 of a-z, 0-9, '.', '_' and '-'",
+    )
+    check_text("optimizer", spec.optimizer, MAX_LABEL)
+    _validate_config("optimizer_config", spec.optimizer_config)
+    _validate_config("config", spec.config)
+    validate_estimator(spec.estimator)
+    _validate_tags("tags", spec.tags)
+    _validate_tags("versions", spec.versions)
+    check_integer("world_size", spec.world_size, 1)
+    check_text("targets_digest", spec.targets_digest, MAX_LABEL)
+    check_count("targets_sources", spec.targets_sources, MAX_SOURCES)
+    for source in spec.targets_sources:
+        check_uuid("targets_sources", source)
+    validate_parameters(spec.parameters)
+
+
+def validate_parameters(parameters: ParameterList) -> None:
+    """At least one parameter; names unique; sizes from 0; bands of `BANDS`."""
+    names, shapes, bands = parameters.names, parameters.shapes, parameters.bands
+    check(len(names) > 0, "parameters.names", list(names), "at least one name")
+    check_count("parameters.names", names, MAX_PARAMETERS)
+    check(
+        len(shapes) == len(names),
+        "parameters.shapes",
+        f"{len(shapes)} shapes",
+        f"one shape for each of the {len(names)} names",
+    )
+    check(
+        len(bands) == len(names),
+        "parameters.bands",
+        f"{len(bands)} bands",
+        f"one band for each of the {len(names)} names",
+    )
+    seen: set[str] = set()
+    for name, shape, band in zip(names, shapes, bands, strict=True):
+        check_text("parameters.names", name, MAX_PARAMETER_NAME, least=1)
+        check(name not in seen, "parameters.names", name, "there only once")
+        seen.add(name)
+        check(
+            len(shape) <= MAX_DIMENSIONS,
+            f"shape of {name}",
+            list(shape),
+            f"of at most {MAX_DIMENSIONS} dimensions",
+        )
+        for size in shape:
+            check_integer(f"shape of {name}", size)
+        check_choice(f"band of {name}", band, BANDS)
+
+
+def validate_estimator(settings: EstimatorSettings, field: str = "estimator") -> None:
+    """Estimator settings."""
+    check_choice(f"{field}.name", settings.name, ESTIMATORS)
+    check_integer(f"{field}.samples", settings.samples, 1, 1_000_000)
+    check_integer(f"{field}.warmup", settings.warmup, 1, 1_000_000)
+    check_integer(f"{field}.every", settings.every)  # 0: once, at `start`
+    check_integer(f"{field}.start", settings.start, 1)
+    check_text(f"{field}.output_weight", settings.output_weight, MAX_PARAMETER_NAME)
+    check_text(f"{field}.output_bias", settings.output_bias, MAX_PARAMETER_NAME)
+
+
+def validate_attempt(attempt: Attempt) -> None:
+    """An attempt as it is opened."""
+    check_uuid("attempt_id", attempt.id)
+    check_integer("resume_at", attempt.resume_at)
+    check_moment("started_at", attempt.started_at)
+    if attempt.sent_at is not None:
+        check_moment("sent_at", attempt.sent_at)
+    if attempt.after:
+        check_uuid("after", attempt.after)
+
+
+def validate_measurements(rows: Sequence[Measurement], columns: int) -> None:
+    """The rows of one request, for `columns` parameters: steps from 0 and ascending, values finite and from 0, or NaN.
+
+    Losses and learning rates must be finite where they are given: what is not a number is left out (None), not sent.
+    """
+    check_count("measurements", rows, MAX_ROWS)
+    previous = -1
+    for row in rows:
+        check_integer("step", row.step)
+        if row.step <= previous:
+            raise InvalidInput(
+                f"step: {row.step} follows {previous} in one request; steps must ascend"
+            )
+        previous = row.step
+        _validate_row(row, columns)
+
+
+def validate_block(block: MeasurementBlock, columns: int) -> None:
+    """The same for rows in column form, about a hundred times faster for rows that are in order.
+
+    What is not evidently in order is looked at row by row, by `validate_measurements`: it has the last word, and the sentence.
+    """
+    check_count("measurements", block, MAX_ROWS)
+    if not _evidently_valid(block, columns):
+        validate_measurements(tuple(block), columns)
+
+
+def _evidently_valid(block: MeasurementBlock, columns: int) -> bool:
+    steps = block.steps
+    if not len(steps):
+        return True
+    if any(block.extras) or steps[0] < 0 or steps[-1] > MAX_INTEGER:
+        return False
+    if len(steps) > 1 and not all(map(int.__lt__, steps, steps[1:])):
+        return False
+    if set(map(len, block.fslr)) != {4 * columns}:
+        return False
+    rates = [rate for rate in block.learning_rates if rate is not None]
+    losses = [loss for loss in block.losses if loss is not None]
+    tokens = [count for count in block.tokens if count is not None]
+    moments = [moment for moment in block.measured_at if moment is not None]
+    return (
+        all(map(math.isfinite, losses))
+        and all(map(math.isfinite, rates))
+        and (not rates or min(rates) >= 0)
+        and (not tokens or (min(tokens) >= 0 and max(tokens) <= MAX_INTEGER))
+        and (not moments or (min(moments) >= 0 and max(moments) <= MAX_MOMENT))
+        and _finite_or_nan(
+            np.frombuffer(block.fslr[0] if len(steps) == 1 else b"".join(block.fslr), FLOAT32)
+        )
+    )
+
+
+def _finite_or_nan(values: NDArray[np.float32]) -> bool:
+    """Whether all are finite and not negative, or NaN. The bits of such numbers, as integers, lie below those of infinity."""
+    bits = values.view("<u4")
+    if bits.max() < INFINITY_BITS:
+        return True
+    return bool(((bits < INFINITY_BITS) | np.isnan(values)).all())
+
+
+def _validate_row(row: Measurement, columns: int) -> None:
+    at = f"at step {row.step}"
+    _validate_vector(f"values {at}", row.values, columns, negative=False)
+    if row.loss is not None:
+        check_number(f"loss {at}", row.loss)
+    if row.learning_rate is not None:
+        check_number(f"learning_rate {at}", row.learning_rate, low=0)
+    if row.tokens is not None:
+        check_integer(f"tokens {at}", row.tokens)
+    if row.measured_at is not None:
+        check_moment(f"measured_at {at}", row.measured_at)
+    check_count(f"scalars {at}", row.scalars, MAX_SCALARS)
+    for name, value in row.scalars.items():
+        check_text(f"a name of scalars {at}", name, MAX_TAG_KEY, least=1)
+        check_number(f"scalar {name} {at}", value)
+    check_count(f"vectors {at}", row.vectors, MAX_VECTORS)
+    for name, vector in row.vectors.items():
+        check_text(f"a name of vectors {at}", name, MAX_TAG_KEY, least=1)
+        _validate_vector(f"vector {name} {at}", vector, columns, negative=True)
+
+
+def _validate_vector(
+    field: str, vector: NDArray[np.float32], columns: int, *, negative: bool
+) -> None:
+    check(
+        vector.shape == (columns,),
+        field,
+        f"an array of shape {list(vector.shape)}",
+        f"one value for each of the {columns} parameters",
+    )
+    wrong = (
+        np.isinf(vector) if negative else ~((vector >= 0) & (vector < np.inf) | np.isnan(vector))
+    )
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        allowed = (
+            "finite, or NaN for none"
+            if negative
+            else "finite and not negative, or NaN for unmeasured"
+        )
+        check(False, f"{field}, parameter {at}", float(vector[at]), allowed)
+
+
+def validate_ending(ending: Ending) -> None:
+    """How an attempt ends."""
+    check_choice("status", ending.status, _ENDINGS)
+    if ending.final_loss is not None:
+        check_number("final_loss", ending.final_loss)
+    if ending.final_step is not None:
+        check_integer("final_step", ending.final_step)
+    if ending.tokens is not None:
+        check_integer("tokens", ending.tokens)
+
+
+def validate_filter(filters: RecordingFilter) -> None:
+    """Which recordings to list."""
+    if filters.family:
+        validate_family_name(filters.family)
+    for field, rate in (("lr_min", filters.lr_min), ("lr_max", filters.lr_max)):
+        if rate is not None:
+            check_number(field, rate, low=0)
+    if filters.role:
+        check_choice("role", filters.role, ROLES)
+    if filters.status:
+        check_choice("status", filters.status, STATUSES)
+    check_text("variant", filters.variant, MAX_LABEL)
+    check_text("optimizer", filters.optimizer, MAX_LABEL)
+    _validate_tags("tags", filters.tags)
+    for field, moment in (
+        ("created_after", filters.created_after),
+        ("created_before", filters.created_before),
+    ):
+        if moment is not None:
+            check_moment(field, moment)
+
+
+def validate_tagging(recording_id: str, tags: Mapping[str, str], remove: Sequence[str]) -> None:
+    """Tags to set on a recording and keys to remove; no key in both."""
+    check_uuid("recording_id", recording_id)
+    _validate_tags("set", tags)
+    check_count("remove", remove, MAX_TAGS)
+    for key in remove:
+        check_text("remove", key, MAX_TAG_KEY, least=1)
+        check(key not in tags, "remove", key, "a key that is not set in the same request")
+
+
+def validate_page_size(page_size: int) -> None:
+    """0 (the server's choice) to `MAX_PAGE_SIZE`."""
+    check_integer("page_size", page_size, 0, MAX_PAGE_SIZE)
+
+
+def validate_query(query: TargetQuery) -> None:
+    """A question for targets."""
+    validate_family_name(query.family)
+    check_number("lr", query.lr, above=0)
+    check_choice("policy", query.policy, POLICIES)
+    depth_rule(query.depth)
+    check_count("names", query.names, MAX_PARAMETERS)
+    for name in query.names:
+        check_text("names", name, MAX_PARAMETER_NAME, least=1)
+    check(
+        len(query.shapes) in (0, len(query.names)),
+        "shapes",
+        f"{len(query.shapes)} shapes",
+        f"none, or {len(query.names)}",
+    )
+    for name, shape in zip(query.names, query.shapes, strict=False):
+        check(
+            len(shape) <= MAX_DIMENSIONS,
+            f"shape of {name}",
+            list(shape),
+            f"of at most {MAX_DIMENSIONS} dimensions",
+        )
+    _validate_blocks(query.blocks)
+    check_text("optimizer", query.optimizer, MAX_LABEL)
+    _validate_config("optimizer_config", query.optimizer_config or {})
+    if query.estimator is not None:
+        validate_estimator(query.estimator)
+    _validate_tags("tags", query.tags)
+    if query.step is not None:
+        check_integer("step", query.step)
+
+
+def validate_best_query(query: BestQuery) -> None:
+    """A question for the best rate."""
+    validate_family_name(query.family)
+    check_choice("role", query.role, ROLES)
+    check_text("variant", query.variant, MAX_LABEL)
+    check_text("optimizer", query.optimizer, MAX_LABEL)
+    _validate_tags("tags", query.tags)
+
+
+def validate_trajectory_query(query: TrajectoryQuery) -> None:
+    """A question for a trajectory."""
+    check_uuid("recording_id", query.recording_id)
+    for field, step in (("first_step", query.first_step), ("last_step", query.last_step)):
+        if step is not None:
+            check_integer(field, step)
+    check_text("pattern", query.pattern, MAX_PARAMETER_NAME)
+    check_integer("max_points", query.max_points)
+
+
+def _validate_blocks(blocks: Sequence[str]) -> None:
+    check_count("blocks", blocks, MAX_BLOCKS)
+    for axis in blocks:
+        check_text("blocks", axis, MAX_PARAMETER_NAME, least=1)
+    as_axes(blocks)
+
+
+def _validate_config(field: str, config: Mapping[str, object]) -> None:
+    check_json(field, config)
+    size = len(json.dumps(config))
+    check(size <= MAX_CONFIG_BYTES, field, f"{size} bytes of JSON", f"at most {MAX_CONFIG_BYTES}")
+
+
+def _validate_tags(field: str, tags: Mapping[str, str]) -> None:
+    check_count(field, tags, MAX_TAGS)
+    for key, value in tags.items():
+        check_text(f"a key of {field}", key, MAX_TAG_KEY, least=1)
+        check_text(f"{field}.{key}", value, MAX_TAG_VALUE)

@@ -1,0 +1,1 @@
+"""Which learning rate is best, and how far an optimum moved."""

@@ -1,0 +1,260 @@
+"""The best learning rate of a sweep: where its optimum lies, how sure that is, and which rate to try next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+
+from flerm_core.errors import Ambiguous, NotFound, listed
+from flerm_core.matching.base_selection import kind_of
+from flerm_core.records.recording import Recording, same_lr
+
+_CLOSE = (
+    1 / 16
+)  # octaves: a rate this near to the optimum is the optimum, for matched rates are rounded as coarsely
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestQuery:
+    """A question for the best rate of a family. Empty fields do not restrict."""
+
+    family: str
+    role: str = "base"
+    variant: str = "plain"
+    optimizer: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of a sweep. `loss` is its final loss; only completed runs with a loss and diverged runs count."""
+
+    lr: float
+    seed: int
+    loss: float | None
+    status: str = "completed"
+
+    @classmethod
+    def of(cls, recording: Recording) -> Run:
+        """A recording's."""
+        spec = recording.spec
+        return cls(lr=spec.lr, seed=spec.seed, loss=recording.final_loss, status=recording.status)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossPoint:
+    """One learning rate: mean and standard deviation (NaN for too few) of the loss over `seeds` finite runs; diverged runs."""
+
+    lr: float
+    loss: float
+    spread: float
+    seeds: int
+    diverged: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The answer.
+
+    `lr` and `loss`: the best recorded rate. `optimum`: the fitted one; `optimum_spread`: its standard deviation over
+    seeds in octaves, NaN for fewer than two. `next_lr`: what to try next (the optimum itself when there is nothing left to
+    try). `advice`: why, in a sentence. `points`: the curve, ascending by rate.
+    """
+
+    family: str
+    lr: float
+    loss: float
+    optimum: float
+    optimum_spread: float
+    next_lr: float
+    advice: str
+    points: tuple[LossPoint, ...]
+
+    @property
+    def rate(self) -> float:
+        """The rate to use now: the fitted optimum where nothing is left to try, else the best that was recorded."""
+        return self.optimum if self.next_lr == self.optimum else self.lr
+
+
+def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
+    """The best rate by a family's `recordings` (listings do).
+
+    Raises `NotFound` when none is completed with a final loss, `Ambiguous` when several optimisers would mix.
+    """
+    runs: dict[str, list[Run]] = {}
+    for each in recordings:
+        if _asked(each, query):
+            runs.setdefault(kind_of(each.spec).optimizer_kind, []).append(Run.of(each))
+    return best_of_runs(runs, query)
+
+
+def best_of_runs(runs: Mapping[str, Sequence[Run]], query: BestQuery) -> Best:
+    """The best rate by the runs that `query` asks for, by optimiser (`Kind.optimizer_kind`). Raises as `best_of` does."""
+    if len(runs) > 1:
+        raise Ambiguous(
+            f"family: {query.family!r} was recorded with {len(runs)} optimisers: {listed(sorted(runs))}; "
+            "name one by optimizer, tags"
+        )
+    return best_rate(query.family, [run for each in runs.values() for run in each])
+
+
+def loss_curve(runs: Iterable[Run]) -> tuple[LossPoint, ...]:
+    """Loss against learning rate, ascending by rate, over the `runs` that count; empty when none does."""
+    return tuple(_point(rate, at) for rate, at in _curve(runs).items())
+
+
+def curve_optimum(points: Sequence[LossPoint]) -> float:
+    """The learning rate of a curve's optimum, by the parabola of `best_rate`. Raises `NotFound` where no loss is finite."""
+    best = _lowest(points)
+    if best is None:
+        raise NotFound("points: none of the curve's rates has a finite loss")
+    return _optimum(points, best)
+
+
+def best_rate(family: str, runs: Iterable[Run]) -> Best:
+    """The best rate by the final losses of `runs`.
+
+    A rate at which a run diverged is taken only if there is no other. The optimum is the vertex of the parabola in log2 lr
+    through the mean losses at the best rate and at its two neighbours; without two neighbours it is the best rate itself.
+    Raises `NotFound` when no run is completed with a finite loss.
+    """
+    found = list(runs)
+    points = loss_curve(found)
+    best = _lowest(points)
+    if best is None:
+        total = f"{len(found)} run{'s' if len(found) != 1 else ''}"
+        raise NotFound(f"family: {family!r} has no completed run with a final loss; {total} in all")
+    optimum = _optimum(points, best)
+    next_lr, advice = _advice(points, best, optimum)
+    return Best(
+        family=family,
+        lr=points[best].lr,
+        loss=points[best].loss,
+        optimum=optimum,
+        optimum_spread=_spread(found),
+        next_lr=next_lr,
+        advice=advice,
+        points=points,
+    )
+
+
+def _asked(recording: Recording, query: BestQuery) -> bool:
+    spec = recording.spec
+    return (
+        (spec.family, spec.role, spec.variant)
+        == (query.family, query.role or "base", query.variant or "plain")
+        and query.optimizer in ("", spec.optimizer)
+        and all(spec.tags.get(key) == value for key, value in query.tags.items())
+    )
+
+
+def _curve(runs: Iterable[Run]) -> dict[float, list[Run]]:
+    """Runs that count, by rate, ascending."""
+    curve: dict[float, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.lr, run.seed)):
+        if run.status == "diverged" or (run.status == "completed" and run.loss is not None):
+            last = next(reversed(curve), None)
+            curve.setdefault(
+                last if last is not None and same_lr(last, run.lr) else run.lr, []
+            ).append(run)
+    return curve
+
+
+def _point(rate: float, runs: Sequence[Run]) -> LossPoint:
+    losses = [
+        run.loss
+        for run in runs
+        if run.status == "completed" and run.loss is not None and math.isfinite(run.loss)
+    ]
+    return LossPoint(
+        lr=rate,
+        loss=fmean(losses) if losses else math.nan,
+        spread=stdev(losses) if len(losses) > 1 else math.nan,
+        seeds=len(losses),
+        diverged=len(runs) - len(losses),
+    )
+
+
+def _lowest(points: Sequence[LossPoint]) -> int | None:
+    """The index of the lowest loss, among rates without divergence if there are any."""
+    finite = [at for at, point in enumerate(points) if point.seeds]
+    sound = [at for at in finite if not points[at].diverged]
+    return min(sound or finite, key=lambda at: points[at].loss, default=None)
+
+
+def _optimum(points: Sequence[LossPoint], best: int) -> float:
+    if not 0 < best < len(points) - 1 or not (points[best - 1].seeds and points[best + 1].seeds):
+        return points[best].lr
+    middle = points[best]
+    low, high = (math.log2(points[at].lr / middle.lr) for at in (best - 1, best + 1))
+    rise_low, rise_high = points[best - 1].loss - middle.loss, points[best + 1].loss - middle.loss
+    # a x² + b x through (low, rise_low), (0, 0), (high, rise_high); the common denominator of a and b falls out of the vertex.
+    curvature = (rise_low / low - rise_high / high) / (low - high)
+    if not curvature > 0:
+        return middle.lr
+    vertex = -(rise_low / low - curvature * low) / (2 * curvature)
+    return float(middle.lr * 2.0 ** min(max(vertex, low), high))
+
+
+def _spread(runs: Sequence[Run]) -> float:
+    """Of the optimum over seeds, each fitted to its own curve, in octaves. A seed with fewer than three rates has no curve."""
+    optima = []
+    for seed in sorted({run.seed for run in runs}):
+        points = tuple(
+            _point(rate, at) for rate, at in _curve(run for run in runs if run.seed == seed).items()
+        )
+        best = _lowest(points)
+        if best is not None and len(points) > 2:
+            optima.append(math.log2(_optimum(points, best)))
+    return stdev(optima) if len(optima) > 1 else math.nan
+
+
+def _advice(points: Sequence[LossPoint], best: int, optimum: float) -> tuple[float, str]:
+    rate = points[best].lr
+    if len(points) == 1:
+        return (
+            2 * rate,
+            f"{rate:.3g} is the only rate recorded: try {2 * rate:.3g}, then {rate / 2:.3g}.",
+        )
+    if best == len(points) - 1:
+        return (
+            2 * rate,
+            f"The best rate {rate:.3g} is the highest recorded, so the optimum may lie above it: try {2 * rate:.3g}.",
+        )
+    if best == 0:
+        return (
+            rate / 2,
+            f"The best rate {rate:.3g} is the lowest recorded, so the optimum may lie below it: try {rate / 2:.3g}.",
+        )
+    towards = _neighbour(points, best, optimum)
+    gap = abs(math.log2(points[towards].lr / rate))
+    if gap > 1 + _CLOSE:
+        between = math.sqrt(points[towards].lr * rate)
+        return (
+            between,
+            f"Around the best rate {rate:.3g} the rates are {gap:.2g} octaves apart: try {between:.3g}, towards the optimum.",
+        )
+    if not points[best + 1].seeds:
+        return (
+            optimum,
+            f"Use {rate:.3g}: above it, at {points[best + 1].lr:.3g}, runs diverge, and below it losses are higher.",
+        )
+    if abs(math.log2(optimum / rate)) <= _CLOSE:
+        return (
+            optimum,
+            f"Use {optimum:.3g}: the optimum lies at the recorded rate {rate:.3g}, between two higher losses.",
+        )
+    return (
+        optimum,
+        f"Use {optimum:.3g}: the optimum lies between recorded rates no more than an octave apart (best: {rate:.3g}).",
+    )
+
+
+def _neighbour(points: Sequence[LossPoint], best: int, optimum: float) -> int:
+    """The neighbour on whose side the optimum lies; at the best rate itself, the one further away."""
+    rate = points[best].lr
+    if optimum != rate:
+        return best + 1 if optimum > rate else best - 1
+    return max(best - 1, best + 1, key=lambda at: abs(math.log2(points[at].lr / rate)))

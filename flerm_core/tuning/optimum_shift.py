@@ -1,0 +1,94 @@
+"""How far the optimum of one curve lies from that of another, with an interval over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from flerm_core.errors import NotFound
+from flerm_core.records.recording import same_lr
+from flerm_core.tuning.best_lr import LossPoint, Run, curve_optimum, loss_curve
+
+LEVEL = 0.9
+_DRAWS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shift:
+    """`octaves`: log2 of the optimum over the base's. `low`, `high`: the 90 % bootstrap interval over the seeds of both curves;
+    NaN where one has a single seed."""
+
+    octaves: float
+    low: float
+    high: float
+
+
+def complete_curve(runs: Iterable[Run]) -> tuple[LossPoint, ...]:
+    """Loss against rate, over the rates that every seed was run at: seeds differ in level, so a mean of some is none of all."""
+    found = list(runs)
+    points = loss_curve(found)
+    most = max((point.seeds + point.diverged for point in points), default=0)
+    return tuple(point for point in points if point.seeds + point.diverged == most)
+
+
+def shift(runs: Iterable[Run], base: Iterable[Run]) -> Shift:
+    """Of the optimum of `runs` from that of `base`. Raises `NotFound` where a curve has no finite loss.
+
+    The interval resamples seeds with replacement, each curve's for itself, and fits each mean curve anew (Efron's percentile
+    bootstrap, from a fixed stream of draws). With few seeds it is coarse: three have ten different means.
+    """
+    ours, theirs = list(runs), list(base)
+    octaves = math.log2(curve_optimum(complete_curve(ours)) / curve_optimum(complete_curve(theirs)))
+    draws, base_draws = (_resampled(each) for each in (ours, theirs))
+    if len(draws) < 2 or len(base_draws) < 2:
+        return Shift(octaves=octaves, low=math.nan, high=math.nan)
+    random = np.random.default_rng(0)
+    apart = random.choice(draws, _DRAWS) - random.choice(base_draws, _DRAWS)
+    low, high = np.quantile(apart, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Shift(octaves=octaves, low=float(low), high=float(high))
+
+
+def _resampled(runs: Sequence[Run]) -> list[float]:
+    """log2 of the optimum for resamples of the seeds: all of them where they are few, else 1,000."""
+    rates = [point.lr for point in complete_curve(runs)]
+    seeds = sorted({run.seed for run in runs if run.status in ("completed", "diverged")})
+    losses = np.full((len(seeds), len(rates)), np.nan)
+    for run in runs:
+        for column, rate in enumerate(rates):
+            if same_lr(rate, run.lr) and run.seed in seeds:
+                finite = (
+                    run.status == "completed" and run.loss is not None and math.isfinite(run.loss)
+                )
+                losses[seeds.index(run.seed), column] = run.loss if finite else np.inf
+    losses = losses[~np.isnan(losses).any(axis=1)]
+    count = len(losses)
+    if count < 2:
+        return []
+    chosen = np.array(list(product(range(count), repeat=count)) if count <= 4 else _drawn(count))
+    found = []
+    for each in losses[chosen].mean(axis=1):
+        points = [_point(rate, float(loss)) for rate, loss in zip(rates, each, strict=True)]
+        try:
+            found.append(math.log2(curve_optimum(points)))
+        except NotFound:  # this resample diverged everywhere
+            continue
+    return found
+
+
+def _drawn(count: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, count, (_DRAWS, count))
+
+
+def _point(rate: float, loss: float) -> LossPoint:
+    lost = not math.isfinite(loss)
+    return LossPoint(
+        lr=rate,
+        loss=math.nan if lost else loss,
+        spread=math.nan,
+        seeds=0 if lost else 1,
+        diverged=int(lost),
+    )

@@ -1,0 +1,1 @@
+"""HTTP: the REST view under /api/v1 and the web pages."""

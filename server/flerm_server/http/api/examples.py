@@ -1,0 +1,170 @@
+"""One example of every answer and of what is asked, for the OpenAPI document. A test holds them to the models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Path
+
+ID = "6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11"
+NAME = "resmlp"
+MOMENT = "2026-03-01T12:00:00Z"
+
+FamilyName = Annotated[str, Path(description="a family's name: name or team/name", examples=[NAME])]
+RecordingId = Annotated[str, Path(description="a recording's id, a UUID", examples=[ID])]
+
+_ESTIMATOR = {
+    "name": "example",
+    "samples": 1,
+    "warmup": 8,
+    "every": 100,
+    "start": 1,
+    "output_weight": "",
+    "output_bias": "",
+}
+
+FAMILY_VALUE: dict[str, Any] = {
+    "name": NAME,
+    "description": "residual MLPs on digits",
+    "blocks": ["layers.*"],
+    "created_at": MOMENT,
+    "updated_at": MOMENT,
+    "created_by": "",
+    "recordings": 7,
+    "learning_rates": [0.001, 0.004, 0.016],
+}
+RECORDING_VALUE: dict[str, Any] = {
+    "id": ID,
+    "family": NAME,
+    "lr": 0.004,
+    "seed": 0,
+    "role": "base",
+    "variant": "plain",
+    "status": "completed",
+    "attempt": 1,
+    "rows": 5,
+    "first_step": 1,
+    "last_step": 401,
+    "final_loss": 0.0123,
+    "tokens": None,
+    "optimizer": "Adam",
+    "optimizer_config": {"betas": [0.9, 0.999]},
+    "config": {"width": 32},
+    "estimator": _ESTIMATOR,
+    "tags": {"project": "digits"},
+    "world_size": 1,
+    "versions": {"flerm": "0.1.0"},
+    "targets_digest": "",
+    "targets_sources": [],
+    "created_at": MOMENT,
+    "updated_at": MOMENT,
+    "finished_at": MOMENT,
+    "created_by": "",
+    "parameter_count": 2,
+    "parameters": None,
+}
+_PARAMETERS = [
+    {"name": "layers.0.weight", "shape": [32, 32], "band": "feed-forward"},
+    {"name": "readout.weight", "shape": [10, 32], "band": "readout"},
+]
+_POINTS = [
+    {"lr": 0.001, "loss": 0.05, "spread": 0.002, "seeds": 2, "diverged": 0},
+    {"lr": 0.004, "loss": 0.0123, "spread": 0.001, "seeds": 2, "diverged": 0},
+]
+BEST_VALUE: dict[str, Any] = {
+    "family": NAME,
+    "lr": 0.004,
+    "loss": 0.0123,
+    "optimum": 0.004,
+    "optimum_spread": None,
+    "next_lr": 0.008,
+    "advice": "The best rate 0.004 is the highest recorded, so the optimum may lie above it: try 0.008.",
+    "points": _POINTS,
+}
+TARGETS_VALUE: dict[str, Any] = {
+    "family": NAME,
+    "lr": 0.004,
+    "policy": "interpolate",
+    "depth": "coherent",
+    "names": ["layers.0.weight"],
+    "steps": [1, 101],
+    "values": [[28.98], [11.2]],
+    "spread": [[0.21], [0.18]],
+    "tokens": [None, None],
+    "optimizer": "Adam",
+    "optimizer_config": {"betas": [0.9, 0.999]},
+    "estimator": _ESTIMATOR,
+    "sources": [ID],
+    "source_learning_rates": [0.004],
+    "seeds": 1,
+    "digest": "0f" * 32,
+    "final_step": 401,
+    "final_tokens": None,
+}
+TARGETS_REQUEST: dict[str, Any] = {
+    "family": NAME,
+    "lr": 0.004,
+    "names": ["layers.0.weight"],
+    "step": 1,
+}
+MATCH_REQUEST: dict[str, Any] = {
+    "family": NAME,
+    "lr": 0.004,
+    "measured": {"layers.0.weight": 103.0},
+}
+MATCH_VALUE: dict[str, Any] = {
+    "family": NAME,
+    "lr": 0.004,
+    "learning_rates": {"layers.0.weight": 0.001139},
+    "multipliers": {"layers.0.weight": 0.2847},
+    "targets": {"layers.0.weight": 28.98},
+    "unmeasured": [],
+    "noisy": [],
+    "clamped": [],
+    "sources": [ID],
+    "digest": "0f" * 32,
+}
+FIGURE_VALUE: dict[str, Any] = {
+    "data": [{"type": "scatter", "name": "feed-forward (2)", "x": [1, 101], "y": [28.98, 11.2]}],
+    "layout": {"yaxis": {"type": "log"}},
+}
+EVENT = (
+    'event: rows\ndata: {"status": "running", "rows": 3, "last_step": 201, "final_loss": null}\n\n'
+    'event: end\ndata: {"status": "completed", "rows": 5, "last_step": 401, "final_loss": 0.0123}\n\n'
+)
+CSV = "step,loss,learning_rate,tokens,layers.0.weight\n1,2.31,0.004,,28.98\n"
+TRAJECTORY_VALUE: dict[str, Any] = {
+    "recording": RECORDING_VALUE,
+    "names": ["layers.0.weight"],
+    "shapes": [[32, 32]],
+    "bands": ["feed-forward"],
+    "rows": [{"step": 1, "loss": 2.31, "learning_rate": 0.004, "tokens": None, "values": [28.98]}],
+}
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _json(value: object) -> Responses:
+    return {200: {"content": {"application/json": {"example": value}}}}
+
+
+FAMILY = _json(FAMILY_VALUE)
+FAMILIES = _json({"families": [FAMILY_VALUE], "next_page_token": ""})
+RECORDING = _json({**RECORDING_VALUE, "parameters": _PARAMETERS})
+RECORDINGS = _json({"recordings": [RECORDING_VALUE], "next_page_token": ""})
+BEST = _json(BEST_VALUE)
+LOSSES = _json(
+    {"family": NAME, "curves": [{"role": "base", "variant": "plain", "points": _POINTS}]}
+)
+TARGETS = _json(TARGETS_VALUE)
+MATCH = _json(MATCH_VALUE)
+FIGURE = _json(FIGURE_VALUE)
+TRAJECTORY: Responses = {
+    200: {
+        "content": {
+            "application/json": {"example": TRAJECTORY_VALUE},
+            "text/csv": {"example": CSV, "schema": {"type": "string"}},
+            "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
+        }
+    }
+}

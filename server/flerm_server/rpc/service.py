@@ -1,0 +1,312 @@
+"""Every rpc of the wire contract, on a store. Messages in, messages out; what they mean is the store's and the core's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf.json_format import Error as JsonError
+from numpy.typing import NDArray
+
+from flerm_core.errors import FlermError, InvalidInput, Unreachable
+from flerm_core.records import validation
+from flerm_core.records.packing import pack
+from flerm_core.records.recording import Attempt, now
+from flerm_proto import query_messages, recording_messages
+from flerm_proto.query_messages import MAX_CHUNK_BYTES
+from flerm_proto.status_codes import code_of
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server.auth.authorized_store import Guarded
+from flerm_server.metrics import Metrics
+from flerm_server.rpc.read_ahead import ReadAhead
+from flerm_server.store import queries
+from flerm_server.store.group_commit import GroupCommit, Pending
+from flerm_server.store.interface import Batch, Rows, Store
+from flerm_server.store.sql.auxiliary_codec import decode
+from flerm_server.version import version
+
+API_VERSIONS = ("v1",)
+
+Value = TypeVar("Value")
+
+
+class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore]
+    """The service `flerm.registry.v1.Registry`. Errors leave it as `FlermError`; `CallInterceptor` makes statuses of them."""
+
+    def __init__(self, store: Store, guarded: Guarded, metrics: Metrics) -> None:
+        """Serves `store` to each as `guarded` lets them, counting into `metrics`."""
+        self._store = guarded
+        self._metrics = metrics
+        # Many clients share a commit: each is looked at before its rows are queued.
+        self._ingest = GroupCommit(store)
+
+    def ServerInfo(
+        self, request: pb.ServerInfoRequest, context: grpc.ServicerContext
+    ) -> pb.ServerInfoResponse:
+        """Versions, limits and the database's clock."""
+        info = self._store.info()
+        return pb.ServerInfoResponse(
+            version=version(),
+            schema_revision=info.schema_revision,
+            api_versions=API_VERSIONS,
+            now=recording_messages.timestamp_to(info.now),
+            max_parameters=validation.MAX_PARAMETERS,
+            max_rows_per_append=validation.MAX_ROWS,
+        )
+
+    def RegisterFamily(
+        self, request: pb.RegisterFamilyRequest, context: grpc.ServicerContext
+    ) -> pb.Family:
+        """Creates a family or completes its description."""
+        family = self._store.register_family(
+            request.name, description=request.description, blocks=tuple(request.blocks)
+        )
+        return recording_messages.family_to(family)
+
+    def ListFamilies(
+        self, request: pb.ListFamiliesRequest, context: grpc.ServicerContext
+    ) -> pb.ListFamiliesResponse:
+        """One page of families by name."""
+
+        def page(size: int) -> pb.ListFamiliesResponse:
+            found = self._store.families(
+                prefix=request.prefix, page_size=size, page_token=request.page_token
+            )
+            return pb.ListFamiliesResponse(
+                families=map(recording_messages.family_to, found.items),
+                next_page_token=found.next_token,
+            )
+
+        return _bounded(page, request.page_size, lambda made: len(made.families))
+
+    def StartRecording(
+        self, request: pb.StartRecordingRequest, context: grpc.ServicerContext
+    ) -> pb.StartRecordingResponse:
+        """Opens a recording or an attempt."""
+        spec = _read("spec", lambda: recording_messages.spec_from(request.spec))
+        if request.resume_at and not request.attempt_id:
+            raise InvalidInput(
+                f"attempt_id of recording {spec.id[:80]!r} is empty: a resume (resume_at {request.resume_at}) needs one"
+            )
+        started_at = _read(
+            "started_at", lambda: recording_messages.timestamp_from(request, "started_at")
+        )
+        attempt = Attempt(
+            id=request.attempt_id or spec.id,
+            resume_at=request.resume_at,
+            started_at=started_at or now(),
+            sent_at=_read("sent_at", lambda: recording_messages.timestamp_from(request, "sent_at")),
+            after=request.after,
+        )
+        started = self._store.start(spec, attempt)
+        self._metrics.recordings.inc(started.created)
+        return pb.StartRecordingResponse(
+            recording_id=started.recording_id, attempt=started.attempt, created=started.created
+        )
+
+    def Append(self, request: pb.AppendRequest, context: grpc.ServicerContext) -> pb.AppendResponse:
+        """Stores rows; answers when they are committed."""
+        return self._stored(self._submit(request))
+
+    def AppendStream(
+        self, request_iterator: Iterator[pb.AppendRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.AppendResponse]:
+        """Stores rows request by request. A refusal is answered in place; an unreachable database ends the stream.
+
+        Requests are read ahead, so that those which arrive while others are written share the next commit.
+        """
+
+        context_of_reader = copy_context()  # who asks is known on the reading thread too
+
+        def take(request: pb.AppendRequest) -> Pending | FlermError:
+            try:
+                return context_of_reader.run(self._submit, request)
+            except FlermError as error:
+                return error
+
+        for taken in ReadAhead(request_iterator, take, pb.AppendRequest.ByteSize):
+            try:
+                if isinstance(taken, FlermError):
+                    raise taken
+                yield self._stored(taken)
+            except Unreachable:
+                raise
+            except FlermError as error:
+                code: int = code_of(error).value[0]  # type: ignore[index, unused-ignore]
+                yield pb.AppendResponse(error_code=code, error_message=str(error))
+
+    def _submit(self, request: pb.AppendRequest) -> Pending:
+        self._store.may_write(request.recording_id)
+        rows = _read("measurements", lambda: recording_messages.block_from(request.measurements))
+        return self._ingest.submit(Batch(request.recording_id, rows, request.attempt))
+
+    def _stored(self, pending: Pending) -> pb.AppendResponse:
+        stored = self._ingest.finish(pending)
+        self._metrics.rows.inc(stored.committed - stored.duplicates)
+        if stored.duplicates:
+            self._metrics.duplicates.inc(stored.duplicates)
+        return pb.AppendResponse(committed=stored.committed, duplicates=stored.duplicates)
+
+    def FinishRecording(
+        self, request: pb.FinishRecordingRequest, context: grpc.ServicerContext
+    ) -> pb.Recording:
+        """Ends an attempt."""
+        recording = self._store.finish(
+            request.recording_id, request.attempt, recording_messages.ending_from(request)
+        )
+        return recording_messages.recording_to(recording.without_parameters())
+
+    def RenameFamily(
+        self, request: pb.RenameFamilyRequest, context: grpc.ServicerContext
+    ) -> pb.Family:
+        """Gives a family another name."""
+        return recording_messages.family_to(
+            self._store.rename_family(request.name, request.new_name)
+        )
+
+    def TagRecording(
+        self, request: pb.TagRecordingRequest, context: grpc.ServicerContext
+    ) -> pb.Recording:
+        """Sets and removes tags."""
+        recording = self._store.tag(request.recording_id, dict(request.set), tuple(request.remove))
+        return recording_messages.recording_to(recording.without_parameters())
+
+    def DeleteRecording(
+        self, request: pb.DeleteRecordingRequest, context: grpc.ServicerContext
+    ) -> pb.DeleteRecordingResponse:
+        """Removes a recording for good."""
+        return pb.DeleteRecordingResponse(rows=self._store.delete(request.recording_id))
+
+    def RenewLease(
+        self, request: pb.RenewLeaseRequest, context: grpc.ServicerContext
+    ) -> pb.RenewLeaseResponse:
+        """Keeps a running recording running."""
+        return pb.RenewLeaseResponse(
+            seconds=self._store.renew(request.recording_id, request.attempt)
+        )
+
+    def GetRecording(
+        self, request: pb.GetRecordingRequest, context: grpc.ServicerContext
+    ) -> pb.Recording:
+        """One recording with its parameters."""
+        return recording_messages.recording_to(self._store.recording(request.recording_id))
+
+    def ListRecordings(
+        self, request: pb.ListRecordingsRequest, context: grpc.ServicerContext
+    ) -> pb.ListRecordingsResponse:
+        """One page of recordings, newest first."""
+        filters = _read("filter", lambda: recording_messages.filter_from(request))
+
+        def page(size: int) -> pb.ListRecordingsResponse:
+            found = self._store.recordings(filters, page_size=size, page_token=request.page_token)
+            items = map(recording_messages.recording_to, found.items)
+            return pb.ListRecordingsResponse(recordings=items, next_page_token=found.next_token)
+
+        return _bounded(page, request.page_size, lambda made: len(made.recordings))
+
+    def GetTrajectory(
+        self, request: pb.GetTrajectoryRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.TrajectoryChunk]:
+        """A header, then the rows block by block as the database gives them: memory does not grow with the recording."""
+        asked = query_messages.trajectory_query_from(request)
+        selection, columns = queries.select(self._store, asked)
+        parameters = selection.recording.spec.parameters
+        chosen = parameters if columns is None else parameters.select(columns)
+        header = pb.TrajectoryHeader(
+            recording=recording_messages.recording_to(selection.recording.without_parameters()),
+            parameters=recording_messages.parameters_to(chosen),
+            rows=len(selection.steps),
+        )
+        yield pb.TrajectoryChunk(header=header)
+        blocks = self._store.read(selection, columns)
+        width = selection.recording.parameter_count
+        for rows in (
+            (part for block in blocks for part in _parts(block, width))
+            if request.extras
+            else blocks
+        ):
+            yield pb.TrajectoryChunk(
+                rows=pb.TrajectoryRows(
+                    steps=rows.steps.tolist(),
+                    values=pack(rows.values),
+                    losses=rows.losses.tolist(),
+                    learning_rates=rows.learning_rates.tolist(),
+                    tokens=rows.tokens.tolist(),
+                    **(
+                        _extras(rows, columns, selection.recording.parameter_count)
+                        if request.extras
+                        else {}
+                    ),
+                )
+            )
+
+    def GetTargets(
+        self, request: pb.GetTargetsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.TargetsChunk]:
+        """Targets for the asker's architecture."""
+        query = _read("query", lambda: query_messages.query_from(request))
+        yield from query_messages.targets_to(queries.targets(self._store, query))
+
+    def GetBest(self, request: pb.GetBestRequest, context: grpc.ServicerContext) -> pb.Best:
+        """The best base rate of a family and which to try next."""
+        return query_messages.best_to(
+            queries.best(self._store, query_messages.best_query_from(request))
+        )
+
+
+def _bounded(page: Callable[[int], Value], size: int, count: Callable[[Value], int]) -> Value:
+    """`page(size)`, halved until it fits a message: what a recording says of its model may be long. One entry always fits."""
+    made = page(size)
+    while made.ByteSize() > MAX_CHUNK_BYTES and count(made) > 1:  # type: ignore[attr-defined]
+        made = page(count(made) // 2)
+    return made
+
+
+def _parts(rows: Rows, width: int) -> Iterator[Rows]:
+    """`rows` in parts whose further scalars and vectors fit a message: a column is as long as its part, however few have it."""
+    first, columns = 0, frozenset[tuple[str, int]]()
+    for at, data in enumerate(rows.extras):
+        scalars, vectors = decode(data) if data else ({}, {})
+        mine = frozenset(
+            [*((name, 8) for name in scalars), *((name, 4 * width) for name in vectors)]
+        )
+        if (
+            at > first
+            and (at + 1 - first) * sum(size for _, size in columns | mine) > MAX_CHUNK_BYTES
+        ):
+            yield rows.part(first, at)
+            first, columns = at, frozenset()
+        columns |= mine
+    yield rows.part(first, len(rows.extras))
+
+
+def _extras(rows: Rows, columns: list[int] | None, width: int) -> dict[str, Any]:
+    """The further scalars and vectors of a block's rows, column by column: what `TrajectoryRows` calls them."""
+    scalars: dict[str, NDArray[np.float64]] = {}
+    vectors: dict[str, NDArray[np.float32]] = {}
+    count = len(rows.steps)
+    for at, data in enumerate(rows.extras):
+        its_scalars, its_vectors = decode(data) if data else ({}, {})
+        for name, value in its_scalars.items():
+            scalars.setdefault(name, np.full(count, np.nan))[at] = value
+        for name, vector in its_vectors.items():
+            vectors.setdefault(name, np.full((count, width), np.nan, np.float32))[at] = vector
+    chosen = slice(None) if columns is None else columns
+    return {
+        "scalars": {name: pb.Column(values=column.tolist()) for name, column in scalars.items()},
+        "vectors": {name: pack(table[:, chosen]) for name, table in vectors.items()},
+    }
+
+
+def _read(field: str, convert_it: Callable[[], Value]) -> Value:
+    """A converted field. What cannot be converted (NaN in a Struct, a moment beyond the calendar) is the sender's mistake."""
+    try:
+        return convert_it()
+    except FlermError as error:
+        raise InvalidInput(f"{field}: {error}") from error
+    except (JsonError, OverflowError, ValueError) as error:
+        raise InvalidInput(f"{field}: {' '.join(str(error).split())}") from error

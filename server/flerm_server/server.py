@@ -1,0 +1,250 @@
+"""The registry's process: gRPC and HTTP on one store, from start to a clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+import grpc
+import structlog
+import uvicorn
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from flerm_core.errors import Refused
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server import tracing
+from flerm_server.auth.authenticator import Gate
+from flerm_server.auth.authorized_store import Guarded
+from flerm_server.http.api.events import Streams
+from flerm_server.http.app import create_app
+from flerm_server.http.request_timeout import PatientProtocol
+from flerm_server.http.web.templating import Door
+from flerm_server.metrics import Metrics
+from flerm_server.open_files import raise_open_files
+from flerm_server.rpc.admission import HARD_MESSAGE_BYTES, Admission
+from flerm_server.rpc.interceptors import CallInterceptor
+from flerm_server.rpc.service import RegistryService
+from flerm_server.settings import Address, Settings
+from flerm_server.store.interface import Store
+from flerm_server.store.sql.store import open_store
+from flerm_server.tls import Certificate
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Registry"].full_name
+# A thread is busy for as long as its stream is open: enough for the streams of many clients.
+THREADS = 256
+KEPT_FOR_SHORT_CALLS = 64
+HANDSHAKE_SECONDS = 20.0
+SIGNAL_SECONDS = 0.5  # how late a request to stop may be heard
+
+log = structlog.get_logger("flerm.serve")
+
+
+class Server:
+    """A running registry. `grpc_address` and `http_address` are the real ones, whatever ports were asked."""
+
+    def __init__(self, settings: Settings, stop_requested: threading.Event | None = None) -> None:
+        """Opens the store and listens on both ports. Raises `Refused`, `InvalidInput`, `Unreachable`, leaving nothing open.
+
+        `wait` waits for `stop_requested`.
+        """
+        self._settings = settings
+        self._stop_requested = stop_requested or threading.Event()
+        certificate = (
+            Certificate(settings.tls_cert, settings.tls_key)
+            if settings.tls_cert and settings.tls_key
+            else None
+        )
+        store = open_store(settings.db, lease_seconds=settings.lease_seconds)
+        self._store: Store = store
+        metrics, gate = Metrics(), Gate(store.tokens)
+        guarded = Guarded(store, recordings_per_token=settings.recordings_per_token)
+        self._health = health.HealthServicer()
+        try:
+            settings.check(has_tokens=store.tokens.any())
+            self._socket = _listen(settings.http)
+            try:
+                self._grpc = _grpc_server(
+                    RegistryService(store, guarded, metrics), metrics, gate, self._health, settings
+                )
+                self.grpc_address = _bind(self._grpc, settings.grpc, certificate)
+            except BaseException:
+                self._socket.close()
+                raise
+        except BaseException:
+            store.close()
+            raise
+        self.http_address = Address(settings.http.host, self._socket.getsockname()[1])
+        self._streams = Streams(metrics.event_streams)
+        app = create_app(
+            guarded,
+            gate,
+            metrics,
+            local_only=settings.local_only,
+            secure=settings.secure,
+            streams=self._streams,
+            door=Door("grpcs" if settings.secure else "grpc", self.grpc_address.port),
+            allowed_origins=settings.allowed_origins,
+        )
+        config = uvicorn.Config(
+            app,
+            http=PatientProtocol,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        )
+        if certificate is not None:
+            config.load()
+            config.ssl = certificate.context()
+        self._http = uvicorn.Server(config)
+        self._http_thread = threading.Thread(target=self._run_http, name="http")
+
+    def start(self) -> None:
+        """Begins to answer on both ports; writes the announcement. Raises `Refused` when that cannot be."""
+        self._grpc.start()
+        self._http_thread.start()
+        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        if self._settings.announce:
+            # Written beside and moved, so that who sees the file sees all of it.
+            content = {
+                "grpc": self.grpc_address.text,
+                "http": self.http_address.text,
+                "pid": os.getpid(),
+            }
+            part = self._settings.announce.with_name(self._settings.announce.name + ".part")
+            try:
+                part.write_text(json.dumps(content))
+                part.replace(self._settings.announce)
+            except OSError as error:
+                raise Refused(
+                    f"announce {self._settings.announce}: cannot be written ({error.strerror})"
+                ) from error
+
+    def stop(self) -> None:
+        """Takes no more calls, lets those in flight end within the drain time, closes the store."""
+        self._health.enter_graceful_shutdown()
+        self._http.should_exit = True
+        self._streams.close()  # pages that follow recordings would hold the HTTP side open
+        drained = self._grpc.stop(self._settings.drain_seconds)
+        self._http_thread.join()
+        drained.wait()
+        self._store.close()
+
+    def wait(self) -> None:
+        """Until a stop is requested. Raises `Refused` when the HTTP side ends by itself, which is a bug."""
+        # Python runs handlers on this thread only; a signal that came to another one, or just before the wait, does not end it.
+        while not self._stop_requested.wait(SIGNAL_SECONDS):
+            pass
+        if not self._http_thread.is_alive():
+            raise Refused("the HTTP side of the registry ended by itself; the log says why")
+
+    def _run_http(self) -> None:
+        try:
+            self._http.run(sockets=[self._socket])
+        finally:
+            self._stop_requested.set()
+
+
+def run(settings: Settings, announce: Callable[[Server], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. `announce` is called once both sides answer."""
+    requested = threading.Event()
+
+    def request_stop(number: int, _: FrameType | None) -> None:
+        log.info("stopping", signal=signal.Signals(number).name)
+        requested.set()
+
+    # Before anything listens: who is told to stop while starting stops too.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, request_stop)
+    raise_open_files()
+    tracing.configure()
+    server = Server(settings, requested)
+    try:
+        server.start()
+        announce(server)
+        server.wait()
+    finally:
+        server.stop()
+        tracing.flush()
+
+
+def _listen(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address.host, address.port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise Refused(
+            f"http {address.text}: cannot listen there ({error.strerror}); choose another with --http"
+        ) from error
+    return listener
+
+
+def _grpc_server(
+    service: RegistryService,
+    metrics: Metrics,
+    gate: Gate,
+    health_service: health.HealthServicer,
+    settings: Settings,
+) -> grpc.Server:
+    server = grpc.server(
+        ThreadPoolExecutor(THREADS, thread_name_prefix="grpc"),
+        interceptors=[
+            CallInterceptor(metrics, Admission(gate, streams=THREADS - KEPT_FOR_SHORT_CALLS))
+        ],
+        options=[
+            ("grpc.so_reuseport", 0),  # two servers must not share a port by accident
+            ("grpc.max_receive_message_length", HARD_MESSAGE_BYTES),
+            ("grpc.max_connection_age_ms", round(settings.connection_seconds * 1000)),
+            ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
+            *_keepalive(settings.keepalive_seconds),
+        ],
+    )
+    rpc.add_RegistryServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    reflection.enable_server_reflection(
+        (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    return server
+
+
+def _keepalive(seconds: float) -> list[tuple[str, int]]:
+    """Peers that vanished without a word are asked, and dropped when they do not answer."""
+    milliseconds = round(seconds * 1000)
+    return [
+        ("grpc.keepalive_time_ms", milliseconds),
+        ("grpc.keepalive_timeout_ms", milliseconds),
+        (
+            "grpc.http2.ping_timeout_ms",
+            milliseconds,
+        ),  # else a minute passes whatever the line before says
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def _bind(server: grpc.Server, address: Address, certificate: Certificate | None) -> Address:
+    try:
+        if certificate is None:
+            port = server.add_insecure_port(address.text)
+        else:
+            port = server.add_secure_port(address.text, certificate.server_credentials())
+    except RuntimeError as error:
+        raise Refused(
+            f"grpc {address.text}: cannot listen there; choose another with --grpc"
+        ) from error
+    if not port:
+        raise Refused(f"grpc {address.text}: cannot listen there; choose another with --grpc")
+    return Address(address.host, port)

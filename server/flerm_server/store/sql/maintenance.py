@@ -1,0 +1,89 @@
+"""What is done to recordings and families that are there: renaming, tagging, deleting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
+
+from flerm_core.errors import AlreadyExists, InvalidInput
+from flerm_core.records.recording import Family
+from flerm_core.records.validation import MAX_TAGS
+from flerm_server.store.sql.read_rows import one_family, unknown_recording
+from flerm_server.store.sql.tables import (
+    attempts,
+    families,
+    measurements,
+    recording_tags,
+    recordings,
+)
+
+
+def rename_family(connection: sa.Connection, name: str, new_name: str, now: int) -> Family:
+    """See `Store.rename_family`."""
+    there = set(
+        connection.execute(
+            sa.select(families.c.name).where(families.c.name.in_([name, new_name]))
+        ).scalars()
+    )
+    if there == {new_name}:
+        return one_family(connection, new_name)
+    if new_name in there:
+        raise AlreadyExists(f"family {new_name!r} exists already: {name!r} needs a name of its own")
+    one_family(connection, name)  # raises for one that is not there
+    connection.execute(
+        families.update().where(families.c.name == name).values(name=new_name, updated_at=now)
+    )
+    return one_family(connection, new_name)
+
+
+def tag(
+    connection: sa.Connection,
+    recording_id: str,
+    tags: Mapping[str, str],
+    remove: Sequence[str],
+    now: int,
+) -> None:
+    """See `Store.tag`."""
+    key = _locked_key(connection, recording_id)
+    if key is None:
+        raise unknown_recording(recording_id)
+    mine = recording_tags.c.recording_key == key
+    connection.execute(
+        recording_tags.delete().where(mine, recording_tags.c.name.in_([*remove, *tags]))
+    )
+    if tags:
+        values = [
+            {"recording_key": key, "name": name, "value": value} for name, value in tags.items()
+        ]
+        connection.execute(recording_tags.insert(), values)
+    count = connection.execute(
+        sa.select(sa.func.count()).select_from(recording_tags).where(mine)
+    ).scalar_one()
+    if count > MAX_TAGS:
+        raise InvalidInput(
+            f"set: recording {recording_id} would have {count} tags; at most {MAX_TAGS} are allowed"
+        )
+    connection.execute(recordings.update().where(recordings.c.key == key).values(updated_at=now))
+
+
+def delete(connection: sa.Connection, recording_id: str) -> int:
+    """See `Store.delete`."""
+    key = _locked_key(connection, recording_id)
+    if key is None:
+        return 0
+    its_attempts = sa.select(attempts.c.key).where(attempts.c.recording_key == key)
+    rows: int = connection.execute(
+        measurements.delete().where(measurements.c.attempt_key.in_(its_attempts))
+    ).rowcount
+    connection.execute(attempts.delete().where(attempts.c.recording_key == key))
+    connection.execute(recording_tags.delete().where(recording_tags.c.recording_key == key))
+    connection.execute(recordings.delete().where(recordings.c.key == key))
+    return rows
+
+
+def _locked_key(connection: sa.Connection, recording_id: str) -> int | None:
+    key: int | None = connection.execute(
+        sa.select(recordings.c.key).where(recordings.c.id == recording_id).with_for_update()
+    ).scalar_one_or_none()
+    return key

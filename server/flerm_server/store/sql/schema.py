@@ -1,0 +1,163 @@
+"""The schema's revision: reading, checking, upgrading, backing up.
+
+Migrations expand first and contract a release later, so old and new servers work side by side. `schema_support` in the database
+says from which revision on a server can work with it; `NEEDS` says which revision this server wants at least.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from flerm_core.errors import InvalidInput, Refused
+from flerm_server.store.sql.engine import database_file, transaction
+from flerm_server.store.sql.tables import metadata, schema_support
+
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
+NEEDS = "0004"  # the oldest schema that the statements of this version run on; revisions compare as text
+OLDEST = "0001"  # what the migrations so far have left in `schema_support`
+ALEMBIC_VERSION = """CREATE TABLE alembic_version (
+    version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+)"""
+UPGRADE_LOCK = 0x666C65726D  # of PostgreSQL's advisory locks: "flerm"
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """`current`: the database's revision ("" for an empty one). `head`: this version's newest. `oldest_server`: its wish."""
+
+    current: str
+    head: str
+    oldest_server: str
+
+    @property
+    def problem(self) -> str:
+        """Why this server cannot serve the database, in a sentence; empty when it can."""
+        if not self.current:
+            return "the database is empty: make its tables with `flerm db upgrade`"
+        if self.current < NEEDS:
+            return f"the database has schema {self.current}, this server needs {NEEDS} or newer: run `flerm db upgrade`"
+        if self.oldest_server > self.head:
+            return (
+                f"the database has schema {self.current}, which only servers that know {self.oldest_server} can serve; "
+                f"this one knows {self.head}: install a newer flerm"
+            )
+        return ""
+
+
+def head() -> str:
+    """The newest revision that this version knows: the migrations' files begin with theirs, four digits."""
+    return max(file.name[:4] for file in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
+def state(engine: sa.Engine) -> SchemaState:
+    """Where the database stands. Raises `Unreachable`."""
+    with transaction(engine) as connection:
+        return _state(connection)
+
+
+def _state(connection: sa.Connection) -> SchemaState:
+    tables = sa.inspect(connection).get_table_names()
+    if "alembic_version" not in tables:
+        if tables and "recordings" in tables:
+            raise Refused(
+                "the database has tables of a registry but no schema revision: it was not made by `flerm db upgrade`"
+            )
+        return SchemaState("", head(), "")
+    if "schema_support" not in tables:
+        raise Refused(
+            "the database belongs to another program (its alembic_version is not a registry's): name one of its own"
+        )
+    current = (
+        connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one_or_none()
+        or ""
+    )
+    oldest = (
+        connection.execute(sa.select(schema_support.c.oldest_server)).scalar_one()
+        if current
+        else ""
+    )
+    return SchemaState(current, head(), oldest)
+
+
+def check(engine: sa.Engine) -> SchemaState:
+    """The state of a database that this server can serve. Raises `Refused` with the sentence of `SchemaState.problem`."""
+    found = state(engine)
+    if found.problem:
+        raise Refused(found.problem)
+    return found
+
+
+def upgrade(engine: sa.Engine) -> tuple[SchemaState, SchemaState]:
+    """Brings the database to this version's newest revision: (before, after). Several at once wait for one another.
+
+    One transaction on both databases: an upgrade that fails leaves the old schema. An existing SQLite file is copied first.
+    """
+    with transaction(engine, writes=True) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
+        before = _state(connection)
+        if before.current < before.head:
+            if before.current and connection.dialect.name == "sqlite":
+                # While this one holds the write lock: what is copied is what will be changed, and nobody else copies.
+                backup(engine, _backup_name(database_file(engine.url), before.current))
+            if before.current or connection.dialect.name != "sqlite":
+                migrate(connection)
+            else:
+                _make(connection)
+    return before, state(engine)
+
+
+def migrate(connection: sa.Connection) -> None:
+    """Runs the migrations that are missing, within the caller's transaction."""
+    # Here, not above: only who upgrades needs Alembic, and it takes a third of a second and 10 MiB.
+    from alembic.command import upgrade as alembic_upgrade
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    alembic_upgrade(config, "head")
+
+
+def _make(connection: sa.Connection) -> None:
+    """What all migrations together make of an empty SQLite database (a test compares): a server's first start need not wait
+    for them."""
+    metadata.create_all(connection, checkfirst=False)
+    connection.execute(schema_support.insert().values(oldest_server=OLDEST))
+    for statement in (ALEMBIC_VERSION, f"INSERT INTO alembic_version VALUES ('{head()}')"):
+        connection.exec_driver_sql(statement)
+
+
+def _backup_name(file: Path, revision: str) -> Path:
+    name, count = file.with_name(f"{file.name}.before-upgrade-from-{revision}"), 1
+    while name.exists():
+        count += 1
+        name = file.with_name(f"{file.name}.before-upgrade-from-{revision}.{count}")
+    return name
+
+
+def backup(engine: sa.Engine, destination: Path) -> Path:
+    """A consistent copy of a SQLite database in use, at `destination`, which must not exist yet.
+
+    Raises `InvalidInput` for a PostgreSQL database (that is pg_dump's work) and for an existing destination.
+    """
+    if engine.dialect.name != "sqlite":
+        raise InvalidInput(
+            f"backup copies SQLite files; for {engine.url.render_as_string()} use pg_dump"
+        )
+    if destination.exists():
+        raise InvalidInput(f"backup destination {destination} exists already: name a new file")
+    part = destination.with_name(destination.name + ".part")
+    with (
+        closing(sqlite3.connect(database_file(engine.url))) as source,
+        closing(sqlite3.connect(part)) as copy,
+    ):
+        source.backup(copy)
+    shutil.move(part, destination)
+    return destination

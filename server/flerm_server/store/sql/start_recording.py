@@ -1,0 +1,298 @@
+"""Opening recordings and attempts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from flerm_core.errors import AlreadyExists, LimitExceeded, Refused
+from flerm_core.matching.base_selection import kind_of
+from flerm_core.records.recording import Attempt, ParameterList, RecordingSpec, in_order, same_lr
+from flerm_core.records.validation import MAX_MOMENT
+from flerm_server.store.interface import Started
+from flerm_server.store.sql.engine import insert_new, moment_from, moment_to
+from flerm_server.store.sql.kinds import intern_kind
+from flerm_server.store.sql.mappers import parameters_to, recording_from, select_recordings, spec_to
+from flerm_server.store.sql.tables import (
+    attempts,
+    families,
+    measurements,
+    parameter_lists,
+    recording_tags,
+    recordings,
+)
+
+NEVER = 2**63 - 1  # a step that no run reaches
+FIRST = 1
+
+# In microseconds. Less than this is the time that the message took, which is another for every message.
+ON_ITS_WAY = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A start as one transaction sees it."""
+
+    connection: sa.Connection
+    spec: RecordingSpec
+    attempt: Attempt | None
+    created_by: str
+    now: int
+    lease_until: int
+    most_recordings: int = 0
+
+    def run(self) -> Started:
+        """Opens the recording or the attempt, or finds it."""
+        key = self._create()
+        if key is not None:
+            self._insert_attempt(key, FIRST, NEVER)
+            return Started(self.spec.id, FIRST, True)
+        # Locked from here on: attempts of one recording open one after the other.
+        row = self.connection.execute(
+            select_recordings(self.now)
+            .add_columns(parameter_lists.c.digest)
+            .join(parameter_lists)
+            .where(recordings.c.id == self.spec.id)
+            .with_for_update(of=recordings)
+        ).one()
+        stored = recording_from(row, {}).spec
+        if (
+            stored.family != self.spec.family
+            and family_key(self.connection, self.spec.family) is None
+        ):
+            stored = replace(
+                stored, family=self.spec.family
+            )  # it was renamed meanwhile: who holds the old name means this one
+        _same_recording(stored, row.digest, self.spec)
+        known = self.connection.execute(
+            sa.select(attempts).where(attempts.c.recording_key == row.key)
+        ).all()
+        if self.attempt is None or self.attempt.id == self.spec.id:
+            return Started(self.spec.id, FIRST, False)
+        for other in known:
+            if other.id == self.attempt.id:
+                if other.resume_at != self.attempt.resume_at:
+                    raise AlreadyExists(
+                        f"attempt {other.id} of recording {self.spec.id} has resume_at {other.resume_at}, "
+                        f"not {self.attempt.resume_at}"
+                    )
+                return Started(self.spec.id, other.number, False)
+        number = max(other.number for other in known) + 1
+        self._insert_attempt(row.key, number, NEVER)
+        reorder(self.connection, row.key, self.now, self.lease_until)
+        return Started(self.spec.id, number, True)
+
+    def _create(self) -> int | None:
+        """The key of the recording, made now; None when it is there already."""
+        found = self.connection.execute(
+            sa.select(recordings.c.key).where(recordings.c.id == self.spec.id)
+        ).scalar_one_or_none()
+        if found is not None:
+            return None
+        self._within_quota()
+        values: dict[str, Any] = spec_to(self.spec) | {
+            "family_key": ensure_family(
+                self.connection, self.spec.family, self.now, self.created_by
+            ),
+            "parameters_key": intern(self.connection, self.spec.parameters),
+            "kind_key": intern_kind(self.connection, kind_of(self.spec)),
+            "status": "running",
+            "attempt": FIRST,
+            "rows": 0,
+            "first_step": 0,
+            "last_step": 0,
+            "created_at": self.now,
+            "updated_at": self.now,
+            "lease_until": self.lease_until,
+            "created_by": self.created_by,
+        }
+        key = insert_new(self.connection, recordings, values)
+        if key is not None and self.spec.tags:
+            tags = [
+                {"recording_key": key, "name": name, "value": value}
+                for name, value in self.spec.tags.items()
+            ]
+            self.connection.execute(recording_tags.insert(), tags)
+        return key
+
+    def _within_quota(self) -> None:
+        if not self.most_recordings:
+            return
+        theirs = (
+            sa.select(sa.func.count())
+            .select_from(recordings)
+            .where(recordings.c.created_by == self.created_by)
+        )
+        if self.connection.execute(theirs).scalar_one() >= self.most_recordings:
+            raise LimitExceeded(
+                f"recordings_per_token: token {self.created_by} has {self.most_recordings} recordings, the most that it may; "
+                "delete old ones, or ask for another token"
+            )
+
+    def _insert_attempt(self, recording_key: int, number: int, visible_below: int) -> None:
+        attempt = self.attempt
+        self.connection.execute(
+            attempts.insert().values(
+                recording_key=recording_key,
+                id=attempt.id if attempt else self.spec.id,
+                number=number,
+                resume_at=attempt.resume_at if attempt else 0,
+                started_at=self._started_at(),
+                after_id=attempt.after if attempt else "",
+                status="running",
+                world_size=self.spec.world_size,
+                versions=dict(self.spec.versions),
+                visible_below=visible_below,
+                last_step=-1,
+                created_by=self.created_by,
+            )
+        )
+
+    def _started_at(self) -> int:
+        """By the database's clock, as far as is known how the sender's differs."""
+        if self.attempt is None:
+            return self.now
+        started = moment_to(self.attempt.started_at)
+        off = self.now - moment_to(self.attempt.sent_at) if self.attempt.sent_at is not None else 0
+        if abs(off) < ON_ITS_WAY:
+            off = 0
+        return min(max(started + off, 0), MAX_MOMENT)
+
+
+def family_key(connection: sa.Connection, name: str) -> int | None:
+    """The key of the family called `name`; None where there is none."""
+    key: int | None = connection.execute(
+        sa.select(families.c.key).where(families.c.name == name)
+    ).scalar_one_or_none()
+    return key
+
+
+def ensure_family(connection: sa.Connection, name: str, now: int, created_by: str) -> int:
+    """The key of the family called `name`, made when it is new."""
+    key = family_key(connection, name)
+    if key is None:
+        values = {
+            "name": name,
+            "description": "",
+            "blocks": [],
+            "created_at": now,
+            "updated_at": now,
+            "created_by": created_by,
+        }
+        key = insert_new(connection, families, values)
+    if key is None:
+        key = family_key(connection, name)  # another made it meanwhile
+    assert key is not None
+    return key
+
+
+def intern(connection: sa.Connection, parameters: ParameterList) -> int:
+    """The key of the parameter list with this content."""
+    query = sa.select(parameter_lists.c.key).where(parameter_lists.c.digest == parameters.digest)
+    key: int | None = connection.execute(query).scalar_one_or_none()
+    if key is None:
+        content = {
+            "digest": parameters.digest,
+            "count": len(parameters),
+            "content": parameters_to(parameters),
+        }
+        key = insert_new(connection, parameter_lists, content)
+    return key if key is not None else int(connection.execute(query).scalar_one())
+
+
+def _same_recording(stored: RecordingSpec, stored_digest: str, sent: RecordingSpec) -> None:
+    """Whether the id means one recording. World size, versions and the like may differ between attempts; these may not."""
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("family", stored.family, sent.family),
+        ("lr", stored.lr, stored.lr if same_lr(stored.lr, sent.lr) else sent.lr),
+        ("seed", stored.seed, sent.seed),
+        ("role", stored.role, sent.role),
+        ("variant", stored.variant, sent.variant),
+        ("optimizer", stored.optimizer_kind, sent.optimizer_kind),
+        ("estimator", stored.estimator.kind, sent.estimator.kind),
+        ("targets_digest", stored.targets_digest, sent.targets_digest),
+        ("parameters", f"digest {stored_digest[:12]}", f"digest {sent.parameters.digest[:12]}"),
+    )
+    for name, there, here in pairs:
+        if there != here:
+            raise AlreadyExists(
+                f"recording {sent.id} exists with {name} {there!r}, not {here!r}: a new recording needs an id of its own"
+            )
+
+
+def reorder(connection: sa.Connection, recording_key: int, now: int, lease_until: int) -> None:
+    """Sets what the order of attempts decides: which rows of each are visible, and the recording's own state."""
+    rows = connection.execute(
+        sa.select(attempts)
+        .where(attempts.c.recording_key == recording_key)
+        .order_by(attempts.c.number)
+    ).all()
+    by_id = {row.id: row for row in rows}
+    told = [
+        Attempt(id=row.id, started_at=moment_from(row.started_at), after=row.after_id)
+        for row in rows
+    ]
+    ordered = [by_id[each.id] for each in in_order(told)]
+    below = NEVER
+    for attempt in reversed(ordered):
+        if attempt.visible_below != below:
+            connection.execute(
+                attempts.update().where(attempts.c.key == attempt.key).values(visible_below=below)
+            )
+        below = min(below, attempt.resume_at)
+    latest = ordered[-1]
+    values: dict[str, Any] = {"updated_at": now}
+    before = connection.execute(
+        sa.select(recordings.c.attempt).where(recordings.c.key == recording_key)
+    ).scalar_one()
+    if before != latest.number:
+        values |= {
+            "attempt": latest.number,
+            "status": latest.status,
+            "finished_at": latest.finished_at,
+            "final_loss": None,
+            "final_step": None,
+            "lease_until": lease_until,
+        }
+    connection.execute(
+        recordings.update()
+        .where(recordings.c.key == recording_key)
+        .values(values | _visible(connection, recording_key))
+    )
+
+
+def _visible(connection: sa.Connection, recording_key: int) -> dict[str, Any]:
+    """Count, ends and tokens of the visible rows."""
+    rows = measurements.join(attempts)
+    where = sa.and_(
+        attempts.c.recording_key == recording_key, measurements.c.step < attempts.c.visible_below
+    )
+    count, first, last = connection.execute(
+        sa.select(
+            sa.func.count(), sa.func.min(measurements.c.step), sa.func.max(measurements.c.step)
+        )
+        .select_from(rows)
+        .where(where)
+    ).one()
+    tokens = connection.execute(
+        sa.select(measurements.c.tokens)
+        .select_from(rows)
+        .where(where, measurements.c.tokens.is_not(None))
+        .order_by(measurements.c.step.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+    return {"rows": count, "first_step": first or 0, "last_step": last or 0, "tokens": tokens}
+
+
+def closed(status: str) -> bool:
+    """Whether an attempt of this status takes no more rows."""
+    return status not in ("running", "interrupted")
+
+
+def refuse_closed(recording_id: str, number: int, status: str) -> Refused:
+    """The answer to rows for an attempt that ended."""
+    return Refused(
+        f"recording {recording_id}: attempt {number} ended as {status} and takes no more rows; resume it as a new attempt"
+    )

@@ -1,0 +1,300 @@
+"""The store in SQL: SQLite for one server, PostgreSQL for several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from typing_extensions import override
+
+from flerm_core.errors import AlreadyExists, FlermError, NotFound
+from flerm_core.matching.base_selection import Sources, TargetQuery, choose_from
+from flerm_core.records import validation
+from flerm_core.records.recording import (
+    Attempt,
+    Ending,
+    Family,
+    Recording,
+    RecordingFilter,
+    RecordingSpec,
+)
+from flerm_server.auth.sql_tokens import Tokens
+from flerm_server.store.interface import (
+    Appended,
+    Batch,
+    Page,
+    Rows,
+    Runs,
+    Selection,
+    Started,
+    Store,
+    StoreInfo,
+)
+from flerm_server.store.sql import kinds, maintenance, read_rows, schema
+from flerm_server.store.sql.append_rows import append
+from flerm_server.store.sql.base_index import SqlShelf
+from flerm_server.store.sql.engine import (
+    clock,
+    driver_clock,
+    driver_transaction,
+    moment_from,
+    open_engine,
+    parse_url,
+    transaction,
+)
+from flerm_server.store.sql.start_recording import Opening, closed, ensure_family
+from flerm_server.store.sql.tables import attempts, families, recordings
+
+LEASE_SECONDS = 120.0
+
+
+class SqlStore(Store):
+    """A store over a SQLAlchemy engine; see `Store` for what it promises."""
+
+    def __init__(self, engine: sa.Engine, *, lease_seconds: float = LEASE_SECONDS) -> None:
+        """Takes an engine of `open_engine` whose schema was checked; `open_store` does both."""
+        self._engine = engine
+        self._lease = round(lease_seconds * 1e6)
+        self.tokens = Tokens(engine)
+
+    @override
+    def info(self) -> StoreInfo:
+        state = schema.check(self._engine)
+        with transaction(self._engine) as connection:
+            return StoreInfo(state.current, moment_from(clock(connection)))
+
+    @override
+    def register_family(
+        self, name: str, *, description: str = "", blocks: Sequence[str] = (), created_by: str = ""
+    ) -> Family:
+        validation.validate_family(name, description, blocks)
+        with transaction(self._engine, writes=True) as connection:
+            now = clock(connection)
+            key = ensure_family(connection, name, now, created_by)
+            changes: dict[str, Any] = {}
+            if description:
+                changes["description"] = description
+            if blocks:
+                changes["blocks"] = list(blocks)
+            if changes:
+                connection.execute(
+                    families.update()
+                    .where(families.c.key == key)
+                    .values(changes | {"updated_at": now})
+                )
+            return read_rows.one_family(connection, name)
+
+    @override
+    def family(self, name: str, *, within: str = "") -> Family:
+        with transaction(self._engine) as connection:
+            return read_rows.one_family(connection, name, within)
+
+    @override
+    def families(
+        self, *, prefix: str = "", page_size: int = 0, page_token: str = "", within: str = ""
+    ) -> Page[Family]:
+        validation.validate_page_size(page_size)
+        with transaction(self._engine) as connection:
+            return read_rows.list_families(connection, prefix, page_size, page_token, within)
+
+    @override
+    def rename_family(self, name: str, new_name: str) -> Family:
+        validation.validate_family_name(name)
+        validation.validate_family_name(new_name)
+        with transaction(self._engine, writes=True) as connection:
+            return maintenance.rename_family(connection, name, new_name, clock(connection))
+
+    @override
+    def tag(
+        self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str] = ()
+    ) -> Recording:
+        validation.validate_tagging(recording_id, tags, remove)
+        with transaction(self._engine, writes=True) as connection:
+            now = clock(connection)
+            maintenance.tag(connection, recording_id, tags, remove, now)
+            return read_rows.one_recording(connection, recording_id, now)[1]
+
+    @override
+    def delete(self, recording_id: str) -> int:
+        with transaction(self._engine, writes=True) as connection:
+            return maintenance.delete(connection, recording_id)
+
+    @override
+    def start(
+        self,
+        spec: RecordingSpec,
+        attempt: Attempt | None = None,
+        *,
+        created_by: str = "",
+        most_recordings: int = 0,
+    ) -> Started:
+        validation.validate_spec(spec)
+        if attempt is not None:
+            validation.validate_attempt(attempt)
+        with transaction(self._engine, writes=True) as connection:
+            now = clock(connection)
+            return Opening(
+                connection, spec, attempt, created_by, now, now + self._lease, most_recordings
+            ).run()
+
+    @override
+    def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
+        if not batches:
+            return []
+        with driver_transaction(self._engine, writes=True) as driver:
+            now = driver_clock(driver)
+            return append(driver, batches, now, now + self._lease)
+
+    @override
+    def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
+        validation.validate_ending(ending)
+        with transaction(self._engine, writes=True) as connection:
+            now = clock(connection)
+            recording, found = _locked(connection, recording_id, attempt)
+            if found.status != ending.status:
+                if closed(found.status):
+                    raise AlreadyExists(
+                        f"recording {recording_id}: attempt {found.number} ended as {found.status}, not as {ending.status}"
+                    )
+                connection.execute(
+                    attempts.update()
+                    .where(attempts.c.key == found.key)
+                    .values(status=ending.status, finished_at=now)
+                )
+                if found.number == recording.attempt:
+                    values: dict[str, Any] = {
+                        "status": ending.status,
+                        "final_loss": ending.final_loss,
+                        "final_step": ending.final_step,
+                        "finished_at": now,
+                        "updated_at": now,
+                    }
+                    if ending.tokens is not None:
+                        values["tokens"] = ending.tokens
+                    connection.execute(
+                        recordings.update().where(recordings.c.key == recording.key).values(values)
+                    )
+            return read_rows.one_recording(connection, recording_id, now)[1]
+
+    @override
+    def renew(self, recording_id: str, attempt: int = 0) -> float:
+        with transaction(self._engine, writes=True) as connection:
+            recording, found = _locked(connection, recording_id, attempt)
+            if found.number != recording.attempt or found.status != "running":
+                return 0.0
+            lease_until = clock(connection) + self._lease
+            connection.execute(
+                recordings.update()
+                .where(recordings.c.key == recording.key)
+                .values(lease_until=lease_until)
+            )
+            return self._lease / 1e6
+
+    @override
+    def recording(self, recording_id: str) -> Recording:
+        with transaction(self._engine) as connection:
+            return read_rows.one_recording(connection, recording_id, clock(connection))[1]
+
+    @override
+    def family_of(self, recording_id: str) -> str:
+        with driver_transaction(self._engine) as driver:
+            return read_rows.family_of(driver, recording_id)
+
+    @override
+    def recordings(
+        self,
+        filters: RecordingFilter,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        within: str = "",
+    ) -> Page[Recording]:
+        validation.validate_filter(filters)
+        validation.validate_page_size(page_size)
+        with transaction(self._engine) as connection:
+            return read_rows.list_recordings(
+                connection, filters, page_size, page_token, clock(connection), within
+            )
+
+    @override
+    def select(
+        self,
+        recording_id: str,
+        *,
+        first_step: int | None = None,
+        last_step: int | None = None,
+        max_points: int = 0,
+    ) -> Selection:
+        with transaction(self._engine) as connection:
+            return read_rows.select(
+                connection, recording_id, first_step, last_step, max_points, clock(connection)
+            )
+
+    @override
+    def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
+        for segment, steps in read_rows.blocks(selection, columns):
+            with driver_transaction(self._engine) as driver:
+                rows = read_rows.read_block(driver, selection, segment, steps, columns)
+            yield rows
+
+    @override
+    def sources(self, query: TargetQuery, *, within: str = "") -> tuple[Sources, tuple[str, ...]]:
+        validation.validate_query(query)
+        while True:
+            with transaction(self._engine, snapshot=True) as connection:
+                family = read_rows.family_row(connection, query.family, within)
+                if not kinds.unsettled(connection, family.key):
+                    return choose_from(
+                        SqlShelf(connection, family.key, clock(connection)), query
+                    ), tuple(family.blocks)
+            with transaction(self._engine, writes=True) as connection:
+                kinds.settle(connection, family.key)
+
+    @override
+    def runs(self, filters: RecordingFilter) -> Runs:
+        validation.validate_filter(filters)
+        with transaction(self._engine) as connection:
+            return read_rows.runs(connection, filters, clock(connection))
+
+    @override
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _locked(connection: sa.Connection, recording_id: str, number: int) -> tuple[Any, Any]:
+    """A recording, locked, and its attempt of that number (0: the latest). Raises `NotFound`."""
+    recording = connection.execute(
+        sa.select(recordings.c.key, recordings.c.attempt)
+        .where(recordings.c.id == recording_id)
+        .with_for_update()
+    ).one_or_none()
+    if recording is None:
+        raise read_rows.unknown_recording(recording_id)
+    attempt = connection.execute(
+        sa.select(attempts).where(
+            attempts.c.recording_key == recording.key,
+            attempts.c.number == (number or recording.attempt),
+        )
+    ).one_or_none()
+    if attempt is None:
+        raise NotFound(
+            f"recording {recording_id} has no attempt {number}; its latest is {recording.attempt}"
+        )
+    return recording, attempt
+
+
+def open_store(url: str, *, lease_seconds: float = LEASE_SECONDS) -> SqlStore:
+    """The store at `url`. A SQLite file is made or upgraded first (after a copy); PostgreSQL must have been upgraded already.
+
+    Raises `InvalidInput` for a URL of another kind, `Unreachable`, and `Refused` for a schema that this version cannot serve.
+    """
+    engine = open_engine(parse_url(url))
+    try:
+        if engine.dialect.name == "sqlite":
+            schema.upgrade(engine)
+        schema.check(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return SqlStore(engine, lease_seconds=lease_seconds)

@@ -1,0 +1,313 @@
+"""The `flerm` command: what it prints, and the code it ends with."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import json
+import resource
+import subprocess
+import sys
+import uuid
+import warnings
+
+import numpy as np
+import pytest
+import typer
+from spooled import NAMES, row_of, spec_of, write_run
+
+from flerm_client.cli import build, main
+from flerm_core import Trajectory
+from flerm_core.records.recording import Ending
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    """No registry and no spool of the user's."""
+    for name in ("FLERM_REGISTRY", "FLERM_TOKEN", "FLERM_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FLERM_SPOOL", str(tmp_path / "spool"))
+
+
+@pytest.fixture
+def sweep(registry, tmp_path, monkeypatch):
+    """A family of three recordings in the registry that FLERM_REGISTRY names; the family and the id at lr 0.002."""
+    family = f"cli-{uuid.uuid4().hex[:12]}"
+    specs = {lr: spec_of(family, lr) for lr in (1e-3, 2e-3, 4e-3)}
+    for lr, spec in specs.items():
+        loss = 0.5 if lr == 2e-3 else 0.9
+        write_run(tmp_path / "sent", spec, [1, 101], ending=Ending(final_loss=loss, final_step=101))
+    monkeypatch.setenv("FLERM_REGISTRY", registry.address)
+    assert main(["sync", "--spool", str(tmp_path / "sent"), "--json"]) == 0
+    return family, specs[2e-3].id
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def answer(capsys, *arguments: str):
+    code, out, err = run(capsys, *arguments, "--json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_tags_names_and_recordings_are_changed_afterwards(sweep, capsys):
+    family, recording = sweep
+    assert answer(capsys, "tag", recording, "purpose=baseline", "draft=1")["tags"] == {
+        "purpose": "baseline",
+        "draft": "1",
+    }
+    code, out, _ = run(capsys, "tag", recording, "--remove", "draft")
+    assert (code, out) == (0, f"{recording}: purpose=baseline\n")
+    assert answer(capsys, "rename", family, f"{family}-b")["recordings"] == 3
+    assert answer(capsys, "delete", recording, "--yes") == {"id": recording, "rows": 2}
+    assert len(answer(capsys, "recordings", f"{family}-b")) == 2
+    code, _, err = run(capsys, "delete", recording, "--yes")
+    assert code == 3 and "is not in this registry" in err
+
+
+def test_families(sweep, capsys):
+    family, _ = sweep
+    (found,) = answer(capsys, "families", family)
+    assert (found["name"], found["recordings"], found["learning_rates"]) == (
+        family,
+        3,
+        [1e-3, 2e-3, 4e-3],
+    )
+    code, out, _ = run(capsys, "families", family)
+    assert code == 0 and family in out and "0.001, 0.002, 0.004" in out
+    assert run(capsys, "families", "no-such-prefix")[1] == "no families yet\n"
+
+
+def test_recordings(sweep, capsys):
+    family, recording_id = sweep
+    assert [each["lr"] for each in answer(capsys, "recordings", family, "--lr-min", "2e-3")] == [
+        4e-3,
+        2e-3,
+    ]
+    assert len(answer(capsys, "recordings", family, "--limit", "1")) == 1
+    code, out, _ = run(capsys, "recordings", family)
+    assert code == 0 and recording_id in out
+
+
+def test_show(sweep, capsys):
+    _, recording_id = sweep
+    shown = answer(capsys, "show", recording_id)
+    assert (shown["status"], shown["names"]) == ("completed", list(NAMES))
+    assert shown["trajectory"][1] == {
+        "step": 101,
+        "loss": pytest.approx(1 / 101),
+        "fslr": [101.0, 202.0, None],
+    }
+    code, out, _ = run(capsys, "show", recording_id, "--pattern", "*.bias")
+    assert code == 0 and "0.bias" in out and "0.weight" not in out
+
+
+def test_show_reads_a_spool_file(tmp_path, capsys):
+    path = write_run(tmp_path, spec_of("mlp"), [1, 2], registry="grpc://h:1")
+    shown = answer(capsys, "show", str(path))
+    assert (shown["family"], shown["rows"], shown["status"]) == ("mlp", 2, "completed")
+    assert "for grpc://h:1" in shown["notes"][0]
+
+
+def test_best(sweep, capsys):
+    family, _ = sweep
+    assert answer(capsys, "best", family)["lr"] == 2e-3
+    code, out, _ = run(capsys, "best", family)
+    assert code == 0 and f"{family}: use lr 0.002" in out and "next: lr" in out
+
+
+def test_targets(sweep, capsys):
+    family, recording_id = sweep
+    found = answer(capsys, "targets", family, "2e-3", "--step", "101")
+    assert (found["sources"], found["targets"]["0.weight"]) == ([recording_id], 101.0)
+    code, out, _ = run(capsys, "targets", family, "2e-3")
+    assert code == 0 and "0.bias" in out
+
+
+def test_check_compares_a_model_before_money_is_spent(sweep, tmp_path, capsys):
+    family, _ = sweep
+    shapes = [(16, 4), (16,), (3, 16)]
+    Trajectory(NAMES, shapes, [1], [[4.0, np.nan, 2.0]]).save(tmp_path / "wide.npz")
+    report = answer(capsys, "check", family, str(tmp_path / "wide.npz"), "--lr", "2e-3")
+    assert report["multipliers"]["0.weight"] == 0.25
+    assert "0.bias" in report["unmeasured"]
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join([*NAMES, "head.weight"]))
+    code, _, err = run(capsys, "check", family, str(names), "--lr", "2e-3")
+    assert code == 3 and "head.weight" in err
+    other = write_run(tmp_path, spec_of("mine", optimizer="SGD"), [1])
+    code, out, _ = run(capsys, "check", family, str(other), "--lr", "2e-3")
+    assert code == 5 and "the model's is SGD, the targets' Adam" in out
+
+
+def test_export(sweep, tmp_path, capsys):
+    _, recording_id = sweep
+    for ending in ("npz", "csv", "json"):
+        assert run(capsys, "export", recording_id, str(tmp_path / f"out.{ending}"))[0] == 0
+    loaded = Trajectory.load(tmp_path / "out.npz")
+    np.testing.assert_array_equal(loaded.values, np.stack([row_of(1).values, row_of(101).values]))
+    with (tmp_path / "out.csv").open() as opened:
+        table = list(csv.reader(opened))
+    assert table[0] == ["step", "loss", "learning_rate", "tokens", *NAMES]
+    assert table[2][0] == "101" and table[2][4:] == ["101.0", "202.0", ""]
+    assert json.loads((tmp_path / "out.json").read_text())["rows"][1]["fslr"] == [
+        101.0,
+        202.0,
+        None,
+    ]
+    code, _, err = run(capsys, "export", recording_id, "out.xls")
+    assert code == 2 and "allowed are .npz, .csv, .json" in err
+
+
+def test_doctor(sweep, capsys, tmp_path):
+    found = {each["what"]: each["state"] for each in answer(capsys, "doctor")}
+    assert (found["network"], found["server"]) == ("ok", "ok")
+    code, out, _ = run(capsys, "doctor", "--registry", "grpc://127.0.0.1:1")
+    assert code == 1 and "does not accept connections" in out
+    code, out, _ = run(capsys, "doctor", "--registry", "localhost")
+    assert code == 1 and "'localhost' is no address" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["families", "--bogus"], 2, "--bogus"),
+        (["nonsense"], 2, "nonsense"),
+        (["families"], 2, "FLERM_REGISTRY"),
+        (["families", "-r", "http://x"], 2, "'http://x'"),
+        (["recordings", "--tag", "x", "-r", "grpc://127.0.0.1:1"], 2, "key=value"),
+        (["show", "nowhere.spool"], 3, "nowhere.spool"),
+        (["families", "-r", "grpc://127.0.0.1:1"], 4, "grpc://127.0.0.1:1 cannot be reached"),
+    ],
+)
+def test_errors_are_one_line_on_standard_error_and_an_exit_code(capsys, arguments, code, says):
+    ended, out, err = run(capsys, *arguments)
+    assert (ended, out) == (code, "")
+    assert err.startswith("flerm: ") and says in err and err.count("\n") == 1
+
+
+def test_what_the_registry_does_not_know_ends_with_3(sweep, capsys):
+    for arguments in (
+        ["best", "no-such-family"],
+        ["targets", sweep[0], "0.5"],
+        ["show", str(uuid.UUID(int=7))],
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert code == 3 and err.count("\n") == 1
+
+
+def test_two_optimisers_end_with_5(sweep, tmp_path, capsys):
+    family, _ = sweep
+    write_run(tmp_path / "more", spec_of(family, 2e-3, optimizer="SGD"), [1])
+    assert run(capsys, "sync", "--spool", str(tmp_path / "more"))[0] == 0
+    code, _, err = run(capsys, "targets", family, "2e-3")
+    assert code == 5 and "optimizer" in err
+
+
+def commands(group, *above: str):
+    """All commands with the words that lead to them."""
+    for name, command in group.commands.items():
+        yield from (
+            commands(command, *above, name)
+            if hasattr(command, "commands")
+            else [((*above, name), command)]
+        )
+
+
+def test_every_command_explains_itself_with_an_example():
+    found = dict(commands(typer.main.get_command(build())))
+    assert {
+        ("families",),
+        ("import-ptnorms",),
+        ("serve",),
+        ("db", "backup"),
+        ("token", "create"),
+    } <= set(found)
+    for words, command in found.items():
+        assert f"Example: flerm {' '.join(words)}" in " ".join(command.help.split()), (
+            f"{words} has no example"
+        )
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        (["serve"], "structlog", "server"),
+        (["import-ptnorms", "f", "some.ptnorms", "--lr", "1"], "torch", "train"),
+    ],
+)
+def test_a_command_whose_packages_are_not_installed_says_what_to_install(
+    command, package, extra, monkeypatch, capsys
+):
+    for module in [
+        name
+        for name in sys.modules
+        if name.startswith(("flerm_server", "flerm_experiments.paper_recordings"))
+    ]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(command) == 1
+    assert (
+        capsys.readouterr().err
+        == f"flerm: flerm {command[0]} needs the package {package}: pip install 'flerm[{extra}]'\n"
+    )
+
+
+def test_help_lists_the_commands_and_nothing_else(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        code, out, err = run(capsys, "--help")
+    assert (
+        code == 0
+        and err == ""
+        and all(f"\n  {name} " in out for name in ("families", "best", "sync", "train", "serve"))
+    )
+
+
+def test_a_brief_command_leaves_the_garbage_collector_as_it_was(capsys):
+    assert gc.isenabled()
+    assert run(capsys, "families", "-r", "grpc://127.0.0.1:1")[0] == 4
+    assert gc.isenabled()
+
+
+def test_sync_of_a_folder_registry_sends_and_keeps(registry, tmp_path, capsys):
+    folder = tmp_path / "runs"
+    path = write_run(folder, spec_of(f"cli-{uuid.uuid4().hex[:8]}"), [1], registry=folder.as_uri())
+    assert "kept" in run(capsys, "sync", "--spool", str(folder))[1]
+    assert (
+        "delivered, 1 measurements"
+        in run(capsys, "sync", "--spool", str(folder), "-r", registry.address)[1]
+    )
+    assert path.exists()
+
+
+def test_sync_to_a_registry_that_is_down_ends_with_4_and_loses_nothing(tmp_path, capsys):
+    path = write_run(tmp_path, spec_of("mlp"), [1], registry="grpc://127.0.0.1:1")
+    code, out, _ = run(capsys, "sync", "--spool", str(tmp_path))
+    assert code == 4 and "failed" in out
+    assert path.exists()
+
+
+def test_a_listing_takes_at_most_800_ms_of_processor_time_from_process_start(sweep, registry):
+    # Processor time, since that is what the command can be blamed for on a machine that does other things too.
+    command = [
+        sys.executable,
+        "-m",
+        "flerm_client.cli",
+        "families",
+        "--json",
+        "-r",
+        registry.address,
+    ]
+    taken = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, capture_output=True, timeout=30)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(taken) <= 0.8

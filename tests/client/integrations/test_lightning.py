@@ -1,0 +1,271 @@
+"""FLeRM in Lightning's Trainer: what a plain loop measures and applies, without a trace in the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from framework_models import same_weights
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from flerm_client import FLeRM
+from flerm_client.integrations.lightning import FLeRMCallback
+from flerm_core.errors import InvalidInput
+
+
+class Classifier(LightningModule):
+    """Calls its network itself in `training_step`, as many do."""
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3))
+        self.seen: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, at: int) -> Tensor:
+        loss = cross_entropy(self.net(batch[0]), batch[1])
+        self.seen.append(float(loss.detach()))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), 1e-2)
+        return [optimizer], [
+            {
+                "scheduler": torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 6),
+                "interval": "step",
+            }
+        ]
+
+
+def data(size: int = 64) -> TensorDataset:
+    generator = torch.Generator().manual_seed(1)
+    return TensorDataset(
+        torch.randn(size, 6, generator=generator), torch.randint(0, 3, (size,), generator=generator)
+    )
+
+
+def probe() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(8, 6, generator=generator) for _ in range(4)]
+
+
+def fit(
+    folder: Path,
+    *callbacks: Any,
+    steps: int = 6,
+    module: Any = None,
+    shuffle: bool = True,
+    size: int = 64,
+    resume: Any = None,
+    **more: Any,
+) -> Classifier:
+    seed_everything(5, verbose=False)
+    module = module or Classifier()
+    settings = {
+        "logger": False,
+        "enable_checkpointing": bool(callbacks[1:]),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(
+        max_steps=steps, accelerator="cpu", devices=1, default_root_dir=folder, callbacks=list(callbacks),
+        **settings | more,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(data(size), batch_size=8, shuffle=shuffle), ckpt_path=resume)
+    return module
+
+
+def targets() -> dict[str, float]:
+    """What the first measurement of the module reads, halved."""
+    model = Classifier(dropout=0.0)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with FLeRM.record(model, optimizer, probe=probe(), family="net") as flerm:
+        inputs, labels = data()[:8]
+        cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    return {name: value / 2 for name, value in flerm.fslr.items()}
+
+
+def test_a_recording_run_has_the_losses_and_weights_of_one_without_it(tmp_path: Path) -> None:
+    plain = fit(tmp_path)
+    callback = FLeRMCallback("record", family="net", every=2, warmup=2)
+    recorded = fit(tmp_path, callback)
+    assert recorded.seen == plain.seen
+    assert same_weights(recorded, plain)
+    assert callback.flerm.trajectory.steps.tolist() == [1, 3, 5]
+    assert callback.flerm.trajectory.losses == pytest.approx(plain.seen[::2])
+
+
+def test_a_matched_run_has_the_rates_and_losses_of_a_plain_loop(tmp_path: Path) -> None:
+    keywords: dict[str, Any] = {
+        "family": "net",
+        "every": 2,
+        "warmup": 2,
+        "targets": targets(),
+        "seed": 3,
+    }
+    callback = FLeRMCallback("match", probe=probe(), **keywords)
+    fitted = fit(tmp_path, callback, module=Classifier(dropout=0.0), shuffle=False)
+
+    model = Classifier(dropout=0.0)
+    [optimizer], [schedule] = model.configure_optimizers()
+    with FLeRM.match(model, optimizer, probe=probe(), **keywords) as flerm:
+        for step in range(6):
+            optimizer.zero_grad()
+            inputs, labels = data()[step * 8 : step * 8 + 8]
+            loss = cross_entropy(model(inputs), labels)
+            loss.backward()
+            optimizer.step()
+            schedule["scheduler"].step()
+            model.seen.append(float(loss.detach()))
+    assert fitted.seen == model.seen
+    assert same_weights(fitted, model)
+    assert callback.flerm.multipliers == flerm.multipliers
+    assert callback.flerm.fslr == flerm.fslr
+    assert set(flerm.multipliers.values()) != {1.0}
+
+
+def test_accumulated_micro_batches_are_one_loss(tmp_path: Path) -> None:
+    callback = FLeRMCallback("record", family="net", every=1, warmup=1)
+    fitted = fit(tmp_path, callback, steps=2, accumulate_grad_batches=2)
+    pairs = [sum(fitted.seen[at : at + 2]) / 2 for at in (0, 2)]
+    assert callback.flerm.trajectory.losses == pytest.approx(pairs)
+
+
+def test_measures_at_the_precision_of_the_training(tmp_path: Path) -> None:
+    rows = {}
+    for precision in ("32-true", "bf16-mixed"):
+        callback = FLeRMCallback("record", family="net", probe=probe())
+        fit(tmp_path, callback, steps=1, module=Classifier(dropout=0.0), precision=precision)
+        rows[precision] = callback.flerm.trajectory.values[0]
+    assert rows["bf16-mixed"].tolist() != rows["32-true"].tolist()
+    assert rows["bf16-mixed"] == pytest.approx(rows["32-true"], rel=0.1)
+
+
+def test_the_trainers_loggers_get_every_measurement(tmp_path: Path) -> None:
+    callback = FLeRMCallback("record", family="net", every=2, warmup=1)
+    fit(
+        tmp_path,
+        callback,
+        logger=TensorBoardLogger(tmp_path, name="", version="run"),
+        log_every_n_steps=50,
+    )
+    seen = EventAccumulator(str(tmp_path / "run")).Reload()
+    column = callback.flerm.trajectory.names.index("net.0.weight")
+    fslrs = seen.Scalars("flerm/fslr/net.0.weight")
+    assert [event.value for event in fslrs] == pytest.approx(
+        callback.flerm.trajectory.values[:, column].tolist()
+    )
+    assert [event.step for event in fslrs] == [1, 3, 5]
+    assert len(seen.Scalars("flerm/lr/net.0.weight")) == 3
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    keywords: dict[str, Any] = {"family": "net", "every": 2, "warmup": 2, "targets": targets()}
+    epochs = {
+        "shuffle": False,
+        "size": 8,
+    }  # of one step: Lightning does not resume a plain DataLoader where it was
+    saving = ModelCheckpoint(
+        tmp_path, filename="{step}", save_top_k=-1, save_on_train_epoch_end=True
+    )
+    whole, again = FLeRMCallback("match", **keywords), FLeRMCallback("match", **keywords)
+    straight = fit(tmp_path, whole, saving, module=Classifier(dropout=0.0), **epochs)
+    resumed = fit(
+        tmp_path,
+        again,
+        saving,
+        module=Classifier(dropout=0.0),
+        resume=tmp_path / "step=3.ckpt",
+        **epochs,
+    )
+    assert resumed.seen == straight.seen[3:]
+    assert same_weights(resumed, straight)
+    assert again.flerm.trajectory == whole.flerm.trajectory
+    assert again.flerm.multipliers == whole.flerm.multipliers
+
+
+class Adversaries(LightningModule):
+    """Two optimisers by turns, each with the other's parameters switched off: what Lightning's guide to GANs does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        torch.manual_seed(0)
+        self.generator, self.critic = nn.Linear(6, 6), nn.Linear(6, 1)
+        self.seen: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.critic(self.generator(x))
+
+    def training_step(self, batch: Any, at: int) -> None:
+        for optimizer, sign in zip(self.optimizers(), (1, -1), strict=True):
+            self.toggle_optimizer(optimizer)
+            loss = sign * self(batch[0]).mean()
+            self.manual_backward(loss)
+            self.clip_gradients(optimizer, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            self.untoggle_optimizer(optimizer)
+            self.seen.append(float(loss.detach()))
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(part.parameters(), 1e-2) for part in (self.critic, self.generator)]
+
+
+def test_optimisers_by_turns_are_one_step_of_which_every_tensor_is_measured(tmp_path: Path) -> None:
+    plain = fit(tmp_path, module=Adversaries(), steps=8)
+    callback = FLeRMCallback("record", family="gan", every=2, warmup=1)
+    recorded = fit(tmp_path, callback, module=Adversaries(), steps=8)
+    assert recorded.seen == plain.seen
+    assert same_weights(recorded, plain)
+    assert callback.flerm.trajectory.steps.tolist() == [1, 3]
+    assert (callback.flerm.trajectory.values > 0).all()
+    assert callback.flerm.estimator == "example"
+
+
+def test_a_run_that_fails_is_recorded_as_failed(tmp_path: Path) -> None:
+    class Failing(Classifier):
+        def training_step(self, batch: Any, at: int) -> Tensor:
+            if at == 3:
+                raise RuntimeError("out of luck")
+            return super().training_step(batch, at)
+
+    registry = f"file://{tmp_path / 'registry'}"
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fit(tmp_path, FLeRMCallback("record", family="net", registry=registry), module=Failing())
+    from flerm_client import RegistryClient
+
+    with RegistryClient(registry) as client:
+        assert [recording.status for recording in client.recordings()] == ["failed"]
+
+
+def test_a_module_without_a_forward_is_asked_for_its_outputs(tmp_path: Path) -> None:
+    class Bare(Classifier):
+        forward = LightningModule.forward
+
+    with pytest.raises(
+        InvalidInput, match=r"Bare has no forward: say what its outputs are, for instance output="
+    ):
+        fit(tmp_path, FLeRMCallback("record", family="net"), module=Bare())
+    callback = FLeRMCallback(
+        "record", family="net", output=lambda module, batch: module.net(batch[0])
+    )
+    fit(tmp_path, callback, module=Bare(), steps=1)
+    assert callback.flerm.fslr
+
+
+def test_an_unknown_keyword_is_told_where_it_is_written() -> None:
+    with pytest.raises(InvalidInput, match=r"FLeRM.match takes no evry"):
+        FLeRMCallback("match", family="net", evry=1)

@@ -1,0 +1,462 @@
+"""Which recordings answer for a learning rate, and what they answer."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flerm_core import Trajectory
+from flerm_core.errors import Ambiguous, InvalidInput, NotFound
+from flerm_core.matching.targets import (
+    TargetQuery,
+    Targets,
+    build_targets,
+    choose_sources,
+    targets_digest,
+)
+from flerm_core.records.recording import EstimatorSettings, ParameterList, Recording, RecordingSpec
+
+NAMES = ["embed.weight", "layers.0.q.weight", "layers.1.q.weight", "layers.*.q.weight"]
+SHAPES = [(8, 4), (4, 4), (4, 4), ()]
+START = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+def recording(
+    lr: float, seed: int = 0, *, status: str = "completed", minute: int = 0, **spec: object
+) -> Recording:
+    """A base recording by Adam, as listings give it."""
+    fields = {"optimizer": "Adam", "optimizer_config": {"betas": [0.9, 0.999]}} | spec
+    return Recording(
+        spec=RecordingSpec(
+            family="demo", lr=lr, seed=seed, parameters=ParameterList((), (), ()), **fields
+        ),  # type: ignore[arg-type]
+        status=status,
+        created_at=START + timedelta(minutes=minute),
+    )
+
+
+def trajectory(
+    scale: float, *, steps: tuple[int, ...] = (1, 101), tokens: tuple[int, ...] | None = (10, 1010)
+) -> Trajectory:
+    """Embedding 1, blocks 2 and 4, role 5 at the first step, all times `scale`; halved with each further step."""
+    rows = [[scale * value * 0.5**at for value in (1, 2, 4, 5)] for at in range(len(steps))]
+    return Trajectory(NAMES, SHAPES, steps, rows, tokens=tokens)
+
+
+def answer(
+    query: TargetQuery,
+    trajectories: dict[str, Trajectory],
+    recordings: list[Recording],
+    **more: object,
+) -> Targets:
+    sources = choose_sources(recordings, query)
+    return build_targets(query, sources, lambda found: trajectories[found.spec.id], **more)  # type: ignore[arg-type]
+
+
+def grid(scales: dict[tuple[float, int], float]) -> tuple[dict[str, Trajectory], list[Recording]]:
+    """Recordings and their trajectories: (lr, seed) to scale."""
+    recordings = [recording(lr, seed) for lr, seed in scales]
+    return {
+        each.spec.id: trajectory(scale)
+        for each, scale in zip(recordings, scales.values(), strict=True)
+    }, recordings
+
+
+def test_at_a_recorded_rate_the_seeds_are_averaged() -> None:
+    targets = answer(
+        TargetQuery(family="demo", lr=1e-3), *grid({(1e-3, 0): 1.0, (1e-3, 1): 4.0, (4e-3, 0): 9.0})
+    )
+    assert dict(targets) == {
+        "embed.weight": 2.0,
+        "layers.0.q.weight": 4.0,
+        "layers.1.q.weight": 8.0,
+    }
+    assert (targets.seeds, targets.source_learning_rates, len(targets.sources)) == (2, (1e-3,), 2)
+    np.testing.assert_allclose(targets.spread, np.full((2, 3), np.log(4) / np.sqrt(2)), rtol=1e-6)
+    assert (targets.optimizer, targets.estimator.name, targets.depth) == (
+        "Adam",
+        "example",
+        "coherent",
+    )
+
+
+def test_between_two_rates_targets_are_blended_by_logarithms() -> None:
+    targets = answer(
+        TargetQuery(family="demo", lr=2e-3),
+        *grid({(1e-3, 0): 1.0, (4e-3, 0): 4.0, (1e-2, 0): 100.0}),
+    )
+    np.testing.assert_allclose(targets.table, [[2, 4, 8], [1, 2, 4]], rtol=1e-6)
+    assert targets.source_learning_rates == (1e-3, 4e-3)
+    assert np.isnan(targets.spread).all()
+
+
+def test_a_rate_printed_and_read_back_is_itself() -> None:
+    targets = answer(
+        TargetQuery(family="demo", lr=3e-4 * (1 + 1e-12), policy="exact"), *grid({(3e-4, 0): 1.0})
+    )
+    assert targets.source_learning_rates == (3e-4,)
+
+
+def test_nearest_takes_one_rate_whole() -> None:
+    parts = grid({(1e-3, 0): 1.0, (4e-3, 0): 4.0})
+    assert (
+        answer(TargetQuery(family="demo", lr=2.1e-3, policy="nearest"), *parts)["embed.weight"]
+        == 4.0
+    )
+    assert (
+        answer(TargetQuery(family="demo", lr=1.0, policy="nearest"), *parts)["embed.weight"] == 4.0
+    )
+    far = TargetQuery(family="demo", lr=1e300, policy="nearest")
+    assert answer(far, *grid({(1e-300, 0): 1.0}))["embed.weight"] == 1.0
+
+
+@pytest.mark.parametrize("depth", ["split", "joint"])
+def test_the_depth_rule_is_applied_to_every_row(depth: str) -> None:
+    names = ("embed.weight", *(f"layers.{at}.q.weight" for at in range(4)))
+    targets = answer(
+        TargetQuery(family="demo", lr=1e-3, names=names, depth=depth), *grid({(1e-3, 0): 1.0})
+    )
+    if depth == "split":
+        assert targets.names == names
+        np.testing.assert_array_equal(targets.table, [[1, 1, 1, 2, 2], [0.5, 0.5, 0.5, 1, 1]])
+    else:
+        assert targets.names == ("embed.weight", "layers.*.q.weight")
+        np.testing.assert_array_equal(targets.table, [[1, 5], [0.5, 2.5]])
+
+
+def test_the_spread_of_a_split_target_is_that_of_the_seeds() -> None:
+    names = ("layers.0.q.weight",)
+    targets = answer(
+        TargetQuery(family="demo", lr=1e-3, names=names), *grid({(1e-3, 0): 1.0, (1e-3, 1): np.e})
+    )
+    np.testing.assert_allclose(targets.spread, [[1 / np.sqrt(2)]] * 2, rtol=1e-6)
+
+
+def test_it_is_a_mapping_of_the_first_row() -> None:
+    targets = answer(TargetQuery(family="demo", lr=1e-3), *grid({(1e-3, 0): 1.0}))
+    assert list(targets.values()) == [1.0, 2.0, 4.0]
+    assert len(targets) == 3
+    assert "layers.*.q.weight" not in targets
+    with pytest.raises(KeyError, match="nothing"):
+        targets["nothing"]
+    assert repr(targets).startswith(
+        "Targets('demo', lr=0.001, 3 tensors, 2 rows, from lr 0.001, 1 seeds, "
+    )
+
+
+def test_it_is_read_by_step_tokens_or_fraction() -> None:
+    targets = answer(TargetQuery(family="demo", lr=1e-3), *grid({(1e-3, 0): 1.0}))
+    half = np.sqrt(0.5)
+    assert targets.at() == dict(targets)
+    assert targets.at(step=51)["embed.weight"] == pytest.approx(half)
+    assert targets.at(tokens=510)["embed.weight"] == pytest.approx(half)
+    assert targets.at(fraction=51 / 101)["embed.weight"] == pytest.approx(half)
+    assert targets.at(fraction=1)["embed.weight"] == targets.at(step=9999)["embed.weight"] == 0.5
+    with pytest.raises(InvalidInput, match="step and tokens: 2 clocks given; one is allowed"):
+        targets.at(step=1, tokens=1)
+    with pytest.raises(
+        InvalidInput, match=r"fraction: 1\.5 is out of range; allowed are numbers from 0 to 1"
+    ):
+        targets.at(fraction=1.5)
+
+
+def test_a_fraction_is_of_the_run_and_not_of_what_was_measured_of_it() -> None:
+    trajectories, recordings = grid({(1e-3, 0): 1.0, (1e-3, 1): 1.0})
+    ended = [replace(recordings[0], final_step=201), recordings[1]]
+    targets = answer(TargetQuery(family="demo", lr=1e-3), trajectories, ended)
+    assert targets.final_step == 201
+    assert targets.step_at(fraction=0.5) == 100.5
+    assert targets.at(fraction=51 / 201)["embed.weight"] == pytest.approx(np.sqrt(0.5))
+    assert targets.at(fraction=101 / 201) == targets.at(step=101) == targets.at(fraction=1)
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**6))
+def test_a_fraction_of_whole_numbers_names_a_step_exactly(step: int, longer: int) -> None:
+    long = Trajectory(["a"], [()], [1, 10**9], [[1.0], [2.0]])
+    assert (
+        long.step_at(fraction=Fraction(min(step * longer, 10**9 * longer), 10**9 * longer)) == step
+    )
+
+
+def test_a_moment_is_the_same_step_of_targets_and_of_their_trajectory() -> None:
+    base, targets = (
+        trajectory(1.0),
+        answer(TargetQuery(family="demo", lr=1e-3), *grid({(1e-3, 0): 1.0})),
+    )
+    for moment, step in (
+        ({}, 1),
+        ({"step": 7}, 7),
+        ({"tokens": 510}, 51),
+        ({"tokens": 9999}, 101),
+        ({"fraction": 1}, 101),
+    ):
+        assert base.step_at(**moment) == targets.step_at(**moment) == step
+    with pytest.raises(
+        NotFound,
+        match="tokens: 5 asked, but the run of this trajectory logged no tokens; ask by step",
+    ):
+        trajectory(1.0, tokens=None).step_at(tokens=5)
+    with pytest.raises(
+        NotFound, match="a trajectory without rows was asked for a moment; it needs one at least"
+    ):
+        Trajectory(["a"], [()], [], np.empty((0, 1))).step_at(step=1)
+
+
+def test_tokens_that_nobody_logged_cannot_be_asked_for() -> None:
+    each = recording(1e-3)
+    targets = answer(
+        TargetQuery(family="demo", lr=1e-3), {each.spec.id: trajectory(1.0, tokens=None)}, [each]
+    )
+    assert targets.tokens.tolist() == [-1, -1]
+    with pytest.raises(
+        NotFound, match=f"the recordings {each.spec.id} logged no tokens; ask by step"
+    ):
+        targets.at(tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "between"),
+    [
+        ((512, 512), "512 at step 1 and 512 at step 101"),  # those of one batch
+        ((900, 100), "900 at step 1 and 100 at step 101"),  # counted anew after a resume
+    ],
+)
+def test_tokens_that_do_not_grow_tell_no_moment(tokens: tuple[int, ...], between: str) -> None:
+    each, base = recording(1e-3), trajectory(1.0, tokens=tokens)
+    targets = answer(TargetQuery(family="demo", lr=1e-3), {each.spec.id: base}, [each])
+    for asked in (targets, base):
+        with pytest.raises(
+            InvalidInput,
+            match=f"tokens: 500 asked, but the .* logged {between}, and tokens seen so far grow",
+        ):
+            asked.step_at(tokens=500)
+
+
+def test_what_a_run_did_not_log_of_its_tokens_goes_by_its_tokens_a_step() -> None:
+    each = recording(1e-3)
+    for tokens in ((10, -1, -1, -1), (-1, -1, 2010, -1), (-1, 1010, 2010, -1), (10, -1, -1, 3010)):
+        base = trajectory(1.0, steps=(1, 101, 201, 301), tokens=tokens)
+        targets = answer(TargetQuery(family="demo", lr=1e-3), {each.spec.id: base}, [each])
+        assert targets.tokens.tolist() == [10, 1010, 2010, 3010]
+        for moment, step in ((0, 1), (510, 51), (1510, 151), (3010, 301), (9999, 301)):
+            assert base.step_at(tokens=moment) == targets.step_at(tokens=moment) == step
+
+
+def test_a_seed_that_was_measured_less_long_does_not_shift_the_moments_of_the_others() -> None:
+    recordings = [recording(1e-3, 0), recording(1e-3, 1)]
+    spans = ((1, 101), (10, 1010)), ((1, 101, 251), (10, 1010, 2510))
+    runs = {
+        each.spec.id: trajectory(1.0, steps=steps, tokens=tokens)
+        for each, (steps, tokens) in zip(recordings, spans, strict=True)
+    }
+    targets = answer(TargetQuery(family="demo", lr=1e-3), runs, recordings)
+    assert targets.step_at(tokens=2010) == 201
+
+
+def test_one_row_can_be_asked_for() -> None:
+    targets = answer(TargetQuery(family="demo", lr=1e-3, step=51), *grid({(1e-3, 0): 1.0}))
+    assert targets.steps.tolist() == [51]
+    assert targets["embed.weight"] == pytest.approx(np.sqrt(0.5))
+    assert targets.final_step == 101
+
+
+def test_the_answer_does_not_depend_on_the_order_of_the_listing() -> None:
+    trajectories, recordings = grid(
+        {(1e-3, 0): 1.0, (1e-3, 1): 3.0, (4e-3, 0): 4.0, (4e-3, 1): 7.0}
+    )
+    query = TargetQuery(family="demo", lr=2e-3)
+    digests = {
+        answer(query, trajectories, order).digest for order in (recordings, recordings[::-1])
+    }
+    assert len(digests) == 1
+
+
+@given(st.lists(st.floats(0, 2.0**100, width=32) | st.just(float("nan")), min_size=1, max_size=6))
+def test_a_digest_tells_contents_apart_and_nothing_else(row: list[float]) -> None:
+    names, steps = [str(at) for at in range(len(row))], np.array([1])
+    values = np.array([row], np.float32)
+    digest = targets_digest(names, steps, values)
+    assert (
+        targets_digest(
+            tuple(names), steps.copy(), np.where(np.isnan(values), -np.float32("nan"), values)
+        )
+        == digest
+    )
+    assert targets_digest(names, steps + 1, values) != digest
+    assert (
+        targets_digest(
+            names, steps, np.where(np.isnan(values), 1, np.nextafter(values, np.float32(np.inf)))
+        )
+        != digest
+    )
+    assert targets_digest([*names[:-1], "other"], steps, values) != digest
+
+
+def test_a_digest_is_the_same_on_every_machine() -> None:
+    found = targets_digest(
+        ["a", "b"], np.array([1, 101]), np.array([[1, 2], [3, np.nan]], np.float32)
+    )
+    assert found == "2558c7e6a8e356f294778859429f3e03352cb857ca9853f23e943ae93a08b21d"
+
+
+def test_only_completed_plain_base_recordings_count() -> None:
+    good = recording(1e-3)
+    others = [
+        recording(1e-3, 1, role="scaled"),
+        recording(1e-3, 2, variant="matched"),
+        recording(1e-3, 3, status="running"),
+        recording(1e-3, 4, status="diverged"),
+    ]
+    assert choose_sources([*others, good], TargetQuery(family="demo", lr=1e-3)) == {1e-3: (good,)}
+    with pytest.raises(
+        NotFound, match="'demo' has no completed base recording; there are 1 diverged, 1 running"
+    ):
+        choose_sources(others, TargetQuery(family="demo", lr=1e-3))
+    with pytest.raises(
+        NotFound, match=r"'demo' has no base recording \(role base, variant plain\)"
+    ):
+        choose_sources(others[:2], TargetQuery(family="demo", lr=1e-3))
+
+
+def test_the_newest_recording_of_a_seed_counts() -> None:
+    old, new = recording(1e-3, minute=1), recording(1e-3, minute=2)
+    assert choose_sources([new, old], TargetQuery(family="demo", lr=1e-3)) == {1e-3: (new,)}
+
+
+def test_rates_outside_the_range_or_unrecorded_are_errors_that_name_what_there_is() -> None:
+    there = [recording(1e-3), recording(4e-3), recording(1e-2, status="running")]
+    with pytest.raises(
+        NotFound,
+        match=r"lr: 0\.01 lies outside the recorded range 0\.001 to 0\.004 of 'demo' .*there are 1 running",
+    ):
+        choose_sources(there, TargetQuery(family="demo", lr=1e-2))
+    with pytest.raises(
+        NotFound,
+        match=r"no completed base recording of 'demo' has 0\.002; recorded are 0\.001, 0\.004",
+    ):
+        choose_sources(there, TargetQuery(family="demo", lr=2e-3, policy="exact"))
+    with pytest.raises(
+        InvalidInput, match="policy: 'best' is not one; allowed are exact, nearest, interpolate"
+    ):
+        choose_sources(there, TargetQuery(family="demo", lr=2e-3, policy="best"))
+    with pytest.raises(InvalidInput, match=r"lr: 0\.0 is not a learning rate"):
+        choose_sources(there, TargetQuery(family="demo", lr=0.0))
+
+
+def test_a_mixture_of_optimisers_is_refused_until_one_is_named() -> None:
+    adam, sgd = (
+        recording(1e-3),
+        recording(1e-3, 1, optimizer="SGD", optimizer_config={"momentum": 0.9}),
+    )
+    with pytest.raises(
+        Ambiguous,
+        match=r"base recordings of 2 optimisers: Adam\(betas=\[.*SGD\(momentum=0\.9\).*name one by optimizer",
+    ):
+        choose_sources([adam, sgd], TargetQuery(family="demo", lr=1e-3))
+    query = TargetQuery(family="demo", lr=1e-3, optimizer="SGD")
+    assert choose_sources([adam, sgd], query) == {1e-3: (sgd,)}
+    assert choose_sources(
+        [adam, sgd], TargetQuery(family="demo", lr=1e-3, optimizer_config={"betas": (0.9, 0.999)})
+    ) == {1e-3: (adam,)}
+    with pytest.raises(
+        NotFound,
+        match="optimizer: 'Muon' fits no completed base recording of 'demo'; there is Adam, SGD",
+    ):
+        choose_sources([adam, sgd], replace(query, optimizer="Muon"))
+
+
+def test_numbers_of_a_configuration_compare_by_value() -> None:
+    whole, broken = (
+        recording(1e-3, optimizer_config={"decay": 0}),
+        recording(1e-3, 1, optimizer_config={"decay": 0.0}),
+    )
+    found = choose_sources(
+        [whole, broken], TargetQuery(family="demo", lr=1e-3, optimizer_config={"decay": 0.0})
+    )
+    assert found == {1e-3: (whole, broken)}
+
+
+def test_a_mixture_of_estimators_is_refused_until_one_is_named() -> None:
+    paper = EstimatorSettings(name="kronecker", output_weight="head.weight")
+    ours, theirs = recording(1e-3), recording(1e-3, 1, estimator=paper)
+    with pytest.raises(
+        Ambiguous,
+        match=r"2 estimators: example \(1 recordings\), kronecker\(head\.weight\) \(1 recordings\)",
+    ):
+        choose_sources([ours, theirs], TargetQuery(family="demo", lr=1e-3))
+    query = TargetQuery(family="demo", lr=1e-3, estimator=replace(paper, samples=9))
+    assert choose_sources([ours, theirs], query) == {1e-3: (theirs,)}
+
+
+def test_tags_choose() -> None:
+    small, large = (
+        recording(1e-3, tags={"width": "32"}),
+        recording(1e-3, tags={"width": "64"}, minute=1),
+    )
+    assert choose_sources(
+        [small, large], TargetQuery(family="demo", lr=1e-3, tags={"width": "32"})
+    ) == {1e-3: (small,)}
+    with pytest.raises(
+        NotFound,
+        match="tags: width='16' fits no completed base recording of 'demo'; there is 32, 64",
+    ):
+        choose_sources([small, large], TargetQuery(family="demo", lr=1e-3, tags={"width": "16"}))
+
+
+def test_sources_of_two_models_are_refused() -> None:
+    first, second = recording(1e-3), recording(1e-3, 1)
+    wide = Trajectory(["embed.weight"], [(8, 8)], [1], [[1.0]])
+    narrow = Trajectory(["embed.weight"], [(8, 4)], [1], [[1.0]])
+    with pytest.raises(
+        Ambiguous,
+        match=r"are not of one model: 'embed\.weight' is of shape \[8, 4\] in one and \[8, 8\] in another",
+    ):
+        answer(
+            TargetQuery(family="demo", lr=1e-3),
+            {first.spec.id: narrow, second.spec.id: wide},
+            [first, second],
+        )
+
+
+def test_another_number_of_dimensions_is_another_architecture() -> None:
+    query = TargetQuery(family="demo", lr=1e-3, names=("layers.5.q.weight",), shapes=((4,),))
+    with pytest.raises(
+        InvalidInput,
+        match=r"shapes: 'layers\.5\.q\.weight' has 1 dimensions \(\[4\]\); \[2\] allowed",
+    ):
+        answer(query, *grid({(1e-3, 0): 1.0}))
+
+
+def test_the_family_s_axes_are_used_where_the_query_has_none() -> None:
+    names = ("layers.0.q.weight", "layers.1.q.weight", "layers.2.q.weight", "layers.3.q.weight")
+    query = TargetQuery(family="demo", lr=1e-3, names=names, depth="split")
+    assert list(answer(query, *grid({(1e-3, 0): 1.0}), blocks=("layers.*",)).values()) == [
+        1,
+        1,
+        2,
+        2,
+    ]
+    with pytest.raises(NotFound, match=r"layers\.2\.q\.weight, layers\.3\.q\.weight not matched"):
+        answer(query, *grid({(1e-3, 0): 1.0}), blocks=("stages.*",))
+
+
+def test_a_setting_that_is_off_is_as_good_as_one_that_is_not_known() -> None:
+    older = {"betas": [0.9, 0.999], "weight_decay": 0.1}
+    newer = older | {"amsgrad": False, "adjust": None, "nesterov": 0}
+    recordings = [
+        recording(1e-3, optimizer_config=older),
+        recording(1e-3, 1, optimizer_config=newer),
+    ]
+    for config in (older, newer):
+        assert choose_sources(
+            recordings, TargetQuery(family="demo", lr=1e-3, optimizer_config=config)
+        ) == {1e-3: tuple(recordings)}
+    with pytest.raises(NotFound, match="amsgrad=true"):
+        choose_sources(
+            recordings,
+            TargetQuery(family="demo", lr=1e-3, optimizer_config=older | {"amsgrad": True}),
+        )

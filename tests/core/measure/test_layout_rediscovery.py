@@ -1,0 +1,102 @@
+"""What a first measurement cannot see, because gradients are still zero there, is looked at again at the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from flerm_client import FLeRM
+from flerm_core.measure.estimators.per_example import Example
+
+
+class Adapted(nn.Module):
+    """LoRA on the flattened positions of sequences, position by position; B is 0 at first, and A has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.a, self.b = (
+            nn.Linear(*sizes, bias=False) for sizes in ((8, 8), (8, 3), (3, 8))
+        )
+        self.w.weight.requires_grad_(False)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        examples, positions, features = x.shape
+        rows = x.transpose(0, 1).reshape(-1, features)
+        return (
+            torch.tanh(self.w(rows) + self.b(self.a(rows)))
+            .reshape(positions, examples, features)
+            .mean(0)
+        )
+
+
+class Normed(nn.Module):
+    """Examples couple in the BatchNorm before the readout, which is 0 at first and hides it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)
+        )
+        self.norm, self.readout = nn.BatchNorm1d(8), nn.Linear(8, 4)
+        nn.init.zeros_(self.readout.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(torch.tanh(self.norm(self.inner(x[:, 0]))))
+
+
+def recorded(kind: type[nn.Module], estimator: str) -> FLeRM:
+    """Of three steps, each measured; the positions of a sequence are much alike."""
+    torch.manual_seed(0)
+    model = kind()
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
+    probe = [torch.randn(64, 1, 8) + 0.1 * torch.randn(64, 5, 8) for _ in range(8)]
+    flerm = FLeRM.record(
+        model, optimizer, probe=probe, family="f", estimator=estimator, every=1, samples=8
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        outputs = model(torch.randn(16, 5, 8))
+        (outputs.square().mean() - outputs.mean()).backward()
+        optimizer.step()
+    flerm.close()
+    return flerm
+
+
+def test_the_rows_of_an_activation_that_had_no_gradient_at_first() -> None:
+    example, exact = recorded(Adapted, "example").trajectory, recorded(Adapted, "exact").trajectory
+    assert example.names == ["a.weight", "b.weight"]
+    for step in (2, 3):
+        assert example.at(step) == pytest.approx(exact.at(step), rel=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:measuring by kronecker")
+def test_examples_that_couple_behind_weights_that_are_zero_at_first() -> None:
+    assert recorded(Normed, "example").estimator == "kronecker"
+
+
+def test_what_never_has_a_gradient_is_not_looked_at_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alive, self.dead = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.alive(x[:, 0]) + 0.0 * self.dead(x[:, 0])
+
+    looked: list[Any] = []
+    settle = Example._settle
+
+    def counted(self: Example, batch: Any, *rest: Any) -> Any:
+        looked.append(batch)
+        return settle(self, batch, *rest)
+
+    monkeypatch.setattr(Example, "_settle", counted)
+    recorded(Dead, "example")
+    assert len(looked) == 2

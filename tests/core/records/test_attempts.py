@@ -1,0 +1,64 @@
+"""The order of the attempts of one recording."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flerm_core.records.recording import Attempt, in_order
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+IDS = tuple("abcdef")
+ARRIVED = st.permutations(IDS).flatmap(
+    lambda ids: st.tuples(
+        *(
+            st.builds(
+                lambda mine, minute, after: Attempt(
+                    id=mine, started_at=NOON + timedelta(minutes=minute), after=after
+                ),
+                st.just(each),
+                st.integers(0, 3),
+                st.sampled_from(("", "", "unknown", *IDS)),
+            )
+            for each in ids
+        )
+    )
+)
+
+
+@given(ARRIVED)
+def test_none_comes_before_the_one_that_it_resumed_from(arrived: tuple[Attempt, ...]) -> None:
+    ordered = in_order(arrived)
+    assert sorted(each.id for each in ordered) == list(IDS)
+    by_id = {each.id: each for each in arrived}
+
+    def chain(attempt: Attempt) -> list[str]:
+        found: list[str] = []
+        while attempt.after in by_id and attempt.after not in (*found, attempt.id):
+            attempt = by_id[attempt.after]
+            found.append(attempt.id)
+        return found
+
+    place = {each.id: at for at, each in enumerate(ordered)}
+    for each in arrived:
+        links = chain(each)
+        if each.id not in links and all(
+            link not in chain(by_id[link]) for link in links
+        ):  # else it says nonsense: a circle
+            assert all(place[link] < place[each.id] for link in links)
+
+
+@given(ARRIVED)
+def test_otherwise_they_come_as_they_began_and_then_as_they_arrived(
+    arrived: tuple[Attempt, ...],
+) -> None:
+    plain = [Attempt(id=each.id, started_at=each.started_at) for each in arrived]
+    assert in_order(plain) == sorted(plain, key=lambda each: each.started_at)
+
+
+def test_the_calendar_s_last_moment_has_successors_too() -> None:
+    last = datetime.max.replace(tzinfo=UTC)
+    first = Attempt(id="a", started_at=last)
+    assert in_order([Attempt(id="b", started_at=NOON, after="a"), first])[0] == first

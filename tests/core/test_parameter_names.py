@@ -1,0 +1,169 @@
+"""What a parameter is called, and which numbers in its name count blocks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flerm_core.errors import InvalidInput
+from flerm_core.parameter_names import (
+    block_axes,
+    canonical,
+    canonical_names,
+    expand,
+    find_axes,
+    role_names,
+    split_name,
+)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "bare"),
+    [
+        ("module.layers.0.weight", "layers.0.weight"),
+        ("_orig_mod.module.head.bias", "head.bias"),
+        (
+            "layers.3._fsdp_wrapped_module.attn._checkpoint_wrapped_module.q.weight",
+            "layers.3.attn.q.weight",
+        ),
+        (
+            "base_model.model.model.layers.0.q_proj.lora_A.default.weight",
+            "model.layers.0.q_proj.lora_A.weight",
+        ),
+        ("module.base_model.model.wte.lora_embedding_B.default", "wte.lora_embedding_B"),
+        ("default.weight", "default.weight"),
+        ("base_model.weight", "base_model.weight"),
+        ("module", "module"),
+        ("weight", "weight"),
+    ],
+)
+def test_wrappers_leave_no_mark_on_a_name(wrapped: str, bare: str) -> None:
+    assert canonical(wrapped) == bare
+
+
+@given(
+    st.lists(
+        st.sampled_from(["module", "_orig_mod", "layers", "0", "weight", "lora_A", "default"]),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_canonical_name_is_its_own(path: list[str]) -> None:
+    once = canonical(".".join(path))
+    assert canonical(once) == once
+
+
+def test_two_parameters_that_become_one_are_refused() -> None:
+    assert canonical_names(["module.a", "module.b"]) == ["a", "b"]
+    with pytest.raises(
+        InvalidInput, match=r"'a\.weight' and 'module\.a\.weight' both mean 'a\.weight'"
+    ):
+        canonical_names(["a.weight", "module.a.weight"])
+
+
+def test_a_name_is_split_along_given_axes_wherever_they_stand() -> None:
+    assert split_name("layers.3.attn.q.weight", ["layers.*"]) == ("layers.*.attn.q.weight", (3,))
+    assert split_name("model.layers.12.mlp.0.weight", ["layers.*"]) == (
+        "model.layers.*.mlp.0.weight",
+        (12,),
+    )
+    assert split_name("stages.1.blocks.4.w", ["stages.*", "stages.*.blocks.*"]) == (
+        "stages.*.blocks.*.w",
+        (1, 4),
+    )
+    assert split_name("stages.1.blocks.4.w", ["stages.*.blocks.*"]) == ("stages.1.blocks.*.w", (4,))
+    assert split_name("head.weight", ["layers.*"]) == ("head.weight", ())
+
+
+def names(template: str, *counts: int) -> list[str]:
+    """Every filling of the template's `{}` with numbers below the counts."""
+    found = [template]
+    for count in counts:
+        found = [name.replace("{}", str(number), 1) for name in found for number in range(count)]
+    return found
+
+
+def test_axes_are_where_the_counts_differ() -> None:
+    base = [
+        "embed.weight",
+        *names("encoder.{}.attn.q", 2),
+        *names("decoder.{}.mlp.{}.weight", 2, 2),
+        "head.weight",
+    ]
+    target = [
+        "embed.weight",
+        *names("encoder.{}.attn.q", 4),
+        *names("decoder.{}.mlp.{}.weight", 3, 2),
+        "head.weight",
+    ]
+    assert find_axes(base, target) == ("decoder.*", "encoder.*")
+
+
+def test_numbers_of_a_sequential_are_names_when_the_counts_agree() -> None:
+    assert find_axes(["0.weight", "2.weight"], ["0.weight", "2.weight"]) == ()
+    assert find_axes(
+        names("layers.{}.mlp.{}.weight", 2, 3), names("layers.{}.mlp.{}.weight", 5, 3)
+    ) == ("layers.*",)
+
+
+def test_nested_axes_and_axes_of_one_stage_are_found() -> None:
+    assert find_axes(names("s.{}.b.{}.w", 2, 2), names("s.{}.b.{}.w", 4, 6)) == ("s.*", "s.*.b.*")
+    base = [*names("s.0.b.{}.w", 2), *names("s.1.b.{}.w", 2)]
+    target = [*names("s.0.b.{}.w", 2), *names("s.1.b.{}.w", 5)]
+    assert find_axes(base, target) == ("s.1.b.*",)
+
+
+def test_blocks_of_one_model_run_from_zero_and_have_equal_shapes() -> None:
+    decoder = [*names("layers.{}.attn.q.weight", 3), *names("layers.{}.attn.o.weight", 3)]
+    assert block_axes(decoder, [(4, 4)] * 6) == ("layers.*",)
+    assert block_axes(names("blocks.{}.weight", 2), [(4, 4)] * 2) == ("blocks.*",)
+
+
+def test_layers_of_a_plain_sequential_are_no_blocks() -> None:
+    assert block_axes(["0.weight", "2.weight", "4.weight"], [(8, 3), (8, 8), (2, 8)]) == ()
+    assert block_axes(["0.weight", "1.weight"], [(8, 3), (2, 8)]) == ()
+    inner = [*names("layers.{}.mlp.0.weight", 2), *names("layers.{}.mlp.2.weight", 2)]
+    assert block_axes(inner, [(8, 4), (8, 4), (4, 8), (4, 8)]) == ("layers.*",)
+
+
+def test_the_first_block_of_a_convolutional_stage_may_differ() -> None:
+    stage = [*names("layer1.{}.conv1.weight", 3), *names("layer1.{}.conv2.weight", 3)]
+    assert block_axes(stage, [(8, 4, 1, 1), (8, 16, 1, 1), (8, 16, 1, 1), *[(8, 8, 3, 3)] * 3]) == (
+        "layer1.*",
+    )
+
+
+def test_an_axis_counts_at_its_first_place_in_a_name_and_a_leading_star_at_the_beginning() -> None:
+    assert split_name("3.0.weight", ["*"]) == ("*.0.weight", (3,))
+    assert split_name("3.1.0.weight", ["*", "*.*"]) == ("*.*.0.weight", (3, 1))
+    assert split_name("head.0.weight", ["*"]) == ("head.0.weight", ())
+    assert split_name("layers.3.layers.1.weight", ["layers.*"]) == (
+        "layers.*.layers.1.weight",
+        (3,),
+    )
+
+
+def test_blocks_of_layers_in_nested_sequentials_are_counted_and_their_layers_are_not() -> None:
+    nested = names("{}.{}.weight", 3, 2)
+    shapes = [(16, 4), (4, 16)] * 3
+    assert block_axes(nested, shapes) == ("*",)
+    assert list(role_names(nested, block_axes(nested, shapes))) == ["*.0.weight", "*.1.weight"]
+
+
+def test_a_role_stands_for_several_tensors() -> None:
+    model = ["embed.weight", *names("layers.{}.attn.q", 2), "layers.0.only"]
+    assert role_names(model, ["layers.*"]) == {
+        "layers.*.attn.q": ["layers.0.attn.q", "layers.1.attn.q"]
+    }
+    assert expand("layers.*.attn.q", [*model, "layers.*.attn.q"]) == [
+        "layers.0.attn.q",
+        "layers.1.attn.q",
+    ]
+
+
+def test_several_axes_have_a_role_for_each_choice_among_them() -> None:
+    model = names("layers.{}.experts.{}.w", 2, 3)
+    roles = role_names(model, ["layers.*", "layers.*.experts.*"])
+    assert roles["layers.*.experts.*.w"] == model
+    assert roles["layers.*.experts.2.w"] == ["layers.0.experts.2.w", "layers.1.experts.2.w"]
+    assert roles["layers.1.experts.*.w"] == model[3:]
+    assert len(roles) == 1 + 3 + 2

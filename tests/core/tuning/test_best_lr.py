@@ -1,0 +1,131 @@
+"""Which rate to use, and which to try next."""
+
+import math
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flerm_core.errors import Ambiguous, NotFound
+from flerm_core.records.recording import ParameterList, Recording, RecordingSpec
+from flerm_core.tuning.best_lr import BestQuery, Run, best_of, best_rate
+
+
+def sweep(losses: dict[float, float], seed: int = 0) -> list[Run]:
+    """Runs by the exponent of their rate, 2^exponent."""
+    return [Run(lr=2.0**exponent, seed=seed, loss=loss) for exponent, loss in losses.items()]
+
+
+def bowl(optimum: float, *exponents: float, seed: int = 0) -> list[Run]:
+    """Losses on a parabola in log2 lr."""
+    return sweep({exponent: 1 + (exponent - optimum) ** 2 for exponent in exponents}, seed)
+
+
+def diverged(exponent: float, seed: int = 0) -> Run:
+    return Run(lr=2.0**exponent, seed=seed, loss=None, status="diverged")
+
+
+@given(
+    st.floats(-8.4, -7.6), st.sampled_from([(-9, -8, -7), (-9.5, -8, -7), (-10, -9, -8, -7.5, -6)])
+)
+def test_the_optimum_of_a_parabola_is_found(optimum: float, exponents: tuple[float, ...]) -> None:
+    assert math.log2(best_rate("demo", bowl(optimum, *exponents)).optimum) == pytest.approx(
+        optimum, abs=1e-6
+    )
+
+
+def test_the_curve_is_the_mean_over_seeds() -> None:
+    best = best_rate("demo", [*bowl(-8.2, -9, -8, -7, seed=0), *bowl(-7.8, -9, -8, -7, seed=1)])
+    assert math.log2(best.optimum) == pytest.approx(-8, abs=1e-9)
+    assert best.optimum_spread == pytest.approx(0.4 / math.sqrt(2), rel=1e-6)
+    assert (best.lr, best.loss) == (2.0**-8, pytest.approx(1.04))
+    assert [point.lr for point in best.points] == [2.0**-9, 2.0**-8, 2.0**-7]
+    assert [(point.seeds, point.diverged) for point in best.points] == [(2, 0)] * 3
+    assert best.points[0].spread == pytest.approx((1.2**2 - 0.8**2) / math.sqrt(2))
+
+
+def test_one_seed_has_no_spread() -> None:
+    best = best_rate("demo", bowl(-8, -9, -8, -7))
+    assert math.isnan(best.optimum_spread)
+    assert math.isnan(best.points[0].spread)
+
+
+def test_at_the_edge_of_the_range_it_goes_on_outwards() -> None:
+    assert best_rate("demo", bowl(-3, -9, -8, -7)).next_lr == 2.0**-6
+    assert "highest recorded" in best_rate("demo", bowl(-3, -9, -8, -7)).advice
+    assert best_rate("demo", bowl(-20, -9, -8, -7)).next_lr == 2.0**-10
+    assert "lowest recorded" in best_rate("demo", bowl(-20, -9, -8, -7)).advice
+    assert best_rate("demo", bowl(-8, -8)).next_lr == 2.0**-7
+
+
+def test_in_a_coarse_grid_it_tries_between_the_best_and_its_neighbour() -> None:
+    assert best_rate("demo", bowl(-7.5, -11, -8, -5)).next_lr == pytest.approx(2.0**-6.5)
+    assert best_rate("demo", bowl(-8.5, -11, -8, -5)).next_lr == pytest.approx(2.0**-9.5)
+
+
+def test_in_a_fine_grid_the_optimum_is_the_answer() -> None:
+    best = best_rate("demo", bowl(-8.3, -9, -8, -7))
+    assert best.next_lr == best.optimum == pytest.approx(2.0**-8.3)
+    assert (
+        best.advice
+        == "Use 0.00317: the optimum lies between recorded rates no more than an octave apart (best: 0.00391)."
+    )
+
+
+def test_a_rate_where_a_run_diverged_is_not_the_best() -> None:
+    runs = [*bowl(-7, -9, -8, -7, -6), diverged(-7, seed=1)]
+    assert best_rate("demo", runs).lr == 2.0**-8
+    assert best_rate("demo", runs).points[2].diverged == 1
+    alone = best_rate("demo", [Run(lr=1.0, seed=0, loss=2.0), Run(lr=1.0, seed=1, loss=math.inf)])
+    assert (alone.lr, alone.loss, alone.points[0].diverged) == (1.0, 2.0, 1)
+
+
+def test_below_divergence_there_is_nothing_to_fit() -> None:
+    near = best_rate("demo", [*bowl(-5, -9, -8, -7), diverged(-6)])
+    assert near.optimum == near.next_lr == 2.0**-7
+    assert "runs diverge" in near.advice
+    assert best_rate("demo", [*bowl(-5, -9, -8, -7), diverged(-3)]).next_lr == 2.0**-5
+
+
+def test_equal_losses_have_their_optimum_at_the_best() -> None:
+    assert best_rate("demo", sweep({-9: 1.0, -8: 1.0, -7: 1.0})).optimum == 2.0**-9
+
+
+def test_runs_without_an_end_do_not_count() -> None:
+    runs = [
+        *bowl(-8, -9, -8, -7),
+        Run(lr=9.0, seed=0, loss=0.1, status="running"),
+        Run(lr=8.0, seed=0, loss=None),
+    ]
+    assert len(best_rate("demo", runs).points) == 3
+    with pytest.raises(
+        NotFound, match="'demo' has no completed run with a final loss; 2 runs in all"
+    ):
+        best_rate("demo", runs[3:])
+
+
+def recording(exponent: float, loss: float, **spec: object) -> Recording:
+    fields = {"optimizer": "Adam"} | spec
+    return Recording(
+        spec=RecordingSpec(
+            family="demo", lr=2.0**exponent, parameters=ParameterList((), (), ()), **fields
+        ),  # type: ignore[arg-type]
+        status="completed",
+        final_loss=loss,
+        created_at=datetime(2025, 1, 1, tzinfo=UTC),
+    )
+
+
+def test_recordings_are_chosen_by_role_variant_optimiser_and_tags() -> None:
+    base = [recording(-9, 3.0), recording(-8, 2.0, tags={"width": "32"}), recording(-7, 3.0)]
+    others = [recording(-6, 0.1, role="scaled"), recording(-5, 0.1, variant="matched")]
+    assert best_of([*base, *others], BestQuery(family="demo")).lr == 2.0**-8
+    assert best_of([*base, *others], BestQuery(family="demo", variant="matched")).lr == 2.0**-5
+    assert len(best_of(base, BestQuery(family="demo", tags={"width": "32"})).points) == 1
+    mixed = [*base, recording(-8, 2.5, optimizer="SGD")]
+    with pytest.raises(
+        Ambiguous, match=r"'demo' was recorded with 2 optimisers: Adam\(\), SGD\(\)"
+    ):
+        best_of(mixed, BestQuery(family="demo"))
+    assert best_of(mixed, BestQuery(family="demo", optimizer="SGD")).loss == 2.5

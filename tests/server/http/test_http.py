@@ -1,0 +1,195 @@
+"""How HTTP is spoken: compression, caching, headers that keep a browser safe, other sites, events and their end."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import time
+from pathlib import Path
+
+import httpx
+import plotly
+import pytest
+
+from flerm_core.records.recording import Ending
+from flerm_server.http.api.events import POLL_SECONDS
+from flerm_server.server import Server
+from flerm_server.settings import Address, Settings
+from tests.server.conftest import Backend, serve
+from tests.server.given import batch, family, rows, spec
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory):
+    yield from serve(f"sqlite:///{tmp_path_factory.mktemp('http')}/registry.db")
+
+
+@pytest.fixture
+def http(backend: Backend):
+    with httpx.Client(base_url=f"http://{backend.server.http_address.text}", timeout=20) as client:
+        yield client
+
+
+def running(backend: Backend) -> str:
+    sent = spec(family())
+    backend.local.start(sent)
+    backend.local.append_many([batch(sent.id, *rows(*range(1, 100)))])
+    return sent.id
+
+
+def test_text_is_gzipped_and_parquet_is_not(backend: Backend, http: httpx.Client):
+    url = f"/api/v1/recordings/{running(backend)}/trajectory"
+    assert http.get(f"{url}?format=csv").headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in http.get(f"{url}?format=parquet").headers
+    assert (
+        "content-encoding"
+        not in http.get(f"{url}?format=csv", headers={"Accept-Encoding": "identity"}).headers
+    )
+
+
+def test_plotly_is_the_installed_one_and_is_kept_for_ever(http: httpx.Client):
+    with http.stream("GET", "/static/plotly.min.js") as answer:
+        packed = b"".join(answer.iter_raw())
+    installed = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    assert gzip.decompress(packed) == installed.read_bytes()
+    assert answer.headers["cache-control"] == "no-cache"
+    version = answer.headers["etag"].removeprefix('W/"').removesuffix('"')
+    kept = http.get(f"/static/plotly.min.js?v={version}")
+    assert kept.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert (
+        http.get(
+            "/static/plotly.min.js", headers={"If-None-Match": answer.headers["etag"]}
+        ).status_code
+        == 304
+    )
+    assert http.get("/static/..%2Fpages.py").status_code == 404
+
+
+def test_browsers_are_told_to_load_nothing_from_outside(http: httpx.Client):
+    for path in ("/", "/docs", "/api/v1/families", "/static/registry.css"):
+        headers = http.get(path).headers
+        assert "default-src 'none'; script-src 'self';" in headers["content-security-policy"], path
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_other_sites_may_read_only_where_they_are_named(tmp_path):
+    site = "https://dash.example"
+    settings = Settings(
+        db=f"sqlite:///{tmp_path}/cors.db",
+        grpc=Address("127.0.0.1", 0),
+        http=Address("127.0.0.1", 0),
+        allowed_origins=(site,),
+    )
+    server = Server(settings)
+    server.start()
+    try:
+        url = f"http://{server.http_address.text}/api/v1/families"
+        assert (
+            httpx.get(url, headers={"Origin": site}).headers["access-control-allow-origin"] == site
+        )
+        assert httpx.get(url, headers={"Origin": "https://evil.example"}).status_code == 403
+    finally:
+        server.stop()
+
+
+def test_without_a_name_no_other_site_is_answered(http: httpx.Client):
+    assert (
+        http.get("/api/v1/families", headers={"Origin": "https://dash.example"}).status_code == 403
+    )
+    assert "access-control-allow-origin" not in http.get("/api/v1/families").headers
+
+
+def events(lines) -> list[tuple[str, dict]]:
+    names = {"rows", "end"}
+    found, name = [], ""
+    for line in lines:
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+            assert name in names
+        elif line.startswith("data: "):
+            found.append((name, json.loads(line.removeprefix("data: "))))
+    return found
+
+
+def test_what_was_kept_of_a_renamed_family_is_sent_anew(backend: Backend, http: httpx.Client):
+    sent = spec(family())
+    backend.local.start(sent)
+    backend.local.finish(sent.id, 0, Ending(final_loss=0.5))
+    kept = http.get(f"/api/v1/recordings/{sent.id}")
+    name = family()
+    backend.local.rename_family(sent.family, name)
+    again = http.get(
+        f"/api/v1/recordings/{sent.id}", headers={"If-None-Match": kept.headers["etag"]}
+    )
+    assert (again.status_code, again.json()["family"]) == (200, name)
+
+
+def test_a_method_of_a_callers_making_makes_no_metric(http: httpx.Client):
+    assert http.request("MADEUP1", "/api/v1/families").status_code == 405
+    assert http.request("MADEUP2", "/nowhere").status_code == 404
+    assert "MADEUP" not in http.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (
+            "/api/v1/recordings",
+            {"page_token": base64.urlsafe_b64encode(b"9" * 5000 + b"\n1").decode()},
+        ),
+        (
+            "/api/v1/recordings",
+            {"page_token": base64.urlsafe_b64encode(b"1\n" + b"9" * 20).decode()},
+        ),
+        ("/match", {"lr": "1e-3", "step": "9" * 5000}),
+        ("/match", {"lr": "1e-3", "tensors": "layers.0.weight 1" + "0" * 400}),
+        ("/match", {"lr": "1e-3", "tensors": "layers.0.weight " + "[" * 5000}),
+        ("/match", {"lr": "1e-3", "tensors": '{"layers.0.weight": ' + "[" * 5000}),
+    ],
+)
+def test_numbers_and_nesting_without_end_are_refused(
+    backend: Backend, http: httpx.Client, path: str, asked: dict[str, str]
+):
+    sent = spec(family())
+    backend.local.start(sent)
+    backend.local.append_many([batch(sent.id, *rows(1, 2))])
+    backend.local.finish(sent.id, 0, Ending(final_loss=0.5))
+    assert http.get(path, params={"family": sent.family} | asked).status_code == 422
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"])
+def test_recordings_are_found_from_the_calendars_first_day_to_its_last(
+    http: httpx.Client, moment: str
+):
+    assert (
+        http.get("/api/v1/recordings", params={"created_after": moment, "family": family()}).json()[
+            "recordings"
+        ]
+        == []
+    )
+    answer = http.get("/api/v1/recordings", params={"created_after": moment})
+    assert answer.status_code == 200
+
+
+def test_events_tell_of_the_end_and_stop(backend: Backend, http: httpx.Client):
+    recording = running(backend)
+    backend.local.finish(recording, 0, Ending(final_loss=0.5))
+    state = {"status": "completed", "rows": 99, "last_step": 99, "final_loss": 0.5}
+    with http.stream("GET", f"/api/v1/recordings/{recording}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert events(answer.iter_lines()) == [("rows", state), ("end", state)]
+
+
+def test_a_server_that_stops_ends_its_event_streams_at_once(tmp_path):
+    found = serve(f"sqlite:///{tmp_path}/registry.db")
+    backend = next(found)
+    url = f"http://{backend.server.http_address.text}/api/v1/recordings/{running(backend)}/events"
+    with httpx.stream("GET", url, timeout=20) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: rows"
+        started = time.perf_counter()
+        next(found, None)  # stops the server
+        assert not [line for line in lines if line.startswith("event: ")]
+        # Its drain time is 2 s: streams that had to be waited for would take that long.
+        assert time.perf_counter() - started < 2 + POLL_SECONDS

@@ -1,0 +1,192 @@
+"""Logging in by browser: the cookie, where it leads, what other sites cannot do with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from flerm_core.records.recording import Ending
+from flerm_server.auth import sql_tokens as kept
+from flerm_server.auth.credentials import SESSION, Secret
+from flerm_server.http.web.login import local
+from flerm_server.server import Server
+from flerm_server.settings import Address, Settings
+from flerm_server.store.sql.store import SqlStore, open_store
+from tests.server.given import batch, family, rows, spec
+
+HERE = Address("127.0.0.1", 0)
+PAGE = {"Accept": "text/html"}
+
+
+class Visit:
+    """A registry with a token for reading, and a browser before it."""
+
+    def __init__(self, store: SqlStore, server: Server) -> None:
+        self.store = store
+        self.token, self.secret = store.tokens.create("reader", "read")
+        self.url = f"http://{server.http_address.text}"
+        self.browser = httpx.Client(base_url=self.url, headers=PAGE, timeout=20)
+
+    def log_in(self, **more: str) -> httpx.Response:
+        return self.browser.post(
+            "/login", data={"token": self.secret.text, **more}, headers={"Origin": self.url}
+        )
+
+
+@pytest.fixture
+def visit(tmp_path) -> Iterator[Visit]:
+    db = f"sqlite:///{tmp_path}/registry.db"
+    store = open_store(db)
+    server = Server(
+        Settings(
+            db=db,
+            grpc=HERE,
+            http=HERE,
+            drain_seconds=1,
+            tls_terminated_upstream=True,
+            insecure=True,
+        )
+    )
+    server.start()
+    found = Visit(store, server)
+    yield found
+    found.browser.close()
+    store.close()
+    server.stop()
+
+
+def test_a_page_leads_to_the_login_and_back(visit: Visit):
+    asked = visit.browser.get("/families/team/resmlp?show=base/plain")
+    assert (asked.status_code, asked.headers["location"]) == (
+        303,
+        "/login?next=%2Ffamilies%2Fteam%2Fresmlp%3Fshow%3Dbase%2Fplain",
+    )
+    form = visit.browser.get(asked.headers["location"])
+    assert (
+        re.search(r'name="next" value="([^"]*)"', form.text)[1]
+        == "/families/team/resmlp?show=base/plain"
+    )
+    entered = visit.log_in(next="/families/team/resmlp?show=base/plain")
+    assert (entered.status_code, entered.headers["location"]) == (
+        303,
+        "/families/team/resmlp?show=base/plain",
+    )
+    cookie = entered.headers["set-cookie"]
+    assert cookie.startswith("flerm_session=session_")
+    assert {"HttpOnly", "SameSite=lax", "Secure", "Path=/"} <= set(cookie.split("; "))
+    assert visit.secret.text not in cookie
+
+
+def logged_in(visit: Visit) -> dict[str, str]:
+    """The cookie by hand: the browser of this test speaks http, to which a Secure one does not go."""
+    return {"Cookie": visit.log_in().headers["set-cookie"].partition(";")[0]}
+
+
+def test_pages_data_and_events_work_behind_the_login(visit: Visit):
+    sent = spec(family())
+    visit.store.start(sent)
+    visit.store.append_many([batch(sent.id, *rows(1, 2))])
+    visit.store.finish(sent.id, 0, Ending(final_loss=0.5))
+    cookie = logged_in(visit)
+    page = visit.browser.get(f"/recordings/{sent.id}", headers=cookie)
+    assert (page.status_code, 'action="/logout"' in page.text) == (200, True)
+    assert (
+        visit.browser.get(f"/api/v1/recordings/{sent.id}/figure", headers=cookie).status_code == 200
+    )
+    events = visit.browser.get(f"/api/v1/recordings/{sent.id}/events", headers=cookie)
+    assert "event: end" in events.text
+
+
+def test_a_wrong_token_is_told_so_on_the_page(visit: Visit):
+    answer = visit.browser.post(
+        "/login", data={"token": "flerm_0", "next": "/match"}, headers={"Origin": visit.url}
+    )
+    assert (answer.status_code, "the token is unknown to this registry" in answer.text) == (
+        401,
+        True,
+    )
+    assert "set-cookie" not in answer.headers and 'value="/match"' in answer.text
+
+
+def test_a_session_ends_with_its_token_its_time_and_its_logout(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+):
+    cookie = logged_in(visit)
+    assert visit.browser.get("/", headers=cookie).status_code == 200
+    out = visit.browser.post("/logout", headers={**cookie, "Origin": visit.url})
+    assert (out.status_code, out.headers["location"]) == (303, "/login")
+    assert visit.browser.get("/", headers=cookie).status_code == 303
+    monkeypatch.setattr(kept, "SESSION_SECONDS", -1)
+    assert visit.browser.get("/", headers=logged_in(visit)).status_code == 303
+    monkeypatch.undo()
+    cookie = logged_in(visit)
+    visit.store.tokens.revoke(visit.token.id)
+    assert visit.browser.get("/", headers=cookie).status_code == 303
+    assert (
+        visit.browser.get(
+            "/", headers={"Cookie": f"flerm_session={Secret.make(SESSION).text}"}
+        ).status_code
+        == 303
+    )
+
+
+@pytest.mark.parametrize(
+    "origin", [None, "null", "https://evil.example", "http://127.0.0.1:1", "same host"]
+)
+def test_other_sites_cannot_send_with_the_cookie_nor_log_in(visit: Visit, origin: str | None):
+    """Not even a page on another port of this host."""
+    origin = visit.url.rpartition(":")[0] + ":9" if origin == "same host" else origin
+    headers = {} if origin is None else {"Origin": origin}
+    assert (
+        visit.browser.post("/login", data={"token": visit.secret.text}, headers=headers).status_code
+        == 403
+    )
+    cookie = logged_in(visit)
+    for path in ("/logout", "/match", "/api/v1/match"):
+        assert (
+            visit.browser.post(path, content=b"", headers={**cookie, **headers}).status_code == 403
+        ), path
+    assert visit.browser.get("/", headers=cookie).status_code == 200
+    assert (
+        visit.browser.post(
+            "/match", content=b"", headers={**cookie, "Origin": visit.url}
+        ).status_code
+        == 200
+    )
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["https://evil.example", "//evil.example", "/\\evil.example", "", "/a\nb", "javascript:x"],
+)
+def test_a_login_leads_nowhere_else(target: str):
+    assert local(target) == "/"
+
+
+def test_a_token_in_the_cookie_is_no_session_and_a_session_no_token(visit: Visit):
+    assert (
+        visit.browser.get("/", headers={"Cookie": f"flerm_session={visit.secret.text}"}).status_code
+        == 303
+    )
+    session = logged_in(visit)["Cookie"].partition("=")[2]
+    assert (
+        httpx.get(
+            f"{visit.url}/api/v1/families", headers={"Authorization": f"Bearer {session}"}
+        ).status_code
+        == 401
+    )
+
+
+def test_an_open_registry_has_nothing_to_log_in_to(tmp_path):
+    server = Server(
+        Settings(db=f"sqlite:///{tmp_path}/open.db", grpc=HERE, http=HERE, drain_seconds=1)
+    )
+    server.start()
+    try:
+        answer = httpx.get(f"http://{server.http_address.text}/login?next=/match")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/match")
+    finally:
+        server.stop()

@@ -1,0 +1,243 @@
+"""Renaming, tagging, deleting, keeping for a time; where a database may lie, and getting one back."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from flerm_client.registry.client import RegistryClient
+from flerm_core.errors import AlreadyExists, InvalidInput, NotFound, Refused
+from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.recording import Ending, ParameterList, RecordingFilter
+from flerm_proto import recording_messages
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_server.cli import app
+from flerm_server.store.interface import Appended, Batch, Store
+from flerm_server.store.sql.engine import open_engine, parse_url, refuse_network
+from flerm_server.store.sql.store import open_store
+from tests.conftest import PostgresCluster, postgres_tool
+from tests.server.conftest import Backend, migrate
+from tests.server.given import attempt, batch, family, row, rows, spec
+
+
+def test_a_family_is_renamed_with_its_recordings(store: Store):
+    old, new = family(), family()
+    sent = spec(old)
+    store.start(sent)
+    assert store.rename_family(old, new).recordings == 1
+    assert store.rename_family(old, new).name == new  # sent again
+    assert store.recording(sent.id).spec.family == new
+    assert not store.recordings(RecordingFilter(family=old)).items
+    with pytest.raises(NotFound):
+        store.rename_family(old, family())
+    store.register_family(old)
+    with pytest.raises(AlreadyExists, match="exists already"):
+        store.rename_family(old, new)
+    with pytest.raises(InvalidInput, match="another name than best"):
+        store.rename_family(old, "team/best")
+
+
+def test_a_job_that_holds_the_name_of_before_a_rename_goes_on(store: Store):
+    """Its uploader sends the start again, and a resume opens an attempt, both by the name that they know."""
+    old, new = family(), family()
+    sent = spec(old)
+    first = attempt(0, 1)
+    store.start(sent, first)
+    store.rename_family(old, new)
+    assert not store.start(sent, first).created
+    assert store.start(sent, attempt(5, 2)).attempt == 2
+    assert store.recording(sent.id).spec.family == new
+    store.register_family(old)  # another one by now
+    with pytest.raises(AlreadyExists, match=f"exists with family '{new}', not '{old}'"):
+        store.start(sent, first)
+
+
+def test_tags_are_set_and_removed_afterwards(store: Store):
+    sent = spec(family(), tags={"a": "1", "b": "2"})
+    store.start(sent)
+    store.finish(sent.id, 0, Ending())
+    for _ in range(2):
+        assert store.tag(sent.id, {"a": "3", "c": "4"}, ["b", "d"]).spec.tags == {
+            "a": "3",
+            "c": "4",
+        }
+    assert [
+        each.spec.id
+        for each in store.recordings(RecordingFilter(tags={"c": "4"}, family=sent.family)).items
+    ] == [sent.id]
+    with pytest.raises(InvalidInput, match="remove: 'a' is not allowed"):
+        store.tag(sent.id, {"a": "1"}, ["a"])
+    with pytest.raises(InvalidInput, match="would have 65 tags; at most 64"):
+        store.tag(sent.id, {str(at): "" for at in range(63)})
+    assert store.recording(sent.id).spec.tags == {"a": "3", "c": "4"}
+
+
+def test_a_deleted_recording_is_gone_with_all_its_attempts(store: Store):
+    sent, other = spec(family(), tags={"a": "1"}), spec(family())
+    store.start(sent, attempt(0, 1))
+    store.start(other)
+    store.append_many([batch(sent.id, *rows(1, 2)), batch(other.id, *rows(1))])
+    store.start(sent, attempt(2, 2))
+    store.append_many([batch(sent.id, *rows(2))])
+    assert store.delete(sent.id) == 3
+    assert store.delete(sent.id) == 0
+    with pytest.raises(NotFound):
+        store.recording(sent.id)
+    (answer,) = store.append_many([batch(sent.id, *rows(3))])
+    assert isinstance(answer, NotFound)
+    assert store.recording(other.id).rows == 1
+    assert store.start(sent).created
+
+
+def test_where_a_run_ended_is_told(store: Store):
+    sent = spec(family())
+    store.start(sent)
+    store.append_many([batch(sent.id, *rows(1))])
+    assert store.recording(sent.id).final_step is None
+    assert store.finish(sent.id, 0, Ending(final_step=300)).final_step == 300
+    assert store.recordings(RecordingFilter(family=sent.family)).items[0].final_step == 300
+
+
+def test_further_scalars_and_vectors_travel_when_asked(backend: Backend):
+    sent = spec(family())
+    backend.local.start(sent)
+    vector = np.array([1, 2, 0.5], np.float32)
+    full = row(2, scalars={"sharpness": 12.5}, vectors={"multipliers": vector})
+    assert backend.local.append_many([batch(sent.id, row(1), full)]) == [Appended(2, 0)]
+
+    def rows_of(**asked) -> pb.TrajectoryRows:
+        request = pb.GetTrajectoryRequest(recording_id=sent.id, **asked)
+        _, chunk = backend.remote.stub.GetTrajectory(request, timeout=20)
+        return chunk.rows
+
+    plain = rows_of()
+    assert (dict(plain.scalars), dict(plain.vectors)) == ({}, {})
+    asked = rows_of(extras=True)
+    np.testing.assert_array_equal(asked.scalars["sharpness"].values, [np.nan, 12.5])
+    table = np.frombuffer(asked.vectors["multipliers"], "<f4").reshape(2, 3)
+    np.testing.assert_array_equal(table, [[np.nan] * 3, vector])
+    one = rows_of(extras=True, pattern="readout.*")
+    np.testing.assert_array_equal(
+        np.frombuffer(one.vectors["multipliers"], "<f4"), np.array([np.nan, 0.5], np.float32)
+    )
+
+
+def test_many_further_vectors_come_in_bounded_messages(sqlite_backend: Backend):
+    width, steps = 2000, range(1, 41)
+    names = tuple(f"layers.{at}.weight" for at in range(width))
+    sent = spec(
+        family(), parameters=ParameterList(names, ((1,),) * width, ("feed-forward",) * width)
+    )
+    sqlite_backend.local.start(sent)
+    vectors = {f"vector-{at}": np.full(width, at, np.float32) for at in range(16)}
+    written = [
+        row(step, *[1.0] * width, vectors=vectors, scalars={f"only at {step}": 1.0})
+        for step in steps
+    ]
+    sqlite_backend.local.append_many([batch(sent.id, *written)])
+    with RegistryClient(f"grpc://{sqlite_backend.server.grpc_address.text}") as client:
+        found = client.extras(sent.id)
+    assert found.steps.tolist() == list(steps)
+    for name, vector in vectors.items():
+        np.testing.assert_array_equal(found.vectors[name], np.tile(vector, (len(steps), 1)))
+    for step in steps:
+        assert np.flatnonzero(~np.isnan(found.scalars[f"only at {step}"])).tolist() == [step - 1]
+
+
+@pytest.mark.slow
+def test_one_tensor_over_very_many_steps_comes_in_bounded_messages(sqlite_backend: Backend):
+    sent = spec(family(), parameters=ParameterList(("weight",), ((1,),), ("feed-forward",)))
+    sqlite_backend.local.start(sent)
+    blank = [None] * 1000
+    for first in range(1, 140_000, 1000):
+        block = MeasurementBlock(
+            steps=range(first, first + 1000),
+            fslr=[np.float32(1).tobytes()] * 1000,
+            losses=blank,
+            learning_rates=blank,
+            tokens=blank,
+            measured_at=blank,
+            extras=blank,
+        )
+        assert sqlite_backend.local.append_many([Batch(sent.id, block)]) == [Appended(1000, 0)]
+    with RegistryClient(f"grpc://{sqlite_backend.server.grpc_address.text}") as client:
+        assert client.trajectory(sent.id).steps.tolist() == list(range(1, 140_001))
+
+
+def test_old_recordings_are_pruned(tmp_path: Path):
+    db = f"sqlite:///{tmp_path}/registry.db"
+    store = open_store(db)
+    kept, gone = spec("pruned"), spec("pruned")
+    for each in (kept, gone):
+        store.start(each)
+        store.append_many([batch(each.id, *rows(1, 2))])
+    store.finish(gone.id, 0, Ending(status="failed"))
+
+    def prune(*options: str) -> str:
+        return CliRunner().invoke(app, ["db", "prune", "--db", db, *options]).stdout
+
+    assert prune("--older-than", "1") == "deleted 0 recordings with 0 rows\n"
+    assert (
+        prune("--older-than", "0", "--status", "failed", "--dry-run")
+        == "would delete 1 recordings with 2 rows\n"
+    )
+    assert prune("--older-than", "0", "--status", "failed") == "deleted 1 recordings with 2 rows\n"
+    assert [each.spec.id for each in store.recordings(RecordingFilter()).items] == [kept.id]
+    store.close()
+
+
+def test_a_postgresql_registry_is_dumped_and_restored(postgres: PostgresCluster):
+    url = migrate(postgres.new_database())
+    store = open_store(url)
+    sent = spec(family(), tags={"a": "1"})
+    store.start(sent)
+    store.append_many([batch(sent.id, *rows(1, 2))])
+    dump = subprocess.run([postgres_tool("pg_dump"), url], check=True, capture_output=True).stdout
+    restored_url = postgres.new_database()
+    load = [
+        postgres_tool("psql"),
+        "--quiet",
+        "--set",
+        "ON_ERROR_STOP=1",
+        "--single-transaction",
+        restored_url,
+    ]
+    subprocess.run(load, input=dump, check=True, capture_output=True)
+    restored = open_store(restored_url)
+    assert restored.recording(sent.id).spec == store.recording(sent.id).spec
+    assert restored.trajectory(sent.id) == store.trajectory(sent.id)
+    assert restored.start(spec(sent.family)).created  # keys go on where they were
+    store.close()
+    restored.close()
+
+
+def test_a_file_on_a_network_disk_is_refused(tmp_path: Path):
+    mounts = tmp_path / "mounts"
+    home = tmp_path / "shared disk"
+    home.mkdir()
+    written = str(home).replace(" ", "\\040")
+    mounts.write_text(f"/dev/root / ext4 rw 0 0\nserver:/export {written} nfs4 rw,vers=4.2 0 0\n")
+    refuse_network(tmp_path / "registry.db", mounts)
+    with pytest.raises(
+        Refused,
+        match=r"registry.db: it lies on a network file system \(nfs4 at .*shared disk\), .* PostgreSQL",
+    ):
+        refuse_network(home / "registry.db", mounts)
+    mounts.write_text(f"/dev/root / ext4 rw 0 0\nme@host: {written} fuse.sshfs rw 0 0\n")
+    with pytest.raises(Refused, match=r"fuse\.sshfs"):
+        refuse_network(home / "registry.db", mounts)
+    refuse_network(home / "registry.db", tmp_path / "no list of mounts")
+    open_engine(parse_url(f"sqlite:///{tmp_path}/registry.db")).dispose()
+
+
+def test_a_recording_with_its_end_survives_the_wire():
+    sent = spec(family())
+    message = recording_messages.spec_to(sent)
+    assert recording_messages.recording_from(pb.Recording(spec=message)).final_step is None
+    assert (
+        recording_messages.recording_from(pb.Recording(spec=message, final_step=0)).final_step == 0
+    )

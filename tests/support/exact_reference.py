@@ -1,0 +1,64 @@
+"""The exact FSLR, written down once more and independently: forward-mode J·ΔW over the whole model, in float64 (Eq. 1 and
+2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flerm_core.measure.update.weight_update import Update
+
+
+def exact_fslr(
+    model: nn.Module, changes: Mapping[str, Tensor], batches: Iterable[Any]
+) -> dict[str, float]:
+    """√(mean over n, k of (Δ_ℓ f_nk)²) for every ΔW in `changes` [alone], over all `batches`."""
+    model = copy.deepcopy(model)
+    batches = list(batches)
+    result = {}
+    for name, change in changes.items():
+        squares, count = 0.0, 0
+        for batch in batches:
+            point = {name: model.get_parameter(name).detach()}
+
+            def function(parameters: dict[str, Tensor], batch: Any = batch) -> Tensor:
+                buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+                return functional_call(model, parameters | buffers, (batch,))
+
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+                moved = jvp(function, (point,), ({name: change},))[1]
+            squares += moved.double().square().sum().item()
+            count += moved.numel()
+        result[name] = (squares / count) ** 0.5
+    return result
+
+
+def random_update(
+    model: nn.Module, *, rate: float = 1e-3, seed: int = 7
+) -> tuple[Update, dict[str, Tensor]]:
+    """A model that has just taken a random step of `rate`: the Update, and ΔW at learning rate 1 by name."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(model.named_parameters())
+    update = Update(parameters)
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    with torch.no_grad():
+        for parameter in parameters.values():
+            step = torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)
+            parameter.add_(step, alpha=-rate)
+    update.rates = dict.fromkeys(parameters, rate)
+    return update, {name: (p.detach() - before[name]) / rate for name, p in parameters.items()}
+
+
+def at_old(model: nn.Module, changes: Mapping[str, Tensor], rate: float = 1e-3) -> nn.Module:
+    """A copy of the model before the step of `random_update`."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.sub_(changes[name], alpha=rate)
+    return model
