@@ -1,6 +1,6 @@
 """What reporting takes from the training thread, whatever the registry does: `python benchmarks/client_spool.py`.
 
-Part one times `Reporter.append` of 500 tensors while the registry is up, answers after 1 s, is a black hole (connections are
+Part one times `SpoolReporter.append` of 500 tensors while the registry is up, answers after 1 s, is a black hole (connections are
 made, nothing ever answers) or is down; the floor is a bare `write` of the same bytes to the same disk, in the same run. Part
 two sets the median step of a run that records, with its registry down, against that of the same run without us, step by step.
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from gate import Gate
 
-from flerm_client.upload.reporter import Reporter
+from flerm_client.upload.reporter import SpoolReporter
 from flerm_core.records.recording import (
     Attempt,
     Ending,
@@ -112,7 +112,7 @@ def appends(address: str, folder: Path, count: int) -> tuple[np.ndarray, np.ndar
     wall, busy = np.empty(count), np.empty(count)
     work = np.random.default_rng(0).normal(size=(300, 300))
     values = np.abs(np.random.default_rng(1).normal(size=TENSORS)).astype(np.float32)
-    with Reporter.open(address, spec(), Attempt(), spool=folder) as reporter:
+    with SpoolReporter.open(address, spec(), Attempt(), spool=folder) as reporter:
         for at in range(count):
             work = work @ work  # a step's work in between: caches are cold as in training
             work /= np.abs(work).max()

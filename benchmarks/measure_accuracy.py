@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from flerm_client.training.measured_model import make_subject
-from flerm_core.measure.distributed.ranks import Ranks
-from flerm_core.measure.fslr_meter import Meter, make_estimator
-from flerm_core.measure.update.weight_update import Update
+from flerm_client.training.measured_model import make_measured_model
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_experiments.workloads import Scale, workload_named
 
 STEPS = (1, 500, 1000)
@@ -60,19 +60,19 @@ def probes(name: str, count: int) -> list[Tensor]:
     return list(torch.cat(rows)[: EXAMPLES * count].split(EXAMPLES))
 
 
-def updates(name: str, lr: float) -> Iterator[tuple[int, Any, Update]]:
+def updates(name: str, lr: float) -> Iterator[tuple[int, Any, WeightUpdate]]:
     """The model at each of `STEPS`, with the update that the step made."""
     workload = workload_named(name)
     model = workload.build(Scale(), seed=0)
     optimizer = Adam(model.parameters(), lr)
-    subject = make_subject(
-        model, [optimizer], None, (), Ranks(alone=True)
+    subject = make_measured_model(
+        model, [optimizer], None, (), MeasurementRanks(alone=True)
     )  # no roles: tensors are compared
     batches = workload.batches(seed=0)
     for step, (inputs, labels) in zip(range(1, max(STEPS) + 1), batches, strict=False):
         optimizer.zero_grad()
         workload.loss(model(inputs), labels).backward()
-        update = Update(subject.parameters)
+        update = WeightUpdate(subject.parameters)
         optimizer.step()
         if step in STEPS:
             update.rates = dict.fromkeys(subject.parameters, lr)
@@ -98,13 +98,13 @@ def errors(readings: list[dict[str, float]], exact: dict[str, float]) -> float:
 def measured(
     estimator: str,
     subject: Any,
-    update: Update,
+    update: WeightUpdate,
     batches: list[Tensor],
     case: Case,
     exact: dict[str, float],
 ) -> str:
     """An estimator's errors, and the seconds of a measurement, by the number of draws."""
-    meter = Meter(subject, make_estimator(estimator, subject), Ranks(alone=True))
+    meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
     cycle = itertools.cycle(batches)
     meter.measure(update, cycle, 1)  # settles
     figures = []
@@ -117,10 +117,14 @@ def measured(
 
 
 def biased(
-    estimator: str, subject: Any, update: Update, batches: list[Tensor], exact: dict[str, float]
+    estimator: str,
+    subject: Any,
+    update: WeightUpdate,
+    batches: list[Tensor],
+    exact: dict[str, float],
 ) -> str:
     """An estimator's expectation over the exact FSLR, and the error of one draw."""
-    meter = Meter(subject, make_estimator(estimator, subject), Ranks(alone=True))
+    meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
     cycle = itertools.cycle(batches)
     single = [meter.measure(update, cycle, 1) for _ in range(len(batches))]
     found = ratios(meter.measure(update, cycle, MANY), exact)
@@ -142,7 +146,9 @@ def main() -> None:
         case = CASES[name]
         batches = probes(name, case.batches)
         for step, subject, update in updates(name, case.lr):
-            judge = Meter(subject, make_estimator("exact", subject), Ranks(alone=True))
+            judge = FSLRMeter(
+                subject, make_estimator("exact", subject), MeasurementRanks(alone=True)
+            )
             exact = judge.measure(update, iter(batches), len(batches))
             print(
                 f"{name}, step {step}, {len(exact)} tensors, {len(batches)} batches of {EXAMPLES}"

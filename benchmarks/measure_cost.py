@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from flerm_client import FLeRM
-from flerm_client.training.measured_model import make_subject
-from flerm_core.measure.distributed.ranks import Ranks
-from flerm_core.measure.fslr_meter import Meter, make_estimator
-from flerm_core.measure.update.weight_update import Update
+from flerm_client.training.measured_model import make_measured_model
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_experiments.workloads import Scale, workload_named
 
 
@@ -58,14 +58,14 @@ def measurement(name: str, scale: Scale, batches: int, rounds: int) -> None:
         optimizer.zero_grad()
         workload.loss(model(inputs), labels).backward()
 
-    subject = make_subject(model, [optimizer], None, None, Ranks(alone=True))
+    subject = make_measured_model(model, [optimizer], None, None, MeasurementRanks(alone=True))
     forward_backward()
-    update = Update(subject.parameters)
+    update = WeightUpdate(subject.parameters)
     optimizer.step()
     update.rates = dict.fromkeys(subject.parameters, 1e-3)
     sides: dict[str, Callable[[], object]] = {"forward+backward": forward_backward}
     for estimator in ("example", "kronecker"):
-        meter = Meter(subject, make_estimator(estimator, subject), Ranks(alone=True))
+        meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
         sides[estimator] = lambda meter=meter: meter.measure(update, itertools.repeat(inputs), 1)
         quarters = itertools.cycle(inputs.chunk(4))
         sides[f"{estimator}, 4 parts"] = lambda meter=meter, quarters=quarters: meter.measure(

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from registry_bench import database, summary
 
 from flerm_core.matching.targets import TargetQuery
-from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.recording import Ending, Measurement, ParameterList, RecordingSpec
 from flerm_core.tuning.best_lr import BestQuery
 from flerm_server.store import queries
@@ -74,7 +74,7 @@ def fill(store: SqlStore) -> None:
     names = tuple(f"layers.{at}.weight" for at in range(20))
     parameters = ParameterList(names, ((4, 4),) * 20, ("feed-forward",) * 20)
     values = np.random.default_rng(0).random(20, np.float32)
-    block = MeasurementBlock.of([Measurement(step=1 + 100 * at, values=values) for at in range(10)])
+    block = MeasurementBatch.of([Measurement(step=1 + 100 * at, values=values) for at in range(10)])
     template = RecordingSpec(family=ASKED, lr=1e-3, parameters=parameters, optimizer="Adam")
     for rate in range(5):
         for seed in range(20):

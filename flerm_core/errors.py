@@ -73,7 +73,7 @@ class Unsupported(FlermError, TypeError):
     exit_code = 2
 
 
-def listed(items: Iterable[object], most: int = 20) -> str:
+def join_names(items: Iterable[object], most: int = 20) -> str:
     """Items as a phrase, at most `most` of them spelled out."""
     found = [str(item) for item in items]
     rest = len(found) - most

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from flerm_core.errors import InvalidInput
-from flerm_core.parameter_names import block_axes, expand, is_role, split_name
+from flerm_core.parameter_names import block_axes, expand, is_depth_group, split_name
 
 BANDS = (
     "input",
@@ -87,7 +87,7 @@ def band_of(name: str, shape: Sequence[int], module_kind: str = "") -> str:
         return "norm"
     if _BIAS.search(leaf):
         return "bias"
-    vector = len(shape) < 2 and not is_role(name)
+    vector = len(shape) < 2 and not is_depth_group(name)
     if vector and leaf not in ("cls_token", "pos_embed"):
         return "norm" if leaf == "weight" and len(shape) == 1 else "other"
     return _matrix_band(path, owners, kind)
@@ -134,7 +134,7 @@ def bands_of(
     _place_ends(names, shapes, bands)
     by_name = dict(zip(names, bands, strict=True))
     for at, name in enumerate(names):
-        if is_role(name) and (members := expand(name, names)):
+        if is_depth_group(name) and (members := expand(name, names)):
             bands[at] = by_name[members[0]]
     _override(names, bands, overrides or {})
     return bands
@@ -142,7 +142,9 @@ def bands_of(
 
 def _place_ends(names: Sequence[str], shapes: Sequence[Sequence[int]], bands: list[str]) -> None:
     open_bands = ("other", "feed-forward")
-    matrices = [at for at, shape in enumerate(shapes) if len(shape) > 1 and not is_role(names[at])]
+    matrices = [
+        at for at, shape in enumerate(shapes) if len(shape) > 1 and not is_depth_group(names[at])
+    ]
     if matrices and "embedding" not in bands:
         axes = block_axes(names, shapes)
         for at, band in ((matrices[0], "input"), (matrices[-1], "readout")):

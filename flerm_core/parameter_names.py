@@ -51,7 +51,7 @@ def canonical_names(names: Iterable[str]) -> list[str]:
     return list(origin)
 
 
-def is_role(name: str) -> bool:
+def is_depth_group(name: str) -> bool:
     """Whether `name` is a template, and so a role: some component is `*`."""
     return "*" in name.split(".")
 
@@ -103,7 +103,7 @@ def _fits(pattern: Sequence[str], path: Sequence[str]) -> bool:
 
 def expand(template: str, names: Iterable[str]) -> list[str]:
     """Those of `names` that are tensors of the role `template`, in their order."""
-    return [name for name in names if not is_role(name) and stands_for(template, name)]
+    return [name for name in names if not is_depth_group(name) and stands_for(template, name)]
 
 
 def find_axes(base: Iterable[str], target: Iterable[str]) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def find_axes(base: Iterable[str], target: Iterable[str]) -> tuple[str, ...]:
 
 
 def _paths(names: Iterable[str]) -> set[Path]:
-    return {tuple(name.split(".")) for name in names if not is_role(name)}
+    return {tuple(name.split(".")) for name in names if not is_depth_group(name)}
 
 
 def _compare(prefix: Path, base: set[Path], target: set[Path], found: set[str]) -> None:
@@ -159,7 +159,7 @@ def block_axes(names: Sequence[str], shapes: Shapes) -> tuple[str, ...]:
     shape_of = {
         tuple(name.split(".")): tuple(shape)
         for name, shape in zip(names, shapes, strict=True)
-        if not is_role(name)
+        if not is_depth_group(name)
     }
     found: set[str] = set()
     _count((), {path: {shape} for path, shape in shape_of.items()}, found)
@@ -197,7 +197,7 @@ def _are_blocks(blocks: list[dict[Path, set[tuple[int, ...]]]], numbers: set[str
     return any(shared) if modules_of_modules else bool(shared) and all(shared)
 
 
-def role_names(names: Iterable[str], axes: Sequence[str]) -> dict[str, list[str]]:
+def depth_groups(names: Iterable[str], axes: Sequence[str]) -> dict[str, list[str]]:
     """Role template to the tensors that it stands for, both in the order of `names`.
 
     Where names have numbers along several axes (experts within layers), there is a role for each choice among them: another
@@ -206,7 +206,7 @@ def role_names(names: Iterable[str], axes: Sequence[str]) -> dict[str, list[str]
     """
     roles: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        if not is_role(name):
+        if not is_depth_group(name):
             for template in _templates(name, split_name(name, axes)[0]):
                 roles[template].append(name)
     return {template: members for template, members in roles.items() if len(members) > 1}

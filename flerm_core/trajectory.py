@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flerm_core._arrays import check_length, column_of, steps_of, values_of
-from flerm_core.errors import DataLoss, InvalidInput, NotFound, Unsupported, listed
+from flerm_core.errors import DataLoss, InvalidInput, NotFound, Unsupported, join_names
 from flerm_core.log_interpolation import geometric_mean, interpolate_rows, log_spread
 from flerm_core.parameter_bands import bands_of
 from flerm_core.records.recording import Measurement, ParameterList
@@ -239,7 +239,7 @@ class Trajectory:
         ]
         if not at:
             raise NotFound(
-                f"pattern: {pattern!r} matches none of the parameters; there are {listed(self.names)}"
+                f"pattern: {pattern!r} matches none of the parameters; there are {join_names(self.names)}"
             )
         return self._with(self.parameters.select(at), self.values[:, at])
 
@@ -398,7 +398,7 @@ def difference(first: Trajectory, other: Trajectory) -> str:
     """In words, how the parameters of two trajectories differ; empty when they are the same."""
     if set(first.names) != set(other.names):
         apart = sorted(set(first.names) ^ set(other.names))
-        return f"only some of them have {listed(apart)}"
+        return f"only some of them have {join_names(apart)}"
     if first.names != other.names:
         return "their parameters stand in different orders"
     return next(

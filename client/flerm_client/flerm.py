@@ -14,17 +14,17 @@ from torch.optim import Optimizer
 
 from flerm_client.training import checkpoint
 from flerm_client.training.optimizer_info import initial_rates
-from flerm_client.training.run_metadata import About, check_settings
-from flerm_client.training.session import Run
-from flerm_client.training.target_clock import Pace
-from flerm_client.training.target_schedule import Aim, TargetSource
+from flerm_client.training.run_metadata import RunMetadata, check_settings
+from flerm_client.training.session import TrainingSession
+from flerm_client.training.target_clock import TargetClock
+from flerm_client.training.target_schedule import TargetSchedule, TargetSource
 from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
 from flerm_core.matching.targets import TargetQuery
 from flerm_core.measure.estimators.base import Output
 from flerm_core.measure.sharpness import Loss
-from flerm_core.parameter_names import is_role
-from flerm_core.records.auxiliary import Extras
+from flerm_core.parameter_names import is_depth_group
+from flerm_core.records.auxiliary import Auxiliary
 from flerm_core.records.recording import EstimatorSettings, same_lr
 from flerm_core.trajectory import Trajectory
 
@@ -85,11 +85,11 @@ class FLeRM:
 
         Raises `InvalidInput` for a wrong argument, `Unsupported` for a wrapper or optimiser that cannot be measured.
         """
-        run = Run(
+        run = TrainingSession(
             model, optimizer, probe=probe, family=family, lr=lr, output=output, seed=seed,
             weight_decay=weight_decay, sharpness=sharpness, bands=bands, blocks=blocks, process_group=process_group,
         )  # fmt: skip
-        about = About.of(
+        about = RunMetadata.of(
             run.subject.model, registry=registry, token=token, spool=spool,
             role=role, variant=variant, tags=tags, config=config, omit=omit,
         )  # fmt: skip
@@ -166,13 +166,13 @@ class FLeRM:
             raise InvalidInput(
                 "lr='best' asks the registry, but targets= were given; name the rate that they are of"
             )
-        pace = Pace(clock, total_steps)
+        pace = TargetClock(clock, total_steps)
         known = 1.0 if isinstance(lr, str) else lr  # until the registry has said which is best
-        run = Run(
+        run = TrainingSession(
             model, optimizer, probe=probe, family=family, lr=known, output=output, seed=seed,
             weight_decay=weight_decay, sharpness=sharpness, bands=bands, blocks=blocks, process_group=process_group,
         )  # fmt: skip
-        about = About.of(
+        about = RunMetadata.of(
             run.subject.model, registry=registry, token=token, spool=spool,
             role=role, variant=variant, tags=tags, config=config, omit=omit,
         )  # fmt: skip
@@ -184,7 +184,7 @@ class FLeRM:
         check_settings(replace(settings, every=every or 0))
         names = tuple(run.subject.parameters)
         if targets is not None:
-            aim = Aim.given(targets, names, depth, blocks, clamp, pace)
+            aim = TargetSchedule.given(targets, names, depth, blocks, clamp, pace)
         elif about.registry is None:
             raise InvalidInput(
                 "registry= or targets= must be given, or FLERM_REGISTRY set: where are the targets?"
@@ -205,7 +205,16 @@ class FLeRM:
                 tags=source_tags or {},
             )
             aim = run.on_lead(
-                partial(Aim.fetched, about.registry, query, token, timeout, clamp, pace, dry_run)
+                partial(
+                    TargetSchedule.fetched,
+                    about.registry,
+                    query,
+                    token,
+                    timeout,
+                    clamp,
+                    pace,
+                    dry_run,
+                )
             )
         if aim.found is not None:
             run.lr = aim.found.lr
@@ -222,7 +231,7 @@ class FLeRM:
         run.begin(about, settings, aim=aim, match_every=every or 0, dry_run=dry_run)
         return cls(run)
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingSession) -> None:
         """Not for users: `record` and `match` make one."""
         self._run = run
 
@@ -261,7 +270,7 @@ class FLeRM:
     @property
     def fslr(self) -> dict[str, float]:
         """The last measurement: tensor to FSLR in output units per unit learning rate; unmeasured tensors are absent."""
-        return {name: value for name, value in self._run.fslr.items() if not is_role(name)}
+        return {name: value for name, value in self._run.fslr.items() if not is_depth_group(name)}
 
     @property
     def sharpness(self) -> float:
@@ -271,7 +280,11 @@ class FLeRM:
     @property
     def matched_fslr(self) -> dict[str, float]:
         """The measurement that the present multipliers were made of, as `fslr`; empty until matched."""
-        return {name: value for name, value in self._run.matched_fslr.items() if not is_role(name)}
+        return {
+            name: value
+            for name, value in self._run.matched_fslr.items()
+            if not is_depth_group(name)
+        }
 
     @property
     def targets(self) -> dict[str, float]:
@@ -306,9 +319,9 @@ class FLeRM:
         return self._run.journal.trajectory
 
     @property
-    def extras(self) -> Extras:
+    def extras(self) -> Auxiliary:
         """What this run's rows hold beside their FSLRs, as `RegistryClient.extras` has it: sharpness, multipliers."""
-        return Extras.of(self._run.journal.rows, len(self._run.journal.parameters))
+        return Auxiliary.of(self._run.journal.rows, len(self._run.journal.parameters))
 
     def log(self, loss: Any = None, tokens: int | None = None) -> None:
         """What hooks cannot see of the step that follows: its loss (a number or 0-dimensional tensor), tokens seen by its end
@@ -360,7 +373,7 @@ class FLeRM:
         checkpoint.load(self._run, state)
 
 
-def _compare(run: Run) -> None:
+def _compare(run: TrainingSession) -> None:
     """Warns where the optimisers do not run at the rate that the registry found best: only the user sets η(t)."""
     other = sorted(rate for rate in initial_rates(run.optimizers) if not same_lr(rate, run.lr))
     if other:

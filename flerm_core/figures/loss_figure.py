@@ -22,7 +22,7 @@ from flerm_core.figures.style import (
     text,
 )
 from flerm_core.records.recording import Recording
-from flerm_core.tuning.best_lr import Best, LossPoint, Run, loss_curve
+from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, loss_curve
 
 MOST_SCALES = 12  # a setting with more values than this tells runs apart, not scales
 LOG_RATIO = 20.0  # losses further apart than this are shown on a logarithmic axis
@@ -49,7 +49,7 @@ def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
     """The curves of a family's recordings, base first, then by scale; those without a finished run are left out."""
     found = list(recordings)
     keys = _scale_keys(each.spec.config for each in found)
-    runs: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    runs: dict[tuple[Any, ...], list[SweepRun]] = defaultdict(list)
     for each in found:
         spec = each.spec
         settings = tuple((key, spec.config[key]) for key in keys if key in spec.config)
@@ -59,7 +59,7 @@ def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
             spec.variant,
             settings,
         )
-        runs[curve].append(Run.of(each))
+        runs[curve].append(SweepRun.of(each))
     curves = []
     for (scaled, _, variant, settings), its in sorted(runs.items(), key=lambda each: each[0][:3]):
         points = loss_curve(its)

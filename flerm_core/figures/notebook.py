@@ -9,7 +9,7 @@ import numpy as np
 from flerm_core.figures.style import text
 from flerm_core.figures.trajectory_figure import fslr_figure
 from flerm_core.parameter_bands import BANDS
-from flerm_core.parameter_names import is_role
+from flerm_core.parameter_names import is_depth_group
 from flerm_core.trajectory import Trajectory
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -30,7 +30,7 @@ def as_table(trajectory: Trajectory) -> str:
         columns = [
             at
             for at, (name, its) in enumerate(zip(trajectory.names, trajectory.bands, strict=True))
-            if its == band and not is_role(name)
+            if its == band and not is_depth_group(name)
         ]
         if columns:
             ends = [_median(trajectory, at, columns) for at in (0, -1)]

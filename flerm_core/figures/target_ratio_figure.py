@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flerm_core.errors import NotFound, listed
+from flerm_core.errors import NotFound, join_names
 from flerm_core.figures.style import GREY, Figure, axis, layout, log_axis, nothing
 from flerm_core.figures.trajectory_figure import MAX_POINTS, band_traces
 from flerm_core.matching.match import match_rows, whole_run
-from flerm_core.parameter_names import is_role
+from flerm_core.parameter_names import is_depth_group
 from flerm_core.trajectory import Trajectory
 
 
@@ -20,10 +20,10 @@ def ratios(base: Trajectory, other: Trajectory, *, blocks: Sequence[str] = ()) -
     Steps beyond the base's last are compared with its last (as targets are). Roles are left out. Raises `NotFound` for tensors
     that the base has no counterpart of, where there is none to compare, and for a base without rows.
     """
-    columns = [at for at, name in enumerate(other.names) if not is_role(name)]
+    columns = [at for at, name in enumerate(other.names) if not is_depth_group(name)]
     names = [other.names[at] for at in columns]
     if not names:
-        raise NotFound(f"names: {listed(other.names)} are roles; there is no tensor to compare")
+        raise NotFound(f"names: {join_names(other.names)} are roles; there is no tensor to compare")
     base_columns = dict(zip(base.names, base.resampled(other.steps).T, strict=True))
     bands = dict(zip(base.names, base.bands, strict=True))
     # By the default rule, which gives every tensor a target of its own.

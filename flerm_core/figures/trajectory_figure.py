@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flerm_core.errors import NotFound, listed
+from flerm_core.errors import NotFound, join_names
 from flerm_core.figures.style import (
     BAND_COLOURS,
     BAND_DASHES,
@@ -26,7 +26,7 @@ from flerm_core.figures.style import (
     text,
 )
 from flerm_core.parameter_bands import BANDS
-from flerm_core.parameter_names import is_role
+from flerm_core.parameter_names import is_depth_group
 from flerm_core.trajectory import Trajectory
 
 QUANTILES = (0.1, 0.9)  # of the ribbon
@@ -49,7 +49,7 @@ def fslr_figure(
     unknown = [name for name in tensors if name not in trajectory.names]
     if unknown:
         raise NotFound(
-            f"tensors: {listed(unknown)} not in the trajectory, which has {listed(trajectory.names)}"
+            f"tensors: {join_names(unknown)} not in the trajectory, which has {join_names(trajectory.names)}"
         )
     if not len(trajectory):
         return nothing("No measurement yet")
@@ -72,7 +72,7 @@ def band_traces(trajectory: Trajectory, *, faint: bool = False) -> list[dict[str
         columns = [
             at
             for at, (name, its) in enumerate(zip(trajectory.names, trajectory.bands, strict=True))
-            if its == band and not is_role(name)
+            if its == band and not is_depth_group(name)
         ]
         if not columns:
             continue

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from flerm_core.errors import Ambiguous, InvalidInput, NotFound, listed
+from flerm_core.errors import Ambiguous, InvalidInput, NotFound, join_names
 from flerm_core.records.recording import EstimatorSettings, Recording, RecordingSpec, same_lr
 
 POLICIES = ("exact", "nearest", "interpolate")
@@ -43,7 +43,7 @@ class TargetQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ComparabilityKey:
     """What two recordings must share to stand in one set of targets: optimiser and estimator, each in comparable form.
 
     `settings`: the optimiser's, as `settings_in_force` has them, in one line; `estimator`: its `kind`.
@@ -54,7 +54,9 @@ class Kind:
     estimator: str
 
     @classmethod
-    def of(cls, optimizer: str, config: Mapping[str, Any], estimator: EstimatorSettings) -> Kind:
+    def of(
+        cls, optimizer: str, config: Mapping[str, Any], estimator: EstimatorSettings
+    ) -> ComparabilityKey:
         """Numbers compare by value (0 and 0.0 are one), sequences by content."""
         return cls(optimizer, settings_line(config), estimator.kind)
 
@@ -64,7 +66,7 @@ class Kind:
         return self.optimizer + self.settings
 
 
-class Shelf(Protocol):
+class BaseRecordingIndex(Protocol):
     """The base recordings of one family (role base, variant plain), as the rules ask for them.
 
     But for `statuses`, all speak of the completed ones that have all of `tags`.
@@ -76,31 +78,40 @@ class Shelf(Protocol):
     def tag_values(self, key: str, tags: Mapping[str, str]) -> set[str]:
         """What the tag `key` is set to."""
 
-    def kinds(self, tags: Mapping[str, str]) -> set[Kind]:
+    def kinds(self, tags: Mapping[str, str]) -> set[ComparabilityKey]:
         """Their kinds."""
 
-    def count(self, kind: Kind, tags: Mapping[str, str]) -> int:
+    def count(self, kind: ComparabilityKey, tags: Mapping[str, str]) -> int:
         """How many are of one kind."""
 
     def rates(
-        self, kinds: Collection[Kind], tags: Mapping[str, str], start: float, *, down: bool = False
+        self,
+        kinds: Collection[ComparabilityKey],
+        tags: Mapping[str, str],
+        start: float,
+        *,
+        down: bool = False,
     ) -> Iterator[float]:
         """The distinct learning rates of `kinds`: those from `start` on, ascending, or those below it, descending."""
 
     def newest(
-        self, kinds: Collection[Kind], tags: Mapping[str, str], first: float, last: float
+        self,
+        kinds: Collection[ComparabilityKey],
+        tags: Mapping[str, str],
+        first: float,
+        last: float,
     ) -> list[Recording]:
         """Of `kinds` and of learning rates from `first` to `last`: of each seed the newest, older ones need not be there."""
 
 
 def choose_sources(recordings: Iterable[Recording], query: TargetQuery) -> Sources:
-    """Those of a family's `recordings` (listings do) that answer `query`, by learning rate: see `choose_from`."""
-    return choose_from(
-        _Listed([each for each in recordings if _is_base(each, query.family)]), query
+    """Those of a family's `recordings` (listings do) that answer `query`, by learning rate: see `select_sources`."""
+    return select_sources(
+        _InMemoryIndex([each for each in recordings if _is_base(each, query.family)]), query
     )
 
 
-def choose_from(shelf: Shelf, query: TargetQuery) -> Sources:
+def select_sources(shelf: BaseRecordingIndex, query: TargetQuery) -> Sources:
     """The recordings of `shelf` that answer `query`, by learning rate.
 
     They have role base, variant plain, status completed, what the query asks for, and among themselves one optimiser (its
@@ -125,9 +136,9 @@ def choose_from(shelf: Shelf, query: TargetQuery) -> Sources:
     return {rate: _by_seed(shelf.newest(kinds, query.tags, rate, around[rate])) for rate in rates}
 
 
-def kind_of(spec: RecordingSpec) -> Kind:
+def comparability_of(spec: RecordingSpec) -> ComparabilityKey:
     """A recording's."""
-    return Kind.of(spec.optimizer, spec.optimizer_config, spec.estimator)
+    return ComparabilityKey.of(spec.optimizer, spec.optimizer_config, spec.estimator)
 
 
 def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +166,7 @@ def _is_base(recording: Recording, family: str) -> bool:
     return spec.family == family and spec.role == "base" and spec.variant == "plain"
 
 
-def _fitting(shelf: Shelf, query: TargetQuery) -> set[Kind]:
+def _fitting(shelf: BaseRecordingIndex, query: TargetQuery) -> set[ComparabilityKey]:
     """The kinds with what the query asks for; each condition that leaves none says what there is."""
     left = shelf.kinds({})
     if not left:
@@ -201,12 +212,12 @@ def _fitting(shelf: Shelf, query: TargetQuery) -> set[Kind]:
 
 
 def _kept(
-    kinds: set[Kind],
-    test: Callable[[Kind], bool],
+    kinds: set[ComparabilityKey],
+    test: Callable[[ComparabilityKey], bool],
     wish: str,
     there: Sequence[str],
     query: TargetQuery,
-) -> set[Kind]:
+) -> set[ComparabilityKey]:
     kept = set(filter(test, kinds))
     if not kept:
         raise _nothing(wish, there, query)
@@ -215,15 +226,15 @@ def _kept(
 
 def _nothing(wish: str, there: Sequence[str], query: TargetQuery) -> NotFound:
     return NotFound(
-        f"{wish} fits no completed base recording of {query.family!r}; there is {listed(there)}"
+        f"{wish} fits no completed base recording of {query.family!r}; there is {join_names(there)}"
     )
 
 
 def _refuse_several(
-    shelf: Shelf,
+    shelf: BaseRecordingIndex,
     query: TargetQuery,
-    kinds: set[Kind],
-    part: Callable[[Kind], str],
+    kinds: set[ComparabilityKey],
+    part: Callable[[ComparabilityKey], str],
     what: str,
     how: str,
 ) -> None:
@@ -232,17 +243,19 @@ def _refuse_several(
         counts: Counter[str] = Counter()
         for kind in kinds:
             counts[part(kind)] += shelf.count(kind, query.tags)
-        there = listed(f"{each} ({count} recordings)" for each, count in sorted(counts.items()))
+        there = join_names(f"{each} ({count} recordings)" for each, count in sorted(counts.items()))
         raise Ambiguous(
             f"family: {query.family!r} has base recordings of {len(parts)} {what}: {there}; name one by {how}"
         )
 
 
 def _counted(statuses: Counter[str]) -> str:
-    return listed(f"{count} {status}" for status, count in sorted(statuses.items()))
+    return join_names(f"{count} {status}" for status, count in sorted(statuses.items()))
 
 
-def _around(shelf: Shelf, kinds: Collection[Kind], query: TargetQuery) -> list[float]:
+def _around(
+    shelf: BaseRecordingIndex, kinds: Collection[ComparabilityKey], query: TargetQuery
+) -> list[float]:
     """The learning rates on both sides of the query's, each with all that are one key with it: no policy needs others."""
     below = _run(shelf.rates(kinds, query.tags, query.lr, down=True))
     return [*reversed(below), *_run(shelf.rates(kinds, query.tags, query.lr))]
@@ -279,7 +292,10 @@ def _by_seed(recordings: Iterable[Recording]) -> tuple[Recording, ...]:
 
 
 def _rates_for(
-    query: TargetQuery, shelf: Shelf, kinds: Collection[Kind], near: Sequence[float]
+    query: TargetQuery,
+    shelf: BaseRecordingIndex,
+    kinds: Collection[ComparabilityKey],
+    near: Sequence[float],
 ) -> list[float]:
     """Which of the rates `near` the query's, ascending and there is at least one, answer it."""
     same = next((rate for rate in near if same_lr(rate, query.lr)), None)
@@ -297,7 +313,7 @@ def _rates_for(
     if query.policy == "interpolate" and below and above:
         return [below[-1], above[0]]
     known = list(_grouped(shelf.rates(kinds, query.tags, 0.0)))
-    there = listed(f"{rate:g}" for rate in known)
+    there = join_names(f"{rate:g}" for rate in known)
     unfinished = shelf.statuses(query.lr)
     del unfinished["completed"]
     rest = f"; at {query.lr:g} itself there are {_counted(unfinished)}" if unfinished else ""
@@ -311,13 +327,13 @@ def _rates_for(
     )
 
 
-class _Listed:
+class _InMemoryIndex:
     """The shelf of base recordings that are at hand."""
 
     def __init__(self, recordings: Sequence[Recording]) -> None:
         self._all = recordings
         self._completed = [
-            (kind_of(each.spec), each) for each in recordings if each.status == "completed"
+            (comparability_of(each.spec), each) for each in recordings if each.status == "completed"
         ]
 
     def statuses(self, lr: float | None = None) -> Counter[str]:
@@ -326,20 +342,29 @@ class _Listed:
     def tag_values(self, key: str, tags: Mapping[str, str]) -> set[str]:
         return {each.spec.tags[key] for _, each in self._tagged(tags) if key in each.spec.tags}
 
-    def kinds(self, tags: Mapping[str, str]) -> set[Kind]:
+    def kinds(self, tags: Mapping[str, str]) -> set[ComparabilityKey]:
         return {kind for kind, _ in self._tagged(tags)}
 
-    def count(self, kind: Kind, tags: Mapping[str, str]) -> int:
+    def count(self, kind: ComparabilityKey, tags: Mapping[str, str]) -> int:
         return sum(its == kind for its, _ in self._tagged(tags))
 
     def rates(
-        self, kinds: Collection[Kind], tags: Mapping[str, str], start: float, *, down: bool = False
+        self,
+        kinds: Collection[ComparabilityKey],
+        tags: Mapping[str, str],
+        start: float,
+        *,
+        down: bool = False,
     ) -> Iterator[float]:
         rates = {each.spec.lr for kind, each in self._tagged(tags) if kind in kinds}
         return iter(sorted((rate for rate in rates if (rate < start) is down), reverse=down))
 
     def newest(
-        self, kinds: Collection[Kind], tags: Mapping[str, str], first: float, last: float
+        self,
+        kinds: Collection[ComparabilityKey],
+        tags: Mapping[str, str],
+        first: float,
+        last: float,
     ) -> list[Recording]:
         return [
             each
@@ -347,7 +372,7 @@ class _Listed:
             if kind in kinds and first <= each.spec.lr <= last
         ]
 
-    def _tagged(self, tags: Mapping[str, str]) -> Iterator[tuple[Kind, Recording]]:
+    def _tagged(self, tags: Mapping[str, str]) -> Iterator[tuple[ComparabilityKey, Recording]]:
         return (
             (kind, each) for kind, each in self._completed if tags.items() <= each.spec.tags.items()
         )

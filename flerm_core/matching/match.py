@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from flerm_core.errors import InvalidInput, NotFound, listed
+from flerm_core.errors import InvalidInput, NotFound, join_names
 from flerm_core.matching.depth_rules import (
     DEFAULT_DEPTH,
     DEPTH_RULES,
@@ -24,7 +24,7 @@ from flerm_core.parameter_names import (
     canonical,
     expand,
     find_axes,
-    is_role,
+    is_depth_group,
     split_name,
     stands_for,
 )
@@ -112,7 +112,7 @@ def match_rows(
     done: set[str] = set()
     for name, short in asked.items():
         template, numbers = split_name(short, axes)
-        if is_role(short) or not numbers:
+        if is_depth_group(short) or not numbers:
             if short in base:
                 result[name] = np.asarray(base[short], np.float64)
             else:
@@ -157,7 +157,7 @@ def _roles(names: Iterable[str], axes: Sequence[str]) -> dict[str, dict[tuple[in
     roles: dict[str, dict[tuple[int, ...], str]] = {}
     for name in names:
         template, numbers = split_name(name, axes)
-        if numbers and not is_role(name):
+        if numbers and not is_depth_group(name):
             roles.setdefault(template, {})[numbers] = name
     return {template: dict(sorted(members.items())) for template, members in roles.items()}
 
@@ -176,7 +176,7 @@ def _columns(base: Mapping[str, NDArray[np.floating]]) -> Column:
         if name in base:
             values = np.asarray(base[name], np.float64)
             if (
-                is_role(name)
+                is_depth_group(name)
                 and np.isnan(values).all()
                 and any(not np.isnan(base[each]).all() for each in expand(name, base))
             ):
@@ -187,7 +187,7 @@ def _columns(base: Mapping[str, NDArray[np.floating]]) -> Column:
             return values
         raise NotFound(
             f"depth: the base recording has no joint change of {name!r}, which the rule 'joint' needs; "
-            f"its roles are {listed(other for other in base if is_role(other))}"
+            f"its roles are {join_names(other for other in base if is_depth_group(other))}"
         )
 
     return column
@@ -204,7 +204,7 @@ def _refuse_mixture(role: Role, bands: Mapping[str, str]) -> None:
 
 
 def _unmatched(names: Sequence[str], base: Mapping[str, Array], axes: Sequence[str]) -> str:
-    tensors = [name for name in base if not is_role(name)]
+    tensors = [name for name in base if not is_depth_group(name)]
     near = [
         close
         for name in names[:5]
@@ -212,7 +212,7 @@ def _unmatched(names: Sequence[str], base: Mapping[str, Array], axes: Sequence[s
     ]
     hint = f" (close: {', '.join(dict.fromkeys(near))})" if near else ""
     along = f"; block axes: {', '.join(axes)}" if axes else ""
-    return f"names: {listed(names, 50)} not matched by the base, which has {listed(tensors)}{hint}{along}"
+    return f"names: {join_names(names, 50)} not matched by the base, which has {join_names(tensors)}{hint}{along}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +255,9 @@ def multipliers(
                 f"{field}: {values[wrong]} for {wrong!r}; allowed are numbers from 0, and NaN for unmeasured"
             )
     source = _sources(targets, measured)
-    tensors = [value for name, value in measured.items() if not is_role(name) and _usable(value)]
+    tensors = [
+        value for name, value in measured.items() if not is_depth_group(name) and _usable(value)
+    ]
     floor = noise * median(tensors) if tensors else 0.0
     result: dict[str, float] = {}
     unmeasured, noisy, clamped = [], [], []
@@ -288,19 +290,19 @@ def _usable(value: float) -> bool:
 
 def held_as(key: str, measured: Mapping[str, object]) -> str:
     """Under which name `measured` holds a tensor or role. A role may be there along more axes only (experts within layers)."""
-    if key in measured or not is_role(key):
+    if key in measured or not is_depth_group(key):
         return key
-    wider = [other for other in measured if is_role(other) and stands_for(other, key)]
+    wider = [other for other in measured if is_depth_group(other) and stands_for(other, key)]
     return wider[0] if len(wider) == 1 else key
 
 
 def _sources(targets: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, str]:
     """Tensor to the key, its own name or its role's, under which its target stands."""
-    roles = [name for name in targets if is_role(name)]
-    source = {name: name for name in targets if not is_role(name)}
+    roles = [name for name in targets if is_depth_group(name)]
+    source = {name: name for name in targets if not is_depth_group(name)}
     lost = []
     for name in measured:
-        if is_role(name) or name in source:
+        if is_depth_group(name) or name in source:
             continue
         role = next((role for role in roles if stands_for(role, name)), None)
         if role is None:
@@ -309,6 +311,6 @@ def _sources(targets: Mapping[str, float], measured: Mapping[str, float]) -> dic
             source[name] = role
     if lost:
         raise NotFound(
-            f"targets: none for {listed(lost, 50)}; there are targets for {listed(targets)}"
+            f"targets: none for {join_names(lost, 50)}; there are targets for {join_names(targets)}"
         )
     return source

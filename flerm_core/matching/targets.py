@@ -16,7 +16,7 @@ from flerm_core.errors import Ambiguous, InvalidInput, NotFound
 from flerm_core.log_interpolation import blend, geometric_mean, interpolate_rows, log_spread
 from flerm_core.matching.base_selection import Sources, TargetQuery, choose_sources
 from flerm_core.matching.match import DEFAULT_DEPTH, match_rows, whole_run
-from flerm_core.parameter_names import canonical, is_role
+from flerm_core.parameter_names import canonical, is_depth_group
 from flerm_core.records.packing import pack
 from flerm_core.records.recording import EstimatorSettings, Recording
 from flerm_core.run_clock import Reading, step_at, tokens_at
@@ -131,7 +131,7 @@ def build_targets(
     everything = [each for group in loaded.values() for each in group]
     recordings = [each for group in sources.values() for each in group]
     base, spec = everything[0], recordings[0].spec
-    asked = query.names or tuple(name for name in base.names if not is_role(name))
+    asked = query.names or tuple(name for name in base.names if not is_depth_group(name))
     depth = query.depth or DEFAULT_DEPTH
     _check_ranks(query, base)
     steps = np.unique(
@@ -286,11 +286,11 @@ def _check_ranks(query: TargetQuery, base: Trajectory) -> None:
         )
     ranks: dict[str, set[int]] = {}
     for name, shape in zip(base.names, base.shapes, strict=True):
-        if not is_role(name):
+        if not is_depth_group(name):
             ranks.setdefault(_role_of(name), set()).add(len(shape))
     for name, shape in zip(query.names, query.shapes, strict=True):
         known = ranks.get(_role_of(canonical(name)), set())
-        if not is_role(name) and known and len(shape) not in known:
+        if not is_depth_group(name) and known and len(shape) not in known:
             raise InvalidInput(
                 f"shapes: {name!r} has {len(shape)} dimensions ({list(shape)}); {sorted(known)} allowed, "
                 f"as in the base of {query.family!r}"

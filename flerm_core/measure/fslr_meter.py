@@ -12,34 +12,34 @@ from torch import Tensor, nn
 
 from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput, MeasurementError
-from flerm_core.measure.autodiff.example_layout import ExamplesCouple
+from flerm_core.measure.autodiff.example_layout import ExamplesNotSeparable
 from flerm_core.measure.distributed.fsdp2 import own_reduction, recover
-from flerm_core.measure.distributed.ranks import Ranks
-from flerm_core.measure.estimators.base import Estimator, Subject
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.estimators.base import Estimator, MeasuredModel
 from flerm_core.measure.estimators.exact import Exact
 from flerm_core.measure.estimators.gradient_moments import Full, Independent, Kronecker
-from flerm_core.measure.estimators.per_example import Example
+from flerm_core.measure.estimators.per_example import PerExample
 from flerm_core.measure.output_projection import generator_for, seed_from
 from flerm_core.measure.sharpness import Loss, differentiable_twice, top_eigenvalue
 from flerm_core.measure.state_guard import (
     AutocastContext,
     PrivateRandomness,
     RandomState,
-    switched_on,
-    untouched,
+    preserve_model_state,
+    requires_grad_enabled,
 )
-from flerm_core.measure.update.weight_update import Update
+from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_core.records.recording import ESTIMATORS
 
 
 def make_estimator(
-    name: str, subject: Subject, *, output_weight: str = "", output_bias: str = ""
+    name: str, subject: MeasuredModel, *, output_weight: str = "", output_bias: str = ""
 ) -> Estimator:
     """The estimator called `name`. Raises `InvalidInput` for an unknown one."""
     if name == "kronecker":
         return Kronecker(subject, output_weight=output_weight, output_bias=output_bias)
     kinds: dict[str, type[Estimator]] = {
-        "example": Example,
+        "example": PerExample,
         "iid": Independent,
         "full": Full,
         "exact": Exact,
@@ -49,7 +49,7 @@ def make_estimator(
     return kinds[name](subject)
 
 
-class Meter:
+class FSLRMeter:
     """Measures the FSLRs of `subject`. `seed` and the count of measurements so far determine every random number.
 
     `fallback` takes over where `example` does not apply. None: that is an error (targets and measurement must use the same
@@ -59,9 +59,9 @@ class Meter:
 
     def __init__(
         self,
-        subject: Subject,
+        subject: MeasuredModel,
         estimator: Estimator,
-        ranks: Ranks,
+        ranks: MeasurementRanks,
         *,
         seed: int = 0,
         fallback: Estimator | None = None,
@@ -81,7 +81,7 @@ class Meter:
         self._fetched: list[Any] = []  # for a measurement that did not come about
 
     def measure(
-        self, update: Update, batches: Iterator[Any], draws: int, *, moved: bool = True
+        self, update: WeightUpdate, batches: Iterator[Any], draws: int, *, moved: bool = True
     ) -> dict[str, float]:
         """FSLRs by tensor and role in output units per unit learning rate: the mean over `draws` draws on as many `batches`
         and all ranks.
@@ -96,18 +96,18 @@ class Meter:
         curvature = 0.0
         self.measuring = True
         with (
-            untouched(self.subject.model),
+            preserve_model_state(self.subject.model),
             own_reduction(self.subject.model),
             self.randomness.active(),
             update.at_old_weights(),
-            switched_on(self._moved_while_on(update)),
+            requires_grad_enabled(self._moved_while_on(update)),
         ):
             try:
                 if self.ranks.locked:
                     moved, batches = self._begin_together(batches, draws, moved)
                 if not moved:
                     return {}
-                if isinstance(self.estimator, Example):
+                if isinstance(self.estimator, PerExample):
                     self.estimator.begin()
                 for draw in range(draws):
                     batch = next(batches)
@@ -126,7 +126,7 @@ class Meter:
         self.measurements += 1
         return self._join(readings, problem, curvature)
 
-    def _moved_while_on(self, update: Update) -> list[nn.Parameter]:
+    def _moved_while_on(self, update: WeightUpdate) -> list[nn.Parameter]:
         # FSDP2 hands its modules tensors that go by what was set when they were first gathered: left as they are.
         off = {
             name
@@ -215,7 +215,7 @@ class Meter:
             sums = torch.stack([self.estimator.close(draw) for draw in draws]).sum(0).tolist()
         return self.estimator.fslrs(np.asarray(sums) / weight)
 
-    def _draw(self, batch: Any, update: Update, draw: int) -> tuple[Tensor, int]:
+    def _draw(self, batch: Any, update: WeightUpdate, draw: int) -> tuple[Tensor, int]:
         """The parts of one draw on this rank, and the count of outputs behind them."""
         device = self.subject.device
         generator = generator_for(device, self._seed, self.measurements, draw, self.ranks.rank)
@@ -230,12 +230,12 @@ class Meter:
 
     @property
     def _unsettled(self) -> bool:
-        return isinstance(self.estimator, Example) and not self.estimator.settled
+        return isinstance(self.estimator, PerExample) and not self.estimator.settled
 
-    def _first(self, batch: Any, update: Update) -> tuple[Tensor, int]:
+    def _first(self, batch: Any, update: WeightUpdate) -> tuple[Tensor, int]:
         """The first draw of `example`: where it does not apply on any rank, all take the fallback, for this draw and ever
         after."""
-        assert isinstance(self.estimator, Example)
+        assert isinstance(self.estimator, PerExample)
         problem: Exception | None = None
         reading: tuple[Tensor, int] | None = None
         masks = RandomState()
@@ -244,14 +244,14 @@ class Meter:
         except Exception as error:  # the other ranks wait for this rank's verdict
             problem = error
             recover(self.subject.model)
-            if self.ranks.locked and not isinstance(error, ExamplesCouple):
+            if self.ranks.locked and not isinstance(error, ExamplesNotSeparable):
                 raise
-        told = [float(isinstance(problem, ExamplesCouple)), float(self.estimator.unsure)]
+        told = [float(isinstance(problem, ExamplesNotSeparable)), float(self.estimator.unsure)]
         couple, unsure = self.ranks.sum(torch.tensor(told, device=self.subject.device)).tolist()
         if couple:
             reason = (
                 str(problem)
-                if isinstance(problem, ExamplesCouple)
+                if isinstance(problem, ExamplesNotSeparable)
                 else "it does not apply on another rank"
             )
             if self._fallback is None:

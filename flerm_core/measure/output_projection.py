@@ -30,13 +30,13 @@ def generator_for(device: torch.device, *coordinates: int) -> torch.Generator:
 
 
 def draw_projection(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """∂φ/∂f, shaped like `outputs` [N, ...]: ω = ±1, times `unit_of(outputs)`.
+    """∂φ/∂f, shaped like `outputs` [N, ...]: ω = ±1, times `projection_scale(outputs)`.
 
     Of ω the estimators need independent elements of mean 0 and variance 1. Signs have the smallest fourth moment:
     Var c_n² = 2 (Σ_k Δ_k²)² − 2 Σ_k Δ_k⁴, against 2 (Σ_k Δ_k²)² for normal ω (docs/estimators.md has what that gave).
     Outputs sharded over ranks take their slices of one draw, which is the same on these ranks.
     """
-    unit = unit_of(outputs)
+    unit = projection_scale(outputs)
     direction = _bits(outputs.shape, generator).to(outputs.dtype).mul_(2.0 * unit).sub_(unit)
     if isinstance(outputs, DTensor):
         whole = [
@@ -56,7 +56,7 @@ def _bits(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return (words.unsqueeze(1) >> places).bitwise_and_(1).reshape(-1)[:count].reshape(shape)
 
 
-def unit_of(outputs: Tensor) -> float:
+def projection_scale(outputs: Tensor) -> float:
     """What stands for 1/√(NK) in this process: a power of two next to it, so that nothing is rounded. Estimators divide by it.
 
     In float16 it is next to the root of that: 1/√(NK) itself would be lost among the subnormal numbers on the way back through

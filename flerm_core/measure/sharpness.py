@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flerm_core.errors import InvalidInput, MeasurementError
-from flerm_core.measure.state_guard import others_deaf
+from flerm_core.measure.state_guard import hooks_disabled
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -40,7 +40,7 @@ def top_eigenvalue(loss: Tensor, parameters: Sequence[nn.Parameter], *, seed: in
     moving = [parameter for parameter in parameters if parameter.requires_grad]
     if not moving or not math.isfinite(loss.item()):
         return math.nan
-    with others_deaf(moving):
+    with hooks_disabled(moving):
         gradients = torch.autograd.grad(
             loss.reshape(()), moving, create_graph=True, materialize_grads=True
         )

@@ -84,7 +84,7 @@ class PrivateRandomness:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def preserve_model_state(model: nn.Module) -> Iterator[None]:
     """Buffers (BatchNorm's statistics) and train/eval modes of `model` are, after it, what they were; gradients are recorded
     inside."""
     modules = list(model.modules())
@@ -108,7 +108,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def switched_on(parameters: list[nn.Parameter]) -> Iterator[None]:
+def requires_grad_enabled(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Inside, gradients are recorded for `parameters`, also for those that training has switched off by now: of two optimisers
     that take turns, each with the other's parameters off, the step is measured after the second's."""
     off = [parameter for parameter in parameters if not parameter.requires_grad]
@@ -122,7 +122,7 @@ def switched_on(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def gradients_set_aside(parameters: list[nn.Parameter]) -> Iterator[None]:
+def grads_stashed(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Inside, `.grad` is None everywhere; afterwards each is the very tensor that it was."""
     held: list[Tensor | None] = [parameter.grad for parameter in parameters]
     for parameter in parameters:
@@ -135,7 +135,7 @@ def gradients_set_aside(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def others_deaf(parameters: list[nn.Parameter]) -> Iterator[None]:
+def hooks_disabled(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Inside, no hook of anyone else hears of gradients of `parameters`, nor changes them. Emptied, not replaced: autograd
     holds on to a dictionary of hooks once it has one."""
     theirs: list[tuple[dict[int, Any], dict[int, Any]]] = []

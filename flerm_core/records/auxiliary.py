@@ -12,7 +12,7 @@ from flerm_core.records.recording import Measurement
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Extras:
+class Auxiliary:
     """By name, at T optimiser steps, NaN where a row has none.
 
     steps: int64 [T], ascending. scalars: float64 [T] each. vectors: float32 [T, L] each, in the order of the recording's
@@ -24,7 +24,7 @@ class Extras:
     vectors: dict[str, NDArray[np.float32]]
 
     @classmethod
-    def of(cls, rows: Sequence[Measurement], parameters: int) -> Extras:
+    def of(cls, rows: Sequence[Measurement], parameters: int) -> Auxiliary:
         """Those of measurements in the order of their steps."""
         count = len(rows)
         found = cls(np.array([row.step for row in rows], np.int64), {}, {})

@@ -17,7 +17,7 @@ MAX_INTEGER = (
 )  # steps, tokens, ...: exact as a double, and so in JSON and in every browser
 
 
-def show(value: object) -> str:
+def quote_value(value: object) -> str:
     """A value for a sentence, cut to a readable length."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -26,7 +26,7 @@ def show(value: object) -> str:
 def check(holds: bool, field: str, value: object, allowed: str) -> None:
     """Raises unless `holds`."""
     if not holds:
-        raise InvalidInput(f"{field}: {show(value)} is not allowed; it must be {allowed}")
+        raise InvalidInput(f"{field}: {quote_value(value)} is not allowed; it must be {allowed}")
 
 
 def check_integer(field: str, value: object, low: int = 0, high: int = MAX_INTEGER) -> None:
@@ -81,7 +81,7 @@ def check_uuid(field: str, value: object) -> None:
     )
 
 
-def check_moment(field: str, value: object) -> None:
+def check_timestamp(field: str, value: object) -> None:
     """A moment with a time zone."""
     check(
         isinstance(value, datetime) and value.tzinfo is not None,

@@ -26,7 +26,7 @@ class Extra(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeasurementBlock:
+class MeasurementBatch:
     """T rows of one attempt; entry t of every column is of row t.
 
     steps: optimiser steps. fslr: packed float32 (`flerm_core.records.packing`), one vector a row. losses, learning_rates, tokens: None
@@ -47,7 +47,7 @@ class MeasurementBlock:
         return len(self.steps)
 
     @classmethod
-    def of(cls, rows: Sequence[Measurement]) -> MeasurementBlock:
+    def of(cls, rows: Sequence[Measurement]) -> MeasurementBatch:
         """The same rows as columns."""
         return cls(
             steps=[row.step for row in rows],

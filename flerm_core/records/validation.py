@@ -26,13 +26,13 @@ from flerm_core.records.checks import (
     check_count,
     check_integer,
     check_json,
-    check_moment,
     check_number,
     check_prose,
     check_text,
+    check_timestamp,
     check_uuid,
 )
-from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.packing import FLOAT32
 from flerm_core.records.recording import (
     ESTIMATORS,
@@ -181,9 +181,9 @@ def validate_attempt(attempt: Attempt) -> None:
     """An attempt as it is opened."""
     check_uuid("attempt_id", attempt.id)
     check_integer("resume_at", attempt.resume_at)
-    check_moment("started_at", attempt.started_at)
+    check_timestamp("started_at", attempt.started_at)
     if attempt.sent_at is not None:
-        check_moment("sent_at", attempt.sent_at)
+        check_timestamp("sent_at", attempt.sent_at)
     if attempt.after:
         check_uuid("after", attempt.after)
 
@@ -205,7 +205,7 @@ def validate_measurements(rows: Sequence[Measurement], columns: int) -> None:
         _validate_row(row, columns)
 
 
-def validate_block(block: MeasurementBlock, columns: int) -> None:
+def validate_block(block: MeasurementBatch, columns: int) -> None:
     """The same for rows in column form, about a hundred times faster for rows that are in order.
 
     What is not evidently in order is looked at row by row, by `validate_measurements`: it has the last word, and the sentence.
@@ -215,7 +215,7 @@ def validate_block(block: MeasurementBlock, columns: int) -> None:
         validate_measurements(tuple(block), columns)
 
 
-def _evidently_valid(block: MeasurementBlock, columns: int) -> bool:
+def _evidently_valid(block: MeasurementBatch, columns: int) -> bool:
     steps = block.steps
     if not len(steps):
         return True
@@ -259,7 +259,7 @@ def _validate_row(row: Measurement, columns: int) -> None:
     if row.tokens is not None:
         check_integer(f"tokens {at}", row.tokens)
     if row.measured_at is not None:
-        check_moment(f"measured_at {at}", row.measured_at)
+        check_timestamp(f"measured_at {at}", row.measured_at)
     check_count(f"scalars {at}", row.scalars, MAX_SCALARS)
     for name, value in row.scalars.items():
         check_text(f"a name of scalars {at}", name, MAX_TAG_KEY, least=1)
@@ -322,7 +322,7 @@ def validate_filter(filters: RecordingFilter) -> None:
         ("created_before", filters.created_before),
     ):
         if moment is not None:
-            check_moment(field, moment)
+            check_timestamp(field, moment)
 
 
 def validate_tagging(recording_id: str, tags: Mapping[str, str], remove: Sequence[str]) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
-from flerm_core.errors import Ambiguous, NotFound, listed
-from flerm_core.matching.base_selection import kind_of
+from flerm_core.errors import Ambiguous, NotFound, join_names
+from flerm_core.matching.base_selection import comparability_of
 from flerm_core.records.recording import Recording, same_lr
 
 _CLOSE = (
@@ -28,7 +28,7 @@ class BestQuery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class SweepRun:
     """One run of a sweep. `loss` is its final loss; only completed runs with a loss and diverged runs count."""
 
     lr: float
@@ -37,7 +37,7 @@ class Run:
     status: str = "completed"
 
     @classmethod
-    def of(cls, recording: Recording) -> Run:
+    def of(cls, recording: Recording) -> SweepRun:
         """A recording's."""
         spec = recording.spec
         return cls(lr=spec.lr, seed=spec.seed, loss=recording.final_loss, status=recording.status)
@@ -83,24 +83,26 @@ def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
 
     Raises `NotFound` when none is completed with a final loss, `Ambiguous` when several optimisers would mix.
     """
-    runs: dict[str, list[Run]] = {}
+    runs: dict[str, list[SweepRun]] = {}
     for each in recordings:
         if _asked(each, query):
-            runs.setdefault(kind_of(each.spec).optimizer_kind, []).append(Run.of(each))
+            runs.setdefault(comparability_of(each.spec).optimizer_kind, []).append(
+                SweepRun.of(each)
+            )
     return best_of_runs(runs, query)
 
 
-def best_of_runs(runs: Mapping[str, Sequence[Run]], query: BestQuery) -> Best:
+def best_of_runs(runs: Mapping[str, Sequence[SweepRun]], query: BestQuery) -> Best:
     """The best rate by the runs that `query` asks for, by optimiser (`Kind.optimizer_kind`). Raises as `best_of` does."""
     if len(runs) > 1:
         raise Ambiguous(
-            f"family: {query.family!r} was recorded with {len(runs)} optimisers: {listed(sorted(runs))}; "
+            f"family: {query.family!r} was recorded with {len(runs)} optimisers: {join_names(sorted(runs))}; "
             "name one by optimizer, tags"
         )
     return best_rate(query.family, [run for each in runs.values() for run in each])
 
 
-def loss_curve(runs: Iterable[Run]) -> tuple[LossPoint, ...]:
+def loss_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
     """Loss against learning rate, ascending by rate, over the `runs` that count; empty when none does."""
     return tuple(_point(rate, at) for rate, at in _curve(runs).items())
 
@@ -113,7 +115,7 @@ def curve_optimum(points: Sequence[LossPoint]) -> float:
     return _optimum(points, best)
 
 
-def best_rate(family: str, runs: Iterable[Run]) -> Best:
+def best_rate(family: str, runs: Iterable[SweepRun]) -> Best:
     """The best rate by the final losses of `runs`.
 
     A rate at which a run diverged is taken only if there is no other. The optimum is the vertex of the parabola in log2 lr
@@ -150,9 +152,9 @@ def _asked(recording: Recording, query: BestQuery) -> bool:
     )
 
 
-def _curve(runs: Iterable[Run]) -> dict[float, list[Run]]:
+def _curve(runs: Iterable[SweepRun]) -> dict[float, list[SweepRun]]:
     """Runs that count, by rate, ascending."""
-    curve: dict[float, list[Run]] = {}
+    curve: dict[float, list[SweepRun]] = {}
     for run in sorted(runs, key=lambda run: (run.lr, run.seed)):
         if run.status == "diverged" or (run.status == "completed" and run.loss is not None):
             last = next(reversed(curve), None)
@@ -162,7 +164,7 @@ def _curve(runs: Iterable[Run]) -> dict[float, list[Run]]:
     return curve
 
 
-def _point(rate: float, runs: Sequence[Run]) -> LossPoint:
+def _point(rate: float, runs: Sequence[SweepRun]) -> LossPoint:
     losses = [
         run.loss
         for run in runs
@@ -198,7 +200,7 @@ def _optimum(points: Sequence[LossPoint], best: int) -> float:
     return float(middle.lr * 2.0 ** min(max(vertex, low), high))
 
 
-def _spread(runs: Sequence[Run]) -> float:
+def _spread(runs: Sequence[SweepRun]) -> float:
     """Of the optimum over seeds, each fitted to its own curve, in octaves. A seed with fewer than three rates has no curve."""
     optima = []
     for seed in sorted({run.seed for run in runs}):

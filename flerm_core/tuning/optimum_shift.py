@@ -11,7 +11,7 @@ import numpy as np
 
 from flerm_core.errors import NotFound
 from flerm_core.records.recording import same_lr
-from flerm_core.tuning.best_lr import LossPoint, Run, curve_optimum, loss_curve
+from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum, loss_curve
 
 LEVEL = 0.9
 _DRAWS = 1000
@@ -27,7 +27,7 @@ class Shift:
     high: float
 
 
-def complete_curve(runs: Iterable[Run]) -> tuple[LossPoint, ...]:
+def complete_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
     """Loss against rate, over the rates that every seed was run at: seeds differ in level, so a mean of some is none of all."""
     found = list(runs)
     points = loss_curve(found)
@@ -35,7 +35,7 @@ def complete_curve(runs: Iterable[Run]) -> tuple[LossPoint, ...]:
     return tuple(point for point in points if point.seeds + point.diverged == most)
 
 
-def shift(runs: Iterable[Run], base: Iterable[Run]) -> Shift:
+def shift(runs: Iterable[SweepRun], base: Iterable[SweepRun]) -> Shift:
     """Of the optimum of `runs` from that of `base`. Raises `NotFound` where a curve has no finite loss.
 
     The interval resamples seeds with replacement, each curve's for itself, and fits each mean curve anew (Efron's percentile
@@ -52,7 +52,7 @@ def shift(runs: Iterable[Run], base: Iterable[Run]) -> Shift:
     return Shift(octaves=octaves, low=float(low), high=float(high))
 
 
-def _resampled(runs: Sequence[Run]) -> list[float]:
+def _resampled(runs: Sequence[SweepRun]) -> list[float]:
     """log2 of the optimum for resamples of the seeds: all of them where they are few, else 1,000."""
     rates = [point.lr for point in complete_curve(runs)]
     seeds = sorted({run.seed for run in runs if run.status in ("completed", "diverged")})

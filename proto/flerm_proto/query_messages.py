@@ -12,7 +12,7 @@ import numpy as np
 from flerm_core.errors import DataLoss
 from flerm_core.matching.base_selection import TargetQuery
 from flerm_core.matching.targets import Targets, targets_digest
-from flerm_core.records.auxiliary import Extras
+from flerm_core.records.auxiliary import Auxiliary
 from flerm_core.records.packing import pack, unpack
 from flerm_core.records.recording import Recording
 from flerm_core.trajectory import Trajectory, TrajectoryQuery
@@ -306,14 +306,14 @@ def trajectory_from(chunks: Iterable[pb.TrajectoryChunk]) -> tuple[Recording, Tr
     return recording_from(header.recording), trajectory
 
 
-def extras_from(chunks: Iterable[pb.TrajectoryChunk]) -> Extras:
+def extras_from(chunks: Iterable[pb.TrajectoryChunk]) -> Auxiliary:
     """The further scalars and vectors of a trajectory that was asked for with its extras.
 
     Raises `DataLoss` when the header is missing or the stream held more or fewer rows than it said.
     """
     header_chunk, rest = _header(chunks)
     rows, width = header_chunk.header.rows, len(header_chunk.header.parameters.names)
-    found = Extras(np.empty(rows, np.int64), {}, {})
+    found = Auxiliary(np.empty(rows, np.int64), {}, {})
     at = 0
     for chunk in rest:
         part = chunk.rows

@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from flerm_core.records.measurement_batch import Extra, MeasurementBlock
+from flerm_core.records.measurement_batch import Extra, MeasurementBatch
 from flerm_core.records.packing import pack, unpack
 from flerm_core.records.recording import (
     Ending,
@@ -243,9 +243,9 @@ def measurement_from(message: pb.Measurement) -> Measurement:
     )
 
 
-def block_from(messages: Sequence[pb.Measurement]) -> MeasurementBlock:
+def block_from(messages: Sequence[pb.Measurement]) -> MeasurementBatch:
     """Rows in column form from messages, without an object for each. Nothing is checked: `limits.validate_block` does."""
-    return MeasurementBlock(
+    return MeasurementBatch(
         steps=[row.step for row in messages],
         fslr=[row.fslr for row in messages],
         losses=[row.loss if row.HasField("loss") else None for row in messages],

@@ -21,18 +21,18 @@ from flerm_core.errors import Refused
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server import tracing
-from flerm_server.auth.authenticator import Gate
-from flerm_server.auth.authorized_store import Guarded
-from flerm_server.http.api.events import Streams
+from flerm_server.auth.authenticator import Authenticator
+from flerm_server.auth.authorized_store import AuthorizedStore
+from flerm_server.http.api.events import EventStreams
 from flerm_server.http.app import create_app
-from flerm_server.http.request_timeout import PatientProtocol
-from flerm_server.http.web.templating import Door
+from flerm_server.http.request_timeout import RequestHeadTimeoutProtocol
+from flerm_server.http.web.templating import PublicAddress
 from flerm_server.metrics import Metrics
 from flerm_server.open_files import raise_open_files
 from flerm_server.rpc.admission import HARD_MESSAGE_BYTES, Admission
 from flerm_server.rpc.interceptors import CallInterceptor
 from flerm_server.rpc.service import RegistryService
-from flerm_server.settings import Address, Settings
+from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.interface import Store
 from flerm_server.store.sql.store import open_store
 from flerm_server.tls import Certificate
@@ -64,8 +64,8 @@ class Server:
         )
         store = open_store(settings.db, lease_seconds=settings.lease_seconds)
         self._store: Store = store
-        metrics, gate = Metrics(), Gate(store.tokens)
-        guarded = Guarded(store, recordings_per_token=settings.recordings_per_token)
+        metrics, gate = Metrics(), Authenticator(store.tokens)
+        guarded = AuthorizedStore(store, recordings_per_token=settings.recordings_per_token)
         self._health = health.HealthServicer()
         try:
             settings.check(has_tokens=store.tokens.any())
@@ -81,8 +81,8 @@ class Server:
         except BaseException:
             store.close()
             raise
-        self.http_address = Address(settings.http.host, self._socket.getsockname()[1])
-        self._streams = Streams(metrics.event_streams)
+        self.http_address = ListenAddress(settings.http.host, self._socket.getsockname()[1])
+        self._streams = EventStreams(metrics.event_streams)
         app = create_app(
             guarded,
             gate,
@@ -90,12 +90,12 @@ class Server:
             local_only=settings.local_only,
             secure=settings.secure,
             streams=self._streams,
-            door=Door("grpcs" if settings.secure else "grpc", self.grpc_address.port),
+            door=PublicAddress("grpcs" if settings.secure else "grpc", self.grpc_address.port),
             allowed_origins=settings.allowed_origins,
         )
         config = uvicorn.Config(
             app,
-            http=PatientProtocol,
+            http=RequestHeadTimeoutProtocol,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -177,7 +177,7 @@ def run(settings: Settings, announce: Callable[[Server], None]) -> None:
         tracing.flush()
 
 
-def _listen(address: Address) -> socket.socket:
+def _listen(address: ListenAddress) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -195,7 +195,7 @@ def _listen(address: Address) -> socket.socket:
 def _grpc_server(
     service: RegistryService,
     metrics: Metrics,
-    gate: Gate,
+    gate: Authenticator,
     health_service: health.HealthServicer,
     settings: Settings,
 ) -> grpc.Server:
@@ -235,7 +235,9 @@ def _keepalive(seconds: float) -> list[tuple[str, int]]:
     ]
 
 
-def _bind(server: grpc.Server, address: Address, certificate: Certificate | None) -> Address:
+def _bind(
+    server: grpc.Server, address: ListenAddress, certificate: Certificate | None
+) -> ListenAddress:
     try:
         if certificate is None:
             port = server.add_insecure_port(address.text)
@@ -247,4 +249,4 @@ def _bind(server: grpc.Server, address: Address, certificate: Certificate | None
         ) from error
     if not port:
         raise Refused(f"grpc {address.text}: cannot listen there; choose another with --grpc")
-    return Address(address.host, port)
+    return ListenAddress(address.host, port)

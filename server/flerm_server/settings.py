@@ -14,14 +14,14 @@ MAX_SECONDS = 31_536_000  # a year
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ListenAddress:
     """HOST:PORT. `text` is how it is written, IPv6 in brackets."""
 
     host: str
     port: int
 
     @classmethod
-    def parse(cls, field: str, text: str) -> Address:
+    def parse(cls, field: str, text: str) -> ListenAddress:
         """Reads HOST:PORT or [IPV6]:PORT. Raises `InvalidInput` naming `field`."""
         host, colon, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
@@ -65,8 +65,8 @@ class Settings:
     """
 
     db: str = "sqlite:///flerm.db"
-    grpc: Address = Address("127.0.0.1", 50051)
-    http: Address = Address("127.0.0.1", 8080)
+    grpc: ListenAddress = ListenAddress("127.0.0.1", 50051)
+    http: ListenAddress = ListenAddress("127.0.0.1", 8080)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure: bool = False

@@ -9,9 +9,9 @@ from flerm_core.parameter_names import (
     block_axes,
     canonical,
     canonical_names,
+    depth_groups,
     expand,
     find_axes,
-    role_names,
     split_name,
 )
 
@@ -146,12 +146,12 @@ def test_blocks_of_layers_in_nested_sequentials_are_counted_and_their_layers_are
     nested = names("{}.{}.weight", 3, 2)
     shapes = [(16, 4), (4, 16)] * 3
     assert block_axes(nested, shapes) == ("*",)
-    assert list(role_names(nested, block_axes(nested, shapes))) == ["*.0.weight", "*.1.weight"]
+    assert list(depth_groups(nested, block_axes(nested, shapes))) == ["*.0.weight", "*.1.weight"]
 
 
 def test_a_role_stands_for_several_tensors() -> None:
     model = ["embed.weight", *names("layers.{}.attn.q", 2), "layers.0.only"]
-    assert role_names(model, ["layers.*"]) == {
+    assert depth_groups(model, ["layers.*"]) == {
         "layers.*.attn.q": ["layers.0.attn.q", "layers.1.attn.q"]
     }
     assert expand("layers.*.attn.q", [*model, "layers.*.attn.q"]) == [
@@ -162,7 +162,7 @@ def test_a_role_stands_for_several_tensors() -> None:
 
 def test_several_axes_have_a_role_for_each_choice_among_them() -> None:
     model = names("layers.{}.experts.{}.w", 2, 3)
-    roles = role_names(model, ["layers.*", "layers.*.experts.*"])
+    roles = depth_groups(model, ["layers.*", "layers.*.experts.*"])
     assert roles["layers.*.experts.*.w"] == model
     assert roles["layers.*.experts.2.w"] == ["layers.0.experts.2.w", "layers.1.experts.2.w"]
     assert roles["layers.1.experts.*.w"] == model[3:]

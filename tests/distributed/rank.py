@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from flerm_core.measure.distributed.ranks import keep
+from flerm_core.measure.distributed.ranks import retain_group
 
 
 def begin() -> None:
@@ -33,7 +33,7 @@ def begin() -> None:
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
     )
-    keep()
+    retain_group()
 
 
 def report(value: Any) -> None:

@@ -18,12 +18,12 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from flerm_core.measure.distributed.ranks import Ranks
-from flerm_core.measure.estimators.base import Subject
-from flerm_core.measure.fslr_meter import Meter, make_estimator
-from flerm_core.measure.output_projection import draw_projection, generator_for, unit_of
-from flerm_core.measure.update.weight_update import Update
-from flerm_core.parameter_names import block_axes, role_names
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.estimators.base import MeasuredModel
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.output_projection import draw_projection, generator_for, projection_scale
+from flerm_core.measure.update.weight_update import WeightUpdate
+from flerm_core.parameter_names import block_axes, depth_groups
 
 try:
     import measured_models as models
@@ -111,9 +111,9 @@ def steps_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def take_step(parameters: dict[str, Any], steps: dict[str, Tensor]) -> Update:
+def take_step(parameters: dict[str, Any], steps: dict[str, Tensor]) -> WeightUpdate:
     """Moves sharded or whole `parameters` by their steps."""
-    update = Update(parameters)
+    update = WeightUpdate(parameters)
     for name, parameter in parameters.items():
         step = steps[name]
         if hasattr(parameter, "device_mesh"):
@@ -315,12 +315,12 @@ def _of_ranks(
     names, shapes = list(parameters), [tuple(p.shape) for p in parameters.values()]
     roles = {
         role: tuple(members)
-        for role, members in role_names(names, block_axes(names, shapes)).items()
+        for role, members in depth_groups(names, block_axes(names, shapes)).items()
     }
-    subject = Subject(model, parameters, lambda model, batch: model(batch), roles)
+    subject = MeasuredModel(model, parameters, lambda model, batch: model(batch), roles)
     squares: dict[str, float] = {}
     for rank, batch in enumerate(batches):
-        meter = Meter(subject, make_estimator(estimator, subject), Pretended(rank), seed=SEED)
+        meter = FSLRMeter(subject, make_estimator(estimator, subject), Pretended(rank), seed=SEED)
         for _ in range(measurements):
             found = meter.measure(update, iter([batch]), 1)
         for tensor, value in found.items():
@@ -342,7 +342,7 @@ def _of_z(
     for rank, batch in enumerate(batches):
         outputs = model(batch)
         generator = generator_for(torch.device("cpu"), SEED, 0, 0, rank)
-        omega = draw_projection(outputs, generator) / unit_of(outputs)
+        omega = draw_projection(outputs, generator) / projection_scale(outputs)
         for name, g in zip(
             parameters, torch.autograd.grad(outputs, list(parameters.values()), omega), strict=True
         ):
@@ -367,7 +367,7 @@ def _fslr(estimator: str, zs: list[Tensor], count: int) -> float:
     return math.sqrt(math.prod(by_dimension) / total ** (len(by_dimension) - 1))
 
 
-class Pretended(Ranks):
+class Pretended(MeasurementRanks):
     """One process that draws what rank `rank` of many would draw."""
 
     def __init__(self, rank: int) -> None:

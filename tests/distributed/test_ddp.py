@@ -14,8 +14,8 @@ from measured_runs import fresh, loss_of, same, trained
 from torch.optim import SGD
 
 from flerm_client import FLeRM
-from flerm_core.measure.estimators.base import Subject
-from flerm_core.measure.fslr_meter import Meter, make_estimator
+from flerm_core.measure.estimators.base import MeasuredModel
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
 
 from .launch import on_ranks
 from .sharded import Pretended
@@ -40,10 +40,10 @@ def alone(
     """What one process measures that draws what rank `rank` does, and on how many examples."""
     case = models.build("embedding")
     update, _ = random_update(case.model)
-    subject = Subject(
+    subject = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
-    meter = Meter(subject, make_estimator(estimator, subject), Pretended(rank), seed=4)
+    meter = FSLRMeter(subject, make_estimator(estimator, subject), Pretended(rank), seed=4)
     meter.measurements = measurement
     return meter.measure(update, iter([case.batch(rank)[:examples]]), 1), examples
 
@@ -130,10 +130,10 @@ def test_no_bias_at_equal_samples(ranks: list[Any], estimator: str) -> None:
 def test_the_variance_falls_with_the_number_of_ranks(ranks: list[Any]) -> None:
     case = models.build("embedding")
     update, _ = random_update(case.model)
-    subject = Subject(
+    subject = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
-    meter = Meter(subject, make_estimator("example", subject), Pretended(0), seed=11)
+    meter = FSLRMeter(subject, make_estimator("example", subject), Pretended(0), seed=11)
     one = [meter.measure(update, iter([case.batch(0)]), 1) for _ in range(DRAWS)]
     many = ranks[0]["draws", "example"]
     ratios = [

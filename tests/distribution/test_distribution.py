@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("flerm_core", "flerm_client", "flerm_server", "flerm_proto")
+PACKAGES = ("flerm_core", "flerm_client", "flerm_experiments", "flerm_server", "flerm_proto")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def sources() -> set[str]:
     folders = (
         ROOT / "flerm_core",
         ROOT / "client" / "flerm_client",
+        ROOT / "client" / "flerm_experiments",
         ROOT / "server" / "flerm_server",
         ROOT / "proto" / "flerm_proto",
     )

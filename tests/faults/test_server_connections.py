@@ -18,7 +18,7 @@ from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.server import Server
-from flerm_server.settings import Address, Settings
+from flerm_server.settings import ListenAddress, Settings
 from tests.conftest import RegistryProcess, StartRegistry
 from tests.server.given import family, row, spec
 
@@ -113,7 +113,7 @@ def test_half_open_connections_leave_room_for_others(start_registry: StartRegist
 
 def test_a_peer_that_vanished_is_dropped(tmp_path: Path):
     """It takes part in the handshake and then answers nothing, not even a ping."""
-    here = Address("127.0.0.1", 0)
+    here = ListenAddress("127.0.0.1", 0)
     server = Server(
         Settings(
             db=f"sqlite:///{tmp_path}/r.db",

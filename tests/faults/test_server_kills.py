@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flerm_client import RegistryClient
-from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.recording import Measurement
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
@@ -142,7 +142,7 @@ def test_what_was_acknowledged_is_there_once_and_equal(
         with RegistryClient(f"grpc://{address}") as client:
             for writer in writers:
                 found = client.trajectory(writer.recording.id)
-                sent = MeasurementBlock.of(writer.sent)
+                sent = MeasurementBatch.of(writer.sent)
                 assert writer.acknowledged == len(sent) > 0
                 assert found.steps.tolist() == sent.steps
                 assert found.values.tobytes() == b"".join(sent.fslr)

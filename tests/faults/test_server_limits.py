@@ -21,12 +21,12 @@ from flerm_server import server as server_module
 from flerm_server.http import middleware, request_timeout
 from flerm_server.rpc import admission
 from flerm_server.server import Server
-from flerm_server.settings import Address, Settings
+from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.sql.store import open_store
 from tests.conftest import RegistryProcess, StartRegistry
 from tests.server.given import family, row, spec
 
-HERE = Address("127.0.0.1", 0)
+HERE = ListenAddress("127.0.0.1", 0)
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

@@ -17,8 +17,8 @@ from spooled import child_environment, row_of, spec_of, write_run
 
 from flerm_client import RegistryClient
 from flerm_client.cli import main
-from flerm_client.spool.process_owner import Owner
-from flerm_client.upload.reporter import Reporter
+from flerm_client.spool.process_owner import ProcessOwner
+from flerm_client.upload.reporter import SpoolReporter
 from flerm_core.records.recording import Attempt, Ending, Measurement
 
 SECONDS = 20.0
@@ -54,7 +54,7 @@ class Run:
         )
         word, pid = self.process.stdout.readline().split()
         assert word == "open"
-        self.uploader = Owner.of(int(pid))
+        self.uploader = ProcessOwner.of(int(pid))
 
     def say(self, line: str) -> str:
         """Tells it something; its answer."""
@@ -85,7 +85,7 @@ def start_run(tmp_path):
         kill(run.uploader)
 
 
-def kill(owner: Owner) -> None:
+def kill(owner: ProcessOwner) -> None:
     if owner.alive:
         os.kill(owner.pid, signal.SIGKILL)
 
@@ -125,7 +125,7 @@ def spool_files(folder: Path) -> list[Path]:
 
 def test_a_run_is_delivered_whole_and_leaves_nothing_behind(registry, tmp_path):
     spec = spec_of("faults")
-    with Reporter.open(registry.address, spec, Attempt(), spool=tmp_path) as reporter:
+    with SpoolReporter.open(registry.address, spec, Attempt(), spool=tmp_path) as reporter:
         for step in range(1, 41):
             reporter.append(row_of(step))
         delivery = reporter.finish(Ending(final_loss=0.5), timeout=SECONDS)
@@ -149,7 +149,7 @@ def test_measurements_arrive_while_the_run_goes_on(registry, start_run):
 def test_a_server_killed_and_restarted_takes_the_rest(start_registry, tmp_path):
     server = start_registry()
     spec = spec_of("faults")
-    reporter = Reporter.open(server.address, spec, Attempt(), spool=tmp_path / "spool")
+    reporter = SpoolReporter.open(server.address, spec, Attempt(), spool=tmp_path / "spool")
     reporter.append(row_of(1))
     until(lambda: rows_at(server.address, spec.id) == 1, "the first row did not arrive")
     server.stop(signal.SIGKILL)
@@ -164,7 +164,7 @@ def test_a_server_killed_and_restarted_takes_the_rest(start_registry, tmp_path):
 def test_a_registry_that_lost_its_database_gets_everything_again(start_registry, tmp_path):
     server = start_registry(db=f"sqlite:///{tmp_path}/one.db")
     spec = spec_of("faults")
-    reporter = Reporter.open(server.address, spec, Attempt(), spool=tmp_path / "spool")
+    reporter = SpoolReporter.open(server.address, spec, Attempt(), spool=tmp_path / "spool")
     reporter.append(row_of(1))
     until(lambda: rows_at(server.address, spec.id) == 1, "the first row did not arrive")
     server.stop()
@@ -239,12 +239,14 @@ def test_the_next_run_takes_along_what_a_dead_one_left(registry, start_run, tmp_
 
 
 def test_a_registry_that_is_down_costs_the_run_the_flush_time_and_one_sentence(tmp_path):
-    reporter = Reporter.open("grpc://127.0.0.1:1", spec_of("faults"), Attempt(), spool=tmp_path)
+    reporter = SpoolReporter.open(
+        "grpc://127.0.0.1:1", spec_of("faults"), Attempt(), spool=tmp_path
+    )
     reporter.append(row_of(1))
     begin = time.monotonic()
     delivery = reporter.finish(Ending(final_loss=0.5), timeout=1.0)
     assert 0.9 < time.monotonic() - begin < 2.0
-    uploader = Owner.of(reporter._uploader.pid)
+    uploader = ProcessOwner.of(reporter._uploader.pid)
     kill(uploader)
     reporter._uploader.wait()
     assert delivery.left == 1
@@ -256,7 +258,7 @@ def test_a_registry_that_is_down_costs_the_run_the_flush_time_and_one_sentence(t
 
 def test_what_the_registry_refuses_for_good_is_set_aside_and_the_rest_delivered(registry, tmp_path):
     spec = spec_of("faults")
-    reporter = Reporter.open(registry.address, spec, Attempt(), spool=tmp_path)
+    reporter = SpoolReporter.open(registry.address, spec, Attempt(), spool=tmp_path)
     reporter.append(row_of(1))
     reporter.append(Measurement(step=2, values=np.array([1.0, np.inf, 1.0], np.float32)))
     reporter.append(row_of(3))
@@ -270,10 +272,10 @@ def test_what_the_registry_refuses_for_good_is_set_aside_and_the_rest_delivered(
 
 def test_a_recording_that_is_refused_does_not_disturb_the_run(registry, tmp_path):
     first = spec_of("faults")
-    with Reporter.open(registry.address, first, Attempt(), spool=tmp_path) as reporter:
+    with SpoolReporter.open(registry.address, first, Attempt(), spool=tmp_path) as reporter:
         assert reporter.finish(Ending(final_loss=0.5), timeout=SECONDS).left == 0
     other = spec_of("faults", id=first.id, seed=first.seed + 1)  # the same id with other content
-    reporter = Reporter.open(registry.address, other, Attempt(), spool=tmp_path)
+    reporter = SpoolReporter.open(registry.address, other, Attempt(), spool=tmp_path)
     for step in range(1, 11):
         reporter.append(row_of(step))
     delivery = reporter.finish(Ending(final_loss=0.5), timeout=SECONDS)
@@ -283,7 +285,7 @@ def test_a_recording_that_is_refused_does_not_disturb_the_run(registry, tmp_path
 
 def test_a_loss_that_is_no_number_does_not_cost_the_measurement(registry, tmp_path):
     spec = spec_of("faults")
-    with Reporter.open(registry.address, spec, Attempt(), spool=tmp_path) as reporter:
+    with SpoolReporter.open(registry.address, spec, Attempt(), spool=tmp_path) as reporter:
         reporter.append(Measurement(step=1, values=row_of(1).values, loss=float("nan")))
         assert reporter.finish(Ending(status="diverged"), timeout=SECONDS).left == 0
     with RegistryClient(registry.address) as client:
@@ -294,7 +296,7 @@ def test_a_loss_that_is_no_number_does_not_cost_the_measurement(registry, tmp_pa
 def test_a_resumed_run_owns_the_steps_from_where_it_resumed(registry, tmp_path):
     spec = spec_of("faults")
     for attempt, steps in ((Attempt(), [1, 2, 3]), (Attempt(resume_at=3), [3, 4])):
-        with Reporter.open(registry.address, spec, attempt, spool=tmp_path) as reporter:
+        with SpoolReporter.open(registry.address, spec, attempt, spool=tmp_path) as reporter:
             for step in steps:
                 reporter.append(row_of(step))
             assert reporter.finish(Ending(final_loss=0.5), timeout=SECONDS).left == 0
@@ -302,7 +304,7 @@ def test_a_resumed_run_owns_the_steps_from_where_it_resumed(registry, tmp_path):
 
 
 def test_the_token_is_not_on_the_command_line_and_the_session_is_its_own(tmp_path):
-    reporter = Reporter.open(
+    reporter = SpoolReporter.open(
         "grpc://127.0.0.1:1", spec_of("faults"), Attempt(), token="very-secret", spool=tmp_path
     )
     pid = reporter._uploader.pid
@@ -313,13 +315,13 @@ def test_the_token_is_not_on_the_command_line_and_the_session_is_its_own(tmp_pat
     )
     assert os.getsid(pid) == pid
     reporter.close()
-    kill(Owner.of(pid))
+    kill(ProcessOwner.of(pid))
     reporter._uploader.wait()
 
 
 def test_a_forked_child_neither_writes_nor_ends_the_run(registry, tmp_path):
     spec = spec_of("faults")
-    reporter = Reporter.open(registry.address, spec, Attempt(), spool=tmp_path)
+    reporter = SpoolReporter.open(registry.address, spec, Attempt(), spool=tmp_path)
     reporter.append(row_of(1))
     child = os.fork()
     if child == 0:

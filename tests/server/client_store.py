@@ -8,7 +8,7 @@ import numpy as np
 
 from flerm_client import RegistryClient
 from flerm_core.errors import FlermError
-from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.packing import unpack
 from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
 from flerm_core.trajectory import Trajectory
@@ -69,7 +69,7 @@ class ClientStore(RemoteStore):
         new = self.client.recording(batch.recording_id).rows - before
         return [Appended(len(batch.rows), len(batch.rows) - new)]
 
-    def _append(self, recording_id: str, rows: MeasurementBlock) -> None:
+    def _append(self, recording_id: str, rows: MeasurementBatch) -> None:
         extras = [extra for extra in rows.extras if extra is not None]
         self.client.append(
             recording_id,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from flerm_server.server import Server
-from flerm_server.settings import Address, Settings
+from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.interface import Store
 from flerm_server.store.sql import schema
 from flerm_server.store.sql.engine import open_engine, parse_url
@@ -41,7 +41,10 @@ def serve(url: str) -> Iterator[Backend]:
     """A server in this process, on free ports."""
     server = Server(
         Settings(
-            db=url, grpc=Address("127.0.0.1", 0), http=Address("127.0.0.1", 0), drain_seconds=2
+            db=url,
+            grpc=ListenAddress("127.0.0.1", 0),
+            http=ListenAddress("127.0.0.1", 0),
+            drain_seconds=2,
         )
     )
     server.start()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.recording import Attempt, Measurement, ParameterList, RecordingSpec
 from flerm_server.store.interface import Batch
 
@@ -48,4 +48,4 @@ def rows(*steps: int) -> tuple[Measurement, ...]:
 
 def batch(recording_id: str, *measurements: Measurement, attempt: int = 0) -> Batch:
     """Rows as the store takes them."""
-    return Batch(recording_id, MeasurementBlock.of(measurements), attempt)
+    return Batch(recording_id, MeasurementBatch.of(measurements), attempt)

@@ -26,7 +26,7 @@ from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.cli import app
-from flerm_server.settings import Address, Settings
+from flerm_server.settings import ListenAddress, Settings
 from tests.conftest import PostgresCluster, RegistryProcess, StartRegistry
 from tests.server.conftest import migrate
 from tests.server.given import attempt, family, row, spec
@@ -215,7 +215,7 @@ def test_insecure_lets_it_listen_everywhere(start_registry: StartRegistry):
 @pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:99999", "::1:80", "host:http"])
 def test_addresses_are_checked(text: str):
     with pytest.raises(InvalidInput, match="HOST:PORT is allowed"):
-        Address.parse("http", text)
+        ListenAddress.parse("http", text)
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e300])
@@ -228,10 +228,10 @@ def test_durations_are_checked(seconds: float):
 
 
 def test_addresses_are_read():
-    assert Address.parse("http", "[::1]:80") == Address("::1", 80)
-    assert Address("::1", 80).text == "[::1]:80"
+    assert ListenAddress.parse("http", "[::1]:80") == ListenAddress("::1", 80)
+    assert ListenAddress("::1", 80).text == "[::1]:80"
     assert [
-        Address(host, 1).loopback
+        ListenAddress(host, 1).loopback
         for host in ("127.0.0.9", "::1", "localhost", "10.0.0.1", "example.org")
     ] == [
         True,

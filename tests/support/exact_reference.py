@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flerm_core.measure.update.weight_update import Update
+from flerm_core.measure.update.weight_update import WeightUpdate
 
 
 def exact_fslr(
@@ -41,11 +41,11 @@ def exact_fslr(
 
 def random_update(
     model: nn.Module, *, rate: float = 1e-3, seed: int = 7
-) -> tuple[Update, dict[str, Tensor]]:
+) -> tuple[WeightUpdate, dict[str, Tensor]]:
     """A model that has just taken a random step of `rate`: the Update, and ΔW at learning rate 1 by name."""
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(model.named_parameters())
-    update = Update(parameters)
+    update = WeightUpdate(parameters)
     before = {name: p.detach().clone() for name, p in parameters.items()}
     with torch.no_grad():
         for parameter in parameters.values():

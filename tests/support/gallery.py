@@ -7,7 +7,7 @@ import uuid
 
 import numpy as np
 
-from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.recording import Attempt, Ending, Measurement, ParameterList, RecordingSpec
 from flerm_server.store.interface import Batch, Store
 
@@ -99,7 +99,7 @@ def append(
             )
             for at, step in enumerate(steps[start : start + 200].tolist(), start)
         ]
-        store.append_many([Batch(recording, MeasurementBlock.of(rows))])
+        store.append_many([Batch(recording, MeasurementBatch.of(rows))])
 
 
 def sweep(store: Store, family: str = "team/decoder") -> dict[str, str]:

@@ -40,7 +40,7 @@ def check(
 
     Example: flerm check mlp wide.npz --lr 4e-3 --registry grpc://127.0.0.1:50051
     """
-    from flerm_client.training.match_report import Comparison, mismatches
+    from flerm_client.training.match_report import MatchReport, mismatches
 
     names, measured, spec = _model(model)
     with client(registry) as connected:
@@ -62,7 +62,7 @@ def check(
             optimizer_config=spec.optimizer_config if spec.optimizer else None,
             estimator=spec.estimator.kind,
         )
-    comparison = Comparison.of(
+    comparison = MatchReport.of(
         found, None if measured is None else measured.at(step), step=step, mismatches=differing
     )
     if as_json:
@@ -75,7 +75,7 @@ def check(
 
 def _model(path: Path) -> tuple[list[str], Trajectory | None, RecordingSpec | None]:
     """Names, what was measured, and by which recording; the last two where the file knows them."""
-    from flerm_core.parameter_names import is_role
+    from flerm_core.parameter_names import is_depth_group
     from flerm_core.trajectory import Trajectory
 
     if not path.exists():
@@ -93,5 +93,5 @@ def _model(path: Path) -> tuple[list[str], Trajectory | None, RecordingSpec | No
         if not names:
             raise InvalidInput(f"{path} names no parameter; allowed is one name on each line")
         return names, None, None
-    names = [name for name in trajectory.names if not is_role(name)]
+    names = [name for name in trajectory.names if not is_depth_group(name)]
     return names, trajectory if len(trajectory) else None, spec

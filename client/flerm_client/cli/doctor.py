@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from flerm_client.cli.common import Json, Registry, Spool, client, print_json, print_table
-from flerm_client.registry.address import Address, address_of, token_of
+from flerm_client.registry.address import RegistryAddress, address_of, token_of
 from flerm_core.errors import FlermError, Unauthenticated
 from flerm_core.records.recording import now
 
@@ -132,7 +132,7 @@ def _registry(registry: str | None) -> list[Finding]:
     return found
 
 
-def _network(address: Address) -> list[Finding]:
+def _network(address: RegistryAddress) -> list[Finding]:
     host, _, port = address.target.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=3.0) as connected:
@@ -175,11 +175,11 @@ def _tls(connected: socket.socket, host: str) -> Finding:
 
 def _spool(spool: Path | None) -> list[Finding]:
     from flerm_client.spool.paths import default_folder, quarantined, spool_files
-    from flerm_client.upload.spool_delivery import takeable
+    from flerm_client.upload.spool_delivery import can_take_over
 
     folder = (spool or default_folder()).expanduser().absolute()
     files = spool_files(folder)
-    left = [path for path in files if takeable(path)[0]]
+    left = [path for path in files if can_take_over(path)[0]]
     found = [Finding("spool", "ok", f"{folder}: {len(files) - len(left)} in use")]
     if left:
         found.append(

@@ -53,16 +53,21 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
     from flerm_client.registry.address import address_of, token_of
     from flerm_client.registry.connection import Connection
     from flerm_client.spool.paths import remove
-    from flerm_client.upload.spool_delivery import Delivery, is_stillborn, origin_at, takeable
+    from flerm_client.upload.spool_delivery import (
+        SpoolDelivery,
+        can_take_over,
+        is_abandoned_empty,
+        origin_at,
+    )
 
     def result(outcome: str, rows: int = 0, why: str = "", code: int = 0) -> dict[str, Any]:
         return {"file": path.name, "outcome": outcome, "rows": rows, "why": why, "code": code}
 
-    if is_stillborn(path):
+    if is_abandoned_empty(path):
         remove(path)
         return result("removed", why="it is empty: its run ended before it could write")
     origin = origin_at(path)
-    free, why = takeable(path)
+    free, why = can_take_over(path)
     if not free and not (take and origin is not None and not origin.owner.here):
         return result("in use", why=why)
     meant = origin.registry if origin is not None else ""
@@ -75,7 +80,7 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
         if address.folder is not None:
             return result("kept", why=f"{address.text} is a folder, not a server")
         connection = Connection(address, token_of(), patience=2.0)
-        delivery = Delivery(path, connection, unfinished="interrupted", keep=folder_registry)
+        delivery = SpoolDelivery(path, connection, unfinished="interrupted", keep=folder_registry)
         try:
             while delivery.advance():
                 pass

@@ -33,7 +33,7 @@ def check_keywords(mode: str, keywords: Mapping[str, Any]) -> None:
         raise InvalidInput("family= must be given: the models whose parameter names correspond")
 
 
-def begin(
+def attach(
     mode: str,
     model: nn.Module,
     optimizer: Any,
@@ -63,7 +63,7 @@ def _replicated(model: nn.Module) -> bool:
     return not any(isinstance(p, DTensor) for p in model.parameters())
 
 
-class News:
+class UnloggedMetrics:
     """What the loggers have not been told yet: a measurement's FSLRs and the rates that follow from it, once each."""
 
     def __init__(self, flerm: FLeRM) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from flerm_client.flerm import FLeRM
 from flerm_client.integrations._checkpoint import joined, restore
-from flerm_client.integrations._session import News, begin, check_keywords
+from flerm_client.integrations._session import UnloggedMetrics, attach, check_keywords
 from flerm_client.training.optimizer_info import bare_optimizer
-from flerm_client.training.step_wrapper import Attachment
+from flerm_client.training.step_wrapper import StepWrapper
 
 
 def record(
@@ -57,8 +57,8 @@ def _begin(
     keywords: dict[str, Any],
 ) -> FLeRM:
     check_keywords(mode, keywords)
-    flerm = begin(mode, model, optimizer, keywords, loader=loader)
-    news = News(flerm)
+    flerm = attach(mode, model, optimizer, keywords, loader=loader)
+    news = UnloggedMetrics(flerm)
     accelerator.register_for_checkpointing(_Saved(flerm, news))
     _see_losses(accelerator, flerm)
     _tell_trackers(accelerator, flerm, news, optimizer)
@@ -68,7 +68,7 @@ def _begin(
 class _Saved:
     """Accelerate saves what rank 0 hands it, and asks every rank."""
 
-    def __init__(self, flerm: FLeRM, news: News) -> None:
+    def __init__(self, flerm: FLeRM, news: UnloggedMetrics) -> None:
         self._flerm = flerm
         self._news = news
 
@@ -96,7 +96,9 @@ def _see_losses(accelerator: Accelerator, flerm: FLeRM) -> None:
     accelerator.backward = backward
 
 
-def _tell_trackers(accelerator: Accelerator, flerm: FLeRM, news: News, optimizer: Any) -> None:
+def _tell_trackers(
+    accelerator: Accelerator, flerm: FLeRM, news: UnloggedMetrics, optimizer: Any
+) -> None:
     @contextmanager
     def around() -> Iterator[None]:
         yield
@@ -105,4 +107,4 @@ def _tell_trackers(accelerator: Accelerator, flerm: FLeRM, news: News, optimizer
             accelerator.log(values, step=flerm.steps)
 
     last = optimizer[-1] if isinstance(optimizer, list | tuple) else optimizer
-    Attachment(bare_optimizer(last), around)  # around FLeRM's own: it has measured by then
+    StepWrapper(bare_optimizer(last), around)  # around FLeRM's own: it has measured by then

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from flerm_client.flerm import FLeRM
 from flerm_client.integrations._checkpoint import joined, restore
-from flerm_client.integrations._session import News, begin, check_keywords
+from flerm_client.integrations._session import UnloggedMetrics, attach, check_keywords
 from flerm_core.errors import InvalidInput
 
 
@@ -56,11 +56,11 @@ class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not r
             )
         loader = trainer.train_dataloader
         optimizers = trainer.optimizers if len(trainer.optimizers) > 1 else trainer.optimizers[0]
-        self.flerm = begin(self._mode, trainer.strategy.model, optimizers, keywords, loader=loader)
+        self.flerm = attach(self._mode, trainer.strategy.model, optimizers, keywords, loader=loader)
         if self._loaded is not None:
             restore(self.flerm, self._loaded["checkpoint"])
             self._loaded = None
-        self._news = News(self.flerm)
+        self._news = UnloggedMetrics(self.flerm)
         self._loss = None
 
     def on_before_backward(

@@ -20,8 +20,8 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from flerm_client.flerm import FLeRM
 from flerm_client.integrations._checkpoint import joined, restore
 from flerm_client.integrations._outputs import loss_in, output_of
-from flerm_client.integrations._session import News, begin, check_keywords
-from flerm_client.training.step_wrapper import Hearing
+from flerm_client.integrations._session import UnloggedMetrics, attach, check_keywords
+from flerm_client.training.step_wrapper import CopySafeHook
 from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
 
@@ -107,7 +107,7 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
         keywords["output"] = asked
         size = state.train_batch_size or args.train_batch_size
         loader, steps = kwargs["train_dataloader"], state.max_steps
-        self.flerm = begin(
+        self.flerm = attach(
             self._mode,
             model,
             kwargs["optimizer"],
@@ -118,14 +118,16 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
         )
         if checkpoint is not None:
             restore(self.flerm, base64.b64decode(checkpoint))
-        self._news = News(self.flerm)
+        self._news = UnloggedMetrics(self.flerm)
         self._losses.clear()
         self._told = False
         self._running = True
         if self._trainer is not None:
             self._summed = True
             return
-        self._forward = model.register_forward_hook(Hearing(self._see_outputs), with_kwargs=True)
+        self._forward = model.register_forward_hook(
+            CopySafeHook(self._see_outputs), with_kwargs=True
+        )
         loggers = [name for name in args.report_to if name != "none"]
         if loggers:
             warn(

@@ -23,7 +23,7 @@ Token = Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class RegistryAddress:
     """A registry's address, taken apart. `folder` for file://, else `target` ("host:port")."""
 
     text: str
@@ -38,7 +38,7 @@ class Address:
         return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def address_of(registry: str | os.PathLike[str] | None = None) -> Address:
+def address_of(registry: str | os.PathLike[str] | None = None) -> RegistryAddress:
     """The address that `registry`, or else FLERM_REGISTRY, names. Raises `InvalidInput` for none or another form."""
     text = str(registry) if registry is not None else os.environ.get("FLERM_REGISTRY", "")
     if not text:
@@ -50,7 +50,7 @@ def address_of(registry: str | os.PathLike[str] | None = None) -> Address:
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise wrong
-        return Address(text, "file", folder=Path(unquote(parts.path)))
+        return RegistryAddress(text, "file", folder=Path(unquote(parts.path)))
     if (
         parts.scheme not in ("grpc", "grpcs")
         or parts.path not in ("", "/")
@@ -65,7 +65,7 @@ def address_of(registry: str | os.PathLike[str] | None = None) -> Address:
     if not host or not re.fullmatch(r"[\w.:%-]+", host):
         raise wrong
     host = f"[{host}]" if ":" in host else host
-    return Address(text, parts.scheme, target=f"{host}:{port or DEFAULT_PORT}")
+    return RegistryAddress(text, parts.scheme, target=f"{host}:{port or DEFAULT_PORT}")
 
 
 def token_of(token: str | None = None) -> Token:

@@ -16,7 +16,7 @@ from flerm_core.errors import InvalidInput
 from flerm_core.matching.targets import TargetQuery, Targets
 from flerm_core.parameter_bands import bands_of
 from flerm_core.parameter_names import as_axes
-from flerm_core.records.auxiliary import Extras
+from flerm_core.records.auxiliary import Auxiliary
 from flerm_core.records.recording import (
     Attempt,
     Ending,
@@ -34,8 +34,8 @@ from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best, BestQuery
 
 if TYPE_CHECKING:
-    from flerm_client.registry.folder_backend import FolderRegistry
-    from flerm_client.registry.grpc_backend import RegistryInfo, RemoteRegistry
+    from flerm_client.registry.folder_backend import FolderBackend
+    from flerm_client.registry.grpc_backend import GrpcBackend, RegistryInfo
 
 
 class RegistryClient:
@@ -56,17 +56,17 @@ class RegistryClient:
         patience: float = 10.0,
     ) -> None:
         self.address = address_of(address)
-        self._registry: RemoteRegistry | FolderRegistry
+        self._registry: GrpcBackend | FolderBackend
         if self.address.folder is not None:
-            from flerm_client.registry.folder_backend import FolderRegistry
+            from flerm_client.registry.folder_backend import FolderBackend
 
-            self._registry = FolderRegistry(self.address.folder)
+            self._registry = FolderBackend(self.address.folder)
         else:
             # grpc comes in here: `import flerm_client` must not bring it into training processes.
             from flerm_client.registry.connection import Connection
-            from flerm_client.registry.grpc_backend import RemoteRegistry
+            from flerm_client.registry.grpc_backend import GrpcBackend
 
-            self._registry = RemoteRegistry(
+            self._registry = GrpcBackend(
                 Connection(self.address, token_of(token), patience=patience)
             )
 
@@ -317,7 +317,7 @@ class RegistryClient:
 
     def extras(
         self, recording_id: str, *, first_step: int | None = None, last_step: int | None = None
-    ) -> Extras:
+    ) -> Auxiliary:
         """The further scalars and vectors of a recording's rows, steps `first_step` to `last_step` (both included)."""
         return self._registry.extras(recording_id, first_step, last_step)
 

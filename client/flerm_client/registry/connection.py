@@ -15,7 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import grpc
 
-from flerm_client.registry.address import Address, Token
+from flerm_client.registry.address import RegistryAddress, Token
 from flerm_core.errors import FlermError, InvalidInput, Unauthenticated, Unreachable
 from flerm_proto.status_codes import error_of
 from flerm_proto.v1.registry_pb2_grpc import RegistryStub
@@ -46,7 +46,7 @@ class Connection:
     forked gets a channel of its own.
     """
 
-    def __init__(self, address: Address, token: Token, *, patience: float = 0.0) -> None:
+    def __init__(self, address: RegistryAddress, token: Token, *, patience: float = 0.0) -> None:
         self.address = address
         self.patience = patience
         self._token = token

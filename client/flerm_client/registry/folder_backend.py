@@ -19,7 +19,7 @@ from flerm_client.spool.reader import SpoolContent, read
 from flerm_client.spool.writer import SpoolWriter
 from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused, Unsupported
 from flerm_core.matching.targets import TargetQuery, Targets, build_targets, choose_sources
-from flerm_core.records.auxiliary import Extras
+from flerm_core.records.auxiliary import Auxiliary
 from flerm_core.records.packing import pack
 from flerm_core.records.recording import (
     Attempt,
@@ -106,7 +106,7 @@ class _Open:
     stored: dict[int, bytes] = field(default_factory=dict)  # step to packed row
 
 
-class FolderRegistry:
+class FolderBackend:
     """The registry that a folder of spool files is. `RegistryClient` says what the methods do."""
 
     def __init__(self, folder: Path) -> None:
@@ -250,11 +250,11 @@ class FolderRegistry:
         progress(len(found), len(found))
         return found
 
-    def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Extras:
+    def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Auxiliary:
         """Of the rows that count."""
         stored = self._stored(recording_id)
         first, last = first_step or 0, float("inf") if last_step is None else last_step
-        return Extras.of(
+        return Auxiliary.of(
             [row for row in stored.rows() if first <= row.step <= last], len(stored.spec.parameters)
         )
 

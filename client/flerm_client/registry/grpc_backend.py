@@ -10,7 +10,7 @@ from flerm_client.registry.connection import Connection
 from flerm_client.spool.writer import start_request
 from flerm_client.upload.spool_delivery import BATCH_BYTES, BATCH_ROWS
 from flerm_core.matching.targets import TargetQuery, Targets
-from flerm_core.records.auxiliary import Extras
+from flerm_core.records.auxiliary import Auxiliary
 from flerm_core.records.recording import (
     Attempt,
     Ending,
@@ -40,7 +40,7 @@ class RegistryInfo:
     max_rows_per_append: int
 
 
-class RemoteRegistry:
+class GrpcBackend:
     """The registry behind a connection. `RegistryClient` says what the methods do."""
 
     def __init__(self, connection: Connection) -> None:
@@ -186,7 +186,7 @@ class RemoteRegistry:
 
         return query_messages.trajectory_from(counted())[1]
 
-    def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Extras:
+    def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Auxiliary:
         """GetTrajectory, with its extras."""
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id, first_step=first_step, last_step=last_step, extras=True

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flerm_client.registry.address import (
-    Address,
+    RegistryAddress,
     address_of,
     child_command,
     child_environment,
@@ -57,9 +57,9 @@ def fetch_targets(
     """
     address = address_of(registry)
     if address.folder is not None:
-        from flerm_client.registry.folder_backend import FolderRegistry
+        from flerm_client.registry.folder_backend import FolderBackend
 
-        return FolderRegistry(address.folder).targets(query)
+        return FolderBackend(address.folder).targets(query)
     from flerm_proto.query_messages import query_to, targets_from
 
     answer = _ask(address, "GetTargets", query_to(query), token, timeout)
@@ -79,16 +79,18 @@ def fetch_best(
     query = BestQuery(family=query) if isinstance(query, str) else query
     address = address_of(registry)
     if address.folder is not None:
-        from flerm_client.registry.folder_backend import FolderRegistry
+        from flerm_client.registry.folder_backend import FolderBackend
 
-        return FolderRegistry(address.folder).best(query)
+        return FolderBackend(address.folder).best(query)
     from flerm_proto.query_messages import best_from, best_query_to
 
     answer = _ask(address, "GetBest", best_query_to(query), token, timeout)
     return best_from(pb.Best.FromString(next(_parts(answer))))
 
 
-def _ask(address: Address, method: str, request: Any, token: str | None, timeout: float) -> bytes:
+def _ask(
+    address: RegistryAddress, method: str, request: Any, token: str | None, timeout: float
+) -> bytes:
     """The answer's messages, each behind its length."""
     asked = request.SerializeToString(deterministic=True)
     cache = _cache_file(address, method, asked)
@@ -110,7 +112,9 @@ def _ask(address: Address, method: str, request: Any, token: str | None, timeout
     return answer
 
 
-def _run(address: Address, method: str, asked: bytes, token: str | None, timeout: float) -> bytes:
+def _run(
+    address: RegistryAddress, method: str, asked: bytes, token: str | None, timeout: float
+) -> bytes:
     command = child_command(
         "flerm_client.registry.query_process",
         "--registry",
@@ -155,12 +159,12 @@ def _parts(answer: bytes) -> Iterator[bytes]:
         position += length
 
 
-def _cache_file(address: Address, method: str, asked: bytes) -> Path:
+def _cache_file(address: RegistryAddress, method: str, asked: bytes) -> Path:
     key = hashlib.sha256(f"{address.text}\n{method}\n".encode() + asked).hexdigest()
     return default_folder() / "targets" / f"{key}.answer"
 
 
-def _keep(cache: Path, address: Address, answer: bytes) -> None:
+def _keep(cache: Path, address: RegistryAddress, answer: bytes) -> None:
     """Writes the answer behind one line of JSON; a disk that does not take it costs only the fallback."""
     head = {
         "fetched_at": now().isoformat(),

@@ -38,7 +38,7 @@ _COVERED = struct.Struct("<BI")
 OVERHEAD = _FRAME.size
 
 
-class Kind(IntEnum):
+class FrameType(IntEnum):
     """What a frame holds."""
 
     OWNER = 1
@@ -72,7 +72,7 @@ def _checksum(kind: int, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(_COVERED.pack(kind, len(payload))))
 
 
-def encode(kind: Kind, payload: bytes) -> bytes:
+def encode(kind: FrameType, payload: bytes) -> bytes:
     """A frame's bytes."""
     return _FRAME.pack(MARKER, len(payload), _checksum(kind, payload), kind) + payload
 

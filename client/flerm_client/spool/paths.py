@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from flerm_client.spool.frames import SUFFIX, Kind
+from flerm_client.spool.frames import SUFFIX, FrameType
 from flerm_client.spool.reader import Origin, SpoolReader, origin_of
 from flerm_core.errors import DataLoss
 
@@ -35,7 +35,7 @@ def spool_files(folder: Path) -> list[Path]:
 def origin(path: Path) -> Origin:
     """Who wrote `path`. Raises `DataLoss` when it does not say."""
     for frame in SpoolReader(path):
-        if frame.kind == Kind.OWNER:
+        if frame.kind == FrameType.OWNER:
             return origin_of(frame)
         break
     raise DataLoss(f"{path} does not say who wrote it")

@@ -38,7 +38,7 @@ def _machine() -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class ProcessOwner:
     """A process, named so that it is not mistaken for another one that got its pid later."""
 
     host: str
@@ -47,12 +47,12 @@ class Owner:
     started: str  # clock ticks since boot; empty where the system does not tell
 
     @classmethod
-    def of(cls, pid: int) -> Owner:
+    def of(cls, pid: int) -> ProcessOwner:
         """The process `pid` of this machine."""
         return cls(*_machine(), pid, _started(pid))
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Owner:
+    def from_json(cls, content: dict[str, Any]) -> ProcessOwner:
         """What `to_json` made; missing fields are empty."""
         return cls(
             str(content.get("host", "")),

@@ -12,8 +12,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from flerm_client.spool.frames import HEADER, MAGIC, VERSION, Damage, Frame, Kind, parse
-from flerm_client.spool.process_owner import Owner
+from flerm_client.spool.frames import HEADER, MAGIC, VERSION, Damage, Frame, FrameType, parse
+from flerm_client.spool.process_owner import ProcessOwner
 from flerm_core.errors import DataLoss, Refused
 from flerm_core.records.recording import Attempt, Ending, Measurement, RecordingSpec
 from flerm_proto.recording_messages import (
@@ -97,7 +97,7 @@ class Gap:
 class Origin:
     """Who wrote a file, for which registry, when."""
 
-    owner: Owner
+    owner: ProcessOwner
     registry: str
     created_at: datetime
 
@@ -142,7 +142,7 @@ def origin_of(frame: Frame) -> Origin:
     try:
         content = json.loads(frame.payload)
         return Origin(
-            Owner.from_json(content["owner"]),
+            ProcessOwner.from_json(content["owner"]),
             str(content.get("registry", "")),
             datetime.fromisoformat(content["created_at"]),
         )
@@ -183,23 +183,23 @@ def read(path: Path, *, rows: bool = True) -> SpoolContent:
     origin: Origin | None = None
     content: SpoolContent | None = None
     for frame in reader:
-        if frame.kind == Kind.OWNER:
+        if frame.kind == FrameType.OWNER:
             origin = origin_of(frame)
-        elif frame.kind == Kind.START and content is None:
+        elif frame.kind == FrameType.START and content is None:
             spec, attempt = started_from(message_of(frame, pb.StartRecordingRequest))
-            unknown = Origin(Owner("", "", 0, ""), "", attempt.started_at)
+            unknown = Origin(ProcessOwner("", "", 0, ""), "", attempt.started_at)
             content = SpoolContent(path, origin or unknown, spec, attempt)
         elif content is None:
             continue
-        elif frame.kind == Kind.MEASUREMENT:
+        elif frame.kind == FrameType.MEASUREMENT:
             message = message_of(frame, pb.Measurement)
             if not rows:
                 message.ClearField("fslr")
                 message.ClearField("vectors")
             content.rows.append(measurement_from(message))
-        elif frame.kind == Kind.GAP:
+        elif frame.kind == FrameType.GAP:
             content.gaps.append(gap_of(frame))
-        elif frame.kind == Kind.FINISH:
+        elif frame.kind == FrameType.FINISH:
             content.ending = ending_from(message_of(frame, pb.FinishRecordingRequest))
     if content is None:
         raise DataLoss(f"{path} does not say which recording it holds")

@@ -9,8 +9,8 @@ import logging
 import os
 from pathlib import Path
 
-from flerm_client.spool.frames import HEADER, SUFFIX, Kind, encode
-from flerm_client.spool.process_owner import Owner
+from flerm_client.spool.frames import HEADER, SUFFIX, FrameType, encode
+from flerm_client.spool.process_owner import ProcessOwner
 from flerm_core.errors import InvalidInput
 from flerm_core.records.recording import Attempt, Ending, Measurement, RecordingSpec, now
 from flerm_proto.recording_messages import ending_to, measurement_to, spec_to, timestamp_to
@@ -81,15 +81,15 @@ class SpoolWriter:
         """
         request = start_request(spec, attempt)
         origin = {
-            "owner": Owner.of(os.getpid()).to_json(),
+            "owner": ProcessOwner.of(os.getpid()).to_json(),
             "registry": self.registry,
             "created_at": now().isoformat(),
             "flerm": _flerm_version(),
         }
         self._head = (
             HEADER
-            + encode(Kind.OWNER, json.dumps(origin).encode())
-            + encode(Kind.START, request.SerializeToString(deterministic=True))
+            + encode(FrameType.OWNER, json.dumps(origin).encode())
+            + encode(FrameType.START, request.SerializeToString(deterministic=True))
         )
         self._recording_id = spec.id
         self.path = self.folder / file_name(spec.id, attempt.id)
@@ -120,14 +120,16 @@ class SpoolWriter:
 
     def append(self, row: Measurement) -> bool:
         """Adds one measurement; False when it could not be written."""
-        return self._append(Kind.MEASUREMENT, measurement_to(row).SerializeToString(), row.step)
+        return self._append(
+            FrameType.MEASUREMENT, measurement_to(row).SerializeToString(), row.step
+        )
 
     def finish(self, ending: Ending) -> bool:
         """Marks the attempt's end; False when that could not be written. Once only: later calls do nothing."""
         if self.finished:
             return True
         request = ending_to(self._recording_id, 0, ending)
-        self.finished = self._write(encode(Kind.FINISH, request.SerializeToString()))
+        self.finished = self._write(encode(FrameType.FINISH, request.SerializeToString()))
         return self.finished
 
     def close(self) -> None:
@@ -136,7 +138,7 @@ class SpoolWriter:
             os.close(self._fd)
             self._fd = -1
 
-    def _append(self, kind: Kind, payload: bytes, step: int) -> bool:
+    def _append(self, kind: FrameType, payload: bytes, step: int) -> bool:
         if self._write(encode(kind, payload)):
             self.rows += 1
             return True
@@ -178,7 +180,7 @@ class SpoolWriter:
             return b""
         lost, first, last = self._gap
         content = {"lost": lost, "first_step": first, "last_step": last, "reason": self._reason}
-        return encode(Kind.GAP, json.dumps(content).encode())
+        return encode(FrameType.GAP, json.dumps(content).encode())
 
     def _warn(self, error: OSError) -> None:
         if not self._reason:

@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from flerm_client.training.session import Run
+from flerm_client.training.session import TrainingSession
 from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.output_projection import seed_from
 from flerm_core.measure.state_guard import PrivateRandomness, RandomState
 
 
-def save(run: Run) -> dict[str, Any]:
+def save(run: TrainingSession) -> dict[str, Any]:
     """`{"flerm": bytes}`: plain values and tensors, as torch.save writes them."""
     return {"flerm": packed(_state(run))}
 
 
-def load(run: Run, state: Mapping[str, Any]) -> None:
+def load(run: TrainingSession, state: Mapping[str, Any]) -> None:
     """Sets `run` to where the one was that `save` was given.
 
     Raises `InvalidInput` for anything else than what `save` made, and where the two runs are set up otherwise (recording,
@@ -63,7 +63,7 @@ def load(run: Run, state: Mapping[str, Any]) -> None:
     run.attempt = replace(run.attempt, id=own, resume_at=run.steps + 1, after=before)
 
 
-def _state(run: Run) -> dict[str, Any]:
+def _state(run: TrainingSession) -> dict[str, Any]:
     random = run.meter.randomness.state
     return {
         "rank": run.ranks.rank,
@@ -104,7 +104,7 @@ def unpacked(content: Any) -> dict[str, Any]:
     return state
 
 
-def _load_randomness(run: Run, content: Mapping[str, Any]) -> None:
+def _load_randomness(run: TrainingSession, content: Mapping[str, Any]) -> None:
     if content["rank"] != run.ranks.rank:
         # Of another rank or world: this one goes on at the same place by a stream of its own.
         run.meter.randomness = PrivateRandomness(

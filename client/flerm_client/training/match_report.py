@@ -22,7 +22,7 @@ _KINDS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class MatchReport:
     """Targets beside what was measured. `targets`, `spread` (of ln FSLR over seeds, NaN for one seed) and `measured` go by
     tensor or role, FSLRs in output units per unit learning rate; `outcome` None: nothing was measured yet."""
 
@@ -45,7 +45,7 @@ class Comparison:
         *,
         step: float | None = None,
         mismatches: tuple[str, ...] = (),
-    ) -> Comparison:
+    ) -> MatchReport:
         """Of a registry's answer with `measured` FSLRs, both at `step` (None: the first row)."""
         row = 0 if step is None else min(int(found.steps.searchsorted(step)), len(found.steps) - 1)
         targets = found.at(step=step)
@@ -143,7 +143,7 @@ def mismatches(
     return tuple(differences)
 
 
-def kind_of(settings: EstimatorSettings | None) -> str:
+def estimator_key(settings: EstimatorSettings | None) -> str:
     """What of an estimator must agree; empty for none."""
     return "" if settings is None else settings.kind
 

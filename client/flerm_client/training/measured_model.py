@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 
 from flerm_core.errors import InvalidInput, Unsupported
 from flerm_core.measure.distributed import fsdp2
-from flerm_core.measure.distributed.ranks import Ranks
+from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.distributed.sharding import Sharding, find_parts
-from flerm_core.measure.estimators.base import Output, Subject
-from flerm_core.parameter_names import block_axes, canonical, role_names
+from flerm_core.measure.estimators.base import MeasuredModel, Output
+from flerm_core.parameter_names import block_axes, canonical, depth_groups
 
 _PIPELINES = "torch.distributed.pipelining."
 _PIPELINE = "a pipeline stage does not compute the outputs and cannot be measured; use FSDP2 or tensor parallel"
@@ -38,7 +38,7 @@ def bare_model(model: nn.Module) -> nn.Module:
             return model
 
 
-def find_ranks(model: nn.Module, group: Any) -> Ranks:
+def find_ranks(model: nn.Module, group: Any) -> MeasurementRanks:
     """The ranks that measure `model` together: those its DDP wrapper uses, or those of the mesh on which its sharded parameters
     lie (FSDP2, tensor parallel), `group` where neither says it, else this process alone.
 
@@ -61,7 +61,7 @@ def find_ranks(model: nn.Module, group: Any) -> Ranks:
             f"{dist.get_world_size()} ranks run, but the model is in no DistributedDataParallel: "
             "wrap it, or say which ranks hold replicas of it with process_group="
         )
-    ranks = Ranks(group, alone=group is None)
+    ranks = MeasurementRanks(group, alone=group is None)
     if ddp is not None:
         ranks.refuse = partial(_refuse_join, ddp)
     return ranks
@@ -122,7 +122,7 @@ def _refuse_join(ddp: DistributedDataParallel) -> None:
         )
 
 
-def _mesh_ranks(model: nn.Module, group: Any) -> Ranks:
+def _mesh_ranks(model: nn.Module, group: Any) -> MeasurementRanks:
     if _ddp_of(model) is not None:
         raise Unsupported(
             "DistributedDataParallel around sharded parameters (DTensor) cannot be measured; "
@@ -156,7 +156,7 @@ def _mesh_ranks(model: nn.Module, group: Any) -> Ranks:
     rank = 0 if replicas == 1 else dist.get_rank(group)
     for dim in data:
         rank = rank * mesh.size(dim) + coordinate[dim]
-    return Ranks(
+    return MeasurementRanks(
         groups=everyone,
         split=[mesh.get_group(dim) for dim in dims if dim not in data],
         rank=rank,
@@ -196,7 +196,7 @@ def _meshes(model: nn.Module) -> tuple[DeviceMesh, list[int]]:
 
 
 def find_sharding(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], ranks: Ranks
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], ranks: MeasurementRanks
 ) -> Sharding | None:
     """How the ranks share `parameters`; None where each holds them whole."""
     if not any(isinstance(p, DTensor) for p in model.parameters()):
@@ -219,13 +219,13 @@ def find_sharding(
     )
 
 
-def make_subject(
+def make_measured_model(
     model: nn.Module,
     optimizers: Iterable[Optimizer],
     output: Output | None,
     blocks: str | Iterable[str] | None,
-    ranks: Ranks,
-) -> Subject:
+    ranks: MeasurementRanks,
+) -> MeasuredModel:
     """The model's tensors that the optimisers step, by canonical name, the roles they play, and how `ranks` share them.
 
     Raises `InvalidInput` when there are none, or when two names fall together; `Unsupported` where ranks hold different ones.
@@ -253,8 +253,8 @@ def make_subject(
     if isinstance(blocks, str):
         blocks = (blocks,)
     axes = tuple(blocks) if blocks is not None else block_axes(names, shapes)
-    roles = {role: tuple(members) for role, members in role_names(names, axes).items()}
-    subject = Subject(
+    roles = {role: tuple(members) for role, members in depth_groups(names, axes).items()}
+    subject = MeasuredModel(
         bare, parameters, output or default_output, roles, find_sharding(bare, parameters, ranks)
     )
     if not ranks.same((names, shapes), subject.device):
@@ -267,7 +267,7 @@ def make_subject(
 
 
 def _refuse_different(
-    parameters: Mapping[str, nn.Parameter], ranks: Ranks, device: torch.device
+    parameters: Mapping[str, nn.Parameter], ranks: MeasurementRanks, device: torch.device
 ) -> None:
     """Raises `Unsupported` where what should be replicas have other values: each rank its own experts, say. One collective."""
     if ranks.alone:
@@ -311,19 +311,19 @@ def on_device(
     """`function` of a model and a batch, for batches that may be elsewhere."""
 
     def there(model: nn.Module, batch: Any) -> Any:
-        return function(model, moved(batch, device))
+        return function(model, to_device(batch, device))
 
     return there
 
 
-def moved(batch: Any, device: torch.device) -> Any:
+def to_device(batch: Any, device: torch.device) -> Any:
     """`batch` with every tensor in its tuples, lists and mappings on `device`."""
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):
-        return type(batch)({key: moved(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
+        return type(batch)({key: to_device(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(moved(item, device) for item in batch))
+        return type(batch)(*(to_device(item, device) for item in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(moved(item, device) for item in batch)
+        return type(batch)(to_device(item, device) for item in batch)
     return batch

@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from flerm_client.training.step_wrapper import around_hooks
+from flerm_client.training.step_wrapper import between_user_hooks
 
 Group = dict[str, Any]
 
 
-class Rates:
+class ScaledParamGroups:
     """The learning rates of one optimiser's tensors: η(t), as the user's groups and schedulers have it, times m_ℓ.
 
     Tensors of one group and one multiplier share a group inside the step, so that fused and foreach kernels stay few. An
@@ -29,7 +29,7 @@ class Rates:
         self._optimizer = optimizer
         self._names = names  # id(parameter) to tensor name
         self._independent_decay = independent_decay
-        self._split: list[_Split] = []
+        self._split: list[_GroupSplit] = []
         self._multipliers: Mapping[str, float] | None = None
         self._split_for: list[tuple[int, ...]] = []
 
@@ -89,12 +89,14 @@ class Rates:
 
         begin()
         try:
-            with around_hooks(self._optimizer, give_back, begin, take):
+            with between_user_hooks(self._optimizer, give_back, begin, take):
                 yield
         finally:
             give_back()
 
-    def _split_groups(self, groups: list[Group], multipliers: Mapping[str, float]) -> list[_Split]:
+    def _split_groups(
+        self, groups: list[Group], multipliers: Mapping[str, float]
+    ) -> list[_GroupSplit]:
         # `multipliers` is replaced, never changed, when new ones are matched.
         key = [(id(group), len(group), *map(id, group["params"])) for group in groups]
         if multipliers is not self._multipliers or key != self._split_for:
@@ -104,12 +106,12 @@ class Rates:
                 for parameter in group["params"]:
                     m = multipliers.get(self._names.get(id(parameter), ""), 1.0)
                     members.setdefault(m, []).append(parameter)
-                self._split.append(_Split(group, members, self._independent_decay))
+                self._split.append(_GroupSplit(group, members, self._independent_decay))
             self._multipliers, self._split_for = multipliers, key
         return self._split
 
 
-class _Split:
+class _GroupSplit:
     """One of the user's groups, and `ours`: a group for each multiplier in it.
 
     They live on between steps, as making some fifty dictionaries anew costs a twentieth of a fused step.

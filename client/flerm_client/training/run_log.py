@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flerm_client.training.run_metadata import About
-from flerm_client.upload.reporter import Reporter
+from flerm_client.training.run_metadata import RunMetadata
+from flerm_client.upload.reporter import SpoolReporter
 from flerm_core._warnings import warn
 from flerm_core.errors import FlermError
 from flerm_core.records.checks import check_integer
@@ -32,7 +32,7 @@ from flerm_core.trajectory import Trajectory
 _LAST = 200  # losses behind a final loss (Section 4: "averaged over the last 200 batches")
 
 
-class Journal:
+class RunLog:
     """The rows of this run, in memory and, where there is a registry, in the spool. One per process; only rank 0's reports.
 
     `parameters` index the vectors: the tensors, then the roles. `tokens`: the last that were logged; `tokens_ahead`: those that
@@ -43,7 +43,7 @@ class Journal:
         self.parameters = parameters
         self.rows: list[Measurement] = []
         self.diverged = False
-        self._reporter: Reporter | None = None
+        self._reporter: SpoolReporter | None = None
         self._unreportable = False
         self._losses: deque[Any] = deque(maxlen=_LAST)
         self._logged = 0
@@ -52,13 +52,13 @@ class Journal:
         self.tokens: int | None = None
         self.tokens_ahead: int | None = None
 
-    def report_to(self, about: About, spec: RecordingSpec, attempt: Attempt) -> None:
+    def report_to(self, about: RunMetadata, spec: RecordingSpec, attempt: Attempt) -> None:
         """From now on every row also goes to the registry of `about`."""
         # Held until the interpreter ends, where nobody ends it before: how a run ends must not hang on when the garbage
         # collector comes by.
         atexit.register(self._end_at_exit)
         try:
-            self._reporter = Reporter.open(
+            self._reporter = SpoolReporter.open(
                 about.registry, spec, attempt, token=about.token, spool=about.spool
             )
         except (

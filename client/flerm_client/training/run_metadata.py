@@ -13,7 +13,7 @@ from torch import nn
 
 from flerm_client.registry.address import versions
 from flerm_core.errors import InvalidInput
-from flerm_core.measure.estimators.base import Subject
+from flerm_core.measure.estimators.base import MeasuredModel
 from flerm_core.parameter_bands import bands_of
 from flerm_core.records.recording import EstimatorSettings, ParameterList, RecordingSpec
 from flerm_core.records.validation import MAX_CONFIG_BYTES
@@ -22,7 +22,7 @@ OMITTABLE = ("config", "optimizer", "versions", "git", "world_size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class About:
+class RunMetadata:
     """What is said of a run beyond what is measured: where it is reported, as what, with which labels.
 
     `config` is the user's; `found` the model's own, recorded below it. `omit`: of `OMITTABLE`, what is not recorded by itself.
@@ -59,7 +59,7 @@ class About:
         tags: Mapping[str, str] | None,
         config: Mapping[str, Any] | None,
         omit: Sequence[str],
-    ) -> About:
+    ) -> RunMetadata:
         """What users say, and what `model` says of itself. `registry` None: that of the environment."""
         return cls(
             registry=registry or os.environ.get("FLERM_REGISTRY") or None,
@@ -73,7 +73,7 @@ class About:
             omit=omit,
         )
 
-    def looked_up(self) -> About:
+    def looked_up(self) -> RunMetadata:
         """The same with the versions of all that computes: asked of the disk and of git, so once, before training."""
         return replace(
             self, versions={} if "versions" in self.omit else versions(git="git" not in self.omit)
@@ -135,7 +135,7 @@ def _text(value: str) -> str:
     return "".join(each if each.isprintable() else " " for each in value)
 
 
-def parameter_list(subject: Subject, overrides: Mapping[str, str] | None) -> ParameterList:
+def parameter_list(subject: MeasuredModel, overrides: Mapping[str, str] | None) -> ParameterList:
     """The subject's tensors and then its roles, with their bands; `overrides` maps name patterns to bands."""
     names = (*subject.parameters, *subject.roles)
     shapes = (*(tuple(p.shape) for p in subject.parameters.values()), *(() for _ in subject.roles))

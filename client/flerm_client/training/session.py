@@ -16,33 +16,33 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from flerm_client.training.measured_model import find_ranks, make_subject, on_device
+from flerm_client.training.measured_model import find_ranks, make_measured_model, on_device
 from flerm_client.training.optimizer_info import bare_optimizer, describe, initial_rate
-from flerm_client.training.param_groups import Rates
+from flerm_client.training.param_groups import ScaledParamGroups
 from flerm_client.training.probe import Probe
-from flerm_client.training.run_log import Journal
-from flerm_client.training.run_metadata import About, check_settings, parameter_list
-from flerm_client.training.step_schedule import Clock
-from flerm_client.training.step_wrapper import Attachment, Hearing
-from flerm_client.training.target_schedule import Aim
+from flerm_client.training.run_log import RunLog
+from flerm_client.training.run_metadata import RunMetadata, check_settings, parameter_list
+from flerm_client.training.step_schedule import StepSchedule
+from flerm_client.training.step_wrapper import CopySafeHook, StepWrapper
+from flerm_client.training.target_schedule import TargetSchedule
 from flerm_client.training.weight_decay import is_independent
 from flerm_client.upload.reporter import check_reporting
 from flerm_core._warnings import warn
 from flerm_core.errors import FlermError, InvalidInput, Unsupported
 from flerm_core.matching.match import Multipliers
-from flerm_core.measure.estimators.base import Output, Subject
-from flerm_core.measure.fslr_meter import Meter, make_estimator
+from flerm_core.measure.estimators.base import MeasuredModel, Output
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
 from flerm_core.measure.sharpness import Loss, require_scipy
 from flerm_core.measure.state_guard import AutocastContext
-from flerm_core.measure.update.weight_update import Update
-from flerm_core.parameter_names import is_role, stands_for
+from flerm_core.measure.update.weight_update import WeightUpdate
+from flerm_core.parameter_names import is_depth_group, stands_for
 from flerm_core.records.recording import Attempt, EstimatorSettings, RecordingSpec, now
 from flerm_core.records.validation import validate_family_name
 
-_live: weakref.WeakSet[Run] = weakref.WeakSet()
+_live: weakref.WeakSet[TrainingSession] = weakref.WeakSet()
 
 
-class Run:
+class TrainingSession:
     """The parts of a run and their state. `begin` starts it; then each step of the optimisers goes through `_around`.
 
     `steps` counts the model's steps: one is over when every optimiser has made its part of it. `fslr` is the last measurement,
@@ -79,7 +79,7 @@ class Run:
         self.seed = seed
         self.model = model
         self.ranks = find_ranks(model, process_group)
-        self.subject = make_subject(model, self.optimizers, output, blocks, self.ranks)
+        self.subject = make_measured_model(model, self.optimizers, output, blocks, self.ranks)
         if sharpness is not None:
             require_scipy()
             if self.subject.sharding is not None:
@@ -91,9 +91,10 @@ class Run:
         names = {id(p): name for name, p in self.subject.parameters.items()}
         self.independent_decay = is_independent(weight_decay, self.optimizers)
         self.rates = [
-            Rates(each, names, independent_decay=self.independent_decay) for each in self.optimizers
+            ScaledParamGroups(each, names, independent_decay=self.independent_decay)
+            for each in self.optimizers
         ]
-        self.journal = Journal(parameter_list(self.subject, bands))
+        self.journal = RunLog(parameter_list(self.subject, bands))
         self.recording_id = str(uuid.uuid4())
         self.attempt = Attempt()
         self.steps = 0
@@ -102,7 +103,7 @@ class Run:
         self.aimed: dict[str, float] = {}
         self.late: frozenset[str] = frozenset()
         self.multipliers: dict[str, float] = {}
-        self._update: Update | None = None
+        self._update: WeightUpdate | None = None
         self._rate = self.lr  # the first group's at the step that is measured
         self._base_step = 0.0  # the base's step whose targets are those of the step that is matched
         self._stepped: set[int] = set()
@@ -110,10 +111,10 @@ class Run:
 
     def begin(
         self,
-        about: About,
+        about: RunMetadata,
         settings: EstimatorSettings,
         *,
-        aim: Aim | None = None,
+        aim: TargetSchedule | None = None,
         match_every: int = 0,
         dry_run: bool = False,
     ) -> None:
@@ -125,8 +126,8 @@ class Run:
         check_settings(settings)
         self._refuse_company(aim)
         self.about, self.settings, self.aim, self._dry_run = about, settings, aim, dry_run
-        self.measuring = Clock(settings.start, settings.every)
-        self.matching = Clock(settings.start, match_every)
+        self.measuring = StepSchedule(settings.start, settings.every)
+        self.matching = StepSchedule(settings.start, match_every)
         # A base that does not know its tokens is told here, before training.
         self.aimed = {} if aim is None else aim.at(aim.base_step(settings.start, 0))
         outer = {"output_weight": settings.output_weight, "output_bias": settings.output_bias}
@@ -136,7 +137,7 @@ class Run:
             aim.check_roles(
                 estimator.name, self.subject.roles if estimator.measures_roles else None
             )
-        self.meter = Meter(
+        self.meter = FSLRMeter(
             self.subject, estimator, self.ranks, seed=self.seed, fallback=fallback, loss=self._loss
         )
         # Whichever rank's state a checkpoint holds: it names one run.
@@ -147,12 +148,12 @@ class Run:
             # A wrong tag, a spool that cannot be written: told now, on every rank, and not by rank 0 in mid-training.
             self.on_lead(lambda: check_reporting(about.registry, self._spec(), about.spool))
         self._attachments = [
-            Attachment(each, partial(self._around, index))
+            StepWrapper(each, partial(self._around, index))
             for index, each in enumerate(self.optimizers)
         ]
         listeners = _listeners(self.model, self.subject)
         self._forward_hooks = [
-            each.register_forward_pre_hook(Hearing(self._see_forward)) for each in listeners
+            each.register_forward_pre_hook(CopySafeHook(self._see_forward)) for each in listeners
         ]
         _live.add(self)
 
@@ -171,7 +172,7 @@ class Run:
         self._update = None
         self.journal.finish(status, timeout)
 
-    def _refuse_company(self, aim: Aim | None) -> None:
+    def _refuse_company(self, aim: TargetSchedule | None) -> None:
         mine = {id(each) for each in self.optimizers}
         for other in _live:
             if (aim is not None or other.aim is not None) and any(
@@ -217,7 +218,7 @@ class Run:
         if not self._stepped and self._due(self.steps + 1):
             if self.aim is not None and (self.late or self.matching.due(self.steps + 1)):
                 self._base_step = self._look(self.aim)
-            self._update = Update(self.subject.parameters)
+            self._update = WeightUpdate(self.subject.parameters)
         update, rates, multipliers = self._update, self.rates[index], self.multipliers
 
         def settled() -> None:
@@ -243,13 +244,13 @@ class Run:
                 self._measure(update)
             self.journal.step_over(self.steps)
 
-    def _look(self, aim: Aim) -> float:
+    def _look(self, aim: TargetSchedule) -> float:
         """The base's step that the step at hand is matched to. By tokens, those that the lead logged: on every rank the same,
         or the same error, and before anything has moved."""
         tokens = self.ranks.share(self.journal.tokens_ahead) if aim.pace.clock == "tokens" else None
         return aim.base_step(self.steps + 1, tokens)
 
-    def _measure(self, update: Update) -> None:
+    def _measure(self, update: WeightUpdate) -> None:
         # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing: tried again at the next.
         if not any(update.rates.values()):
             return
@@ -294,7 +295,7 @@ class Run:
             self.steps, measured, self._rate, multipliers, sharpness=self.meter.sharpness
         )
 
-    def _late(self, update: Update, measured: Mapping[str, float]) -> frozenset[str]:
+    def _late(self, update: WeightUpdate, measured: Mapping[str, float]) -> frozenset[str]:
         found = {
             name
             for name, parameter in self.subject.parameters.items()
@@ -305,7 +306,7 @@ class Run:
             frozenset(self.ranks.share(sorted(found))) if 0.0 in measured.values() else frozenset()
         )
 
-    def _match(self, aim: Aim, update: Update, only: frozenset[str]) -> None:
+    def _match(self, aim: TargetSchedule, update: WeightUpdate, only: frozenset[str]) -> None:
         """Sets the multipliers, of the tensors `only` where there are any, and makes the step just taken one that ran at them
         (design, method 4)."""
         everything = [*self.subject.parameters, *self.subject.roles]
@@ -367,7 +368,7 @@ class Run:
         return self.about.complete(spec)
 
 
-def _listeners(model: nn.Module, subject: Subject) -> list[nn.Module]:
+def _listeners(model: nn.Module, subject: MeasuredModel) -> list[nn.Module]:
     """The modules whose calls show in what autocast region the training's forward runs.
 
     The model, and the first of its layers that is measured: a framework may open the region inside the model's forward
@@ -383,7 +384,9 @@ def _listeners(model: nn.Module, subject: Subject) -> list[nn.Module]:
 
 def _of(name: str, tensors: frozenset[str]) -> bool:
     """Whether `name` is one of `tensors` or the role of one."""
-    return name in tensors or (is_role(name) and any(stands_for(name, each) for each in tensors))
+    return name in tensors or (
+        is_depth_group(name) and any(stands_for(name, each) for each in tensors)
+    )
 
 
 def _tell(outcome: Multipliers) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 _NEVER = 2**63 - 1
 
 
-class Clock:
+class StepSchedule:
     """The optimiser steps start, start + every, …, counted from 1; with `every` 0 only the first of them.
 
     A step at which nothing came about (a skipped GradScaler step, a rate of 0) is tried again at the next one. `next` is the

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 
-class Hearing:
+class CopySafeHook:
     """A hook on a module. Copies of the module (an average of its weights, a pickle) have one that hears nothing, and no part
     of the run."""
 
@@ -24,11 +24,11 @@ class Hearing:
         if self._hear is not None:
             self._hear(*args, **kwargs)
 
-    def __reduce__(self) -> tuple[type[Hearing], tuple[()]]:
-        return Hearing, ()
+    def __reduce__(self) -> tuple[type[CopySafeHook], tuple[()]]:
+        return CopySafeHook, ()
 
 
-class Attachment:
+class StepWrapper:
     """`optimizer.step` on this instance runs inside `around()`, until `detach`.
 
     A bound method with the original's signature and attributes, as LR schedulers and GradScaler look for both: they may wrap
@@ -64,7 +64,7 @@ class Attachment:
 
 
 @contextmanager
-def around_hooks(
+def between_user_hooks(
     optimizer: Optimizer,
     before: Callable[[], None],
     after_pre: Callable[[], None],

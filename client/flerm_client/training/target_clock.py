@@ -12,7 +12,7 @@ from flerm_core.run_clock import CLOCKS, Reading
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class TargetClock:
     """Targets of a run's step are the base's at the same `clock`: at that step, at as many tokens, or at as large a fraction.
 
     `total_steps`: the length of this run, for the fraction alone; beyond it the fraction stays 1. Raises `InvalidInput` for a

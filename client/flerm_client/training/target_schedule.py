@@ -13,12 +13,12 @@ import torch
 from numpy.typing import ArrayLike
 
 from flerm_client.registry.query_process import fetch_best, fetch_targets
-from flerm_client.training.match_report import Comparison, kind_of, mismatches
-from flerm_client.training.target_clock import Pace
-from flerm_core.errors import FlermError, InvalidInput, NotFound, listed
+from flerm_client.training.match_report import MatchReport, estimator_key, mismatches
+from flerm_client.training.target_clock import TargetClock
+from flerm_core.errors import FlermError, InvalidInput, NotFound, join_names
 from flerm_core.matching.match import Multipliers, held_as, match_rows, multipliers, whole_run
 from flerm_core.matching.targets import TargetQuery, Targets
-from flerm_core.parameter_names import is_role, stands_for
+from flerm_core.parameter_names import is_depth_group, stands_for
 from flerm_core.records.recording import EstimatorSettings
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import BestQuery
@@ -26,7 +26,7 @@ from flerm_core.tuning.best_lr import BestQuery
 TargetSource = Mapping[str, float] | Trajectory
 
 
-class Aim:
+class TargetSchedule:
     """Targets, the pace at which a run goes along them, and how far multipliers may go for them. Fixed for a run: a resumed
     run takes targets and pace from its checkpoint."""
 
@@ -34,7 +34,7 @@ class Aim:
         self,
         targets: Targets | Trajectory | dict[str, float],
         clamp: tuple[float, float],
-        pace: Pace,
+        pace: TargetClock,
         mismatches: tuple[str, ...] = (),
     ) -> None:
         self._targets = targets
@@ -50,21 +50,21 @@ class Aim:
         depth: str,
         blocks: Any,
         clamp: tuple[float, float],
-        pace: Pace,
-    ) -> Aim:
+        pace: TargetClock,
+    ) -> TargetSchedule:
         """From what the user holds: the answer to a query, a base trajectory (read at each step that matches), or FSLRs by
         name (for all of `names`, each under its own or its role's), which are the same at every step."""
         if isinstance(source, Targets):
             return cls(source, clamp, pace)
         if isinstance(source, Trajectory):
             return cls(_matched(source, names, depth, blocks), clamp, pace)
-        if pace != Pace():
+        if pace != TargetClock():
             raise InvalidInput(
                 f"clock={pace.clock!r}: targets are FSLRs by name, the same at every step; give a Trajectory or a query's "
                 "answer, or leave clock out"
             )
         targets = {str(name): float(value) for name, value in source.items()}
-        roles = [name for name in targets if is_role(name)]
+        roles = [name for name in targets if is_depth_group(name)]
         keys = {
             name: name if name in targets else next((r for r in roles if stands_for(r, name)), None)
             for name in names
@@ -84,9 +84,9 @@ class Aim:
         token: str | None,
         timeout: float,
         clamp: tuple[float, float],
-        pace: Pace,
+        pace: TargetClock,
         dry_run: bool = False,
-    ) -> Aim:
+    ) -> TargetSchedule:
         """From the registry, within `timeout` seconds; a query at learning rate NaN means the family's best.
 
         A dry run also takes targets of another optimiser or estimator, where there are no others, and says so.
@@ -111,7 +111,7 @@ class Aim:
                 )
             except FlermError:
                 raise missing from None  # it was not for the kind
-        kind = kind_of(query.estimator)
+        kind = estimator_key(query.estimator)
         differing = mismatches(
             found,
             optimizer=query.optimizer,
@@ -155,7 +155,7 @@ class Aim:
         """Raises `InvalidInput` where this aims for the joint change of a role that `estimator` does not measure: `roles` are
         those that it does, None for an estimator of single tensors."""
         names = self._targets if isinstance(self._targets, dict) else self._targets.names
-        for name in filter(is_role, names):
+        for name in filter(is_depth_group, names):
             if roles is None:
                 raise InvalidInput(
                     f"targets: {name!r} is the joint change of several tensors, which estimator={estimator!r} does not "
@@ -163,7 +163,7 @@ class Aim:
                 )
             if held_as(name, roles) not in roles:
                 raise InvalidInput(
-                    f"targets: {name!r} is no role of this model, which has {listed(roles)}; "
+                    f"targets: {name!r} is no role of this model, which has {join_names(roles)}; "
                     "say what counts its blocks with blocks="
                 )
 
@@ -181,11 +181,11 @@ class Aim:
 
     def comparison(
         self, family: str, lr: float, base_step: float, measured: Mapping[str, float]
-    ) -> Comparison:
+    ) -> MatchReport:
         """All that a dry run says: `measured` FSLRs beside what is aimed for, as of `base_step`."""
-        what = Comparison(family=family, lr=lr, targets={})
+        what = MatchReport(family=family, lr=lr, targets={})
         if self.found is not None:
-            what = Comparison.of(self.found, None, step=base_step, mismatches=self._mismatches)
+            what = MatchReport.of(self.found, None, step=base_step, mismatches=self._mismatches)
         outcome = self.multipliers(base_step, measured, {})
         return replace(what, targets=self.at(base_step), measured=measured, outcome=outcome)
 
@@ -212,7 +212,7 @@ class Aim:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Targets and pace of the run that wrote `state`."""
         state = dict(state)
-        self.pace = Pace(**state.pop("pace", {}))
+        self.pace = TargetClock(**state.pop("pace", {}))
         if "given" in state:
             self._targets = dict(state["given"])
             return

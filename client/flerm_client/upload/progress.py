@@ -14,7 +14,7 @@ log = logging.getLogger("flerm.delivery")
 
 
 @dataclass(slots=True)
-class Progress:
+class DeliveryProgress:
     """Counts of measurements, and what stands in the way at present."""
 
     acknowledged: int = 0
@@ -22,7 +22,7 @@ class Progress:
     problem: str = ""
 
     @classmethod
-    def of(cls, path: Path) -> Progress:
+    def of(cls, path: Path) -> DeliveryProgress:
         """What was last told of the spool file `path`; nothing yet is zero."""
         try:
             return cls(**json.loads(sidecar(path, ".progress").read_text()))

@@ -1,6 +1,6 @@
 """How a training process reports: into the spool, and nothing else. The uploader beside it does the rest.
 
-Rank 0 only. After `Reporter.open` nothing here raises or waits because of a registry, a network or a full disk.
+Rank 0 only. After `SpoolReporter.open` nothing here raises or waits because of a registry, a network or a full disk.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flerm_client.registry.address import Address, address_of, child_command, child_environment
+from flerm_client.registry.address import (
+    RegistryAddress,
+    address_of,
+    child_command,
+    child_environment,
+)
 from flerm_client.spool.paths import QUARANTINE, default_folder, sidecar
 from flerm_client.spool.writer import SpoolWriter
-from flerm_client.upload.progress import Progress
+from flerm_client.upload.progress import DeliveryProgress
 from flerm_core.errors import InvalidInput
 from flerm_core.records.recording import Attempt, Ending, Measurement, RecordingSpec
 from flerm_core.records.validation import validate_spec
@@ -38,7 +43,7 @@ _lingering: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class DeliveryReport:
     """What became of a run's measurements: how many are not in the registry, and a sentence that says why and what to do."""
 
     left: int
@@ -48,7 +53,7 @@ class Delivery:
 def check_reporting(
     registry: str | None, spec: RecordingSpec, spool: str | os.PathLike[str] | None = None
 ) -> None:
-    """Raises now what `Reporter.open` would raise: `InvalidInput` for a wrong address, specification or spool folder."""
+    """Raises now what `SpoolReporter.open` would raise: `InvalidInput` for a wrong address, specification or spool folder."""
     folder = _folder(address_of(registry), spool)
     validate_spec(spec)
     try:
@@ -63,13 +68,13 @@ def check_reporting(
         )
 
 
-def _folder(address: Address, spool: str | os.PathLike[str] | None) -> Path:
+def _folder(address: RegistryAddress, spool: str | os.PathLike[str] | None) -> Path:
     return (
         address.folder or (Path(spool).expanduser() if spool is not None else default_folder())
     ).absolute()
 
 
-class Reporter:
+class SpoolReporter:
     """One attempt's way to its registry: `open`, `append` for each measurement, `finish`. Not thread-safe.
 
     A copy of it in a forked child (a DataLoader worker) does nothing.
@@ -77,7 +82,7 @@ class Reporter:
 
     def __init__(
         self,
-        address: Address,
+        address: RegistryAddress,
         writer: SpoolWriter,
         path: Path,
         recording_id: str,
@@ -95,7 +100,7 @@ class Reporter:
         self._warned = False
         self._restarts = 0
         self._launched = 0.0
-        self._delivery: Delivery | None = None
+        self._delivery: DeliveryReport | None = None
 
     @classmethod
     def open(
@@ -106,7 +111,7 @@ class Reporter:
         *,
         token: str | None = None,
         spool: str | os.PathLike[str] | None = None,
-    ) -> Reporter:
+    ) -> SpoolReporter:
         """Opens the attempt's spool file and starts the uploader.
 
         `registry`: grpc://host:port, grpcs://host:port, or file:///folder (its spool files are the registry; no uploader);
@@ -129,13 +134,13 @@ class Reporter:
         self._writer.append(_finite(row))
         self._ring()
 
-    def finish(self, ending: Ending, timeout: float = 10.0) -> Delivery:
+    def finish(self, ending: Ending, timeout: float = 10.0) -> DeliveryReport:
         """Ends the attempt and waits, at most `timeout` seconds, until the registry has everything.
 
         What is left then goes on being sent while this process lives and a minute longer. Later calls return the first answer.
         """
         if self._pid != os.getpid():
-            return Delivery(0, "")
+            return DeliveryReport(0, "")
         if self._delivery is not None:
             return self._delivery
         written = self._writer.finish(ending)
@@ -151,7 +156,7 @@ class Reporter:
         if self._pid == os.getpid() and self._delivery is None:
             self.finish(Ending(status="interrupted"), timeout=0.0)
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> SpoolReporter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -248,26 +253,26 @@ class Reporter:
             self._warn(f"the registry refused recording {self._recording_id}: {outcome['problem']}")
         return True
 
-    def _judge(self, written: bool) -> Delivery:
+    def _judge(self, written: bool) -> DeliveryReport:
         rows, lost = self._writer.rows, self._writer.lost
         of = f"measurements of recording {self._recording_id}"
         if lost:
-            return Delivery(
+            return DeliveryReport(
                 lost,
                 f"{lost} of {rows + lost} {of} could not be written to {self.path.parent} and are lost",
             )
         if self._address.folder is not None:
-            return Delivery(
+            return DeliveryReport(
                 0,
                 ""
                 if written
                 else f"the end of recording {self._recording_id} could not be written to {self.path}",
             )
         if self._outcome is None:
-            progress = Progress.of(self.path)
+            progress = DeliveryProgress.of(self.path)
             left = max(rows - progress.acknowledged, 0)
             if not self.path.exists():  # delivered in the very moment
-                return Delivery(0, "")
+                return DeliveryReport(0, "")
             why = progress.problem or f"{self._address.text} has not taken them yet"
             what = (
                 f"{left} of {rows} {of} are"
@@ -276,18 +281,18 @@ class Reporter:
             )
             kept = "they are" if left else "it is"
             send = f"flerm sync --spool {self.path.parent}"
-            return Delivery(
+            return DeliveryReport(
                 left,
                 f"{what} not delivered ({why}); {kept} kept in {self.path.parent}, and `{send}` sends what is left",
             )
         if self._outcome["refused"]:
             refused = rows - int(self._outcome["acknowledged"])
             place = self.path.parent / QUARANTINE / self.path.name
-            return Delivery(
+            return DeliveryReport(
                 refused,
                 f"{refused} of {rows} {of} were refused ({self._outcome['problem']}); they are kept in {place}",
             )
-        return Delivery(0, "")
+        return DeliveryReport(0, "")
 
     def _hang_up(self) -> None:
         if self._line is not None:

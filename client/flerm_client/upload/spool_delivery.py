@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from flerm_client.registry.connection import Connection
-from flerm_client.spool.frames import Frame, Kind
+from flerm_client.spool.frames import Frame, FrameType
 from flerm_client.spool.paths import quarantine, remove
 from flerm_client.spool.reader import Origin, SpoolReader, gap_of, message_of, origin_of
-from flerm_client.upload.progress import Progress
+from flerm_client.upload.progress import DeliveryProgress
 from flerm_core.errors import (
     DataLoss,
     FlermError,
@@ -38,14 +38,14 @@ BATCH_BYTES = 1 << 20
 _PASSING = (Unauthenticated, PermissionDenied, LimitExceeded)
 
 
-def for_good(error: FlermError) -> bool:
+def is_permanent(error: FlermError) -> bool:
     """Whether sending the same again can change nothing."""
     return isinstance(error, InvalidInput | NotFound | Refused | DataLoss) and not isinstance(
         error, _PASSING
     )
 
 
-class Delivery:
+class SpoolDelivery:
     """The way of one file. Call `advance` until `done`; it raises what went wrong, after which it may be called again.
 
     `unfinished`: the status to report for an attempt whose file has no end (its process died); None: wait for the end.
@@ -62,7 +62,7 @@ class Delivery:
     ) -> None:
         self.path = path
         self.unfinished = unfinished
-        self.progress = Progress()
+        self.progress = DeliveryProgress()
         self.done = False
         self.keep = keep
         self.quarantined: Path | None = None
@@ -73,7 +73,7 @@ class Delivery:
         self._recording_id = ""
         self._restarts = 0
         self._reasons: list[str] = []
-        self._told = Progress()
+        self._told = DeliveryProgress()
 
     def advance(self) -> bool:
         """Sends the next batch, if there is one; whether there may be more right now.
@@ -88,7 +88,7 @@ class Delivery:
             self.done = True
             return False
         except FlermError as error:
-            if for_good(error):
+            if is_permanent(error):
                 self._set_aside(str(error))
                 return False
             self.progress.problem = str(error)
@@ -119,7 +119,7 @@ class Delivery:
         position = offset
         try:
             for frame in self._reader:
-                if frame.kind == Kind.MEASUREMENT:
+                if frame.kind == FrameType.MEASUREMENT:
                     if batch and (
                         len(batch) == BATCH_ROWS or size + len(frame.payload) > BATCH_BYTES
                     ):
@@ -127,7 +127,7 @@ class Delivery:
                         break
                     batch.append(message_of(frame, pb.Measurement))
                     size += len(frame.payload)
-                elif frame.kind == Kind.FINISH:
+                elif frame.kind == FrameType.FINISH:
                     finish = message_of(frame, pb.FinishRecordingRequest)
                 else:
                     self._note(frame)
@@ -140,7 +140,7 @@ class Delivery:
                 log.warning("%s: %s; sending it again from the start", self.path.name, error)
                 self._restarts += 1
                 self.started = False
-                self.progress = Progress()
+                self.progress = DeliveryProgress()
                 self._reasons.clear()
                 self._reader = SpoolReader(self.path)
                 return True
@@ -158,7 +158,7 @@ class Delivery:
         return False
 
     def _note(self, frame: Frame) -> None:
-        if frame.kind == Kind.START and not self.started:
+        if frame.kind == FrameType.START and not self.started:
             request = message_of(frame, pb.StartRecordingRequest)
             request.sent_at.GetCurrentTime()
             answer = self._connection.unary("StartRecording", request)
@@ -167,7 +167,7 @@ class Delivery:
                 answer.attempt,
                 True,
             )
-        elif frame.kind == Kind.GAP:
+        elif frame.kind == FrameType.GAP:
             gap = gap_of(frame)
             log.warning(
                 "%s: %d measurements from step %d to %d were not written: %s",
@@ -185,7 +185,7 @@ class Delivery:
             self._append(rows)
             self.progress.acknowledged += len(rows)
         except FlermError as error:
-            if isinstance(error, NotFound) or not for_good(error):
+            if isinstance(error, NotFound) or not is_permanent(error):
                 raise
             if len(rows) == 1:
                 log.warning("%s: step %d refused: %s", self.path.name, rows[0].step, error)
@@ -231,7 +231,7 @@ class Delivery:
             self._told = replace(self.progress)
 
 
-def is_stillborn(path: Path, seconds: float = 60.0) -> bool:
+def is_abandoned_empty(path: Path, seconds: float = 60.0) -> bool:
     """Whether `path` holds nothing and nobody will write there: a process that died between making it and its first words.
 
     A living writer fills a file in the moment that it makes it, or takes it away again (a full disk).
@@ -247,13 +247,13 @@ def origin_at(path: Path) -> Origin | None:
     """Who wrote `path`; None when it does not say, or is gone."""
     try:
         for frame in SpoolReader(path):
-            return origin_of(frame) if frame.kind == Kind.OWNER else None
+            return origin_of(frame) if frame.kind == FrameType.OWNER else None
     except (FileNotFoundError, DataLoss, Refused):
         return None
     return None
 
 
-def takeable(path: Path) -> tuple[bool, str]:
+def can_take_over(path: Path) -> tuple[bool, str]:
     """Whether somebody else than its owner may deliver `path`, and why not.
 
     Yes when the owner is known to be gone, or the attempt's end is in the file (a second delivery of it does no harm).
@@ -263,10 +263,10 @@ def takeable(path: Path) -> tuple[bool, str]:
         first: Any = next(frames, None)
         if first is None:
             return False, f"{path.name} is empty"
-        owner = origin_of(first).owner if first.kind == Kind.OWNER else None
+        owner = origin_of(first).owner if first.kind == FrameType.OWNER else None
         if owner is not None and owner.here and not owner.alive:
             return True, ""
-        if any(frame.kind == Kind.FINISH for frame in frames):
+        if any(frame.kind == FrameType.FINISH for frame in frames):
             return True, ""
     except FileNotFoundError:
         return False, f"{path.name} is gone"

@@ -26,8 +26,8 @@ from pathlib import Path
 from flerm_client.registry.address import address_of, token_of
 from flerm_client.registry.connection import Connection, backoff
 from flerm_client.spool.paths import spool_files
-from flerm_client.spool.process_owner import Owner
-from flerm_client.upload.spool_delivery import Delivery, origin_at, takeable
+from flerm_client.spool.process_owner import ProcessOwner
+from flerm_client.upload.spool_delivery import SpoolDelivery, can_take_over, origin_at
 from flerm_core.errors import FlermError
 
 log = logging.getLogger("flerm.uploader")
@@ -38,12 +38,12 @@ _GATHER = 0.05
 _POLL = 0.2  # where the system has no pidfd, or the parent has closed the pipe
 
 
-class Doorbell:
+class WakeupPoller:
     """What the uploader waits for: the parent's byte, the parent's death, a SIGTERM."""
 
     def __init__(self, parent: int) -> None:
         self.stopped = False
-        self._owner = Owner.of(parent)
+        self._owner = ProcessOwner.of(parent)
         self._gone = os.getppid() != parent
         self._poll = select.poll()
         self._bell: int | None = sys.stdin.fileno()
@@ -110,10 +110,10 @@ class Uploader:
     """One run of the loop: the parent's file first, then files that dead processes left."""
 
     def __init__(
-        self, path: Path, connection: Connection, doorbell: Doorbell, *, grace: float = GRACE
+        self, path: Path, connection: Connection, doorbell: WakeupPoller, *, grace: float = GRACE
     ) -> None:
-        self.own = Delivery(path, connection)
-        self.others: list[Delivery] = []
+        self.own = SpoolDelivery(path, connection)
+        self.others: list[SpoolDelivery] = []
         self._connection = connection
         self._doorbell = doorbell
         self._grace = grace
@@ -173,12 +173,12 @@ class Uploader:
         self._looked = True
         registry = self._connection.address.text
         for path in spool_files(self.own.path.parent):
-            if path == self.own.path or not takeable(path)[0]:
+            if path == self.own.path or not can_take_over(path)[0]:
                 continue
             origin = origin_at(path)
             if origin is not None and origin.registry == registry:
                 log.info("taking along %s of %s", path.name, origin.owner)
-                self.others.append(Delivery(path, self._connection, unfinished="interrupted"))
+                self.others.append(SpoolDelivery(path, self._connection, unfinished="interrupted"))
 
     def _renew(self) -> None:
         if self.own.done or time.monotonic() < self._lease:
@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     _step_back()
-    doorbell = Doorbell(options.parent)
+    doorbell = WakeupPoller(options.parent)
     connection = Connection(address_of(options.registry), token_of())
     Uploader(options.file, connection, doorbell, grace=options.grace).run()
     return 0

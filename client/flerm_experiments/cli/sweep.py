@@ -14,7 +14,7 @@ from flerm_client.cli.common import Json, Registry, client, complain, print_json
 from flerm_core.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from flerm_experiments.sweep.runner import Progress
+    from flerm_experiments.sweep.runner import SweepProgress
     from flerm_experiments.sweep.spec import Sweep
     from flerm_experiments.sweep.trials import Trial
 
@@ -104,13 +104,13 @@ def _spec_module() -> Any:
 
 def _train(chosen: Sweep, registry: str | None, on: str, jobs: int | None) -> dict[Trial, str]:
     """Carries it out; what failed, with the reason. Progress goes to standard error, a line for each training."""
-    from flerm_experiments.sweep.executors import place_named
+    from flerm_experiments.sweep.executors import executor_named
     from flerm_experiments.sweep.runner import run
 
-    return run(chosen, registry, place_named(on, jobs), tell=_tell).failures
+    return run(chosen, registry, executor_named(on, jobs), tell=_tell).failures
 
 
-def _tell(progress: Progress) -> None:
+def _tell(progress: SweepProgress) -> None:
     left = (
         "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
     )

@@ -15,7 +15,7 @@ from flerm_experiments.sweep.worker import Finished, work
 from flerm_experiments.workloads.train_loop import Job
 
 
-class Place(ABC):
+class Executor(ABC):
     """Runs jobs, `slots` at a time. A job that fails is its future's exception; the others go on."""
 
     slots: int
@@ -34,7 +34,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Local(Place):
+class Local(Executor):
     """A pool of processes, each of one thread and at most one per core."""
 
     def __init__(self, jobs: int | None = None) -> None:
@@ -73,7 +73,7 @@ def _one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-class OnRay(Place):
+class OnRay(Executor):
     """A Ray cluster: Ray places the jobs on its nodes, one processor each, and tries again those whose node died.
 
     The nodes must reach the registry: a server, or a folder that all of them have.
@@ -118,7 +118,7 @@ class OnRay(Place):
 PLACES = ("local", "ray", "slurm")
 
 
-def place_named(name: str, jobs: int | None) -> Place:
+def executor_named(name: str, jobs: int | None) -> Executor:
     """The place called `name` of those that run jobs themselves. Raises `InvalidInput` for others."""
     if name == "local":
         return Local(jobs)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flerm_client.registry.address import address_of
 from flerm_client.registry.client import RegistryClient
 from flerm_core.records.recording import Recording
-from flerm_core.tuning.best_lr import Run
+from flerm_core.tuning.best_lr import SweepRun
 from flerm_experiments.sweep.spec import MEASURED, Sweep
 from flerm_experiments.sweep.trials import JOB_TAG, SCALES, Trial, job_of
 from flerm_experiments.workloads.base import Scale
@@ -27,11 +27,11 @@ class Entry:
     loss: float
     seconds: float
 
-    def run(self, sweep: Sweep) -> Run:
+    def run(self, sweep: Sweep) -> SweepRun:
         """As `flerm_core.tuning.best_lr` takes it."""
         lr = sweep.centre * 2.0**self.trial.place
         finite = math.isfinite(self.loss)
-        return Run(
+        return SweepRun(
             lr=lr,
             seed=self.trial.seed,
             loss=self.loss if finite else None,

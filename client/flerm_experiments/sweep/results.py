@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from flerm_core.tuning.best_lr import LossPoint, Run, curve_optimum
+from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum
 from flerm_core.tuning.optimum_shift import Shift, complete_curve, shift
 from flerm_experiments.sweep.planner import base_place, settled_seeds
 from flerm_experiments.sweep.registry_state import Entry
@@ -93,7 +93,7 @@ def rows(sweep: Sweep, entries: Mapping[Trial, Entry]) -> list[Row]:
 
 def _row(
     cell: Cell | None,
-    counted: Mapping[Cell | None, list[Run]],
+    counted: Mapping[Cell | None, list[SweepRun]],
     entries: Mapping[Trial, Entry],
     rate: float,
 ) -> Row:
@@ -120,7 +120,9 @@ def _row(
     )
 
 
-def _runs(sweep: Sweep, entries: Mapping[Trial, Entry], cell: Cell | None, seeds: int) -> list[Run]:
+def _runs(
+    sweep: Sweep, entries: Mapping[Trial, Entry], cell: Cell | None, seeds: int
+) -> list[SweepRun]:
     mine = [entry for trial, entry in entries.items() if trial.cell == cell and not trial.measured]
     return [entry.run(sweep) for entry in mine if entry.trial.seed < seeds]
 

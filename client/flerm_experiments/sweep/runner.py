@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from flerm_experiments.sweep.executors import Place, reason
+from flerm_experiments.sweep.executors import Executor, reason
 from flerm_experiments.sweep.planner import Needed, plan
 from flerm_experiments.sweep.registry_state import finished
 from flerm_experiments.sweep.spec import Sweep
@@ -17,7 +17,7 @@ from flerm_experiments.sweep.worker import Finished
 
 
 @dataclass(slots=True)
-class Progress:
+class SweepProgress:
     """Where a sweep stands. `missing`: trials known to be needed still, those under way included; more may turn out to be.
 
     `seconds_left`: of wall time, None before any of this run's trials ended.
@@ -34,10 +34,10 @@ class Progress:
 def run(
     sweep: Sweep,
     registry: str | None,
-    place: Place,
+    place: Executor,
     *,
-    tell: Callable[[Progress], None] = lambda _: None,
-) -> Progress:
+    tell: Callable[[SweepProgress], None] = lambda _: None,
+) -> SweepProgress:
     """Trains what the registry does not hold yet of `sweep`; how it stands at the end.
 
     `tell` is called with every trial that ends. A trial that fails is kept in `failures` with its reason and not tried again by
@@ -47,7 +47,7 @@ def run(
     for cell in sweep.cells:
         job_of(sweep, Trial(cell, 0, 0), registry)
     losses = {trial: entry.loss for trial, entry in finished(sweep, registry).items()}
-    progress = Progress(done=len(losses))
+    progress = SweepProgress(done=len(losses))
     seconds: dict[Trial, float] = {}
     under_way: dict[Future[Finished], Trial] = {}
     try:
@@ -84,7 +84,7 @@ def _start(
     under_way: dict[Future[Finished], Trial],
     sweep: Sweep,
     registry: str | None,
-    place: Place,
+    place: Executor,
 ) -> None:
     busy = set(under_way.values())
     for needed in missing:

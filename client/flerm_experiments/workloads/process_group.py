@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flerm_core.measure.distributed.ranks import keep
+from flerm_core.measure.distributed.ranks import retain_group
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class TrainingProcessGroup:
     """This process's place among the ranks, and the device that it trains on."""
 
     rank: int
@@ -48,7 +48,7 @@ class Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined() -> Iterator[TrainingProcessGroup]:
     """Joins the process group that torchrun's environment describes, if any; leaves it at the end, also when the body raises.
 
     NCCL where every rank of this host has a CUDA device of its own, gloo on the CPU otherwise.
@@ -58,13 +58,13 @@ def joined() -> Iterator[Ranks]:
     cuda = torch.cuda.is_available() and torch.cuda.device_count() >= local_world
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks(0, 1, device)
+        yield TrainingProcessGroup(0, 1, device)
         return
     if cuda:
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if cuda and distributed.is_nccl_available() else "gloo")
-    keep()
+    retain_group()
     try:
-        yield Ranks(distributed.get_rank(), distributed.get_world_size(), device)
+        yield TrainingProcessGroup(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
         distributed.destroy_process_group()

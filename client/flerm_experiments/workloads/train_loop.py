@@ -24,7 +24,7 @@ from flerm_core.trajectory import Trajectory
 from flerm_experiments.workloads import Scale, Workload, workload_named
 from flerm_experiments.workloads.optimizers import OPTIMIZERS, SCHEDULES
 from flerm_experiments.workloads.parametrization import PARAMETRIZATIONS, apply
-from flerm_experiments.workloads.process_group import Ranks, joined
+from flerm_experiments.workloads.process_group import TrainingProcessGroup, joined
 
 MODES = ("plain", "record", "match")
 
@@ -174,7 +174,11 @@ def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> R
 
 
 def _attach(
-    job: Job, workload: Workload, model: nn.Module, optimizer: Optimizer, ranks: Ranks
+    job: Job,
+    workload: Workload,
+    model: nn.Module,
+    optimizer: Optimizer,
+    ranks: TrainingProcessGroup,
 ) -> FLeRM | None:
     if job.mode == "plain":
         return None
@@ -231,7 +235,7 @@ def _loop(
     model: nn.Module,
     optimizer: Optimizer,
     flerm: FLeRM | None,
-    ranks: Ranks,
+    ranks: TrainingProcessGroup,
     on_step: Callable[[int, float], None] | None,
 ) -> Result:
     scheduler = SCHEDULES[job.schedule](optimizer, job.steps)
@@ -273,7 +277,7 @@ def _loop(
     )
 
 
-def _agree(result: Result, model: nn.Module, ranks: Ranks) -> None:
+def _agree(result: Result, model: nn.Module, ranks: TrainingProcessGroup) -> None:
     # What DDP and FLeRM promise: every rank ends with the same multipliers and weights, bit for bit.
     digest = hashlib.sha256(json.dumps(result.multipliers, sort_keys=True).encode())
     for parameter in model.parameters():

@@ -16,7 +16,7 @@ from torch import Tensor
 from flerm_core.errors import MeasurementError
 
 
-class ExamplesCouple(MeasurementError):
+class ExamplesNotSeparable(MeasurementError):
     """An example's output depends on other examples' rows, or the model does not let us see which rows are whose."""
 
 

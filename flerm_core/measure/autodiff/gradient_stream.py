@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from flerm_core.measure.distributed.fsdp2 import all_parameters
-from flerm_core.measure.estimators.base import Subject
-from flerm_core.measure.state_guard import gradients_set_aside, others_deaf
+from flerm_core.measure.estimators.base import MeasuredModel
+from flerm_core.measure.state_guard import grads_stashed, hooks_disabled
 
 
 def stream_gradients(
-    outputs: Tensor, direction: Tensor, subject: Subject, consume: Callable[[str, Tensor], None]
+    outputs: Tensor,
+    direction: Tensor,
+    subject: MeasuredModel,
+    consume: Callable[[str, Tensor], None],
 ) -> None:
     """One backward pass from `outputs` along `direction`; `consume(name, gradient)` is called once per tensor that has one.
 
@@ -48,7 +51,10 @@ def is_reentrant(outputs: Tensor) -> bool:
 
 
 def _captured(
-    outputs: Tensor, direction: Tensor, subject: Subject, consume: Callable[[str, Tensor], None]
+    outputs: Tensor,
+    direction: Tensor,
+    subject: MeasuredModel,
+    consume: Callable[[str, Tensor], None],
 ) -> None:
     def taker(name: str) -> Callable[[Tensor], Tensor]:
         def take(gradient: Tensor) -> Tensor:
@@ -63,7 +69,7 @@ def _captured(
         return take
 
     moving = {name: p for name, p in subject.parameters.items() if p.requires_grad}
-    with others_deaf(list(moving.values())), ExitStack() as stack:
+    with hooks_disabled(list(moving.values())), ExitStack() as stack:
         for name, parameter in moving.items():
             stack.callback(parameter.register_hook(taker(name)).remove)
         if moving:
@@ -71,7 +77,10 @@ def _captured(
 
 
 def _accumulated(
-    outputs: Tensor, direction: Tensor, subject: Subject, consume: Callable[[str, Tensor], None]
+    outputs: Tensor,
+    direction: Tensor,
+    subject: MeasuredModel,
+    consume: Callable[[str, Tensor], None],
 ) -> None:
     def taker(name: str) -> Callable[[Tensor], None]:
         def take(parameter: Tensor) -> None:
@@ -83,7 +92,7 @@ def _accumulated(
         return take
 
     everything = all_parameters(subject.model)
-    with gradients_set_aside(everything), others_deaf(everything), ExitStack() as stack:
+    with grads_stashed(everything), hooks_disabled(everything), ExitStack() as stack:
         for name, parameter in subject.parameters.items():
             if parameter.requires_grad:
                 handle = parameter.register_post_accumulate_grad_hook(taker(name))

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from flerm_core.measure.autodiff.module_products import Use, has_closed_form
-from flerm_core.measure.autodiff.saved_inputs import Kept
+from flerm_core.measure.autodiff.saved_inputs import SavedInputs
 from flerm_core.measure.output_projection import floating_tensors
 from flerm_core.measure.state_guard import RandomState
 
-Hear = Callable[["Place", Use, Tensor], None]
+Hear = Callable[["ModuleOutput", Use, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ModuleOutput:
     """A tensor of a forward: output `index` of the `call`-th call of `module`."""
 
     module: nn.Module
@@ -31,7 +31,7 @@ class Place:
     index: int
 
 
-class Watch:
+class ModuleHooks:
     """Hooks on `modules` for one forward and one backward pass through it.
 
     An output of a module in `shared` is the same for all examples (a position embedding), and there its gradient is their
@@ -44,7 +44,7 @@ class Watch:
         modules: Collection[nn.Module],
         shared: Collection[nn.Module] = (),
         examples: int = 0,
-        deepest: Collection[Place] = (),
+        deepest: Collection[ModuleOutput] = (),
     ) -> None:
         self._modules = modules
         self._shared = shared
@@ -52,8 +52,8 @@ class Watch:
         self._calls: dict[nn.Module, int] = {}
         self._entered: dict[nn.Module, RandomState] = {}
         self._listening = False
-        self._ear = _Ear()
-        self.edges: dict[Place, GradientEdge] = {}
+        self._ear = _GradientSink()
+        self.edges: dict[ModuleOutput, GradientEdge] = {}
         self.deepest = deepest
 
     @contextmanager
@@ -97,7 +97,7 @@ class Watch:
             for handle in handles:
                 handle.remove()
 
-    def find_deepest(self) -> set[Place]:
+    def find_deepest(self) -> set[ModuleOutput]:
         """The watched places that have no watched place behind them, towards the inputs."""
         watched = {edge.node for edge in self.edges.values()}
         behind: dict[
@@ -130,9 +130,9 @@ class Watch:
             result = self._expanded(result)
         for index, output in enumerate(floating_tensors(result)):
             if output.requires_grad:
-                place = Place(module, call, index)
+                place = ModuleOutput(module, call, index)
                 self.edges[place] = get_gradient_edge(output)
-                output.register_hook(_listener(self._ear, place, use, Kept(args, kwargs)))
+                output.register_hook(_listener(self._ear, place, use, SavedInputs(args, kwargs)))
         return result if replaced else None
 
     def _again(
@@ -143,7 +143,7 @@ class Watch:
             result = self._expanded(result)
         for output in floating_tensors(result):
             if output.requires_grad:
-                Kept(args, kwargs)
+                SavedInputs(args, kwargs)
         return result if replaced else None
 
     def _expanded(self, output: Tensor) -> Tensor:
@@ -152,14 +152,16 @@ class Watch:
 
 
 @dataclass(slots=True)
-class _Ear:
+class _GradientSink:
     """Who listens to the pass under way, if any. Hooks know this and not the watch: that has the graph, which has the hooks,
     and a ring would keep it all until a garbage collection."""
 
     hear: Hear | None = None
 
 
-def _listener(ear: _Ear, place: Place, use: Use, kept: Kept) -> Callable[[Tensor], None]:
+def _listener(
+    ear: _GradientSink, place: ModuleOutput, use: Use, kept: SavedInputs
+) -> Callable[[Tensor], None]:
     def listen(gradient: Tensor) -> None:
         if ear.hear is not None:
             args, kwargs = kept.take()

@@ -117,7 +117,7 @@ _CLOSED: dict[type[nn.Module], Product] = {
 }
 
 
-def kind_of(module: nn.Module) -> type[nn.Module]:
+def module_type(module: nn.Module) -> type[nn.Module]:
     """The class of `module`, below the one that FSDP2 makes of it."""
     return next(
         c
@@ -128,12 +128,12 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
 
 def has_closed_form(module: nn.Module) -> bool:
     """Whether `module` is exactly of a known kind: a subclass may compute something else."""
-    return kind_of(module) in _CLOSED and not getattr(module, "scale_grad_by_freq", False)
+    return module_type(module) in _CLOSED and not getattr(module, "scale_grad_by_freq", False)
 
 
 def closed_form(use: Use, name: str, change: Tensor, gradient: Tensor) -> Tensor:
     """The products of a module of a known kind, in the dtype of `change`."""
-    return _CLOSED[kind_of(use.module)](
+    return _CLOSED[module_type(use.module)](
         use.module, use.input, name, change, gradient.to(change.dtype)
     )
 

@@ -30,7 +30,7 @@ class _Save(torch.autograd.Function):
         return torch.empty(0)
 
 
-class Kept:
+class SavedInputs:
     """`args` and `kwargs` of one call. Every run of the call under checkpointing, the first and each recomputation, must keep
     what it is given at the same place: recomputed tensors are told apart by their order."""
 

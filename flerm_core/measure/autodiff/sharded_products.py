@@ -15,8 +15,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
-from flerm_core.measure.autodiff.example_layout import ExamplesCouple, Layout, find_layout
-from flerm_core.measure.autodiff.module_products import Use, closed_form, has_closed_form, kind_of
+from flerm_core.measure.autodiff.example_layout import ExamplesNotSeparable, Layout, find_layout
+from flerm_core.measure.autodiff.module_products import (
+    Use,
+    closed_form,
+    has_closed_form,
+    module_type,
+)
 from flerm_core.measure.distributed.sharding import as_placed, cuts, local
 
 Factors = tuple[Placement, Placement, Placement]  # of ∂φ/∂y, x, ΔW
@@ -42,12 +47,12 @@ def split_products(
 
     `first`: this is the first of the ranks that share a batch.
 
-    Raises `ExamplesCouple` for a module without closed form.
+    Raises `ExamplesNotSeparable` for a module without closed form.
     """
     x = use.input
     given = [tensor for tensor in (gradient, x, change) if isinstance(tensor, DTensor)]
     if "." in path or not has_closed_form(use.module):
-        raise ExamplesCouple(
+        raise ExamplesNotSeparable(
             f"{type(use.module).__name__} computes on sharded tensors in a way of its own"
         )
     if not given:
@@ -82,7 +87,7 @@ def _plan(module: nn.Module, path: str, given: tuple[Placement, ...], rank: int)
     """How ∂φ/∂y, x and ΔW must lie along one mesh dimension for their products to be each rank's part."""
     gradient, _, change = (cuts(placement) for placement in given)
     last, whole = rank - 1, Replicate()
-    kind = kind_of(module)
+    kind = module_type(module)
     if gradient is not None and gradient != last:  # positions
         return Shard(gradient), Shard(gradient), whole
     if kind is nn.Linear:

@@ -23,7 +23,7 @@ _instances: Counter[str] = Counter()  # by `_among`
 _kept: list[Any] = []
 
 
-def keep(group: Any = None) -> None:
+def retain_group(group: Any = None) -> None:
     """Keeps a process group (None: the default one) until the interpreter ends; called while the group exists.
 
     Gloo's destructor joins worker threads that may be waiting for the interpreter's lock, and DDP's reducer, when it is the
@@ -46,7 +46,7 @@ def _let_go() -> None:
     time.sleep(0.1)  # for those of the others
 
 
-class Ranks:
+class MeasurementRanks:
     """The processes that measure together. A world of one needs no process group.
 
     `groups` together span them: a sum over one after the other is the sum over all. `split` are those of them along which
@@ -69,7 +69,7 @@ class Ranks:
         self._split = list(split)
         self.locked = locked
         for each in [] if self.alone else self._groups:
-            keep(each)
+            retain_group(each)
         self.size = (
             1 if self.alone else math.prod(dist.get_world_size(each) for each in self._groups)
         )

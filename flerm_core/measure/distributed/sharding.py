@@ -40,7 +40,7 @@ def as_placed(tensor: DTensor, placements: tuple[Placement, ...]) -> DTensor:
     )
 
 
-class Part:
+class LocalShard:
     """This rank's part of one DTensor."""
 
     def __init__(self, tensor: DTensor) -> None:
@@ -107,7 +107,7 @@ class Sharding:
     along which ranks work on one batch, each with this rank's coordinate. `same`: whether a value is the same on all ranks.
     """
 
-    parts: Mapping[str, Part] = field(default_factory=dict)
+    parts: Mapping[str, LocalShard] = field(default_factory=dict)
     reduced: Mapping[str, float] = field(default_factory=dict)
     data_axes: frozenset[str] = frozenset()
     split: Mapping[str, int] = field(default_factory=dict)
@@ -198,7 +198,7 @@ class Sharding:
             else gathered.to_local()
         )
 
-    def in_forward(self, name: str, part: Part) -> tuple[Placement, ...]:
+    def in_forward(self, name: str, part: LocalShard) -> tuple[Placement, ...]:
         """The placements of what the module of `name` computes with."""
         axes = part.mesh.mesh_dim_names or ("",) * len(part.placements)
         return tuple(
@@ -228,6 +228,6 @@ def placed_like(placed: Tensor, values: Tensor) -> Tensor:
     )
 
 
-def find_parts(parameters: Mapping[str, nn.Parameter]) -> dict[str, Part]:
+def find_parts(parameters: Mapping[str, nn.Parameter]) -> dict[str, LocalShard]:
     """The parts of those parameters that are sharded."""
-    return {name: Part(p) for name, p in parameters.items() if isinstance(p, DTensor)}
+    return {name: LocalShard(p) for name, p in parameters.items() if isinstance(p, DTensor)}

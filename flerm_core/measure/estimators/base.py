@@ -19,13 +19,13 @@ from torch.distributed.tensor import DTensor
 
 from flerm_core.measure.distributed.sharding import Sharding
 from flerm_core.measure.output_projection import as_output
-from flerm_core.measure.update.weight_update import Update
+from flerm_core.measure.update.weight_update import WeightUpdate
 
 Output = Callable[[nn.Module, Any], Any]
 
 
 @dataclass(frozen=True)
-class Subject:
+class MeasuredModel:
     """What is measured: a model, the function computed of it, its tensors by canonical name, and the roles they play.
 
     `parameters` are unique tensors; `roles` maps a role's name to the names of the tensors that together play it. `sharding`
@@ -54,7 +54,7 @@ class Subject:
         return first.device
 
 
-Reach = Literal["none", "split", "all"]
+ReductionScope = Literal["none", "split", "all"]
 
 
 class Estimator(ABC):
@@ -65,11 +65,11 @@ class Estimator(ABC):
     """
 
     name: str
-    reach: Reach = "none"
+    reach: ReductionScope = "none"
     measures_roles: bool = False
     """Whether it also gives the FSLRs of roles, the joint changes of their tensors."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: MeasuredModel) -> None:
         self.subject = subject
 
     @property
@@ -78,7 +78,9 @@ class Estimator(ABC):
         """How many numbers a draw gives."""
 
     @abstractmethod
-    def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
+    def draw(
+        self, batch: Any, update: WeightUpdate, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
         """The parts of one probe batch, float64 [any], and the count N·K of outputs in it.
 
         With φ = Σ ω f, not divided by √(NK): parts scale with the count, so those of all batches and ranks simply add up. The

@@ -15,16 +15,16 @@ from flerm_core.errors import MeasurementError
 from flerm_core.measure.autodiff.jvp import derivative
 from flerm_core.measure.distributed.fsdp2 import reshard
 from flerm_core.measure.distributed.sharding import local, whole
-from flerm_core.measure.estimators.base import Estimator, Output, Subject
+from flerm_core.measure.estimators.base import Estimator, MeasuredModel, Output
 from flerm_core.measure.output_projection import as_output
 from flerm_core.measure.state_guard import RandomState
-from flerm_core.measure.update.weight_update import Update
+from flerm_core.measure.update.weight_update import WeightUpdate
 
 
 class _Function(nn.Module):
     """`output(model, ·)` as a module, so that its parameters can be given from outside."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: MeasuredModel) -> None:
         super().__init__()
         self.model = subject.model
         self._output: Output = subject.output
@@ -43,7 +43,7 @@ class Exact(Estimator):
     name = "exact"
     measures_roles = True
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: MeasuredModel) -> None:
         super().__init__(subject)
         self._function = _Function(subject)
         self._rows = {name: (name,) for name in subject.parameters} | dict(subject.roles)
@@ -53,7 +53,9 @@ class Exact(Estimator):
         """One per tensor and role."""
         return len(self._rows)
 
-    def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
+    def draw(
+        self, batch: Any, update: WeightUpdate, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
         """Σ (Δ_ℓ f_nk)² of every tensor and role in turn."""
         moved = self._by_forward_mode if self.subject.sharding is None else self._by_difference
         masks = RandomState()
@@ -69,7 +71,12 @@ class Exact(Estimator):
         return dict(zip(self._rows, np.sqrt(mean).tolist(), strict=True))
 
     def _by_forward_mode(
-        self, members: tuple[str, ...], update: Update, batch: Any, step: float, masks: RandomState
+        self,
+        members: tuple[str, ...],
+        update: WeightUpdate,
+        batch: Any,
+        step: float,
+        masks: RandomState,
     ) -> tuple[Tensor, int]:
         places = {id(p): f"model.{name}" for name, p in self.subject.model.named_parameters()}
         masks.restore()
@@ -82,7 +89,12 @@ class Exact(Estimator):
         return moved[0], outputs[0].numel()
 
     def _by_difference(
-        self, members: tuple[str, ...], update: Update, batch: Any, step: float, masks: RandomState
+        self,
+        members: tuple[str, ...],
+        update: WeightUpdate,
+        batch: Any,
+        step: float,
+        masks: RandomState,
     ) -> tuple[Tensor, int]:
         """(f(W + hΔW) − f(W − hΔW)) / 2h, this rank's part of it: sharded models have no forward mode."""
         changes = {name: update.change(name) for name in members}
@@ -105,7 +117,7 @@ class Exact(Estimator):
             moved
         ), forward.numel()
 
-    def _steps(self, update: Update) -> list[float]:
+    def _steps(self, update: WeightUpdate) -> list[float]:
         """h for each row: such that hΔW is ∛ε of the weights in size, where the errors of rounding (ε/h) and of curvature (h²)
         are both least. Weights smaller than the model's are taken as large as these: fresh biases are zero."""
         sharding = self.subject.sharding

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.autodiff.gradient_stream import stream_gradients
-from flerm_core.measure.distributed.sharding import Part
-from flerm_core.measure.estimators.base import Estimator, Reach, Subject
-from flerm_core.measure.output_projection import draw_projection, unit_of
-from flerm_core.measure.update.chunking import slabs
-from flerm_core.measure.update.weight_update import Update
+from flerm_core.measure.distributed.sharding import LocalShard
+from flerm_core.measure.estimators.base import Estimator, MeasuredModel, ReductionScope
+from flerm_core.measure.output_projection import draw_projection, projection_scale
+from flerm_core.measure.update.chunking import chunks
+from flerm_core.measure.update.weight_update import WeightUpdate
 
 
 class Kronecker(Estimator):
@@ -30,7 +30,9 @@ class Kronecker(Estimator):
 
     name = "kronecker"
 
-    def __init__(self, subject: Subject, *, output_weight: str = "", output_bias: str = "") -> None:
+    def __init__(
+        self, subject: MeasuredModel, *, output_weight: str = "", output_bias: str = ""
+    ) -> None:
         super().__init__(subject)
         for field, name, rank in (
             ("output_weight", output_weight, 2),
@@ -50,7 +52,7 @@ class Kronecker(Estimator):
             start = stop
             self._places[name] = [self._place(length) for length in self._lengths(name, parameter)]
         self._columns = start
-        self.reach: Reach = "none" if subject.sharding is None else "all"
+        self.reach: ReductionScope = "none" if subject.sharding is None else "all"
 
     def _lengths(self, name: str, parameter: Tensor) -> list[int]:
         part = _part(self.subject, name)
@@ -68,7 +70,9 @@ class Kronecker(Estimator):
         """Σ (D_ℓ + 1)."""
         return self._columns
 
-    def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
+    def draw(
+        self, batch: Any, update: WeightUpdate, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
         """s_0, s_1 … s_D of every tensor in turn. Of a sharded one, this rank's part of them: where Z is cut along d, all
         the sums Σ_{i_d} Z, as only the whole ones may be squared."""
         outputs = self.subject.outputs(batch)
@@ -139,16 +143,18 @@ class Full(Estimator):
 
     name = "full"
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: MeasuredModel) -> None:
         super().__init__(subject)
-        self.reach: Reach = "none" if subject.sharding is None else "all"
+        self.reach: ReductionScope = "none" if subject.sharding is None else "all"
 
     @property
     def columns(self) -> int:
         """One per tensor."""
         return len(self.subject.parameters)
 
-    def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
+    def draw(
+        self, batch: Any, update: WeightUpdate, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
         """(Δ_ℓφ)² of every tensor in turn (Eq. 4); of a sharded one, this rank's part of Δ_ℓφ."""
         outputs = self.subject.outputs(batch)
         parts = torch.zeros(self.columns, dtype=torch.float64, device=outputs.device)
@@ -180,11 +186,13 @@ class Full(Estimator):
         return dict(zip(self.subject.parameters, np.sqrt(mean).tolist(), strict=True))
 
 
-def _part(subject: Subject, name: str) -> Part | None:
+def _part(subject: MeasuredModel, name: str) -> LocalShard | None:
     return None if subject.sharding is None else subject.sharding.parts.get(name)
 
 
-def slabs_of_z(subject: Subject, update: Update, name: str, gradient: Tensor) -> Iterator[Tensor]:
+def slabs_of_z(
+    subject: MeasuredModel, update: WeightUpdate, name: str, gradient: Tensor
+) -> Iterator[Tensor]:
     """Z of `name` slab by slab: one of the size of the tensor never exists. Sharded, this rank's part of it at once, and
     nothing where another rank's equal part counts."""
     sharding = subject.sharding
@@ -195,11 +203,11 @@ def slabs_of_z(subject: Subject, update: Update, name: str, gradient: Tensor) ->
     elif gradient.ndim == 0:
         yield _with_dimension(update.change(name).mul_(gradient))
     else:
-        for rows in slabs(gradient.shape, gradient.device):
+        for rows in chunks(gradient.shape, gradient.device):
             yield update.change(name, rows).mul_(gradient[rows])
 
 
-def sum_of_z(subject: Subject, update: Update, name: str, gradient: Tensor) -> Tensor:
+def sum_of_z(subject: MeasuredModel, update: WeightUpdate, name: str, gradient: Tensor) -> Tensor:
     """Σ Z of `name` [] float64, of this rank's part where it is sharded."""
     total = torch.zeros((), dtype=torch.float64, device=gradient.device)
     for z in slabs_of_z(subject, update, name, gradient):
@@ -215,13 +223,13 @@ def _squares(values: Tensor) -> Tensor:
     return values.square().sum(dtype=torch.float64)
 
 
-def projection_of(subject: Subject, outputs: Tensor, generator: torch.Generator) -> Tensor:
+def projection_of(subject: MeasuredModel, outputs: Tensor, generator: torch.Generator) -> Tensor:
     """∂φ/∂f. Where gradients are reduced over ranks before they are seen, these must weigh every output alike: ω itself,
     without this rank's own unit."""
     direction = draw_projection(outputs, generator)
-    return direction if subject.sharding is None else direction / unit_of(outputs)
+    return direction if subject.sharding is None else direction / projection_scale(outputs)
 
 
-def scale_of(subject: Subject, outputs: Tensor) -> float:
+def scale_of(subject: MeasuredModel, outputs: Tensor) -> float:
     """What makes squares under `projection_of` those under ω (`Estimator.draw`)."""
-    return unit_of(outputs) ** -2 if subject.sharding is None else 1.0
+    return projection_scale(outputs) ** -2 if subject.sharding is None else 1.0

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flerm_core.errors import MeasurementError
-from flerm_core.measure.autodiff.example_layout import ExamplesCouple, Layout, half_of
+from flerm_core.measure.autodiff.example_layout import ExamplesNotSeparable, Layout, half_of
 from flerm_core.measure.autodiff.gradient_stream import is_reentrant, stream_gradients
-from flerm_core.measure.autodiff.module_hooks import Place, Watch
+from flerm_core.measure.autodiff.module_hooks import ModuleHooks, ModuleOutput
 from flerm_core.measure.autodiff.module_products import (
     Use,
     closed_form,
@@ -28,13 +28,13 @@ from flerm_core.measure.autodiff.module_products import (
 from flerm_core.measure.autodiff.sharded_products import find_split_layout, split_products
 from flerm_core.measure.distributed.fsdp2 import recover
 from flerm_core.measure.distributed.sharding import Sharding, local, placed_like
-from flerm_core.measure.estimators.base import Estimator, Subject
+from flerm_core.measure.estimators.base import Estimator, MeasuredModel
 from flerm_core.measure.estimators.gradient_moments import sum_of_z
 from flerm_core.measure.estimators.parameter_owners import Ownership
-from flerm_core.measure.output_projection import draw_projection, tensors_in, unit_of
+from flerm_core.measure.output_projection import draw_projection, projection_scale, tensors_in
 from flerm_core.measure.state_guard import RandomState
-from flerm_core.measure.update.allgather import Gathering
-from flerm_core.measure.update.weight_update import Update
+from flerm_core.measure.update.allgather import AllGather
+from flerm_core.measure.update.weight_update import WeightUpdate
 
 # Σ_n c_n and ⟨ΔW, ∂φ/∂W⟩ are equal up to rounding. A use that went unseen shows as an error of the size of its part.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.15, torch.float16: 0.05}
@@ -42,30 +42,30 @@ _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.15, tor
 _NOISE = 1e-4
 
 
-class Example(Estimator):
+class PerExample(Estimator):
     """The example estimator. Its first draw settles how the model is watched: which module answers for which tensor, which
     activations examples share, how the rows of each are laid out; and proves that no use of a tensor was missed.
 
-    Raises `ExamplesCouple` from that draw with the reason, when it does not apply.
+    Raises `ExamplesNotSeparable` from that draw with the reason, when it does not apply.
     """
 
     name = "example"
     measures_roles = True
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: MeasuredModel) -> None:
         super().__init__(subject)
         self._settled_for: tuple[bool, ...] = ()
         self._ownership = Ownership(subject.model, subject.parameters)
         self._positions = {name: i for i, name in enumerate(subject.parameters)}
-        self._layouts: dict[Place, Layout] = {}
+        self._layouts: dict[ModuleOutput, Layout] = {}
         self._shared: dict[nn.Module, None] = {}
-        self._deepest: set[Place] = set()
+        self._deepest: set[ModuleOutput] = set()
         self._asked: list[str] = []  # the tensors whose ΔW the last pass asked for, in turn
         self._counts_examples: tuple[int, int] | None = (
             None  # which tensor of a batch, and which of its dimensions
         )
         self._watched_for: tuple[bool, ...] = ()  # as `settled`, for this rank
-        self._unseen: frozenset[Place] = (
+        self._unseen: frozenset[ModuleOutput] = (
             frozenset()
         )  # where the gradient was 0 throughout, so that any layout would have done
         self._look_again = False
@@ -99,7 +99,9 @@ class Example(Estimator):
     def _trained(self) -> tuple[bool, ...]:
         return tuple(p.requires_grad for p in self.subject.parameters.values())
 
-    def draw(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
+    def draw(
+        self, batch: Any, update: WeightUpdate, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
         """Σ_n c_n² of every tensor, then of every role (c_n summed over its tensors before squaring).
 
         Where ranks share the work on a batch: this rank's part of c, [tensors · N].
@@ -121,7 +123,7 @@ class Example(Estimator):
 
     def _raw(self, changes: Tensor, outputs: Tensor) -> Tensor:
         """What `draw` gives, of c under the φ of this batch alone."""
-        unit = unit_of(outputs)
+        unit = projection_scale(outputs)
         return (
             (changes / unit).reshape(-1)
             if self.reach == "split"
@@ -136,24 +138,26 @@ class Example(Estimator):
             )
         )
 
-    def _forward(self, batch: Any) -> tuple[Watch, Tensor]:
+    def _forward(self, batch: Any) -> tuple[ModuleHooks, Tensor]:
         examples = 0
         if self._shared and self._counts_examples is not None:
             index, axis = self._counts_examples
             examples = list(tensors_in(batch))[index].shape[axis]
-        watch = Watch(self._ownership.owners, self._shared, examples, self._deepest)
+        watch = ModuleHooks(self._ownership.owners, self._shared, examples, self._deepest)
         with watch.attached():
             return watch, self.subject.outputs(batch)
 
-    def _changes(self, watch: Watch, outputs: Tensor, direction: Tensor, update: Update) -> Tensor:
+    def _changes(
+        self, watch: ModuleHooks, outputs: Tensor, direction: Tensor, update: WeightUpdate
+    ) -> Tensor:
         """c [tensors, N] float64."""
         examples = len(outputs)
         changes = torch.zeros(
             len(self._positions), examples, dtype=torch.float64, device=outputs.device
         )
-        changes_of = Gathering(self._sharding, update, self._asked)
+        changes_of = AllGather(self._sharding, update, self._asked)
 
-        def add(place: Place, use: Use, gradient: Tensor) -> None:
+        def add(place: ModuleOutput, use: Use, gradient: Tensor) -> None:
             held = self._ownership.owners[use.module]
             layout = self._layout(place, examples)
             for tensor in dict.fromkeys(held.values()):
@@ -173,11 +177,11 @@ class Example(Estimator):
         self._asked = changes_of.asked
         return changes
 
-    def _layout(self, place: Place, examples: int) -> Layout:
+    def _layout(self, place: ModuleOutput, examples: int) -> Layout:
         if examples == 1:
             return Layout("major")
         if place not in self._layouts:
-            raise ExamplesCouple(
+            raise ExamplesNotSeparable(
                 f"{type(place.module).__name__} ran more often than at first: its rows are unknown"
             )
         return self._layouts[place]
@@ -191,7 +195,9 @@ class Example(Estimator):
 
     # The first draw
 
-    def _settle(self, batch: Any, update: Update, generator: torch.Generator) -> tuple[Tensor, int]:
+    def _settle(
+        self, batch: Any, update: WeightUpdate, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
         """Each pass has a forward of its own, from the same masks: a graph that is kept for another pass holds what activation
         checkpointing recomputed for the last one."""
         self._deepest = set()
@@ -206,7 +212,7 @@ class Example(Estimator):
                 "the first probe batch of a sharded model is empty: every rank needs examples to begin with"
             )
         if is_reentrant(outputs):
-            raise ExamplesCouple(
+            raise ExamplesNotSeparable(
                 "activation checkpointing with use_reentrant=True hides the modules inside it; use_reentrant=False does not"
             )
         plain = outputs.detach()
@@ -234,7 +240,7 @@ class Example(Estimator):
 
     def _forward_again(
         self, batch: Any, plain: Tensor, masks: RandomState, expanded: list[nn.Module]
-    ) -> tuple[Watch, Tensor]:
+    ) -> tuple[ModuleHooks, Tensor]:
         """The forward that gave `plain`, watched as is known by now."""
         while True:
             masks.restore()
@@ -252,16 +258,16 @@ class Example(Estimator):
             self._hand_up(expanded[-1])
 
     def _find_layouts(
-        self, watch: Watch, outputs: Tensor, direction: Tensor, chosen: Tensor
+        self, watch: ModuleHooks, outputs: Tensor, direction: Tensor, chosen: Tensor
     ) -> nn.Module | None:
         """Fills in the layout of every watched output; the first module of the forward where there is none."""
         examples = len(outputs)
         if examples == 1 and not self._sharding.parts:
             return None
-        found: dict[Place, Layout | None] = {}
-        unseen: set[Place] = set()
+        found: dict[ModuleOutput, Layout | None] = {}
+        unseen: set[ModuleOutput] = set()
 
-        def look(place: Place, use: Use, gradient: Tensor) -> None:
+        def look(place: ModuleOutput, use: Use, gradient: Tensor) -> None:
             found[place] = find_split_layout(gradient, chosen)
             if not local(gradient).any():
                 unseen.add(place)
@@ -297,12 +303,14 @@ class Example(Estimator):
             name = next(
                 path for path, found in self.subject.model.named_modules() if found is module
             )
-            raise ExamplesCouple(
+            raise ExamplesNotSeparable(
                 f"the rows of {name or 'the model'} ({type(module).__name__}) cannot be told apart by example: examples share "
                 "statistics or are mixed (BatchNorm in train mode, routing), or dimension 0 of the output does not count them"
             )
 
-    def _prove(self, outputs: Tensor, direction: Tensor, changes: Tensor, update: Update) -> bool:
+    def _prove(
+        self, outputs: Tensor, direction: Tensor, changes: Tensor, update: WeightUpdate
+    ) -> bool:
         """Compares Σ_n c_n with ⟨ΔW, ∂φ/∂W⟩; hands tensors that differ to the next module up. True when nothing differs."""
         reference = torch.zeros_like(changes[:, 0])
 
@@ -324,7 +332,7 @@ class Example(Estimator):
         wrong = [name for name, position in self._positions.items() if off[position]]
         stuck = [name for name in wrong if not self._ownership.promote(name)]
         if stuck:
-            raise ExamplesCouple(
+            raise ExamplesNotSeparable(
                 f"the derivative of the model itself does not account for the gradient of {', '.join(stuck)}"
             )
         return not wrong

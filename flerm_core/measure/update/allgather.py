@@ -17,19 +17,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement
 
-from flerm_core.measure.distributed.sharding import Part, Sharding, cuts
-from flerm_core.measure.update.weight_update import Update
+from flerm_core.measure.distributed.sharding import LocalShard, Sharding, cuts
+from flerm_core.measure.update.weight_update import WeightUpdate
 
 TOGETHER = 2**20  # numbers
 
 
-class Gathering:
+class AllGather:
     """The changes of `update`, one pass long. `order`: the names an earlier pass asked for, in turn.
 
     All ranks ask for the same names in the same order.
     """
 
-    def __init__(self, sharding: Sharding, update: Update, order: Sequence[str]) -> None:
+    def __init__(self, sharding: Sharding, update: WeightUpdate, order: Sequence[str]) -> None:
         self._sharding, self._update, self._order = sharding, update, order
         self._held: dict[str, Tensor] = {}
         self.asked: list[str] = []
@@ -79,7 +79,7 @@ class Cut:
     `shape` is its shape once it is; `left`, its placements then.
     """
 
-    part: Part
+    part: LocalShard
     dim: int
     along: int
     shape: tuple[int, ...]

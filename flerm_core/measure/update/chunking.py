@@ -13,13 +13,13 @@ temporary cost forty times the arithmetic (docs/estimators.md). Elsewhere alloca
 _LARGE = 1 << 24
 
 
-def slabs(shape: torch.Size, device: torch.device) -> Iterator[slice]:
+def chunks(shape: torch.Size, device: torch.device) -> Iterator[slice]:
     """A tensor of at least one dimension as consecutive slices of dimension 0, of about `SLAB` elements each."""
     height = max(1, SLAB.get(device.type, _LARGE) // max(1, shape[1:].numel()))
     return (slice(start, start + height) for start in range(0, shape[0], height))
 
 
-def in_slabs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def iter_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape side by side, slab by slab: views of them, along the dimension that is outermost in the first's
     memory (of a transposed one every row would be all over it)."""
     first = tensors[0]
@@ -28,5 +28,5 @@ def in_slabs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     else:
         outermost = max(range(first.ndim), key=first.stride)
         outward = [tensor.movedim(outermost, 0) for tensor in tensors]
-        for rows in slabs(outward[0].shape, first.device):
+        for rows in chunks(outward[0].shape, first.device):
             yield tuple(tensor[rows] for tensor in outward)

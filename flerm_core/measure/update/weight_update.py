@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from flerm_core.measure.distributed.sharding import local
-from flerm_core.measure.update.chunking import in_slabs
+from flerm_core.measure.update.chunking import iter_chunks
 
 
-class Update:
+class WeightUpdate:
     """The step of a set of parameters. Built before it (copies the weights: 1 × their memory), read after it.
 
     `rates[name]` is the learning rate that the step ran at, multiplier included; set it before reading `change`.
@@ -69,7 +69,7 @@ class Update:
     def _exchange(self) -> None:
         # Back in the reverse order: parameters may share their memory (tied by `a.data = b.data`).
         for name in reversed(self.parameters) if self._at_old else self.parameters:
-            for current, other in in_slabs(local(self.parameters[name]), self._other[name]):
+            for current, other in iter_chunks(local(self.parameters[name]), self._other[name]):
                 waiting = current.clone()
                 current.copy_(other)
                 other.copy_(waiting)

@@ -17,7 +17,7 @@ from flerm_core.records.recording import (
     RecordingFilter,
     RecordingSpec,
 )
-from flerm_server.auth.principal import Scope, present
+from flerm_server.auth.principal import Scope, current_principal
 from flerm_server.store.interface import (
     Appended,
     Batch,
@@ -31,7 +31,7 @@ from flerm_server.store.interface import (
 )
 
 
-class Guarded(Store):
+class AuthorizedStore(Store):
     """`store`, as the one who asks in this context may use it (`identity.present`): within its family, signed with its name.
 
     Raises `PermissionDenied` for what is not of its family. Which scope a call needs is `rules`'; that a writer has at least
@@ -51,28 +51,31 @@ class Guarded(Store):
     def register_family(
         self, name: str, *, description: str = "", blocks: Sequence[str] = (), created_by: str = ""
     ) -> Family:
-        present().must(Scope.WRITE, name)
+        current_principal().must(Scope.WRITE, name)
         return self._store.register_family(
-            name, description=description, blocks=blocks, created_by=present().text
+            name, description=description, blocks=blocks, created_by=current_principal().text
         )
 
     @override
     def family(self, name: str, *, within: str = "") -> Family:
-        present().must(Scope.READ, name)
-        return self._store.family(name, within=present().family)
+        current_principal().must(Scope.READ, name)
+        return self._store.family(name, within=current_principal().family)
 
     @override
     def families(
         self, *, prefix: str = "", page_size: int = 0, page_token: str = "", within: str = ""
     ) -> Page[Family]:
         return self._store.families(
-            prefix=prefix, page_size=page_size, page_token=page_token, within=present().family
+            prefix=prefix,
+            page_size=page_size,
+            page_token=page_token,
+            within=current_principal().family,
         )
 
     @override
     def rename_family(self, name: str, new_name: str) -> Family:
-        present().must(Scope.ADMIN, name)
-        present().must(Scope.ADMIN, new_name)
+        current_principal().must(Scope.ADMIN, name)
+        current_principal().must(Scope.ADMIN, new_name)
         try:
             return self._store.rename_family(name, new_name)
         except NotFound:
@@ -88,13 +91,13 @@ class Guarded(Store):
         created_by: str = "",
         most_recordings: int = 0,
     ) -> Started:
-        present().must(Scope.WRITE, spec.family)
-        if present().family:
+        current_principal().must(Scope.WRITE, spec.family)
+        if current_principal().family:
             with suppress(
                 NotFound
             ):  # one that is there may be of another family than its sender thinks
                 self._may(Scope.WRITE, spec.id)
-        by = present().text
+        by = current_principal().text
         return self._store.start(
             spec, attempt, created_by=by, most_recordings=self._quota if by else 0
         )
@@ -126,7 +129,7 @@ class Guarded(Store):
     @override
     def recording(self, recording_id: str) -> Recording:
         found = self._store.recording(recording_id)
-        present().must(Scope.READ, found.spec.family)
+        current_principal().must(Scope.READ, found.spec.family)
         return found
 
     @override
@@ -138,9 +141,9 @@ class Guarded(Store):
         page_token: str = "",
         within: str = "",
     ) -> Page[Recording]:
-        present().must(Scope.READ, filters.family or None)
+        current_principal().must(Scope.READ, filters.family or None)
         return self._store.recordings(
-            filters, page_size=page_size, page_token=page_token, within=present().family
+            filters, page_size=page_size, page_token=page_token, within=current_principal().family
         )
 
     @override
@@ -167,22 +170,22 @@ class Guarded(Store):
         found = self._store.select(
             recording_id, first_step=first_step, last_step=last_step, max_points=max_points
         )
-        present().must(Scope.READ, found.recording.spec.family)
+        current_principal().must(Scope.READ, found.recording.spec.family)
         return found
 
     @override
     def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
-        present().must(Scope.READ, selection.recording.spec.family)
+        current_principal().must(Scope.READ, selection.recording.spec.family)
         return self._store.read(selection, columns)
 
     @override
     def sources(self, query: TargetQuery, *, within: str = "") -> tuple[Sources, tuple[str, ...]]:
-        present().must(Scope.READ, query.family)
-        return self._store.sources(query, within=present().family)
+        current_principal().must(Scope.READ, query.family)
+        return self._store.sources(query, within=current_principal().family)
 
     @override
     def runs(self, filters: RecordingFilter) -> Runs:
-        present().must(Scope.READ, filters.family)
+        current_principal().must(Scope.READ, filters.family)
         return self._store.runs(filters)
 
     @override
@@ -190,6 +193,6 @@ class Guarded(Store):
         self._store.close()
 
     def _may(self, needed: Scope, recording_id: str) -> None:
-        asker = present()
+        asker = current_principal()
         # Who is bound to nothing need not be told whose recording it is: one question to the database less.
         asker.must(needed, self._store.family_of(recording_id) if asker.family else None)

@@ -28,7 +28,7 @@ class Scope(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class Principal:
     """One who asks. `family` not empty: bound to that family, or to that team with all its families.
 
     `token_id` empty: anybody, on a registry that has no tokens.
@@ -67,16 +67,16 @@ class Identity:
             )
 
 
-ANYBODY = Identity(Scope.ADMIN)
+ANYBODY = Principal(Scope.ADMIN)
 
-_present: ContextVar[Identity] = ContextVar("identity")
+_present: ContextVar[Principal] = ContextVar("identity")
 
 
-def present() -> Identity:
+def current_principal() -> Principal:
     """Who asks in this context. Raises `LookupError` where nobody was let in: a call that nobody checked gets nothing."""
     return _present.get()
 
 
-def enter(identity: Identity) -> None:
+def enter(identity: Principal) -> None:
     """From here on `identity` asks, in this context and those copied from it. Every call has a context of its own."""
     _present.set(identity)

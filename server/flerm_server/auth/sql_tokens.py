@@ -11,13 +11,13 @@ from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.records.checks import check, check_text
 from flerm_core.records.validation import MAX_FAMILY_PART, validate_family_name
 from flerm_server.auth.credentials import SESSION, TOKEN, Secret
-from flerm_server.auth.principal import Identity, Scope
+from flerm_server.auth.principal import Principal, Scope
 from flerm_server.store.sql.compiled_statements import Prepared
 from flerm_server.store.sql.engine import (
-    clock,
-    driver_clock,
+    database_now,
+    driver_database_now,
     driver_transaction,
-    moment_from,
+    timestamp_from_column,
     transaction,
 )
 from flerm_server.store.sql.tables import sessions, tokens
@@ -57,7 +57,7 @@ class Token:
     revoked_at: datetime | None
 
 
-class Tokens:
+class SqlTokenStore:
     """The tokens of one database. Every question asks the database: what another process revoked counts at once."""
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -72,7 +72,7 @@ class Tokens:
             validate_family_name(family)
         secret = Secret.make(TOKEN)
         with transaction(self._engine, writes=True) as connection:
-            now = clock(connection)
+            now = database_now(connection)
             values = {
                 "id": secret.id,
                 "name": name,
@@ -81,7 +81,9 @@ class Tokens:
                 "created_at": now,
             }
             connection.execute(tokens.insert().values(**values, digest=secret.digest))
-        return Token(secret.id, name, Scope.of(scope), family, moment_from(now), None), secret
+        return Token(
+            secret.id, name, Scope.of(scope), family, timestamp_from_column(now), None
+        ), secret
 
     def list(self) -> list[Token]:
         """All that were ever made, oldest first."""
@@ -93,8 +95,8 @@ class Tokens:
                 row.name,
                 Scope.of(row.scope),
                 row.family,
-                moment_from(row.created_at),
-                None if row.revoked_at is None else moment_from(row.revoked_at),
+                timestamp_from_column(row.created_at),
+                None if row.revoked_at is None else timestamp_from_column(row.revoked_at),
             )
             for row in rows
         ]
@@ -113,7 +115,7 @@ class Tokens:
                 connection.execute(
                     tokens.update()
                     .where(tokens.c.id == token_id)
-                    .values(revoked_at=clock(connection))
+                    .values(revoked_at=database_now(connection))
                 )
             return row.revoked_at is None
 
@@ -122,11 +124,11 @@ class Tokens:
         with driver_transaction(self._engine) as driver:
             return bool(_ANY.all(driver, {})[0][0])
 
-    def identify(self, secret: Secret) -> Identity | str:
+    def identify(self, secret: Secret) -> Principal | str:
         """Whose secret it is; else what to say of it."""
         with driver_transaction(self._engine) as driver:
             found = (_TOKEN if secret.kind == TOKEN else _SESSION).all(driver, {"id": secret.id})
-            now = driver_clock(driver) if secret.kind == SESSION else 0
+            now = driver_database_now(driver) if secret.kind == SESSION else 0
         if not found:
             return "is unknown to this registry"
         digest, name, scope, family, revoked_at, *session = found[0]
@@ -137,13 +139,13 @@ class Tokens:
         if session and session[1] <= now:
             return "has expired"
         token_id, level = (session[0], Scope.READ) if session else (secret.id, Scope.of(scope))
-        return Identity(level, token_id, name, family)
+        return Principal(level, token_id, name, family)
 
     def open_session(self, token_id: str) -> Secret:
         """A session of that token, which may read what the token may; those that have expired are swept away."""
         secret = Secret.make(SESSION)
         with transaction(self._engine, writes=True) as connection:
-            now = clock(connection)
+            now = database_now(connection)
             connection.execute(sessions.delete().where(sessions.c.expires_at <= now))
             key = connection.execute(
                 sa.select(tokens.c.key).where(tokens.c.id == token_id)

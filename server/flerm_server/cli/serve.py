@@ -66,13 +66,13 @@ def serve(
         # Here, not above: `flerm --help` need not wait for SQLAlchemy and FastAPI.
         from flerm_server.logs import configure
         from flerm_server.server import Server, run
-        from flerm_server.settings import Address, Settings
+        from flerm_server.settings import ListenAddress, Settings
 
         configure(log_level)
         settings = Settings(
             db=db,
-            grpc=Address.parse("grpc", grpc),
-            http=Address.parse("http", http),
+            grpc=ListenAddress.parse("grpc", grpc),
+            http=ListenAddress.parse("http", http),
             tls_cert=tls_cert,
             tls_key=tls_key,
             tls_terminated_upstream=tls_terminated_upstream,

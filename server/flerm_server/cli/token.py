@@ -12,7 +12,7 @@ import typer
 from flerm_server.cli.common import DEFAULT_DB, Db, database, one_sentence
 
 if TYPE_CHECKING:
-    from flerm_server.auth.sql_tokens import Token, Tokens
+    from flerm_server.auth.sql_tokens import SqlTokenStore, Token
 
 app = typer.Typer(no_args_is_help=True, help="Tokens: create, list, revoke.")
 
@@ -88,8 +88,8 @@ def _plain(token: Token) -> dict[str, str | None]:
 
 
 @contextmanager
-def _tokens(url: str, *, create: bool = False) -> Iterator[Tokens]:
-    from flerm_server.auth.sql_tokens import Tokens
+def _tokens(url: str, *, create: bool = False) -> Iterator[SqlTokenStore]:
+    from flerm_server.auth.sql_tokens import SqlTokenStore
     from flerm_server.store.sql import schema
 
     # The first token may come before the first start: a SQLite file is made, as `flerm serve` would.
@@ -97,4 +97,4 @@ def _tokens(url: str, *, create: bool = False) -> Iterator[Tokens]:
         if create and engine.dialect.name == "sqlite":
             schema.upgrade(engine)
         schema.check(engine)
-        yield Tokens(engine)
+        yield SqlTokenStore(engine)

@@ -14,17 +14,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from flerm_core.errors import FlermError
-from flerm_server.auth.authenticator import Gate
-from flerm_server.auth.authorized_store import Guarded
+from flerm_server.auth.authenticator import Authenticator
+from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.http import problems
 from flerm_server.http.api import figures, trajectory_formats
-from flerm_server.http.api.events import Streams
+from flerm_server.http.api.events import EventStreams
 from flerm_server.http.api.routes import router
 from flerm_server.http.authentication import Authenticate
 from flerm_server.http.middleware import BoundedBody, Observe, SafeHeaders, SameSite
 from flerm_server.http.web import login, match_page, pages
 from flerm_server.http.web.assets import Assets
-from flerm_server.http.web.templating import Door, Pages
+from flerm_server.http.web.templating import Pages, PublicAddress
 from flerm_server.metrics import Metrics
 from flerm_server.version import version
 
@@ -33,14 +33,14 @@ GZIP_LEVEL = 5  # most of the gain for a third of level 9's time
 
 
 def create_app(
-    store: Guarded,
-    gate: Gate,
+    store: AuthorizedStore,
+    gate: Authenticator,
     metrics: Metrics,
     *,
     local_only: bool,
     secure: bool = False,
-    streams: Streams | None = None,
-    door: Door | None = None,
+    streams: EventStreams | None = None,
+    door: PublicAddress | None = None,
     allowed_origins: Sequence[str] = (),
 ) -> FastAPI:
     """The application on `store`, for those whom `gate` lets in.
@@ -57,10 +57,10 @@ def create_app(
         redoc_url=None,
     )
     assets = Assets()
-    door = door or Door()
+    door = door or PublicAddress()
     rendered = Pages(assets)
     problems.install(app, pages.ErrorPage(rendered))
-    app.include_router(figures.router(store, streams or Streams(metrics.event_streams)))
+    app.include_router(figures.router(store, streams or EventStreams(metrics.event_streams)))
     app.include_router(router(store))
     app.include_router(match_page.router(store, rendered, door))
     app.include_router(pages.router(store, rendered, door))

@@ -12,9 +12,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flerm_core.errors import FlermError, PermissionDenied, Unauthenticated
-from flerm_server.auth.authenticator import Gate
+from flerm_server.auth.authenticator import Authenticator
 from flerm_server.auth.permissions import WHOLE_PATHS, path_needs
-from flerm_server.auth.principal import Identity, enter
+from flerm_server.auth.principal import Principal, enter
 from flerm_server.http.problems import problem, status_of
 from flerm_server.metrics import Metrics
 
@@ -45,7 +45,7 @@ class Authenticate:
     Sets `state.identity` and `state.readmit`, which long answers call to hear whether they may go on.
     """
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, gate: Authenticator, metrics: Metrics) -> None:
         self._app = app
         self._gate = gate
         self._metrics = metrics
@@ -70,10 +70,10 @@ class Authenticate:
         scope.setdefault("state", {}).update(identity=identity, readmit=identify)
         await self._app(scope, receive, send)
 
-    def _identify(self, headers: Headers, method: str) -> Callable[[], Identity]:
+    def _identify(self, headers: Headers, method: str) -> Callable[[], Principal]:
         authorization, cookie = headers.get("authorization", ""), session_of(headers)
 
-        def identify() -> Identity:
+        def identify() -> Principal:
             if authorization or not cookie:
                 return self._gate.by_header(authorization)
             if method not in SAFE_METHODS:

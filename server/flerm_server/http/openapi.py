@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flerm_server.auth.authenticator import Gate
-from flerm_server.auth.authorized_store import Guarded
+from flerm_server.auth.authenticator import Authenticator
+from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.http.app import create_app
 from flerm_server.metrics import Metrics
 from flerm_server.store.sql.store import open_store
@@ -20,7 +20,9 @@ def document() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{folder}/empty.db")
         try:
-            app = create_app(Guarded(store), Gate(store.tokens), Metrics(), local_only=True)
+            app = create_app(
+                AuthorizedStore(store), Authenticator(store.tokens), Metrics(), local_only=True
+            )
             found: dict[str, Any] = app.openapi()
         finally:
             store.close()

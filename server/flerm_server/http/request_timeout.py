@@ -10,7 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_SECONDS = 20.0
 
 
-class PatientProtocol(H11Protocol):
+class RequestHeadTimeoutProtocol(H11Protocol):
     """Hangs up when `HEAD_SECONDS` pass without a whole request head, on a new connection or after an answer.
 
     uvicorn's own timeout runs between requests only, and stops at the first byte of the next one.

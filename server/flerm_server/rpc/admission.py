@@ -13,9 +13,9 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from flerm_core.errors import FlermError, InvalidInput, LimitExceeded
-from flerm_server.auth.authenticator import RECHECK_SECONDS, Gate
+from flerm_server.auth.authenticator import RECHECK_SECONDS, Authenticator
 from flerm_server.auth.permissions import rpc_needs
-from flerm_server.auth.principal import Identity
+from flerm_server.auth.principal import Principal
 
 # gRPC's own limit answers in its own words and only knows bytes; ours is below it and says which limit it is.
 MAX_MESSAGE_BYTES = 4 << 20
@@ -25,7 +25,7 @@ APPENDS = frozenset({"Append", "AppendStream"})
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
+class RejectedMessage:
     """Stands for a message that was not read: why not."""
 
     refusal: FlermError
@@ -38,11 +38,13 @@ def bounded(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         size = len(data)
         if size > MAX_MESSAGE_BYTES:
             most = f"at most {MAX_MESSAGE_BYTES} are allowed: send fewer rows"
-            return Unread(LimitExceeded(f"max_message_bytes: a message of {size} bytes; {most}"))
+            return RejectedMessage(
+                LimitExceeded(f"max_message_bytes: a message of {size} bytes; {most}")
+            )
         try:
             return deserializer(data)
         except DecodeError as error:
-            return Unread(
+            return RejectedMessage(
                 InvalidInput(f"message: {size} bytes that are no request of this call ({error})")
             )
 
@@ -51,7 +53,7 @@ def bounded(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 def whole(message: Any) -> Any:
     """The message. Raises why it was not read."""
-    if isinstance(message, Unread):
+    if isinstance(message, RejectedMessage):
         raise message.refusal
     return message
 
@@ -59,14 +61,14 @@ def whole(message: Any) -> Any:
 class Admission:
     """Lets calls in. `streams`: how many calls that may last may be open at once, so that threads are left for the others."""
 
-    def __init__(self, gate: Gate, *, streams: int) -> None:
+    def __init__(self, gate: Authenticator, *, streams: int) -> None:
         self._gate = gate
         self._most_streams = streams
         self._lock = threading.Lock()
         self._streams: Counter[bool] = Counter()  # by whether anybody may open them
         self._appends: Counter[str] = Counter()
 
-    def identify(self, method: str, authorization: str) -> Identity | None:
+    def identify(self, method: str, authorization: str) -> Principal | None:
         """Who asks for `method`; None where that is open to everybody. Raises `Unauthenticated`, `PermissionDenied`."""
         needed = rpc_needs(method)
         if needed is None:

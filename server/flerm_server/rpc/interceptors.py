@@ -16,7 +16,7 @@ import structlog
 from flerm_core.errors import FlermError, PermissionDenied, Unauthenticated
 from flerm_proto.status_codes import code_of
 from flerm_server.auth.permissions import RPCS
-from flerm_server.auth.principal import Identity, Scope, enter
+from flerm_server.auth.principal import Principal, Scope, enter
 from flerm_server.metrics import Metrics
 from flerm_server.rpc.admission import Admission, bounded, whole
 from flerm_server.tracing import span
@@ -110,7 +110,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
 
         return grpc.unary_unary_rpc_method_handler(unary, reader, handler.response_serializer)
 
-    def _identify(self, call: Call) -> Identity | None:
+    def _identify(self, call: Call) -> Principal | None:
         identity = self._admission.identify(call.method, call.authorization)
         call.token = identity.token_id if identity else ""
         return identity
@@ -180,7 +180,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
             call.context.abort(code, message)
 
 
-def _act(identity: Identity | None, act: Any, request: Any, context: grpc.ServicerContext) -> Any:
+def _act(identity: Principal | None, act: Any, request: Any, context: grpc.ServicerContext) -> Any:
     if identity is not None:
         enter(identity)
     return act(request, context)

@@ -20,11 +20,11 @@ from flerm_proto.query_messages import MAX_CHUNK_BYTES
 from flerm_proto.status_codes import code_of
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
-from flerm_server.auth.authorized_store import Guarded
+from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.metrics import Metrics
 from flerm_server.rpc.read_ahead import ReadAhead
 from flerm_server.store import queries
-from flerm_server.store.group_commit import GroupCommit, Pending
+from flerm_server.store.group_commit import GroupCommit, PendingAppend
 from flerm_server.store.interface import Batch, Rows, Store
 from flerm_server.store.sql.auxiliary_codec import decode
 from flerm_server.version import version
@@ -37,7 +37,7 @@ Value = TypeVar("Value")
 class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore]
     """The service `flerm.registry.v1.Registry`. Errors leave it as `FlermError`; `CallInterceptor` makes statuses of them."""
 
-    def __init__(self, store: Store, guarded: Guarded, metrics: Metrics) -> None:
+    def __init__(self, store: Store, guarded: AuthorizedStore, metrics: Metrics) -> None:
         """Serves `store` to each as `guarded` lets them, counting into `metrics`."""
         self._store = guarded
         self._metrics = metrics
@@ -122,7 +122,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
 
         context_of_reader = copy_context()  # who asks is known on the reading thread too
 
-        def take(request: pb.AppendRequest) -> Pending | FlermError:
+        def take(request: pb.AppendRequest) -> PendingAppend | FlermError:
             try:
                 return context_of_reader.run(self._submit, request)
             except FlermError as error:
@@ -139,12 +139,12 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
                 code: int = code_of(error).value[0]  # type: ignore[index, unused-ignore]
                 yield pb.AppendResponse(error_code=code, error_message=str(error))
 
-    def _submit(self, request: pb.AppendRequest) -> Pending:
+    def _submit(self, request: pb.AppendRequest) -> PendingAppend:
         self._store.may_write(request.recording_id)
         rows = _read("measurements", lambda: recording_messages.block_from(request.measurements))
         return self._ingest.submit(Batch(request.recording_id, rows, request.attempt))
 
-    def _stored(self, pending: Pending) -> pb.AppendResponse:
+    def _stored(self, pending: PendingAppend) -> pb.AppendResponse:
         stored = self._ingest.finish(pending)
         self._metrics.rows.inc(stored.committed - stored.duplicates)
         if stored.duplicates:

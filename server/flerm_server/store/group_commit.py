@@ -11,7 +11,7 @@ from flerm_server.store.interface import Appended, Batch, Store
 MAX_ROWS = 20_000  # of one transaction, so that the first to wait is answered soon
 
 
-class Pending:
+class PendingAppend:
     """A batch on its way into the store."""
 
     __slots__ = ("answer", "batch")
@@ -32,20 +32,20 @@ class GroupCommit:
     def __init__(self, store: Store) -> None:
         """Appends to `store`."""
         self._store = store
-        self._waiting: deque[Pending] = deque()
+        self._waiting: deque[PendingAppend] = deque()
         self._writing = threading.Lock()
 
     def append(self, batch: Batch) -> Appended:
         """Stores `batch`; returns when it is committed. Raises what the store refused it with."""
         return self.finish(self.submit(batch))
 
-    def submit(self, batch: Batch) -> Pending:
+    def submit(self, batch: Batch) -> PendingAppend:
         """Queues `batch` behind what waits. It is stored when somebody finishes it, or another that came later."""
-        pending = Pending(batch)
+        pending = PendingAppend(batch)
         self._waiting.append(pending)
         return pending
 
-    def finish(self, pending: Pending) -> Appended:
+    def finish(self, pending: PendingAppend) -> Appended:
         """Returns when what was submitted is committed. Raises what the store refused it with."""
         if pending.answer is None:
             # Once this thread holds the lock, another has answered it, or it answers everybody itself.
@@ -56,7 +56,7 @@ class GroupCommit:
             raise pending.answer
         return pending.answer
 
-    def _next_group(self) -> list[Pending]:
+    def _next_group(self) -> list[PendingAppend]:
         """Takes what waits, in its order, up to MAX_ROWS. Only the holder of the lock takes, so the queue is not empty here."""
         group = [self._waiting.popleft()]
         rows = len(group[0].batch.rows)
@@ -64,7 +64,7 @@ class GroupCommit:
             group.append(self._waiting.popleft())
         return group
 
-    def _write(self, group: list[Pending]) -> None:
+    def _write(self, group: list[PendingAppend]) -> None:
         try:
             answers = self._store.append_many([each.batch for each in group])
         except Exception as error:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flerm_core.errors import FlermError
 from flerm_core.matching.base_selection import Sources, TargetQuery
-from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.recording import (
     Attempt,
     Ending,
@@ -24,7 +24,7 @@ from flerm_core.records.recording import (
 )
 from flerm_core.records.validation import MAX_PAGE_SIZE
 from flerm_core.trajectory import Trajectory
-from flerm_core.tuning.best_lr import Run
+from flerm_core.tuning.best_lr import SweepRun
 
 Item = TypeVar("Item")
 
@@ -54,7 +54,7 @@ class Batch:
     """Rows of one attempt, stored whole or refused whole. `attempt` 0: the latest."""
 
     recording_id: str
-    rows: MeasurementBlock
+    rows: MeasurementBatch
     attempt: int = 0
 
 
@@ -118,7 +118,7 @@ class StoreInfo:
     now: datetime
 
 
-Runs = dict[tuple[str, str, str], list[Run]]
+Runs = dict[tuple[str, str, str], list[SweepRun]]
 """Runs by role, variant and optimiser (`Kind.optimizer_kind`)."""
 
 

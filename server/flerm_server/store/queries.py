@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from flerm_core.errors import NotFound, listed
+from flerm_core.errors import NotFound, join_names
 from flerm_core.matching.targets import TargetQuery, Targets, build_targets
 from flerm_core.records import validation
 from flerm_core.records.recording import Recording, RecordingFilter
 from flerm_core.trajectory import Trajectory, TrajectoryQuery
-from flerm_core.tuning.best_lr import Best, BestQuery, LossPoint, Run, best_of_runs, loss_curve
+from flerm_core.tuning.best_lr import Best, BestQuery, LossPoint, SweepRun, best_of_runs, loss_curve
 from flerm_server.store.interface import Selection, Store
 
 
@@ -28,7 +28,7 @@ def select(store: Store, query: TrajectoryQuery) -> tuple[Selection, list[int] |
     columns = [at for at, name in enumerate(names) if fnmatchcase(name, query.pattern)]
     if not columns:
         raise NotFound(
-            f"pattern {query.pattern!r} matches none of the parameters; there are {listed(names)}"
+            f"pattern {query.pattern!r} matches none of the parameters; there are {join_names(names)}"
         )
     return selection, columns
 
@@ -61,7 +61,7 @@ def best(store: Store, query: BestQuery) -> Best:
 def losses(store: Store, family: str) -> dict[tuple[str, str], tuple[LossPoint, ...]]:
     """Loss against learning rate of a family by (role, variant), over its completed and diverged recordings."""
     store.family(family)
-    found: dict[tuple[str, str], list[Run]] = {}
+    found: dict[tuple[str, str], list[SweepRun]] = {}
     for (role, variant, _), runs in store.runs(RecordingFilter(family=family)).items():
         found.setdefault((role, variant), []).extend(runs)
     return {key: points for key, runs in sorted(found.items()) if (points := loss_curve(runs))}

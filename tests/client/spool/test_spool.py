@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from spooled import NAMES, child_environment, row_of, spec_of, write_run
 
 from flerm_client.spool import SpoolReader, SpoolWriter, default_folder, read
-from flerm_client.spool.frames import HEADER, Kind
-from flerm_client.spool.process_owner import Owner
+from flerm_client.spool.frames import HEADER, FrameType
+from flerm_client.spool.process_owner import ProcessOwner
 from flerm_core.errors import DataLoss, FlermError, InvalidInput, Refused
 from flerm_core.records.recording import Attempt, Ending, Measurement
 
@@ -37,7 +37,7 @@ def test_what_is_written_is_read(tmp_path):
     assert content.ending == Ending(status="completed", final_loss=0.25, final_step=101, tokens=9)
     assert (content.origin.registry, content.origin.owner) == (
         "grpc://127.0.0.1:1",
-        Owner.of(os.getpid()),
+        ProcessOwner.of(os.getpid()),
     )
     for mine, its in zip(rows, content.rows, strict=True):
         np.testing.assert_array_equal(mine.values, its.values)
@@ -54,12 +54,12 @@ def test_a_reader_resumes_where_it_stopped_while_the_file_grows(tmp_path):
     writer = SpoolWriter(tmp_path)
     path = writer.start(spec_of("mlp"), Attempt())
     reader = SpoolReader(path)
-    assert [frame.kind for frame in reader] == [Kind.OWNER, Kind.START]
+    assert [frame.kind for frame in reader] == [FrameType.OWNER, FrameType.START]
     assert list(reader) == []
     writer.append(row_of(1))
-    assert [frame.kind for frame in reader] == [Kind.MEASUREMENT]
+    assert [frame.kind for frame in reader] == [FrameType.MEASUREMENT]
     writer.append(row_of(2))
-    assert [frame.kind for frame in SpoolReader(path, reader.offset)] == [Kind.MEASUREMENT]
+    assert [frame.kind for frame in SpoolReader(path, reader.offset)] == [FrameType.MEASUREMENT]
     writer.close()
 
 
@@ -179,7 +179,7 @@ def test_the_owner_is_known_to_live_and_to_be_gone(tmp_path):
 
 
 def test_a_process_elsewhere_counts_as_alive():
-    owner = Owner("another-host", "boot", 1, "5")
+    owner = ProcessOwner("another-host", "boot", 1, "5")
     assert (owner.here, owner.alive) == (False, True)
 
 

@@ -8,7 +8,7 @@ import os
 from spooled import row_of, spec_of
 
 from flerm_client import RegistryClient
-from flerm_client.upload.reporter import Reporter
+from flerm_client.upload.reporter import SpoolReporter
 from flerm_core.records.recording import Attempt, Ending
 
 
@@ -20,7 +20,7 @@ def test_no_empty_file_is_left_and_later_measurements_arrive(registry, tmp_path,
     spec = spec_of("full-disk")
     with monkeypatch.context() as patched:
         patched.setattr("flerm_client.spool.writer.os.write", full)
-        reporter = Reporter.open(registry.address, spec, Attempt(), spool=tmp_path)
+        reporter = SpoolReporter.open(registry.address, spec, Attempt(), spool=tmp_path)
         reporter.append(row_of(1))
         assert list(tmp_path.glob("*.spool")) == []
     reporter.append(row_of(2))

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from flerm_client.upload.reporter import Reporter
+from flerm_client.upload.reporter import SpoolReporter
 from flerm_core.records.recording import (
     Attempt,
     Ending,
@@ -37,7 +37,7 @@ def address(request):
 
 
 def test_a_measurement_of_500_tensors_takes_well_under_a_millisecond(address, tmp_path):
-    reporter = Reporter.open(
+    reporter = SpoolReporter.open(
         address,
         RecordingSpec(family="f", lr=1e-3, parameters=PARAMETERS),
         Attempt(),

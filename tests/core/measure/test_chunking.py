@@ -10,9 +10,9 @@ import torch
 from exact_reference import random_update
 from torch import Tensor, nn
 
-from flerm_core.measure.distributed.ranks import Ranks
-from flerm_core.measure.estimators.base import Subject
-from flerm_core.measure.fslr_meter import Meter, make_estimator
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.estimators.base import MeasuredModel
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
 from flerm_core.measure.update import chunking
 
 
@@ -35,8 +35,8 @@ def measured(estimator: str) -> dict[str, float]:
     torch.manual_seed(0)
     model = Tensors().double()
     update, _ = random_update(model)
-    subject = Subject(model, update.parameters, lambda model, batch: model(batch))
-    meter = Meter(subject, make_estimator(estimator, subject), Ranks(alone=True))
+    subject = MeasuredModel(model, update.parameters, lambda model, batch: model(batch))
+    meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
     return meter.measure(update, itertools.repeat(torch.randn(9, 3, 5, 5, dtype=torch.float64)), 2)
 
 
@@ -69,7 +69,7 @@ def test_slabs_are_all_of_a_tensor_each_a_stretch_of_memory(
     whole: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(chunking.SLAB, "cpu", 10)
-    for (slab,) in chunking.in_slabs(whole):
+    for (slab,) in chunking.iter_chunks(whole):
         slab += 1
         reach = (
             sum((size - 1) * stride for size, stride in zip(slab.shape, slab.stride(), strict=True))

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from flerm_client import FLeRM
-from flerm_client.training.measured_model import make_subject
-from flerm_core.measure.distributed.ranks import Ranks
-from flerm_core.measure.fslr_meter import Meter, make_estimator
-from flerm_core.measure.output_projection import unit_of
-from flerm_core.measure.update.weight_update import Update
+from flerm_client.training.measured_model import make_measured_model
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.output_projection import projection_scale
+from flerm_core.measure.update.weight_update import WeightUpdate
 
 
 class Readout(nn.Module):
@@ -40,13 +40,13 @@ def test_the_same_draw_gives_what_it_gives_in_float64(estimator: str) -> None:
 
     def measured(dtype: torch.dtype) -> dict[str, float]:
         model = copy.deepcopy(old).to(dtype)
-        subject = make_subject(
-            model, [torch.optim.SGD(model.parameters())], None, None, Ranks(alone=True)
+        subject = make_measured_model(
+            model, [torch.optim.SGD(model.parameters())], None, None, MeasurementRanks(alone=True)
         )
-        update = Update(subject.parameters)
+        update = WeightUpdate(subject.parameters)
         model.load_state_dict(new.state_dict())
         update.rates = dict.fromkeys(subject.parameters, 1.0)
-        meter = Meter(subject, make_estimator(estimator, subject), Ranks(alone=True))
+        meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
         return meter.measure(update, batches(dtype), 1)
 
     def batches(dtype: torch.dtype) -> Iterator[Tensor]:
@@ -90,5 +90,5 @@ def test_what_autocast_rounds_off_is_no_use_that_went_unseen() -> None:
 def test_the_unit_of_many_outputs_is_a_normal_number_exact_in_their_dtype(
     dtype: torch.dtype,
 ) -> None:
-    unit = unit_of(torch.zeros((), dtype=dtype).expand(2**20, 2**17))
+    unit = projection_scale(torch.zeros((), dtype=dtype).expand(2**20, 2**17))
     assert torch.tensor(unit, dtype=dtype).item() == unit >= torch.finfo(dtype).tiny

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from flerm_core.measure.distributed.ranks import Ranks
-from flerm_core.measure.estimators.base import Subject
-from flerm_core.measure.fslr_meter import Meter, make_estimator
-from flerm_core.measure.update.weight_update import Update
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.estimators.base import MeasuredModel
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_experiments.workloads import Scale, workload_named
 
 
@@ -22,14 +22,14 @@ def test_the_median_over_tensors_is_within_15_percent_of_exact(name: str) -> Non
     inputs, labels = next(iter(workload.batches(seed=0)))
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     workload.loss(model(inputs), labels).backward()
-    update = Update(dict(model.named_parameters()))
+    update = WeightUpdate(dict(model.named_parameters()))
     optimizer.step()
     update.rates = dict.fromkeys(update.parameters, 1e-3)
-    subject = Subject(model, update.parameters, lambda model, batch: model(batch))
+    subject = MeasuredModel(model, update.parameters, lambda model, batch: model(batch))
     probe = next(iter(workload.probe(seed=0)))
     readings = {}
     for estimator, draws in (("exact", 1), ("kronecker", 100)):
-        meter = Meter(subject, make_estimator(estimator, subject), Ranks(alone=True))
+        meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
         readings[estimator] = meter.measure(update, itertools.repeat(probe), draws)
     ratios = [
         readings["kronecker"][tensor] / exact

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from flerm_client import FLeRM
-from flerm_core.measure.estimators.per_example import Example
+from flerm_core.measure.estimators.per_example import PerExample
 
 
 class Adapted(nn.Module):
@@ -91,12 +91,12 @@ def test_what_never_has_a_gradient_is_not_looked_at_for_ever(
             return self.alive(x[:, 0]) + 0.0 * self.dead(x[:, 0])
 
     looked: list[Any] = []
-    settle = Example._settle
+    settle = PerExample._settle
 
-    def counted(self: Example, batch: Any, *rest: Any) -> Any:
+    def counted(self: PerExample, batch: Any, *rest: Any) -> Any:
         looked.append(batch)
         return settle(self, batch, *rest)
 
-    monkeypatch.setattr(Example, "_settle", counted)
+    monkeypatch.setattr(PerExample, "_settle", counted)
     recorded(Dead, "example")
     assert len(looked) == 2

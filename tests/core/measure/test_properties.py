@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
-from flerm_client.training.measured_model import make_subject
-from flerm_client.training.param_groups import Rates
-from flerm_client.training.step_schedule import Clock
-from flerm_core.measure.distributed.ranks import Ranks
-from flerm_core.measure.fslr_meter import Meter, make_estimator
-from flerm_core.measure.update.weight_update import Update
+from flerm_client.training.measured_model import make_measured_model
+from flerm_client.training.param_groups import ScaledParamGroups
+from flerm_client.training.step_schedule import StepSchedule
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.update.weight_update import WeightUpdate
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 FACTORS = st.integers(-64, 64).map(lambda k: 2.0 ** (k / 16))
@@ -43,7 +43,7 @@ def test_inside_a_step_every_tensor_has_its_rate_and_outside_the_user_sees_nothi
     names = {id(p): f"{i}.{j}" for i, group in enumerate(tensors) for j, p in enumerate(group)}
     multipliers = {f"{i}.{j}": m for i, group in enumerate(groups) for j, m in enumerate(group)}
     theirs, held = optimizer.param_groups, [dict(group) for group in optimizer.param_groups]
-    ours = Rates(optimizer, names, independent_decay=independent)
+    ours = ScaledParamGroups(optimizer, names, independent_decay=independent)
     for scale in (1.0, 0.5):  # a scheduler in between
         for group, before in zip(theirs, held, strict=True):
             group["lr"] = before["lr"] = group["lr"] * scale
@@ -79,7 +79,7 @@ def test_old_weights_come_and_go_bit_for_bit_and_a_step_is_applied_again(
     generator = torch.Generator().manual_seed(seed)
     weight = nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
     old = weight.detach().clone()
-    update = Update({"w": weight})
+    update = WeightUpdate({"w": weight})
     update.rates = {"w": 0.5}
     weight.data.add_(torch.randn(shape, generator=generator).to(dtype))
     new = weight.detach().clone()
@@ -121,10 +121,12 @@ def test_example_and_exact_find_the_fslr_at_any_width(
         batch = torch.randn(examples, widths[0], dtype=torch.float64)
     update, changes = random_update(model, seed=seed)
     reference = exact_fslr(at_old(model, changes), changes, [batch])
-    subject = make_subject(model, [SGD(model.parameters())], None, None, Ranks(alone=True))
+    subject = make_measured_model(
+        model, [SGD(model.parameters())], None, None, MeasurementRanks(alone=True)
+    )
 
     def measured(estimator: str, draws: int) -> dict[str, float]:
-        meter = Meter(subject, make_estimator(estimator, subject), Ranks(alone=True))
+        meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
         found = meter.measure(update, iter([batch] * draws), draws)
         return {name: found[name] for name in reference}
 
@@ -138,7 +140,7 @@ def test_example_and_exact_find_the_fslr_at_any_width(
 def test_a_clock_keeps_its_grid_whatever_steps_are_missed(
     start: int, every: int, missed: set[int]
 ) -> None:
-    clock, seen = Clock(start, every), []
+    clock, seen = StepSchedule(start, every), []
     for step in range(1, 61):
         if clock.due(step) and step not in missed:
             clock.done(step)

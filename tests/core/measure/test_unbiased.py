@@ -10,9 +10,9 @@ import pytest
 import torch
 from exact_reference import at_old, exact_fslr, random_update
 
-from flerm_core.measure.distributed.ranks import Ranks
-from flerm_core.measure.estimators.base import Subject
-from flerm_core.measure.fslr_meter import Meter, make_estimator
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.estimators.base import MeasuredModel
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
 
 
 def squares(
@@ -20,8 +20,8 @@ def squares(
 ) -> dict[str, np.ndarray]:
     """FSLR² of `draws` single draws on the same batches, cycled."""
     parameters = dict(case.model.named_parameters())
-    subject = Subject(case.model, parameters, lambda model, batch: model(batch))
-    meter = Meter(subject, make_estimator(estimator, subject), Ranks())
+    subject = MeasuredModel(case.model, parameters, lambda model, batch: model(batch))
+    meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks())
     cycle = itertools.cycle(batches)
     readings = [meter.measure(update, cycle, 1) for _ in range(draws)]
     return {name: np.array([reading[name] for reading in readings]) ** 2 for name in parameters}
@@ -50,10 +50,10 @@ def test_exact_equals_forward_mode(name: str) -> None:
     case = models.build(name)
     update, changes = random_update(case.model)
     batches = [case.batch(seed) for seed in range(3)]
-    subject = Subject(
+    subject = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
-    measured = Meter(subject, make_estimator("exact", subject), Ranks()).measure(
+    measured = FSLRMeter(subject, make_estimator("exact", subject), MeasurementRanks()).measure(
         update, iter(batches), 3
     )
     assert measured == pytest.approx(
@@ -76,10 +76,10 @@ def test_kronecker_has_only_the_methods_own_bias() -> None:
     update, changes = random_update(case.model)
     batch = case.batch(1)
     exact = exact_fslr(at_old(case.model, changes), changes, [batch])
-    subject = Subject(
+    subject = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
-    meter = Meter(subject, make_estimator("kronecker", subject), Ranks())
+    meter = FSLRMeter(subject, make_estimator("kronecker", subject), MeasurementRanks())
     measured = meter.measure(update, itertools.repeat(batch), 400)
     assert abs(np.median([measured[t] / exact[t] for t in exact]) - 1.0) < 0.15
 
@@ -89,11 +89,13 @@ def test_kronecker_is_unbiased_for_a_named_output_layer() -> None:
     update, changes = random_update(case.model)
     batch = case.batch(1)
     exact = exact_fslr(at_old(case.model, changes), changes, [batch])
-    subject = Subject(
+    subject = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
     estimator = make_estimator("kronecker", subject, output_weight="5.weight", output_bias="5.bias")
-    measured = Meter(subject, estimator, Ranks()).measure(update, itertools.repeat(batch), 600)
+    measured = FSLRMeter(subject, estimator, MeasurementRanks()).measure(
+        update, itertools.repeat(batch), 600
+    )
     for name in ("5.weight", "5.bias"):
         assert measured[name] == pytest.approx(exact[name], rel=0.08)
 
@@ -105,15 +107,15 @@ def test_a_role_is_the_joint_change_of_its_tensors() -> None:
     roles = {"both": ("mix.weight", "mix.bias")}
     readings = {}
     for name, draws in (("exact", 1), ("example", 400)):
-        subject = Subject(
+        subject = MeasuredModel(
             case.model,
             dict(case.model.named_parameters()),
             lambda model, batch: model(batch),
             roles,
         )
-        readings[name] = Meter(subject, make_estimator(name, subject), Ranks()).measure(
-            update, itertools.repeat(batch), draws
-        )
+        readings[name] = FSLRMeter(
+            subject, make_estimator(name, subject), MeasurementRanks()
+        ).measure(update, itertools.repeat(batch), draws)
     old = at_old(case.model, changes)
     with torch.no_grad():
         step = 1e-6

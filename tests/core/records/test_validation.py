@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flerm_core.errors import InvalidInput
 from flerm_core.matching.base_selection import TargetQuery
 from flerm_core.records import validation
-from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.recording import (
     Attempt,
     Ending,
@@ -80,10 +80,10 @@ def test_a_family_within_a_team_is_not_called_as_a_rest_route() -> None:
 
 def test_rows_in_column_form_get_the_same_sentences() -> None:
     good = [row(0), row(1), row(7, (0.0, 3e38), loss=-1.5, learning_rate=0.0, tokens=0)]
-    validation.validate_block(MeasurementBlock.of(good), 2)
-    validation.validate_block(MeasurementBlock.of([]), 2)
+    validation.validate_block(MeasurementBatch.of(good), 2)
+    validation.validate_block(MeasurementBatch.of([]), 2)
     validation.validate_block(
-        MeasurementBlock.of([row(1, (NAN, 0.0), scalars={"sharpness": 2.0})]), 2
+        MeasurementBatch.of([row(1, (NAN, 0.0), scalars={"sharpness": 2.0})]), 2
     )
     for wrong, sentence in (
         ([row(3), row(3)], "step: 3 follows 3 in one request"),
@@ -97,12 +97,12 @@ def test_rows_in_column_form_get_the_same_sentences() -> None:
         ([row(1, scalars={"": 1.0})], "a name of scalars at step 1"),
         ([row(at) for at in range(1001)], "measurements: 1001 entries"),
     ):
-        refused(sentence, validation.validate_block, MeasurementBlock.of(wrong), 2)
-    torn = replace(MeasurementBlock.of([row(1)]), fslr=[b"1234567"])
+        refused(sentence, validation.validate_block, MeasurementBatch.of(wrong), 2)
+    torn = replace(MeasurementBatch.of([row(1)]), fslr=[b"1234567"])
     refused(
         "values at step 1: 7 packed bytes are not whole rows", validation.validate_block, torn, 2
     )
-    late = replace(MeasurementBlock.of([row(1)]), measured_at=[2**62])
+    late = replace(MeasurementBatch.of([row(1)]), measured_at=[2**62])
     refused("measured_at at step 1: ", validation.validate_block, late, 2)
 
 

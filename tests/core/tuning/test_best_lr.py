@@ -9,21 +9,21 @@ from hypothesis import strategies as st
 
 from flerm_core.errors import Ambiguous, NotFound
 from flerm_core.records.recording import ParameterList, Recording, RecordingSpec
-from flerm_core.tuning.best_lr import BestQuery, Run, best_of, best_rate
+from flerm_core.tuning.best_lr import BestQuery, SweepRun, best_of, best_rate
 
 
-def sweep(losses: dict[float, float], seed: int = 0) -> list[Run]:
+def sweep(losses: dict[float, float], seed: int = 0) -> list[SweepRun]:
     """Runs by the exponent of their rate, 2^exponent."""
-    return [Run(lr=2.0**exponent, seed=seed, loss=loss) for exponent, loss in losses.items()]
+    return [SweepRun(lr=2.0**exponent, seed=seed, loss=loss) for exponent, loss in losses.items()]
 
 
-def bowl(optimum: float, *exponents: float, seed: int = 0) -> list[Run]:
+def bowl(optimum: float, *exponents: float, seed: int = 0) -> list[SweepRun]:
     """Losses on a parabola in log2 lr."""
     return sweep({exponent: 1 + (exponent - optimum) ** 2 for exponent in exponents}, seed)
 
 
-def diverged(exponent: float, seed: int = 0) -> Run:
-    return Run(lr=2.0**exponent, seed=seed, loss=None, status="diverged")
+def diverged(exponent: float, seed: int = 0) -> SweepRun:
+    return SweepRun(lr=2.0**exponent, seed=seed, loss=None, status="diverged")
 
 
 @given(
@@ -77,7 +77,9 @@ def test_a_rate_where_a_run_diverged_is_not_the_best() -> None:
     runs = [*bowl(-7, -9, -8, -7, -6), diverged(-7, seed=1)]
     assert best_rate("demo", runs).lr == 2.0**-8
     assert best_rate("demo", runs).points[2].diverged == 1
-    alone = best_rate("demo", [Run(lr=1.0, seed=0, loss=2.0), Run(lr=1.0, seed=1, loss=math.inf)])
+    alone = best_rate(
+        "demo", [SweepRun(lr=1.0, seed=0, loss=2.0), SweepRun(lr=1.0, seed=1, loss=math.inf)]
+    )
     assert (alone.lr, alone.loss, alone.points[0].diverged) == (1.0, 2.0, 1)
 
 
@@ -95,8 +97,8 @@ def test_equal_losses_have_their_optimum_at_the_best() -> None:
 def test_runs_without_an_end_do_not_count() -> None:
     runs = [
         *bowl(-8, -9, -8, -7),
-        Run(lr=9.0, seed=0, loss=0.1, status="running"),
-        Run(lr=8.0, seed=0, loss=None),
+        SweepRun(lr=9.0, seed=0, loss=0.1, status="running"),
+        SweepRun(lr=8.0, seed=0, loss=None),
     ]
     assert len(best_rate("demo", runs).points) == 3
     with pytest.raises(

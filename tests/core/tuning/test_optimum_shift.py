@@ -7,14 +7,14 @@ import math
 import pytest
 
 from flerm_core.errors import NotFound
-from flerm_core.tuning.best_lr import Run
+from flerm_core.tuning.best_lr import SweepRun
 from flerm_core.tuning.optimum_shift import complete_curve, shift
 
 PLACES = range(-4, 5)
 
 
-def bowl(optimum: float, seed: int = 0, places: range = PLACES) -> list[Run]:
-    return [Run(lr=2.0**place, seed=seed, loss=1 + (place - optimum) ** 2) for place in places]
+def bowl(optimum: float, seed: int = 0, places: range = PLACES) -> list[SweepRun]:
+    return [SweepRun(lr=2.0**place, seed=seed, loss=1 + (place - optimum) ** 2) for place in places]
 
 
 def test_the_shift_is_between_the_parabolas_vertices() -> None:
@@ -42,7 +42,7 @@ def test_a_rate_that_only_some_seeds_ran_at_does_not_count() -> None:
     runs = [
         *bowl(0.0, 0),
         *(
-            Run(lr=run.lr, seed=1, loss=run.loss - 1)
+            SweepRun(lr=run.lr, seed=1, loss=run.loss - 1)
             for run in bowl(0.0, 1, range(-2, 2))
             if run.loss
         ),
@@ -54,7 +54,7 @@ def test_a_seed_that_diverged_at_a_rate_rules_that_rate_out() -> None:
     runs = [
         *bowl(0.0, 0),
         *bowl(0.0, 1, range(-4, 1)),
-        *(Run(lr=2.0**p, seed=1, loss=None, status="diverged") for p in (1, 2, 3, 4)),
+        *(SweepRun(lr=2.0**p, seed=1, loss=None, status="diverged") for p in (1, 2, 3, 4)),
     ]
     found = shift(runs, bowl(0.0))
     assert found.octaves == 0.0
@@ -62,4 +62,4 @@ def test_a_seed_that_diverged_at_a_rate_rules_that_rate_out() -> None:
 
 def test_a_curve_without_a_finite_loss_has_no_optimum() -> None:
     with pytest.raises(NotFound, match="none of the curve's rates has a finite loss"):
-        shift([Run(lr=1.0, seed=0, loss=None, status="diverged")], bowl(0.0))
+        shift([SweepRun(lr=1.0, seed=0, loss=None, status="diverged")], bowl(0.0))

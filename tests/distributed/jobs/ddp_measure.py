@@ -15,9 +15,9 @@ from exact_reference import random_update
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from flerm_client.training.measured_model import find_ranks, make_subject
+from flerm_client.training.measured_model import find_ranks, make_measured_model
 from flerm_core.errors import FlermError
-from flerm_core.measure.fslr_meter import Meter, make_estimator
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
 
 begin()
 rank, size = dist.get_rank(), dist.get_world_size()
@@ -33,8 +33,8 @@ class Measured:
         optimizer = torch.optim.SGD(self.model.parameters(), 1e-3)
         self.update, _ = random_update(self.case.model)
         ranks = find_ranks(self.model, None)
-        self.subject = make_subject(self.model, [optimizer], None, None, ranks)
-        self.meter = Meter(self.subject, make_estimator(estimator, self.subject), ranks, seed=4)
+        self.subject = make_measured_model(self.model, [optimizer], None, None, ranks)
+        self.meter = FSLRMeter(self.subject, make_estimator(estimator, self.subject), ranks, seed=4)
 
     def once(self, batch: torch.Tensor) -> dict[str, float]:
         return self.meter.measure(self.update, iter([batch]), 1)

@@ -12,8 +12,8 @@ from distributed import sharded
 from distributed.rank import begin, report, sent
 from torch import distributed as dist
 
-from flerm_client.training.measured_model import find_ranks, make_subject
-from flerm_core.measure.fslr_meter import Meter, make_estimator
+from flerm_client.training.measured_model import find_ranks, make_measured_model
+from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
 
 begin()
 table = sharded.scenarios(dist.get_world_size())
@@ -27,10 +27,10 @@ for argument in sys.argv[1:]:
     model = wrap(model, mesh)
     ranks = find_ranks(model, None)
     moving = [p for p in model.parameters() if p.requires_grad]
-    subject = make_subject(model, [torch.optim.SGD(moving, 1e-3)], None, None, ranks)
+    subject = make_measured_model(model, [torch.optim.SGD(moving, 1e-3)], None, None, ranks)
     update = sharded.take_step(dict(subject.parameters), steps)
     for estimator in estimators.split(","):
-        meter = Meter(subject, make_estimator(estimator, subject), ranks, seed=sharded.SEED)
+        meter = FSLRMeter(subject, make_estimator(estimator, subject), ranks, seed=sharded.SEED)
         batch = batches(ranks.rank)
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)

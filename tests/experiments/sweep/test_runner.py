@@ -12,7 +12,7 @@ import pytest
 from flerm_client import RegistryClient
 from flerm_client.cli import main
 from flerm_core.errors import InvalidInput, MeasurementError
-from flerm_experiments.sweep.executors import Local, Place, cores
+from flerm_experiments.sweep.executors import Executor, Local, cores
 from flerm_experiments.sweep.registry_state import finished
 from flerm_experiments.sweep.runner import run
 from flerm_experiments.sweep.spec import Cell, Sweep
@@ -32,7 +32,7 @@ SWEEP = Sweep(
 )
 
 
-class Here(Place):
+class Here(Executor):
     """Runs each job at once, in this process; fails those that `failing` names."""
 
     slots = 2

@@ -17,20 +17,20 @@ from flerm_core.records.recording import Ending
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
-from flerm_server.auth.authenticator import Gate
-from flerm_server.auth.authorized_store import Guarded
+from flerm_server.auth.authenticator import Authenticator
+from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.auth.credentials import TOKEN, Secret
 from flerm_server.auth.permissions import RPCS, path_needs, rpc_needs
 from flerm_server.auth.principal import Scope
 from flerm_server.http.app import create_app
 from flerm_server.metrics import Metrics
 from flerm_server.server import Server
-from flerm_server.settings import Address, Settings
+from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.sql.store import SqlStore, open_store
 from tests.server.given import NAMES, PARAMETERS, batch, family, row, rows, spec
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Registry"]
-HERE = Address("127.0.0.1", 0)
+HERE = ListenAddress("127.0.0.1", 0)
 OK, NOBODY, DENIED = "ok", "unauthenticated", "denied"
 CODES = {
     OK: grpc.StatusCode.OK,
@@ -313,7 +313,12 @@ def served(routes: list[BaseRoute]) -> set[str]:
 
 
 def test_the_table_has_every_route(locked: Locked):
-    app = create_app(Guarded(locked.store), Gate(locked.store.tokens), Metrics(), local_only=True)
+    app = create_app(
+        AuthorizedStore(locked.store),
+        Authenticator(locked.store.tokens),
+        Metrics(),
+        local_only=True,
+    )
     assert served(app.routes) == set(ROUTES) | OPEN | LOGGED_IN
 
 

@@ -15,7 +15,7 @@ import pytest
 from flerm_core.records.recording import Ending
 from flerm_server.http.api.events import POLL_SECONDS
 from flerm_server.server import Server
-from flerm_server.settings import Address, Settings
+from flerm_server.settings import ListenAddress, Settings
 from tests.server.conftest import Backend, serve
 from tests.server.given import batch, family, rows, spec
 
@@ -77,8 +77,8 @@ def test_other_sites_may_read_only_where_they_are_named(tmp_path):
     site = "https://dash.example"
     settings = Settings(
         db=f"sqlite:///{tmp_path}/cors.db",
-        grpc=Address("127.0.0.1", 0),
-        http=Address("127.0.0.1", 0),
+        grpc=ListenAddress("127.0.0.1", 0),
+        http=ListenAddress("127.0.0.1", 0),
         allowed_origins=(site,),
     )
     server = Server(settings)

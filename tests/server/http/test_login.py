@@ -13,11 +13,11 @@ from flerm_server.auth import sql_tokens as kept
 from flerm_server.auth.credentials import SESSION, Secret
 from flerm_server.http.web.login import local
 from flerm_server.server import Server
-from flerm_server.settings import Address, Settings
+from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.sql.store import SqlStore, open_store
 from tests.server.given import batch, family, rows, spec
 
-HERE = Address("127.0.0.1", 0)
+HERE = ListenAddress("127.0.0.1", 0)
 PAGE = {"Accept": "text/html"}
 
 

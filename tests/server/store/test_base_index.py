@@ -13,13 +13,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flerm_core.errors import FlermError, NotFound
-from flerm_core.matching.base_selection import POLICIES, Kind, Sources, TargetQuery, choose_sources
+from flerm_core.matching.base_selection import (
+    POLICIES,
+    ComparabilityKey,
+    Sources,
+    TargetQuery,
+    choose_sources,
+)
 from flerm_core.records.recording import Ending, EstimatorSettings, RecordingFilter, RecordingSpec
 from flerm_core.tuning.best_lr import BestQuery, best_of
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
 from flerm_server.store.sql import kinds
-from flerm_server.store.sql.base_index import SqlShelf
+from flerm_server.store.sql.base_index import SqlBaseIndex
 from flerm_server.store.sql.engine import open_engine, parse_url
 from flerm_server.store.sql.tables import families, recordings
 from tests.server.conftest import Backend
@@ -170,9 +176,9 @@ def test_two_servers_may_give_kinds_at_once(backend: Backend):
         connection.execute(
             recordings.update().where(recordings.c.family_key == key).values(kind_key=None)
         )
-        kinds.settle(connection, key)
-        kinds.settle(connection, key)  # whose turn came after the other's
-        assert not kinds.unsettled(connection, key)
+        kinds.backfill_kinds(connection, key)
+        kinds.backfill_kinds(connection, key)  # whose turn came after the other's
+        assert not kinds.has_unkeyed(connection, key)
     engine.dispose()
 
 
@@ -183,13 +189,13 @@ def test_an_answer_is_of_one_moment(backend: Backend, monkeypatch: pytest.Monkey
     only = replace(spec("", lr=1e-3), id=spec("").id, family=name)
     store.start(only)
     store.finish(only.id, 0, Ending())
-    asked = SqlShelf.kinds
+    asked = SqlBaseIndex.kinds
 
-    def and_deleted(shelf: SqlShelf, tags: Mapping[str, str]) -> set[Kind]:
+    def and_deleted(shelf: SqlBaseIndex, tags: Mapping[str, str]) -> set[ComparabilityKey]:
         found = asked(shelf, tags)
         store.delete(only.id)
         return found
 
-    monkeypatch.setattr(SqlShelf, "kinds", and_deleted)
+    monkeypatch.setattr(SqlBaseIndex, "kinds", and_deleted)
     found = sources(store, TargetQuery(family=name, lr=1e-3, policy=policy))
     assert [each.spec.id for each in found[1e-3]] == [only.id]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from flerm_client.registry.client import RegistryClient
 from flerm_core.errors import AlreadyExists, InvalidInput, NotFound, Refused
-from flerm_core.records.measurement_batch import MeasurementBlock
+from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.recording import Ending, ParameterList, RecordingFilter
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
@@ -154,7 +154,7 @@ def test_one_tensor_over_very_many_steps_comes_in_bounded_messages(sqlite_backen
     sqlite_backend.local.start(sent)
     blank = [None] * 1000
     for first in range(1, 140_000, 1000):
-        block = MeasurementBlock(
+        block = MeasurementBatch(
             steps=range(first, first + 1000),
             fslr=[np.float32(1).tobytes()] * 1000,
             losses=blank,

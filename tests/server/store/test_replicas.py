@@ -26,7 +26,7 @@ from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.server import Server
-from flerm_server.settings import Address, Settings
+from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster, RegistryProcess, launch_registry
 from tests.server.conftest import migrate
@@ -205,7 +205,7 @@ def test_a_page_of_one_follows_rows_that_the_other_takes(pair: Pair):
 
 
 def test_connections_grow_old_so_that_servers_share_the_load(postgres: PostgresCluster):
-    db, here = migrate(postgres.new_database()), Address("127.0.0.1", 0)
+    db, here = migrate(postgres.new_database()), ListenAddress("127.0.0.1", 0)
     servers = [
         Server(Settings(db=db, grpc=here, http=here, drain_seconds=1, connection_seconds=0.5))
         for _ in range(2)
@@ -324,7 +324,7 @@ def test_servers_are_upgraded_one_by_one_under_load(postgres: PostgresCluster, t
             before = dict(load.written)
             assert old.stop() == 0, "".join(old.output)
             until(
-                lambda: all(load.written[each] > before[each] + 5 for each in before),
+                lambda before=before: all(load.written[each] > before[each] + 5 for each in before),
                 "a client stands still",
             )
     finally:

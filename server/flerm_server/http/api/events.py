@@ -27,7 +27,7 @@ BEAT_SECONDS = (
 MAX_STREAMS = 256
 
 
-class Streams:
+class EventStreams:
     """The open event streams of one server, which `close` ends at once. `close` may be called from any thread."""
 
     def __init__(self, gauge: Gauge) -> None:
@@ -67,7 +67,7 @@ class Streams:
 
 
 async def events(
-    store: Store, streams: Streams, recording: Recording, readmit: Callable[[], object]
+    store: Store, streams: EventStreams, recording: Recording, readmit: Callable[[], object]
 ) -> AsyncIterator[str]:
     """`rows` events while the recording runs, the first at once, then an `end` event.
 

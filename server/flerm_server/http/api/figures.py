@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from flerm_core.errors import Ambiguous, InvalidInput, NotFound, listed
+from flerm_core.errors import Ambiguous, InvalidInput, NotFound, join_names
 from flerm_core.figures import (
     Figure,
     curves_of,
@@ -18,12 +18,12 @@ from flerm_core.figures import (
     ratios,
     run_figure,
 )
-from flerm_core.records.checks import show
+from flerm_core.records.checks import quote_value
 from flerm_core.records.recording import RecordingFilter
 from flerm_core.tuning.best_lr import Best, BestQuery
 from flerm_server.http import etags
 from flerm_server.http.api import examples
-from flerm_server.http.api.events import Streams, events
+from flerm_server.http.api.events import EventStreams, events
 from flerm_server.http.api.schemas import FigureOut
 from flerm_server.http.problems import PROBLEM
 from flerm_server.http.trajectory_loading import chosen, sketch
@@ -41,7 +41,7 @@ Ids = Annotated[
 ]
 
 
-def router(store: Store, streams: Streams) -> APIRouter:
+def router(store: Store, streams: EventStreams) -> APIRouter:
     """What draws, under /api/v1."""
     api = APIRouter(prefix="/api/v1", responses=PROBLEM, tags=["figures"])
 
@@ -76,7 +76,7 @@ def router(store: Store, streams: Streams) -> APIRouter:
         tensors = chosen(trajectory.names, pattern)
         if pattern and not tensors:
             raise NotFound(
-                f"pattern {show(pattern)} matches none of the parameters; there are {listed(trajectory.names)}"
+                f"pattern {quote_value(pattern)} matches none of the parameters; there are {join_names(trajectory.names)}"
             )
         return _answer(
             run_figure(trajectory) if kind == "run" else fslr_figure(trajectory, tensors), etag

@@ -13,20 +13,20 @@ MAX_SEEDS = 32  # columns of the coverage
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RateAdvice:
     """The rate to use and why, or (`best` None) why there is none."""
 
     best: Best | None
     sentence: str
 
 
-def answer(recordings: Iterable[Recording], family: str) -> Answer:
+def rate_advice(recordings: Iterable[Recording], family: str) -> RateAdvice:
     """Which rate to use, by the family's base recordings."""
     try:
         best = best_of(recordings, BestQuery(family=family))
     except FlermError as error:
-        return Answer(None, str(error))
-    return Answer(best, best.advice)
+        return RateAdvice(None, str(error))
+    return RateAdvice(best, best.advice)
 
 
 def groups(recordings: Iterable[Recording]) -> dict[str, int]:
@@ -39,7 +39,7 @@ def groups(recordings: Iterable[Recording]) -> dict[str, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Coverage:
+class SeedCoverage:
     """Learning rates (rows) by seeds (columns): the newest recording of each, or None. `hidden`: seeds beyond the columns."""
 
     seeds: tuple[int, ...]
@@ -48,7 +48,7 @@ class Coverage:
     missing: int
 
 
-def coverage(recordings: Sequence[Recording], group: str) -> Coverage:
+def seed_coverage(recordings: Sequence[Recording], group: str) -> SeedCoverage:
     """Where the recordings of one `role/variant` are. Listings are newest first, and the newest counts."""
     found = [each for each in recordings if f"{each.spec.role}/{each.spec.variant}" == group]
     seeds = sorted({each.spec.seed for each in found})
@@ -60,7 +60,7 @@ def coverage(recordings: Sequence[Recording], group: str) -> Coverage:
         rates.setdefault(last, {}).setdefault(each.spec.seed, each)
     rows = tuple((rate, tuple(its.get(seed) for seed in shown)) for rate, its in rates.items())
     missing = sum(cell is None for _, cells in rows for cell in cells)
-    return Coverage(shown, rows, len(seeds) - len(shown), missing)
+    return SeedCoverage(shown, rows, len(seeds) - len(shown), missing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
 from flerm_core.errors import Unauthenticated
-from flerm_server.auth.authenticator import Gate
+from flerm_server.auth.authenticator import Authenticator
 from flerm_server.auth.credentials import SESSION, Secret
 from flerm_server.auth.principal import Scope
 from flerm_server.auth.sql_tokens import SESSION_SECONDS
@@ -19,7 +19,7 @@ from flerm_server.http.web.templating import Pages
 MAX_FORM = 8192
 
 
-def router(gate: Gate, pages: Pages, *, secure: bool) -> APIRouter:
+def router(gate: Authenticator, pages: Pages, *, secure: bool) -> APIRouter:
     """/login and /logout. `secure`: browsers reach the registry by https, and must not show the cookie elsewhere."""
     web = APIRouter(include_in_schema=False)
 

@@ -15,12 +15,12 @@ from starlette.concurrency import run_in_threadpool
 from flerm_core.errors import FlermError, InvalidInput
 from flerm_core.matching.match import Multipliers, multipliers
 from flerm_core.matching.targets import TargetQuery, Targets
-from flerm_core.parameter_names import is_role
-from flerm_core.records.checks import MAX_INTEGER, show
+from flerm_core.parameter_names import is_depth_group
+from flerm_core.records.checks import MAX_INTEGER, quote_value
 from flerm_core.tuning.best_lr import BestQuery
 from flerm_server.http.problems import status_of
 from flerm_server.http.trajectory_loading import loaded
-from flerm_server.http.web.templating import Door, Pages
+from flerm_server.http.web.templating import Pages, PublicAddress
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
 
@@ -48,7 +48,9 @@ def parse(text: str) -> Pasted:
             raise InvalidInput(
                 f"tensors: the text begins with {{ but is no JSON ({error})"
             ) from None
-        entries = [(f"tensors: {show(name)}", str(name), value) for name, value in content.items()]
+        entries = [
+            (f"tensors: {quote_value(name)}", str(name), value) for name, value in content.items()
+        ]
     else:
         entries = [_entry(at, line) for at, line in enumerate(text.splitlines(), 1) if line.strip()]
     measured: dict[str, float] = {}
@@ -65,7 +67,7 @@ def parse(text: str) -> Pasted:
             measured[name] = float(value)
         elif value is not None:
             raise InvalidInput(
-                f"{where} has {show(value)}; a measured FSLR, a shape such as [64, 32] or nothing is allowed"
+                f"{where} has {quote_value(value)}; a measured FSLR, a shape such as [64, 32] or nothing is allowed"
             )
     if measured:
         measured = {name: measured.get(name, math.nan) for name in names}
@@ -81,7 +83,7 @@ def _entry(at: int, line: str) -> tuple[str, str, object]:
         line.strip().partition(" ") if " " in line.strip() else line.strip().partition("\t")
     )
     name, rest = name.rstrip(":,=").strip("\"'"), rest.strip().lstrip(":=").strip().rstrip(",")
-    where = f"tensors: line {at}, {show(name)},"
+    where = f"tensors: line {at}, {quote_value(name)},"
     if not rest:
         return where, name, None
     try:
@@ -133,7 +135,7 @@ def match(store: Store, family: str, lr_text: str, tensors: str, step_text: str 
             lr = float(lr_text)
         except ValueError:
             raise InvalidInput(
-                f"lr: {show(lr_text)} is no number; a learning rate such as 4e-3 is allowed"
+                f"lr: {quote_value(lr_text)} is no number; a learning rate such as 4e-3 is allowed"
             ) from None
     else:
         lr = queries.best(store, BestQuery(family=family)).lr
@@ -154,7 +156,7 @@ def _step(text: str) -> int | None:
         return None
     if not text.strip().isdecimal() or len(text.strip()) > len(str(MAX_INTEGER)):
         raise InvalidInput(
-            f"step: {show(text)} is no step; a whole number such as 100, or nothing for the first, is allowed"
+            f"step: {quote_value(text)} is no step; a whole number such as 100, or nothing for the first, is allowed"
         )
     return int(text)
 
@@ -190,7 +192,7 @@ def _by_hand(lr: float, rows: tuple[Row, ...]) -> str:
     )
 
 
-def router(store: Store, pages: Pages, door: Door) -> APIRouter:
+def router(store: Store, pages: Pages, door: PublicAddress) -> APIRouter:
     """The page /match. Short questions stand in the address; long ones are posted."""
     web = APIRouter(include_in_schema=False)
 
@@ -257,8 +259,8 @@ def _measured_by(store: Store, recording_id: str) -> str:
     rows = loaded(store, store.select(recording_id, max_points=2))
     if not len(rows):
         raise InvalidInput(
-            f"recording: {show(recording_id)} has no measurement yet; choose one that has"
+            f"recording: {quote_value(recording_id)} has no measurement yet; choose one that has"
         )
     return "\n".join(
-        f"{name} {value:.6g}" for name, value in rows.at().items() if not is_role(name)
+        f"{name} {value:.6g}" for name, value in rows.at().items() if not is_depth_group(name)
     )

@@ -13,14 +13,14 @@ from flerm_server.http.api.figures import MAX_COMPARED
 from flerm_server.http.authentication import wants_page
 from flerm_server.http.etags import ENDED
 from flerm_server.http.trajectory_loading import chosen, loaded
-from flerm_server.http.web.family_view import Filters, answer, coverage, groups
-from flerm_server.http.web.templating import Door, Pages
+from flerm_server.http.web.family_view import Filters, groups, rate_advice, seed_coverage
+from flerm_server.http.web.templating import Pages, PublicAddress
 from flerm_server.store.interface import Store
 
 MAX_LISTED = 2000  # tensors in a page's table; the rest is in its data
 
 
-def router(store: Store, pages: Pages, door: Door) -> APIRouter:
+def router(store: Store, pages: Pages, door: PublicAddress) -> APIRouter:
     """The pages on `store`. `door`: what commands on them name as the registry's address."""
     web = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -61,10 +61,10 @@ def router(store: Store, pages: Pages, door: Door) -> APIRouter:
             "family.html",
             request,
             family=found,
-            answer=answer(everything, name),
+            rate_advice=rate_advice(everything, name),
             groups=there,
             shown=shown,
-            coverage=coverage(everything, shown),
+            seed_coverage=seed_coverage(everything, shown),
             recordings=page,
             filters=filters,
             choices=Filters.choices(everything),

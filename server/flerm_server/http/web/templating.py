@@ -19,7 +19,7 @@ from flerm_server.version import version
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class PublicAddress:
     """Where jobs reach the registry, as commands on pages name it: on the host that the page was asked from."""
 
     scheme: str = "grpc"

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 import sqlalchemy as sa
 from typing_extensions import override
 
-from flerm_core.matching.base_selection import Kind, Shelf
+from flerm_core.matching.base_selection import BaseRecordingIndex, ComparabilityKey
 from flerm_core.records.recording import Recording, same_lr
 from flerm_server.store.sql.kinds import base_of
 from flerm_server.store.sql.mappers import recording_from, select_recordings, status_at
@@ -26,14 +26,14 @@ FEW, MANY = (
 )  # learning rates of one statement: as a rule the first gap is all that is looked for
 
 
-class SqlShelf(Shelf):
+class SqlBaseIndex(BaseRecordingIndex):
     """A family's base recordings, within the caller's transaction at `now`."""
 
     def __init__(self, connection: sa.Connection, family_key: int, now: int) -> None:
         self._connection = connection
         self._now = now
         self._base = base_of(family_key)
-        self._keys: dict[Kind, int] = {}
+        self._keys: dict[ComparabilityKey, int] = {}
 
     @override
     def statuses(self, lr: float | None = None) -> Counter[str]:
@@ -58,25 +58,32 @@ class SqlShelf(Shelf):
         return set(self._connection.execute(query).scalars())
 
     @override
-    def kinds(self, tags: Mapping[str, str]) -> set[Kind]:
+    def kinds(self, tags: Mapping[str, str]) -> set[ComparabilityKey]:
         some = sa.select(recordings.c.key).where(
             *self._completed(tags), recordings.c.kind_key == kinds.c.key
         )
         query = sa.select(
             kinds.c.key, kinds.c.optimizer, kinds.c.settings, kinds.c.estimator
         ).where(some.exists())
-        found = {Kind(*content): key for key, *content in self._connection.execute(query)}
+        found = {
+            ComparabilityKey(*content): key for key, *content in self._connection.execute(query)
+        }
         self._keys |= found
         return set(found)
 
     @override
-    def count(self, kind: Kind, tags: Mapping[str, str]) -> int:
+    def count(self, kind: ComparabilityKey, tags: Mapping[str, str]) -> int:
         query = sa.select(sa.func.count()).select_from(recordings).where(*self._of([kind], tags))
         return int(self._connection.execute(query).scalar_one())
 
     @override
     def rates(
-        self, kinds: Collection[Kind], tags: Mapping[str, str], start: float, *, down: bool = False
+        self,
+        kinds: Collection[ComparabilityKey],
+        tags: Mapping[str, str],
+        start: float,
+        *,
+        down: bool = False,
     ) -> Iterator[float]:
         rate, order = recordings.c.lr, recordings.c.lr.desc() if down else recordings.c.lr
         query = sa.select(rate).where(*self._of(kinds, tags)).order_by(order).limit(1)
@@ -102,7 +109,11 @@ class SqlShelf(Shelf):
 
     @override
     def newest(
-        self, kinds: Collection[Kind], tags: Mapping[str, str], first: float, last: float
+        self,
+        kinds: Collection[ComparabilityKey],
+        tags: Mapping[str, str],
+        first: float,
+        last: float,
     ) -> list[Recording]:
         age = sa.func.rank().over(
             partition_by=recordings.c.seed, order_by=recordings.c.created_at.desc()
@@ -119,7 +130,7 @@ class SqlShelf(Shelf):
         return [recording_from(row, tagged.get(row.key, {})) for row in found]
 
     def _of(
-        self, some: Collection[Kind], tags: Mapping[str, str]
+        self, some: Collection[ComparabilityKey], tags: Mapping[str, str]
     ) -> tuple[sa.ColumnElement[bool], ...]:
         return *self._completed(tags), recordings.c.kind_key.in_(
             [self._keys[kind] for kind in some]

@@ -193,14 +193,14 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
 
 
-def clock(connection: sa.Connection) -> int:
+def database_now(connection: sa.Connection) -> int:
     """The database's clock, microseconds since 1970 UTC. SQLite lives in this host: its clock is ours."""
     if connection.dialect.name == "sqlite":
         return time.time_ns() // 1000
     return int(connection.execute(POSTGRES_CLOCK).scalar_one())
 
 
-def driver_clock(driver: Driver) -> int:
+def driver_database_now(driver: Driver) -> int:
     """The same on the driver's own connection."""
     return (
         time.time_ns() // 1000
@@ -217,14 +217,14 @@ def insert_new(connection: sa.Connection, table: sa.Table, values: dict[str, Any
     return key
 
 
-def moment_to(moment: datetime) -> int:
+def timestamp_to_column(moment: datetime) -> int:
     """A moment as the database keeps it."""
     return (
         moment - EPOCH
     ) // MICROSECOND  # not by way of UTC: at the calendar's ends that has no date
 
 
-def moment_from(value: int) -> datetime:
+def timestamp_from_column(value: int) -> datetime:
     """A moment from the database."""
     return EPOCH + timedelta(microseconds=value)
 

@@ -6,13 +6,13 @@ import json
 
 import sqlalchemy as sa
 
-from flerm_core.matching.base_selection import Kind
+from flerm_core.matching.base_selection import ComparabilityKey
 from flerm_core.records.recording import EstimatorSettings, content_digest
 from flerm_server.store.sql.engine import insert_new
 from flerm_server.store.sql.tables import kinds, recordings
 
 
-def intern_kind(connection: sa.Connection, kind: Kind) -> int:
+def intern_kind(connection: sa.Connection, kind: ComparabilityKey) -> int:
     """The key of this kind."""
     digest = content_digest([kind.optimizer, kind.settings, kind.estimator])
     query = sa.select(kinds.c.key).where(kinds.c.digest == digest)
@@ -27,7 +27,7 @@ def intern_kind(connection: sa.Connection, kind: Kind) -> int:
     return key if key is not None else int(connection.execute(query).scalar_one())
 
 
-def unsettled(connection: sa.Connection, family_key: int) -> bool:
+def has_unkeyed(connection: sa.Connection, family_key: int) -> bool:
     """Whether base recordings of older servers are there, which have no kind yet."""
     query = (
         sa.select(recordings.c.key)
@@ -37,7 +37,7 @@ def unsettled(connection: sa.Connection, family_key: int) -> bool:
     return connection.execute(query).first() is not None
 
 
-def settle(connection: sa.Connection, family_key: int) -> None:
+def backfill_kinds(connection: sa.Connection, family_key: int) -> None:
     """Gives those their kinds; another server may have done so meanwhile."""
     texts = (sa.cast(recordings.c[name], sa.Text) for name in ("optimizer_config", "estimator"))
     where = *base_of(family_key), recordings.c.kind_key.is_(None)
@@ -54,7 +54,7 @@ def settle(connection: sa.Connection, family_key: int) -> None:
         if kind is None:
             settings = EstimatorSettings(**json.loads(estimator))
             kind = found[tuple(content)] = intern_kind(
-                connection, Kind.of(name, json.loads(config), settings)
+                connection, ComparabilityKey.of(name, json.loads(config), settings)
             )
         changes.append({"at": key, "kind": kind})
     change = (

@@ -15,7 +15,7 @@ from flerm_core.records.recording import (
     Recording,
     RecordingSpec,
 )
-from flerm_server.store.sql.engine import moment_from
+from flerm_server.store.sql.engine import timestamp_from_column
 from flerm_server.store.sql.tables import families, recordings
 
 NO_PARAMETERS = ParameterList((), (), ())
@@ -98,9 +98,9 @@ def recording_from(
         last_step=row.last_step,
         final_loss=row.final_loss,
         tokens=row.tokens,
-        created_at=moment_from(row.created_at),
-        updated_at=moment_from(row.updated_at),
-        finished_at=None if row.finished_at is None else moment_from(row.finished_at),
+        created_at=timestamp_from_column(row.created_at),
+        updated_at=timestamp_from_column(row.updated_at),
+        finished_at=None if row.finished_at is None else timestamp_from_column(row.finished_at),
         created_by=row.created_by,
         parameter_count=row.parameter_count,
         final_step=row.final_step,
@@ -113,8 +113,8 @@ def family_from(row: sa.Row[Any], count: int, rates: tuple[float, ...]) -> Famil
         name=row.name,
         description=row.description,
         blocks=tuple(row.blocks),
-        created_at=moment_from(row.created_at),
-        updated_at=moment_from(row.updated_at),
+        created_at=timestamp_from_column(row.created_at),
+        updated_at=timestamp_from_column(row.updated_at),
         created_by=row.created_by,
         recordings=count,
         learning_rates=rates,

@@ -18,7 +18,7 @@ from flerm_core.matching.base_selection import settings_line
 from flerm_core.records.packing import unpack
 from flerm_core.records.recording import Family, ParameterList, Recording, RecordingFilter
 from flerm_core.trajectory import thin
-from flerm_core.tuning.best_lr import Run
+from flerm_core.tuning.best_lr import SweepRun
 from flerm_server.store.interface import (
     BLOCK_BYTES,
     PAGE_SIZE,
@@ -29,7 +29,7 @@ from flerm_server.store.interface import (
     Selection,
 )
 from flerm_server.store.sql.compiled_statements import Driver, Prepared, PreparedIn
-from flerm_server.store.sql.engine import moment_to
+from flerm_server.store.sql.engine import timestamp_to_column
 from flerm_server.store.sql.mappers import (
     family_from,
     parameters_from,
@@ -98,7 +98,7 @@ def _bad_token(token: str) -> InvalidInput:
     )
 
 
-def covered(within: str) -> list[sa.ColumnElement[bool]]:
+def team_filter(within: str) -> list[sa.ColumnElement[bool]]:
     """The conditions that keep families to one name, or one team; none for an empty `within`."""
     if not within:
         return []
@@ -113,7 +113,9 @@ def list_families(
 ) -> Page[Family]:
     """One page of families by name."""
     limit = page_size or PAGE_SIZE
-    query = sa.select(families).where(*covered(within)).order_by(families.c.name).limit(limit + 1)
+    query = (
+        sa.select(families).where(*team_filter(within)).order_by(families.c.name).limit(limit + 1)
+    )
     if prefix:
         query = query.where(
             sa.func.substr(families.c.name, 1, len(prefix)) == prefix
@@ -127,16 +129,16 @@ def list_families(
 
 def one_family(connection: sa.Connection, name: str, within: str = "") -> Family:
     """One family. Raises `NotFound` naming those that come near, of those `within`."""
-    return _with_counts(connection, [family_row(connection, name, within)])[0]
+    return _with_counts(connection, [family_record(connection, name, within)])[0]
 
 
-def family_row(connection: sa.Connection, name: str, within: str = "") -> sa.Row[Any]:
+def family_record(connection: sa.Connection, name: str, within: str = "") -> sa.Row[Any]:
     """What is kept of it, without counting its recordings. Raises as `one_family` does."""
     found = connection.execute(sa.select(families).where(families.c.name == name)).one_or_none()
     if found is None:
         query = (
             sa.select(families.c.name)
-            .where(*covered(within))
+            .where(*team_filter(within))
             .order_by(families.c.name)
             .limit(NAMES_CONSIDERED)
         )
@@ -191,7 +193,7 @@ def list_recordings(
         if key is None:
             return Page(())
         query = query.where(recordings.c.family_key == key)
-    query = query.where(*conditions(filters, now), *covered(within))
+    query = query.where(*conditions(filters, now), *team_filter(within))
     if page_token:
         created, number = decode_token(page_token, 2)
         digits = all(
@@ -226,9 +228,9 @@ def conditions(filters: RecordingFilter, now: int) -> list[sa.ColumnElement[bool
     if filters.lr_max is not None:
         found.append(recordings.c.lr <= filters.lr_max * (1 + LR_TOLERANCE))
     if filters.created_after is not None:
-        found.append(recordings.c.created_at >= moment_to(filters.created_after))
+        found.append(recordings.c.created_at >= timestamp_to_column(filters.created_after))
     if filters.created_before is not None:
-        found.append(recordings.c.created_at < moment_to(filters.created_before))
+        found.append(recordings.c.created_at < timestamp_to_column(filters.created_before))
     for name, value in filters.tags.items():
         tagged = sa.select(recording_tags.c.recording_key).where(
             recording_tags.c.name == name, recording_tags.c.value == value
@@ -254,7 +256,7 @@ def runs(connection: sa.Connection, filters: RecordingFilter, now: int) -> Runs:
         if kind is None:
             kind = kinds[optimizer, text] = optimizer + settings_line(json.loads(text))
         found.setdefault((role, variant, kind), []).append(
-            Run(lr=lr, seed=seed, loss=loss, status=status)
+            SweepRun(lr=lr, seed=seed, loss=loss, status=status)
         )
     return found
 
@@ -340,7 +342,7 @@ def select(
     return Selection(recording, chosen, tuple(segments))
 
 
-def blocks(
+def chunks(
     selection: Selection, columns: Sequence[int] | None
 ) -> Iterator[tuple[Segment, NDArray[np.int64]]]:
     """The selection's steps in blocks of at most BLOCK_BYTES, each of one segment."""

@@ -8,11 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from flerm_core.errors import AlreadyExists, LimitExceeded, Refused
-from flerm_core.matching.base_selection import kind_of
+from flerm_core.matching.base_selection import comparability_of
 from flerm_core.records.recording import Attempt, ParameterList, RecordingSpec, in_order, same_lr
 from flerm_core.records.validation import MAX_MOMENT
 from flerm_server.store.interface import Started
-from flerm_server.store.sql.engine import insert_new, moment_from, moment_to
+from flerm_server.store.sql.engine import insert_new, timestamp_from_column, timestamp_to_column
 from flerm_server.store.sql.kinds import intern_kind
 from flerm_server.store.sql.mappers import parameters_to, recording_from, select_recordings, spec_to
 from flerm_server.store.sql.tables import (
@@ -32,7 +32,7 @@ ON_ITS_WAY = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class StartRecording:
     """A start as one transaction sees it."""
 
     connection: sa.Connection
@@ -81,7 +81,7 @@ class Opening:
                 return Started(self.spec.id, other.number, False)
         number = max(other.number for other in known) + 1
         self._insert_attempt(row.key, number, NEVER)
-        reorder(self.connection, row.key, self.now, self.lease_until)
+        recompute_visibility(self.connection, row.key, self.now, self.lease_until)
         return Started(self.spec.id, number, True)
 
     def _create(self) -> int | None:
@@ -97,7 +97,7 @@ class Opening:
                 self.connection, self.spec.family, self.now, self.created_by
             ),
             "parameters_key": intern(self.connection, self.spec.parameters),
-            "kind_key": intern_kind(self.connection, kind_of(self.spec)),
+            "kind_key": intern_kind(self.connection, comparability_of(self.spec)),
             "status": "running",
             "attempt": FIRST,
             "rows": 0,
@@ -154,8 +154,12 @@ class Opening:
         """By the database's clock, as far as is known how the sender's differs."""
         if self.attempt is None:
             return self.now
-        started = moment_to(self.attempt.started_at)
-        off = self.now - moment_to(self.attempt.sent_at) if self.attempt.sent_at is not None else 0
+        started = timestamp_to_column(self.attempt.started_at)
+        off = (
+            self.now - timestamp_to_column(self.attempt.sent_at)
+            if self.attempt.sent_at is not None
+            else 0
+        )
         if abs(off) < ON_ITS_WAY:
             off = 0
         return min(max(started + off, 0), MAX_MOMENT)
@@ -222,7 +226,9 @@ def _same_recording(stored: RecordingSpec, stored_digest: str, sent: RecordingSp
             )
 
 
-def reorder(connection: sa.Connection, recording_key: int, now: int, lease_until: int) -> None:
+def recompute_visibility(
+    connection: sa.Connection, recording_key: int, now: int, lease_until: int
+) -> None:
     """Sets what the order of attempts decides: which rows of each are visible, and the recording's own state."""
     rows = connection.execute(
         sa.select(attempts)
@@ -231,7 +237,7 @@ def reorder(connection: sa.Connection, recording_key: int, now: int, lease_until
     ).all()
     by_id = {row.id: row for row in rows}
     told = [
-        Attempt(id=row.id, started_at=moment_from(row.started_at), after=row.after_id)
+        Attempt(id=row.id, started_at=timestamp_from_column(row.started_at), after=row.after_id)
         for row in rows
     ]
     ordered = [by_id[each.id] for each in in_order(told)]
@@ -286,7 +292,7 @@ def _visible(connection: sa.Connection, recording_key: int) -> dict[str, Any]:
     return {"rows": count, "first_step": first or 0, "last_step": last or 0, "tokens": tokens}
 
 
-def closed(status: str) -> bool:
+def is_final(status: str) -> bool:
     """Whether an attempt of this status takes no more rows."""
     return status not in ("running", "interrupted")
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from typing_extensions import override
 
 from flerm_core.errors import AlreadyExists, FlermError, NotFound
-from flerm_core.matching.base_selection import Sources, TargetQuery, choose_from
+from flerm_core.matching.base_selection import Sources, TargetQuery, select_sources
 from flerm_core.records import validation
 from flerm_core.records.recording import (
     Attempt,
@@ -19,7 +19,7 @@ from flerm_core.records.recording import (
     RecordingFilter,
     RecordingSpec,
 )
-from flerm_server.auth.sql_tokens import Tokens
+from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.interface import (
     Appended,
     Batch,
@@ -33,17 +33,17 @@ from flerm_server.store.interface import (
 )
 from flerm_server.store.sql import kinds, maintenance, read_rows, schema
 from flerm_server.store.sql.append_rows import append
-from flerm_server.store.sql.base_index import SqlShelf
+from flerm_server.store.sql.base_index import SqlBaseIndex
 from flerm_server.store.sql.engine import (
-    clock,
-    driver_clock,
+    database_now,
+    driver_database_now,
     driver_transaction,
-    moment_from,
     open_engine,
     parse_url,
+    timestamp_from_column,
     transaction,
 )
-from flerm_server.store.sql.start_recording import Opening, closed, ensure_family
+from flerm_server.store.sql.start_recording import StartRecording, ensure_family, is_final
 from flerm_server.store.sql.tables import attempts, families, recordings
 
 LEASE_SECONDS = 120.0
@@ -56,13 +56,13 @@ class SqlStore(Store):
         """Takes an engine of `open_engine` whose schema was checked; `open_store` does both."""
         self._engine = engine
         self._lease = round(lease_seconds * 1e6)
-        self.tokens = Tokens(engine)
+        self.tokens = SqlTokenStore(engine)
 
     @override
     def info(self) -> StoreInfo:
         state = schema.check(self._engine)
         with transaction(self._engine) as connection:
-            return StoreInfo(state.current, moment_from(clock(connection)))
+            return StoreInfo(state.current, timestamp_from_column(database_now(connection)))
 
     @override
     def register_family(
@@ -70,7 +70,7 @@ class SqlStore(Store):
     ) -> Family:
         validation.validate_family(name, description, blocks)
         with transaction(self._engine, writes=True) as connection:
-            now = clock(connection)
+            now = database_now(connection)
             key = ensure_family(connection, name, now, created_by)
             changes: dict[str, Any] = {}
             if description:
@@ -103,7 +103,7 @@ class SqlStore(Store):
         validation.validate_family_name(name)
         validation.validate_family_name(new_name)
         with transaction(self._engine, writes=True) as connection:
-            return maintenance.rename_family(connection, name, new_name, clock(connection))
+            return maintenance.rename_family(connection, name, new_name, database_now(connection))
 
     @override
     def tag(
@@ -111,7 +111,7 @@ class SqlStore(Store):
     ) -> Recording:
         validation.validate_tagging(recording_id, tags, remove)
         with transaction(self._engine, writes=True) as connection:
-            now = clock(connection)
+            now = database_now(connection)
             maintenance.tag(connection, recording_id, tags, remove, now)
             return read_rows.one_recording(connection, recording_id, now)[1]
 
@@ -133,8 +133,8 @@ class SqlStore(Store):
         if attempt is not None:
             validation.validate_attempt(attempt)
         with transaction(self._engine, writes=True) as connection:
-            now = clock(connection)
-            return Opening(
+            now = database_now(connection)
+            return StartRecording(
                 connection, spec, attempt, created_by, now, now + self._lease, most_recordings
             ).run()
 
@@ -143,17 +143,17 @@ class SqlStore(Store):
         if not batches:
             return []
         with driver_transaction(self._engine, writes=True) as driver:
-            now = driver_clock(driver)
+            now = driver_database_now(driver)
             return append(driver, batches, now, now + self._lease)
 
     @override
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
         validation.validate_ending(ending)
         with transaction(self._engine, writes=True) as connection:
-            now = clock(connection)
+            now = database_now(connection)
             recording, found = _locked(connection, recording_id, attempt)
             if found.status != ending.status:
-                if closed(found.status):
+                if is_final(found.status):
                     raise AlreadyExists(
                         f"recording {recording_id}: attempt {found.number} ended as {found.status}, not as {ending.status}"
                     )
@@ -183,7 +183,7 @@ class SqlStore(Store):
             recording, found = _locked(connection, recording_id, attempt)
             if found.number != recording.attempt or found.status != "running":
                 return 0.0
-            lease_until = clock(connection) + self._lease
+            lease_until = database_now(connection) + self._lease
             connection.execute(
                 recordings.update()
                 .where(recordings.c.key == recording.key)
@@ -194,7 +194,7 @@ class SqlStore(Store):
     @override
     def recording(self, recording_id: str) -> Recording:
         with transaction(self._engine) as connection:
-            return read_rows.one_recording(connection, recording_id, clock(connection))[1]
+            return read_rows.one_recording(connection, recording_id, database_now(connection))[1]
 
     @override
     def family_of(self, recording_id: str) -> str:
@@ -214,7 +214,7 @@ class SqlStore(Store):
         validation.validate_page_size(page_size)
         with transaction(self._engine) as connection:
             return read_rows.list_recordings(
-                connection, filters, page_size, page_token, clock(connection), within
+                connection, filters, page_size, page_token, database_now(connection), within
             )
 
     @override
@@ -228,12 +228,17 @@ class SqlStore(Store):
     ) -> Selection:
         with transaction(self._engine) as connection:
             return read_rows.select(
-                connection, recording_id, first_step, last_step, max_points, clock(connection)
+                connection,
+                recording_id,
+                first_step,
+                last_step,
+                max_points,
+                database_now(connection),
             )
 
     @override
     def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
-        for segment, steps in read_rows.blocks(selection, columns):
+        for segment, steps in read_rows.chunks(selection, columns):
             with driver_transaction(self._engine) as driver:
                 rows = read_rows.read_block(driver, selection, segment, steps, columns)
             yield rows
@@ -243,19 +248,19 @@ class SqlStore(Store):
         validation.validate_query(query)
         while True:
             with transaction(self._engine, snapshot=True) as connection:
-                family = read_rows.family_row(connection, query.family, within)
-                if not kinds.unsettled(connection, family.key):
-                    return choose_from(
-                        SqlShelf(connection, family.key, clock(connection)), query
+                family = read_rows.family_record(connection, query.family, within)
+                if not kinds.has_unkeyed(connection, family.key):
+                    return select_sources(
+                        SqlBaseIndex(connection, family.key, database_now(connection)), query
                     ), tuple(family.blocks)
             with transaction(self._engine, writes=True) as connection:
-                kinds.settle(connection, family.key)
+                kinds.backfill_kinds(connection, family.key)
 
     @override
     def runs(self, filters: RecordingFilter) -> Runs:
         validation.validate_filter(filters)
         with transaction(self._engine) as connection:
-            return read_rows.runs(connection, filters, clock(connection))
+            return read_rows.runs(connection, filters, database_now(connection))
 
     @override
     def close(self) -> None:
