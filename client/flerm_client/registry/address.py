@@ -1,4 +1,4 @@
-"""What surrounds a client: the registry's address, the token, a child process's environment, the versions worth recording."""
+"""What surrounds a client: the registry's address, the token, a child process's environment."""
 
 from __future__ import annotations
 
@@ -124,35 +124,3 @@ def child_environment(token: str | None = None) -> dict[str, str]:
 def child_command(module: str, *arguments: str) -> list[str]:
     """The command line for a child. `-P`: a file called `grpc.py` in the working directory is not grpc."""
     return [sys.executable, "-P", "-m", module, *arguments]
-
-
-def versions(*, git: bool = True) -> dict[str, str]:
-    """What is worth recording of a run's software: python, flerm, numpy, torch, and the git commit of the working directory.
-
-    A commit with uncommitted changes is marked `+changes`. Nothing that cannot be found out is an error; it is left out.
-    """
-    from importlib import metadata
-
-    found = {"python": sys.version.split()[0]}
-    for package in ("flerm", "numpy", "torch"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    if git and (commit := _git_commit()):
-        found["git"] = commit
-    return found
-
-
-def _git_commit() -> str:
-    import subprocess
-
-    command = ["git", "describe", "--always", "--abbrev=40", "--match=", "--dirty=+changes"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5.0, check=False)
-    except (
-        OSError,
-        subprocess.TimeoutExpired,
-    ):  # no git, or a very slow file system: not worth a word
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from importlib import metadata
 from typing import Any
 
 from torch import nn
 
-from flerm_client.registry.address import versions
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.estimators.base import MeasuredModel
 from flerm_core.parameter_bands import bands_of
@@ -148,3 +150,29 @@ def check_settings(settings: EstimatorSettings) -> None:
         value = getattr(settings, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InvalidInput(f"{name}={value!r} is not allowed; a whole number from {least} is")
+
+
+def versions(*, git: bool = True) -> dict[str, str]:
+    """The software of a run: python, flerm, numpy, torch, and the working directory's git commit.
+
+    A commit with uncommitted changes is marked `+changes`. A version that cannot be found out is
+    left out; this raises nothing.
+    """
+    found = {"python": sys.version.split()[0]}
+    for package in ("flerm", "numpy", "torch"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    if git and (commit := _git_commit()):
+        found["git"] = commit
+    return found
+
+
+def _git_commit() -> str:
+    command = ["git", "describe", "--always", "--abbrev=40", "--match=", "--dirty=+changes"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5.0, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # no git, or a very slow file system
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

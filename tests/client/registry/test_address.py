@@ -13,7 +13,6 @@ from flerm_client.registry.address import (
     child_command,
     child_environment,
     token_of,
-    versions,
 )
 from flerm_core.errors import InvalidInput, Unauthenticated
 
@@ -107,10 +106,3 @@ def test_the_reporter_brings_neither_torch_nor_grpc():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout.strip() == "[]"
-
-
-def test_versions_name_what_runs():
-    found = versions()
-    assert found["python"] == sys.version.split()[0]
-    assert {"numpy", "torch"} <= set(found)
-    assert "git" not in versions(git=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from flerm_client import FLeRM, RegistryClient
+from flerm_client.training.run_metadata import versions
 from flerm_core.errors import InvalidInput, NotFound
 
 
@@ -213,3 +215,10 @@ def test_a_dry_run_of_a_family_that_is_not_there_fails_as_the_run_would(tmp_path
     tmp_path.joinpath("runs").mkdir()
     with pytest.raises(NotFound, match="family 'f'"):
         dry_run(tmp_path / "runs")
+
+
+def test_versions_name_what_runs():
+    found = versions()
+    assert found["python"] == sys.version.split()[0]
+    assert {"numpy", "torch"} <= set(found)
+    assert "git" not in versions(git=False)
