@@ -19,10 +19,9 @@ import numpy as np
 import sqlalchemy as sa
 from registry_bench import database, summary
 
-from flerm_core.matching.targets import TargetQuery
 from flerm_core.records.measurement_batch import MeasurementBatch
+from flerm_core.records.queries import BestQuery, TargetQuery
 from flerm_core.records.recording import Ending, Measurement, ParameterList, RecordingSpec
-from flerm_core.tuning.best_lr import BestQuery
 from flerm_server.store import queries
 from flerm_server.store.interface import Batch
 from flerm_server.store.sql import schema

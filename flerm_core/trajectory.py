@@ -6,7 +6,6 @@ import json
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,17 +24,6 @@ if TYPE_CHECKING:
     import pandas
 
 _FORMAT = "flerm-trajectory-1"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrajectoryQuery:
-    """Which part of a recording's trajectory to read. `max_points` 0: every row; `pattern` empty: every parameter."""
-
-    recording_id: str
-    first_step: int | None = None
-    last_step: int | None = None
-    pattern: str = ""
-    max_points: int = 0
 
 
 class Trajectory:

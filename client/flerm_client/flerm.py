@@ -20,11 +20,11 @@ from flerm_client.training.target_clock import TargetClock
 from flerm_client.training.target_schedule import TargetSchedule, TargetSource
 from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
-from flerm_core.matching.targets import TargetQuery
 from flerm_core.measure.estimators.base import Output
 from flerm_core.measure.sharpness import Loss
 from flerm_core.parameter_names import is_depth_group
 from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.queries import TargetQuery
 from flerm_core.records.recording import EstimatorSettings, same_lr
 from flerm_core.trajectory import Trajectory
 

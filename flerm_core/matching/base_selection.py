@@ -2,68 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound, join_names
-from flerm_core.records.recording import EstimatorSettings, Recording, RecordingSpec, same_lr
+from flerm_core.records.comparability import ComparabilityKey, comparability_of, settings_line
+from flerm_core.records.queries import POLICIES, TargetQuery
+from flerm_core.records.recording import Recording, same_lr
 
-POLICIES = ("exact", "nearest", "interpolate")
 Sources = dict[float, tuple[Recording, ...]]
 """Learning rate to its recordings, one a seed, both ascending: one rate, or the two neighbours of the one asked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetQuery:
-    """A question for targets. Empty and None fields do not restrict the sources, but those must agree among themselves.
-
-    names: the asker's parameters (empty: the base's own), shapes: theirs, or empty. policy: of `POLICIES`. depth: a rule of
-    `DEPTH_RULES`, "" for the default. blocks: axes ("layers.*"), empty for the family's, else found from the names. optimizer:
-    the class name; optimizer_config: all of it but the learning rate. estimator: compared by its `kind`. step: only the row at
-    this step.
-    """
-
-    family: str
-    lr: float
-    names: tuple[str, ...] = ()
-    shapes: tuple[tuple[int, ...], ...] = ()
-    policy: str = "interpolate"
-    depth: str = ""
-    blocks: tuple[str, ...] = ()
-    optimizer: str = ""
-    optimizer_config: Mapping[str, Any] | None = None
-    estimator: EstimatorSettings | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-    step: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ComparabilityKey:
-    """What two recordings must share to stand in one set of targets: optimiser and estimator, each in comparable form.
-
-    `settings`: the optimiser's, as `settings_in_force` has them, in one line; `estimator`: its `kind`.
-    """
-
-    optimizer: str
-    settings: str
-    estimator: str
-
-    @classmethod
-    def of(
-        cls, optimizer: str, config: Mapping[str, Any], estimator: EstimatorSettings
-    ) -> ComparabilityKey:
-        """Numbers compare by value (0 and 0.0 are one), sequences by content."""
-        return cls(optimizer, settings_line(config), estimator.kind)
-
-    @property
-    def optimizer_kind(self) -> str:
-        """The optimiser in one comparable line."""
-        return self.optimizer + self.settings
 
 
 class BaseRecordingIndex(Protocol):
@@ -129,36 +80,11 @@ def select_sources(shelf: BaseRecordingIndex, query: TargetQuery) -> Sources:
         )
     kinds = _fitting(shelf, query)
     optimizers, estimators = "optimizer and optimizer_config (or tags)", "estimator (or tags)"
-    _refuse_several(shelf, query, kinds, lambda kind: kind.optimizer_kind, "optimisers", optimizers)
+    _refuse_several(shelf, query, kinds, lambda kind: kind.optimizer_key, "optimisers", optimizers)
     _refuse_several(shelf, query, kinds, lambda kind: kind.estimator, "estimators", estimators)
     around = _grouped(_around(shelf, kinds, query))
     rates = _rates_for(query, shelf, kinds, list(around))
     return {rate: _by_seed(shelf.newest(kinds, query.tags, rate, around[rate])) for rate in rates}
-
-
-def comparability_of(spec: RecordingSpec) -> ComparabilityKey:
-    """A recording's."""
-    return ComparabilityKey.of(spec.optimizer, spec.optimizer_config, spec.estimator)
-
-
-def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimiser's settings without those that are off (None, False, 0, empty): to another version of it they may be unknown,
-    and mean the same there."""
-    plain = {key: _plain(value) for key, value in sorted(config.items())}
-    return {key: value for key, value in plain.items() if value}
-
-
-def settings_line(config: Mapping[str, Any]) -> str:
-    """An optimiser's settings in one comparable line."""
-    return f"({', '.join(f'{key}={json.dumps(value, sort_keys=True)}' for key, value in settings_in_force(config).items())})"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _is_base(recording: Recording, family: str) -> bool:
@@ -195,7 +121,7 @@ def _fitting(shelf: BaseRecordingIndex, query: TargetQuery) -> set[Comparability
         )
     if query.optimizer_config is not None:
         wanted = settings_line(query.optimizer_config)
-        lines = sorted({kind.optimizer_kind for kind in left})
+        lines = sorted({kind.optimizer_key for kind in left})
         field_ = f"optimizer_config: {wanted[1:-1] or 'an empty one'}"
         left = _kept(left, lambda kind: kind.settings == wanted, field_, lines, query)
     if query.estimator is not None:

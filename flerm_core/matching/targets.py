@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound
 from flerm_core.log_interpolation import blend, geometric_mean, interpolate_rows, log_spread
-from flerm_core.matching.base_selection import Sources, TargetQuery, choose_sources
+from flerm_core.matching.base_selection import Sources, choose_sources
 from flerm_core.matching.match import DEFAULT_DEPTH, match_rows, whole_run
 from flerm_core.parameter_names import canonical, is_depth_group
 from flerm_core.records.packing import pack
+from flerm_core.records.queries import TargetQuery
 from flerm_core.records.recording import EstimatorSettings, Recording
 from flerm_core.run_clock import Reading, step_at, tokens_at
 from flerm_core.trajectory import Trajectory, difference

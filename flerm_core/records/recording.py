@@ -18,7 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROLES = ("base", "scaled")
-STATUSES = ("running", "interrupted", "completed", "diverged", "failed")
+FINAL_STATUSES = ("completed", "diverged", "failed")
+"""Of attempts and recordings that take no more rows."""
+ENDING_STATUSES = ("interrupted", *FINAL_STATUSES)
+"""With which a run can end. An interrupted run still takes late rows, and another end."""
+STATUSES = ("running", *ENDING_STATUSES)
 ESTIMATORS = ("example", "kronecker", "iid", "full", "exact")
 
 
@@ -221,22 +225,6 @@ class Family:
     created_by: str = ""
     recordings: int = 0
     learning_rates: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordingFilter:
-    """Which recordings to list. Empty fields do not filter."""
-
-    family: str = ""
-    lr_min: float | None = None
-    lr_max: float | None = None
-    role: str = ""
-    variant: str = ""
-    optimizer: str = ""
-    status: str = ""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    created_after: datetime | None = None
-    created_before: datetime | None = None
 
 
 def same_lr(a: float, b: float) -> bool:

@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flerm_core.errors import InvalidInput
-from flerm_core.matching.base_selection import POLICIES, TargetQuery
-from flerm_core.matching.match import depth_rule
 from flerm_core.parameter_bands import BANDS
 from flerm_core.parameter_names import as_axes
 from flerm_core.records.checks import (
@@ -34,7 +32,16 @@ from flerm_core.records.checks import (
 )
 from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.packing import FLOAT32
+from flerm_core.records.queries import (
+    DEPTH_RULE_NAMES,
+    POLICIES,
+    BestQuery,
+    RecordingFilter,
+    TargetQuery,
+    TrajectoryQuery,
+)
 from flerm_core.records.recording import (
+    ENDING_STATUSES,
     ESTIMATORS,
     ROLES,
     STATUSES,
@@ -43,11 +50,8 @@ from flerm_core.records.recording import (
     EstimatorSettings,
     Measurement,
     ParameterList,
-    RecordingFilter,
     RecordingSpec,
 )
-from flerm_core.trajectory import TrajectoryQuery
-from flerm_core.tuning.best_lr import BestQuery
 
 MAX_FAMILY_PART = 100  # characters of a family's name, and of its team's
 MAX_DESCRIPTION = 4_096
@@ -79,7 +83,6 @@ RESERVED = (
     "targets",
 )  # what REST says of a family, under its name
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_ENDINGS = tuple(status for status in STATUSES if status != "running")
 
 
 def validate_family_name(name: str) -> None:
@@ -294,7 +297,7 @@ def _validate_vector(
 
 def validate_ending(ending: Ending) -> None:
     """How an attempt ends."""
-    check_choice("status", ending.status, _ENDINGS)
+    check_choice("status", ending.status, ENDING_STATUSES)
     if ending.final_loss is not None:
         check_number("final_loss", ending.final_loss)
     if ending.final_step is not None:
@@ -345,7 +348,8 @@ def validate_query(query: TargetQuery) -> None:
     validate_family_name(query.family)
     check_number("lr", query.lr, above=0)
     check_choice("policy", query.policy, POLICIES)
-    depth_rule(query.depth)
+    if query.depth:
+        check_choice("depth", query.depth, DEPTH_RULE_NAMES)
     check_count("names", query.names, MAX_PARAMETERS)
     for name in query.names:
         check_text("names", name, MAX_PARAMETER_NAME, least=1)

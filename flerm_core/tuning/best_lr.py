@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from flerm_core.errors import Ambiguous, NotFound, join_names
-from flerm_core.matching.base_selection import comparability_of
+from flerm_core.records.comparability import comparability_of
+from flerm_core.records.queries import BestQuery
 from flerm_core.records.recording import Recording, same_lr
 
 _CLOSE = (
     1 / 16
 )  # octaves: a rate this near to the optimum is the optimum, for matched rates are rounded as coarsely
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BestQuery:
-    """A question for the best rate of a family. Empty fields do not restrict."""
-
-    family: str
-    role: str = "base"
-    variant: str = "plain"
-    optimizer: str = ""
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +76,12 @@ def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
     runs: dict[str, list[SweepRun]] = {}
     for each in recordings:
         if _asked(each, query):
-            runs.setdefault(comparability_of(each.spec).optimizer_kind, []).append(
-                SweepRun.of(each)
-            )
+            runs.setdefault(comparability_of(each.spec).optimizer_key, []).append(SweepRun.of(each))
     return best_of_runs(runs, query)
 
 
 def best_of_runs(runs: Mapping[str, Sequence[SweepRun]], query: BestQuery) -> Best:
-    """The best rate by the runs that `query` asks for, by optimiser (`Kind.optimizer_kind`). Raises as `best_of` does."""
+    """The best rate by the runs that `query` asks for, by optimiser (`ComparabilityKey.optimizer_key`). Raises as `best_of` does."""
     if len(runs) > 1:
         raise Ambiguous(
             f"family: {query.family!r} was recorded with {len(runs)} optimisers: {join_names(sorted(runs))}; "

@@ -10,13 +10,13 @@ from typing import TypeVar
 import numpy as np
 
 from flerm_core.errors import DataLoss
-from flerm_core.matching.base_selection import TargetQuery
 from flerm_core.matching.targets import Targets, targets_digest
 from flerm_core.records.auxiliary import Auxiliary
 from flerm_core.records.packing import pack, unpack
+from flerm_core.records.queries import BestQuery, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import Recording
-from flerm_core.trajectory import Trajectory, TrajectoryQuery
-from flerm_core.tuning.best_lr import Best, BestQuery, LossPoint
+from flerm_core.trajectory import Trajectory
+from flerm_core.tuning.best_lr import Best, LossPoint
 from flerm_proto.recording_messages import (
     estimator_from,
     estimator_to,

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from flerm_core.records.measurement_batch import Extra, MeasurementBatch
 from flerm_core.records.packing import pack, unpack
+from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import (
     Ending,
     EstimatorSettings,
@@ -19,7 +20,6 @@ from flerm_core.records.recording import (
     Measurement,
     ParameterList,
     Recording,
-    RecordingFilter,
     RecordingSpec,
 )
 from flerm_proto.v1 import registry_pb2 as pb

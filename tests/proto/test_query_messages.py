@@ -10,11 +10,10 @@ from hypothesis.extra import numpy as hnp
 
 from flerm_core import Trajectory
 from flerm_core.errors import DataLoss
-from flerm_core.matching.base_selection import TargetQuery
 from flerm_core.matching.targets import Targets, targets_digest
+from flerm_core.records.queries import BestQuery, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import ESTIMATORS, EstimatorSettings, Recording, RecordingSpec
-from flerm_core.trajectory import TrajectoryQuery
-from flerm_core.tuning.best_lr import Best, BestQuery, LossPoint
+from flerm_core.tuning.best_lr import Best, LossPoint
 from flerm_proto import query_messages as convert
 from flerm_proto.v1 import registry_pb2 as pb
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flerm_core.errors import DataLoss
+from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import (
     ESTIMATORS,
     Ending,
@@ -17,7 +18,6 @@ from flerm_core.records.recording import (
     Measurement,
     ParameterList,
     Recording,
-    RecordingFilter,
     RecordingSpec,
 )
 from flerm_proto import recording_messages

@@ -10,14 +10,8 @@ import numpy as np
 
 from flerm_core.errors import FlermError
 from flerm_core.records.packing import unpack
-from flerm_core.records.recording import (
-    Attempt,
-    Ending,
-    Family,
-    Recording,
-    RecordingFilter,
-    RecordingSpec,
-)
+from flerm_core.records.queries import RecordingFilter
+from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
 from flerm_proto import recording_messages
 from flerm_proto.status_codes import error_of
 from flerm_proto.v1 import registry_pb2 as pb

@@ -13,7 +13,8 @@ import typer
 from flerm_client.cli.common import Registry, client, say
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound, Unsupported
 from flerm_core.figures import Figure, curves_of, fslr_figure, loss_figure
-from flerm_core.tuning.best_lr import BestQuery, best_of
+from flerm_core.records.queries import BestQuery
+from flerm_core.tuning.best_lr import best_of
 
 FORMATS = (".html", ".png", ".svg", ".json")
 _PAPER = "#ffffff"

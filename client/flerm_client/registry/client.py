@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike
 
 from flerm_client.registry.address import address_of, token_of
 from flerm_core.errors import InvalidInput
-from flerm_core.matching.targets import TargetQuery, Targets
+from flerm_core.matching.targets import Targets
 from flerm_core.parameter_bands import bands_of
 from flerm_core.parameter_names import as_axes
 from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
     Attempt,
     Ending,
@@ -25,13 +26,12 @@ from flerm_core.records.recording import (
     Measurement,
     ParameterList,
     Recording,
-    RecordingFilter,
     RecordingSpec,
     now,
 )
 from flerm_core.records.validation import validate_measurements, validate_spec
 from flerm_core.trajectory import Trajectory
-from flerm_core.tuning.best_lr import Best, BestQuery
+from flerm_core.tuning.best_lr import Best
 
 if TYPE_CHECKING:
     from flerm_client.registry.folder_backend import FolderBackend

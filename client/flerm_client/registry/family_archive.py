@@ -23,9 +23,9 @@ from flerm_client.registry.connection import Connection
 from flerm_client.upload.spool_delivery import BATCH_BYTES, BATCH_ROWS
 from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.records.packing import FLOAT32, pack
+from flerm_core.records.recording import ENDING_STATUSES
 from flerm_proto.v1 import registry_pb2 as pb
 
-ENDED = ("completed", "diverged", "failed", "interrupted")
 SCALAR, VECTOR = "scalar:", "vector:"
 _PAGE = 200
 
@@ -172,7 +172,7 @@ def _read(connection: Connection, recording_id: str, folder: Path) -> int:
         )
         connection.unary("Append", request, seconds=30.0)
         rows += batch.num_rows
-    status = recording.status if recording.status in ENDED else "interrupted"
+    status = recording.status if recording.status in ENDING_STATUSES else "interrupted"
     ending = pb.FinishRecordingRequest(recording_id=recording_id, status=status)
     for field in ("final_loss", "final_step", "tokens"):
         if recording.HasField(field):

@@ -18,23 +18,23 @@ from flerm_client.spool.paths import spool_files
 from flerm_client.spool.reader import SpoolContent, read
 from flerm_client.spool.writer import SpoolWriter
 from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused, Unsupported
-from flerm_core.matching.targets import TargetQuery, Targets, build_targets, choose_sources
+from flerm_core.matching.targets import Targets, build_targets, choose_sources
 from flerm_core.records.auxiliary import Auxiliary
 from flerm_core.records.packing import pack
+from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
     Attempt,
     Ending,
     Family,
     Measurement,
     Recording,
-    RecordingFilter,
     RecordingSpec,
     in_order,
     now,
 )
 from flerm_core.records.validation import validate_family, validate_measurements, validate_spec
 from flerm_core.trajectory import Trajectory
-from flerm_core.tuning.best_lr import Best, BestQuery, best_of
+from flerm_core.tuning.best_lr import Best, best_of
 
 log = logging.getLogger("flerm.spool")
 

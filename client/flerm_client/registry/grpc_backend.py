@@ -9,19 +9,19 @@ from datetime import datetime
 from flerm_client.registry.connection import Connection
 from flerm_client.spool.writer import start_request
 from flerm_client.upload.spool_delivery import BATCH_BYTES, BATCH_ROWS
-from flerm_core.matching.targets import TargetQuery, Targets
+from flerm_core.matching.targets import Targets
 from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
     Attempt,
     Ending,
     Family,
     Measurement,
     Recording,
-    RecordingFilter,
     RecordingSpec,
 )
 from flerm_core.trajectory import Trajectory
-from flerm_core.tuning.best_lr import Best, BestQuery
+from flerm_core.tuning.best_lr import Best
 from flerm_proto import query_messages, recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 

@@ -33,8 +33,9 @@ from flerm_core.records.recording import now
 from flerm_proto.v1 import registry_pb2 as pb
 
 if TYPE_CHECKING:
-    from flerm_core.matching.targets import TargetQuery, Targets
-    from flerm_core.tuning.best_lr import Best, BestQuery
+    from flerm_core.matching.targets import Targets
+    from flerm_core.records.queries import BestQuery, TargetQuery
+    from flerm_core.tuning.best_lr import Best
 
 log = logging.getLogger("flerm.fetch")
 
@@ -74,7 +75,7 @@ def fetch_best(
     timeout: float = 60.0,
 ) -> Best:
     """The best rate of a family (its name: base recordings, variant plain), asked like `fetch_targets`."""
-    from flerm_core.tuning.best_lr import BestQuery
+    from flerm_core.records.queries import BestQuery
 
     query = BestQuery(family=query) if isinstance(query, str) else query
     address = address_of(registry)

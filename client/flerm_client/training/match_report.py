@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flerm_core.matching.base_selection import settings_in_force
 from flerm_core.matching.match import Multipliers, multipliers
 from flerm_core.matching.targets import Targets
+from flerm_core.records.comparability import settings_in_force
 from flerm_core.records.recording import EstimatorSettings
 
 _WIDE = 0.5  # a spread of ln FSLR over seeds beyond which a target is a rough guess

@@ -17,11 +17,11 @@ from flerm_client.training.match_report import MatchReport, estimator_key, misma
 from flerm_client.training.target_clock import TargetClock
 from flerm_core.errors import FlermError, InvalidInput, NotFound, join_names
 from flerm_core.matching.match import Multipliers, held_as, match_rows, multipliers, whole_run
-from flerm_core.matching.targets import TargetQuery, Targets
+from flerm_core.matching.targets import Targets
 from flerm_core.parameter_names import is_depth_group, stands_for
+from flerm_core.records.queries import BestQuery, TargetQuery
 from flerm_core.records.recording import EstimatorSettings
 from flerm_core.trajectory import Trajectory
-from flerm_core.tuning.best_lr import BestQuery
 
 TargetSource = Mapping[str, float] | Trajectory
 

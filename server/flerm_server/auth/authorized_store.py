@@ -8,15 +8,9 @@ from contextlib import suppress
 from typing_extensions import override
 
 from flerm_core.errors import FlermError, NotFound
-from flerm_core.matching.base_selection import Sources, TargetQuery
-from flerm_core.records.recording import (
-    Attempt,
-    Ending,
-    Family,
-    Recording,
-    RecordingFilter,
-    RecordingSpec,
-)
+from flerm_core.matching.base_selection import Sources
+from flerm_core.records.queries import RecordingFilter, TargetQuery
+from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
 from flerm_server.auth.principal import Scope, current_principal
 from flerm_server.store.interface import (
     Appended,

@@ -83,7 +83,8 @@ def prune(
     """
     from datetime import timedelta
 
-    from flerm_core.records.recording import RecordingFilter, now
+    from flerm_core.records.queries import RecordingFilter
+    from flerm_core.records.recording import now
     from flerm_server.store.sql.store import open_store
 
     with one_sentence():

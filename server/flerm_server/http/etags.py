@@ -6,10 +6,9 @@ import hashlib
 
 from fastapi import Request, Response
 
-from flerm_core.records.recording import Recording
+from flerm_core.records.recording import FINAL_STATUSES, Recording
 from flerm_server.version import version
 
-ENDED = frozenset({"completed", "diverged", "failed"})
 # Kept by the browser, asked about each time: the answer is a 304 of a few bytes.
 REVALIDATE = "private, no-cache"
 
@@ -19,7 +18,7 @@ def etag_of(recordings: list[Recording], *parts: str) -> str | None:
 
     Weak, because the same content travels gzipped or not.
     """
-    if not recordings or any(each.status not in ENDED for each in recordings):
+    if not recordings or any(each.status not in FINAL_STATUSES for each in recordings):
         return None
     content = [
         (

@@ -12,16 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flerm_core.errors import FlermError
-from flerm_core.matching.base_selection import Sources, TargetQuery
+from flerm_core.matching.base_selection import Sources
 from flerm_core.records.measurement_batch import MeasurementBatch
-from flerm_core.records.recording import (
-    Attempt,
-    Ending,
-    Family,
-    Recording,
-    RecordingFilter,
-    RecordingSpec,
-)
+from flerm_core.records.queries import RecordingFilter, TargetQuery
+from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
 from flerm_core.records.validation import MAX_PAGE_SIZE
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import SweepRun
@@ -119,7 +113,7 @@ class StoreInfo:
 
 
 Runs = dict[tuple[str, str, str], list[SweepRun]]
-"""Runs by role, variant and optimiser (`Kind.optimizer_kind`)."""
+"""Runs by role, variant and optimiser (`ComparabilityKey.optimizer_key`)."""
 
 
 class Store(ABC):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from flerm_core.errors import NotFound, join_names
-from flerm_core.matching.targets import TargetQuery, Targets, build_targets
+from flerm_core.matching.targets import Targets, build_targets
 from flerm_core.records import validation
-from flerm_core.records.recording import Recording, RecordingFilter
-from flerm_core.trajectory import Trajectory, TrajectoryQuery
-from flerm_core.tuning.best_lr import Best, BestQuery, LossPoint, SweepRun, best_of_runs, loss_curve
+from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
+from flerm_core.records.recording import Recording
+from flerm_core.trajectory import Trajectory
+from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_of_runs, loss_curve
 from flerm_server.store.interface import Selection, Store
 
 

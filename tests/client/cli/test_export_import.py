@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flerm_client.cli import main
-from flerm_core.records.recording import Ending, RecordingFilter
+from flerm_core.records.queries import RecordingFilter
+from flerm_core.records.recording import Ending
 from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
 from tests.server.given import batch, row, rows, spec

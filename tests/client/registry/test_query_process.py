@@ -13,7 +13,7 @@ from spooled import NAMES, SHAPES, spec_of, write_run
 from flerm_client.cli import main
 from flerm_client.registry.query_process import fetch_best, fetch_targets
 from flerm_core.errors import FlermError, InvalidInput, NotFound, Unreachable
-from flerm_core.matching.targets import TargetQuery
+from flerm_core.records.queries import TargetQuery
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,10 @@ from flerm_core.figures import (
     run_figure,
     transfer_figure,
 )
+from flerm_core.records.queries import BestQuery
 from flerm_core.records.recording import ParameterList, Recording, RecordingSpec
 from flerm_core.trajectory import Trajectory
-from flerm_core.tuning.best_lr import BestQuery, LossPoint, best_of
+from flerm_core.tuning.best_lr import LossPoint, best_of
 
 NAMES = [
     "layers.0.attn.q.weight",

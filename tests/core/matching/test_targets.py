@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from flerm_core import Trajectory
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound
-from flerm_core.matching.targets import (
-    TargetQuery,
-    Targets,
-    build_targets,
-    choose_sources,
-    targets_digest,
-)
+from flerm_core.matching.targets import Targets, build_targets, choose_sources, targets_digest
+from flerm_core.records.queries import TargetQuery
 from flerm_core.records.recording import EstimatorSettings, ParameterList, Recording, RecordingSpec
 
 NAMES = ["embed.weight", "layers.0.q.weight", "layers.1.q.weight", "layers.*.q.weight"]

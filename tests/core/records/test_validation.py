@@ -10,20 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flerm_core.errors import InvalidInput
-from flerm_core.matching.base_selection import TargetQuery
 from flerm_core.records import validation
 from flerm_core.records.measurement_batch import MeasurementBatch
+from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import (
     Attempt,
     Ending,
     EstimatorSettings,
     Measurement,
     ParameterList,
-    RecordingFilter,
     RecordingSpec,
 )
-from flerm_core.trajectory import TrajectoryQuery
-from flerm_core.tuning.best_lr import BestQuery
 
 NAN, INF = float("nan"), float("inf")
 UUID = "123e4567-e89b-42d3-a456-426614174000"
@@ -258,7 +255,7 @@ QUERY = TargetQuery(family="demo", lr=1e-3)
     [
         (validation.validate_query, replace(QUERY, lr=-1.0), "lr: -1.0"),
         (validation.validate_query, replace(QUERY, policy="guess"), "policy: 'guess' is not allowed; it must be one of exact"),
-        (validation.validate_query, replace(QUERY, depth="guess"), "depth: 'guess' is not a rule; allowed are split, joint"),
+        (validation.validate_query, replace(QUERY, depth="guess"), "depth: 'guess' is not allowed; it must be one of split, joint"),
         (validation.validate_query, replace(QUERY, names=("a", "")), "names: '' is not allowed"),
         (validation.validate_query, replace(QUERY, names=("a", "b"), shapes=((),)), "it must be none, or 2"),
         (validation.validate_query, replace(QUERY, blocks=("a.*.b",)), "blocks: 'a.*.b' is not an axis"),

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flerm_core.errors import Ambiguous, NotFound
+from flerm_core.records.queries import BestQuery
 from flerm_core.records.recording import ParameterList, Recording, RecordingSpec
-from flerm_core.tuning.best_lr import BestQuery, SweepRun, best_of, best_rate
+from flerm_core.tuning.best_lr import SweepRun, best_of, best_rate
 
 
 def sweep(losses: dict[float, float], seed: int = 0) -> list[SweepRun]:

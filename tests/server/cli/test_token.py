@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from flerm_core.records.recording import RecordingFilter
+from flerm_core.records.queries import RecordingFilter
 from flerm_server.cli import app
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster, StartRegistry

@@ -13,15 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flerm_core.errors import FlermError, NotFound
-from flerm_core.matching.base_selection import (
-    POLICIES,
-    ComparabilityKey,
-    Sources,
-    TargetQuery,
-    choose_sources,
-)
-from flerm_core.records.recording import Ending, EstimatorSettings, RecordingFilter, RecordingSpec
-from flerm_core.tuning.best_lr import BestQuery, best_of
+from flerm_core.matching.base_selection import Sources, choose_sources
+from flerm_core.records.comparability import ComparabilityKey
+from flerm_core.records.queries import POLICIES, BestQuery, RecordingFilter, TargetQuery
+from flerm_core.records.recording import Ending, EstimatorSettings, RecordingSpec
+from flerm_core.tuning.best_lr import best_of
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
 from flerm_server.store.sql import kinds

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from flerm_client.registry.client import RegistryClient
 from flerm_core.errors import AlreadyExists, InvalidInput, NotFound, Refused
 from flerm_core.records.measurement_batch import MeasurementBatch
-from flerm_core.records.recording import Ending, ParameterList, RecordingFilter
+from flerm_core.records.queries import RecordingFilter
+from flerm_core.records.recording import Ending, ParameterList
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_server.cli import app

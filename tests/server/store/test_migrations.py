@@ -17,8 +17,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from flerm_core.errors import InvalidInput, Refused
-from flerm_core.matching.base_selection import TargetQuery
-from flerm_core.records.recording import RecordingFilter
+from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_server.cli import app
 from flerm_server.store import queries
 from flerm_server.store.sql import schema

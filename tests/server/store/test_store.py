@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 
 from flerm_core.errors import AlreadyExists, InvalidInput, NotFound, Refused
-from flerm_core.records.recording import (
-    Attempt,
-    Ending,
-    EstimatorSettings,
-    ParameterList,
-    RecordingFilter,
-)
+from flerm_core.records.queries import RecordingFilter
+from flerm_core.records.recording import Attempt, Ending, EstimatorSettings, ParameterList
 from flerm_server.store.group_commit import GroupCommit
 from flerm_server.store.interface import Appended, Started, Store
 from flerm_server.store.sql.auxiliary_codec import decode

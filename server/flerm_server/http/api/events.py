@@ -15,9 +15,8 @@ from prometheus_client import Gauge
 from starlette.concurrency import run_in_threadpool
 
 from flerm_core.errors import FlermError, LimitExceeded
-from flerm_core.records.recording import Recording
+from flerm_core.records.recording import FINAL_STATUSES, Recording
 from flerm_server.http.api.schemas import number
-from flerm_server.http.etags import ENDED
 from flerm_server.store.interface import Store
 
 POLL_SECONDS = 1.0
@@ -87,7 +86,7 @@ async def events(
             elif silent >= BEAT_SECONDS:
                 silent = 0.0
                 yield ": still here\n\n"
-            if recording.status in ENDED:
+            if recording.status in FINAL_STATUSES:
                 yield f"event: end\ndata: {data}\n\n"
                 return
             try:

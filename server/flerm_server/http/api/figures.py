@@ -19,8 +19,8 @@ from flerm_core.figures import (
     run_figure,
 )
 from flerm_core.records.checks import quote_value
-from flerm_core.records.recording import RecordingFilter
-from flerm_core.tuning.best_lr import Best, BestQuery
+from flerm_core.records.queries import BestQuery, RecordingFilter
+from flerm_core.tuning.best_lr import Best
 from flerm_server.http import etags
 from flerm_server.http.api import examples
 from flerm_server.http.api.events import EventStreams, events

@@ -10,10 +10,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from flerm_core.errors import InvalidInput
 from flerm_core.matching.match import multipliers
-from flerm_core.matching.targets import TargetQuery, Targets
-from flerm_core.records.recording import RecordingFilter
-from flerm_core.trajectory import TrajectoryQuery
-from flerm_core.tuning.best_lr import BestQuery
+from flerm_core.matching.targets import Targets
+from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_server.http import etags
 from flerm_server.http.api import examples, trajectory_formats
 from flerm_server.http.api.schemas import (

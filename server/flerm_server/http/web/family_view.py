@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flerm_core.errors import FlermError, InvalidInput
-from flerm_core.records.recording import STATUSES, Recording, RecordingFilter, same_lr
-from flerm_core.tuning.best_lr import Best, BestQuery, best_of
+from flerm_core.records.queries import BestQuery, RecordingFilter
+from flerm_core.records.recording import STATUSES, Recording, same_lr
+from flerm_core.tuning.best_lr import Best, best_of
 
 MAX_SEEDS = 32  # columns of the coverage
 

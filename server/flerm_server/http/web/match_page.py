@@ -14,10 +14,10 @@ from starlette.concurrency import run_in_threadpool
 
 from flerm_core.errors import FlermError, InvalidInput
 from flerm_core.matching.match import Multipliers, multipliers
-from flerm_core.matching.targets import TargetQuery, Targets
+from flerm_core.matching.targets import Targets
 from flerm_core.parameter_names import is_depth_group
 from flerm_core.records.checks import MAX_INTEGER, quote_value
-from flerm_core.tuning.best_lr import BestQuery
+from flerm_core.records.queries import BestQuery, TargetQuery
 from flerm_server.http.problems import status_of
 from flerm_server.http.trajectory_loading import loaded
 from flerm_server.http.web.templating import Pages, PublicAddress

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
 from flerm_core.errors import InvalidInput
-from flerm_core.records.recording import RecordingFilter
+from flerm_core.records.queries import RecordingFilter
+from flerm_core.records.recording import FINAL_STATUSES
 from flerm_server.http.api.figures import MAX_COMPARED
 from flerm_server.http.authentication import wants_page
-from flerm_server.http.etags import ENDED
 from flerm_server.http.trajectory_loading import chosen, loaded
 from flerm_server.http.web.family_view import Filters, groups, rate_advice, seed_coverage
 from flerm_server.http.web.templating import Pages, PublicAddress
@@ -93,7 +93,7 @@ def router(store: Store, pages: Pages, door: PublicAddress) -> APIRouter:
             request,
             recording=found,
             spec=found.spec,
-            running=found.status not in ENDED,
+            running=found.status not in FINAL_STATUSES,
             pattern=pattern.strip(),
             drawn=chosen(ends.names, pattern.strip()),
             tensors=tensors[:MAX_LISTED],

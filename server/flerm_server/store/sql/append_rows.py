@@ -17,10 +17,11 @@ import sqlalchemy as sa
 
 from flerm_core.errors import AlreadyExists, FlermError, InvalidInput, NotFound
 from flerm_core.records import validation
+from flerm_core.records.recording import FINAL_STATUSES
 from flerm_server.store.interface import Appended, Batch
 from flerm_server.store.sql.auxiliary_codec import encode
 from flerm_server.store.sql.compiled_statements import Driver, InsertMany, Prepared, PreparedIn
-from flerm_server.store.sql.start_recording import is_final, refuse_closed
+from flerm_server.store.sql.start_recording import refuse_closed
 from flerm_server.store.sql.tables import attempts, measurements, recordings
 
 COLUMNS = (
@@ -184,7 +185,7 @@ def _take(driver: Driver, states: dict[str, _Recording], batch: Batch, now: int)
         _refuse_other_content(rows, stored, batch, number)
         rows = [row for row in rows if row[STEP] not in stored]
     if rows:
-        if is_final(attempt.status):
+        if attempt.status in FINAL_STATUSES:
             raise refuse_closed(batch.recording_id, number, attempt.status)
         attempt.pending += rows
         attempt.highest = max(attempt.highest, rows[-1][STEP])

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator, Mapping
 import sqlalchemy as sa
 from typing_extensions import override
 
-from flerm_core.matching.base_selection import BaseRecordingIndex, ComparabilityKey
+from flerm_core.matching.base_selection import BaseRecordingIndex
+from flerm_core.records.comparability import ComparabilityKey
 from flerm_core.records.recording import Recording, same_lr
 from flerm_server.store.sql.kinds import base_of
 from flerm_server.store.sql.mappers import recording_from, select_recordings, status_at

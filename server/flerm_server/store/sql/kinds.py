@@ -6,7 +6,7 @@ import json
 
 import sqlalchemy as sa
 
-from flerm_core.matching.base_selection import ComparabilityKey
+from flerm_core.records.comparability import ComparabilityKey
 from flerm_core.records.recording import EstimatorSettings, content_digest
 from flerm_server.store.sql.engine import insert_new
 from flerm_server.store.sql.tables import kinds, recordings

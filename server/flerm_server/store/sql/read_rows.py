@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from flerm_core.errors import DataLoss, InvalidInput, NotFound
-from flerm_core.matching.base_selection import settings_line
+from flerm_core.records.comparability import settings_line
 from flerm_core.records.packing import unpack
-from flerm_core.records.recording import Family, ParameterList, Recording, RecordingFilter
+from flerm_core.records.queries import RecordingFilter
+from flerm_core.records.recording import Family, ParameterList, Recording
 from flerm_core.trajectory import thin
 from flerm_core.tuning.best_lr import SweepRun
 from flerm_server.store.interface import (

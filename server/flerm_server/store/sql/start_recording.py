@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from flerm_core.errors import AlreadyExists, LimitExceeded, Refused
-from flerm_core.matching.base_selection import comparability_of
+from flerm_core.records.comparability import comparability_of
 from flerm_core.records.recording import Attempt, ParameterList, RecordingSpec, in_order, same_lr
 from flerm_core.records.validation import MAX_MOMENT
 from flerm_server.store.interface import Started
@@ -290,11 +290,6 @@ def _visible(connection: sa.Connection, recording_key: int) -> dict[str, Any]:
         .limit(1)
     ).scalar_one_or_none()
     return {"rows": count, "first_step": first or 0, "last_step": last or 0, "tokens": tokens}
-
-
-def is_final(status: str) -> bool:
-    """Whether an attempt of this status takes no more rows."""
-    return status not in ("running", "interrupted")
 
 
 def refuse_closed(recording_id: str, number: int, status: str) -> Refused:

@@ -9,14 +9,15 @@ import sqlalchemy as sa
 from typing_extensions import override
 
 from flerm_core.errors import AlreadyExists, FlermError, NotFound
-from flerm_core.matching.base_selection import Sources, TargetQuery, select_sources
+from flerm_core.matching.base_selection import Sources, select_sources
 from flerm_core.records import validation
+from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
+    FINAL_STATUSES,
     Attempt,
     Ending,
     Family,
     Recording,
-    RecordingFilter,
     RecordingSpec,
 )
 from flerm_server.auth.sql_tokens import SqlTokenStore
@@ -43,7 +44,7 @@ from flerm_server.store.sql.engine import (
     timestamp_from_column,
     transaction,
 )
-from flerm_server.store.sql.start_recording import StartRecording, ensure_family, is_final
+from flerm_server.store.sql.start_recording import StartRecording, ensure_family
 from flerm_server.store.sql.tables import attempts, families, recordings
 
 LEASE_SECONDS = 120.0
@@ -153,7 +154,7 @@ class SqlStore(Store):
             now = database_now(connection)
             recording, found = _locked(connection, recording_id, attempt)
             if found.status != ending.status:
-                if is_final(found.status):
+                if found.status in FINAL_STATUSES:
                     raise AlreadyExists(
                         f"recording {recording_id}: attempt {found.number} ended as {found.status}, not as {ending.status}"
                     )

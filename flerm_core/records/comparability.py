@@ -1,0 +1,64 @@
+"""Which recordings compare: they must share optimiser and estimator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flerm_core.records.recording import EstimatorSettings, RecordingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ComparabilityKey:
+    """What recordings must share to stand in one set of targets, in comparable form.
+
+    optimizer: the class name. settings: the optimiser's settings as `settings_line` writes them. estimator:
+    `EstimatorSettings.kind`.
+    """
+
+    optimizer: str
+    settings: str
+    estimator: str
+
+    @classmethod
+    def of(
+        cls, optimizer: str, config: Mapping[str, Any], estimator: EstimatorSettings
+    ) -> ComparabilityKey:
+        """The key of these settings. Numbers compare by value (0 equals 0.0), sequences by content."""
+        return cls(optimizer, settings_line(config), estimator.kind)
+
+    @property
+    def optimizer_key(self) -> str:
+        """Optimiser and settings in one line: `AdamW(betas=[0.9, 0.999], eps=1e-08)`."""
+        return self.optimizer + self.settings
+
+
+def comparability_of(spec: RecordingSpec) -> ComparabilityKey:
+    """The key of a recording."""
+    return ComparabilityKey.of(spec.optimizer, spec.optimizer_config, spec.estimator)
+
+
+def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimiser's settings, sorted, without those that are off (None, False, 0 or empty).
+
+    Another version of the optimiser may not know such a setting, and does the same without it.
+    """
+    plain = {key: _plain(value) for key, value in sorted(config.items())}
+    return {key: value for key, value in plain.items() if value}
+
+
+def settings_line(config: Mapping[str, Any]) -> str:
+    """An optimiser's settings in force as one comparable line: `(betas=[0.9, 0.999], eps=1e-08)`."""
+    settings = settings_in_force(config).items()
+    return f"({', '.join(f'{key}={json.dumps(value, sort_keys=True)}' for key, value in settings)})"
+
+
+def _plain(value: Any) -> Any:
+    """`value` with lists for sequences, and integers for floats that are whole."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
