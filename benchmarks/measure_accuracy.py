@@ -27,7 +27,8 @@ from torch.optim import Adam
 
 from flerm_client.training.measured_model import make_measured_model
 from flerm_core.measure.distributed.ranks import MeasurementRanks
-from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.estimators.registry import make_estimator
+from flerm_core.measure.fslr_meter import FSLRMeter
 from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_experiments.workloads import Scale, workload_named
 

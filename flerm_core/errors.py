@@ -67,6 +67,10 @@ class MeasurementError(FlermError):
     """An FSLR could not be measured. Raised on every rank alike."""
 
 
+class EstimatorNotApplicable(MeasurementError):
+    """An estimator cannot measure this model, whatever the batch. The message says why."""
+
+
 class Unsupported(FlermError, TypeError):
     """A model wrapper, optimiser or module that FLeRM knows it cannot measure rightly. Says what to do instead."""
 

@@ -20,7 +20,7 @@ from flerm_client.training.target_clock import TargetClock
 from flerm_client.training.target_schedule import TargetSchedule, TargetSource
 from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
-from flerm_core.measure.estimators.base import Output
+from flerm_core.measure.measured_model import Output
 from flerm_core.measure.sharpness import Loss
 from flerm_core.parameter_names import is_depth_group
 from flerm_core.records.auxiliary import Auxiliary
@@ -90,7 +90,7 @@ class FLeRM:
             weight_decay=weight_decay, sharpness=sharpness, bands=bands, blocks=blocks, process_group=process_group,
         )  # fmt: skip
         about = RunMetadata.of(
-            run.subject.model, registry=registry, token=token, spool=spool,
+            run.subject.module, registry=registry, token=token, spool=spool,
             role=role, variant=variant, tags=tags, config=config, omit=omit,
         )  # fmt: skip
         run.begin(
@@ -173,7 +173,7 @@ class FLeRM:
             weight_decay=weight_decay, sharpness=sharpness, bands=bands, blocks=blocks, process_group=process_group,
         )  # fmt: skip
         about = RunMetadata.of(
-            run.subject.model, registry=registry, token=token, spool=spool,
+            run.subject.module, registry=registry, token=token, spool=spool,
             role=role, variant=variant, tags=tags, config=config, omit=omit,
         )  # fmt: skip
         begins = 1 if start is None else start

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from flerm_core._warnings import warn
-from flerm_core.errors import InvalidInput, MeasurementError
-from flerm_core.measure.autodiff.example_layout import ExamplesNotSeparable
+from flerm_core.errors import EstimatorNotApplicable, InvalidInput, MeasurementError
 from flerm_core.measure.distributed.fsdp2 import own_reduction, recover
 from flerm_core.measure.distributed.ranks import MeasurementRanks
-from flerm_core.measure.estimators.base import Estimator, MeasuredModel
-from flerm_core.measure.estimators.exact import Exact
-from flerm_core.measure.estimators.gradient_moments import Full, Independent, Kronecker
-from flerm_core.measure.estimators.per_example import PerExample
+from flerm_core.measure.estimators.base import Estimator
+from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import generator_for, seed_from
 from flerm_core.measure.sharpness import Loss, differentiable_twice, top_eigenvalue
 from flerm_core.measure.state_guard import (
@@ -29,28 +26,10 @@ from flerm_core.measure.state_guard import (
     requires_grad_enabled,
 )
 from flerm_core.measure.update.weight_update import WeightUpdate
-from flerm_core.records.recording import ESTIMATORS
-
-
-def make_estimator(
-    name: str, subject: MeasuredModel, *, output_weight: str = "", output_bias: str = ""
-) -> Estimator:
-    """The estimator called `name`. Raises `InvalidInput` for an unknown one."""
-    if name == "kronecker":
-        return Kronecker(subject, output_weight=output_weight, output_bias=output_bias)
-    kinds: dict[str, type[Estimator]] = {
-        "example": PerExample,
-        "iid": Independent,
-        "full": Full,
-        "exact": Exact,
-    }
-    if name not in kinds:
-        raise InvalidInput(f"estimator={name!r} is not known; there are: {', '.join(ESTIMATORS)}")
-    return kinds[name](subject)
 
 
 class FSLRMeter:
-    """Measures the FSLRs of `subject`. `seed` and the count of measurements so far determine every random number.
+    """Measures the FSLRs of `model`. `seed` and the count of measurements so far determine every random number.
 
     `fallback` takes over where `example` does not apply. None: that is an error (targets and measurement must use the same
     estimator). With a `loss` (of model and probe batch) its sharpness is measured beside, on the lead's first batch:
@@ -59,7 +38,7 @@ class FSLRMeter:
 
     def __init__(
         self,
-        subject: MeasuredModel,
+        model: MeasuredModel,
         estimator: Estimator,
         ranks: MeasurementRanks,
         *,
@@ -67,7 +46,7 @@ class FSLRMeter:
         fallback: Estimator | None = None,
         loss: Loss | None = None,
     ) -> None:
-        self.subject = subject
+        self.model = model
         self.estimator = estimator
         self.ranks = ranks
         self.measurements = 0
@@ -96,8 +75,8 @@ class FSLRMeter:
         curvature = 0.0
         self.measuring = True
         with (
-            preserve_model_state(self.subject.model),
-            own_reduction(self.subject.model),
+            preserve_model_state(self.model.module),
+            own_reduction(self.model.module),
             self.randomness.active(),
             update.at_old_weights(),
             requires_grad_enabled(self._moved_while_on(update)),
@@ -107,20 +86,19 @@ class FSLRMeter:
                     moved, batches = self._begin_together(batches, draws, moved)
                 if not moved:
                     return {}
-                if isinstance(self.estimator, PerExample):
-                    self.estimator.begin()
+                self.estimator.begin_measurement()
                 for draw in range(draws):
                     batch = next(batches)
                     readings.append(
                         self._first(batch, update)
-                        if self._unsettled
+                        if self.estimator.needs_discovery
                         else self._draw(batch, update, draw)
                     )
                     if draw == 0 and self._loss is not None and self.ranks.lead:
                         curvature = self._sharpness(self._loss, batch)
             except Exception as error:  # told to every rank, then raised on each
                 problem = error
-                recover(self.subject.model)
+                recover(self.model.module)
             finally:
                 self.measuring = False
         self.measurements += 1
@@ -130,11 +108,11 @@ class FSLRMeter:
         # FSDP2 hands its modules tensors that go by what was set when they were first gathered: left as they are.
         off = {
             name
-            for name, p in self.subject.parameters.items()
-            if not p.requires_grad and self.subject.sharding is None
+            for name, p in self.model.parameters.items()
+            if not p.requires_grad and self.model.sharding is None
         }
         moved = update.moved() if off else {}
-        return [self.subject.parameters[name] for name in sorted(off) if bool(moved[name])]
+        return [self.model.parameters[name] for name in sorted(off) if bool(moved[name])]
 
     def take(self, name: str) -> None:
         """Goes on with the estimator of the run that is resumed here, which may have had to take the fallback.
@@ -158,7 +136,7 @@ class FSLRMeter:
             self._fetched += [next(batches) for _ in range(draws - len(self._fetched))]
         except Exception as error:
             problem = error
-        flags = torch.tensor([float(problem is not None), float(moved)], device=self.subject.device)
+        flags = torch.tensor([float(problem is not None), float(moved)], device=self.model.device)
         problems, movements = self.ranks.sum(flags).tolist()
         if problems:
             self.ranks.raise_together(problem)
@@ -179,26 +157,26 @@ class FSLRMeter:
             if self.ranks.locked:
                 self.ranks.fail(problem)
             readings = []
-        reach = self.estimator.reach
-        if reach == "split" and self.ranks.share_one_batch:
-            reach = "all"  # the same ranks: their parts go with everything else
+        scope = self.estimator.reduction
+        if scope == "model_parallel" and self.ranks.share_one_batch:
+            scope = "world"  # the same ranks: their parts go with everything else
         parts = [reading for reading, _ in readings]
         count = float(sum(outputs for _, outputs in readings))
-        if reach == "split":
+        if scope == "model_parallel":
             joined = self.ranks.sum_split(torch.cat(parts))
             parts = list(joined.split([len(part) for part in parts]))
         numbers = torch.zeros(
-            self.estimator.columns, dtype=torch.float64, device=self.subject.device
+            self.estimator.n_statistics, dtype=torch.float64, device=self.model.device
         )
-        if reach == "all":
+        if scope == "world":
             numbers = torch.cat(parts)
         else:
             for part in parts:
-                numbers += self.estimator.close(part)
-        sharding = self.subject.sharding
+                numbers += self.estimator.reduce_parts(part)
+        sharding = self.model.sharding
         if sharding is not None and not sharding.first_of_split:
             count = 0.0
-            numbers = torch.zeros_like(numbers) if reach == "split" else numbers
+            numbers = torch.zeros_like(numbers) if scope == "model_parallel" else numbers
         head = [float(problem is not None), count, *([] if self._loss is None else [curvature])]
         whole = torch.cat([torch.tensor(head, dtype=torch.float64, device=numbers.device), numbers])
         failures, weight, *sums = self.ranks.sum(whole).tolist()
@@ -210,32 +188,29 @@ class FSLRMeter:
             raise MeasurementError(
                 "every probe batch of this measurement is empty: dimension 0 of the output counts no examples"
             )
-        if reach == "all":
+        if scope == "world":
             draws = torch.tensor(sums, dtype=torch.float64).split([len(part) for part in parts])
-            sums = torch.stack([self.estimator.close(draw) for draw in draws]).sum(0).tolist()
+            sums = (
+                torch.stack([self.estimator.reduce_parts(draw) for draw in draws]).sum(0).tolist()
+            )
         return self.estimator.fslrs(np.asarray(sums) / weight)
 
     def _draw(self, batch: Any, update: WeightUpdate, draw: int) -> tuple[Tensor, int]:
         """The parts of one draw on this rank, and the count of outputs behind them."""
-        device = self.subject.device
+        device = self.model.device
         generator = generator_for(device, self._seed, self.measurements, draw, self.ranks.rank)
         with self.autocast.open(device.type):
             return self.estimator.draw(batch, update, generator)
 
     def _sharpness(self, loss: Loss, batch: Any) -> float:
-        with self.autocast.open(self.subject.device.type), differentiable_twice():
-            found = loss(self.subject.model, batch)
+        with self.autocast.open(self.model.device.type), differentiable_twice():
+            found = loss(self.model.module, batch)
         seed = seed_from(self._seed, self.measurements)
-        return top_eigenvalue(found, list(self.subject.parameters.values()), seed=seed)
-
-    @property
-    def _unsettled(self) -> bool:
-        return isinstance(self.estimator, PerExample) and not self.estimator.settled
+        return top_eigenvalue(found, list(self.model.parameters.values()), seed=seed)
 
     def _first(self, batch: Any, update: WeightUpdate) -> tuple[Tensor, int]:
-        """The first draw of `example`: where it does not apply on any rank, all take the fallback, for this draw and ever
+        """A draw of discovery: where it does not apply on any rank, all take the fallback, for this draw and ever
         after."""
-        assert isinstance(self.estimator, PerExample)
         problem: Exception | None = None
         reading: tuple[Tensor, int] | None = None
         masks = RandomState()
@@ -243,26 +218,29 @@ class FSLRMeter:
             reading = self._draw(batch, update, 0)
         except Exception as error:  # the other ranks wait for this rank's verdict
             problem = error
-            recover(self.subject.model)
-            if self.ranks.locked and not isinstance(error, ExamplesNotSeparable):
+            recover(self.model.module)
+            if self.ranks.locked and not isinstance(error, EstimatorNotApplicable):
                 raise
-        told = [float(isinstance(problem, ExamplesNotSeparable)), float(self.estimator.unsure)]
-        couple, unsure = self.ranks.sum(torch.tensor(told, device=self.subject.device)).tolist()
+        told = [
+            float(isinstance(problem, EstimatorNotApplicable)),
+            float(self.estimator.discovery_uncertain),
+        ]
+        couple, unsure = self.ranks.sum(torch.tensor(told, device=self.model.device)).tolist()
         if couple:
             reason = (
                 str(problem)
-                if isinstance(problem, ExamplesNotSeparable)
+                if isinstance(problem, EstimatorNotApplicable)
                 else "it does not apply on another rank"
             )
             if self._fallback is None:
                 raise MeasurementError(
-                    f"the targets were measured by the example estimator, which does not apply here: {reason}"
+                    f"the targets were measured by the {self.estimator.name} estimator, which does not apply here: {reason}"
                 )
-            warn(f"measuring by {self._fallback.name} instead of example: {reason}")
+            warn(f"measuring by {self._fallback.name} instead of {self.estimator.name}: {reason}")
             self.estimator = self._fallback
             masks.restore()
             return self._draw(batch, update, 0)
-        self.estimator.settle(bool(unsure))
+        self.estimator.end_discovery(uncertain=bool(unsure))
         if problem is not None:
             raise problem
         assert reading is not None

@@ -19,8 +19,9 @@ from torch.distributed.tensor.parallel import (
 )
 
 from flerm_core.measure.distributed.ranks import MeasurementRanks
-from flerm_core.measure.estimators.base import MeasuredModel
-from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.estimators.registry import make_estimator
+from flerm_core.measure.fslr_meter import FSLRMeter
+from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import draw_projection, generator_for, projection_scale
 from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_core.parameter_names import block_axes, depth_groups

@@ -14,8 +14,9 @@ from measured_runs import fresh, loss_of, same, trained
 from torch.optim import SGD
 
 from flerm_client import FLeRM
-from flerm_core.measure.estimators.base import MeasuredModel
-from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.estimators.registry import make_estimator
+from flerm_core.measure.fslr_meter import FSLRMeter
+from flerm_core.measure.measured_model import MeasuredModel
 
 from .launch import on_ranks
 from .sharded import Pretended

@@ -19,7 +19,7 @@ from flerm_core.errors import InvalidInput, Unsupported
 from flerm_core.measure.distributed import fsdp2
 from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.distributed.sharding import Sharding, find_parts
-from flerm_core.measure.estimators.base import MeasuredModel, Output
+from flerm_core.measure.measured_model import MeasuredModel, Output
 from flerm_core.parameter_names import block_axes, canonical, depth_groups
 
 _PIPELINES = "torch.distributed.pipelining."

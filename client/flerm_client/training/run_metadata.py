@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from flerm_core.errors import InvalidInput
-from flerm_core.measure.estimators.base import MeasuredModel
+from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.parameter_bands import bands_of
 from flerm_core.records.recording import EstimatorSettings, ParameterList, RecordingSpec
 from flerm_core.records.validation import MAX_CONFIG_BYTES
@@ -139,8 +139,11 @@ def _text(value: str) -> str:
 
 def parameter_list(subject: MeasuredModel, overrides: Mapping[str, str] | None) -> ParameterList:
     """The subject's tensors and then its roles, with their bands; `overrides` maps name patterns to bands."""
-    names = (*subject.parameters, *subject.roles)
-    shapes = (*(tuple(p.shape) for p in subject.parameters.values()), *(() for _ in subject.roles))
+    names = (*subject.parameters, *subject.depth_groups)
+    shapes = (
+        *(tuple(p.shape) for p in subject.parameters.values()),
+        *(() for _ in subject.depth_groups),
+    )
     return ParameterList(names, shapes, tuple(bands_of(names, shapes, overrides=overrides)))
 
 

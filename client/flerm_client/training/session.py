@@ -30,8 +30,9 @@ from flerm_client.upload.reporter import check_reporting
 from flerm_core._warnings import warn
 from flerm_core.errors import FlermError, InvalidInput, Unsupported
 from flerm_core.matching.match import Multipliers
-from flerm_core.measure.estimators.base import MeasuredModel, Output
-from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.estimators.registry import make_estimator
+from flerm_core.measure.fslr_meter import FSLRMeter
+from flerm_core.measure.measured_model import MeasuredModel, Output
 from flerm_core.measure.sharpness import Loss, require_scipy
 from flerm_core.measure.state_guard import AutocastContext
 from flerm_core.measure.update.weight_update import WeightUpdate
@@ -135,7 +136,8 @@ class TrainingSession:
         estimator = make_estimator(settings.name, self.subject, **outer)
         if aim is not None:
             aim.check_roles(
-                estimator.name, self.subject.roles if estimator.measures_roles else None
+                estimator.name,
+                self.subject.depth_groups if estimator.measures_depth_groups else None,
             )
         self.meter = FSLRMeter(
             self.subject, estimator, self.ranks, seed=self.seed, fallback=fallback, loss=self._loss
@@ -309,7 +311,7 @@ class TrainingSession:
     def _match(self, aim: TargetSchedule, update: WeightUpdate, only: frozenset[str]) -> None:
         """Sets the multipliers, of the tensors `only` where there are any, and makes the step just taken one that ran at them
         (design, method 4)."""
-        everything = [*self.subject.parameters, *self.subject.roles]
+        everything = [*self.subject.parameters, *self.subject.depth_groups]
         measured = {name: self.fslr.get(name, math.nan) for name in everything}
         outcome = aim.multipliers(self._base_step, measured, self.multipliers, only)
         if self._dry_run:
@@ -376,7 +378,9 @@ def _listeners(model: nn.Module, subject: MeasuredModel) -> list[nn.Module]:
     """
     own = {id(parameter) for parameter in subject.parameters.values()}
     layers = (
-        m for m in subject.model.modules() if any(id(p) in own for p in m.parameters(recurse=False))
+        m
+        for m in subject.module.modules()
+        if any(id(p) in own for p in m.parameters(recurse=False))
     )
     first = next(layers, model)
     return [model] if first is model else [model, first]

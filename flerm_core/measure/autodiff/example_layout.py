@@ -13,12 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flerm_core.errors import MeasurementError
-
-
-class ExamplesNotSeparable(MeasurementError):
-    """An example's output depends on other examples' rows, or the model does not let us see which rows are whose."""
-
 
 @dataclass(frozen=True)
 class Layout:

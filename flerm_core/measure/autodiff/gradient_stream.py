@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flerm_core.measure.distributed.fsdp2 import all_parameters
-from flerm_core.measure.estimators.base import MeasuredModel
+from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.state_guard import grads_stashed, hooks_disabled
 
 
@@ -91,7 +91,7 @@ def _accumulated(
 
         return take
 
-    everything = all_parameters(subject.model)
+    everything = all_parameters(subject.module)
     with grads_stashed(everything), hooks_disabled(everything), ExitStack() as stack:
         for name, parameter in subject.parameters.items():
             if parameter.requires_grad:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flerm_core.measure.autodiff.example_layout import ExamplesNotSeparable
+from flerm_core.errors import EstimatorNotApplicable
 from flerm_core.measure.distributed.sharding import whole
 from flerm_core.measure.output_projection import floating_tensors
 
@@ -40,11 +40,11 @@ def derivative(
     once.
 
     `changes` are cast to their parameter's dtype. Attention runs by plain matrix products: its fused kernels have no forward
-    mode. Parameters that FSDP2 has sharded are gathered, by all ranks at the same point; raises `ExamplesNotSeparable` where it wraps
+    mode. Parameters that FSDP2 has sharded are gathered, by all ranks at the same point; raises `EstimatorNotApplicable` where it wraps
     modules inside `module` on their own.
     """
     if any(isinstance(inner, FSDPModule) for inner in module.modules() if inner is not module):
-        raise ExamplesNotSeparable(
+        raise EstimatorNotApplicable(
             f"{type(module).__name__} must be differentiated as a whole, but FSDP2 wraps modules inside it"
         )
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():

@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
-from flerm_core.measure.autodiff.example_layout import ExamplesNotSeparable, Layout, find_layout
+from flerm_core.errors import EstimatorNotApplicable
+from flerm_core.measure.autodiff.example_layout import Layout, find_layout
 from flerm_core.measure.autodiff.module_products import (
     Use,
     closed_form,
@@ -47,12 +48,12 @@ def split_products(
 
     `first`: this is the first of the ranks that share a batch.
 
-    Raises `ExamplesNotSeparable` for a module without closed form.
+    Raises `EstimatorNotApplicable` for a module without closed form.
     """
     x = use.input
     given = [tensor for tensor in (gradient, x, change) if isinstance(tensor, DTensor)]
     if "." in path or not has_closed_form(use.module):
-        raise ExamplesNotSeparable(
+        raise EstimatorNotApplicable(
             f"{type(use.module).__name__} computes on sharded tensors in a way of its own"
         )
     if not given:

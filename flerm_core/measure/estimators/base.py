@@ -1,96 +1,102 @@
-"""What every estimator is: a way to turn one probe batch into a few numbers per tensor whose mean gives the FSLRs.
+"""The interface of all estimators: from one probe batch to a few statistics per tensor.
 
-The numbers of several draws and ranks are added up and divided by the count of outputs behind them (Eq. 2 averages over all n,
-k). Only then is the FSLR formed from them: each estimator's formula holds for expectations, not for single draws.
+The meter adds up the statistics of all draws and ranks, and divides the sums by the number of
+outputs behind them, because Eq. 2 averages over all examples n and output features k. Only the
+mean gives the FSLRs: each estimator's formula holds for expectations, not for single draws.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
-from flerm_core.measure.distributed.sharding import Sharding
-from flerm_core.measure.output_projection import as_output
+from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.update.weight_update import WeightUpdate
 
-Output = Callable[[nn.Module, Any], Any]
+ReductionScope = Literal["local", "model_parallel", "world"]
 
 
 @dataclass(frozen=True)
-class MeasuredModel:
-    """What is measured: a model, the function computed of it, its tensors by canonical name, and the roles they play.
+class OutputLayer:
+    """The names of the output layer's tensors; "" where none is named."""
 
-    `parameters` are unique tensors; `roles` maps a role's name to the names of the tensors that together play it. `sharding`
-    says how ranks share the tensors among them, where they do.
-    """
-
-    model: nn.Module
-    parameters: Mapping[str, nn.Parameter]
-    output: Output
-    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    sharding: Sharding | None = None
-
-    def outputs(self, batch: Any) -> Tensor:
-        """f [N, ...] for a batch. Raises `MeasurementError` where it is not one tensor."""
-        found = as_output(self.output(self.model, batch))
-        if self.sharding is not None:
-            self.sharding.check_outputs(found)
-        return found
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        first: Tensor = next(iter(self.parameters.values()))
-        if isinstance(first, DTensor):  # an offloaded one waits in host memory
-            return torch.empty(0, device=first.device_mesh.device_type).device
-        return first.device
-
-
-ReductionScope = Literal["none", "split", "all"]
+    weight: str = ""
+    bias: str = ""
 
 
 class Estimator(ABC):
-    """One way to estimate FSLRs (Section 3, Appendix B, design "The method").
+    """One way to estimate FSLRs (Section 3, Appendix B).
 
-    A draw gives `parts`. Where tensors are sharded, the parts of the ranks that `reach` names add up first: "split", those that
-    work on one batch; "all". `close` makes the numbers of them; where parts are not of all ranks, numbers then add up too.
+    A draw gives partial sums. Where ranks share tensors, a statistic such as (Σ Z)² cannot be
+    formed before the sum inside it is complete. `reduction` names the ranks whose partial sums are
+    added up first: "local", this rank alone; "model_parallel", the ranks that work on one batch;
+    "world", all ranks. `reduce_parts` then forms the statistics of the complete sums. Unless the
+    scope is "world", the statistics are added up over the remaining ranks afterwards.
+
+    An estimator may have to find out on its first draw how to measure this model. It says so by
+    `needs_discovery`. After that draw the ranks agree: where the estimator is not applicable on
+    any of them (it raised `EstimatorNotApplicable`), all take the fallback, else the meter calls
+    `end_discovery`.
     """
 
     name: str
-    reach: ReductionScope = "none"
-    measures_roles: bool = False
-    """Whether it also gives the FSLRs of roles, the joint changes of their tensors."""
+    reduction: ReductionScope = "local"
+    measures_depth_groups: bool = False
+    """Whether it also gives the FSLRs of depth groups, the joint changes of their tensors."""
+    discovery_uncertain: bool = False
+    """Whether the last draw left something open that a later measurement may see."""
 
-    def __init__(self, subject: MeasuredModel) -> None:
-        self.subject = subject
+    def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
+        self.model = model
+        self.output_layer = output_layer or OutputLayer()
+
+    @property
+    def needs_discovery(self) -> bool:
+        """Whether the next draw finds out how to measure the model, so that ranks must agree."""
+        return False
+
+    def begin_measurement(self) -> None:
+        """Called before the first draw of each measurement."""
+        return
+
+    def end_discovery(self, *, uncertain: bool) -> None:
+        """Called after a draw of discovery that succeeded on all ranks.
+
+        uncertain: whether `discovery_uncertain` is set on any rank.
+        """
+        return
 
     @property
     @abstractmethod
-    def columns(self) -> int:
-        """How many numbers a draw gives."""
+    def n_statistics(self) -> int:
+        """How many statistics `reduce_parts` gives."""
 
     @abstractmethod
     def draw(
         self, batch: Any, update: WeightUpdate, generator: torch.Generator
     ) -> tuple[Tensor, int]:
-        """The parts of one probe batch, float64 [any], and the count N·K of outputs in it.
+        """The partial sums of one probe batch, float64 [any length], and its number N·K of outputs.
 
-        With φ = Σ ω f, not divided by √(NK): parts scale with the count, so those of all batches and ranks simply add up. The
-        model is at W_old; everything the forward may change is put back by the caller.
+        Here φ = Σ ω f without the factor 1/√(NK) of Eq. 3. So the partial sums grow with the number
+        of outputs, and those of several batches and ranks simply add up.
+
+        The model is at W_old. The caller restores whatever the forward changes (buffers, random
+        generators). Raises `EstimatorNotApplicable` from a draw of discovery.
         """
 
-    def close(self, parts: Tensor) -> Tensor:
-        """The numbers [columns] of a draw from its (added-up) parts."""
-        return parts
+    def reduce_parts(self, partial_sums: Tensor) -> Tensor:
+        """The statistics [n_statistics] of one draw, from its complete sums."""
+        return partial_sums
 
     @abstractmethod
     def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
-        """FSLRs by tensor and role from the mean [columns] of the draws. NaN or 0 where there was nothing to measure."""
+        """FSLRs by tensor and depth group, in output units per unit learning rate.
+
+        mean: the statistics [n_statistics] per output. NaN or 0 where there was nothing to measure.
+        """

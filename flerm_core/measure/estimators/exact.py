@@ -15,7 +15,8 @@ from flerm_core.errors import MeasurementError
 from flerm_core.measure.autodiff.jvp import derivative
 from flerm_core.measure.distributed.fsdp2 import reshard
 from flerm_core.measure.distributed.sharding import local, whole
-from flerm_core.measure.estimators.base import Estimator, MeasuredModel, Output
+from flerm_core.measure.estimators.base import Estimator, OutputLayer
+from flerm_core.measure.measured_model import MeasuredModel, Output
 from flerm_core.measure.output_projection import as_output
 from flerm_core.measure.state_guard import RandomState
 from flerm_core.measure.update.weight_update import WeightUpdate
@@ -26,7 +27,7 @@ class _Function(nn.Module):
 
     def __init__(self, subject: MeasuredModel) -> None:
         super().__init__()
-        self.model = subject.model
+        self.model = subject.module
         self._output: Output = subject.output
 
     def forward(self, batch: Any) -> Any:
@@ -41,15 +42,16 @@ class Exact(Estimator):
     """
 
     name = "exact"
-    measures_roles = True
+    measures_depth_groups = True
 
-    def __init__(self, subject: MeasuredModel) -> None:
-        super().__init__(subject)
+    def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
+        super().__init__(model, output_layer)
+        subject = model
         self._function = _Function(subject)
-        self._rows = {name: (name,) for name in subject.parameters} | dict(subject.roles)
+        self._rows = {name: (name,) for name in subject.parameters} | dict(subject.depth_groups)
 
     @property
-    def columns(self) -> int:
+    def n_statistics(self) -> int:
         """One per tensor and role."""
         return len(self._rows)
 
@@ -57,7 +59,7 @@ class Exact(Estimator):
         self, batch: Any, update: WeightUpdate, generator: torch.Generator
     ) -> tuple[Tensor, int]:
         """Σ (Δ_ℓ f_nk)² of every tensor and role in turn."""
-        moved = self._by_forward_mode if self.subject.sharding is None else self._by_difference
+        moved = self._by_forward_mode if self.model.sharding is None else self._by_difference
         masks = RandomState()
         squares: list[Tensor] = []
         count = 0
@@ -78,11 +80,9 @@ class Exact(Estimator):
         step: float,
         masks: RandomState,
     ) -> tuple[Tensor, int]:
-        places = {id(p): f"model.{name}" for name, p in self.subject.model.named_parameters()}
+        places = {id(p): f"model.{name}" for name, p in self.model.module.named_parameters()}
         masks.restore()
-        changes = {
-            places[id(self.subject.parameters[name])]: update.change(name) for name in members
-        }
+        changes = {places[id(self.model.parameters[name])]: update.change(name) for name in members}
         outputs, moved = derivative(
             self._function, changes, (batch,), {}, lambda result: [as_output(result)]
         )
@@ -101,10 +101,10 @@ class Exact(Estimator):
         ends = []
         for factor in (step, -step):
             with update.displaced(changes, factor):
-                reshard(self.subject.model)  # whole weights that an earlier forward left are old
+                reshard(self.model.module)  # whole weights that an earlier forward left are old
                 masks.restore()
                 with torch.no_grad():
-                    ends.append(self.subject.outputs(batch))
+                    ends.append(self.model.outputs(batch))
         if ends[0].dtype not in (torch.float32, torch.float64):
             raise MeasurementError(
                 f"estimator='exact' takes differences of outputs where the model is sharded, and {ends[0].dtype} is too coarse "
@@ -112,22 +112,22 @@ class Exact(Estimator):
             )
         forward, backward = (whole(end) for end in ends)
         moved = (forward.double() - backward.double()) / (2.0 * step)
-        assert self.subject.sharding is not None
-        return moved if self.subject.sharding.first_of_split else torch.zeros_like(
+        assert self.model.sharding is not None
+        return moved if self.model.sharding.first_of_split else torch.zeros_like(
             moved
         ), forward.numel()
 
     def _steps(self, update: WeightUpdate) -> list[float]:
         """h for each row: such that hΔW is ∛ε of the weights in size, where the errors of rounding (ε/h) and of curvature (h²)
         are both least. Weights smaller than the model's are taken as large as these: fresh biases are zero."""
-        sharding = self.subject.sharding
+        sharding = self.model.sharding
         if sharding is None:
             return [0.0] * len(self._rows)
         sizes = {
             name: torch.zeros(3, dtype=torch.float64, device=sharding.device)
-            for name in self.subject.parameters
+            for name in self.model.parameters
         }
-        for name, parameter in self.subject.parameters.items():
+        for name, parameter in self.model.parameters.items():
             if sharding.counts(name):
                 weight = local(parameter)
                 terms = [
@@ -143,7 +143,7 @@ class Exact(Estimator):
         typical = sum(weights for weights, _, _ in total.values()) / sum(
             count for _, _, count in total.values()
         )
-        epsilon = max(torch.finfo(p.dtype).eps for p in self.subject.parameters.values())
+        epsilon = max(torch.finfo(p.dtype).eps for p in self.model.parameters.values())
         steps = []
         for members in self._rows.values():
             weights, changes, count = (sum(total[name][i] for name in members) for i in range(3))

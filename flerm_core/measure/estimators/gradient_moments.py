@@ -13,7 +13,8 @@ from torch import Tensor
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.autodiff.gradient_stream import stream_gradients
 from flerm_core.measure.distributed.sharding import LocalShard
-from flerm_core.measure.estimators.base import Estimator, MeasuredModel, ReductionScope
+from flerm_core.measure.estimators.base import Estimator, OutputLayer, ReductionScope
+from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import draw_projection, projection_scale
 from flerm_core.measure.update.chunking import chunks
 from flerm_core.measure.update.weight_update import WeightUpdate
@@ -30,10 +31,10 @@ class Kronecker(Estimator):
 
     name = "kronecker"
 
-    def __init__(
-        self, subject: MeasuredModel, *, output_weight: str = "", output_bias: str = ""
-    ) -> None:
-        super().__init__(subject)
+    def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
+        super().__init__(model, output_layer)
+        subject = model
+        output_weight, output_bias = self.output_layer.weight, self.output_layer.bias
         for field, name, rank in (
             ("output_weight", output_weight, 2),
             ("output_bias", output_bias, 1),
@@ -52,10 +53,10 @@ class Kronecker(Estimator):
             start = stop
             self._places[name] = [self._place(length) for length in self._lengths(name, parameter)]
         self._columns = start
-        self.reach: ReductionScope = "none" if subject.sharding is None else "all"
+        self.reduction: ReductionScope = "local" if subject.sharding is None else "world"
 
     def _lengths(self, name: str, parameter: Tensor) -> list[int]:
-        part = _part(self.subject, name)
+        part = _part(self.model, name)
         return [1] + [
             part.sum_length(dim) if part is not None and dim in part.cut else 1
             for dim in range(max(parameter.ndim, 1))
@@ -66,7 +67,7 @@ class Kronecker(Estimator):
         return slice(self._parts - length, self._parts)
 
     @property
-    def columns(self) -> int:
+    def n_statistics(self) -> int:
         """Σ (D_ℓ + 1)."""
         return self._columns
 
@@ -75,14 +76,14 @@ class Kronecker(Estimator):
     ) -> tuple[Tensor, int]:
         """s_0, s_1 … s_D of every tensor in turn. Of a sharded one, this rank's part of them: where Z is cut along d, all
         the sums Σ_{i_d} Z, as only the whole ones may be squared."""
-        outputs = self.subject.outputs(batch)
+        outputs = self.model.outputs(batch)
         parts = torch.zeros(self._parts, dtype=torch.float64, device=outputs.device)
 
         def consume(name: str, gradient: Tensor) -> None:
-            part = _part(self.subject, name)
+            part = _part(self.model, name)
             squared, *summed = self._places[name]
             first: Tensor | None = None  # Σ over dimension 0, which goes through all slabs
-            for z in slabs_of_z(self.subject, update, name, gradient):
+            for z in slabs_of_z(self.model, update, name, gradient):
                 parts[squared] += _squares(z).to(parts.device)
                 for dim, place in enumerate(summed):
                     if part is not None and dim in part.cut:
@@ -95,17 +96,17 @@ class Kronecker(Estimator):
                 parts[summed[0]] += _squares(first).to(parts.device)
 
         stream_gradients(
-            outputs, projection_of(self.subject, outputs, generator), self.subject, consume
+            outputs, projection_of(self.model, outputs, generator), self.model, consume
         )
-        return parts * scale_of(self.subject, outputs), outputs.numel()
+        return parts * scale_of(self.model, outputs), outputs.numel()
 
-    def close(self, parts: Tensor) -> Tensor:
+    def reduce_parts(self, parts: Tensor) -> Tensor:
         """s_0, s_1 … s_D of every tensor in turn."""
-        if self.subject.sharding is None:
+        if self.model.sharding is None:
             return parts
         numbers = []
         for name, (squared, *summed) in self._places.items():
-            part = _part(self.subject, name)
+            part = _part(self.model, name)
             numbers.append(parts[squared])
             for dim, place in enumerate(summed):
                 cut = part is not None and dim in part.cut
@@ -134,6 +135,9 @@ class Independent(Kronecker):
 
     name = "iid"
 
+    def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
+        super().__init__(model)
+
     def _fslr(self, name: str, sums: NDArray[np.float64]) -> float:
         return float(np.sqrt(sums[0]))
 
@@ -143,47 +147,48 @@ class Full(Estimator):
 
     name = "full"
 
-    def __init__(self, subject: MeasuredModel) -> None:
-        super().__init__(subject)
-        self.reach: ReductionScope = "none" if subject.sharding is None else "all"
+    def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
+        super().__init__(model, output_layer)
+        subject = model
+        self.reduction: ReductionScope = "local" if subject.sharding is None else "world"
 
     @property
-    def columns(self) -> int:
+    def n_statistics(self) -> int:
         """One per tensor."""
-        return len(self.subject.parameters)
+        return len(self.model.parameters)
 
     def draw(
         self, batch: Any, update: WeightUpdate, generator: torch.Generator
     ) -> tuple[Tensor, int]:
         """(Δ_ℓφ)² of every tensor in turn (Eq. 4); of a sharded one, this rank's part of Δ_ℓφ."""
-        outputs = self.subject.outputs(batch)
-        parts = torch.zeros(self.columns, dtype=torch.float64, device=outputs.device)
-        positions = {name: i for i, name in enumerate(self.subject.parameters)}
+        outputs = self.model.outputs(batch)
+        parts = torch.zeros(self.n_statistics, dtype=torch.float64, device=outputs.device)
+        positions = {name: i for i, name in enumerate(self.model.parameters)}
 
         def consume(name: str, gradient: Tensor) -> None:
-            moved = sum_of_z(self.subject, update, name, gradient)
+            moved = sum_of_z(self.model, update, name, gradient)
             parts[positions[name]] = (
-                moved if _part(self.subject, name) is not None else moved.square()
+                moved if _part(self.model, name) is not None else moved.square()
             )
 
         stream_gradients(
-            outputs, projection_of(self.subject, outputs, generator), self.subject, consume
+            outputs, projection_of(self.model, outputs, generator), self.model, consume
         )
-        return parts * scale_of(self.subject, outputs), outputs.numel()
+        return parts * scale_of(self.model, outputs), outputs.numel()
 
-    def close(self, parts: Tensor) -> Tensor:
+    def reduce_parts(self, parts: Tensor) -> Tensor:
         """(Δ_ℓφ)² of every tensor in turn."""
-        if self.subject.sharding is None:
+        if self.model.sharding is None:
             return parts
         sharded = torch.tensor(
-            [name in self.subject.sharding.parts for name in self.subject.parameters],
+            [name in self.model.sharding.parts for name in self.model.parameters],
             device=parts.device,
         )
         return torch.where(sharded, parts.square(), parts)
 
     def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
         """The root of each mean."""
-        return dict(zip(self.subject.parameters, np.sqrt(mean).tolist(), strict=True))
+        return dict(zip(self.model.parameters, np.sqrt(mean).tolist(), strict=True))
 
 
 def _part(subject: MeasuredModel, name: str) -> LocalShard | None:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flerm_core.errors import MeasurementError
-from flerm_core.measure.autodiff.example_layout import ExamplesNotSeparable, Layout, half_of
+from flerm_core.errors import EstimatorNotApplicable, MeasurementError
+from flerm_core.measure.autodiff.example_layout import Layout, half_of
 from flerm_core.measure.autodiff.gradient_stream import is_reentrant, stream_gradients
 from flerm_core.measure.autodiff.module_hooks import ModuleHooks, ModuleOutput
 from flerm_core.measure.autodiff.module_products import (
@@ -28,9 +28,10 @@ from flerm_core.measure.autodiff.module_products import (
 from flerm_core.measure.autodiff.sharded_products import find_split_layout, split_products
 from flerm_core.measure.distributed.fsdp2 import recover
 from flerm_core.measure.distributed.sharding import Sharding, local, placed_like
-from flerm_core.measure.estimators.base import Estimator, MeasuredModel
+from flerm_core.measure.estimators.base import Estimator, OutputLayer
 from flerm_core.measure.estimators.gradient_moments import sum_of_z
 from flerm_core.measure.estimators.parameter_owners import Ownership
+from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import draw_projection, projection_scale, tensors_in
 from flerm_core.measure.state_guard import RandomState
 from flerm_core.measure.update.allgather import AllGather
@@ -46,16 +47,17 @@ class PerExample(Estimator):
     """The example estimator. Its first draw settles how the model is watched: which module answers for which tensor, which
     activations examples share, how the rows of each are laid out; and proves that no use of a tensor was missed.
 
-    Raises `ExamplesNotSeparable` from that draw with the reason, when it does not apply.
+    Raises `EstimatorNotApplicable` from that draw with the reason, when it does not apply.
     """
 
     name = "example"
-    measures_roles = True
+    measures_depth_groups = True
 
-    def __init__(self, subject: MeasuredModel) -> None:
-        super().__init__(subject)
+    def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
+        super().__init__(model, output_layer)
+        subject = model
         self._settled_for: tuple[bool, ...] = ()
-        self._ownership = Ownership(subject.model, subject.parameters)
+        self._ownership = Ownership(subject.module, subject.parameters)
         self._positions = {name: i for i, name in enumerate(subject.parameters)}
         self._layouts: dict[ModuleOutput, Layout] = {}
         self._shared: dict[nn.Module, None] = {}
@@ -69,27 +71,26 @@ class PerExample(Estimator):
             frozenset()
         )  # where the gradient was 0 throughout, so that any layout would have done
         self._look_again = False
-        self.unsure = False
         self._sharding = subject.sharding or Sharding()
         if self._sharding.split:
-            self.reach = "split"
+            self.reduction = "model_parallel"
 
     @property
-    def columns(self) -> int:
+    def n_statistics(self) -> int:
         """One per tensor and role."""
-        return len(self.subject.parameters) + len(self.subject.roles)
+        return len(self.model.parameters) + len(self.model.depth_groups)
 
     @property
-    def settled(self) -> bool:
-        """Whether it is known how to watch the model; anew when a tensor was frozen or unfrozen."""
-        return self._settled_for == self._trained()
+    def needs_discovery(self) -> bool:
+        """Whether it is unknown how to watch the model: at first, and when a tensor was frozen or unfrozen."""
+        return self._settled_for != self._trained()
 
-    def settle(self, unsure: bool = False) -> None:
-        """What the last draw found out holds from now on; until the next measurement only, where any rank is `unsure`."""
+    def end_discovery(self, *, uncertain: bool) -> None:
+        """What the last draw found out holds from now on; until the next measurement only, where any rank is uncertain."""
         self._settled_for = self._trained()
-        self._look_again = unsure
+        self._look_again = uncertain
 
-    def begin(self) -> None:
+    def begin_measurement(self) -> None:
         """A measurement begins. Where the last one settled what it could not see (the layout of LoRA's A while B is 0, or
         whether examples couple behind it), this one looks again; once for each set of places, as some never move."""
         if self._look_again:
@@ -97,7 +98,7 @@ class PerExample(Estimator):
             self._settled_for = self._watched_for = ()
 
     def _trained(self) -> tuple[bool, ...]:
-        return tuple(p.requires_grad for p in self.subject.parameters.values())
+        return tuple(p.requires_grad for p in self.model.parameters.values())
 
     def draw(
         self, batch: Any, update: WeightUpdate, generator: torch.Generator
@@ -114,9 +115,9 @@ class PerExample(Estimator):
         changes = self._changes(watch, outputs, draw_projection(outputs, generator), update)
         return self._raw(changes, outputs), outputs.numel()
 
-    def close(self, parts: Tensor) -> Tensor:
+    def reduce_parts(self, parts: Tensor) -> Tensor:
         """Σ_n c_n² of every tensor and role."""
-        if self.reach != "split":
+        if self.reduction != "model_parallel":
             return parts
         tensors = len(self._positions)
         return self._squares(parts.reshape(tensors, len(parts) // tensors))
@@ -126,7 +127,7 @@ class PerExample(Estimator):
         unit = projection_scale(outputs)
         return (
             (changes / unit).reshape(-1)
-            if self.reach == "split"
+            if self.reduction == "model_parallel"
             else self._squares(changes) / unit**2
         )
 
@@ -134,7 +135,9 @@ class PerExample(Estimator):
         """The root of each mean."""
         return dict(
             zip(
-                [*self.subject.parameters, *self.subject.roles], np.sqrt(mean).tolist(), strict=True
+                [*self.model.parameters, *self.model.depth_groups],
+                np.sqrt(mean).tolist(),
+                strict=True,
             )
         )
 
@@ -145,7 +148,7 @@ class PerExample(Estimator):
             examples = list(tensors_in(batch))[index].shape[axis]
         watch = ModuleHooks(self._ownership.owners, self._shared, examples, self._deepest)
         with watch.attached():
-            return watch, self.subject.outputs(batch)
+            return watch, self.model.outputs(batch)
 
     def _changes(
         self, watch: ModuleHooks, outputs: Tensor, direction: Tensor, update: WeightUpdate
@@ -181,7 +184,7 @@ class PerExample(Estimator):
         if examples == 1:
             return Layout("major")
         if place not in self._layouts:
-            raise ExamplesNotSeparable(
+            raise EstimatorNotApplicable(
                 f"{type(place.module).__name__} ran more often than at first: its rows are unknown"
             )
         return self._layouts[place]
@@ -189,7 +192,7 @@ class PerExample(Estimator):
     def _squares(self, changes: Tensor) -> Tensor:
         roles = [
             changes[[self._positions[name] for name in members]].sum(0)
-            for members in self.subject.roles.values()
+            for members in self.model.depth_groups.values()
         ]
         return torch.cat([changes, torch.stack(roles)] if roles else [changes]).square().sum(1)
 
@@ -205,14 +208,14 @@ class PerExample(Estimator):
         watch, outputs = self._forward(batch)
         if not self._sharding.anywhere(len(outputs) > 0):
             return outputs.new_zeros(
-                0 if self.reach == "split" else self.columns, dtype=torch.float64
+                0 if self.reduction == "model_parallel" else self.n_statistics, dtype=torch.float64
             ), 0
         if self._sharding.anywhere(len(outputs) == 0):
             raise MeasurementError(
                 "the first probe batch of a sharded model is empty: every rank needs examples to begin with"
             )
         if is_reentrant(outputs):
-            raise ExamplesNotSeparable(
+            raise EstimatorNotApplicable(
                 "activation checkpointing with use_reentrant=True hides the modules inside it; use_reentrant=False does not"
             )
         plain = outputs.detach()
@@ -231,9 +234,9 @@ class PerExample(Estimator):
                 watch.deepest = self._deepest = watch.find_deepest()
                 changes = self._changes(watch, outputs, direction, update)
                 masks.restore()
-                if self._prove(self.subject.outputs(batch), direction, changes, update):
+                if self._prove(self.model.outputs(batch), direction, changes, update):
                     self._watched_for = self._trained()
-                    self.unsure = bool(self._unseen) and self._unseen != before
+                    self.discovery_uncertain = bool(self._unseen) and self._unseen != before
                     return self._raw(changes, plain), plain.numel()
                 self._deepest = set()
                 watch, outputs = self._forward_again(batch, plain, masks, expanded)
@@ -251,7 +254,7 @@ class PerExample(Estimator):
             except Exception:
                 if not (expanded and expanded[-1] in self._shared):
                     raise
-                recover(self.subject.model)
+                recover(self.model.module)
             if not self._sharding.anywhere(not same):
                 return watch, outputs
             # Whoever takes the shared output does not simply broadcast it: the next module up must answer.
@@ -301,9 +304,9 @@ class PerExample(Estimator):
         few = len(self._ownership.promoted | tensors) <= allowed
         if not few or not all(self._ownership.promote(name) for name in sorted(tensors)):
             name = next(
-                path for path, found in self.subject.model.named_modules() if found is module
+                path for path, found in self.model.module.named_modules() if found is module
             )
-            raise ExamplesNotSeparable(
+            raise EstimatorNotApplicable(
                 f"the rows of {name or 'the model'} ({type(module).__name__}) cannot be told apart by example: examples share "
                 "statistics or are mixed (BatchNorm in train mode, routing), or dimension 0 of the output does not count them"
             )
@@ -315,16 +318,16 @@ class PerExample(Estimator):
         reference = torch.zeros_like(changes[:, 0])
 
         def consume(name: str, gradient: Tensor) -> None:
-            reference[self._positions[name]] = sum_of_z(self.subject, update, name, gradient)
+            reference[self._positions[name]] = sum_of_z(self.model, update, name, gradient)
 
-        stream_gradients(outputs, direction, self.subject, consume)
+        stream_gradients(outputs, direction, self.model, consume)
         summed, reference, squared = self._sharding.total(
             torch.stack([changes.sum(1), reference, changes.square().sum(1)])
         ).unbind()
         scale = squared.sqrt() + reference.abs()
         device = outputs.device.type
         computed = [torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else []
-        dtypes = {outputs.dtype, *computed, *(p.dtype for p in self.subject.parameters.values())}
+        dtypes = {outputs.dtype, *computed, *(p.dtype for p in self.model.parameters.values())}
         tolerance = max(_ROUNDING.get(dtype, 1e-2) for dtype in dtypes)
         # A tensor that moves nothing (a bias before BatchNorm) is all rounding: only what counts beside the others is compared.
         floor = _NOISE * scale.median()
@@ -332,7 +335,7 @@ class PerExample(Estimator):
         wrong = [name for name, position in self._positions.items() if off[position]]
         stuck = [name for name in wrong if not self._ownership.promote(name)]
         if stuck:
-            raise ExamplesNotSeparable(
+            raise EstimatorNotApplicable(
                 f"the derivative of the model itself does not account for the gradient of {', '.join(stuck)}"
             )
         return not wrong

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from flerm_core.measure.distributed.ranks import MeasurementRanks
-from flerm_core.measure.estimators.base import MeasuredModel
-from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.estimators.registry import make_estimator
+from flerm_core.measure.fslr_meter import FSLRMeter
+from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_experiments.workloads import Scale, workload_named
 

@@ -18,7 +18,8 @@ from flerm_client.training.measured_model import make_measured_model
 from flerm_client.training.param_groups import ScaledParamGroups
 from flerm_client.training.step_schedule import StepSchedule
 from flerm_core.measure.distributed.ranks import MeasurementRanks
-from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.estimators.registry import make_estimator
+from flerm_core.measure.fslr_meter import FSLRMeter
 from flerm_core.measure.update.weight_update import WeightUpdate
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)

@@ -11,8 +11,9 @@ import torch
 from exact_reference import at_old, exact_fslr, random_update
 
 from flerm_core.measure.distributed.ranks import MeasurementRanks
-from flerm_core.measure.estimators.base import MeasuredModel
-from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.estimators.registry import make_estimator
+from flerm_core.measure.fslr_meter import FSLRMeter
+from flerm_core.measure.measured_model import MeasuredModel
 
 
 def squares(

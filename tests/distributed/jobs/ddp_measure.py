@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flerm_client.training.measured_model import find_ranks, make_measured_model
 from flerm_core.errors import FlermError
-from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.estimators.registry import make_estimator
+from flerm_core.measure.fslr_meter import FSLRMeter
 
 begin()
 rank, size = dist.get_rank(), dist.get_world_size()

@@ -13,7 +13,8 @@ from distributed.rank import begin, report, sent
 from torch import distributed as dist
 
 from flerm_client.training.measured_model import find_ranks, make_measured_model
-from flerm_core.measure.fslr_meter import FSLRMeter, make_estimator
+from flerm_core.measure.estimators.registry import make_estimator
+from flerm_core.measure.fslr_meter import FSLRMeter
 
 begin()
 table = sharded.scenarios(dist.get_world_size())
