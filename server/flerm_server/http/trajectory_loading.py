@@ -11,11 +11,11 @@ from flerm_core.trajectory import Trajectory
 from flerm_server.store.interface import Selection, Store
 
 
-def sketch(
+def thinned_trajectory(
     store: Store, recording_id: str, *, first_step: int | None = None, last_step: int | None = None
 ) -> Trajectory:
     """At most as many rows of a recording, evenly chosen, as a plot can show. Raises `NotFound`."""
-    return loaded(
+    return load_selection(
         store,
         store.select(
             recording_id, first_step=first_step, last_step=last_step, max_points=MAX_POINTS
@@ -23,7 +23,7 @@ def sketch(
     )
 
 
-def loaded(store: Store, selection: Selection) -> Trajectory:
+def load_selection(store: Store, selection: Selection) -> Trajectory:
     """The rows of a selection in memory."""
     listed = selection.recording.spec.parameters
     blocks = list(store.read(selection))
@@ -40,7 +40,7 @@ def loaded(store: Store, selection: Selection) -> Trajectory:
     )
 
 
-def chosen(names: list[str] | tuple[str, ...], pattern: str) -> list[str]:
+def matching_names(names: list[str] | tuple[str, ...], pattern: str) -> list[str]:
     """The names that fit a shell-style pattern, or are just that; at most as many as a figure can show."""
     if not pattern:
         return []

@@ -31,7 +31,7 @@ class RejectedMessage:
     refusal: FlermError
 
 
-def bounded(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def size_limited(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     """`deserializer`, for messages up to `MAX_MESSAGE_BYTES`. What it cannot read would be our own error by gRPC's account."""
 
     def read(data: bytes) -> Any:
@@ -51,7 +51,7 @@ def bounded(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return read
 
 
-def whole(message: Any) -> Any:
+def raise_if_rejected(message: Any) -> Any:
     """The message. Raises why it was not read."""
     if isinstance(message, RejectedMessage):
         raise message.refusal
@@ -77,7 +77,7 @@ class Admission:
         identity.must(needed)
         return identity
 
-    def lasting(self, method: str, authorization: str) -> Callable[[], None]:
+    def recheck_token(self, method: str, authorization: str) -> Callable[[], None]:
         """What to call while such a call goes on: raises once its token was revoked. Asks at most once a second."""
         asked = time.monotonic()
 
@@ -90,7 +90,7 @@ class Admission:
         return again
 
     @contextmanager
-    def counted(self, method: str, peer: str, *, streaming: bool) -> Iterator[None]:
+    def in_flight(self, method: str, peer: str, *, streaming: bool) -> Iterator[None]:
         """Counts the call while it goes on. Raises `LimitExceeded` naming the limit."""
         appends = method.rsplit("/", 1)[-1] in APPENDS
         anybody = (

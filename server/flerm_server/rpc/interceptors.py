@@ -18,7 +18,7 @@ from flerm_proto.status_codes import code_of
 from flerm_server.auth.permissions import RPCS
 from flerm_server.auth.principal import Principal, Scope, enter
 from flerm_server.metrics import Metrics
-from flerm_server.rpc.admission import Admission, bounded, whole
+from flerm_server.rpc.admission import Admission, raise_if_rejected, size_limited
 from flerm_server.tracing import span
 
 REQUEST_ID = "x-request-id"
@@ -80,7 +80,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         metadata = {
             key: str(value) for key, value in handler_call_details.invocation_metadata or ()
         }
-        reader = bounded(handler.request_deserializer)
+        reader = size_limited(handler.request_deserializer)
 
         if handler.response_streaming:
 
@@ -89,7 +89,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
                 call = Call(method, metadata, context)
                 with (
                     self._call(call),
-                    self._admission.counted(method, context.peer(), streaming=True),
+                    self._admission.in_flight(method, context.peer(), streaming=True),
                 ):
                     yield from self._stream(call, act, request, taking=handler.request_streaming)
 
@@ -102,10 +102,13 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
 
         def unary(request: Any, context: grpc.ServicerContext) -> Any:
             call = Call(method, metadata, context)
-            with self._call(call), self._admission.counted(method, context.peer(), streaming=False):
+            with (
+                self._call(call),
+                self._admission.in_flight(method, context.peer(), streaming=False),
+            ):
                 identity = self._identify(call)
                 return copy_context().run(
-                    _act, identity, handler.unary_unary, whole(request), context
+                    _act, identity, handler.unary_unary, raise_if_rejected(request), context
                 )
 
         return grpc.unary_unary_rpc_method_handler(unary, reader, handler.response_serializer)
@@ -120,17 +123,20 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         context = copy_context()
         identity = self._identify(call)
         if identity is None:
-            yield from act(map(whole, request) if taking else whole(request), call.context)
+            yield from act(
+                map(raise_if_rejected, request) if taking else raise_if_rejected(request),
+                call.context,
+            )
             return
-        still_welcome = self._admission.lasting(call.method, call.authorization)
+        still_welcome = self._admission.recheck_token(call.method, call.authorization)
 
         def arriving() -> Iterator[Any]:
             for each in request:
                 still_welcome()
-                yield whole(each)
+                yield raise_if_rejected(each)
 
         answers = context.run(
-            _act, identity, act, arriving() if taking else whole(request), call.context
+            _act, identity, act, arriving() if taking else raise_if_rejected(request), call.context
         )
         end = object()
         while (answer := context.run(next, answers, end)) is not end:

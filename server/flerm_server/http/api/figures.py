@@ -26,7 +26,7 @@ from flerm_server.http.api import examples
 from flerm_server.http.api.events import EventStreams, events
 from flerm_server.http.api.schemas import FigureOut
 from flerm_server.http.problems import PROBLEM
-from flerm_server.http.trajectory_loading import chosen, sketch
+from flerm_server.http.trajectory_loading import matching_names, thinned_trajectory
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
 
@@ -72,8 +72,10 @@ def router(store: Store, streams: EventStreams) -> APIRouter:
         etag = etags.etag_of([store.recording(recording_id)], "figure", request.url.query)
         if same := etags.unchanged(request, etag):
             return same
-        trajectory = sketch(store, recording_id, first_step=first_step, last_step=last_step)
-        tensors = chosen(trajectory.names, pattern)
+        trajectory = thinned_trajectory(
+            store, recording_id, first_step=first_step, last_step=last_step
+        )
+        tensors = matching_names(trajectory.names, pattern)
         if pattern and not tensors:
             raise NotFound(
                 f"pattern {quote_value(pattern)} matches none of the parameters; there are {join_names(trajectory.names)}"
@@ -97,7 +99,7 @@ def router(store: Store, streams: EventStreams) -> APIRouter:
         etag = etags.etag_of(pair, "compare", *blocks)
         if same := etags.unchanged(request, etag):
             return same
-        base, other = (sketch(store, each.spec.id) for each in pair)
+        base, other = (thinned_trajectory(store, each.spec.id) for each in pair)
         return _answer(ratio_figure(ratios(base, other, blocks=blocks)), etag)
 
     @api.get(

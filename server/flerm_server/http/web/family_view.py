@@ -30,7 +30,7 @@ def rate_advice(recordings: Iterable[Recording], family: str) -> RateAdvice:
     return RateAdvice(best, best.advice)
 
 
-def groups(recordings: Iterable[Recording]) -> dict[str, int]:
+def role_variant_counts(recordings: Iterable[Recording]) -> dict[str, int]:
     """`role/variant` to the number of recordings, base first."""
     counts: dict[str, int] = {}
     for each in recordings:

@@ -19,7 +19,7 @@ from flerm_core.parameter_names import is_depth_group
 from flerm_core.records.checks import MAX_INTEGER, quote_value
 from flerm_core.records.queries import BestQuery, TargetQuery
 from flerm_server.http.problems import status_of
-from flerm_server.http.trajectory_loading import loaded
+from flerm_server.http.trajectory_loading import load_selection
 from flerm_server.http.web.templating import Pages, PublicAddress
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
@@ -256,7 +256,7 @@ def router(store: Store, pages: Pages, door: PublicAddress) -> APIRouter:
 
 def _measured_by(store: Store, recording_id: str) -> str:
     """A recording's first measurement, as one would paste it."""
-    rows = loaded(store, store.select(recording_id, max_points=2))
+    rows = load_selection(store, store.select(recording_id, max_points=2))
     if not len(rows):
         raise InvalidInput(
             f"recording: {quote_value(recording_id)} has no measurement yet; choose one that has"

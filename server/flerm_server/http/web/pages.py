@@ -12,8 +12,13 @@ from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import FINAL_STATUSES
 from flerm_server.http.api.figures import MAX_COMPARED
 from flerm_server.http.authentication import wants_page
-from flerm_server.http.trajectory_loading import chosen, loaded
-from flerm_server.http.web.family_view import Filters, groups, rate_advice, seed_coverage
+from flerm_server.http.trajectory_loading import load_selection, matching_names
+from flerm_server.http.web.family_view import (
+    Filters,
+    rate_advice,
+    role_variant_counts,
+    seed_coverage,
+)
 from flerm_server.http.web.templating import Pages, PublicAddress
 from flerm_server.store.interface import Store
 
@@ -53,18 +58,18 @@ def router(store: Store, pages: Pages, door: PublicAddress) -> APIRouter:
         """One family: its best rate, losses, coverage and recordings."""
         found = store.family(name)
         everything = list(store.all_recordings(RecordingFilter(family=name)))
-        there = groups(everything)
-        shown = show if show in there else next(iter(there), "")
+        counts = role_variant_counts(everything)
+        shown = show if show in counts else next(iter(counts), "")
         filters = Filters(role, variant, status, lr_min, lr_max)
         page = store.recordings(filters.of(name), page_size=50, page_token=after)
         return pages.page(
             "family.html",
             request,
             family=found,
-            rate_advice=rate_advice(everything, name),
-            groups=there,
+            advice=rate_advice(everything, name),
+            role_variants=counts,
             shown=shown,
-            seed_coverage=seed_coverage(everything, shown),
+            coverage=seed_coverage(everything, shown),
             recordings=page,
             filters=filters,
             choices=Filters.choices(everything),
@@ -74,7 +79,7 @@ def router(store: Store, pages: Pages, door: PublicAddress) -> APIRouter:
     @web.get("/recordings/{recording_id}")
     def recording(request: Request, recording_id: str, pattern: str = "") -> HTMLResponse:
         """One recording: its FSLRs, loss and learning rate, and its tensors."""
-        ends = loaded(store, store.select(recording_id, max_points=2))
+        ends = load_selection(store, store.select(recording_id, max_points=2))
         found = store.recording(recording_id)
         tensors = [
             (
@@ -95,7 +100,7 @@ def router(store: Store, pages: Pages, door: PublicAddress) -> APIRouter:
             spec=found.spec,
             running=found.status not in FINAL_STATUSES,
             pattern=pattern.strip(),
-            drawn=chosen(ends.names, pattern.strip()),
+            drawn=matching_names(ends.names, pattern.strip()),
             tensors=tensors[:MAX_LISTED],
             steps=ends.steps.tolist(),
         )
