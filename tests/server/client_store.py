@@ -96,12 +96,8 @@ class ClientStore(RemoteStore):
     def recording(self, recording_id: str) -> Recording:
         return self.client.recording(recording_id)
 
-    def trajectory(self, recording_id: str, *, steps=None) -> Trajectory:
-        return (
-            self.client.trajectory(recording_id)
-            if steps is None
-            else super().trajectory(recording_id, steps=steps)
-        )
+    def trajectory(self, recording_id: str) -> Trajectory:
+        return self.client.trajectory(recording_id)
 
     def close(self) -> None:
         self.client.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Generic, TypeVar
 
@@ -79,10 +79,6 @@ class Selection:
     recording: Recording
     steps: NDArray[np.int64]
     segments: tuple[Segment, ...] = field(repr=False)
-
-    def of(self, steps: NDArray[np.int64]) -> Selection:
-        """The same, at those of its steps only."""
-        return replace(self, steps=steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,20 +274,21 @@ class Store(ABC):
             if not token:
                 return
 
-    def trajectory(
-        self, recording_id: str, *, steps: NDArray[np.int64] | None = None
-    ) -> Trajectory:
-        """The whole visible trajectory in memory, or its rows at `steps` only."""
-        selection = self.select(recording_id)
-        if steps is not None:
-            selection = selection.of(np.intersect1d(selection.steps, steps))
+    def trajectory(self, recording_id: str) -> Trajectory:
+        """The whole visible trajectory in memory. Raises as `select` and `read` do."""
+        return self.load(self.select(recording_id))
+
+    def load(self, selection: Selection, columns: Sequence[int] | None = None) -> Trajectory:
+        """The chosen rows in memory, `columns` of them (None: all). Raises as `read` does."""
         parameters = selection.recording.spec.parameters
+        if columns is not None:
+            parameters = parameters.select(columns)
         count = len(selection.steps)
         values = np.empty((count, len(parameters)), np.float32)
         losses, rates = np.empty(count), np.empty(count)
         tokens = np.empty(count, np.int64)
         filled = 0
-        for rows in self.read(selection):
+        for rows in self.read(selection, columns):
             part = slice(filled, filled + len(rows.steps))
             values[part], losses[part], rates[part], tokens[part] = (
                 rows.values,
@@ -301,11 +298,11 @@ class Store(ABC):
             )
             filled = part.stop
         return Trajectory(
-            list(parameters.names),
-            list(parameters.shapes),
+            parameters.names,
+            parameters.shapes,
             selection.steps,
             values,
-            bands=list(parameters.bands),
+            bands=parameters.bands,
             losses=losses,
             learning_rates=rates,
             tokens=tokens,

@@ -1,21 +1,78 @@
-"""Questions of the core's, answered from a store. gRPC, REST and pages all ask here, so they cannot disagree."""
+"""The one place that answers questions about what a store holds.
+
+gRPC, REST, pages and figures all ask here, so that no two of them can give different answers. The
+rules themselves are the core's; this module fetches what the rules need. `store` may be an
+`AuthorizedStore`: every question then covers only what the caller may read, and raises
+`PermissionDenied` as the store does.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from flerm_core.errors import NotFound, join_names
+from flerm_core.errors import Ambiguous, NotFound, join_names
+from flerm_core.figures import Curve, curves_of, ratios
 from flerm_core.matching.targets import Targets, build_targets
 from flerm_core.records import validation
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
-from flerm_core.records.recording import Recording
+from flerm_core.records.recording import STATUSES, Family, Recording, same_lr
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_of_runs, loss_curve
 from flerm_server.store.interface import Selection, Store
 
+MAX_SEEDS = 32  # columns of a `SeedCoverage`
+
+RoleAndVariant = tuple[str, str]
+"""What tells the kinds of run of one family apart: ("base", "plain"), ("scaled", "matched"), ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateAdvice:
+    """The learning rate to use and why; `best` None: there is none, and `sentence` says why not."""
+
+    best: Best | None
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeedCoverage:
+    """Which learning rates (rows) were recorded with which seeds (columns).
+
+    `rows`: each learning rate, ascending, with the newest recording of each of `seeds`, or None.
+    `hidden`: how many seeds there are beyond the `MAX_SEEDS` shown. `missing`: how many cells are
+    None.
+    """
+
+    seeds: tuple[int, ...]
+    rows: tuple[tuple[float, tuple[Recording | None, ...]], ...]
+    hidden: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyOverview:
+    """A family at a glance.
+
+    `counts` and `coverage` have one entry for each role and variant recorded, base first.
+    `statuses`: those that occur, in the order of `STATUSES`.
+    """
+
+    family: Family
+    advice: RateAdvice
+    counts: Mapping[RoleAndVariant, int]
+    coverage: Mapping[RoleAndVariant, SeedCoverage]
+    statuses: tuple[str, ...]
+
 
 def select(store: Store, query: TrajectoryQuery) -> tuple[Selection, list[int] | None]:
-    """The rows that `query` asks for, and the columns (None: all). Raises `NotFound` when the pattern fits no parameter."""
+    """The rows that `query` asks for, and the columns (None: all).
+
+    Raises `InvalidInput`, and `NotFound` for an unknown recording or a pattern that no parameter's
+    name fits.
+    """
     validation.validate_trajectory_query(query)
     selection = store.select(
         query.recording_id,
@@ -29,14 +86,22 @@ def select(store: Store, query: TrajectoryQuery) -> tuple[Selection, list[int] |
     columns = [at for at, name in enumerate(names) if fnmatchcase(name, query.pattern)]
     if not columns:
         raise NotFound(
-            f"pattern {query.pattern!r} matches none of the parameters; there are {join_names(names)}"
+            f"pattern {query.pattern!r} matches none of the parameters; "
+            f"there are {join_names(names)}"
         )
     return selection, columns
 
 
+def trajectory(store: Store, query: TrajectoryQuery) -> Trajectory:
+    """What `query` asks for, in memory; `query.max_points` bounds how much that is.
+
+    Raises as `select` does.
+    """
+    return store.load(*select(store, query))
+
+
 def targets(store: Store, query: TargetQuery) -> Targets:
-    """The targets that `query` asks for. Raises as the core does, and `NotFound` for an unknown family."""
-    validation.validate_query(query)
+    """The targets that `query` asks for. Raises as `Store.sources` and `build_targets` do."""
     sources, blocks = store.sources(query)
 
     def load(recording: Recording) -> Trajectory:
@@ -45,24 +110,119 @@ def targets(store: Store, query: TargetQuery) -> Targets:
     return build_targets(query, sources, load, blocks=blocks)
 
 
+def target_ratios(store: Store, base_id: str, other_id: str, *, max_points: int = 0) -> Trajectory:
+    """FSLRs of recording `other_id` over the targets that recording `base_id` gives for its
+    tensors; 1 is matched.
+
+    Both are thinned to `max_points` rows (0: all). Raises `NotFound` as `ratios` does.
+    """
+    base, other = (
+        trajectory(store, TrajectoryQuery(recording_id=each, max_points=max_points))
+        for each in (base_id, other_id)
+    )
+    family = store.recording(base_id).spec.family
+    return ratios(base, other, blocks=store.family(family).blocks)
+
+
 def best(store: Store, query: BestQuery) -> Best:
-    """The best rate of a family. Raises as `best_of_runs` does, and `NotFound` for an unknown family."""
+    """The best rate of a family.
+
+    Raises as `best_of_runs` does, and `NotFound` for an unknown family.
+    """
     validation.validate_best_query(query)
     store.family(query.family)
+    return _best(store, query)
+
+
+def rate_advice(store: Store, query: BestQuery) -> RateAdvice:
+    """`best`, or the reason why a family has no best rate yet.
+
+    Raises `NotFound` for an unknown family.
+    """
+    validation.validate_best_query(query)
+    store.family(query.family)
+    return _advice(store, query)
+
+
+def losses(store: Store, family: str) -> dict[RoleAndVariant, tuple[LossPoint, ...]]:
+    """Loss against learning rate by role and variant, over the completed and diverged recordings of
+    a family.
+
+    Raises `NotFound` for an unknown family.
+    """
+    store.family(family)
+    found: dict[RoleAndVariant, list[SweepRun]] = {}
+    for (role, variant, _), runs in store.runs(RecordingFilter(family=family)).items():
+        found.setdefault((role, variant), []).extend(runs)
+    return {key: points for key, runs in sorted(found.items()) if (points := loss_curve(runs))}
+
+
+def losses_by_scale(store: Store, family: str) -> list[Curve]:
+    """The same with one curve for each scale (width, depth, ...) too, as the figure of a family
+    draws them.
+
+    Raises `NotFound` for an unknown family.
+    """
+    store.family(family)
+    return curves_of(store.all_recordings(RecordingFilter(family=family)))
+
+
+def family_overview(store: Store, name: str) -> FamilyOverview:
+    """What is recorded of a family, and the rate that its base recordings advise.
+
+    Raises `NotFound`.
+    """
+    family = store.family(name)
+    by_kind: dict[RoleAndVariant, list[Recording]] = {}
+    statuses: Counter[str] = Counter()
+    for each in store.all_recordings(RecordingFilter(family=name)):
+        by_kind.setdefault((each.spec.role, each.spec.variant), []).append(each)
+        statuses[each.status] += 1
+    kinds = sorted(by_kind)
+    return FamilyOverview(
+        family=family,
+        advice=_advice(store, BestQuery(family=name)),
+        counts={kind: len(by_kind[kind]) for kind in kinds},
+        coverage={kind: _seed_coverage(by_kind[kind]) for kind in kinds},
+        statuses=tuple(status for status in STATUSES if status in statuses),
+    )
+
+
+def _best(store: Store, query: BestQuery) -> Best:
     wanted = RecordingFilter(
         family=query.family,
-        role=query.role or "base",
+        role=query.role,
         variant=query.variant or "plain",
         optimizer=query.optimizer,
         tags=query.tags,
     )
-    return best_of_runs({kind: runs for (_, _, kind), runs in store.runs(wanted).items()}, query)
+    runs = store.runs(wanted)
+    return best_of_runs({optimizer: found for (_, _, optimizer), found in runs.items()}, query)
 
 
-def losses(store: Store, family: str) -> dict[tuple[str, str], tuple[LossPoint, ...]]:
-    """Loss against learning rate of a family by (role, variant), over its completed and diverged recordings."""
-    store.family(family)
-    found: dict[tuple[str, str], list[SweepRun]] = {}
-    for (role, variant, _), runs in store.runs(RecordingFilter(family=family)).items():
-        found.setdefault((role, variant), []).extend(runs)
-    return {key: points for key, runs in sorted(found.items()) if (points := loss_curve(runs))}
+def _advice(store: Store, query: BestQuery) -> RateAdvice:
+    try:
+        found = _best(store, query)
+    except (NotFound, Ambiguous) as error:
+        return RateAdvice(None, str(error))
+    return RateAdvice(found, found.advice)
+
+
+def _seed_coverage(recordings: Sequence[Recording]) -> SeedCoverage:
+    """Where `recordings`, newest first, lie.
+
+    Of several with one learning rate and seed the newest counts.
+    """
+    seeds = sorted({each.spec.seed for each in recordings})
+    shown = tuple(seeds[:MAX_SEEDS])
+    row_of: dict[float, float] = {}  # learning rates that `same_lr` calls one share a row
+    row: float | None = None
+    for lr in sorted({each.spec.lr for each in recordings}):
+        row = row if row is not None and same_lr(row, lr) else lr
+        row_of[lr] = row
+    newest: dict[float, dict[int, Recording]] = {row: {} for row in row_of.values()}
+    for each in recordings:
+        newest[row_of[each.spec.lr]].setdefault(each.spec.seed, each)
+    rows = tuple((lr, tuple(found.get(seed) for seed in shown)) for lr, found in newest.items())
+    missing = sum(cell is None for _, cells in rows for cell in cells)
+    return SeedCoverage(shown, rows, len(seeds) - len(shown), missing)
