@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from flerm_client.training.measured_model import find_ranks, make_measured_model, on_device
+from flerm_client.training.measured_model import make_measured_model, on_device
 from flerm_client.training.optimizer_info import bare_optimizer, describe, initial_rate
+from flerm_client.training.parallelism import find_ranks
 from flerm_client.training.param_groups import ScaledParamGroups
 from flerm_client.training.probe import Probe
 from flerm_client.training.run_log import RunLog

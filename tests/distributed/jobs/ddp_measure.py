@@ -15,7 +15,8 @@ from exact_reference import random_update
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from flerm_client.training.measured_model import find_ranks, make_measured_model
+from flerm_client.training.measured_model import make_measured_model
+from flerm_client.training.parallelism import find_ranks
 from flerm_core.errors import FlermError
 from flerm_core.measure.estimators.registry import make_estimator
 from flerm_core.measure.fslr_meter import FSLRMeter

@@ -12,7 +12,8 @@ from distributed import sharded
 from distributed.rank import begin, report, sent
 from torch import distributed as dist
 
-from flerm_client.training.measured_model import find_ranks, make_measured_model
+from flerm_client.training.measured_model import make_measured_model
+from flerm_client.training.parallelism import find_ranks
 from flerm_core.measure.estimators.registry import make_estimator
 from flerm_core.measure.fslr_meter import FSLRMeter
 
