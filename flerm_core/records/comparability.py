@@ -1,4 +1,4 @@
-"""Which recordings compare: they must share optimiser and estimator."""
+"""Which recordings compare (same optimiser, same estimator), and which specification means a recording that exists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flerm_core.records.recording import EstimatorSettings, RecordingSpec
+from flerm_core.errors import AlreadyExists
+from flerm_core.records.recording import EstimatorSettings, RecordingSpec, same_lr
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,40 @@ class ComparabilityKey:
 def comparability_of(spec: RecordingSpec) -> ComparabilityKey:
     """The key of a recording."""
     return ComparabilityKey.of(spec.optimizer, spec.optimizer_config, spec.estimator)
+
+
+def optimizer_key(optimizer: str, config: Mapping[str, Any]) -> str:
+    """`ComparabilityKey.optimizer_key` where no estimator is at hand."""
+    return optimizer + settings_line(config)
+
+
+def refuse_other_recording(
+    stored: RecordingSpec, sent: RecordingSpec, *, stored_digest: str = ""
+) -> None:
+    """Raises `AlreadyExists` unless `sent`, which has the id of `stored`, means the same recording.
+
+    World size, versions, tags and the like may differ between the attempts of one recording; what is compared here may
+    not. `stored_digest`: that of the stored parameters, for a caller that holds `stored` without them.
+    """
+    there, here = comparability_of(stored), comparability_of(sent)
+    digest = stored_digest or stored.parameters.digest
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("family", stored.family, sent.family),
+        ("lr", stored.lr, stored.lr if same_lr(stored.lr, sent.lr) else sent.lr),
+        ("seed", stored.seed, sent.seed),
+        ("role", stored.role, sent.role),
+        ("variant", stored.variant, sent.variant),
+        ("optimizer", there.optimizer_key, here.optimizer_key),
+        ("estimator", there.estimator, here.estimator),
+        ("targets_digest", stored.targets_digest, sent.targets_digest),
+        ("parameters", f"digest {digest[:12]}", f"digest {sent.parameters.digest[:12]}"),
+    )
+    for name, known, given in pairs:
+        if known != given:
+            raise AlreadyExists(
+                f"recording {sent.id} exists with {name} {known!r}, not {given!r}: "
+                "a new recording needs an id of its own"
+            )
 
 
 def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,14 +112,6 @@ class RecordingSpec:
     targets_digest: str = ""
     targets_sources: tuple[str, ...] = ()
 
-    @property
-    def optimizer_kind(self) -> str:
-        """The optimiser with everything that shapes its update, in one comparable line: `AdamW(betas=[0.9, 0.999], ...)`."""
-        arguments = ", ".join(
-            f"{key}={json.dumps(value)}" for key, value in sorted(self.optimizer_config.items())
-        )
-        return f"{self.optimizer}({arguments})" if arguments else self.optimizer
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:

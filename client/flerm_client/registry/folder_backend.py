@@ -20,6 +20,7 @@ from flerm_client.spool.writer import SpoolWriter
 from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused, Unsupported
 from flerm_core.matching.targets import Targets, build_targets, choose_sources
 from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.comparability import refuse_other_recording
 from flerm_core.records.packing import pack
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
@@ -180,12 +181,10 @@ class FolderBackend:
         """Opens the recording (`attempt` None: its first attempt, idempotent) or a new attempt of it."""
         validate_spec(spec)
         stored = self._all().get(spec.id) if self.folder.is_dir() else None
-        if attempt is None and stored is not None:
-            if (stored.spec.family, stored.spec.parameters) != (spec.family, spec.parameters):
-                raise AlreadyExists(
-                    f"recording {spec.id} is there already, of family {stored.spec.family!r} or other parameters"
-                )
-            return
+        if stored is not None:
+            refuse_other_recording(stored.spec, spec)
+            if attempt is None:
+                return
         self._begin(spec, attempt or Attempt(), stored)
 
     def append(self, recording_id: str, rows: Sequence[Measurement]) -> None:

@@ -211,6 +211,16 @@ def test_starting_and_appending_again_changes_nothing(address, family):
         assert client.recording(chosen).rows == 1
 
 
+def test_an_id_means_one_recording(address, family):
+    with RegistryClient(address) as client:
+        chosen = client.start_recording(family, 1e-2, NAMES, SHAPES)
+        for resume_at in (None, 3):
+            with pytest.raises(AlreadyExists, match="exists with seed 0, not 1"):
+                client.start_recording(
+                    family, 1e-2, NAMES, SHAPES, seed=1, recording_id=chosen, resume_at=resume_at
+                )
+
+
 def test_a_resume_owns_the_steps_from_there_on(address, family):
     with RegistryClient(address) as client:
         chosen = client.start_recording(family, 1e-2, NAMES, SHAPES)

@@ -157,6 +157,17 @@ def test_an_id_means_one_recording(store: Store):
     assert not store.start(spec(sent.family, id=sent.id, lr=1e-3 * (1 + 1e-12))).created
 
 
+@pytest.mark.parametrize("off", [None, False, 0, []])
+def test_a_resume_may_add_or_drop_an_optimizer_setting_that_is_off(store: Store, off: object):
+    known = {"betas": [0.9, 0.999], "weight_decay": 0.1}
+    for first, later in ((known, known | {"option": off}), (known | {"option": off}, known)):
+        sent = spec(family(), optimizer_config=first)
+        store.start(sent, attempt(0, 1))
+        assert store.start(replace(sent, optimizer_config=later), attempt(2, 2)).attempt == 2
+        with pytest.raises(AlreadyExists, match="exists with optimizer"):
+            store.start(replace(sent, optimizer_config=known | {"option": 1}), attempt(3, 3))
+
+
 def test_a_resume_hides_what_came_before_it(store: Store):
     sent = spec(family())
     store.start(sent, attempt(0, 1))

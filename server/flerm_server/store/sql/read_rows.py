@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from flerm_core.errors import DataLoss, InvalidInput, NotFound
-from flerm_core.records.comparability import settings_line
+from flerm_core.records.comparability import optimizer_key
 from flerm_core.records.packing import unpack
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Family, ParameterList, Recording
@@ -249,14 +249,14 @@ def runs(connection: sa.Connection, filters: RecordingFilter, now: int) -> Runs:
     query: sa.Select[Any] = sa.select(*columns, status_at(now), config).where(
         *conditions(filters, now)
     )
-    kinds: dict[tuple[str, str], str] = {}
+    keys: dict[tuple[str, str], str] = {}
     found: Runs = {}
     query = query.where(recordings.c.family_key == family_key(connection, filters.family))
     for role, variant, optimizer, lr, seed, loss, status, text in connection.execute(query):
-        kind = kinds.get((optimizer, text))
-        if kind is None:
-            kind = kinds[optimizer, text] = optimizer + settings_line(json.loads(text))
-        found.setdefault((role, variant, kind), []).append(
+        key = keys.get((optimizer, text))
+        if key is None:
+            key = keys[optimizer, text] = optimizer_key(optimizer, json.loads(text))
+        found.setdefault((role, variant, key), []).append(
             SweepRun(lr=lr, seed=seed, loss=loss, status=status)
         )
     return found

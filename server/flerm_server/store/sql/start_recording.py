@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from flerm_core.errors import AlreadyExists, LimitExceeded, Refused
-from flerm_core.records.comparability import comparability_of
-from flerm_core.records.recording import Attempt, ParameterList, RecordingSpec, in_order, same_lr
+from flerm_core.records.comparability import comparability_of, refuse_other_recording
+from flerm_core.records.recording import Attempt, ParameterList, RecordingSpec, in_order
 from flerm_core.records.validation import MAX_MOMENT
 from flerm_server.store.interface import Started
 from flerm_server.store.sql.engine import insert_new, timestamp_from_column, timestamp_to_column
@@ -65,7 +65,7 @@ class StartRecording:
             stored = replace(
                 stored, family=self.spec.family
             )  # it was renamed meanwhile: who holds the old name means this one
-        _same_recording(stored, row.digest, self.spec)
+        refuse_other_recording(stored, self.spec, stored_digest=row.digest)
         known = self.connection.execute(
             sa.select(attempts).where(attempts.c.recording_key == row.key)
         ).all()
@@ -204,26 +204,6 @@ def intern(connection: sa.Connection, parameters: ParameterList) -> int:
         }
         key = insert_new(connection, parameter_lists, content)
     return key if key is not None else int(connection.execute(query).scalar_one())
-
-
-def _same_recording(stored: RecordingSpec, stored_digest: str, sent: RecordingSpec) -> None:
-    """Whether the id means one recording. World size, versions and the like may differ between attempts; these may not."""
-    pairs: tuple[tuple[str, object, object], ...] = (
-        ("family", stored.family, sent.family),
-        ("lr", stored.lr, stored.lr if same_lr(stored.lr, sent.lr) else sent.lr),
-        ("seed", stored.seed, sent.seed),
-        ("role", stored.role, sent.role),
-        ("variant", stored.variant, sent.variant),
-        ("optimizer", stored.optimizer_kind, sent.optimizer_kind),
-        ("estimator", stored.estimator.kind, sent.estimator.kind),
-        ("targets_digest", stored.targets_digest, sent.targets_digest),
-        ("parameters", f"digest {stored_digest[:12]}", f"digest {sent.parameters.digest[:12]}"),
-    )
-    for name, there, here in pairs:
-        if there != here:
-            raise AlreadyExists(
-                f"recording {sent.id} exists with {name} {there!r}, not {here!r}: a new recording needs an id of its own"
-            )
 
 
 def recompute_visibility(
