@@ -27,9 +27,9 @@ SECONDS = 20.0
 RUN = """
 import json, sys
 from spooled import *
-from flerm_client.upload.reporter import Reporter
+from flerm_client.upload.reporter import SpoolReporter
 registry, recording_id = sys.argv[1:]
-reporter = Reporter.open(registry, spec_of("faults", id=recording_id), Attempt())
+reporter = SpoolReporter.open(registry, spec_of("faults", id=recording_id), Attempt())
 print("open", reporter._uploader.pid, flush=True)
 for line in sys.stdin:
     if line == "finish\\n":

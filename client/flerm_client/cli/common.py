@@ -62,7 +62,7 @@ def server(registry: str | None) -> Iterator[Connection]:
     try:
         yield connection
     finally:
-        connection.reset()
+        connection.close()
 
 
 def tags_of(tags: Sequence[str] | None) -> dict[str, str]:

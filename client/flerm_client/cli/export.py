@@ -74,12 +74,12 @@ def _export_family(name: str, folder: Path, registry: str | None, as_json: bool)
 
     rows = 0
 
-    def told(recording: str, count: int) -> None:
+    def on_recording(recording: str, count: int) -> None:
         nonlocal rows
         rows += count
 
     with server(registry) as connection:
-        recordings = export_family(connection, name, folder, told)
+        recordings = export_family(connection, name, folder, on_recording)
     if as_json:
         print_json({"folder": str(folder), "recordings": recordings, "rows": rows})
     else:

@@ -23,12 +23,12 @@ def import_(
 
     rows = 0
 
-    def told(recording: str, count: int) -> None:
+    def on_recording(recording: str, count: int) -> None:
         nonlocal rows
         rows += count
 
     with server(registry) as connection:
-        name, recordings = import_family(connection, folder, told)
+        name, recordings = import_family(connection, folder, on_recording)
     if as_json:
         print_json({"family": name, "recordings": recordings, "rows": rows})
     else:

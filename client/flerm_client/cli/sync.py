@@ -86,7 +86,7 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
                 pass
         finally:
             acknowledged = delivery.progress.acknowledged
-            connection.reset()
+            connection.close()
     except FlermError as error:
         return result("failed", acknowledged, str(error), error.exit_code)
     if delivery.quarantined is not None:

@@ -1,15 +1,11 @@
-"""What surrounds a client: the registry's address, the token, a child process's environment."""
+"""A registry's address and the token that it asks for."""
 
 from __future__ import annotations
 
 import os
 import re
-import site
-import sys
-import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,12 +15,15 @@ DEFAULT_PORT = 50051
 _FORMS = "grpc://host:port, grpcs://host:port (TLS) or file:///folder"
 
 Token = Callable[[], str]
-"""Gives the present token, empty for none. Asked at every connection, so that a rotated token file is seen."""
+"""Returns the current token, or an empty string for none.
+
+It is called for every request, so that a token file that was rotated is noticed.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryAddress:
-    """A registry's address, taken apart. `folder` for file://, else `target` ("host:port")."""
+    """The parts of a registry's address: `folder` for file://, else `target` ("host:port")."""
 
     text: str
     scheme: str
@@ -33,13 +32,16 @@ class RegistryAddress:
 
     @property
     def local(self) -> bool:
-        """Whether it is a loopback address, where no proxy belongs."""
+        """Whether the address is on the loopback interface, which is never reached by a proxy."""
         host = self.target.rpartition(":")[0].strip("[]")
         return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def address_of(registry: str | os.PathLike[str] | None = None) -> RegistryAddress:
-    """The address that `registry`, or else FLERM_REGISTRY, names. Raises `InvalidInput` for none or another form."""
+    """The address that `registry` names, or FLERM_REGISTRY where `registry` is None.
+
+    Raises `InvalidInput` when neither is given, or when the address has another form.
+    """
     text = str(registry) if registry is not None else os.environ.get("FLERM_REGISTRY", "")
     if not text:
         raise InvalidInput(
@@ -69,12 +71,13 @@ def address_of(registry: str | os.PathLike[str] | None = None) -> RegistryAddres
 
 
 def token_of(token: str | None = None) -> Token:
-    """Where the token comes from: `token`, else FLERM_TOKEN, else the file that FLERM_TOKEN_FILE names, read anew each time.
+    """A function that returns the token: `token`, else FLERM_TOKEN, else what FLERM_TOKEN_FILE holds.
 
-    A file that cannot be read is told when the token is asked for: `Unauthenticated` (it may be there again in a moment).
+    The function reads the file at each call. It raises `Unauthenticated` when the file cannot be
+    read; a later call may find the file again.
     """
 
-    def present() -> str:
+    def current_token() -> str:
         if token is not None:
             return token
         if given := os.environ.get("FLERM_TOKEN"):
@@ -88,39 +91,4 @@ def token_of(token: str | None = None) -> Token:
                 ) from error
         return ""
 
-    return present
-
-
-def _package_roots() -> list[str]:
-    """The folders our packages were imported from, where an interpreter started afresh would not look by itself."""
-    known = {
-        sysconfig.get_path("purelib"),
-        sysconfig.get_path("platlib"),
-        site.getusersitepackages(),
-        *site.getsitepackages(),
-    }
-    roots = []
-    for package in ("flerm_client", "flerm_proto", "flerm_core"):
-        spec = util.find_spec(package)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            root = str(Path(place).resolve().parent)
-            if root not in known and root not in roots:
-                roots.append(root)
-    return roots
-
-
-def child_environment(token: str | None = None) -> dict[str, str]:
-    """The environment for a `python -m flerm_client...` child: ours, our packages found, the token handed on unseen by `ps`."""
-    environment = dict(os.environ)
-    inherited = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    paths = [*inherited, *(root for root in _package_roots() if root not in inherited)]
-    if paths:
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-    if token is not None:
-        environment["FLERM_TOKEN"] = token
-    return environment
-
-
-def child_command(module: str, *arguments: str) -> list[str]:
-    """The command line for a child. `-P`: a file called `grpc.py` in the working directory is not grpc."""
-    return [sys.executable, "-P", "-m", module, *arguments]
+    return current_token

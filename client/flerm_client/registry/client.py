@@ -1,4 +1,7 @@
-"""`RegistryClient`: a registry for scripts and notebooks. (A training job uses `FLeRM`, which never waits for one.)"""
+"""`RegistryClient`: a registry for scripts and notebooks.
+
+A training job uses `FLeRM` instead, which never waits for a registry.
+"""
 
 from __future__ import annotations
 
@@ -34,18 +37,20 @@ from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best
 
 if TYPE_CHECKING:
-    from flerm_client.registry.folder_backend import FolderBackend
-    from flerm_client.registry.grpc_backend import GrpcBackend, RegistryInfo
+    from flerm_client.registry.backend import RegistryBackend, RegistryInfo
 
 
 class RegistryClient:
-    """A registry at `address`: grpc://host:port, grpcs://host:port (TLS), or file:///folder of spool files.
+    """A registry: a server, or a folder of spool files. Also a context manager.
 
-    Defaults: environment FLERM_REGISTRY for the address; FLERM_TOKEN, else the file FLERM_TOKEN_FILE, for the token.
-    `patience`: seconds that a call goes on trying while the registry cannot be reached (no call does harm when repeated).
+    `address`: grpc://host:port, grpcs://host:port (TLS) or file:///folder; None: FLERM_REGISTRY.
+    `token`: the token itself; None: FLERM_TOKEN, else what the file FLERM_TOKEN_FILE holds.
+    `patience`: seconds for which a call is tried again while the registry cannot be reached. The
+    default of 10 covers the restart of a server. Every call may be repeated without harm.
 
-    Every method raises errors of `flerm_core.errors`: `InvalidInput`, `NotFound`, `Unreachable`, and `Refused` in its kinds,
-    each with one sentence. A client may be used after a fork; it opens a channel of its own there. Also a context manager.
+    Methods raise errors of `flerm_core.errors`, each with one sentence: `InvalidInput`, `NotFound`,
+    `Unreachable`, and `Refused` with its subclasses. A client may be used after a fork: it opens a
+    channel of its own there.
     """
 
     def __init__(
@@ -56,17 +61,17 @@ class RegistryClient:
         patience: float = 10.0,
     ) -> None:
         self.address = address_of(address)
-        self._registry: GrpcBackend | FolderBackend
+        self._backend: RegistryBackend
         if self.address.folder is not None:
             from flerm_client.registry.folder_backend import FolderBackend
 
-            self._registry = FolderBackend(self.address.folder)
+            self._backend = FolderBackend(self.address.folder)
         else:
-            # grpc comes in here: `import flerm_client` must not bring it into training processes.
+            # grpc is imported here: `import flerm_client` must not bring it into a training process.
             from flerm_client.registry.connection import Connection
             from flerm_client.registry.grpc_backend import GrpcBackend
 
-            self._registry = GrpcBackend(
+            self._backend = GrpcBackend(
                 Connection(self.address, token_of(token), patience=patience)
             )
 
@@ -80,38 +85,34 @@ class RegistryClient:
         return f"RegistryClient({self.address.text!r})"
 
     def close(self) -> None:
-        """Closes the connection; the next call would open another."""
-        self._registry.close()
+        """Closes the connection. The next call would open another."""
+        self._backend.close()
 
     def info(self) -> RegistryInfo:
-        """Versions, limits and clock of a server. A folder has none: `InvalidInput`."""
-        if self.address.folder is not None:
-            raise InvalidInput(
-                f"registry: {self.address.text} is a folder; only a server has versions and limits"
-            )
-        registry: Any = self._registry
-        answer: RegistryInfo = registry.info()
-        return answer
+        """Versions, limits and clock of a server. Raises `Unsupported` for a folder."""
+        return self._backend.info()
 
     def register_family(
         self, name: str, *, description: str = "", blocks: str | Sequence[str] | None = None
     ) -> Family:
-        """Describes a family, once or again. `name`: "name" or "team/name". `blocks`: its block axes, "layers.*".
+        """Describes a family, for the first time or again.
 
-        Families also come into being with their first recording.
+        `name`: "name" or "team/name". `blocks`: the family's block axes, such as "layers.*". A
+        family need not be registered: its first recording creates it.
         """
-        return self._registry.register_family(name, description, as_axes(blocks))
+        return self._backend.register_family(name, description, as_axes(blocks))
 
     def families(self, prefix: str = "") -> Iterator[Family]:
-        """The families whose names begin with `prefix`, by name, fetched page by page."""
-        return self._registry.families(prefix)
+        """The families whose names begin with `prefix`, sorted by name, fetched page by page."""
+        return self._backend.families(prefix)
 
     def rename_family(self, name: str, new_name: str) -> Family:
-        """Gives a family, with all its recordings, another name. Idempotent; `AlreadyExists` where both names are taken.
+        """Renames a family together with its recordings. Idempotent.
 
-        Of a server; a folder's files are not changed: `Unsupported`. So are those of `tag` and `delete`.
+        Raises `AlreadyExists` when both names are taken, and `Unsupported` for a folder, whose
+        files are not changed.
         """
-        return self._registry.rename_family(name, new_name)
+        return self._backend.rename_family(name, new_name)
 
     def start_recording(
         self,
@@ -132,16 +133,28 @@ class RegistryClient:
         recording_id: str | None = None,
         resume_at: int | None = None,
     ) -> str:
-        """Opens a recording, and returns its id (a UUID, by default a new one).
+        """Opens a recording, and returns its id. Starting the same id again changes nothing.
 
-        `lr`: the base learning rate, the key within the family. `names` and `shapes` [L]: the tensors whose FSLRs will be
-        appended; `bands`: theirs, by default found from the names. Idempotent by `recording_id`: starting it again changes
-        nothing. With `resume_at=k` a new attempt of it begins, which owns the steps from k on.
+        `family`: the family's name, "name" or "team/name".
+        `lr`: the base learning rate, the recording's key within the family.
+        `names`, `shapes`: the L tensors whose FSLRs will be appended.
+        `bands`: the kind of each tensor; None: found from names and shapes.
+        `seed`: the random seed of the run.
+        `role`: "base" for the model that is tuned, "scaled" for a larger one.
+        `variant`: "plain", "matched", or another name of how the run was trained.
+        `optimizer`, `optimizer_config`: class name and settings; targets are never mixed from
+        recordings that differ in them.
+        `config`: the model's configuration, JSON-like.
+        `estimator`: how FSLRs were measured; None: the default settings.
+        `tags`: labels to filter by.
+        `recording_id`: a UUID; None: a new one.
+        `resume_at`: the step from which a new attempt of the recording replaces the earlier rows;
+        None: the first attempt. Needs `recording_id`.
         """
-        found_shapes = tuple(tuple(int(size) for size in shape) for shape in shapes)
-        if len(found_shapes) != len(names):
+        shape_tuples = tuple(tuple(int(size) for size in shape) for shape in shapes)
+        if len(shape_tuples) != len(names):
             raise InvalidInput(
-                f"shapes: {len(found_shapes)} given for {len(names)} names; one for each is allowed"
+                f"shapes: {len(shape_tuples)} given for {len(names)} names; one for each is allowed"
             )
         if resume_at is not None and recording_id is None:
             raise InvalidInput(
@@ -153,8 +166,8 @@ class RegistryClient:
             lr=float(lr),
             parameters=ParameterList(
                 tuple(names),
-                found_shapes,
-                tuple(bands) if bands is not None else tuple(bands_of(list(names), found_shapes)),
+                shape_tuples,
+                tuple(bands) if bands is not None else tuple(bands_of(list(names), shape_tuples)),
             ),
             seed=seed,
             role=role,
@@ -166,7 +179,7 @@ class RegistryClient:
             tags=dict(tags or {}),
         )
         validate_spec(spec)
-        self._registry.start(spec, None if resume_at is None else Attempt(resume_at=resume_at))
+        self._backend.start(spec, None if resume_at is None else Attempt(resume_at=resume_at))
         return spec.id
 
     def append(
@@ -181,16 +194,25 @@ class RegistryClient:
         scalars: Mapping[str, ArrayLike] | None = None,
         vectors: Mapping[str, ArrayLike] | None = None,
     ) -> None:
-        """Adds rows and returns when they are committed. Rows that are there already with the same content are no error.
+        """Adds T rows, and returns when they are committed.
 
-        `values` [len(steps), L]: FSLRs in the order of the recording's names, in output units per unit learning rate; NaN =
-        unmeasured. `losses`, `learning_rates` (the schedule's), `tokens` (seen so far): one for each step, NaN = not logged.
-        `scalars`: further numbers by name, [len(steps)] each, NaN = none; `vectors`: [len(steps), L] each. `extras` reads both.
+        A row that is stored already with the same content is skipped. Raises `AlreadyExists` where
+        a step is stored with other content.
+
+        `recording_id`: a recording that was started.
+        `steps`: the optimizer steps of the rows, counted from 1.
+        `values` [T, L]: FSLRs in the order of the recording's names, in output units per unit
+        learning rate; NaN: not measured.
+        `losses`, `learning_rates` [T]: the loss and the schedule's learning rate; NaN: not logged.
+        `tokens` [T]: the number of tokens seen so far.
+        `scalars`: further numbers by name, [T] each; NaN: none.
+        `vectors`: further numbers for each tensor by name, [T, L] each. `extras` reads both back.
         """
         array = np.asarray(values, np.float32)
         if array.ndim != 2 or len(array) != len(steps):
             raise InvalidInput(
-                f"values: an array of shape {list(array.shape)}; allowed is [{len(steps)} steps, number of names]"
+                f"values: an array of shape {list(array.shape)}; "
+                f"allowed is [{len(steps)} steps, number of names]"
             )
         moment = now()
         columns = {
@@ -206,7 +228,8 @@ class RegistryClient:
         for name, table in tables.items():
             if table.shape != array.shape:
                 raise InvalidInput(
-                    f"vectors {name!r}: an array of shape {list(table.shape)}; allowed is {list(array.shape)}, that of values"
+                    f"vectors {name!r}: an array of shape {list(table.shape)}; "
+                    f"allowed is {list(array.shape)}, that of values"
                 )
         rows = [
             Measurement(
@@ -226,7 +249,7 @@ class RegistryClient:
             for at, step in enumerate(steps)
         ]
         validate_measurements(rows, array.shape[1])
-        self._registry.append(recording_id, rows)
+        self._backend.append(recording_id, rows)
 
     def finish(
         self,
@@ -237,12 +260,16 @@ class RegistryClient:
         final_step: int | None = None,
         tokens: int | None = None,
     ) -> Recording:
-        """Ends a recording: completed, diverged, failed or interrupted. `final_loss`: the mean over the last logged losses.
+        """Ends a recording. Idempotent.
 
-        Idempotent. Without a `final_loss` the recording takes no part in `best`.
+        `recording_id`: a recording that was started.
+        `status`: completed, diverged, failed or interrupted.
+        `final_loss`: the mean of the last logged losses; None: `best` leaves the recording out.
+        `final_step`: the last optimizer step; None: unknown.
+        `tokens`: the number of tokens seen in all; None: unknown.
         """
         ending = Ending(status=status, final_loss=final_loss, final_step=final_step, tokens=tokens)
-        return self._registry.finish(recording_id, ending)
+        return self._backend.finish(recording_id, ending)
 
     def tag(
         self,
@@ -251,12 +278,18 @@ class RegistryClient:
         *,
         remove: Sequence[str] = (),
     ) -> Recording:
-        """Sets tags of a recording, whatever its status, and removes those of the keys `remove`; the recording. Idempotent."""
-        return self._registry.tag(recording_id, dict(tags or {}), remove)
+        """Sets `tags` of a recording and removes those with the keys `remove`. Idempotent.
+
+        The recording may have any status. Raises `Unsupported` for a folder.
+        """
+        return self._backend.tag(recording_id, dict(tags or {}), remove)
 
     def delete(self, recording_id: str) -> int:
-        """Removes a recording with all its attempts, for good; how many rows went. 0 when it is not there."""
-        return self._registry.delete(recording_id)
+        """Removes a recording with all its attempts; the number of rows that are removed.
+
+        The number is 0 when there is no such recording. Raises `Unsupported` for a folder.
+        """
+        return self._backend.delete(recording_id)
 
     def recordings(
         self,
@@ -272,7 +305,15 @@ class RegistryClient:
         created_after: datetime | None = None,
         created_before: datetime | None = None,
     ) -> Iterator[Recording]:
-        """The recordings that fit all that is given, newest first, fetched page by page, without their parameters."""
+        """The recordings that pass all filters, newest first, fetched page by page.
+
+        They come without their parameters. A filter that is None lets every recording pass.
+
+        `family`, `role`, `variant`, `optimizer`, `status`: the field has exactly this value.
+        `lr_min`, `lr_max`: range of the base learning rate, both included.
+        `tags`: the recording has all of these tags.
+        `created_after`, `created_before`: range of the start time, the first included.
+        """
         filters = RecordingFilter(
             family=family or "",
             lr_min=lr_min,
@@ -285,11 +326,11 @@ class RegistryClient:
             created_after=created_after,
             created_before=created_before,
         )
-        return self._registry.recordings(filters)
+        return self._backend.recordings(filters)
 
     def recording(self, recording_id: str) -> Recording:
         """One recording with its parameters."""
-        return self._registry.recording(recording_id)
+        return self._backend.recording(recording_id)
 
     def trajectory(
         self,
@@ -301,25 +342,31 @@ class RegistryClient:
         max_points: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Trajectory:
-        """The measured FSLRs [T, L] of a recording: steps `first_step` to `last_step` (both included), parameters whose names
-        fit the shell-style `pattern`, thinned evenly to at most `max_points` rows (0: all).
+        """The measured FSLRs [T, L] of a recording.
 
-        `progress` is called with the rows that have arrived and those there will be, message by message.
+        `first_step`, `last_step`: range of the steps, both included; None: no limit.
+        `pattern`: only parameters whose names match this shell-style pattern; empty: all.
+        `max_points`: the rows are thinned evenly to at most this number; 0: all rows.
+        `progress`: called after each message with the number of rows received and the number of
+        rows to come in all.
         """
-        return self._registry.trajectory(
+        return self._backend.trajectory(
             recording_id,
             first_step=first_step,
             last_step=last_step,
             pattern=pattern,
             max_points=max_points,
-            progress=progress or (lambda arrived, total: None),
+            progress=progress,
         )
 
     def extras(
         self, recording_id: str, *, first_step: int | None = None, last_step: int | None = None
     ) -> Auxiliary:
-        """The further scalars and vectors of a recording's rows, steps `first_step` to `last_step` (both included)."""
-        return self._registry.extras(recording_id, first_step, last_step)
+        """The auxiliary scalars [T] and vectors [T, L] of a recording's rows, by name.
+
+        `first_step`, `last_step`: range of the steps, both included; None: no limit.
+        """
+        return self._backend.extras(recording_id, first_step, last_step)
 
     def targets(
         self,
@@ -337,11 +384,15 @@ class RegistryClient:
         estimator: EstimatorSettings | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> Targets:
-        """Target FSLRs at base learning rate `lr` for a model with parameters `names` (None: the base's own).
+        """Target FSLRs of a family at base learning rate `lr`.
 
-        `policy`: `interpolate` between recorded rates, `nearest` or `exact`. `depth`: the rule where the number of blocks
-        differs. `optimizer`, `optimizer_config`, `estimator`, `tags` choose among recordings that differ in these. `step`:
-        only the row at that step.
+        `names`, `shapes`: the parameters of the model that asks; None: those of the base.
+        `step`: only the row at this step; None: all measured steps.
+        `policy`: `interpolate` between the recorded learning rates, `nearest` or `exact`.
+        `depth`: the rule for a model with another number of blocks; empty: the default rule.
+        `blocks`: the block axes, such as "layers.*"; None: found from the names.
+        `optimizer`, `optimizer_config`, `estimator`, `tags`: choose among recordings that differ in
+        these; a mixture raises `Ambiguous`.
         """
         query = TargetQuery(
             family=family,
@@ -357,7 +408,7 @@ class RegistryClient:
             tags=dict(tags or {}),
             step=step,
         )
-        return self._registry.targets(query)
+        return self._backend.targets(query)
 
     def best(
         self,
@@ -368,8 +419,12 @@ class RegistryClient:
         optimizer: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> Best:
-        """Which base learning rate to use: the best recorded, the fitted optimum with its spread, and which to try next."""
-        return self._registry.best(
+        """The best base learning rate: recorded, fitted with its spread, and which to try next.
+
+        `role`, `variant`, `optimizer`, `tags`: only recordings with these. Raises `Ambiguous` where
+        several optimizers were used and none is named.
+        """
+        return self._backend.best(
             BestQuery(
                 family=family,
                 role=role,
@@ -381,12 +436,13 @@ class RegistryClient:
 
 
 def _floats(name: str, values: ArrayLike | None, length: int) -> list[float | None]:
-    """One number or None (NaN: not logged) for each row."""
+    """One number for each row, None for NaN (not logged)."""
     if values is None:
         return [None] * length
     array = np.asarray(values, np.float64)
     if array.shape != (length,):
         raise InvalidInput(
-            f"{name}: an array of shape {list(array.shape)}; allowed is [{length}], one for each step"
+            f"{name}: an array of shape {list(array.shape)}; "
+            f"allowed is [{length}], one for each step"
         )
     return [None if np.isnan(value) else float(value) for value in array]

@@ -1,4 +1,9 @@
-"""A gRPC connection to a registry: a channel per process, a deadline on every call, our errors, retries while unreachable."""
+"""A gRPC connection to a registry server: one channel per process, deadlines, retries, our errors.
+
+Retries are made here and not by a `retryPolicy` of gRPC's service config. gRPC caps such a policy
+at five attempts, sends the token of the first attempt with each of them, and reports only its own
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -7,102 +12,107 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-# Before grpc is imported: without it a channel made in a forked child fails now and then.
+# Both must be set before grpc is imported. Without the first, a channel that a forked child opens
+# sometimes fails.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import grpc
 
 from flerm_client.registry.address import RegistryAddress, Token
+from flerm_client.registry.calls import UNARY_SECONDS, RegistryCalls
 from flerm_core.errors import FlermError, InvalidInput, Unauthenticated, Unreachable
 from flerm_proto.status_codes import error_of
 from flerm_proto.v1.registry_pb2_grpc import RegistryStub
 
-UNARY_SECONDS = 15.0
 STREAM_SECONDS = 300.0
 
 _OPTIONS = [
-    # The first is also how long one attempt to connect may take: a host that swallows packets is given up after it.
+    # The first is also the time limit of one attempt to connect: it ends the wait for a host that
+    # drops packets.
     ("grpc.min_reconnect_backoff_ms", 3000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5000),
-    # A connection that went dead without a word (a firewall, a host that is gone) is found out.
+    # Keepalive detects a connection that died without a message (a firewall, a host that is gone).
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
 
-
-def backoff(attempt: int, longest: float = 10.0) -> float:
-    """Seconds to wait after failure number `attempt` + 1: doubling from 0.2, jittered lest a fleet come back at once."""
-    return float(min(0.2 * 2.0 ** min(attempt, 16), longest) * random.uniform(0.5, 1.0))
+Answer = TypeVar("Answer")
 
 
-class Connection:
-    """Calls to one registry. `patience`: seconds that a call goes on trying while the registry cannot be reached.
+def backoff(failures: int, longest: float = 10.0) -> float:
+    """Seconds to wait after `failures` earlier failures and one more: 0.2, doubled by each.
 
-    Every call carries a deadline and raises errors of `flerm_core.errors` with the registry's sentence. A process that
-    forked gets a channel of its own.
+    The time is jittered by up to one half, so that many jobs do not all come back at once.
+    """
+    return float(min(0.2 * 2.0 ** min(failures, 16), longest) * random.uniform(0.5, 1.0))
+
+
+class Connection(RegistryCalls):
+    """Calls to the registry at `address` over gRPC.
+
+    `token`: gives the token of each try.
+    `patience`: seconds for which a call is tried again while the registry cannot be reached.
+    `deadline`: value of `time.monotonic()` by which every try must have ended; it replaces
+    `patience`.
+
+    Every call has a deadline, and raises errors of `flerm_core.errors` with the registry's
+    sentence. A forked process opens a channel of its own.
     """
 
-    def __init__(self, address: RegistryAddress, token: Token, *, patience: float = 0.0) -> None:
+    def __init__(
+        self,
+        address: RegistryAddress,
+        token: Token,
+        *,
+        patience: float = 0.0,
+        deadline: float | None = None,
+    ) -> None:
         self.address = address
-        self.patience = patience
         self._token = token
+        self._patience = patience
+        self._deadline = deadline
         self._channel: grpc.Channel | None = None
         self._stub: Any = None
         self._pid = 0
 
-    def unary(
-        self,
-        method: str,
-        request: Any,
-        *,
-        seconds: float = UNARY_SECONDS,
-        until: float | None = None,
-    ) -> Any:
-        """The answer of one unary method. `until`: the monotonic moment by which all tries must have ended."""
-        return self._patiently(
-            lambda left: getattr(self._ready(), method)(
-                request, timeout=min(seconds, left), metadata=self._metadata()
-            ),
-            until,
-        )
+    def unary(self, method: str, request: Any, *, seconds: float = UNARY_SECONDS) -> Any:
+        """See `RegistryCalls.unary`."""
+        return self._with_retries(lambda left: self._call(method, request, min(seconds, left)))
 
-    def stream(self, method: str, request: Any, *, until: float | None = None) -> Iterator[Any]:
-        """The answers of a method that streams. Retries until the first one came."""
+    def stream(self, method: str, request: Any) -> Iterator[Any]:
+        """See `RegistryCalls.stream`. The call is tried again until the first answer has come."""
 
         def first(left: float) -> tuple[Any, Iterator[Any]]:
-            timeout = min(STREAM_SECONDS, left)
-            answers = getattr(self._ready(), method)(
-                request, timeout=timeout, metadata=self._metadata()
-            )
+            answers = self._call(method, request, min(STREAM_SECONDS, left))
             return next(answers, None), answers
 
-        head, rest = self._patiently(first, until)
+        head, rest = self._with_retries(first)
         if head is None:
             return
         yield head
         try:
             yield from rest
         except grpc.RpcError as error:
-            raise self._translated(error) from None
+            raise self._error_of(error) from None
 
-    def reset(self) -> None:
-        """Drops the channel: the next call resolves the name and connects anew."""
+    def close(self) -> None:
+        """Closes the channel. The next call resolves the host name and connects again."""
         if self._channel is not None and self._pid == os.getpid():
             self._channel.close()
         self._channel = self._stub = None
 
-    def _ready(self) -> Any:
+    def _call(self, method: str, request: Any, seconds: float) -> Any:
         if self._channel is None or self._pid != os.getpid():
-            self._channel = self._open()
+            self._channel = self._open_channel()
             self._stub = RegistryStub(self._channel)
             self._pid = os.getpid()
-        return self._stub
+        return getattr(self._stub, method)(request, timeout=seconds, metadata=self._metadata())
 
-    def _open(self) -> grpc.Channel:
+    def _open_channel(self) -> grpc.Channel:
         options = [*_OPTIONS, *([("grpc.enable_http_proxy", 0)] if self.address.local else [])]
         if self.address.scheme == "grpcs":
             return grpc.secure_channel(self.address.target, grpc.ssl_channel_credentials(), options)
@@ -114,21 +124,25 @@ class Connection:
             raise InvalidInput("token: only printable ASCII characters are allowed")
         return [("authorization", f"Bearer {token}")] if token else []
 
-    def _patiently(self, call: Callable[[float], Any], until: float | None) -> Any:
-        end = time.monotonic() + self.patience if until is None else until
-        attempt = 0
+    def _with_retries(self, attempt: Callable[[float], Answer]) -> Answer:
+        """What `attempt` returns. It is called with the seconds left, and again after a failure."""
+        deadline = self._deadline
+        end = time.monotonic() + self._patience if deadline is None else deadline
+        failures = 0
         while True:
             try:
-                return call(math.inf if until is None else max(until - time.monotonic(), 0.1))
-            except grpc.RpcError as error:
-                translated = self._translated(error)
-            pause = backoff(attempt)
-            if not isinstance(translated, Unreachable) or time.monotonic() + pause > end:
-                raise translated from None
-            attempt += 1
+                return attempt(
+                    math.inf if deadline is None else max(deadline - time.monotonic(), 0.1)
+                )
+            except grpc.RpcError as failure:
+                error = self._error_of(failure)
+            pause = backoff(failures)
+            if not isinstance(error, Unreachable) or time.monotonic() + pause > end:
+                raise error from None
+            failures += 1
             time.sleep(pause)
 
-    def _translated(self, error: Any) -> FlermError:
+    def _error_of(self, error: Any) -> FlermError:
         code, details = error.code(), error.details() or ""
         if code == grpc.StatusCode.UNAUTHENTICATED:
             return Unauthenticated(
@@ -137,19 +151,17 @@ class Connection:
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return Unreachable(f"{self.address.text} did not answer in time")
         if code == grpc.StatusCode.UNAVAILABLE:
-            return Unreachable(f"{self.address.text} cannot be reached: {_brief(details)}")
+            return Unreachable(f"{self.address.text} cannot be reached: {_last_cause(details)}")
         if code == grpc.StatusCode.UNIMPLEMENTED:
             return FlermError(
-                f"{self.address.text} does not know this call: it is no FLeRM registry, or of another version"
+                f"{self.address.text} does not know this call: "
+                "it is no FLeRM registry, or of another version"
             )
         return error_of(code, details or f"{self.address.text} answered {code.name}")
 
 
-def _brief(details: str) -> str:
-    """The last cause in gRPC's account of a failed connection, without its repetitions."""
-    text = (
-        details.rpartition("; last error: ")[2].partition(": ")[2]
-        if "; last error: " in details
-        else details
-    )
+def _last_cause(details: str) -> str:
+    """The last cause that gRPC's report of a failed connection names, without its repetitions."""
+    _, found, last = details.rpartition("; last error: ")
+    text = last.partition(": ")[2] if found else details
     return " ".join(text.split()) or "no reason given"

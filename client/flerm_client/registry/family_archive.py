@@ -1,11 +1,14 @@
-"""A family as files, to be kept or carried to another registry: JSON for what it is, Parquet for what was measured.
+"""A family as a folder of files, for keeping or for another registry.
 
-    FOLDER/family.json                 the wire contract's Family
-    FOLDER/recordings/ID.json          its Recording with all parameters, in the order of their beginning
-    FOLDER/recordings/ID.parquet       a row for each measured step: step, loss, learning_rate, tokens, fslr (a list of float32,
-                                       NaN = unmeasured), and a column `scalar:NAME` or `vector:NAME` for whatever else there is
+    FOLDER/family.json             Family of the wire contract, and `order`: the recordings' ids in
+                                   the order in which they began
+    FOLDER/recordings/ID.json      Recording of the wire contract, with all parameters
+    FOLDER/recordings/ID.parquet   a row for each measured step: step, loss, learning_rate, tokens,
+                                   fslr (a list of float32, NaN: not measured), and a column
+                                   `scalar:NAME` or `vector:NAME` for each auxiliary value
 
-What a registry shows is moved: one clean trajectory for each recording, without the hidden rows of earlier attempts.
+The archive holds what a registry shows: one trajectory for each recording, without the rows that
+later attempts have replaced.
 """
 
 from __future__ import annotations
@@ -19,47 +22,47 @@ import numpy as np
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from numpy.typing import NDArray
 
-from flerm_client.registry.connection import Connection
-from flerm_client.upload.spool_delivery import BATCH_BYTES, BATCH_ROWS
+from flerm_client.registry.calls import APPEND_BYTES, APPEND_ROWS, APPEND_SECONDS, RegistryCalls
 from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.records.packing import FLOAT32, pack
 from flerm_core.records.recording import ENDING_STATUSES
 from flerm_proto.v1 import registry_pb2 as pb
 
 SCALAR, VECTOR = "scalar:", "vector:"
-_PAGE = 200
+_PLAIN_COLUMNS = 5  # step, loss, learning_rate, tokens, fslr
 
-Told = Callable[[str, int], None]
-"""Hears of each recording that is done: its id and its rows."""
+OnRecording = Callable[[str, int], None]
+"""Called for each recording that is done, with its id and its number of rows."""
 
 
-def export_family(connection: Connection, name: str, folder: Path, told: Told) -> int:
-    """Writes the family `name` into `folder`, which must be new or empty; how many recordings it has.
+def export_family(calls: RegistryCalls, name: str, folder: Path, on_recording: OnRecording) -> int:
+    """Writes the family `name` to `folder`, which must be new or empty; the number of recordings.
 
-    Raises `NotFound` for an unknown family, `InvalidInput` for a folder with something in it.
+    Raises `NotFound` for an unknown family, `InvalidInput` for a folder that is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInput(f"folder: {folder} is there and not empty; a new folder is allowed")
-    listed = connection.unary("ListFamilies", pb.ListFamiliesRequest(prefix=name, page_size=1))
+    listed = calls.unary("ListFamilies", pb.ListFamiliesRequest(prefix=name, page_size=1))
     family = next((each for each in listed.families if each.name == name), None)
     if family is None:
-        raise NotFound(f"family {name!r} is not in {connection.address.text}")
+        raise NotFound(f"family {name!r} is not in {calls.address.text}")
     (folder / "recordings").mkdir(parents=True)
-    ids = list(_ids(connection, name))
-    for recording_id in reversed(ids):  # listed newest first
-        rows = _write(connection, recording_id, folder / "recordings")
-        told(recording_id, rows)
-    # Last, so that a folder without it is known to be half written.
-    content = json.loads(MessageToJson(family)) | {"order": ids[::-1]}
+    listing = calls.pages("ListRecordings", pb.ListRecordingsRequest(family=name))
+    ids = [each.spec.id for page in listing for each in page.recordings][::-1]  # newest come first
+    for recording_id in ids:
+        on_recording(recording_id, _write(calls, recording_id, folder / "recordings"))
+    # This file is written last: a folder without it was not written to its end.
+    content = json.loads(MessageToJson(family)) | {"order": ids}
     (folder / "family.json").write_text(json.dumps(content, indent=1) + "\n")
     return len(ids)
 
 
-def import_family(connection: Connection, folder: Path, told: Told) -> tuple[str, int]:
-    """Brings the family in `folder` to a registry; its name and how many recordings. Again does no harm, and goes on.
+def import_family(calls: RegistryCalls, folder: Path, on_recording: OnRecording) -> tuple[str, int]:
+    """Sends the family in `folder` to a registry; its name and the number of recordings.
 
-    Raises `InvalidInput` for a folder that `export_family` did not write to its end, `AlreadyExists` where the registry has
-    other content under the same id.
+    An import that was interrupted can be repeated. Raises `InvalidInput` for a folder that
+    `export_family` did not write to its end, `AlreadyExists` where the registry has other content
+    under the same id.
     """
     try:
         content = json.loads((folder / "family.json").read_text())
@@ -72,82 +75,73 @@ def import_family(connection: Connection, folder: Path, told: Told) -> tuple[str
     request = pb.RegisterFamilyRequest(
         name=family.name, description=family.description, blocks=family.blocks
     )
-    connection.unary("RegisterFamily", request)
+    calls.unary("RegisterFamily", request)
     for recording_id in order:
-        told(recording_id, _read(connection, recording_id, folder / "recordings"))
+        on_recording(recording_id, _send(calls, recording_id, folder / "recordings"))
     return family.name, len(order)
 
 
-def _ids(connection: Connection, family: str) -> Iterator[str]:
-    token = ""
-    while True:
-        request = pb.ListRecordingsRequest(family=family, page_size=_PAGE, page_token=token)
-        page = connection.unary("ListRecordings", request)
-        yield from (each.spec.id for each in page.recordings)
-        token = page.next_page_token
-        if not token:
-            return
-
-
-def _write(connection: Connection, recording_id: str, folder: Path) -> int:
+def _write(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
     import pyarrow.parquet as pq
 
-    recording = connection.unary("GetRecording", pb.GetRecordingRequest(recording_id=recording_id))
+    recording = calls.unary("GetRecording", pb.GetRecordingRequest(recording_id=recording_id))
     (folder / f"{recording_id}.json").write_text(MessageToJson(recording) + "\n")
-    # Which further columns there are is known at the end only; a recording has few enough rows of each to be put together.
-    chunks = connection.stream(
+    # The auxiliary columns are known only at the end, so a recording is held in memory as a whole.
+    answers = calls.stream(
         "GetTrajectory", pb.GetTrajectoryRequest(recording_id=recording_id, extras=True)
     )
-    blocks = [chunk.rows for chunk in chunks if chunk.HasField("rows")]
+    chunks = [chunk.rows for chunk in answers if chunk.HasField("rows")]
     pq.write_table(
-        _table(blocks, recording.parameter_count),
+        _table(chunks, recording.parameter_count),
         folder / f"{recording_id}.parquet",
         compression="zstd",
     )
-    return sum(len(block.steps) for block in blocks)
+    return sum(len(chunk.steps) for chunk in chunks)
 
 
-def _table(blocks: list[Any], width: int) -> Any:
+def _table(chunks: list[Any], width: int) -> Any:
     import pyarrow as pa
 
-    def joined(values: list[NDArray[Any]], kind: Any) -> NDArray[Any]:
+    def concatenated(values: list[NDArray[Any]], kind: Any) -> NDArray[Any]:
         return np.concatenate([np.empty(0, kind), *values])
 
     def vectors(parts: list[NDArray[np.float32]]) -> Any:
-        return pa.FixedSizeListArray.from_arrays(pa.array(joined(parts, np.float32)), width)
+        return pa.FixedSizeListArray.from_arrays(pa.array(concatenated(parts, np.float32)), width)
 
-    counts = [len(block.steps) for block in blocks]
+    counts = [len(chunk.steps) for chunk in chunks]
     columns = {
-        "step": pa.array(joined([np.array(block.steps, np.int64) for block in blocks], np.int64)),
-        "loss": pa.array(joined([np.array(block.losses) for block in blocks], np.float64)),
+        "step": pa.array(
+            concatenated([np.array(chunk.steps, np.int64) for chunk in chunks], np.int64)
+        ),
+        "loss": pa.array(concatenated([np.array(chunk.losses) for chunk in chunks], np.float64)),
         "learning_rate": pa.array(
-            joined([np.array(block.learning_rates) for block in blocks], np.float64)
+            concatenated([np.array(chunk.learning_rates) for chunk in chunks], np.float64)
         ),
         "tokens": pa.array(
-            joined([np.array(block.tokens, np.int64) for block in blocks], np.int64)
+            concatenated([np.array(chunk.tokens, np.int64) for chunk in chunks], np.int64)
         ),
-        "fslr": vectors([np.frombuffer(block.values, FLOAT32) for block in blocks]),
+        "fslr": vectors([np.frombuffer(chunk.values, FLOAT32) for chunk in chunks]),
     }
-    for name in sorted({name for block in blocks for name in block.scalars}):
+    for name in sorted({name for chunk in chunks for name in chunk.scalars}):
         parts = [
-            np.array(block.scalars[name].values)
-            if name in block.scalars
+            np.array(chunk.scalars[name].values)
+            if name in chunk.scalars
             else np.full(count, np.nan)
-            for block, count in zip(blocks, counts, strict=True)
+            for chunk, count in zip(chunks, counts, strict=True)
         ]
-        columns[SCALAR + name] = pa.array(joined(parts, np.float64))
-    for name in sorted({name for block in blocks for name in block.vectors}):
+        columns[SCALAR + name] = pa.array(concatenated(parts, np.float64))
+    for name in sorted({name for chunk in chunks for name in chunk.vectors}):
         parts = [
-            np.frombuffer(block.vectors[name], FLOAT32)
-            if name in block.vectors
+            np.frombuffer(chunk.vectors[name], FLOAT32)
+            if name in chunk.vectors
             else np.full(count * width, np.nan, np.float32)
-            for block, count in zip(blocks, counts, strict=True)
+            for chunk, count in zip(chunks, counts, strict=True)
         ]
         columns[VECTOR + name] = vectors(parts)
     return pa.table(columns)
 
 
-def _read(connection: Connection, recording_id: str, folder: Path) -> int:
+def _send(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -160,24 +154,23 @@ def _read(connection: Connection, recording_id: str, folder: Path) -> int:
             f"folder: recording {recording_id} in {folder} cannot be read ({error})"
         ) from error
     start = pb.StartRecordingRequest(spec=recording.spec, started_at=recording.created_at)
-    connection.unary("StartRecording", start)
+    calls.unary("StartRecording", start)
     rows = 0
     width = max(recording.parameter_count, 1)
-    height = max(
-        1, min(BATCH_ROWS, BATCH_BYTES // (4 * width * (1 + len(file.schema_arrow.names) - 5)))
-    )
-    for batch in file.iter_batches(batch_size=height):
+    row_bytes = 4 * width * (1 + len(file.schema_arrow.names) - _PLAIN_COLUMNS)
+    batch_rows = max(1, min(APPEND_ROWS, APPEND_BYTES // row_bytes))
+    for batch in file.iter_batches(batch_size=batch_rows):
         request = pb.AppendRequest(
             recording_id=recording_id, measurements=_measurements(batch, width)
         )
-        connection.unary("Append", request, seconds=30.0)
+        calls.unary("Append", request, seconds=APPEND_SECONDS)
         rows += batch.num_rows
     status = recording.status if recording.status in ENDING_STATUSES else "interrupted"
     ending = pb.FinishRecordingRequest(recording_id=recording_id, status=status)
     for field in ("final_loss", "final_step", "tokens"):
         if recording.HasField(field):
             setattr(ending, field, getattr(recording, field))
-    connection.unary("FinishRecording", ending)
+    calls.unary("FinishRecording", ending)
     return rows
 
 

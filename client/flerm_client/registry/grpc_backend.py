@@ -1,14 +1,12 @@
-"""A registry server as `RegistryClient` sees it: each method one call of the wire contract, core values in and out."""
+"""A registry server: each method is one call of the wire contract."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 
-from flerm_client.registry.connection import Connection
+from flerm_client.registry.backend import RegistryBackend, RegistryInfo
+from flerm_client.registry.calls import APPEND_BYTES, APPEND_ROWS, RegistryCalls
 from flerm_client.spool.writer import start_request
-from flerm_client.upload.spool_delivery import BATCH_BYTES, BATCH_ROWS
 from flerm_core.matching.targets import Targets
 from flerm_core.records.auxiliary import Auxiliary
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
@@ -25,35 +23,22 @@ from flerm_core.tuning.best_lr import Best
 from flerm_proto import query_messages, recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 
-_PAGE = 200
 
+class GrpcBackend(RegistryBackend):
+    """The registry server that `calls` reach. `RegistryBackend` documents the methods."""
 
-@dataclass(frozen=True, slots=True)
-class RegistryInfo:
-    """What a server says of itself. `now` is its database's clock."""
-
-    version: str
-    schema_revision: str
-    api_versions: tuple[str, ...]
-    now: datetime | None
-    max_parameters: int
-    max_rows_per_append: int
-
-
-class GrpcBackend:
-    """The registry behind a connection. `RegistryClient` says what the methods do."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._attempts: dict[str, int] = {}  # of the recordings that this client started
+    def __init__(self, calls: RegistryCalls) -> None:
+        self._calls = calls
+        # The attempt numbers of the recordings that this backend resumed, by recording id.
+        self._attempts: dict[str, int] = {}
 
     def close(self) -> None:
         """Closes the channel."""
-        self._connection.reset()
+        self._calls.close()
 
     def info(self) -> RegistryInfo:
-        """Versions, limits, clock."""
-        answer = self._connection.unary("ServerInfo", pb.ServerInfoRequest())
+        """ServerInfo."""
+        answer = self._calls.unary("ServerInfo", pb.ServerInfoRequest())
         return RegistryInfo(
             version=answer.version,
             schema_revision=answer.schema_revision,
@@ -66,47 +51,35 @@ class GrpcBackend:
     def register_family(self, name: str, description: str, blocks: Sequence[str]) -> Family:
         """RegisterFamily."""
         request = pb.RegisterFamilyRequest(name=name, description=description, blocks=blocks)
-        return recording_messages.family_from(self._connection.unary("RegisterFamily", request))
+        return recording_messages.family_from(self._calls.unary("RegisterFamily", request))
 
     def families(self, prefix: str = "") -> Iterator[Family]:
         """ListFamilies, page by page."""
-        token = ""
-        while True:
-            request = pb.ListFamiliesRequest(prefix=prefix, page_size=_PAGE, page_token=token)
-            page = self._connection.unary("ListFamilies", request)
+        for page in self._calls.pages("ListFamilies", pb.ListFamiliesRequest(prefix=prefix)):
             yield from map(recording_messages.family_from, page.families)
-            token = page.next_page_token
-            if not token:
-                return
 
     def rename_family(self, name: str, new_name: str) -> Family:
         """RenameFamily."""
-        return recording_messages.family_from(
-            self._connection.unary(
-                "RenameFamily", pb.RenameFamilyRequest(name=name, new_name=new_name)
-            )
-        )
+        request = pb.RenameFamilyRequest(name=name, new_name=new_name)
+        return recording_messages.family_from(self._calls.unary("RenameFamily", request))
 
     def start(self, spec: RecordingSpec, attempt: Attempt | None) -> None:
         """StartRecording."""
-        request = (
-            start_request(spec, attempt)
-            if attempt is not None
-            else pb.StartRecordingRequest(spec=recording_messages.spec_to(spec))
-        )
-        if attempt is not None:
-            request.sent_at.GetCurrentTime()
-        answer = self._connection.unary("StartRecording", request)
-        if attempt is not None:
-            self._attempts[spec.id] = answer.attempt
+        if attempt is None:
+            request = pb.StartRecordingRequest(spec=recording_messages.spec_to(spec))
+            self._calls.unary("StartRecording", request)
+            return
+        request = start_request(spec, attempt)
+        request.sent_at.GetCurrentTime()
+        self._attempts[spec.id] = self._calls.unary("StartRecording", request).attempt
 
     def append(self, recording_id: str, rows: Sequence[Measurement]) -> None:
-        """Append, in messages of bounded size."""
+        """Append, in requests of bounded size."""
         batch: list[pb.Measurement] = []
         size = 0
         for message in map(recording_messages.measurement_to, rows):
             length = message.ByteSize()
-            if batch and (len(batch) == BATCH_ROWS or size + length > BATCH_BYTES):
+            if batch and (len(batch) == APPEND_ROWS or size + length > APPEND_BYTES):
                 self._append(recording_id, batch)
                 batch, size = [], 0
             batch.append(message)
@@ -116,56 +89,47 @@ class GrpcBackend:
 
     def _append(self, recording_id: str, batch: list[pb.Measurement]) -> None:
         attempt = self._attempts.get(recording_id, 0)
-        self._connection.unary(
+        self._calls.unary(
             "Append",
             pb.AppendRequest(recording_id=recording_id, attempt=attempt, measurements=batch),
         )
 
     def finish(self, recording_id: str, ending: Ending) -> Recording:
         """FinishRecording."""
-        request = recording_messages.ending_to(
-            recording_id, self._attempts.get(recording_id, 0), ending
-        )
-        return recording_messages.recording_from(self._connection.unary("FinishRecording", request))
+        attempt = self._attempts.get(recording_id, 0)
+        request = recording_messages.ending_to(recording_id, attempt, ending)
+        return recording_messages.recording_from(self._calls.unary("FinishRecording", request))
 
     def tag(self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str]) -> Recording:
         """TagRecording."""
         request = pb.TagRecordingRequest(recording_id=recording_id, set=tags, remove=remove)
-        return recording_messages.recording_from(self._connection.unary("TagRecording", request))
+        return recording_messages.recording_from(self._calls.unary("TagRecording", request))
 
     def delete(self, recording_id: str) -> int:
         """DeleteRecording."""
-        answer = self._connection.unary(
-            "DeleteRecording", pb.DeleteRecordingRequest(recording_id=recording_id)
-        )
-        return int(answer.rows)
+        request = pb.DeleteRecordingRequest(recording_id=recording_id)
+        return int(self._calls.unary("DeleteRecording", request).rows)
 
     def recordings(self, filters: RecordingFilter) -> Iterator[Recording]:
         """ListRecordings, page by page."""
-        token = ""
-        while True:
-            page = self._connection.unary(
-                "ListRecordings", recording_messages.filter_to(filters, _PAGE, token)
-            )
+        request = recording_messages.filter_to(filters, 0, "")
+        for page in self._calls.pages("ListRecordings", request):
             yield from map(recording_messages.recording_from, page.recordings)
-            token = page.next_page_token
-            if not token:
-                return
 
     def recording(self, recording_id: str) -> Recording:
         """GetRecording."""
         request = pb.GetRecordingRequest(recording_id=recording_id)
-        return recording_messages.recording_from(self._connection.unary("GetRecording", request))
+        return recording_messages.recording_from(self._calls.unary("GetRecording", request))
 
     def trajectory(
         self,
         recording_id: str,
         *,
-        first_step: int | None,
-        last_step: int | None,
-        pattern: str,
-        max_points: int,
-        progress: Callable[[int, int], None],
+        first_step: int | None = None,
+        last_step: int | None = None,
+        pattern: str = "",
+        max_points: int = 0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Trajectory:
         """GetTrajectory."""
         request = pb.GetTrajectoryRequest(
@@ -177,30 +141,31 @@ class GrpcBackend:
         )
 
         def counted() -> Iterator[pb.TrajectoryChunk]:
-            arrived = total = 0
-            for chunk in self._connection.stream("GetTrajectory", request):
+            received = total = 0
+            for chunk in self._calls.stream("GetTrajectory", request):
                 total = total or chunk.header.rows
-                arrived += len(chunk.rows.steps)
-                progress(arrived, total)
+                received += len(chunk.rows.steps)
+                if progress is not None:
+                    progress(received, total)
                 yield chunk
 
         return query_messages.trajectory_from(counted())[1]
 
     def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Auxiliary:
-        """GetTrajectory, with its extras."""
+        """GetTrajectory, with `extras` set."""
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id, first_step=first_step, last_step=last_step, extras=True
         )
-        return query_messages.extras_from(self._connection.stream("GetTrajectory", request))
+        return query_messages.extras_from(self._calls.stream("GetTrajectory", request))
 
     def targets(self, query: TargetQuery) -> Targets:
         """GetTargets."""
         return query_messages.targets_from(
-            self._connection.stream("GetTargets", query_messages.query_to(query))
+            self._calls.stream("GetTargets", query_messages.query_to(query))
         )
 
     def best(self, query: BestQuery) -> Best:
         """GetBest."""
         return query_messages.best_from(
-            self._connection.unary("GetBest", query_messages.best_query_to(query))
+            self._calls.unary("GetBest", query_messages.best_query_to(query))
         )

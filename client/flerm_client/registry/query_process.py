@@ -1,7 +1,9 @@
-"""Questions that a training process asks before it starts: targets, the best rate. No gRPC object comes near it.
+"""The queries of a training process before its first step: targets, and the best learning rate.
 
-The call runs in a `python -m flerm_client.registry.query_process` child, is given up after `timeout` seconds, and falls back to the last answer
-to the same question, kept in `targets/` under the spool folder. In a folder registry (file:///) the core answers on the spot.
+No gRPC object may exist in a training process, so each call to a server runs in a child process,
+`python -m flerm_client.registry.query_process`. The call is given up after a time limit. Then the
+cached answer to the same request is used; answers are cached in `targets/` under the spool folder.
+A folder registry (file:///) is read in the training process itself.
 """
 
 from __future__ import annotations
@@ -18,30 +20,28 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flerm_client.registry.address import (
-    RegistryAddress,
-    address_of,
-    child_command,
-    child_environment,
-    token_of,
-)
+from google.protobuf.message_factory import GetMessageClass
+
+from flerm_client.registry.address import RegistryAddress, address_of, token_of
+from flerm_client.registry.backend import RegistryBackend
+from flerm_client.registry.calls import UNARY_SECONDS, RegistryCalls
+from flerm_client.registry.folder_backend import FolderBackend
+from flerm_client.registry.grpc_backend import GrpcBackend
+from flerm_client.registry.subprocess_env import child_command, child_environment
 from flerm_client.spool.paths import default_folder
 from flerm_core import errors
+from flerm_core.matching.targets import Targets
+from flerm_core.records.queries import BestQuery, TargetQuery
 from flerm_core.records.recording import now
+from flerm_core.tuning.best_lr import Best
 from flerm_proto.v1 import registry_pb2 as pb
 
-if TYPE_CHECKING:
-    from flerm_core.matching.targets import Targets
-    from flerm_core.records.queries import BestQuery, TargetQuery
-    from flerm_core.tuning.best_lr import Best
-
-log = logging.getLogger("flerm.fetch")
+log = logging.getLogger("flerm.query")
 
 _LENGTH = struct.Struct("<I")
-_HARD_SECONDS = 3.0  # beyond the timeout: for the child's own start and end
-_REQUESTS: dict[str, Any] = {"GetTargets": pb.GetTargetsRequest, "GetBest": pb.GetBestRequest}
+_EXTRA_SECONDS = 3.0  # beyond the time limit: the child's own start and end
 
 
 def fetch_targets(
@@ -51,20 +51,13 @@ def fetch_targets(
     token: str | None = None,
     timeout: float = 60.0,
 ) -> Targets:
-    """The answer to `query` of the registry at `registry` (None: FLERM_REGISTRY).
+    """The targets that the registry at `registry` (None: FLERM_REGISTRY) gives for `query`.
 
-    While it cannot be reached it is asked again, for `timeout` seconds; then the cached answer to the same query counts, with a
-    warning that tells its age; without one, `Unreachable`. The registry's own errors are raised as they are.
+    `timeout`: seconds for which a registry that cannot be reached is asked again. After that the
+    cached answer to the same query is used, with a warning that tells its age. Raises `Unreachable`
+    when there is no cached answer, and the registry's own errors as they are.
     """
-    address = address_of(registry)
-    if address.folder is not None:
-        from flerm_client.registry.folder_backend import FolderBackend
-
-        return FolderBackend(address.folder).targets(query)
-    from flerm_proto.query_messages import query_to, targets_from
-
-    answer = _ask(address, "GetTargets", query_to(query), token, timeout)
-    return targets_from(pb.TargetsChunk.FromString(part) for part in _parts(answer))
+    return _backend(registry, token, timeout).targets(query)
 
 
 def fetch_best(
@@ -74,116 +67,139 @@ def fetch_best(
     token: str | None = None,
     timeout: float = 60.0,
 ) -> Best:
-    """The best rate of a family (its name: base recordings, variant plain), asked like `fetch_targets`."""
-    from flerm_core.records.queries import BestQuery
+    """The best rate of a family, fetched as `fetch_targets` does.
 
+    `query`: a query, or a family's name (its base recordings of the variant plain).
+    """
     query = BestQuery(family=query) if isinstance(query, str) else query
+    return _backend(registry, token, timeout).best(query)
+
+
+def _backend(
+    registry: str | os.PathLike[str] | None, token: str | None, timeout: float
+) -> RegistryBackend:
     address = address_of(registry)
     if address.folder is not None:
-        from flerm_client.registry.folder_backend import FolderBackend
-
-        return FolderBackend(address.folder).best(query)
-    from flerm_proto.query_messages import best_from, best_query_to
-
-    answer = _ask(address, "GetBest", best_query_to(query), token, timeout)
-    return best_from(pb.Best.FromString(next(_parts(answer))))
+        return FolderBackend(address.folder)
+    return GrpcBackend(ChildCalls(address, token, max(timeout, 0.0)))
 
 
-def _ask(
-    address: RegistryAddress, method: str, request: Any, token: str | None, timeout: float
-) -> bytes:
-    """The answer's messages, each behind its length."""
-    asked = request.SerializeToString(deterministic=True)
-    cache = _cache_file(address, method, asked)
-    try:
-        answer = _run(address, method, asked, token, timeout)
-    except errors.Unreachable as error:
-        kept = _cached(cache)
-        if kept is None:
-            raise
-        fetched_at, answer = kept
-        log.warning(
-            "%s; going on with its answer to the same query of %s, %s old",
-            error,
-            fetched_at.isoformat(),
-            _age(fetched_at),
-        )
+class ChildCalls(RegistryCalls):
+    """Calls that a child process makes, with a cache of their answers.
+
+    `timeout`: seconds for which the registry is asked again while it cannot be reached.
+    """
+
+    def __init__(self, address: RegistryAddress, token: str | None, timeout: float) -> None:
+        self.address = address
+        self._token = token
+        self._timeout = timeout
+
+    def unary(self, method: str, request: Any, *, seconds: float = UNARY_SECONDS) -> Any:
+        """See `RegistryCalls.unary`. The time limit is that of all calls; `seconds` is not used."""
+        (answer,) = self.stream(method, request)
         return answer
-    _keep(cache, address, answer)
-    return answer
 
+    def stream(self, method: str, request: Any) -> Iterator[Any]:
+        """See `RegistryCalls.stream`. Raises `Unreachable` without an answer, cached or not."""
+        answer_type = GetMessageClass(_method(method).output_type)
+        content = request.SerializeToString(deterministic=True)
+        cache = _cache_file(self.address, method, content)
+        try:
+            answers = self._run_child(method, content)
+        except errors.Unreachable as error:
+            cached = _read_cache(cache)
+            if cached is None:
+                raise
+            fetched_at, answers = cached
+            log.warning(
+                "%s; going on with its answer to the same query of %s, %s old",
+                error,
+                fetched_at.isoformat(),
+                _age(fetched_at),
+            )
+        else:
+            _write_cache(cache, self.address, answers)
+        return map(answer_type.FromString, _split(answers))
 
-def _run(
-    address: RegistryAddress, method: str, asked: bytes, token: str | None, timeout: float
-) -> bytes:
-    command = child_command(
-        "flerm_client.registry.query_process",
-        "--registry",
-        address.text,
-        "--method",
-        method,
-        "--timeout",
-        str(max(timeout, 0.0)),
-    )
-    try:
-        done = subprocess.run(
-            command,
-            input=asked,
-            capture_output=True,
-            env=child_environment(token),
-            start_new_session=True,
-            timeout=max(timeout, 0.0) + _HARD_SECONDS,
-            check=False,
+    def close(self) -> None:
+        """Does nothing: each child process closes its own connection."""
+
+    def _run_child(self, method: str, content: bytes) -> bytes:
+        """The answers as bytes, each after its length. Raises the error that the child reports."""
+        command = child_command(
+            "flerm_client.registry.query_process",
+            *("--registry", self.address.text),
+            *("--method", method),
+            *("--timeout", str(self._timeout)),
         )
-    except subprocess.TimeoutExpired:
-        raise errors.Unreachable(f"{address.text} did not answer within {timeout:g} s") from None
-    if done.returncode == 0:
-        return done.stdout
-    told = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-    try:
-        problem = json.loads(told[-1])
-        kind, message = str(problem["error"]), str(problem["message"])
-    except (ValueError, KeyError, TypeError):
-        raise errors.FlermError(
-            f"the process that asks {address.text} failed: {told[-1]}"
-        ) from None
-    raised: type[errors.FlermError] = getattr(errors, kind, errors.FlermError)
-    raise raised(message)
+        try:
+            ended = subprocess.run(
+                command,
+                input=content,
+                capture_output=True,
+                env=child_environment(self._token),
+                start_new_session=True,
+                timeout=self._timeout + _EXTRA_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise errors.Unreachable(
+                f"{self.address.text} did not answer within {self._timeout:g} s"
+            ) from None
+        if ended.returncode == 0:
+            return ended.stdout
+        lines = ended.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        try:
+            report = json.loads(lines[-1])
+            name, message = str(report["error"]), str(report["message"])
+        except (ValueError, KeyError, TypeError):
+            raise errors.FlermError(
+                f"the process that asks {self.address.text} failed: {lines[-1]}"
+            ) from None
+        error: type[errors.FlermError] = getattr(errors, name, errors.FlermError)
+        raise error(message)
 
 
-def _parts(answer: bytes) -> Iterator[bytes]:
+def _method(name: str) -> Any:
+    """The descriptor of a method of the wire contract."""
+    return pb.DESCRIPTOR.services_by_name["Registry"].methods_by_name[name]
+
+
+def _split(answers: bytes) -> Iterator[bytes]:
     position = 0
-    while position < len(answer):
-        (length,) = _LENGTH.unpack_from(answer, position)
+    while position < len(answers):
+        (length,) = _LENGTH.unpack_from(answers, position)
         position += _LENGTH.size
-        yield answer[position : position + length]
+        yield answers[position : position + length]
         position += length
 
 
-def _cache_file(address: RegistryAddress, method: str, asked: bytes) -> Path:
-    key = hashlib.sha256(f"{address.text}\n{method}\n".encode() + asked).hexdigest()
+def _cache_file(address: RegistryAddress, method: str, content: bytes) -> Path:
+    key = hashlib.sha256(f"{address.text}\n{method}\n".encode() + content).hexdigest()
     return default_folder() / "targets" / f"{key}.answer"
 
 
-def _keep(cache: Path, address: RegistryAddress, answer: bytes) -> None:
-    """Writes the answer behind one line of JSON; a disk that does not take it costs only the fallback."""
+def _write_cache(cache: Path, address: RegistryAddress, answers: bytes) -> None:
+    """Writes one line of JSON and then the answers. A disk error costs only the cached copy."""
     head = {
         "fetched_at": now().isoformat(),
         "registry": address.text,
-        "sha256": hashlib.sha256(answer).hexdigest(),
+        "sha256": hashlib.sha256(answers).hexdigest(),
     }
-    fresh = cache.with_suffix(f".{os.getpid()}")
+    new = cache.with_suffix(f".{os.getpid()}")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh.write_bytes(json.dumps(head).encode() + b"\n" + answer)
-        fresh.replace(cache)
+        new.write_bytes(json.dumps(head).encode() + b"\n" + answers)
+        new.replace(cache)
     except OSError as error:
-        log.warning("the answer cannot be kept in %s: %s", cache.parent, error.strerror)
+        log.warning("the answer cannot be cached in %s: %s", cache.parent, error.strerror)
 
 
-def _cached(cache: Path) -> tuple[datetime, bytes] | None:
+def _read_cache(cache: Path) -> tuple[datetime, bytes] | None:
+    """When the cached answers were fetched, and the answers. None without an undamaged file."""
     try:
-        first, _, answer = cache.read_bytes().partition(b"\n")
+        first, _, answers = cache.read_bytes().partition(b"\n")
     except OSError:
         return None
     try:
@@ -191,14 +207,14 @@ def _cached(cache: Path) -> tuple[datetime, bytes] | None:
         fetched_at, digest = datetime.fromisoformat(head["fetched_at"]), head["sha256"]
     except (ValueError, KeyError, TypeError):
         digest, fetched_at = "", now()
-    if hashlib.sha256(answer).hexdigest() != digest:
+    if hashlib.sha256(answers).hexdigest() != digest:
         log.warning("the cached answer %s is damaged and not used", cache)
         return None
-    return fetched_at, answer
+    return fetched_at, answers
 
 
-def _age(moment: datetime) -> str:
-    seconds = max((now() - moment).total_seconds(), 0.0)
+def _age(fetched_at: datetime) -> str:
+    seconds = max((now() - fetched_at).total_seconds(), 0.0)
     for length, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -206,30 +222,37 @@ def _age(moment: datetime) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The child: a request on standard input, the answer's messages on standard output, an error as JSON on standard error."""
+    """Runs the child process; its exit code.
+
+    It reads a request on standard input and writes the answers to standard output, each after its
+    length. It writes an error as JSON to standard error.
+    """
+    # gRPC is imported in the child alone.
     from flerm_client.registry.connection import Connection
 
     parser = argparse.ArgumentParser(
         prog="python -m flerm_client.registry.query_process",
-        description="Asks a registry one question.",
+        description="Makes one call to a registry.",
     )
     parser.add_argument("--registry", required=True)
-    parser.add_argument("--method", required=True, choices=sorted(_REQUESTS))
+    parser.add_argument("--method", required=True)
     parser.add_argument("--timeout", type=float, required=True)
     options = parser.parse_args(argv)
-    request = _REQUESTS[options.method].FromString(sys.stdin.buffer.read())
-    connection = Connection(address_of(options.registry), token_of(), patience=options.timeout)
-    end = time.monotonic() + options.timeout
+    method = _method(options.method)
+    request = GetMessageClass(method.input_type).FromString(sys.stdin.buffer.read())
+    connection = Connection(
+        address_of(options.registry), token_of(), deadline=time.monotonic() + options.timeout
+    )
     try:
-        if options.method == "GetBest":
-            answers = iter([connection.unary(options.method, request, until=end)])
+        if method.server_streaming:
+            answers = connection.stream(options.method, request)
         else:
-            answers = connection.stream(options.method, request, until=end)
-        parts = [answer.SerializeToString() for answer in answers]
+            answers = iter([connection.unary(options.method, request)])
+        contents = [answer.SerializeToString() for answer in answers]
     except errors.FlermError as error:
         sys.stderr.write(json.dumps({"error": type(error).__name__, "message": str(error)}) + "\n")
         return 1
-    sys.stdout.buffer.write(b"".join(_LENGTH.pack(len(part)) + part for part in parts))
+    sys.stdout.buffer.write(b"".join(_LENGTH.pack(len(each)) + each for each in contents))
     return 0
 
 

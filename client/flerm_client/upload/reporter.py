@@ -16,12 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flerm_client.registry.address import (
-    RegistryAddress,
-    address_of,
-    child_command,
-    child_environment,
-)
+from flerm_client.registry.address import RegistryAddress, address_of
+from flerm_client.registry.subprocess_env import child_command, child_environment
 from flerm_client.spool.paths import QUARANTINE, default_folder, sidecar
 from flerm_client.spool.writer import SpoolWriter
 from flerm_client.upload.progress import DeliveryProgress

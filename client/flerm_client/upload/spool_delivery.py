@@ -11,7 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flerm_client.registry.connection import Connection
+from flerm_client.registry.calls import (
+    APPEND_BYTES,
+    APPEND_ROWS,
+    APPEND_SECONDS,
+    RegistryCalls,
+)
 from flerm_client.spool.frames import Frame, FrameType
 from flerm_client.spool.paths import quarantine, remove
 from flerm_client.spool.reader import Origin, SpoolReader, gap_of, message_of, origin_of
@@ -30,9 +35,6 @@ from flerm_core.records.recording import now
 from flerm_proto.v1 import registry_pb2 as pb
 
 log = logging.getLogger("flerm.delivery")
-
-BATCH_ROWS = 500
-BATCH_BYTES = 1 << 20
 
 # A new token, a raised quota may come: these are waited for, though the answer was no.
 _PASSING = (Unauthenticated, PermissionDenied, LimitExceeded)
@@ -55,7 +57,7 @@ class SpoolDelivery:
     def __init__(
         self,
         path: Path,
-        connection: Connection,
+        calls: RegistryCalls,
         *,
         unfinished: str | None = None,
         keep: bool = False,
@@ -67,7 +69,7 @@ class SpoolDelivery:
         self.keep = keep
         self.quarantined: Path | None = None
         self.started = False  # whether the registry knows the attempt
-        self._connection = connection
+        self._calls = calls
         self._reader = SpoolReader(path)
         self._attempt = 0
         self._recording_id = ""
@@ -107,7 +109,7 @@ class SpoolDelivery:
     def renew_lease(self) -> float:
         """Tells the registry that the run lives; seconds until that must be said again."""
         request = pb.RenewLeaseRequest(recording_id=self._recording_id, attempt=self._attempt)
-        return float(self._connection.unary("RenewLease", request).seconds)
+        return float(self._calls.unary("RenewLease", request).seconds)
 
     def _advance(self) -> bool:
         offset, damages, reasons = self._reader.offset, len(self._reader.damage), len(self._reasons)
@@ -121,7 +123,7 @@ class SpoolDelivery:
             for frame in self._reader:
                 if frame.kind == FrameType.MEASUREMENT:
                     if batch and (
-                        len(batch) == BATCH_ROWS or size + len(frame.payload) > BATCH_BYTES
+                        len(batch) == APPEND_ROWS or size + len(frame.payload) > APPEND_BYTES
                     ):
                         more = True
                         break
@@ -161,7 +163,7 @@ class SpoolDelivery:
         if frame.kind == FrameType.START and not self.started:
             request = message_of(frame, pb.StartRecordingRequest)
             request.sent_at.GetCurrentTime()
-            answer = self._connection.unary("StartRecording", request)
+            answer = self._calls.unary("StartRecording", request)
             self._recording_id, self._attempt, self.started = (
                 answer.recording_id,
                 answer.attempt,
@@ -198,19 +200,19 @@ class SpoolDelivery:
             self._send(rows[middle:])
 
     def _append(self, rows: list[pb.Measurement]) -> None:
-        self._connection.unary(
+        self._calls.unary(
             "Append",
             pb.AppendRequest(
                 recording_id=self._recording_id, attempt=self._attempt, measurements=rows
             ),
-            seconds=30.0,
+            seconds=APPEND_SECONDS,
         )
 
     def _finish(self, request: pb.FinishRecordingRequest) -> None:
         if not self.started:
             raise DataLoss(f"{self.path.name} does not say which recording it holds")
         request.recording_id, request.attempt = self._recording_id, self._attempt
-        self._connection.unary("FinishRecording", request)
+        self._calls.unary("FinishRecording", request)
         reasons = [*self._reasons, *map(str, self._reader.damage)]
         if reasons:
             self._set_aside("; ".join(reasons))

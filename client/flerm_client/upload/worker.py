@@ -159,7 +159,7 @@ class Uploader:
                         "%s: %s (attempt %d)", delivery.path.name, error, self._failures + 1
                     )
                 # Not the old connection again: the name may mean another address by now, or the path swallows packets.
-                self._connection.reset()
+                self._connection.close()
                 break
         self._failures = self._failures + 1 if failed else 0
         if self.own.started and not failed:

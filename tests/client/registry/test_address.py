@@ -1,19 +1,12 @@
-"""Addresses, tokens, child processes."""
+"""Addresses and tokens."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from flerm_client.registry.address import (
-    address_of,
-    child_command,
-    child_environment,
-    token_of,
-)
+from flerm_client.registry.address import address_of, token_of
 from flerm_core.errors import InvalidInput, Unauthenticated
 
 
@@ -71,38 +64,3 @@ def test_a_token_file_is_read_anew_each_time(monkeypatch, tmp_path):
     file.write_text("two\n")
     assert token() == "two"
     assert token_of("given")() == "given"
-
-
-def test_a_child_finds_our_packages_and_not_what_lies_in_the_working_directory(tmp_path):
-    (tmp_path / "json.py").write_text("raise SystemExit('shadowed')")
-    command = child_command("flerm_client.registry.query_process", "--help")
-    done = subprocess.run(
-        command,
-        env=child_environment("secret"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "secret" not in " ".join(command)
-
-
-def test_importing_the_package_is_fast_and_brings_neither_torch_nor_grpc_nor_numpy():
-    code = (
-        "import sys, time; begin = time.process_time(); import flerm_client; taken = time.process_time() - begin; "
-        "print(taken < 0.05, sorted({'torch', 'grpc', 'numpy'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
-    )
-    assert done.stdout.strip() == "True []"
-
-
-def test_the_reporter_brings_neither_torch_nor_grpc():
-    code = "import sys, flerm_client.upload.reporter, flerm_client.registry.query_process; print(sorted({'torch', 'grpc'} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
-    )
-    assert done.stdout.strip() == "[]"

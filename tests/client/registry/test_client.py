@@ -157,7 +157,7 @@ def test_listings_filter_and_are_newest_first(address, family):
 
 
 def test_a_listing_goes_over_pages(registry, family, monkeypatch):
-    monkeypatch.setattr("flerm_client.registry.grpc_backend._PAGE", 2)
+    monkeypatch.setattr("flerm_client.registry.calls.PAGE_SIZE", 2)
     with RegistryClient(registry.address) as client:
         ids = [record(client, family, lr) for lr in (1, 2, 3, 4, 5)]
         assert [each.spec.id for each in client.recordings(family)] == ids[::-1]
@@ -313,5 +313,5 @@ def test_a_client_works_on_after_a_fork(registry, family):
 def test_a_server_tells_its_limits_and_a_folder_has_none(registry, tmp_path):
     with RegistryClient(registry.address) as client:
         assert "v1" in client.info().api_versions
-    with RegistryClient(tmp_path.as_uri()) as client, pytest.raises(InvalidInput, match="folder"):
+    with RegistryClient(tmp_path.as_uri()) as client, pytest.raises(Unsupported, match="folder"):
         client.info()

@@ -1,0 +1,51 @@
+"""The calls of the wire contract, whatever carries them. `Connection` carries them over gRPC."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from flerm_client.registry.address import RegistryAddress
+
+UNARY_SECONDS = 15.0
+APPEND_SECONDS = 30.0
+PAGE_SIZE = 200
+
+# What one Append request holds at most. A server takes more; small requests are retried cheaply.
+APPEND_ROWS = 500
+APPEND_BYTES = 1 << 20
+
+
+class RegistryCalls(ABC):
+    """Calls to the registry server at `address`. Requests and answers are protobuf messages.
+
+    Every call raises errors of `flerm_core.errors`.
+    """
+
+    address: RegistryAddress
+
+    @abstractmethod
+    def unary(self, method: str, request: Any, *, seconds: float = UNARY_SECONDS) -> Any:
+        """The answer of the unary method `method`. `seconds`: how long one try may take."""
+
+    @abstractmethod
+    def stream(self, method: str, request: Any) -> Iterator[Any]:
+        """The answers of the streaming method `method`."""
+
+    def pages(self, method: str, request: Any) -> Iterator[Any]:
+        """The answers of the listing method `method`, page by page.
+
+        `request` must have the fields `page_size` and `page_token`; both are set here.
+        """
+        request.page_size = PAGE_SIZE
+        while True:
+            page = self.unary(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes the connection. The next call would open another."""
