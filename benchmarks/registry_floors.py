@@ -73,7 +73,6 @@ class BareGrpc:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._unary = channel.unary_unary("/bare/Unary")
-        self._both = channel.stream_stream("/bare/Both")
         self._down = channel.unary_stream("/bare/Down")
 
     def unary(self, messages: Sequence[bytes]) -> list[float]:
@@ -84,13 +83,6 @@ class BareGrpc:
             self._unary(message, timeout=60)
             seconds.append(time.perf_counter() - started)
         return seconds
-
-    def stream(self, messages: Sequence[bytes]) -> float:
-        """Seconds until all are answered on one stream."""
-        started = time.perf_counter()
-        answers = sum(1 for _ in self._both(iter(messages), timeout=600))
-        assert answers == len(messages)
-        return time.perf_counter() - started
 
     def down(self, messages: int, size: int) -> float:
         """Seconds to receive `messages` of `size` bytes."""
@@ -121,11 +113,6 @@ def _unary(_: bytes, __: grpc.ServicerContext) -> bytes:
     return ANSWER
 
 
-def _both(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
-    for _request in requests:
-        yield ANSWER
-
-
 def _down(request: bytes, _: grpc.ServicerContext) -> Iterator[bytes]:
     messages, size = map(int, request.split())
     message = os.urandom(size)
@@ -138,7 +125,6 @@ def main() -> None:
     server = grpc.server(ThreadPoolExecutor(256))
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(_unary),
-        "Both": grpc.stream_stream_rpc_method_handler(_both),
         "Down": grpc.unary_stream_rpc_method_handler(_down),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare", handlers),))

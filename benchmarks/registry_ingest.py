@@ -3,7 +3,7 @@
     python benchmarks/registry_ingest.py [--db URL|postgresql] [--rounds 5] [--peers .cache/peers/bin/python]
 
 The floor is the slower of the same rows in the same commits straight into the database, and the same bytes over a gRPC method
-that does nothing. Streams have another floor: all messages on one bare stream. Peers live in an environment of their own
+that does nothing. Peers live in an environment of their own
 (`python -m venv .cache/peers; .cache/peers/bin/pip install mlflow optuna grpcio protobuf`).
 """
 
@@ -40,36 +40,20 @@ def main() -> None:
                 for rows, count in MESSAGES.items():
                     recording = start(server.stub)
                     messages = [
-                        request(recording, 1 + at * rows, rows, values) for at in range(2 * count)
+                        request(recording, 1 + at * rows, rows, values) for at in range(count)
                     ]
                     raw = [message.SerializeToString() for message in messages]
                     if options.db:
                         stored = bare_postgres(db, values.tobytes(), count, rows)
                     else:
                         stored = bare_sqlite(folder, values.tobytes(), count, rows)
-                    called = bare.unary(raw[:count])
+                    called = bare.unary(raw)
                     ours = []
-                    for message in messages[:count]:
+                    for message in messages:
                         started = time.perf_counter()
                         server.stub.Append(message, timeout=60)
                         ours.append(time.perf_counter() - started)
-                    streamed = bare.stream(raw[count:]) / count
-                    started = time.perf_counter()
-                    committed = sum(
-                        each.committed
-                        for each in server.stub.AppendStream(iter(messages[count:]), timeout=600)
-                    )
-                    our_stream = (time.perf_counter() - started) / count
-                    assert committed == rows * count
-                    rounds[rows].append(
-                        {
-                            "database": stored,
-                            "grpc": called,
-                            "ours": ours,
-                            "grpc_stream": streamed,
-                            "ours_stream": our_stream,
-                        }
-                    )
+                    rounds[rows].append({"database": stored, "grpc": called, "ours": ours})
         for rows, found in rounds.items():
             results[f"{rows} rows a message"] = _result(rows, found)
     if options.peers:
@@ -82,38 +66,26 @@ def main() -> None:
         theirs = json.loads(peers.stdout.splitlines()[-1])
         results["peers, values/s"] = theirs
         for rows in MESSAGES:
-            mine = results[f"{rows} rows a message"]["unary"]["values_per_s"]
+            mine = results[f"{rows} rows a message"]["values_per_s"]
             results[f"{rows} rows a message"]["times mlflow"] = round(mine / theirs["mlflow"])
             results[f"{rows} rows a message"]["times optuna"] = round(mine / theirs["optuna"])
     print(json.dumps(results, indent=2))
 
 
 def _result(rows: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    unary = [
+    of_floor = [
         max(median(each["database"]), median(each["grpc"])) / median(each["ours"])
         for each in rounds
-    ]
-    stream = [
-        max(median(each["database"]), each["grpc_stream"]) / each["ours_stream"] for each in rounds
     ]
     times = {
         name: summary([one for each in rounds for one in each[name]])
         for name in ("database", "grpc", "ours")
     }
     seconds = median(median(each["ours"]) for each in rounds)
-    seconds_stream = median(each["ours_stream"] for each in rounds)
     return {
-        "unary": {
-            "of_floor": round(median(unary), 2),
-            "values_per_s": round(rows * TENSORS / seconds),
-            **times,
-        },
-        "stream": {
-            "of_floor": round(median(stream), 2),
-            "values_per_s": round(rows * TENSORS / seconds_stream),
-            "grpc_ms": round(1e3 * median(each["grpc_stream"] for each in rounds), 3),
-            "ours_ms": round(1e3 * seconds_stream, 3),
-        },
+        "of_floor": round(median(of_floor), 2),
+        "values_per_s": round(rows * TENSORS / seconds),
+        **times,
     }
 
 

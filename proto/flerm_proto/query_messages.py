@@ -22,9 +22,7 @@ from flerm_proto.recording_messages import (
     estimator_to,
     optional,
     parameters_from,
-    parameters_to,
     recording_from,
-    recording_to,
     shapes_from,
     shapes_to,
     struct_from,
@@ -211,17 +209,6 @@ def best_from(message: pb.Best) -> Best:
     )
 
 
-def trajectory_query_to(query: TrajectoryQuery) -> pb.GetTrajectoryRequest:
-    """A question for a trajectory as a message."""
-    return pb.GetTrajectoryRequest(
-        recording_id=query.recording_id,
-        first_step=query.first_step,
-        last_step=query.last_step,
-        pattern=query.pattern,
-        max_points=query.max_points,
-    )
-
-
 def trajectory_query_from(message: pb.GetTrajectoryRequest) -> TrajectoryQuery:
     """A question for a trajectory from a message."""
     return TrajectoryQuery(
@@ -231,27 +218,6 @@ def trajectory_query_from(message: pb.GetTrajectoryRequest) -> TrajectoryQuery:
         pattern=message.pattern,
         max_points=message.max_points,
     )
-
-
-def trajectory_to(recording: Recording, trajectory: Trajectory) -> Iterator[pb.TrajectoryChunk]:
-    """A trajectory as a header, then rows in bounded messages."""
-    yield pb.TrajectoryChunk(
-        header=pb.TrajectoryHeader(
-            recording=recording_to(recording.without_parameters()),
-            parameters=parameters_to(trajectory.parameters),
-            rows=len(trajectory),
-        )
-    )
-    for part in _slices(len(trajectory), 4 * len(trajectory.names) + 32):
-        yield pb.TrajectoryChunk(
-            rows=pb.TrajectoryRows(
-                steps=trajectory.steps[part].tolist(),
-                values=pack(trajectory.values[part]),
-                losses=trajectory.losses[part].tolist(),
-                learning_rates=trajectory.learning_rates[part].tolist(),
-                tokens=trajectory.tokens[part].tolist(),
-            )
-        )
 
 
 def trajectory_from(chunks: Iterable[pb.TrajectoryChunk]) -> tuple[Recording, Trajectory]:

@@ -9,18 +9,16 @@ import threading
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
 from waiting import until
 
-from flerm_core.records.recording import Measurement, ParameterList
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.server import Server
 from flerm_server.settings import ListenAddress, Settings
 from tests.conftest import RegistryProcess, StartRegistry
-from tests.server.given import family, row, spec
+from tests.server.given import family, long_recording, row, spec
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -47,33 +45,16 @@ def connect(address: str, data: bytes) -> socket.socket:
 def test_clients_that_stop_reading_hold_up_nobody(start_registry: StartRegistry):
     """Eight of them, each in the middle of 32 MB: the server waits with a few messages of 1 MiB each, others append."""
     registry = start_registry()
-    tensors = 2000
-    names = tuple(f"layers.{at}.weight" for at in range(tensors))
-    sent = spec(family(), parameters=ParameterList(names, ((1,),) * tensors, ("other",) * tensors))
-    values = np.random.default_rng(0).random(tensors, np.float32)
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
-        stub.StartRecording(
-            pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=20
-        )
-        requests = [
-            pb.AppendRequest(
-                recording_id=sent.id,
-                measurements=[
-                    recording_messages.measurement_to(Measurement(step=at + step, values=values))
-                    for step in range(100)
-                ],
-            )
-            for at in range(0, 4000, 100)
-        ]
-        assert sum(each.committed for each in stub.AppendStream(iter(requests), timeout=60)) == 4000
+        recording = long_recording(stub, rows=4000)
         before = resident(registry)
         channels = [
             grpc.insecure_channel(registry.grpc, options=[("grpc.use_local_subchannel_pool", 1)])
             for _ in range(8)
         ]
         streams = [
-            rpc.RegistryStub(each).GetTrajectory(pb.GetTrajectoryRequest(recording_id=sent.id))
+            rpc.RegistryStub(each).GetTrajectory(pb.GetTrajectoryRequest(recording_id=recording))
             for each in channels
         ]
         for stream in streams:

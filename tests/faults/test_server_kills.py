@@ -34,9 +34,9 @@ RECONNECT = [
 class Writer(threading.Thread):
     """A client that sends rows of one recording, and what was not acknowledged again, until told to stop."""
 
-    def __init__(self, address: str, seed: int, *, streamed: bool) -> None:
+    def __init__(self, address: str, seed: int, *, pipelined: bool) -> None:
         super().__init__()
-        self.address, self.streamed = address, streamed
+        self.address, self.pipelined = address, pipelined
         self.random = np.random.default_rng(seed)
         self.recording = spec(family())
         self.stopping = threading.Event()
@@ -55,7 +55,9 @@ class Writer(threading.Thread):
                 ):
                     pass
                 while not self.stopping.is_set() or self.acknowledged < len(self.sent):
-                    self.calls(lambda: self.stream(stub) if self.streamed else self.unary(stub))
+                    self.calls(
+                        lambda: self.at_once(stub) if self.pipelined else self.one_by_one(stub)
+                    )
         except BaseException as error:
             self.failure = error
 
@@ -83,26 +85,28 @@ class Writer(threading.Thread):
             measurements=map(recording_messages.measurement_to, rows),
         ), count
 
-    def unary(self, stub: rpc.RegistryStub) -> None:
+    def one_by_one(self, stub: rpc.RegistryStub) -> None:
         request, count = self.request(self.acknowledged)
         answer = stub.Append(request, timeout=SECONDS, wait_for_ready=True)
         assert answer.committed == count
         self.acknowledged += count
         self.repeated += answer.duplicates
 
-    def stream(self, stub: rpc.RegistryStub) -> None:
+    def at_once(self, stub: rpc.RegistryStub) -> None:
         first, requests, counts = self.acknowledged, [], []
         for _ in range(30):
             request, count = self.request(first)
             requests.append(request)
             counts.append(count)
             first += count
-        for answer in stub.AppendStream(iter(requests), timeout=SECONDS, wait_for_ready=True):
-            if answer.error_code == grpc.StatusCode.UNAVAILABLE.value[0]:
-                return
-            assert (answer.error_code, answer.committed) == (0, counts[0]), answer.error_message
-            self.acknowledged += counts.pop(0)
-            self.repeated += answer.duplicates
+        answers = [
+            stub.Append.future(request, timeout=SECONDS, wait_for_ready=True)
+            for request in requests
+        ]
+        for answer, count in zip(answers, counts, strict=True):
+            assert answer.result().committed == count
+            self.acknowledged += count
+            self.repeated += answer.result().duplicates
 
 
 @pytest.mark.parametrize("kills", KILLS)
@@ -121,7 +125,7 @@ def test_what_was_acknowledged_is_there_once_and_equal(
         return launch_registry(db, tmp_path / "announce.json", address)
 
     server = launch()
-    writers = [Writer(address, seed, streamed=bool(seed % 2)) for seed in range(4)]
+    writers = [Writer(address, seed, pipelined=bool(seed % 2)) for seed in range(4)]
     try:
         for writer in writers:
             writer.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from held_calls import hold_appends, hold_trajectories
+from waiting import until
 
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
@@ -79,7 +80,6 @@ def test_an_oversized_message_is_refused_by_name_and_the_next_is_served(registry
             f"max_message_bytes: a message of {large.ByteSize()} bytes; at most 4194304 are allowed"
         )
         assert refusal(lambda: stub.Append(large, timeout=20)).startswith(name)
-        assert refusal(lambda: list(stub.AppendStream(iter([large]), timeout=20))).startswith(name)
         huge = pb.AppendRequest(
             recording_id=recording, measurements=[pb.Measurement(step=1, fslr=bytes(20 << 20))]
         )
@@ -100,21 +100,15 @@ def test_an_oversized_body_is_refused_by_name(registry: RegistryProcess):
 
 def test_appends_in_flight_are_limited_by_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(admission, "APPENDS_PER_CLIENT", 2)
-    over = threading.Event()
+    released = hold_appends(monkeypatch, lambda request: request.measurements[0].step < 3)
     with served(tmp_path) as server, grpc.insecure_channel(server.grpc_address.text) as channel:
         stub = rpc.RegistryStub(channel)
         recording = started(stub)
-
-        def open_stream(step: int) -> object:
-            def requests() -> Iterator[pb.AppendRequest]:
-                yield append(recording, step)
-                over.wait(20)
-
-            answers = stub.AppendStream(requests(), timeout=20)
-            assert next(answers).committed == 1
-            return answers
-
-        streams = [open_stream(1), open_stream(2)]
+        in_flight = [stub.Append.future(append(recording, step), timeout=20) for step in (1, 2)]
+        until(
+            lambda: stub.GetRecording(pb.GetRecordingRequest(recording_id=recording)).rows == 2,
+            "no rows",
+        )
         assert refusal(lambda: stub.Append(append(recording, 3), timeout=10)).startswith(
             "appends_per_client: 2 appends"
         )
@@ -122,9 +116,8 @@ def test_appends_in_flight_are_limited_by_client(tmp_path: Path, monkeypatch: py
             server.grpc_address.text, options=[("grpc.use_local_subchannel_pool", 1)]
         ) as other:
             assert rpc.RegistryStub(other).Append(append(recording, 3), timeout=10).committed == 1
-        over.set()
-        for stream in streams:
-            assert list(stream) == []
+        released.set()
+        assert [each.result().committed for each in in_flight] == [1, 1]
         deadline = time.monotonic() + 5
         while True:  # the count goes down just after the client hears of the end
             try:
@@ -136,22 +129,18 @@ def test_appends_in_flight_are_limited_by_client(tmp_path: Path, monkeypatch: py
 
 def test_streams_leave_threads_for_other_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(server_module, "KEPT_FOR_SHORT_CALLS", server_module.THREADS - 2)
-    over = threading.Event()
+    released = hold_trajectories(monkeypatch)
     with served(tmp_path) as server, grpc.insecure_channel(server.grpc_address.text) as channel:
         stub = rpc.RegistryStub(channel)
         recording = started(stub)
-
-        def requests(step: int) -> Iterator[pb.AppendRequest]:
-            yield append(recording, step)
-            over.wait(20)
-
-        streams = [stub.AppendStream(requests(step), timeout=20) for step in (1, 2)]
-        assert [next(stream).committed for stream in streams] == [1, 1]
-        assert refusal(lambda: list(stub.AppendStream(requests(3), timeout=10))).startswith(
+        asked = pb.GetTrajectoryRequest(recording_id=recording)
+        streams = [stub.GetTrajectory(asked, timeout=20) for _ in range(2)]
+        assert [next(stream).header.rows for stream in streams] == [0, 0]
+        assert refusal(lambda: list(stub.GetTrajectory(asked, timeout=10))).startswith(
             "streams: 2 streams are open"
         )
         assert stub.Append(append(recording, 3), timeout=10).committed == 1
-        over.set()
+        released.set()
         for stream in streams:
             assert list(stream) == []
 

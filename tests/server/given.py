@@ -10,6 +10,9 @@ import numpy as np
 
 from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.recording import Attempt, Measurement, ParameterList, RecordingSpec
+from flerm_proto import recording_messages
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.store.interface import Batch
 
 NAMES = ("layers.0.weight", "layers.1.weight", "readout.weight")
@@ -49,3 +52,21 @@ def rows(*steps: int) -> tuple[Measurement, ...]:
 def batch(recording_id: str, *measurements: Measurement, attempt: int = 0) -> Batch:
     """Rows as the store takes them."""
     return Batch(recording_id, MeasurementBatch.of(measurements), attempt)
+
+
+def long_recording(stub: rpc.RegistryStub, *, rows: int, tensors: int = 2000) -> str:
+    """The id of a recording of `rows` rows, more than a stream that nobody reads holds on its way: 8 KB a row."""
+    names = tuple(f"layers.{at}.weight" for at in range(tensors))
+    parameters = ParameterList(names, ((1,),) * tensors, ("other",) * tensors)
+    sent = spec(family(), parameters=parameters)
+    start = pb.StartRecordingRequest(spec=recording_messages.spec_to(sent))
+    stub.StartRecording(start, timeout=20)
+    values = np.random.default_rng(0).random(tensors, np.float32)
+    for first in range(0, rows, 100):
+        measurements = [
+            recording_messages.measurement_to(Measurement(step=step, values=values))
+            for step in range(first, first + 100)
+        ]
+        request = pb.AppendRequest(recording_id=sent.id, measurements=measurements)
+        assert stub.Append(request, timeout=20).committed == 100
+    return sent.id

@@ -29,7 +29,6 @@ from flerm_server.store.interface import (
 )
 
 SECONDS = 20
-CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class RemoteStore(Store):
@@ -98,20 +97,19 @@ class RemoteStore(Store):
         return Started(found.recording_id, found.attempt, found.created)
 
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
-        requests = [
-            pb.AppendRequest(
-                recording_id=batch.recording_id,
-                attempt=batch.attempt,
-                measurements=map(recording_messages.measurement_to, batch.rows),
-            )
-            for batch in batches
-        ]
-        return [
-            error_of(CODES[each.error_code], each.error_message)
-            if each.error_code
-            else Appended(each.committed, each.duplicates)
-            for each in self.stub.AppendStream(iter(requests), timeout=SECONDS)
-        ]
+        return [self._append_batch(batch) for batch in batches]
+
+    def _append_batch(self, batch: Batch) -> Appended | FlermError:
+        request = pb.AppendRequest(
+            recording_id=batch.recording_id,
+            attempt=batch.attempt,
+            measurements=map(recording_messages.measurement_to, batch.rows),
+        )
+        try:
+            answer = self._call("Append", request)
+        except FlermError as error:
+            return error
+        return Appended(answer.committed, answer.duplicates)
 
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
         return recording_messages.recording_from(

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ from flerm_server.cli import app
 from flerm_server.settings import ListenAddress, Settings
 from tests.conftest import PostgresCluster, RegistryProcess, StartRegistry
 from tests.server.conftest import migrate
-from tests.server.given import attempt, family, row, spec
+from tests.server.given import attempt, family, long_recording, row, spec
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -80,32 +79,17 @@ def test_what_was_acknowledged_is_there_after_a_kill(start_registry: StartRegist
 
 
 def test_a_call_in_flight_ends_before_the_server_does(start_registry: StartRegistry):
-    """A stream that is open when SIGTERM comes may send its rest within the drain time."""
+    """A trajectory that a client has begun to read when SIGTERM comes may be read to its end within the drain time."""
     registry = start_registry(options=("--drain", "10"))
-    sent = spec(family())
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
-        stub.StartRecording(
-            pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=10
+        chunks = stub.GetTrajectory(
+            pb.GetTrajectoryRequest(recording_id=long_recording(stub, rows=4000)), timeout=20
         )
-        answered = threading.Event()
-
-        def requests():
-            for step in range(1, 4):
-                yield pb.AppendRequest(
-                    recording_id=sent.id,
-                    measurements=[recording_messages.measurement_to(row(step))],
-                )
-                assert answered.wait(10)
-
-        answers = []
-        for answer in stub.AppendStream(requests(), timeout=20):
-            answers.append(answer.committed)
-            if len(answers) == 1:
-                registry.process.send_signal(signal.SIGTERM)
-                wait_until(lambda: '"event": "stopping"' in "".join(registry.output))
-            answered.set()
-    assert answers == [1, 1, 1]
+        assert next(chunks).header.rows == 4000
+        registry.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: '"event": "stopping"' in "".join(registry.output))
+        assert sum(len(chunk.rows.steps) for chunk in chunks) == 4000
     assert registry.process.wait(30) == 0
 
 
@@ -336,26 +320,3 @@ def test_bad_input_gets_a_status_and_a_sentence(registry: RegistryProcess):
             found, sentence = status(stub, method, request)
             assert (found, part in sentence) == (code, True), sentence
             assert "\n" not in sentence
-
-
-def test_a_refusal_on_a_stream_is_answered_in_place(registry: RegistryProcess):
-    sent = spec(family())
-    with grpc.insecure_channel(registry.grpc) as channel:
-        stub = rpc.RegistryStub(channel)
-        stub.StartRecording(
-            pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=10
-        )
-        rows = [row(1), row(1, 9, 9, 9), row(2)]
-        requests = [
-            pb.AppendRequest(
-                recording_id=sent.id, measurements=[recording_messages.measurement_to(each)]
-            )
-            for each in rows
-        ]
-        answers = list(stub.AppendStream(iter(requests), timeout=10))
-    assert [(each.committed, each.error_code) for each in answers] == [
-        (1, 0),
-        (0, grpc.StatusCode.ALREADY_EXISTS.value[0]),
-        (1, 0),
-    ]
-    assert "step 1" in answers[1].error_message

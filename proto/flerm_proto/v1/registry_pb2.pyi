@@ -238,16 +238,12 @@ class AppendRequest(_message.Message):
     def __init__(self, recording_id: _Optional[str] = ..., attempt: _Optional[int] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
 
 class AppendResponse(_message.Message):
-    __slots__ = ("committed", "duplicates", "error_code", "error_message")
+    __slots__ = ("committed", "duplicates")
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     DUPLICATES_FIELD_NUMBER: _ClassVar[int]
-    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
-    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     committed: int
     duplicates: int
-    error_code: int
-    error_message: str
-    def __init__(self, committed: _Optional[int] = ..., duplicates: _Optional[int] = ..., error_code: _Optional[int] = ..., error_message: _Optional[str] = ...) -> None: ...
+    def __init__(self, committed: _Optional[int] = ..., duplicates: _Optional[int] = ...) -> None: ...
 
 class FinishRecordingRequest(_message.Message):
     __slots__ = ("recording_id", "attempt", "status", "final_loss", "final_step", "tokens")

@@ -39,11 +39,6 @@ class RegistryStub(object):
                 request_serializer=flerm__proto_dot_v1_dot_registry__pb2.AppendRequest.SerializeToString,
                 response_deserializer=flerm__proto_dot_v1_dot_registry__pb2.AppendResponse.FromString,
                 )
-        self.AppendStream = channel.stream_stream(
-                '/flerm.registry.v1.Registry/AppendStream',
-                request_serializer=flerm__proto_dot_v1_dot_registry__pb2.AppendRequest.SerializeToString,
-                response_deserializer=flerm__proto_dot_v1_dot_registry__pb2.AppendResponse.FromString,
-                )
         self.FinishRecording = channel.unary_unary(
                 '/flerm.registry.v1.Registry/FinishRecording',
                 request_serializer=flerm__proto_dot_v1_dot_registry__pb2.FinishRecordingRequest.SerializeToString,
@@ -127,13 +122,6 @@ class RegistryServicer(object):
     def Append(self, request, context):
         """Answers only after the rows are committed. The same (recording, attempt, step) with the same content is one row
         and no error; with other content ALREADY_EXISTS. A request is stored whole or refused whole.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def AppendStream(self, request_iterator, context):
-        """The same, many requests on one stream; answers come in the order of the requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,11 +220,6 @@ def add_RegistryServicer_to_server(servicer, server):
             ),
             'Append': grpc.unary_unary_rpc_method_handler(
                     servicer.Append,
-                    request_deserializer=flerm__proto_dot_v1_dot_registry__pb2.AppendRequest.FromString,
-                    response_serializer=flerm__proto_dot_v1_dot_registry__pb2.AppendResponse.SerializeToString,
-            ),
-            'AppendStream': grpc.stream_stream_rpc_method_handler(
-                    servicer.AppendStream,
                     request_deserializer=flerm__proto_dot_v1_dot_registry__pb2.AppendRequest.FromString,
                     response_serializer=flerm__proto_dot_v1_dot_registry__pb2.AppendResponse.SerializeToString,
             ),
@@ -380,23 +363,6 @@ class Registry(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/flerm.registry.v1.Registry/Append',
-            flerm__proto_dot_v1_dot_registry__pb2.AppendRequest.SerializeToString,
-            flerm__proto_dot_v1_dot_registry__pb2.AppendResponse.FromString,
-            options, channel_credentials,
-            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
-
-    @staticmethod
-    def AppendStream(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(request_iterator, target, '/flerm.registry.v1.Registry/AppendStream',
             flerm__proto_dot_v1_dot_registry__pb2.AppendRequest.SerializeToString,
             flerm__proto_dot_v1_dot_registry__pb2.AppendResponse.FromString,
             options, channel_credentials,

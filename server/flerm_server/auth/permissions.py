@@ -17,7 +17,6 @@ RPCS: Mapping[str, Scope] = {
     "RegisterFamily": Scope.WRITE,
     "StartRecording": Scope.WRITE,
     "Append": Scope.WRITE,
-    "AppendStream": Scope.WRITE,
     "FinishRecording": Scope.WRITE,
     "RenewLease": Scope.WRITE,
     "TagRecording": Scope.WRITE,

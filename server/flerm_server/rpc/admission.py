@@ -21,7 +21,6 @@ from flerm_server.auth.principal import Principal
 MAX_MESSAGE_BYTES = 4 << 20
 HARD_MESSAGE_BYTES = 2 * MAX_MESSAGE_BYTES
 APPENDS_PER_CLIENT = 64
-APPENDS = frozenset({"Append", "AppendStream"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ class Admission:
     @contextmanager
     def in_flight(self, method: str, peer: str, *, streaming: bool) -> Iterator[None]:
         """Counts the call while it goes on. Raises `LimitExceeded` naming the limit."""
-        appends = method.rsplit("/", 1)[-1] in APPENDS
+        appends = method.rsplit("/", 1)[-1] == "Append"
         anybody = (
             rpc_needs(method) is None
         )  # who watches the health must not take the streams of those who have a token
@@ -105,7 +104,7 @@ class Admission:
             if appends and self._appends[peer] >= APPENDS_PER_CLIENT:
                 raise LimitExceeded(
                     f"appends_per_client: {APPENDS_PER_CLIENT} appends of this connection are in flight, the most that may be; "
-                    "wait for answers, or send them on one AppendStream"
+                    "wait for answers"
                 )
             self._streams[anybody] += streaming
             self._appends[peer] += appends

@@ -26,7 +26,6 @@ MAX_REQUEST_ID = 64
 # Said at once, so that the log tells who changed what; rows and renewals come by the thousand.
 TOLD = frozenset(name for name, scope in RPCS.items() if scope >= Scope.WRITE) - {
     "Append",
-    "AppendStream",
     "RenewLease",
 }
 
@@ -91,7 +90,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
                     self._call(call),
                     self._admission.in_flight(method, context.peer(), streaming=True),
                 ):
-                    yield from self._stream(call, act, request, taking=handler.request_streaming)
+                    yield from self._stream(call, act, request)
 
             make = (
                 grpc.stream_stream_rpc_method_handler
@@ -118,26 +117,20 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         call.token = identity.token_id if identity else ""
         return identity
 
-    def _stream(self, call: Call, act: Any, request: Any, *, taking: bool) -> Iterator[Any]:
+    def _stream(self, call: Call, act: Any, request: Any) -> Iterator[Any]:
         """The answers. They are made in a context of their own: a generator may be continued and closed from any thread."""
         context = copy_context()
         identity = self._identify(call)
+        # Only reflection, which is open to everybody, takes a stream of requests.
         if identity is None:
+            several = isinstance(request, Iterator)
             yield from act(
-                map(raise_if_rejected, request) if taking else raise_if_rejected(request),
+                map(raise_if_rejected, request) if several else raise_if_rejected(request),
                 call.context,
             )
             return
         still_welcome = self._admission.recheck_token(call.method, call.authorization)
-
-        def arriving() -> Iterator[Any]:
-            for each in request:
-                still_welcome()
-                yield raise_if_rejected(each)
-
-        answers = context.run(
-            _act, identity, act, arriving() if taking else raise_if_rejected(request), call.context
-        )
+        answers = context.run(_act, identity, act, raise_if_rejected(request), call.context)
         end = object()
         while (answer := context.run(next, answers, end)) is not end:
             yield answer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextvars import copy_context
 from typing import Any, TypeVar
 
 import grpc
@@ -11,20 +10,18 @@ import numpy as np
 from google.protobuf.json_format import Error as JsonError
 from numpy.typing import NDArray
 
-from flerm_core.errors import FlermError, InvalidInput, Unreachable
+from flerm_core.errors import FlermError, InvalidInput
 from flerm_core.records import validation
 from flerm_core.records.packing import pack
 from flerm_core.records.recording import Attempt, now
 from flerm_proto import query_messages, recording_messages
 from flerm_proto.query_messages import MAX_CHUNK_BYTES
-from flerm_proto.status_codes import code_of
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.metrics import Metrics
-from flerm_server.rpc.read_ahead import ReadAhead
 from flerm_server.store import queries
-from flerm_server.store.group_commit import GroupCommit, PendingAppend
+from flerm_server.store.group_commit import GroupCommit
 from flerm_server.store.interface import Batch, Rows, Store
 from flerm_server.store.sql.auxiliary_codec import decode
 from flerm_server.version import version
@@ -110,42 +107,9 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
 
     def Append(self, request: pb.AppendRequest, context: grpc.ServicerContext) -> pb.AppendResponse:
         """Stores rows; answers when they are committed."""
-        return self._stored(self._submit(request))
-
-    def AppendStream(
-        self, request_iterator: Iterator[pb.AppendRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.AppendResponse]:
-        """Stores rows request by request. A refusal is answered in place; an unreachable database ends the stream.
-
-        Requests are read ahead, so that those which arrive while others are written share the next commit.
-        """
-
-        context_of_reader = copy_context()  # who asks is known on the reading thread too
-
-        def take(request: pb.AppendRequest) -> PendingAppend | FlermError:
-            try:
-                return context_of_reader.run(self._submit, request)
-            except FlermError as error:
-                return error
-
-        for taken in ReadAhead(request_iterator, take, pb.AppendRequest.ByteSize):
-            try:
-                if isinstance(taken, FlermError):
-                    raise taken
-                yield self._stored(taken)
-            except Unreachable:
-                raise
-            except FlermError as error:
-                code: int = code_of(error).value[0]  # type: ignore[index, unused-ignore]
-                yield pb.AppendResponse(error_code=code, error_message=str(error))
-
-    def _submit(self, request: pb.AppendRequest) -> PendingAppend:
         self._store.may_write(request.recording_id)
         rows = _read("measurements", lambda: recording_messages.block_from(request.measurements))
-        return self._ingest.submit(Batch(request.recording_id, rows, request.attempt))
-
-    def _stored(self, pending: PendingAppend) -> pb.AppendResponse:
-        stored = self._ingest.finish(pending)
+        stored = self._ingest.append(Batch(request.recording_id, rows, request.attempt))
         self._metrics.rows.inc(stored.committed - stored.duplicates)
         if stored.duplicates:
             self._metrics.duplicates.inc(stored.duplicates)

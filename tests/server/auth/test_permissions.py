@@ -11,13 +11,14 @@ import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from held_calls import hold_trajectories
 from starlette.routing import BaseRoute, Mount
 
 from flerm_core.records.recording import Ending
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
-from flerm_server.auth.authenticator import Authenticator
+from flerm_server.auth.authenticator import RECHECK_SECONDS, Authenticator
 from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.auth.credentials import TOKEN, Secret
 from flerm_server.auth.permissions import RPCS, path_needs, rpc_needs
@@ -124,7 +125,7 @@ def request(locked: Locked, method: str) -> Any:
         more = {"lr": 1e-3, "names": NAMES} if method == "GetTargets" else {}
         return getattr(pb, f"{method}Request")(family=locked.family, **more)
     recording = locked.recording(ended=method.startswith("Get"))
-    if method in ("Append", "AppendStream"):
+    if method == "Append":
         return pb.AppendRequest(
             recording_id=recording, measurements=[recording_messages.measurement_to(row(3))]
         )
@@ -143,20 +144,12 @@ def call(channel: grpc.Channel, method: str, message: Any, token: str) -> tuple[
     kind = SERVICE.methods_by_name[method]
     metadata = [("authorization", f"Bearer {token}")] if token else []
     try:
-        sent = iter([message]) if kind.client_streaming else message
-        answer = getattr(rpc.RegistryStub(channel), method)(sent, timeout=20, metadata=metadata)
+        answer = getattr(rpc.RegistryStub(channel), method)(message, timeout=20, metadata=metadata)
         answer = list(answer) if kind.server_streaming else answer
     except grpc.RpcError as error:
         return (
             next(word for word, code in CODES.items() if code == error.code()),
             error.details(),
-            None,
-        )
-    in_place = answer[0].error_code if method == "AppendStream" else 0
-    if in_place:
-        return (
-            next(word for word, code in CODES.items() if code.value[0] == in_place),
-            answer[0].error_message,
             None,
         )
     return OK, "", answer
@@ -366,9 +359,10 @@ def test_probes_and_the_login_page_need_no_token(locked: Locked, path: str):
     assert httpx.get(f"http://{locked.server.http_address.text}{path}").status_code == 200
 
 
-def test_a_first_token_locks_an_open_registry_and_revoking_ends_what_is_open(tmp_path):
+def test_a_first_token_locks_an_open_registry_and_revoking_ends_what_is_open(tmp_path, monkeypatch):
     """Seen by a server that runs, though another store made and revoked it; streams that are open end."""
     db = f"sqlite:///{tmp_path}/registry.db"
+    released = hold_trajectories(monkeypatch)
     server = Server(Settings(db=db, grpc=HERE, http=HERE, drain_seconds=1))
     server.start()
     console = open_store(db)
@@ -390,18 +384,16 @@ def test_a_first_token_locks_an_open_registry_and_revoking_ends_what_is_open(tmp
                 assert time.monotonic() < deadline
             assert call(channel, "ServerInfo", pb.ServerInfoRequest(), secret.text)[0] == OK
 
-            def appends() -> Iterator[pb.AppendRequest]:
-                for step in range(1, 200):
-                    yield pb.AppendRequest(
-                        recording_id=sent.id,
-                        measurements=[recording_messages.measurement_to(row(step))],
-                    )
-                    time.sleep(0.05)
-
-            stream = rpc.RegistryStub(channel).AppendStream(
-                appends(), timeout=20, metadata=[("authorization", f"Bearer {secret.text}")]
+            bearer = [("authorization", f"Bearer {secret.text}")]
+            stub = rpc.RegistryStub(channel)
+            append = pb.AppendRequest(
+                recording_id=sent.id, measurements=[recording_messages.measurement_to(row(1))]
             )
-            assert next(stream).committed == 1
+            assert stub.Append(append, timeout=20, metadata=bearer).committed == 1
+            stream = stub.GetTrajectory(
+                pb.GetTrajectoryRequest(recording_id=sent.id), timeout=20, metadata=bearer
+            )
+            assert next(stream).header.rows == 1
             url = f"http://{server.http_address.text}/api/v1/recordings/{sent.id}/events"
             with httpx.stream(
                 "GET", url, headers={"Authorization": f"Bearer {secret.text}"}, timeout=20
@@ -412,6 +404,8 @@ def test_a_first_token_locks_an_open_registry_and_revoking_ends_what_is_open(tmp
                 assert (
                     call(channel, "ServerInfo", pb.ServerInfoRequest(), secret.text)[0] == NOBODY
                 )  # at once
+                time.sleep(RECHECK_SECONDS)
+                released.set()
                 with pytest.raises(grpc.RpcError) as ended:
                     list(stream)
                 assert (ended.value.code(), "was revoked" in ended.value.details()) == (

@@ -279,7 +279,7 @@ def test_health_and_metrics(backend: Backend, http: httpx.Client):
     backend.remote.start(sent)
     backend.remote.append_many([batch(sent.id, *rows(1, 2))])
     text = http.get("/metrics").text
-    assert 'flerm_calls_total{code="OK",method="AppendStream",protocol="grpc"}' in text
+    assert 'flerm_calls_total{code="OK",method="Append",protocol="grpc"}' in text
     assert 'flerm_calls_total{code="200",method="GET /readyz",protocol="http"}' in text
     assert "flerm_rows_committed_total" in text
 
