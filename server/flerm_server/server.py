@@ -23,6 +23,7 @@ from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server import tracing
 from flerm_server.auth.authenticator import Authenticator
 from flerm_server.auth.authorized_store import AuthorizedStore
+from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.http.api.events import EventStreams
 from flerm_server.http.app import create_app
 from flerm_server.http.request_timeout import RequestHeadTimeoutProtocol
@@ -64,15 +65,16 @@ class Server:
         )
         store = open_store(settings.db, lease_seconds=settings.lease_seconds)
         self._store: Store = store
-        metrics, gate = Metrics(), Authenticator(store.tokens)
-        guarded = AuthorizedStore(store, recordings_per_token=settings.recordings_per_token)
+        tokens = SqlTokenStore(store.engine)
+        metrics, gate = Metrics(), Authenticator(tokens)
+        authorized = AuthorizedStore(store, recordings_per_token=settings.recordings_per_token)
         self._health = health.HealthServicer()
         try:
-            settings.check(has_tokens=store.tokens.any())
+            settings.check(has_tokens=tokens.any_exist())
             self._socket = _listen(settings.http)
             try:
                 self._grpc = _grpc_server(
-                    RegistryService(store, guarded, metrics), metrics, gate, self._health, settings
+                    RegistryService(authorized, metrics), metrics, gate, self._health, settings
                 )
                 self.grpc_address = _bind(self._grpc, settings.grpc, certificate)
             except BaseException:
@@ -84,7 +86,7 @@ class Server:
         self.http_address = ListenAddress(settings.http.host, self._socket.getsockname()[1])
         self._streams = EventStreams(metrics.event_streams)
         app = create_app(
-            guarded,
+            authorized,
             gate,
             metrics,
             local_only=settings.local_only,

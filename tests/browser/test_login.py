@@ -9,6 +9,7 @@ import browser as chromium
 import pytest
 from playwright.sync_api import Browser, expect
 
+from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql.store import SqlStore, open_store
 from tests.conftest import RegistryProcess, launch_registry
 from tests.server.given import batch, rows, spec
@@ -27,7 +28,7 @@ class Locked:
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
     folder = tmp_path_factory.mktemp("locked")
     store = open_store(f"sqlite:///{folder}/registry.db")
-    token = store.tokens.create("reader", "read")[1].text
+    token = SqlTokenStore(store.engine).create("reader", "read")[1].text
     registry = launch_registry(f"sqlite:///{folder}/registry.db", folder / "announce.json")
     yield Locked(registry, store, token)
     store.close()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from waiting import until
 
+from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster, free_port, launch_registry
 from tests.server.conftest import migrate
@@ -64,7 +65,9 @@ def proxied(postgres: PostgresCluster, tmp_path: Path) -> Iterator[Proxied]:
     )
     db = migrate(postgres.new_database())
     store = open_store(db)
-    writer, reader = (store.tokens.create(scope, scope)[1].text for scope in ("write", "read"))
+    writer, reader = (
+        SqlTokenStore(store.engine).create(scope, scope)[1].text for scope in ("write", "read")
+    )
     store.close()
     servers = [
         launch_registry(db, tmp_path / f"{at}.json", options=("--tls-terminated-upstream",))

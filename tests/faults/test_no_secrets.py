@@ -15,6 +15,7 @@ from flerm_client import RegistryClient
 from flerm_core.errors import FlermError
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
 from tests.server.given import NAMES, PARAMETERS
@@ -42,7 +43,7 @@ def run(token: str, registry: str, *arguments: str) -> subprocess.CompletedProce
 @pytest.mark.slow
 def test_the_secret_is_nowhere_else(start_registry: StartRegistry, tmp_path: Path):
     store = open_store(f"sqlite:///{tmp_path}/registry.db")
-    token, made = store.tokens.create("job", "admin")
+    token, made = SqlTokenStore(store.engine).create("job", "admin")
     secret = made.text
     registry = start_registry(options=("--log-level", "debug"))
     seen: dict[str, str] = {}
@@ -85,7 +86,7 @@ def test_the_secret_is_nowhere_else(start_registry: StartRegistry, tmp_path: Pat
     seen["wrong login"] = httpx.post(
         f"{registry.http}/login", data={"token": f"{secret}x"}, headers=origin
     ).text
-    store.tokens.revoke(token.id)
+    SqlTokenStore(store.engine).revoke(token.id)
     with RegistryClient(registry.address, secret) as client, pytest.raises(FlermError) as refused:
         client.info()
     seen["revoked"] = str(refused.value)

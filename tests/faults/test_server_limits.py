@@ -19,6 +19,7 @@ from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server import server as server_module
+from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.http import middleware, request_timeout
 from flerm_server.rpc import admission
 from flerm_server.server import Server
@@ -148,8 +149,8 @@ def test_streams_leave_threads_for_other_calls(tmp_path: Path, monkeypatch: pyte
 def test_recordings_of_one_token_are_limited(tmp_path: Path):
     store = open_store(f"sqlite:///{tmp_path}/registry.db")
     (_, mine), (_, others) = (
-        store.tokens.create("mine", "write"),
-        store.tokens.create("others", "write"),
+        SqlTokenStore(store.engine).create("mine", "write"),
+        SqlTokenStore(store.engine).create("others", "write"),
     )
     with (
         served(tmp_path, recordings_per_token=2) as server,

@@ -19,6 +19,7 @@ from waiting import until
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
 from tests.server.given import family, row, spec
@@ -83,8 +84,8 @@ def test_logs_name_the_request_and_the_token_but_never_its_secret(
 ):
     store = open_store(f"sqlite:///{tmp_path}/registry.db")
     (writer, secret), (reader, other) = (
-        store.tokens.create("writer", "write"),
-        store.tokens.create("reader", "read"),
+        SqlTokenStore(store.engine).create("writer", "write"),
+        SqlTokenStore(store.engine).create("reader", "read"),
     )
     store.close()
     registry = start_registry(options=("--log-level", "debug"))

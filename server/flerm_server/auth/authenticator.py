@@ -1,75 +1,93 @@
-"""Who is let in."""
+"""Finds out who makes a call, from what the caller presents."""
 
 from __future__ import annotations
 
 import threading
 import time
+from typing import Protocol
 
 from flerm_core.errors import Unauthenticated
 from flerm_server.auth.credentials import SESSION, TOKEN, Secret
 from flerm_server.auth.principal import ANYBODY, Principal
-from flerm_server.auth.sql_tokens import SqlTokenStore
 
-# How often an open registry looks whether it got its first token, and a long stream whether its token still holds.
+# How often an open registry checks whether it got its first token, and a long stream whether its
+# token still counts.
 RECHECK_SECONDS = 1.0
 
 
-class Authenticator:
-    """Turns what was presented into an `Principal`.
+class TokenStore(Protocol):
+    """Where tokens and sessions are kept. All methods may be called from any thread."""
 
-    A registry in which a token was ever made lets in nobody without one, whatever its address; one without any lets in
-    everybody (it does not start that way on an address that others can reach).
+    def any_exist(self) -> bool:
+        """Whether any token was ever made, revoked ones included."""
+
+    def authenticate(self, secret: Secret) -> Principal:
+        """Whose secret `secret` is.
+
+        Raises `Unauthenticated` for one that is unknown, revoked or has expired.
+        """
+
+    def open_session(self, token_id: str) -> Secret:
+        """A new session of that token, which may read what the token may."""
+
+    def close_session(self, secret: Secret) -> None:
+        """Ends the session that `secret` is of, if there is one."""
+
+
+class Authenticator:
+    """Turns what a caller presents into a `Principal`.
+
+    Once a token was ever made, the registry needs one from every caller, whatever its address.
+    A registry without any token accepts everybody (the server does not start that way on an
+    address that other hosts can reach).
     """
 
-    def __init__(self, tokens: SqlTokenStore) -> None:
-        """Lets in who has one of `tokens`."""
+    def __init__(self, tokens: TokenStore) -> None:
+        """Accepts those who have one of `tokens`."""
         self.tokens = tokens
-        self._locked = False
-        self._looked = -RECHECK_SECONDS
-        self._looking = threading.Lock()
+        self._tokens_required = False
+        self._last_check = -RECHECK_SECONDS
+        self._checking = threading.Lock()
 
     @property
-    def locked(self) -> bool:
-        """Whether a token is needed. A first token that another process made is seen within a second."""
-        if not self._locked and time.monotonic() - self._looked >= RECHECK_SECONDS:
-            with self._looking:
-                self._locked = self._locked or self.tokens.any()
-                self._looked = time.monotonic()
-        return self._locked
+    def tokens_required(self) -> bool:
+        """Whether callers need a token.
 
-    def by_header(self, authorization: str) -> Principal:
-        """Who sends that Authorization header ("Bearer flerm_…"). Raises `Unauthenticated`."""
+        A first token that another process made is noticed within `RECHECK_SECONDS`.
+        """
+        if not self._tokens_required and time.monotonic() - self._last_check >= RECHECK_SECONDS:
+            with self._checking:
+                self._tokens_required = self._tokens_required or self.tokens.any_exist()
+                self._last_check = time.monotonic()
+        return self._tokens_required
+
+    def from_header(self, authorization: str) -> Principal:
+        """Who sends the header `Authorization: Bearer flerm_…`. Raises `Unauthenticated`."""
         if not authorization:
-            return self._without()
-        kind, _, text = authorization.partition(" ")
-        if kind.lower() != "bearer":
-            if not self.locked:
+            return self._anonymous()
+        scheme, _, text = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            if not self.tokens_required:
                 return ANYBODY
             raise Unauthenticated("authorization: only Bearer and a token is allowed")
-        return self._with(TOKEN, text.strip())
+        return self._verify(TOKEN, text.strip())
 
-    def by_cookie(self, session: str) -> Principal:
-        """Who sends that session cookie. Raises `Unauthenticated`."""
-        return self._with(SESSION, session) if session else self._without()
+    def from_cookie(self, session: str) -> Principal:
+        """Who sends that session cookie; empty for none. Raises `Unauthenticated`."""
+        return self._verify(SESSION, session) if session else self._anonymous()
 
-    def _without(self) -> Principal:
-        if self.locked:
+    def _anonymous(self) -> Principal:
+        if self.tokens_required:
             raise Unauthenticated(
-                "this registry wants a token: set FLERM_TOKEN or FLERM_TOKEN_FILE, or send the header 'Authorization: Bearer …'"
+                "this registry wants a token: set FLERM_TOKEN or FLERM_TOKEN_FILE, "
+                "or send the header 'Authorization: Bearer …'"
             )
         return ANYBODY
 
-    def _with(self, kind: str, text: str) -> Principal:
-        secret = Secret.read(kind, text)
-        found = (
-            self.tokens.identify(secret) if secret is not None else "is unknown to this registry"
-        )
-        if isinstance(found, Principal):
-            return found
-        if not self.locked:
-            return ANYBODY
-        what = "token" if kind == TOKEN else "session"
-        # The id is no secret; the rest of what was sent may be, and is not repeated.
-        raise Unauthenticated(
-            f"the {what} {secret.id + ' ' if secret else ''}{found}; ask for another"
-        )
+    def _verify(self, kind: str, text: str) -> Principal:
+        try:
+            return self.tokens.authenticate(Secret.parse(kind, text))
+        except Unauthenticated:
+            if not self.tokens_required:
+                return ANYBODY
+            raise

@@ -1,4 +1,4 @@
-"""A store that gives each asker what is theirs."""
+"""A store in which each principal sees and changes only what it may."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flerm_core.matching.base_selection import Sources
 from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
 from flerm_server.auth.principal import Scope, current_principal
+from flerm_server.store.group_commit import GroupCommit
 from flerm_server.store.interface import (
     Appended,
     Batch,
@@ -26,16 +27,23 @@ from flerm_server.store.interface import (
 
 
 class AuthorizedStore(Store):
-    """`store`, as the one who asks in this context may use it (`identity.present`): within its family, signed with its name.
+    """`store`, restricted to what the principal of the current context may use.
 
-    Raises `PermissionDenied` for what is not of its family. Which scope a call needs is `rules`'; that a writer has at least
-    the scope to write is seen here once more, so that a call nobody checked writes nothing.
+    Reads and writes stay within the family or team that the principal is bound to, and what is
+    made is signed with the principal's name. Raises `PermissionDenied` for anything else, and
+    `LookupError` in a context without a principal (see `current_principal`). `permissions` says
+    which scope a call needs, and the transports check that; this class checks the scope again for
+    whatever writes, so that a call which no transport checked writes nothing.
+
+    Transports get no other store than this one. `info` alone needs no principal: readiness probes
+    have none.
     """
 
     def __init__(self, store: Store, *, recordings_per_token: int = 0) -> None:
-        """`recordings_per_token`: as many as one token may start; 0: any number."""
+        """`recordings_per_token`: how many recordings one token may start; 0: any number."""
         self._store = store
-        self._quota = recordings_per_token
+        self._recordings_per_token = recordings_per_token
+        self._group_commit = GroupCommit(store)
 
     @override
     def info(self) -> StoreInfo:
@@ -45,14 +53,14 @@ class AuthorizedStore(Store):
     def register_family(
         self, name: str, *, description: str = "", blocks: Sequence[str] = (), created_by: str = ""
     ) -> Family:
-        current_principal().must(Scope.WRITE, name)
+        current_principal().require(Scope.WRITE, name)
         return self._store.register_family(
             name, description=description, blocks=blocks, created_by=current_principal().text
         )
 
     @override
     def family(self, name: str, *, within: str = "") -> Family:
-        current_principal().must(Scope.READ, name)
+        current_principal().require(Scope.READ, name)
         return self._store.family(name, within=current_principal().family)
 
     @override
@@ -68,12 +76,12 @@ class AuthorizedStore(Store):
 
     @override
     def rename_family(self, name: str, new_name: str) -> Family:
-        current_principal().must(Scope.ADMIN, name)
-        current_principal().must(Scope.ADMIN, new_name)
+        current_principal().require(Scope.ADMIN, name)
+        current_principal().require(Scope.ADMIN, new_name)
         try:
             return self._store.rename_family(name, new_name)
         except NotFound:
-            self.family(name)  # says so itself, and names none but the asker's own
+            self.family(name)  # raises `NotFound` that names only families of the principal
             raise
 
     @override
@@ -85,45 +93,54 @@ class AuthorizedStore(Store):
         created_by: str = "",
         most_recordings: int = 0,
     ) -> Started:
-        current_principal().must(Scope.WRITE, spec.family)
-        if current_principal().family:
-            with suppress(
-                NotFound
-            ):  # one that is there may be of another family than its sender thinks
-                self._may(Scope.WRITE, spec.id)
-        by = current_principal().text
+        current_principal().require(Scope.WRITE, spec.family)
+        principal = current_principal()
+        if principal.family:
+            # The id may be of a recording in another family than the specification says.
+            with suppress(NotFound):
+                self._require(Scope.WRITE, spec.id)
         return self._store.start(
-            spec, attempt, created_by=by, most_recordings=self._quota if by else 0
+            spec,
+            attempt,
+            created_by=principal.text,
+            most_recordings=self._recordings_per_token if principal.text else 0,
         )
 
     @override
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
         for batch in batches:
-            self.may_write(batch.recording_id)
+            self._require(Scope.WRITE, batch.recording_id)
         return self._store.append_many(batches)
 
-    def may_write(self, recording_id: str) -> None:
-        """Raises `PermissionDenied` unless who asks may write to that recording, `NotFound` where a bound one asks for none."""
-        self._may(Scope.WRITE, recording_id)
+    def append(self, batch: Batch) -> Appended:
+        """Stores `batch` in a transaction that it shares with the batches of other callers.
+
+        Raises the store's refusal, `PermissionDenied`, and `NotFound` where a bound principal names
+        no recording.
+        """
+        self._require(Scope.WRITE, batch.recording_id)
+        return self._group_commit.append(batch)
 
     @override
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
-        self._may(Scope.WRITE, recording_id)
+        self._require(Scope.WRITE, recording_id)
         return self._store.finish(recording_id, attempt, ending)
 
     @override
     def renew(self, recording_id: str, attempt: int = 0) -> float:
-        self._may(Scope.WRITE, recording_id)
+        self._require(Scope.WRITE, recording_id)
         return self._store.renew(recording_id, attempt)
 
     @override
     def family_of(self, recording_id: str) -> str:
-        return self._store.family_of(recording_id)
+        found = self._store.family_of(recording_id)
+        current_principal().require(Scope.READ, found)
+        return found
 
     @override
     def recording(self, recording_id: str) -> Recording:
         found = self._store.recording(recording_id)
-        current_principal().must(Scope.READ, found.spec.family)
+        current_principal().require(Scope.READ, found.spec.family)
         return found
 
     @override
@@ -135,7 +152,7 @@ class AuthorizedStore(Store):
         page_token: str = "",
         within: str = "",
     ) -> Page[Recording]:
-        current_principal().must(Scope.READ, filters.family or None)
+        current_principal().require(Scope.READ, filters.family or None)
         return self._store.recordings(
             filters, page_size=page_size, page_token=page_token, within=current_principal().family
         )
@@ -144,12 +161,12 @@ class AuthorizedStore(Store):
     def tag(
         self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str] = ()
     ) -> Recording:
-        self._may(Scope.WRITE, recording_id)
+        self._require(Scope.WRITE, recording_id)
         return self._store.tag(recording_id, tags, remove)
 
     @override
     def delete(self, recording_id: str) -> int:
-        self._may(Scope.ADMIN, recording_id)
+        self._require(Scope.ADMIN, recording_id)
         return self._store.delete(recording_id)
 
     @override
@@ -164,29 +181,30 @@ class AuthorizedStore(Store):
         found = self._store.select(
             recording_id, first_step=first_step, last_step=last_step, max_points=max_points
         )
-        current_principal().must(Scope.READ, found.recording.spec.family)
+        current_principal().require(Scope.READ, found.recording.spec.family)
         return found
 
     @override
     def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
-        current_principal().must(Scope.READ, selection.recording.spec.family)
+        current_principal().require(Scope.READ, selection.recording.spec.family)
         return self._store.read(selection, columns)
 
     @override
     def sources(self, query: TargetQuery, *, within: str = "") -> tuple[Sources, tuple[str, ...]]:
-        current_principal().must(Scope.READ, query.family)
+        current_principal().require(Scope.READ, query.family)
         return self._store.sources(query, within=current_principal().family)
 
     @override
     def runs(self, filters: RecordingFilter) -> Runs:
-        current_principal().must(Scope.READ, filters.family)
+        current_principal().require(Scope.READ, filters.family)
         return self._store.runs(filters)
 
     @override
     def close(self) -> None:
         self._store.close()
 
-    def _may(self, needed: Scope, recording_id: str) -> None:
-        asker = current_principal()
-        # Who is bound to nothing need not be told whose recording it is: one question to the database less.
-        asker.must(needed, self._store.family_of(recording_id) if asker.family else None)
+    def _require(self, needed: Scope, recording_id: str) -> None:
+        principal = current_principal()
+        # For a principal that is bound to no family, one question to the database less.
+        family = self._store.family_of(recording_id) if principal.family else None
+        principal.require(needed, family)

@@ -1,4 +1,4 @@
-"""Who asks, and what that one may do."""
+"""Who makes a call, and what that principal may do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flerm_core.errors import PermissionDenied
 
 
 class Scope(IntEnum):
-    """What a token may do: each scope may what those before it may."""
+    """What a token allows. Each scope includes those before it."""
 
     READ = 1
     WRITE = 2
@@ -18,7 +18,7 @@ class Scope(IntEnum):
 
     @property
     def text(self) -> str:
-        """As it is written: read, write or admin."""
+        """The scope as it is written: read, write or admin."""
         return self.name.lower()
 
     @classmethod
@@ -29,9 +29,11 @@ class Scope(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """One who asks. `family` not empty: bound to that family, or to that team with all its families.
+    """Who makes a call.
 
-    `token_id` empty: anybody, on a registry that has no tokens.
+    `token_id`: the token that was presented; empty for anybody, on a registry without tokens.
+    `name`: the token's name. `family`: the family, or the team with all its families, that the
+    token is bound to; empty for a token that is bound to none.
     """
 
     scope: Scope
@@ -41,42 +43,54 @@ class Principal:
 
     @property
     def text(self) -> str:
-        """As `created_by` keeps it; empty for anybody."""
+        """The principal as `created_by` stores it: name and token id; empty for anybody."""
         return f"{self.name} ({self.token_id})" if self.token_id else ""
 
     def covers(self, family: str) -> bool:
-        """Whether its binding lets it at `family`."""
+        """Whether the token's binding includes `family`."""
         return not self.family or family == self.family or family.startswith(f"{self.family}/")
 
-    def must(self, needed: Scope, family: str | None = None) -> None:
-        """The one decision: raises `PermissionDenied` unless the scope reaches `needed` and the binding covers `family`."""
+    def require(self, needed: Scope, family: str | None = None) -> None:
+        """Raises `PermissionDenied` unless the token has the scope `needed` and covers `family`.
+
+        Every decision about permissions is made here. `family` None: the call is of no one family.
+        """
         if self.scope < needed:
             raise PermissionDenied(
                 f"token {self.text} has scope {self.scope.text}; this call needs {needed.text}"
             )
         if family is not None and not self.covers(family):
             raise PermissionDenied(
-                f"token {self.text} is bound to family {self.family!r}; {family[:200]!r} is not of it"
+                f"token {self.text} is bound to family {self.family!r}; "
+                f"{family[:200]!r} is not of it"
             )
 
-    def must_reach_all(self) -> None:
-        """Raises `PermissionDenied` for one that is bound: what is asked is of the registry as a whole."""
+    def require_unbound(self) -> None:
+        """Raises `PermissionDenied` for a token bound to a family: the call is of the registry."""
         if self.family:
             raise PermissionDenied(
-                f"token {self.text} is bound to family {self.family!r}; this call is of the whole registry"
+                f"token {self.text} is bound to family {self.family!r}; "
+                "this call is of the whole registry"
             )
 
 
 ANYBODY = Principal(Scope.ADMIN)
 
-_present: ContextVar[Principal] = ContextVar("identity")
+_current: ContextVar[Principal] = ContextVar("principal")
 
 
 def current_principal() -> Principal:
-    """Who asks in this context. Raises `LookupError` where nobody was let in: a call that nobody checked gets nothing."""
-    return _present.get()
+    """Who makes the call in this context.
+
+    Raises `LookupError` in a context without a principal: a call that nobody authenticated gets
+    nothing.
+    """
+    return _current.get()
 
 
-def enter(identity: Principal) -> None:
-    """From here on `identity` asks, in this context and those copied from it. Every call has a context of its own."""
-    _present.set(identity)
+def act_as(principal: Principal) -> None:
+    """Makes `principal` the caller in this context and in those copied from it from now on.
+
+    Every call has a context of its own, so nothing needs to be reset.
+    """
+    _current.set(principal)

@@ -6,11 +6,20 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
+from typing_extensions import override
 
 from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.records.checks import check, check_text
 from flerm_core.records.validation import MAX_FAMILY_PART, validate_family_name
-from flerm_server.auth.credentials import SESSION, TOKEN, Secret
+from flerm_server.auth.authenticator import TokenStore
+from flerm_server.auth.credentials import (
+    SESSION,
+    SESSION_SECONDS,
+    TOKEN,
+    UNKNOWN,
+    Secret,
+    unauthenticated,
+)
 from flerm_server.auth.principal import Principal, Scope
 from flerm_server.store.sql.compiled_statements import Prepared
 from flerm_server.store.sql.engine import (
@@ -21,8 +30,6 @@ from flerm_server.store.sql.engine import (
     transaction,
 )
 from flerm_server.store.sql.tables import sessions, tokens
-
-SESSION_SECONDS = 12 * 3600
 
 _TOKEN = Prepared(
     sa.select(
@@ -42,12 +49,12 @@ _SESSION = Prepared(
     .join_from(sessions, tokens)
     .where(sessions.c.id == sa.bindparam("id"))
 )
-_ANY = Prepared(sa.select(sa.exists(sa.select(tokens.c.key))))
+_ANY_EXIST = Prepared(sa.select(sa.exists(sa.select(tokens.c.key))))
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token as the registry knows it: everything but its secret."""
+    """A token as the registry keeps it: everything but its secret."""
 
     id: str
     name: str
@@ -57,20 +64,23 @@ class Token:
     revoked_at: datetime | None
 
 
-class SqlTokenStore:
-    """The tokens of one database. Every question asks the database: what another process revoked counts at once."""
+class SqlTokenStore(TokenStore):
+    """The tokens and sessions of one database.
+
+    Every method asks the database: a token that another process revoked stops counting at once.
+    """
 
     def __init__(self, engine: sa.Engine) -> None:
-        """Takes an engine of `open_engine` whose schema was checked."""
+        """Takes an engine of `open_engine` whose schema was checked, such as `SqlStore.engine`."""
         self._engine = engine
 
     def create(self, name: str, scope: str, family: str = "") -> tuple[Token, Secret]:
-        """Makes a token; its secret is nowhere but in the answer. Raises `InvalidInput`."""
+        """Makes a token. Its secret is in the answer only. Raises `InvalidInput`."""
         check_text("name", name, MAX_FAMILY_PART, least=1)
         check(scope in (each.text for each in Scope), "scope", scope, "read, write or admin")
         if family:
             validate_family_name(family)
-        secret = Secret.make(TOKEN)
+        secret = Secret.generate(TOKEN)
         with transaction(self._engine, writes=True) as connection:
             now = database_now(connection)
             values = {
@@ -81,12 +91,11 @@ class SqlTokenStore:
                 "created_at": now,
             }
             connection.execute(tokens.insert().values(**values, digest=secret.digest))
-        return Token(
-            secret.id, name, Scope.of(scope), family, timestamp_from_column(now), None
-        ), secret
+        created_at = timestamp_from_column(now)
+        return Token(secret.id, name, Scope.of(scope), family, created_at, None), secret
 
     def list(self) -> list[Token]:
-        """All that were ever made, oldest first."""
+        """All tokens that were ever made, oldest first."""
         with transaction(self._engine) as connection:
             rows = connection.execute(sa.select(tokens).order_by(tokens.c.key)).all()
         return [
@@ -102,14 +111,18 @@ class SqlTokenStore:
         ]
 
     def revoke(self, token_id: str) -> bool:
-        """Revokes the token with that id, and so its sessions; False when it was already. Raises `NotFound`."""
+        """Revokes a token, and with it its sessions. False when it was revoked before.
+
+        Raises `NotFound`.
+        """
         with transaction(self._engine, writes=True) as connection:
             row = connection.execute(
                 sa.select(tokens.c.revoked_at).where(tokens.c.id == token_id)
             ).one_or_none()
             if row is None:
                 raise NotFound(
-                    f"token {token_id[:80]!r} is not in this registry; `flerm token list` shows the ids"
+                    f"token {token_id[:80]!r} is not in this registry; "
+                    "`flerm token list` shows the ids"
                 )
             if row.revoked_at is None:
                 connection.execute(
@@ -119,31 +132,33 @@ class SqlTokenStore:
                 )
             return row.revoked_at is None
 
-    def any(self) -> bool:
-        """Whether any token was ever made, revoked ones too: then nobody gets in without one."""
+    @override
+    def any_exist(self) -> bool:
         with driver_transaction(self._engine) as driver:
-            return bool(_ANY.all(driver, {})[0][0])
+            return bool(_ANY_EXIST.all(driver, {})[0][0])
 
-    def identify(self, secret: Secret) -> Principal | str:
-        """Whose secret it is; else what to say of it."""
+    @override
+    def authenticate(self, secret: Secret) -> Principal:
         with driver_transaction(self._engine) as driver:
             found = (_TOKEN if secret.kind == TOKEN else _SESSION).all(driver, {"id": secret.id})
             now = driver_database_now(driver) if secret.kind == SESSION else 0
         if not found:
-            return "is unknown to this registry"
+            raise unauthenticated(secret.kind, UNKNOWN, secret.id)
         digest, name, scope, family, revoked_at, *session = found[0]
-        if not secret.fits(digest):
-            return "is unknown to this registry"
+        if not secret.matches(digest):
+            raise unauthenticated(secret.kind, UNKNOWN, secret.id)
         if revoked_at is not None:
-            return "was revoked"
-        if session and session[1] <= now:
-            return "has expired"
-        token_id, level = (session[0], Scope.READ) if session else (secret.id, Scope.of(scope))
-        return Principal(level, token_id, name, family)
+            raise unauthenticated(secret.kind, "was revoked", secret.id)
+        if not session:
+            return Principal(Scope.of(scope), secret.id, name, family)
+        token_id, expires_at = session
+        if expires_at <= now:
+            raise unauthenticated(secret.kind, "has expired", secret.id)
+        return Principal(Scope.READ, token_id, name, family)
 
+    @override
     def open_session(self, token_id: str) -> Secret:
-        """A session of that token, which may read what the token may; those that have expired are swept away."""
-        secret = Secret.make(SESSION)
+        secret = Secret.generate(SESSION)
         with transaction(self._engine, writes=True) as connection:
             now = database_now(connection)
             connection.execute(sessions.delete().where(sessions.c.expires_at <= now))
@@ -161,8 +176,8 @@ class SqlTokenStore:
             connection.execute(sessions.insert().values(**values))
         return secret
 
+    @override
     def close_session(self, secret: Secret) -> None:
-        """Ends a session, if it is one."""
         with transaction(self._engine, writes=True) as connection:
             connection.execute(
                 sessions.delete().where(

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from flerm_core.errors import FlermError, PermissionDenied, Unauthenticated
 from flerm_server.auth.authenticator import Authenticator
 from flerm_server.auth.permissions import WHOLE_PATHS, path_needs
-from flerm_server.auth.principal import Principal, enter
+from flerm_server.auth.principal import Principal, act_as
 from flerm_server.http.problems import problem, status_of
 from flerm_server.metrics import Metrics
 
@@ -60,13 +60,13 @@ class Authenticate:
         identify = self._identify(headers, scope["method"])
         try:
             identity = await run_in_threadpool(identify)
-            identity.must(needed)
+            identity.require(needed)
             if scope["path"] in WHOLE_PATHS:
-                identity.must_reach_all()
+                identity.require_unbound()
         except FlermError as error:
             await self._refuse(error, scope, headers)(scope, receive, send)
             return
-        enter(identity)  # each request is a task with a context of its own
+        act_as(identity)  # each request is a task with a context of its own
         scope.setdefault("state", {}).update(identity=identity, readmit=identify)
         await self._app(scope, receive, send)
 
@@ -75,10 +75,10 @@ class Authenticate:
 
         def identify() -> Principal:
             if authorization or not cookie:
-                return self._gate.by_header(authorization)
+                return self._gate.from_header(authorization)
             if method not in SAFE_METHODS:
                 refuse_other_sites(headers)
-            return self._gate.by_cookie(cookie)
+            return self._gate.from_cookie(cookie)
 
         return identify
 

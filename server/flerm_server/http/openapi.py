@@ -10,6 +10,7 @@ from typing import Any
 
 from flerm_server.auth.authenticator import Authenticator
 from flerm_server.auth.authorized_store import AuthorizedStore
+from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.http.app import create_app
 from flerm_server.metrics import Metrics
 from flerm_server.store.sql.store import open_store
@@ -21,7 +22,10 @@ def document() -> dict[str, Any]:
         store = open_store(f"sqlite:///{folder}/empty.db")
         try:
             app = create_app(
-                AuthorizedStore(store), Authenticator(store.tokens), Metrics(), local_only=True
+                AuthorizedStore(store),
+                Authenticator(SqlTokenStore(store.engine)),
+                Metrics(),
+                local_only=True,
             )
             found: dict[str, Any] = app.openapi()
         finally:

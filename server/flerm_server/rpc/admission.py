@@ -72,8 +72,8 @@ class Admission:
         needed = rpc_needs(method)
         if needed is None:
             return None
-        identity = self._gate.by_header(authorization)
-        identity.must(needed)
+        identity = self._gate.from_header(authorization)
+        identity.require(needed)
         return identity
 
     def recheck_token(self, method: str, authorization: str) -> Callable[[], None]:

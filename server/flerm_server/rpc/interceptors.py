@@ -16,7 +16,7 @@ import structlog
 from flerm_core.errors import FlermError, PermissionDenied, Unauthenticated
 from flerm_proto.status_codes import code_of
 from flerm_server.auth.permissions import RPCS
-from flerm_server.auth.principal import Principal, Scope, enter
+from flerm_server.auth.principal import Principal, Scope, act_as
 from flerm_server.metrics import Metrics
 from flerm_server.rpc.admission import Admission, raise_if_rejected, size_limited
 from flerm_server.tracing import span
@@ -181,5 +181,5 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
 
 def _act(identity: Principal | None, act: Any, request: Any, context: grpc.ServicerContext) -> Any:
     if identity is not None:
-        enter(identity)
+        act_as(identity)
     return act(request, context)

@@ -21,8 +21,7 @@ from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.metrics import Metrics
 from flerm_server.store import queries
-from flerm_server.store.group_commit import GroupCommit
-from flerm_server.store.interface import Batch, Rows, Store
+from flerm_server.store.interface import Batch, Rows
 from flerm_server.store.sql.auxiliary_codec import decode
 from flerm_server.version import version
 
@@ -34,12 +33,10 @@ Value = TypeVar("Value")
 class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore]
     """The service `flerm.registry.v1.Registry`. Errors leave it as `FlermError`; `CallInterceptor` makes statuses of them."""
 
-    def __init__(self, store: Store, guarded: AuthorizedStore, metrics: Metrics) -> None:
-        """Serves `store` to each as `guarded` lets them, counting into `metrics`."""
-        self._store = guarded
+    def __init__(self, store: AuthorizedStore, metrics: Metrics) -> None:
+        """Serves `store`, counting into `metrics`."""
+        self._store = store
         self._metrics = metrics
-        # Many clients share a commit: each is looked at before its rows are queued.
-        self._ingest = GroupCommit(store)
 
     def ServerInfo(
         self, request: pb.ServerInfoRequest, context: grpc.ServicerContext
@@ -107,9 +104,8 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
 
     def Append(self, request: pb.AppendRequest, context: grpc.ServicerContext) -> pb.AppendResponse:
         """Stores rows; answers when they are committed."""
-        self._store.may_write(request.recording_id)
         rows = _read("measurements", lambda: recording_messages.block_from(request.measurements))
-        stored = self._ingest.append(Batch(request.recording_id, rows, request.attempt))
+        stored = self._store.append(Batch(request.recording_id, rows, request.attempt))
         self._metrics.rows.inc(stored.committed - stored.duplicates)
         if stored.duplicates:
             self._metrics.duplicates.inc(stored.duplicates)

@@ -23,6 +23,7 @@ from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.auth.credentials import TOKEN, Secret
 from flerm_server.auth.permissions import RPCS, path_needs, rpc_needs
 from flerm_server.auth.principal import Scope
+from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.http.app import create_app
 from flerm_server.metrics import Metrics
 from flerm_server.server import Server
@@ -69,19 +70,19 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
     store = open_store(db)
     team = f"team{family()[4:16]}"
     made = {
-        "read": store.tokens.create("reader", "read"),
-        "write": store.tokens.create("writer", "write"),
-        "admin": store.tokens.create("root", "admin"),
-        "revoked": store.tokens.create("gone", "admin"),
-        "own team": store.tokens.create("ours", "admin", team),
-        "other family": store.tokens.create("theirs", "admin", "elsewhere"),
-        "near name": store.tokens.create("near", "admin", team[:-1]),
+        "read": SqlTokenStore(store.engine).create("reader", "read"),
+        "write": SqlTokenStore(store.engine).create("writer", "write"),
+        "admin": SqlTokenStore(store.engine).create("root", "admin"),
+        "revoked": SqlTokenStore(store.engine).create("gone", "admin"),
+        "own team": SqlTokenStore(store.engine).create("ours", "admin", team),
+        "other family": SqlTokenStore(store.engine).create("theirs", "admin", "elsewhere"),
+        "near name": SqlTokenStore(store.engine).create("near", "admin", team[:-1]),
     }
-    store.tokens.revoke(made["revoked"][0].id)
+    SqlTokenStore(store.engine).revoke(made["revoked"][0].id)
     tokens = {kind: secret.text for kind, (_, secret) in made.items()}
     tokens |= {
         "none": "",
-        "wrong": Secret.make(TOKEN).text,
+        "wrong": Secret.generate(TOKEN).text,
         "wrong secret": tokens["admin"][:-2] + "xy",
         "nonsense": "x y",
     }
@@ -226,7 +227,9 @@ def test_a_bound_token_opens_no_attempt_of_another_s_recording_by_a_name_of_its_
     start = pb.StartRecordingRequest(
         spec=recording_messages.spec_to(theirs), attempt_id=spec("").id, resume_at=1
     )
-    _, secret = locked.store.tokens.create("near", "write", theirs.family.split("/")[0])
+    _, secret = SqlTokenStore(locked.store.engine).create(
+        "near", "write", theirs.family.split("/")[0]
+    )
     with grpc.insecure_channel(locked.server.grpc_address.text) as channel:
         assert call(channel, "StartRecording", start, secret.text)[0] == DENIED
     assert locked.store.recording(sent.id).attempt == 1
@@ -308,7 +311,7 @@ def served(routes: list[BaseRoute]) -> set[str]:
 def test_the_table_has_every_route(locked: Locked):
     app = create_app(
         AuthorizedStore(locked.store),
-        Authenticator(locked.store.tokens),
+        Authenticator(SqlTokenStore(locked.store.engine)),
         Metrics(),
         local_only=True,
     )
@@ -378,7 +381,7 @@ def test_a_first_token_locks_an_open_registry_and_revoking_ends_what_is_open(tmp
                 )[0]
                 == OK
             )
-            token, secret = console.tokens.create("first", "admin")
+            token, secret = SqlTokenStore(console.engine).create("first", "admin")
             deadline = time.monotonic() + 5
             while call(channel, "ServerInfo", pb.ServerInfoRequest(), "")[0] != NOBODY:
                 assert time.monotonic() < deadline
@@ -400,7 +403,7 @@ def test_a_first_token_locks_an_open_registry_and_revoking_ends_what_is_open(tmp
             ) as followed:
                 lines = followed.iter_lines()
                 assert next(lines) == "event: rows"
-                assert console.tokens.revoke(token.id)
+                assert SqlTokenStore(console.engine).revoke(token.id)
                 assert (
                     call(channel, "ServerInfo", pb.ServerInfoRequest(), secret.text)[0] == NOBODY
                 )  # at once

@@ -25,6 +25,7 @@ from flerm_client import RegistryClient
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.server import Server
 from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.sql.store import open_store
@@ -226,13 +227,13 @@ def test_a_token_revoked_on_the_console_is_refused_by_both_at_once(
 ):
     db = migrate(postgres.new_database())
     console = open_store(db)
-    token, secret = console.tokens.create("both", "read")
+    token, secret = SqlTokenStore(console.engine).create("both", "read")
     servers = [launch_registry(db, tmp_path / f"{at}.json") for at in range(2)]
     try:
         for each in servers:
             with RegistryClient(each.address, secret.text) as client:
                 assert client.info().schema_revision
-        console.tokens.revoke(token.id)
+        SqlTokenStore(console.engine).revoke(token.id)
         header = {"Authorization": f"Bearer {secret.text}"}
         assert [
             httpx.get(f"{each.http}/api/v1/families", headers=header).status_code

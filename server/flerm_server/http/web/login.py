@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
@@ -10,9 +11,8 @@ from starlette.concurrency import run_in_threadpool
 
 from flerm_core.errors import Unauthenticated
 from flerm_server.auth.authenticator import Authenticator
-from flerm_server.auth.credentials import SESSION, Secret
+from flerm_server.auth.credentials import SESSION, SESSION_SECONDS, Secret
 from flerm_server.auth.principal import Scope
-from flerm_server.auth.sql_tokens import SESSION_SECONDS
 from flerm_server.http.authentication import COOKIE, refuse_other_sites, session_of
 from flerm_server.http.web.templating import Pages
 
@@ -25,7 +25,7 @@ def router(gate: Authenticator, pages: Pages, *, secure: bool) -> APIRouter:
 
     @web.get("/login")
     def form(request: Request, next: str = "/") -> Response:
-        if not gate.locked:
+        if not gate.tokens_required:
             return RedirectResponse(local(next), 303)
         return pages.page("login.html", request, next=local(next), trouble="")
 
@@ -45,8 +45,8 @@ def router(gate: Authenticator, pages: Pages, *, secure: bool) -> APIRouter:
 
     def enter(request: Request, token: str, target: str) -> Response:
         try:
-            identity = gate.by_header(f"Bearer {token}")
-            identity.must(Scope.READ)
+            identity = gate.from_header(f"Bearer {token}")
+            identity.require(Scope.READ)
         except Unauthenticated as error:
             return pages.page("login.html", request, status=401, next=target, trouble=str(error))
         answer = RedirectResponse(target, 303)
@@ -67,9 +67,8 @@ def router(gate: Authenticator, pages: Pages, *, secure: bool) -> APIRouter:
     @web.post("/logout")
     def log_out(request: Request) -> Response:
         refuse_other_sites(request.headers)
-        session = Secret.read(SESSION, session_of(request.headers))
-        if session is not None:
-            gate.tokens.close_session(session)
+        with suppress(Unauthenticated):  # a cookie that is no session has nothing to close
+            gate.tokens.close_session(Secret.parse(SESSION, session_of(request.headers)))
         answer = RedirectResponse("/login", 303)
         answer.delete_cookie(COOKIE, path="/", secure=secure, httponly=True, samesite="lax")
         return answer

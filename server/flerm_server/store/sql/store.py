@@ -20,7 +20,6 @@ from flerm_core.records.recording import (
     Recording,
     RecordingSpec,
 )
-from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.interface import (
     Appended,
     Batch,
@@ -55,14 +54,13 @@ class SqlStore(Store):
 
     def __init__(self, engine: sa.Engine, *, lease_seconds: float = LEASE_SECONDS) -> None:
         """Takes an engine of `open_engine` whose schema was checked; `open_store` does both."""
-        self._engine = engine
+        self.engine = engine
         self._lease = round(lease_seconds * 1e6)
-        self.tokens = SqlTokenStore(engine)
 
     @override
     def info(self) -> StoreInfo:
-        state = schema.check(self._engine)
-        with transaction(self._engine) as connection:
+        state = schema.check(self.engine)
+        with transaction(self.engine) as connection:
             return StoreInfo(state.current, timestamp_from_column(database_now(connection)))
 
     @override
@@ -70,7 +68,7 @@ class SqlStore(Store):
         self, name: str, *, description: str = "", blocks: Sequence[str] = (), created_by: str = ""
     ) -> Family:
         validation.validate_family(name, description, blocks)
-        with transaction(self._engine, writes=True) as connection:
+        with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
             key = ensure_family(connection, name, now, created_by)
             changes: dict[str, Any] = {}
@@ -88,7 +86,7 @@ class SqlStore(Store):
 
     @override
     def family(self, name: str, *, within: str = "") -> Family:
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             return read_rows.one_family(connection, name, within)
 
     @override
@@ -96,14 +94,14 @@ class SqlStore(Store):
         self, *, prefix: str = "", page_size: int = 0, page_token: str = "", within: str = ""
     ) -> Page[Family]:
         validation.validate_page_size(page_size)
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             return read_rows.list_families(connection, prefix, page_size, page_token, within)
 
     @override
     def rename_family(self, name: str, new_name: str) -> Family:
         validation.validate_family_name(name)
         validation.validate_family_name(new_name)
-        with transaction(self._engine, writes=True) as connection:
+        with transaction(self.engine, writes=True) as connection:
             return maintenance.rename_family(connection, name, new_name, database_now(connection))
 
     @override
@@ -111,14 +109,14 @@ class SqlStore(Store):
         self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str] = ()
     ) -> Recording:
         validation.validate_tagging(recording_id, tags, remove)
-        with transaction(self._engine, writes=True) as connection:
+        with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
             maintenance.tag(connection, recording_id, tags, remove, now)
             return read_rows.one_recording(connection, recording_id, now)[1]
 
     @override
     def delete(self, recording_id: str) -> int:
-        with transaction(self._engine, writes=True) as connection:
+        with transaction(self.engine, writes=True) as connection:
             return maintenance.delete(connection, recording_id)
 
     @override
@@ -133,7 +131,7 @@ class SqlStore(Store):
         validation.validate_spec(spec)
         if attempt is not None:
             validation.validate_attempt(attempt)
-        with transaction(self._engine, writes=True) as connection:
+        with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
             return StartRecording(
                 connection, spec, attempt, created_by, now, now + self._lease, most_recordings
@@ -143,14 +141,14 @@ class SqlStore(Store):
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
         if not batches:
             return []
-        with driver_transaction(self._engine, writes=True) as driver:
+        with driver_transaction(self.engine, writes=True) as driver:
             now = driver_database_now(driver)
             return append(driver, batches, now, now + self._lease)
 
     @override
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
         validation.validate_ending(ending)
-        with transaction(self._engine, writes=True) as connection:
+        with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
             recording, found = _locked(connection, recording_id, attempt)
             if found.status != ending.status:
@@ -180,7 +178,7 @@ class SqlStore(Store):
 
     @override
     def renew(self, recording_id: str, attempt: int = 0) -> float:
-        with transaction(self._engine, writes=True) as connection:
+        with transaction(self.engine, writes=True) as connection:
             recording, found = _locked(connection, recording_id, attempt)
             if found.number != recording.attempt or found.status != "running":
                 return 0.0
@@ -194,12 +192,12 @@ class SqlStore(Store):
 
     @override
     def recording(self, recording_id: str) -> Recording:
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             return read_rows.one_recording(connection, recording_id, database_now(connection))[1]
 
     @override
     def family_of(self, recording_id: str) -> str:
-        with driver_transaction(self._engine) as driver:
+        with driver_transaction(self.engine) as driver:
             return read_rows.family_of(driver, recording_id)
 
     @override
@@ -213,7 +211,7 @@ class SqlStore(Store):
     ) -> Page[Recording]:
         validation.validate_filter(filters)
         validation.validate_page_size(page_size)
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             return read_rows.list_recordings(
                 connection, filters, page_size, page_token, database_now(connection), within
             )
@@ -227,7 +225,7 @@ class SqlStore(Store):
         last_step: int | None = None,
         max_points: int = 0,
     ) -> Selection:
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             return read_rows.select(
                 connection,
                 recording_id,
@@ -240,7 +238,7 @@ class SqlStore(Store):
     @override
     def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
         for segment, steps in read_rows.chunks(selection, columns):
-            with driver_transaction(self._engine) as driver:
+            with driver_transaction(self.engine) as driver:
                 rows = read_rows.read_block(driver, selection, segment, steps, columns)
             yield rows
 
@@ -248,24 +246,24 @@ class SqlStore(Store):
     def sources(self, query: TargetQuery, *, within: str = "") -> tuple[Sources, tuple[str, ...]]:
         validation.validate_query(query)
         while True:
-            with transaction(self._engine, snapshot=True) as connection:
+            with transaction(self.engine, snapshot=True) as connection:
                 family = read_rows.family_record(connection, query.family, within)
                 if not kinds.has_unkeyed(connection, family.key):
                     return select_sources(
                         SqlBaseIndex(connection, family.key, database_now(connection)), query
                     ), tuple(family.blocks)
-            with transaction(self._engine, writes=True) as connection:
+            with transaction(self.engine, writes=True) as connection:
                 kinds.backfill_kinds(connection, family.key)
 
     @override
     def runs(self, filters: RecordingFilter) -> Runs:
         validation.validate_filter(filters)
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             return read_rows.runs(connection, filters, database_now(connection))
 
     @override
     def close(self) -> None:
-        self._engine.dispose()
+        self.engine.dispose()
 
 
 def _locked(connection: sa.Connection, recording_id: str, number: int) -> tuple[Any, Any]:

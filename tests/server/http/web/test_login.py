@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from flerm_core.records.recording import Ending
-from flerm_server.auth import sql_tokens as kept
+from flerm_server.auth import sql_tokens
 from flerm_server.auth.credentials import SESSION, Secret
 from flerm_server.http.web.login import local
 from flerm_server.server import Server
@@ -26,7 +26,7 @@ class Visit:
 
     def __init__(self, store: SqlStore, server: Server) -> None:
         self.store = store
-        self.token, self.secret = store.tokens.create("reader", "read")
+        self.token, self.secret = sql_tokens.SqlTokenStore(store.engine).create("reader", "read")
         self.url = f"http://{server.http_address.text}"
         self.browser = httpx.Client(base_url=self.url, headers=PAGE, timeout=20)
 
@@ -119,15 +119,15 @@ def test_a_session_ends_with_its_token_its_time_and_its_logout(
     out = visit.browser.post("/logout", headers={**cookie, "Origin": visit.url})
     assert (out.status_code, out.headers["location"]) == (303, "/login")
     assert visit.browser.get("/", headers=cookie).status_code == 303
-    monkeypatch.setattr(kept, "SESSION_SECONDS", -1)
+    monkeypatch.setattr(sql_tokens, "SESSION_SECONDS", -1)
     assert visit.browser.get("/", headers=logged_in(visit)).status_code == 303
     monkeypatch.undo()
     cookie = logged_in(visit)
-    visit.store.tokens.revoke(visit.token.id)
+    sql_tokens.SqlTokenStore(visit.store.engine).revoke(visit.token.id)
     assert visit.browser.get("/", headers=cookie).status_code == 303
     assert (
         visit.browser.get(
-            "/", headers={"Cookie": f"flerm_session={Secret.make(SESSION).text}"}
+            "/", headers={"Cookie": f"flerm_session={Secret.generate(SESSION).text}"}
         ).status_code
         == 303
     )

@@ -1,0 +1,72 @@
+"""A transport reaches the registry's data only through a store that checks the principal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextvars import copy_context
+from pathlib import Path
+
+import pytest
+
+from flerm_core.errors import PermissionDenied
+from flerm_server.auth.authorized_store import AuthorizedStore
+from flerm_server.auth.principal import ANYBODY, Principal, Scope, act_as
+from flerm_server.metrics import Metrics
+from flerm_server.rpc.service import RegistryService
+from flerm_server.store.interface import Store
+from flerm_server.store.sql.store import SqlStore, open_store
+from tests.server.given import batch, rows, spec
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqlStore]:
+    opened = open_store(f"sqlite:///{tmp_path}/registry.db")
+    yield opened
+    opened.close()
+
+
+def as_principal(principal: Principal, act, *arguments):
+    """`act(*arguments)` in a context in which `principal` makes the call."""
+
+    def run():
+        act_as(principal)
+        return act(*arguments)
+
+    return copy_context().run(run)
+
+
+def test_the_grpc_service_holds_no_store_but_the_authorized_one(store: SqlStore):
+    authorized = AuthorizedStore(store)
+    service = RegistryService(authorized, Metrics())
+    held = [each for each in vars(service).values() if each is not authorized]
+    inside = [each for owner in held for each in getattr(owner, "__dict__", {}).values()]
+    assert not [each for each in (*held, *inside) if isinstance(each, Store)]
+
+
+def test_an_append_that_nobody_authenticated_stores_nothing(store: SqlStore):
+    started = spec("team/resmlp")
+    store.start(started)
+    with pytest.raises(LookupError):
+        AuthorizedStore(store).append(batch(started.id, *rows(1)))
+    assert store.recording(started.id).rows == 0
+
+
+def test_an_append_of_a_reader_or_of_another_team_is_refused_before_it_is_queued(store: SqlStore):
+    started = spec("team/resmlp")
+    store.start(started)
+    authorized = AuthorizedStore(store)
+    for principal in (Principal(Scope.READ), Principal(Scope.WRITE, family="other")):
+        with pytest.raises(PermissionDenied):
+            as_principal(principal, authorized.append, batch(started.id, *rows(1)))
+    stored = as_principal(ANYBODY, authorized.append, batch(started.id, *rows(2)))
+    assert (stored.committed, store.recording(started.id).rows) == (1, 1)
+
+
+def test_who_may_not_read_a_recording_does_not_learn_its_family(store: SqlStore):
+    started = spec("team/resmlp")
+    store.start(started)
+    authorized = AuthorizedStore(store)
+    ours, theirs = (Principal(Scope.READ, family=name) for name in ("team", "other"))
+    assert as_principal(ours, authorized.family_of, started.id) == started.family
+    with pytest.raises(PermissionDenied):
+        as_principal(theirs, authorized.family_of, started.id)
