@@ -53,11 +53,11 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
     from flerm_client.registry.address import address_of, token_of
     from flerm_client.registry.connection import Connection
     from flerm_client.spool.paths import remove
+    from flerm_client.spool.reader import read_origin
     from flerm_client.upload.spool_delivery import (
         SpoolDelivery,
         can_take_over,
         is_abandoned_empty,
-        origin_at,
     )
 
     def result(outcome: str, rows: int = 0, why: str = "", code: int = 0) -> dict[str, Any]:
@@ -66,9 +66,9 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
     if is_abandoned_empty(path):
         remove(path)
         return result("removed", why="it is empty: its run ended before it could write")
-    origin = origin_at(path)
+    origin = read_origin(path)
     free, why = can_take_over(path)
-    if not free and not (take and origin is not None and not origin.owner.here):
+    if not free and not (take and origin is not None and not origin.owner.on_this_machine):
         return result("in use", why=why)
     meant = origin.registry if origin is not None else ""
     folder_registry = meant.startswith("file:")

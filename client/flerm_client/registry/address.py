@@ -71,7 +71,7 @@ def address_of(registry: str | os.PathLike[str] | None = None) -> RegistryAddres
 
 
 def token_of(token: str | None = None) -> Token:
-    """A function that returns the token: `token`, else FLERM_TOKEN, else what FLERM_TOKEN_FILE holds.
+    """A function that returns `token`, else FLERM_TOKEN, else what the file FLERM_TOKEN_FILE holds.
 
     The function reads the file at each call. It raises `Unauthenticated` when the file cannot be
     read; a later call may find the file again.

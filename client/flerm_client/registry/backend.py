@@ -1,4 +1,4 @@
-"""What every registry promises to `RegistryClient`: a server over gRPC, or a folder of spool files."""
+"""What every registry promises to `RegistryClient`: a server, or a folder of spool files."""
 
 from __future__ import annotations
 

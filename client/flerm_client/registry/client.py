@@ -67,7 +67,7 @@ class RegistryClient:
 
             self._backend = FolderBackend(self.address.folder)
         else:
-            # grpc is imported here: `import flerm_client` must not bring it into a training process.
+            # grpc is imported only here: a training process that imports flerm_client needs none.
             from flerm_client.registry.connection import Connection
             from flerm_client.registry.grpc_backend import GrpcBackend
 

@@ -1,4 +1,7 @@
-"""The spool: measurements on local disk, so that training never waits for a registry. See `flerm_client.spool.frames`."""
+"""The spool: files on local disk that take a run's measurements, so that training never waits.
+
+`flerm_client.spool.frames` documents the file format.
+"""
 
 from flerm_client.spool.paths import default_folder, quarantine, quarantined, spool_files
 from flerm_client.spool.reader import SpoolContent, SpoolReader, read

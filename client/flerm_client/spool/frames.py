@@ -1,23 +1,32 @@
-"""The spool file: one recording's attempt, append-only, written by one process, readable while it grows.
+"""The spool file format. A file holds one attempt of a recording.
+
+One process writes the file and only appends to it. The file can be read while it grows.
 
     file    = magic "FLeRM spool\\n" (12 bytes), version (uint32), frames
-    frame   = marker F1 46 4C 52, length (uint32), crc32 (uint32), kind (uint8), payload (length bytes)
+    frame   = marker F1 46 4C 52, length (uint32), crc32 (uint32), type (uint8), payload
 
-All integers are little-endian; the CRC covers kind, length and payload. Frames come in the order of their writing:
+All integers are little-endian. `length` counts the bytes of the payload. The CRC covers type,
+length and payload. Frames stand in the order in which they were written:
 
-    kind 1  owner        JSON: who writes (see `flerm_client.spool.process_owner`), the registry it is for, when, by which version
-    kind 2  start        flerm.registry.v1.StartRecordingRequest
-    kind 3  measurement  flerm.registry.v1.Measurement
-    kind 4  gap          JSON: rows that could not be written (disk full): lost, first_step, last_step, reason
-    kind 5  finish       flerm.registry.v1.FinishRecordingRequest (its attempt number is the sender's to fill in)
+    type 1  owner        JSON: the process that writes (see `flerm_client.spool.process_owner`), the
+                         address of the registry that the file is for, the time, the flerm version
+    type 2  start        flerm.registry.v1.StartRecordingRequest
+    type 3  measurement  flerm.registry.v1.Measurement
+    type 4  gap          JSON: rows that could not be written (disk full): lost, first_step,
+                         last_step, reason
+    type 5  finish       flerm.registry.v1.FinishRecordingRequest; the sender fills in its attempt
+                         number
 
-Kinds that a reader does not know are skipped: a later minor version may add some. The version counts changes that older
-readers cannot live with.
+A reader skips frames of a type that it does not know: a later minor version may add types. The
+version number changes only when older readers can no longer read the file.
 
-A frame is believed when its CRC is right. Where it is not and a right one follows later, the bytes between are *damage*:
-reported, skipped. Where none follows they are the *tail*, a write that is under way or was torn by a death: a reader stops
-there and may look again. There is no fsync (the file outlives the process, not the host), no mmap and no lock: network file
-systems have trouble with all three.
+A frame is valid when its CRC matches. Bytes that are no valid frame are *damage* when a valid frame
+follows them: a reader reports and skips them. When no valid frame follows they are the *tail*, a
+write that is in progress or was cut off when its process died: a reader stops there, and may look
+again later.
+
+The writer does not fsync, so the file outlives the process but not the host. There is no mmap and
+no file lock. Network file systems have trouble with all three.
 """
 
 from __future__ import annotations
@@ -36,6 +45,7 @@ SUFFIX = ".spool"
 _FRAME = struct.Struct("<4sIIB")
 _COVERED = struct.Struct("<BI")
 OVERHEAD = _FRAME.size
+"""Bytes of a frame beside its payload."""
 
 
 class FrameType(IntEnum):
@@ -50,16 +60,16 @@ class FrameType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One believed frame; `end` is the file offset behind it. `kind` may be a number that this version does not know."""
+    """One valid frame. `end`: the file offset after it. `type`: may be one that is unknown here."""
 
-    kind: int
+    type: int
     payload: bytes
     end: int
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """File offsets [start, end) that hold no believable frame though a good one follows."""
+    """File offsets [start, end) that hold no valid frame although a valid frame follows."""
 
     start: int
     end: int
@@ -68,39 +78,16 @@ class Damage:
         return f"{self.end - self.start} damaged bytes at {self.start}"
 
 
-def _checksum(kind: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(_COVERED.pack(kind, len(payload))))
-
-
-def encode(kind: FrameType, payload: bytes) -> bytes:
-    """A frame's bytes."""
-    return _FRAME.pack(MARKER, len(payload), _checksum(kind, payload), kind) + payload
-
-
-def _decode(data: bytes, position: int) -> tuple[int, bytes] | None:
-    """Kind and payload of the frame at `position`; None when there is no whole, right one."""
-    if position + OVERHEAD > len(data):
-        return None
-    marker, length, checksum, kind = _FRAME.unpack_from(data, position)
-    start = position + OVERHEAD
-    if marker != MARKER or start + length > len(data):
-        return None
-    payload = data[start : start + length]
-    return (kind, payload) if _checksum(kind, payload) == checksum else None
-
-
-def _resume(data: bytes, position: int) -> int | None:
-    """Where the next believable frame begins behind `position`; None when there is none."""
-    found = data.find(MARKER, position + 1)
-    while found >= 0:
-        if _decode(data, found) is not None:
-            return found
-        found = data.find(MARKER, found + 1)
-    return None
+def encode(frame_type: FrameType, payload: bytes) -> bytes:
+    """The bytes of a frame."""
+    return _FRAME.pack(MARKER, len(payload), _checksum(frame_type, payload), frame_type) + payload
 
 
 def parse(data: bytes, offset: int) -> tuple[list[Frame | Damage], int]:
-    """The frames and damages in `data`, which stands at `offset` of the file, and the offset where the tail begins."""
+    """The frames and damages in `data`, and the file offset of the tail.
+
+    `offset`: the file offset at which `data` begins.
+    """
     found: list[Frame | Damage] = []
     position = 0
     while True:
@@ -109,8 +96,34 @@ def parse(data: bytes, offset: int) -> tuple[list[Frame | Damage], int]:
             position += OVERHEAD + len(decoded[1])
             found.append(Frame(*decoded, end=offset + position))
             continue
-        resumed = _resume(data, position)
-        if resumed is None:
+        next_frame = _find_frame(data, position + 1)
+        if next_frame is None:
             return found, offset + position
-        found.append(Damage(offset + position, offset + resumed))
-        position = resumed
+        found.append(Damage(offset + position, offset + next_frame))
+        position = next_frame
+
+
+def _checksum(frame_type: int, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(_COVERED.pack(frame_type, len(payload))))
+
+
+def _decode(data: bytes, position: int) -> tuple[int, bytes] | None:
+    """Type and payload of the frame at `position`; None without a whole and valid frame there."""
+    if position + OVERHEAD > len(data):
+        return None
+    marker, length, checksum, frame_type = _FRAME.unpack_from(data, position)
+    start = position + OVERHEAD
+    if marker != MARKER or start + length > len(data):
+        return None
+    payload = data[start : start + length]
+    return (frame_type, payload) if _checksum(frame_type, payload) == checksum else None
+
+
+def _find_frame(data: bytes, position: int) -> int | None:
+    """The start of the first valid frame at or after `position`; None without one."""
+    found = data.find(MARKER, position)
+    while found >= 0:
+        if _decode(data, found) is not None:
+            return found
+        found = data.find(MARKER, found + 1)
+    return None

@@ -1,4 +1,4 @@
-"""A folder of spool files: where it is, what is in it, what is set aside."""
+"""The spool folder: where it is, its files, and the quarantine for refused files."""
 
 from __future__ import annotations
 
@@ -6,23 +6,35 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from flerm_client.spool.frames import SUFFIX, FrameType
-from flerm_client.spool.reader import Origin, SpoolReader, origin_of
-from flerm_core.errors import DataLoss
+from flerm_client.spool.frames import SUFFIX
+from flerm_core.errors import InvalidInput
 
 QUARANTINE = "quarantine"
+"""The subfolder for files that a registry refused for good."""
 
 
 def default_folder() -> Path:
-    """FLERM_SPOOL, else `$XDG_STATE_HOME/flerm/spool`, else `~/.local/state/flerm/spool`."""
+    """FLERM_SPOOL, else `$XDG_STATE_HOME/flerm/spool`, else `~/.local/state/flerm/spool`.
+
+    Raises `InvalidInput` when none is set and the user has no home folder. (platformdirs would
+    return a folder called `~` then.)
+    """
     if named := os.environ.get("FLERM_SPOOL"):
         return Path(named).expanduser()
-    state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "flerm" / "spool"
+    if state := os.environ.get("XDG_STATE_HOME"):
+        return Path(state) / "flerm" / "spool"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise InvalidInput("the user has no home folder: set FLERM_SPOOL to a folder") from error
+    return home / ".local" / "state" / "flerm" / "spool"
 
 
 def spool_files(folder: Path) -> list[Path]:
-    """The spool files in `folder`, oldest first; none when there is no such folder. Files may vanish meanwhile (delivered)."""
+    """The spool files in `folder`, oldest first; none when there is no such folder.
+
+    A file may be delivered and removed at any time.
+    """
     found: list[tuple[float, Path]] = []
     for path in folder.glob(f"*{SUFFIX}"):
         try:
@@ -32,34 +44,32 @@ def spool_files(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def origin(path: Path) -> Origin:
-    """Who wrote `path`. Raises `DataLoss` when it does not say."""
-    for frame in SpoolReader(path):
-        if frame.kind == FrameType.OWNER:
-            return origin_of(frame)
-        break
-    raise DataLoss(f"{path} does not say who wrote it")
-
-
 def sidecar(path: Path, suffix: str) -> Path:
-    """The file that stands beside a spool file: `.log` (the uploader's output), `.progress`, `.why` (in quarantine)."""
+    """The file beside a spool file that has the same name with another suffix.
+
+    `.log`: the uploader's output. `.progress`: how much is delivered. `.why`, in quarantine: the
+    reason of the refusal.
+    """
     return path.with_name(path.name.removesuffix(SUFFIX) + suffix)
 
 
 def remove(path: Path) -> None:
-    """Removes a delivered file and what stands beside it. Another sender may have been faster."""
+    """Removes a delivered file and its sidecars. Another sender may have removed them before."""
     for file in (path, sidecar(path, ".log"), sidecar(path, ".progress")):
         file.unlink(missing_ok=True)
 
 
 def quarantine(path: Path, why: str) -> Path:
-    """Moves a file that a registry refused for good aside, the reason beside it; where it is now. Its writer may go on."""
+    """Moves a file that a registry refused for good to the quarantine; its new path.
+
+    `why` is written beside it. A process that still writes the file can go on.
+    """
     folder = path.parent / QUARANTINE
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / path.name
     try:
         path.rename(target)
-    except FileNotFoundError:  # another sender has moved it, with its reason
+    except FileNotFoundError:  # another sender has moved the file and written the reason
         return target
     sidecar(target, ".why").write_text(why.rstrip() + "\n")
     sidecar(path, ".progress").unlink(missing_ok=True)
@@ -67,7 +77,7 @@ def quarantine(path: Path, why: str) -> Path:
 
 
 def quarantined(folder: Path) -> Iterator[tuple[Path, str]]:
-    """What is set aside in `folder`: each file with the reason."""
+    """The files in the quarantine of the spool folder `folder`, each with the reason."""
     for path in spool_files(folder / QUARANTINE):
         why = sidecar(path, ".why")
         yield path, why.read_text().strip() if why.exists() else "no reason was written"

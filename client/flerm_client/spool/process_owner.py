@@ -1,4 +1,7 @@
-"""Who writes a spool file, and whether that process still lives. A spool in use is never taken from its owner."""
+"""The process that writes a spool file, and whether it still runs.
+
+While it runs, no other process may deliver its file.
+"""
 
 from __future__ import annotations
 
@@ -10,50 +13,29 @@ from pathlib import Path
 from typing import Any
 
 
-def _text(path: str) -> str:
-    """What a file of /proc says; empty where there is no such file (another operating system, a process that is gone)."""
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    """The start of a process in clock ticks since boot, as the kernel tells it: with the pid it names a process for good."""
-    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 else ""
-
-
-@cache
-def _machine() -> tuple[str, str]:
-    """Host name; boot id with pid namespace. Pids mean the same only where all agree (containers may share a name)."""
-    try:
-        namespace = str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        namespace = ""
-    return (
-        socket.gethostname(),
-        f"{_text('/proc/sys/kernel/random/boot_id').strip()} {namespace}".strip(),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class ProcessOwner:
-    """A process, named so that it is not mistaken for another one that got its pid later."""
+    """A process, identified so that a later process with the same pid is not mistaken for it.
+
+    `host`: host name.
+    `machine`: boot id and pid namespace.
+    `pid`: process id.
+    `started`: start time in clock ticks since boot; empty where the system does not tell it.
+    """
 
     host: str
-    machine: str  # boot id and pid namespace
+    machine: str
     pid: int
-    started: str  # clock ticks since boot; empty where the system does not tell
+    started: str
 
     @classmethod
     def of(cls, pid: int) -> ProcessOwner:
         """The process `pid` of this machine."""
-        return cls(*_machine(), pid, _started(pid))
+        return cls(*_machine(), pid, _start_ticks(pid))
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ProcessOwner:
-        """What `to_json` made; missing fields are empty."""
+        """The inverse of `to_json`. Missing fields are empty."""
         return cls(
             str(content.get("host", "")),
             str(content.get("machine", "")),
@@ -62,23 +44,23 @@ class ProcessOwner:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain fields."""
+        """The fields as a dictionary."""
         return asdict(self)
 
     @property
-    def here(self) -> bool:
-        """Whether it lived on this machine, so that `alive` can tell."""
+    def on_this_machine(self) -> bool:
+        """Whether the process belongs to this machine, so that `alive` can be found out."""
         return (self.host, self.machine) == _machine()
 
     @property
     def alive(self) -> bool:
-        """Whether it lives. Of a process elsewhere nothing is known: it counts as alive."""
-        if not self.here:
+        """Whether the process runs. A process of another machine counts as running."""
+        if not self.on_this_machine:
             return True
         if self.started:
-            # A zombie has ended, though its parent has not asked yet.
-            state = _text(f"/proc/{self.pid}/stat").rpartition(")")[2].split()[:1]
-            return _started(self.pid) == self.started and state != ["Z"]
+            # A zombie has ended, although its parent has not collected its exit code.
+            zombie = _stat_fields(self.pid)[:1] == ["Z"]
+            return _start_ticks(self.pid) == self.started and not zombie
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -89,3 +71,36 @@ class ProcessOwner:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+@cache
+def _machine() -> tuple[str, str]:
+    """Host name, and boot id with pid namespace.
+
+    A pid means the same process only where both agree. Containers may share a host name.
+    """
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    boot_id = _read("/proc/sys/kernel/random/boot_id").strip()
+    return socket.gethostname(), f"{boot_id} {namespace}".strip()
+
+
+def _start_ticks(pid: int) -> str:
+    """When the process started, in clock ticks since boot; empty where the system does not tell."""
+    fields = _stat_fields(pid)
+    return fields[19] if len(fields) > 19 else ""
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the command name, which may hold spaces."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def _read(path: str) -> str:
+    """A file of /proc; empty without it (another operating system, a process that has ended)."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

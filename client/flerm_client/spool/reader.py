@@ -1,4 +1,4 @@
-"""Reading spool files: frame by frame, resumable, while they grow or long after; and whole, as core values."""
+"""Reading spool files: frame by frame while they grow, or a whole file as core values."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ _BLOCK = 4 << 20
 
 
 class SpoolReader:
-    """Iterates the believable frames of a spool file from `offset` (0, or the `end` of a frame read before).
+    """Iterates over the valid frames of a spool file.
 
-    Iteration ends at the last whole frame; iterate again for what was written since. Damage in the middle is skipped, kept
-    in `damage`. Raises `DataLoss` when the file is no spool file (an empty or cut header counts as "nothing yet"), `Refused`
-    when it is of a later version.
+    `offset`: where to begin, 0 or the `end` of a frame that was read before.
+
+    Iteration ends at the last whole frame. Iterate again to read what was written since. Damaged
+    bytes between frames are skipped and listed in `damage`. Raises `DataLoss` when the file is no
+    spool file, and `Refused` when its version is later. A file with an empty or incomplete header
+    has no frames yet.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
@@ -54,7 +57,8 @@ class SpoolReader:
                 found = int.from_bytes(head[len(MAGIC) :], "little")
                 if found != VERSION:
                     raise Refused(
-                        f"{self.path} is of spool version {found}, this flerm reads version {VERSION}: use its writer's"
+                        f"{self.path} is of spool version {found}, this flerm reads version "
+                        f"{VERSION}: use its writer's"
                     )
                 self.offset = len(HEADER)
             size = _BLOCK
@@ -65,7 +69,7 @@ class SpoolReader:
                 if end == self.offset:
                     if len(data) < size:
                         return
-                    size *= 2  # a frame, or damage, longer than the block
+                    size *= 2  # a frame or damaged bytes are longer than the block
                     continue
                 for item in items:
                     if isinstance(item, Damage):
@@ -79,13 +83,13 @@ class SpoolReader:
 
     @property
     def tail(self) -> int:
-        """Bytes behind the last whole frame, as of now: a write under way, or torn by a death."""
+        """The number of bytes after the last whole frame: a write in progress, or one cut off."""
         return max(self.path.stat().st_size - self.offset, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Measurements that could not be written."""
+    """Measurements that could not be written: how many, their range of steps, and why."""
 
     lost: int
     first_step: int
@@ -95,7 +99,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who wrote a file, for which registry, when."""
+    """The process that wrote a file, the address of the registry it is for, and when it began."""
 
     owner: ProcessOwner
     registry: str
@@ -104,7 +108,7 @@ class Origin:
 
 @dataclass(slots=True)
 class SpoolContent:
-    """All that a spool file says."""
+    """The content of a spool file. `tail`: the number of bytes after the last whole frame."""
 
     path: Path
     origin: Origin
@@ -118,7 +122,7 @@ class SpoolContent:
 
     @property
     def status(self) -> str:
-        """As a registry would say: the ending's, else `running` while the owner lives, else `interrupted`."""
+        """The ending's status; without one `running` while the owner runs, else `interrupted`."""
         if self.ending is not None:
             return self.ending.status
         return "running" if self.origin.owner.alive else "interrupted"
@@ -126,19 +130,22 @@ class SpoolContent:
 
 def message_of(
     frame: Frame,
-    kind: type[pb.StartRecordingRequest] | type[pb.Measurement] | type[pb.FinishRecordingRequest],
+    message_type: type[pb.StartRecordingRequest | pb.Measurement | pb.FinishRecordingRequest],
 ) -> Any:
-    """The payload as a message of `kind`. Raises `DataLoss` where it is none (its writer was at fault: the CRC was right)."""
+    """The payload as a message of `message_type`.
+
+    Raises `DataLoss` when it is none. The CRC was right, so the writer was at fault.
+    """
     try:
-        return kind.FromString(frame.payload)
+        return message_type.FromString(frame.payload)
     except DecodeError as error:
         raise DataLoss(
-            f"the frame that ends at {frame.end} is no {kind.__name__}: {error}"
+            f"the frame that ends at {frame.end} is no {message_type.__name__}: {error}"
         ) from error
 
 
 def origin_of(frame: Frame) -> Origin:
-    """What an owner frame says."""
+    """The content of an owner frame. Raises `DataLoss` when it is not readable."""
     try:
         content = json.loads(frame.payload)
         return Origin(
@@ -152,8 +159,18 @@ def origin_of(frame: Frame) -> Origin:
         ) from error
 
 
+def read_origin(path: Path) -> Origin | None:
+    """Who wrote the file `path`; None when the file does not say, or is gone."""
+    try:
+        for frame in SpoolReader(path):
+            return origin_of(frame) if frame.type == FrameType.OWNER else None
+    except (FileNotFoundError, DataLoss, Refused):
+        return None
+    return None
+
+
 def gap_of(frame: Frame) -> Gap:
-    """What a gap frame says."""
+    """The content of a gap frame. Raises `DataLoss` when it is not readable."""
     try:
         return Gap(**json.loads(frame.payload))
     except (ValueError, TypeError) as error:
@@ -163,7 +180,7 @@ def gap_of(frame: Frame) -> Gap:
 
 
 def started_from(message: pb.StartRecordingRequest) -> tuple[RecordingSpec, Attempt]:
-    """What a start request opens."""
+    """The recording and the attempt that a start request opens."""
     attempt = Attempt(
         id=message.attempt_id,
         resume_at=optional(message, "resume_at") or 0,
@@ -174,32 +191,34 @@ def started_from(message: pb.StartRecordingRequest) -> tuple[RecordingSpec, Atte
 
 
 def read(path: Path, *, rows: bool = True) -> SpoolContent:
-    """The whole file as core values; `rows=False` decodes no measurements (their vectors come back empty).
+    """The whole file as core values.
 
-    A torn tail is dropped, with a warning unless the owner may still be writing. Raises `DataLoss` when it does not say
-    which recording it holds.
+    `rows=False`: measurements are read without their vectors, which is faster.
+
+    An incomplete frame at the end is left out, with a warning unless the owner may still be
+    writing. Raises `DataLoss` when the file does not say which recording it holds.
     """
     reader = SpoolReader(path)
     origin: Origin | None = None
     content: SpoolContent | None = None
     for frame in reader:
-        if frame.kind == FrameType.OWNER:
+        if frame.type == FrameType.OWNER:
             origin = origin_of(frame)
-        elif frame.kind == FrameType.START and content is None:
+        elif frame.type == FrameType.START and content is None:
             spec, attempt = started_from(message_of(frame, pb.StartRecordingRequest))
             unknown = Origin(ProcessOwner("", "", 0, ""), "", attempt.started_at)
             content = SpoolContent(path, origin or unknown, spec, attempt)
         elif content is None:
             continue
-        elif frame.kind == FrameType.MEASUREMENT:
+        elif frame.type == FrameType.MEASUREMENT:
             message = message_of(frame, pb.Measurement)
             if not rows:
                 message.ClearField("fslr")
                 message.ClearField("vectors")
             content.rows.append(measurement_from(message))
-        elif frame.kind == FrameType.GAP:
+        elif frame.type == FrameType.GAP:
             content.gaps.append(gap_of(frame))
-        elif frame.kind == FrameType.FINISH:
+        elif frame.type == FrameType.FINISH:
             content.ending = ending_from(message_of(frame, pb.FinishRecordingRequest))
     if content is None:
         raise DataLoss(f"{path} does not say which recording it holds")

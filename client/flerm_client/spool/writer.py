@@ -1,4 +1,4 @@
-"""Writing a spool file. A measurement costs one `write` of a few kilobytes; nothing waits, and a full disk stops nobody."""
+"""Writing a spool file. A measurement costs one `write` call of a few kilobytes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from flerm_proto.v1 import registry_pb2 as pb
 
 log = logging.getLogger("flerm.spool")
 
-# Failures that may pass while training goes on; any other means that the folder cannot be used at all.
-_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EFBIG}
+# Errors that may go away while training goes on. Any other means that the folder is unusable.
+_TRANSIENT = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EFBIG}
 
 
 def start_request(spec: RecordingSpec, attempt: Attempt) -> pb.StartRecordingRequest:
-    """The request that opens a recording's attempt. Raises `InvalidInput` where a configuration is not JSON-like."""
+    """The request that opens a recording's attempt.
+
+    Raises `InvalidInput` when a configuration is not JSON-like.
+    """
     try:
         return pb.StartRecordingRequest(
             spec=spec_to(spec),
@@ -39,7 +42,7 @@ def start_request(spec: RecordingSpec, attempt: Attempt) -> pb.StartRecordingReq
 
 
 def file_name(recording_id: str, attempt_id: str) -> str:
-    """What an attempt's spool file is called."""
+    """The name of an attempt's spool file."""
     return f"{recording_id}.{attempt_id}{SUFFIX}"
 
 
@@ -53,10 +56,14 @@ def _flerm_version() -> str:
 
 
 class SpoolWriter:
-    """Appends one attempt to a file of its own in `folder`. Not thread-safe; one per attempt.
+    """Writes one attempt to a file of its own in `folder`. Not thread-safe.
 
-    `registry` is the address that the file is for, remembered in it for `flerm sync`. After `start`, no method raises because
-    of the disk: rows that cannot be written are counted in `lost`, warned of once, and marked as a gap when it works again.
+    `registry`: the address of the registry that the file is for. The file holds it for
+    `flerm sync`.
+
+    After `start`, no method raises an error because of the disk. Rows that cannot be written are
+    counted in `lost` and reported by one warning. A gap frame stands in the file for them as soon
+    as writing works again.
     """
 
     def __init__(self, folder: Path, registry: str = "") -> None:
@@ -67,17 +74,17 @@ class SpoolWriter:
         self.lost = 0  # measurements that could not be written
         self.finished = False
         self._fd = -1
-        self._size = 0  # of the file up to the last whole frame
-        self._head = b""  # header, owner and start, until they are in the file
+        self._size = 0  # bytes of the file up to the last whole frame
+        self._head = b""  # header, owner and start frame until they are written
         self._gap: tuple[int, int, int] | None = None  # rows, first step, last step
         self._reason = ""
         self._recording_id = ""
 
     def start(self, spec: RecordingSpec, attempt: Attempt) -> Path:
-        """Creates the file and writes who and what it is; its path.
+        """Creates the file and writes its first frames; its path.
 
-        Raises `InvalidInput` when the folder cannot be written or the attempt is there already. A full disk is no error: the
-        file begins when there is room.
+        Raises `InvalidInput` when the folder cannot be written, or when the attempt has a file
+        already. A full disk is no error: the first frames are written as soon as there is room.
         """
         request = start_request(spec, attempt)
         origin = {
@@ -94,7 +101,7 @@ class SpoolWriter:
         self._recording_id = spec.id
         self.path = self.folder / file_name(spec.id, attempt.id)
         try:
-            # Others on the machine have no business in a run's measurements.
+            # Other users of the machine cannot read the measurements.
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._fd = os.open(
                 self.path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600
@@ -104,9 +111,10 @@ class SpoolWriter:
                 f"attempt {attempt.id} of recording {spec.id} is in the spool {self.folder} already"
             ) from None
         except OSError as error:
-            if error.errno not in _PASSING:
+            if error.errno not in _TRANSIENT:
                 raise InvalidInput(
-                    f"the spool folder {self.folder} cannot be written ({error.strerror}): set FLERM_SPOOL to one that can"
+                    f"the spool folder {self.folder} cannot be written ({error.strerror}): "
+                    "set FLERM_SPOOL to one that can"
                 ) from error
             self._warn(error)
             return self.path
@@ -114,18 +122,22 @@ class SpoolWriter:
         return self.path
 
     @property
-    def begun(self) -> bool:
-        """Whether the file is there and says whose it is."""
+    def has_header(self) -> bool:
+        """Whether the first frames are written, so that a reader can tell whose file it is."""
         return self._size > 0
 
     def append(self, row: Measurement) -> bool:
-        """Adds one measurement; False when it could not be written."""
-        return self._append(
-            FrameType.MEASUREMENT, measurement_to(row).SerializeToString(), row.step
-        )
+        """Writes one measurement; False when that failed."""
+        if self._write(encode(FrameType.MEASUREMENT, measurement_to(row).SerializeToString())):
+            self.rows += 1
+            return True
+        self.lost += 1
+        lost, first, _ = self._gap or (0, row.step, row.step)
+        self._gap = (lost + 1, first, row.step)
+        return False
 
     def finish(self, ending: Ending) -> bool:
-        """Marks the attempt's end; False when that could not be written. Once only: later calls do nothing."""
+        """Writes the end of the attempt; False when that failed. Later calls do nothing."""
         if self.finished:
             return True
         request = ending_to(self._recording_id, 0, ending)
@@ -133,22 +145,13 @@ class SpoolWriter:
         return self.finished
 
     def close(self) -> None:
-        """Closes the file. Without `finish` before, readers take the attempt for interrupted."""
+        """Closes the file. Readers see an attempt that is not finished as interrupted."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    def _append(self, kind: FrameType, payload: bytes, step: int) -> bool:
-        if self._write(encode(kind, payload)):
-            self.rows += 1
-            return True
-        self.lost += 1
-        lost, first, _ = self._gap or (0, step, step)
-        self._gap = (lost + 1, first, step)
-        return False
-
     def _write(self, frame: bytes) -> bool:
-        """Writes what is owed (the file's head, a gap) and `frame`, all or nothing."""
+        """Writes `frame`, after the first frames and a gap frame if due. All or nothing."""
         if self.path is None:
             return False
         data = self._head + self._gap_frame() + frame
@@ -163,11 +166,13 @@ class SpoolWriter:
         except OSError as error:
             self._warn(error)
             if self._fd >= 0:
-                # A half frame left behind would only cost readers a search; they find the next one by its marker.
+                # If the truncation fails, readers skip the half frame: they search for the next
+                # marker.
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, self._size)
-                    if not self.begun:
-                        # A file that says nothing of its owner would be nobody's: the next write makes it anew.
+                    if not self.has_header:
+                        # Nobody could tell the owner of an empty file. The next write creates the
+                        # file again.
                         self.close()
                         self.path.unlink()
             return False
@@ -185,7 +190,8 @@ class SpoolWriter:
     def _warn(self, error: OSError) -> None:
         if not self._reason:
             log.warning(
-                "the spool file %s cannot be written (%s): training goes on, measurements are lost until it can",
+                "the spool file %s cannot be written (%s): "
+                "training goes on, measurements are lost until it can",
                 self.path,
                 error.strerror,
             )

@@ -1,4 +1,7 @@
-"""How far a spool file came: told by the sender in a small file beside it, read by the training process and `flerm doctor`."""
+"""How much of a spool file is delivered.
+
+The sender writes it to a small file beside the spool file. The training process reads it.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,30 @@ log = logging.getLogger("flerm.delivery")
 
 @dataclass(slots=True)
 class DeliveryProgress:
-    """Counts of measurements, and what stands in the way at present."""
+    """How many measurements were acknowledged and refused for good, and the current problem."""
 
     acknowledged: int = 0
-    refused: int = 0  # for good
+    refused: int = 0
     problem: str = ""
 
     @classmethod
     def of(cls, path: Path) -> DeliveryProgress:
-        """What was last told of the spool file `path`; nothing yet is zero."""
+        """What was last written for the spool file `path`; zeros when nothing was."""
         try:
             return cls(**json.loads(sidecar(path, ".progress").read_text()))
         except (OSError, ValueError, TypeError):
             return cls()
 
-    def tell(self, path: Path) -> bool:
-        """Writes it beside the spool file `path`; False when it cannot be (a full disk: the delivery needs none of it)."""
+    def write(self, path: Path) -> bool:
+        """Writes it for the spool file `path`; False when that failed, as on a full disk.
+
+        The delivery itself does not need the file.
+        """
         target = sidecar(path, ".progress")
-        fresh = sidecar(path, f".progress-{os.getpid()}")
+        new = sidecar(path, f".progress-{os.getpid()}")
         try:
-            fresh.write_text(json.dumps(asdict(self)))
-            fresh.replace(target)
+            new.write_text(json.dumps(asdict(self)))
+            new.replace(target)
         except OSError as error:
             log.warning("%s cannot be written: %s", target, error.strerror)
             return False

@@ -1,6 +1,7 @@
-"""How a training process reports: into the spool, and nothing else. The uploader beside it does the rest.
+"""The training process's side of reporting: it writes the spool, and starts the uploader.
 
-Rank 0 only. After `SpoolReporter.open` nothing here raises or waits because of a registry, a network or a full disk.
+Only rank 0 reports. After `SpoolReporter.open`, nothing here raises or waits because of a registry,
+a network or a full disk.
 """
 
 from __future__ import annotations
@@ -25,22 +26,30 @@ from flerm_core.errors import InvalidInput
 from flerm_core.records.recording import Attempt, Ending, Measurement, RecordingSpec
 from flerm_core.records.validation import validate_spec
 
-log = logging.getLogger("flerm.reporting")
+log = logging.getLogger("flerm.reporter")
 
-_RESTARTS = 20  # an uploader that ends so often has a fault that another start does not mend
-_RESTART_SECONDS = 1.0
+_MAX_RESTARTS = 20  # an uploader that ends so often has a fault that a restart does not cure
+_RESTART_SECONDS = 1.0  # at least between two starts
 
-# Neither waits for the uploader nor dies of its death, whatever the training script did to SIGPIPE.
-_QUIET = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+# A send with these flags does not wait for the uploader. If the uploader has ended, the send does
+# not raise SIGPIPE, whatever the training script has set for this signal.
+_SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
+_orphans: list[subprocess.Popen[bytes]] = []
+"""Uploaders that run on after their reporter was closed.
 
-_lingering: list[subprocess.Popen[bytes]] = []
-"""Uploaders that outlive their reporter. A Popen that is dropped while its process runs warns, and leaves a zombie."""
+They are kept here because a Popen object that is dropped while its process runs gives a warning and
+leaves a zombie.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReport:
-    """What became of a run's measurements: how many are not in the registry, and a sentence that says why and what to do."""
+    """What became of a run's measurements.
+
+    `left`: how many are not in the registry. `problem`: a sentence that says why and what to do;
+    empty when all went well.
+    """
 
     left: int
     problem: str
@@ -49,14 +58,18 @@ class DeliveryReport:
 def check_reporting(
     registry: str | None, spec: RecordingSpec, spool: str | os.PathLike[str] | None = None
 ) -> None:
-    """Raises now what `SpoolReporter.open` would raise: `InvalidInput` for a wrong address, specification or spool folder."""
-    folder = _folder(address_of(registry), spool)
+    """Raises what `SpoolReporter.open` would raise, without opening anything.
+
+    `InvalidInput` for a wrong address, specification or spool folder.
+    """
+    folder = _spool_folder(address_of(registry), spool)
     validate_spec(spec)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise InvalidInput(
-            f"the spool folder {folder} cannot be made ({error.strerror}): set FLERM_SPOOL to one that can"
+            f"the spool folder {folder} cannot be made ({error.strerror}): "
+            "set FLERM_SPOOL to one that can"
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InvalidInput(
@@ -64,16 +77,16 @@ def check_reporting(
         )
 
 
-def _folder(address: RegistryAddress, spool: str | os.PathLike[str] | None) -> Path:
-    return (
-        address.folder or (Path(spool).expanduser() if spool is not None else default_folder())
-    ).absolute()
+def _spool_folder(address: RegistryAddress, spool: str | os.PathLike[str] | None) -> Path:
+    if address.folder is not None:
+        return address.folder.absolute()
+    return (Path(spool).expanduser() if spool is not None else default_folder()).absolute()
 
 
 class SpoolReporter:
-    """One attempt's way to its registry: `open`, `append` for each measurement, `finish`. Not thread-safe.
+    """Reports one attempt of a recording: `open`, `append` each measurement, `finish`.
 
-    A copy of it in a forked child (a DataLoader worker) does nothing.
+    Not thread-safe. In a forked child (a DataLoader worker), a copy of it does nothing.
     """
 
     def __init__(
@@ -91,12 +104,12 @@ class SpoolReporter:
         self._token = token
         self._pid = os.getpid()
         self._uploader: subprocess.Popen[bytes] | None = None
-        self._line: socket.socket | None = None
+        self._socket: socket.socket | None = None
         self._outcome: dict[str, Any] | None = None
         self._warned = False
         self._restarts = 0
-        self._launched = 0.0
-        self._delivery: DeliveryReport | None = None
+        self._started_at = 0.0
+        self._report: DeliveryReport | None = None
 
     @classmethod
     def open(
@@ -110,46 +123,52 @@ class SpoolReporter:
     ) -> SpoolReporter:
         """Opens the attempt's spool file and starts the uploader.
 
-        `registry`: grpc://host:port, grpcs://host:port, or file:///folder (its spool files are the registry; no uploader);
-        None: environment FLERM_REGISTRY. `spool`: folder of the file, default FLERM_SPOOL or `~/.local/state/flerm/spool`.
-        Raises `InvalidInput` for a wrong address, specification or spool folder; never for a registry that does not answer.
+        `registry`: grpc://host:port, grpcs://host:port or file:///folder; None: FLERM_REGISTRY. A
+        folder is itself the registry: its spool files are written there, without an uploader.
+        `spec`, `attempt`: the recording, and the attempt of it that begins.
+        `token`: None: FLERM_TOKEN, else what the file FLERM_TOKEN_FILE holds.
+        `spool`: the folder of the spool file; None: `flerm_client.spool.default_folder`.
+
+        Raises `InvalidInput` for a wrong address, specification or spool folder. A registry that
+        does not answer raises nothing.
         """
         address = address_of(registry)
         validate_spec(spec)
-        writer = SpoolWriter(_folder(address, spool), address.text)
+        writer = SpoolWriter(_spool_folder(address, spool), address.text)
         path = writer.start(spec, attempt)
         reporter = cls(address, writer, path, spec.id, token)
-        if address.folder is None and writer.begun:
-            reporter._launch()
+        if address.folder is None and writer.has_header:
+            reporter._start_uploader()
         return reporter
 
     def append(self, row: Measurement) -> None:
-        """Puts one measurement into the spool and returns: a few dozen microseconds."""
+        """Writes one measurement to the spool. It takes a few dozen microseconds."""
         if self._pid != os.getpid():
             return
         self._writer.append(_finite(row))
-        self._ring()
+        self._notify()
 
     def finish(self, ending: Ending, timeout: float = 10.0) -> DeliveryReport:
-        """Ends the attempt and waits, at most `timeout` seconds, until the registry has everything.
+        """Ends the attempt, and waits at most `timeout` seconds until the registry has all of it.
 
-        What is left then goes on being sent while this process lives and a minute longer. Later calls return the first answer.
+        The uploader goes on sending the rest while this process runs and one minute longer. Later
+        calls return the first result.
         """
         if self._pid != os.getpid():
             return DeliveryReport(0, "")
-        if self._delivery is not None:
-            return self._delivery
+        if self._report is not None:
+            return self._report
         written = self._writer.finish(ending)
         if self._address.folder is None:
-            self._ring()
-            self._await(time.monotonic() + timeout)
-        self._delivery = self._judge(written)
+            self._notify()
+            self._wait_for_outcome(time.monotonic() + timeout)
+        self._report = self._delivery_report(written)
         self._release()
-        return self._delivery
+        return self._report
 
     def close(self) -> None:
-        """Lets go of everything. An attempt that was not finished is ended as interrupted, without waiting."""
-        if self._pid == os.getpid() and self._delivery is None:
+        """Closes the file. An attempt that is not finished ends as interrupted, without waiting."""
+        if self._pid == os.getpid() and self._report is None:
             self.finish(Ending(status="interrupted"), timeout=0.0)
 
     def __enter__(self) -> SpoolReporter:
@@ -160,22 +179,19 @@ class SpoolReporter:
 
     @property
     def uploader_pid(self) -> int | None:
-        """The process that delivers; None where there is none (a folder, or it could not be started)."""
+        """The uploader's pid; None without one (a folder, or it could not be started)."""
         return None if self._uploader is None else self._uploader.pid
 
-    def _launch(self) -> None:
-        self._hang_up()
-        self._launched = time.monotonic()
+    def _start_uploader(self) -> None:
+        self._close_socket()
+        self._started_at = time.monotonic()
         command = child_command(
             "flerm_client.upload.worker",
-            "--file",
-            str(self.path),
-            "--registry",
-            self._address.text,
-            "--parent",
-            str(self._pid),
+            *("--file", str(self.path)),
+            *("--registry", self._address.text),
+            *("--parent", str(self._pid)),
         )
-        line, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()
         try:
             with theirs, sidecar(self.path, ".log").open("ab") as output:
                 self._uploader = subprocess.Popen(
@@ -187,120 +203,119 @@ class SpoolReporter:
                     start_new_session=True,
                 )
         except OSError as error:
-            line.close()
+            ours.close()
             self._warn(f"the uploader cannot be started ({error})")
             return
-        self._line = line
+        self._socket = ours
 
-    def _ring(self) -> None:
-        """Wakes the uploader; starts another where it was killed."""
-        if self._address.folder is not None or self._outcome is not None or not self._writer.begun:
+    def _notify(self) -> None:
+        """Wakes the uploader; starts another one when it was killed."""
+        if self._address.folder is not None or self._outcome is not None:
             return
-        if self._line is not None:
+        if not self._writer.has_header:
+            return
+        if self._socket is not None:
             try:
-                self._line.send(b"\0", _QUIET)
+                self._socket.send(b"\0", _SEND_FLAGS)
                 return
-            except BlockingIOError:  # it has not looked for a while, and will
+            except BlockingIOError:  # the uploader has not read for a while, but it will
                 return
-            except OSError:  # it is gone
+            except OSError:  # the uploader has ended
                 self._read_outcome(0.0)
         if (
             self._outcome is None
-            and self._restarts < _RESTARTS
-            and time.monotonic() - self._launched > _RESTART_SECONDS
+            and self._restarts < _MAX_RESTARTS
+            and time.monotonic() - self._started_at > _RESTART_SECONDS
         ):
             self._restarts += 1
-            self._launch()
+            self._start_uploader()
 
-    def _await(self, end: float) -> None:
-        """Until the uploader tells the outcome, or time is up."""
+    def _wait_for_outcome(self, end: float) -> None:
+        """Waits until the uploader reports the outcome, or until the time `end`."""
         while self._outcome is None:
             left = end - time.monotonic()
             if left <= 0 or self._read_outcome(left):
                 return
-            if self._restarts >= _RESTARTS or self._uploader is None:
+            if self._restarts >= _MAX_RESTARTS or self._uploader is None:
                 return
-            # It died meanwhile. The pause is what `_ring` wants between two starts.
-            pause = self._launched + _RESTART_SECONDS - time.monotonic()
+            # The uploader has ended without an outcome. Another one is started, not too soon.
+            pause = self._started_at + _RESTART_SECONDS - time.monotonic()
             if pause > 0:
                 time.sleep(min(pause, left))
             self._restarts += 1
-            self._launch()
+            self._start_uploader()
 
     def _read_outcome(self, seconds: float) -> bool:
-        """Waits for the uploader's one line; False when the uploader ended without it."""
-        if self._line is None:
+        """Waits for the uploader's one line; False when the uploader ended without writing it."""
+        if self._socket is None:
             return False
-        self._line.settimeout(max(seconds, 0.0))
+        self._socket.settimeout(max(seconds, 0.0))
         try:
-            told = self._line.recv(65536)
+            line = self._socket.recv(65536)
         except (TimeoutError, BlockingIOError):
             return True
         except ConnectionError:
             return False
         finally:
-            self._line.settimeout(None)
-        # Written at once and short: it comes whole or not at all.
-        if not told.endswith(b"\n"):
+            self._socket.settimeout(None)
+        # The line is short and written at once, so that it arrives whole or not at all.
+        if not line.endswith(b"\n"):
             return False
-        outcome: dict[str, Any] = json.loads(told)
+        outcome: dict[str, Any] = json.loads(line)
         self._outcome = outcome
         if outcome["refused"]:
             self._warn(f"the registry refused recording {self._recording_id}: {outcome['problem']}")
         return True
 
-    def _judge(self, written: bool) -> DeliveryReport:
+    def _delivery_report(self, written: bool) -> DeliveryReport:
+        """What became of the measurements. `written`: whether the file holds the attempt's end."""
         rows, lost = self._writer.rows, self._writer.lost
         of = f"measurements of recording {self._recording_id}"
+        end = f"the end of recording {self._recording_id}"
         if lost:
             return DeliveryReport(
                 lost,
-                f"{lost} of {rows + lost} {of} could not be written to {self.path.parent} and are lost",
+                f"{lost} of {rows + lost} {of} could not be written to {self.path.parent} "
+                "and are lost",
             )
         if self._address.folder is not None:
-            return DeliveryReport(
-                0,
-                ""
-                if written
-                else f"the end of recording {self._recording_id} could not be written to {self.path}",
-            )
+            problem = "" if written else f"{end} could not be written to {self.path}"
+            return DeliveryReport(0, problem)
         if self._outcome is None:
             progress = DeliveryProgress.of(self.path)
-            left = max(rows - progress.acknowledged, 0)
-            if not self.path.exists():  # delivered in the very moment
+            if not self.path.exists():  # delivered meanwhile
                 return DeliveryReport(0, "")
-            why = progress.problem or f"{self._address.text} has not taken them yet"
-            what = (
-                f"{left} of {rows} {of} are"
-                if left
-                else f"the end of recording {self._recording_id} is"
+            left = max(rows - progress.acknowledged, 0)
+            what, kept = (
+                (f"{left} of {rows} {of} are", "they are") if left else (f"{end} is", "it is")
             )
-            kept = "they are" if left else "it is"
-            send = f"flerm sync --spool {self.path.parent}"
+            why = progress.problem or f"{self._address.text} has not taken them yet"
             return DeliveryReport(
                 left,
-                f"{what} not delivered ({why}); {kept} kept in {self.path.parent}, and `{send}` sends what is left",
+                f"{what} not delivered ({why}); {kept} kept in {self.path.parent}, "
+                f"and `flerm sync --spool {self.path.parent}` sends what is left",
             )
         if self._outcome["refused"]:
             refused = rows - int(self._outcome["acknowledged"])
-            place = self.path.parent / QUARANTINE / self.path.name
+            quarantined = self.path.parent / QUARANTINE / self.path.name
             return DeliveryReport(
                 refused,
-                f"{refused} of {rows} {of} were refused ({self._outcome['problem']}); they are kept in {place}",
+                f"{refused} of {rows} {of} were refused ({self._outcome['problem']}); "
+                f"they are kept in {quarantined}",
             )
         return DeliveryReport(0, "")
 
-    def _hang_up(self) -> None:
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _release(self) -> None:
         self._writer.close()
-        self._hang_up()
+        self._close_socket()
         if self._uploader is not None:
-            _lingering.append(self._uploader)
-        _lingering[:] = [each for each in _lingering if each.poll() is None]
+            _orphans.append(self._uploader)
+        _orphans[:] = [each for each in _orphans if each.poll() is None]
 
     def _warn(self, text: str) -> None:
         if not self._warned:
@@ -314,7 +329,7 @@ class SpoolReporter:
 
 
 def _finite(row: Measurement) -> Measurement:
-    """A loss that is no number (a run that diverges) is one that was not logged: registries take numbers only."""
+    """`row`, without its loss where that is not finite (a run diverges): registries refuse it."""
     if row.loss is None or math.isfinite(row.loss):
         return row
     return replace(row, loss=None)

@@ -1,7 +1,9 @@
-"""Bringing one spool file to a registry, exactly once: what the uploader and `flerm sync` do.
+"""The delivery of one spool file to a registry, exactly once: by the uploader or by `flerm sync`.
 
-The registry takes the same row twice without harm, so a delivery simply begins at the file's start; it removes the file only
-after the end of the attempt was acknowledged. What is refused for good is set aside with the reason, the rest is delivered.
+A registry takes the same row twice without harm, so every delivery begins at the start of the file.
+The file is removed only after the registry has acknowledged the end of the attempt. A file with
+rows that are refused for good goes to the quarantine with the reasons, after its other rows are
+delivered.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from flerm_client.registry.calls import (
 )
 from flerm_client.spool.frames import Frame, FrameType
 from flerm_client.spool.paths import quarantine, remove
-from flerm_client.spool.reader import Origin, SpoolReader, gap_of, message_of, origin_of
+from flerm_client.spool.reader import SpoolReader, gap_of, message_of, origin_of
 from flerm_client.upload.progress import DeliveryProgress
 from flerm_core.errors import (
     DataLoss,
@@ -36,22 +38,28 @@ from flerm_proto.v1 import registry_pb2 as pb
 
 log = logging.getLogger("flerm.delivery")
 
-# A new token, a raised quota may come: these are waited for, though the answer was no.
-_PASSING = (Unauthenticated, PermissionDenied, LimitExceeded)
+# Refusals that may end: a new token or a higher quota may come.
+_TRANSIENT = (Unauthenticated, PermissionDenied, LimitExceeded)
+
+_MAX_RESTARTS = 3
+_EMPTY_SECONDS = 60.0
 
 
 def is_permanent(error: FlermError) -> bool:
-    """Whether sending the same again can change nothing."""
+    """Whether sending the same request again cannot succeed."""
     return isinstance(error, InvalidInput | NotFound | Refused | DataLoss) and not isinstance(
-        error, _PASSING
+        error, _TRANSIENT
     )
 
 
 class SpoolDelivery:
-    """The way of one file. Call `advance` until `done`; it raises what went wrong, after which it may be called again.
+    """The delivery of one file. Call `advance` until `done`.
 
-    `unfinished`: the status to report for an attempt whose file has no end (its process died); None: wait for the end.
-    `keep`: leave the file where it is, whatever comes of it (its folder is a registry).
+    `path`: the spool file.
+    `calls`: the calls to the registry.
+    `unfinished`: the status to report for an attempt whose file has no end because its process has
+    ended; None: wait until the end is written.
+    `keep`: do not move or remove the file, because its folder is a registry.
     """
 
     def __init__(
@@ -67,26 +75,27 @@ class SpoolDelivery:
         self.progress = DeliveryProgress()
         self.done = False
         self.keep = keep
-        self.quarantined: Path | None = None
+        self.quarantined: Path | None = None  # where the file is, if anything was refused for good
         self.started = False  # whether the registry knows the attempt
         self._calls = calls
         self._reader = SpoolReader(path)
         self._attempt = 0
         self._recording_id = ""
         self._restarts = 0
-        self._reasons: list[str] = []
-        self._told = DeliveryProgress()
+        self._refusals: list[str] = []
+        self._written_progress = DeliveryProgress()
 
     def advance(self) -> bool:
         """Sends the next batch, if there is one; whether there may be more right now.
 
-        Raises `Unreachable` and other passing errors. Refusals for good do not raise: see `quarantined`.
+        Raises `Unreachable` and other transient errors, after which it may be called again.
+        Permanent refusals are not raised: see `quarantined`.
         """
         if self.done:
             return False
         try:
             more = self._advance()
-        except FileNotFoundError:  # another sender has delivered and removed it
+        except FileNotFoundError:  # another sender has delivered and removed the file
             self.done = True
             return False
         except FlermError as error:
@@ -94,63 +103,35 @@ class SpoolDelivery:
                 self._set_aside(str(error))
                 return False
             self.progress.problem = str(error)
-            self._tell()
+            self._write_progress()
             raise
         if not self.done:
             self.progress.problem = ""
-            self._tell()
+            self._write_progress()
         return more
 
-    @property
-    def offset(self) -> int:
-        """How far the file was read."""
-        return self._reader.offset
-
     def renew_lease(self) -> float:
-        """Tells the registry that the run lives; seconds until that must be said again."""
+        """Reports to the registry that the run goes on; seconds until the next report is due."""
         request = pb.RenewLeaseRequest(recording_id=self._recording_id, attempt=self._attempt)
         return float(self._calls.unary("RenewLease", request).seconds)
 
     def _advance(self) -> bool:
-        offset, damages, reasons = self._reader.offset, len(self._reader.damage), len(self._reasons)
+        offset = self._reader.offset
+        damages, refusals = len(self._reader.damage), len(self._refusals)
         before = replace(self.progress)
-        batch: list[pb.Measurement] = []
-        size = 0
-        more = False
-        finish: pb.FinishRecordingRequest | None = None
-        position = offset
         try:
-            for frame in self._reader:
-                if frame.kind == FrameType.MEASUREMENT:
-                    if batch and (
-                        len(batch) == APPEND_ROWS or size + len(frame.payload) > APPEND_BYTES
-                    ):
-                        more = True
-                        break
-                    batch.append(message_of(frame, pb.Measurement))
-                    size += len(frame.payload)
-                elif frame.kind == FrameType.FINISH:
-                    finish = message_of(frame, pb.FinishRecordingRequest)
-                else:
-                    self._note(frame)
-                position = frame.end
+            batch, finish, end, more = self._read_batch()
             if batch:
                 self._send(batch)
         except FlermError as error:
-            if isinstance(error, NotFound) and self.started and self._restarts < 3:
-                # The registry lost what it had (its database was restored or replaced): the file still has it all.
-                log.warning("%s: %s; sending it again from the start", self.path.name, error)
-                self._restarts += 1
-                self.started = False
-                self.progress = DeliveryProgress()
-                self._reasons.clear()
-                self._reader = SpoolReader(self.path)
+            if isinstance(error, NotFound) and self.started and self._restarts < _MAX_RESTARTS:
+                self._start_over(error)
                 return True
-            # The batch goes again as a whole: what came through of it is then a duplicate, which does no harm.
+            # The whole batch is sent again. Rows of it that were stored do no harm the second time.
             self._reader.offset, self.progress = offset, before
-            del self._reader.damage[damages:], self._reasons[reasons:]
+            del self._reader.damage[damages:], self._refusals[refusals:]
             raise
-        self._reader.offset = position
+        self._reader.offset = end
         if more:
             return True
         if finish is None and self.unfinished is not None:
@@ -159,30 +140,57 @@ class SpoolDelivery:
             self._finish(finish)
         return False
 
-    def _note(self, frame: Frame) -> None:
-        if frame.kind == FrameType.START and not self.started:
-            request = message_of(frame, pb.StartRecordingRequest)
-            request.sent_at.GetCurrentTime()
-            answer = self._calls.unary("StartRecording", request)
-            self._recording_id, self._attempt, self.started = (
-                answer.recording_id,
-                answer.attempt,
-                True,
-            )
-        elif frame.kind == FrameType.GAP:
-            gap = gap_of(frame)
-            log.warning(
-                "%s: %d measurements from step %d to %d were not written: %s",
-                self.path.name,
-                gap.lost,
-                gap.first_step,
-                gap.last_step,
-                gap.reason,
-            )
+    def _read_batch(
+        self,
+    ) -> tuple[list[pb.Measurement], pb.FinishRecordingRequest | None, int, bool]:
+        """Rows for one request, the end if it was read, the file offset, whether rows are left."""
+        batch: list[pb.Measurement] = []
+        size = 0
+        finish: pb.FinishRecordingRequest | None = None
+        end = self._reader.offset
+        for frame in self._reader:
+            if frame.type == FrameType.MEASUREMENT:
+                size += len(frame.payload)
+                if batch and (len(batch) == APPEND_ROWS or size > APPEND_BYTES):
+                    return batch, finish, end, True
+                batch.append(message_of(frame, pb.Measurement))
+            elif frame.type == FrameType.FINISH:
+                finish = message_of(frame, pb.FinishRecordingRequest)
+            elif frame.type == FrameType.START and not self.started:
+                self._start(message_of(frame, pb.StartRecordingRequest))
+            elif frame.type == FrameType.GAP:
+                self._report_gap(frame)
+            end = frame.end
+        return batch, finish, end, False
+
+    def _start(self, request: pb.StartRecordingRequest) -> None:
+        request.sent_at.GetCurrentTime()
+        answer = self._calls.unary("StartRecording", request)
+        self._recording_id, self._attempt = answer.recording_id, answer.attempt
+        self.started = True
+
+    def _start_over(self, error: NotFound) -> None:
+        """Begins at the start of the file: the registry's database was restored or replaced."""
+        log.warning("%s: %s; sending it again from the start", self.path.name, error)
+        self._restarts += 1
+        self.started = False
+        self.progress = DeliveryProgress()
+        self._refusals.clear()
+        self._reader = SpoolReader(self.path)
+
+    def _report_gap(self, frame: Frame) -> None:
+        gap = gap_of(frame)
+        log.warning(
+            "%s: %d measurements from step %d to %d were not written: %s",
+            self.path.name,
+            gap.lost,
+            gap.first_step,
+            gap.last_step,
+            gap.reason,
+        )
 
     def _send(self, rows: list[pb.Measurement]) -> None:
-        if not self.started:
-            raise DataLoss(f"{self.path.name} does not say which recording it holds")
+        self._require_start()
         try:
             self._append(rows)
             self.progress.acknowledged += len(rows)
@@ -191,34 +199,34 @@ class SpoolDelivery:
                 raise
             if len(rows) == 1:
                 log.warning("%s: step %d refused: %s", self.path.name, rows[0].step, error)
-                self._reasons.append(f"step {rows[0].step}: {error}")
+                self._refusals.append(f"step {rows[0].step}: {error}")
                 self.progress.refused += 1
                 return
-            # A request is stored whole or refused whole: halve it until what is at fault stands alone.
+            # A request is stored or refused as a whole. Halving it isolates the rows at fault.
             middle = len(rows) // 2
             self._send(rows[:middle])
             self._send(rows[middle:])
 
     def _append(self, rows: list[pb.Measurement]) -> None:
-        self._calls.unary(
-            "Append",
-            pb.AppendRequest(
-                recording_id=self._recording_id, attempt=self._attempt, measurements=rows
-            ),
-            seconds=APPEND_SECONDS,
+        request = pb.AppendRequest(
+            recording_id=self._recording_id, attempt=self._attempt, measurements=rows
         )
+        self._calls.unary("Append", request, seconds=APPEND_SECONDS)
 
     def _finish(self, request: pb.FinishRecordingRequest) -> None:
-        if not self.started:
-            raise DataLoss(f"{self.path.name} does not say which recording it holds")
+        self._require_start()
         request.recording_id, request.attempt = self._recording_id, self._attempt
         self._calls.unary("FinishRecording", request)
-        reasons = [*self._reasons, *map(str, self._reader.damage)]
+        reasons = [*self._refusals, *map(str, self._reader.damage)]
         if reasons:
             self._set_aside("; ".join(reasons))
         elif not self.keep:
             remove(self.path)
         self.done = True
+
+    def _require_start(self) -> None:
+        if not self.started:
+            raise DataLoss(f"{self.path.name} does not say which recording it holds")
 
     def _set_aside(self, why: str) -> None:
         log.error("%s set aside: %s", self.path.name, why)
@@ -226,57 +234,48 @@ class SpoolDelivery:
         self.progress.problem = why
         self.done = True
 
-    def _tell(self) -> None:
-        if self.progress == self._told:
+    def _write_progress(self) -> None:
+        if self.progress == self._written_progress or self.keep:
             return
-        if not self.keep and self.progress.tell(self.path):
-            self._told = replace(self.progress)
+        if self.progress.write(self.path):
+            self._written_progress = replace(self.progress)
 
 
-def is_abandoned_empty(path: Path, seconds: float = 60.0) -> bool:
-    """Whether `path` holds nothing and nobody will write there: a process that died between making it and its first words.
+def is_abandoned_empty(path: Path) -> bool:
+    """Whether `path` is empty because its process ended between creating it and writing to it.
 
-    A living writer fills a file in the moment that it makes it, or takes it away again (a full disk).
+    A living writer writes to a new file at once, or removes the file when the disk is full.
     """
     try:
-        idle = now().timestamp() - path.stat().st_mtime > seconds
+        idle = now().timestamp() - path.stat().st_mtime > _EMPTY_SECONDS
         return idle and next(iter(SpoolReader(path)), None) is None
     except (FileNotFoundError, DataLoss, Refused):
         return False
 
 
-def origin_at(path: Path) -> Origin | None:
-    """Who wrote `path`; None when it does not say, or is gone."""
-    try:
-        for frame in SpoolReader(path):
-            return origin_of(frame) if frame.kind == FrameType.OWNER else None
-    except (FileNotFoundError, DataLoss, Refused):
-        return None
-    return None
-
-
 def can_take_over(path: Path) -> tuple[bool, str]:
-    """Whether somebody else than its owner may deliver `path`, and why not.
+    """Whether another process than its owner may deliver `path`, and if not, why.
 
-    Yes when the owner is known to be gone, or the attempt's end is in the file (a second delivery of it does no harm).
+    It may when the owner is known to have ended, or when the file holds the end of the attempt:
+    then a second delivery does no harm.
     """
     try:
         frames = iter(SpoolReader(path))
         first: Any = next(frames, None)
         if first is None:
             return False, f"{path.name} is empty"
-        owner = origin_of(first).owner if first.kind == FrameType.OWNER else None
-        if owner is not None and owner.here and not owner.alive:
+        owner = origin_of(first).owner if first.type == FrameType.OWNER else None
+        if owner is not None and owner.on_this_machine and not owner.alive:
             return True, ""
-        if any(frame.kind == FrameType.FINISH for frame in frames):
+        if any(frame.type == FrameType.FINISH for frame in frames):
             return True, ""
     except FileNotFoundError:
         return False, f"{path.name} is gone"
     except DataLoss:
-        return True, ""  # nobody writes there; its delivery sets it aside with the reason
+        return True, ""  # nobody writes the file; its delivery sets it aside with the reason
     except Refused as error:
         return False, str(error)
     if owner is None:
         return True, ""
-    place = "is still running" if owner.here else "may still be running there"
-    return False, f"{path.name} belongs to {owner}, which {place}"
+    where = "is still running" if owner.on_this_machine else "may still be running there"
+    return False, f"{path.name} belongs to {owner}, which {where}"

@@ -54,12 +54,12 @@ def test_a_reader_resumes_where_it_stopped_while_the_file_grows(tmp_path):
     writer = SpoolWriter(tmp_path)
     path = writer.start(spec_of("mlp"), Attempt())
     reader = SpoolReader(path)
-    assert [frame.kind for frame in reader] == [FrameType.OWNER, FrameType.START]
+    assert [frame.type for frame in reader] == [FrameType.OWNER, FrameType.START]
     assert list(reader) == []
     writer.append(row_of(1))
-    assert [frame.kind for frame in reader] == [FrameType.MEASUREMENT]
+    assert [frame.type for frame in reader] == [FrameType.MEASUREMENT]
     writer.append(row_of(2))
-    assert [frame.kind for frame in SpoolReader(path, reader.offset)] == [FrameType.MEASUREMENT]
+    assert [frame.type for frame in SpoolReader(path, reader.offset)] == [FrameType.MEASUREMENT]
     writer.close()
 
 
@@ -180,7 +180,7 @@ def test_the_owner_is_known_to_live_and_to_be_gone(tmp_path):
 
 def test_a_process_elsewhere_counts_as_alive():
     owner = ProcessOwner("another-host", "boot", 1, "5")
-    assert (owner.here, owner.alive) == (False, True)
+    assert (owner.on_this_machine, owner.alive) == (False, True)
 
 
 def test_the_default_folder(monkeypatch, tmp_path):
