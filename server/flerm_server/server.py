@@ -91,8 +91,10 @@ class Server:
             metrics,
             local_only=settings.local_only,
             secure=settings.secure,
-            streams=self._streams,
-            door=PublicAddress("grpcs" if settings.secure else "grpc", self.grpc_address.port),
+            event_streams=self._streams,
+            public_address=PublicAddress(
+                "grpcs" if settings.secure else "grpc", self.grpc_address.port
+            ),
             allowed_origins=settings.allowed_origins,
         )
         config = uvicorn.Config(
@@ -135,7 +137,7 @@ class Server:
         """Takes no more calls, lets those in flight end within the drain time, closes the store."""
         self._health.enter_graceful_shutdown()
         self._http.should_exit = True
-        self._streams.close()  # pages that follow recordings would hold the HTTP side open
+        self._streams.close_all()  # pages that follow recordings would hold the HTTP side open
         drained = self._grpc.stop(self._settings.drain_seconds)
         self._http_thread.join()
         drained.wait()

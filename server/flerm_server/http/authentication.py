@@ -1,4 +1,4 @@
-"""Who asks over HTTP: a token in the Authorization header, or a browser's session in a cookie."""
+"""Who a request is from: a token in its Authorization header, or a browser's session in a cookie."""
 
 from __future__ import annotations
 
@@ -23,87 +23,95 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def wants_page(path: str, accept: str) -> bool:
-    """Whether a browser asks, and not for data."""
+    """Whether a request is a browser's for a page, and not for data.
+
+    accept: the Accept header.
+    """
     return "text/html" in accept and not path.startswith("/api/")
 
 
 def refuse_other_sites(headers: Headers) -> None:
-    """Raises `PermissionDenied` unless a page of this very site sends the request.
+    """Raises `PermissionDenied` unless a page of this registry sends the request.
 
-    What a browser sends by itself (a cookie, a form) another site can make it send too; but not with this Origin.
+    Another site can make a browser send a form, and the browser adds the cookie; but it names the
+    other site as the Origin.
     """
     origin = headers.get("origin", "")
     if not origin or urlsplit(origin).netloc != headers.get("host", ""):
         raise PermissionDenied(
-            f"Origin {origin[:200]!r}: with a session's cookie, or to log in, only this registry's own pages may send"
+            f"Origin {origin[:200]!r}: with a session's cookie, or to log in, "
+            "only this registry's own pages may send"
         )
 
 
 class Authenticate:
-    """Finds out who asks, refuses who may not, and sends browsers to the login page.
+    """Middleware that finds a request's principal and refuses what that principal may not do.
 
-    Sets `state.identity` and `state.readmit`, which long answers call to hear whether they may go on.
+    A browser without a session is sent to the login page. Sets `state.principal`, and
+    `state.recheck_access`: long answers call it again, and it raises once access was revoked.
     """
 
-    def __init__(self, app: ASGIApp, *, gate: Authenticator, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, metrics: Metrics) -> None:
         self._app = app
-        self._gate = gate
+        self._authenticator = authenticator
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 401, 403 or 303, or passes on."""
+        """Answers 401, 403 or 303, or passes the request on."""
         needed = path_needs(scope["path"]) if scope["type"] == "http" else None
         if needed is None:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        identify = self._identify(headers, scope["method"])
+        authenticate = self._authentication(headers, scope["method"])
         try:
-            identity = await run_in_threadpool(identify)
-            identity.require(needed)
+            principal = await run_in_threadpool(authenticate)
+            principal.require(needed)
             if scope["path"] in WHOLE_PATHS:
-                identity.require_unbound()
+                principal.require_unbound()
         except FlermError as error:
             await self._refuse(error, scope, headers)(scope, receive, send)
             return
-        act_as(identity)  # each request is a task with a context of its own
-        scope.setdefault("state", {}).update(identity=identity, readmit=identify)
+        act_as(principal)  # each request is a task with a context of its own
+        scope.setdefault("state", {}).update(principal=principal, recheck_access=authenticate)
         await self._app(scope, receive, send)
 
-    def _identify(self, headers: Headers, method: str) -> Callable[[], Principal]:
+    def _authentication(self, headers: Headers, method: str) -> Callable[[], Principal]:
+        """A function that gives the request's principal, or raises; it asks the database."""
         authorization, cookie = headers.get("authorization", ""), session_of(headers)
 
-        def identify() -> Principal:
+        def authenticate() -> Principal:
             if authorization or not cookie:
-                return self._gate.from_header(authorization)
+                return self._authenticator.from_header(authorization)
             if method not in SAFE_METHODS:
                 refuse_other_sites(headers)
-            return self._gate.from_cookie(cookie)
+            return self._authenticator.from_cookie(cookie)
 
-        return identify
+        return authenticate
 
     def _refuse(self, error: FlermError, scope: Scope, headers: Headers) -> Response:
         if isinstance(error, Unauthenticated | PermissionDenied):
-            scope.setdefault("state", {})["refused"] = True
             self._metrics.turned_away.labels("http", str(status_of(error))).inc()
         if isinstance(error, Unauthenticated) and wants_page(
             scope["path"], headers.get("accept", "")
         ):
-            asked = scope["path"] + (
-                f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
-            )
-            target = (
-                f"/login?next={quote(asked, safe='')}"
-                if scope["method"] in SAFE_METHODS
-                else "/login"
-            )
-            return RedirectResponse(target, 303, headers={"Cache-Control": "no-store"})
+            return _to_login(scope)
         answer = problem(status_of(error), str(error), kind=type(error).__name__)
         if isinstance(error, Unauthenticated):
             answer.headers["WWW-Authenticate"] = 'Bearer realm="flerm"'
         return answer
 
 
+def _to_login(scope: Scope) -> Response:
+    """The login page, which leads back to the page that was asked for."""
+    target = "/login"
+    if scope["method"] in SAFE_METHODS:
+        query = scope["query_string"].decode("latin-1")
+        asked = f"{scope['path']}?{query}" if query else scope["path"]
+        target += f"?next={quote(asked, safe='')}"
+    return RedirectResponse(target, 303, headers={"Cache-Control": "no-store"})
+
+
 def session_of(headers: Headers) -> str:
-    """The session's cookie; empty for none."""
+    """The session's cookie; empty: there is none."""
     return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")

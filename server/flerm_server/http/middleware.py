@@ -1,4 +1,4 @@
-"""What every HTTP request passes: a check that it is meant for this host, then counting and logging."""
+"""What every HTTP request passes: checks of its Host, Origin and size, then counting and logging."""
 
 from __future__ import annotations
 
@@ -19,33 +19,36 @@ from flerm_server.metrics import Metrics
 from flerm_server.tracing import span
 
 REQUEST_ID = "x-request-id"
-MAX_REQUEST_ID = 64
+MAX_REQUEST_ID = 64  # characters
 MAX_BODY_BYTES = 8 << 20
 BODY_SECONDS = 60.0
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# Empty: HTTP/1.0, which some health checks speak, has none. Anything beyond a name would end up in addresses on our pages.
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+# A name or an address: anything more would get into the addresses that our pages show. It may be
+# empty, for HTTP/1.0, which some health checks speak, has no Host.
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?|")
-LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 log = structlog.get_logger("flerm.http")
 
 
-class SameSite:
-    """Refuses requests whose Origin is another site's, and on the loopback those whose Host is.
+class RefuseOtherSites:
+    """Refuses a request whose Origin is another site's, and, on the loopback, one for another host.
 
-    A page from elsewhere that had its name resolved to 127.0.0.1 could read the registry through its visitor's browser
-    otherwise (DNS rebinding). Beyond the loopback the registry's own pages, and the `allowed_origins`, may ask.
+    A page of another site could otherwise read the registry through its visitor's browser, by
+    having its own name resolved to 127.0.0.1 (DNS rebinding). starlette's `TrustedHostMiddleware`
+    checks hosts too, but does not know IPv6 addresses and answers without a reason.
     """
 
     def __init__(
         self, app: ASGIApp, *, local_only: bool, allowed_origins: Sequence[str] = ()
     ) -> None:
+        """allowed_origins: other sites whose pages may ask."""
         self._app = app
         self._local_only = local_only
         self._allowed = frozenset(allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 400 or 403, or passes on."""
+        """Answers 400 or 403, or passes the request on."""
         if scope["type"] == "http":
             refusal = self._refusal(Headers(scope=scope))
             if refusal is not None:
@@ -59,12 +62,13 @@ class SameSite:
             return problem(
                 400, f"Host {host[:200]!r}: a name or an address is allowed, with or without a port"
             )
-        if self._local_only and _hostname(f"//{host}") not in LOCAL:
+        if self._local_only and _hostname(f"//{host}") not in LOCAL_HOSTS:
             return problem(
                 400,
-                f"Host {host[:200]!r}: a registry on the loopback answers {', '.join(sorted(LOCAL))} only",
+                f"Host {host[:200]!r}: a registry on the loopback answers "
+                f"{', '.join(sorted(LOCAL_HOSTS))} only",
             )
-        own = LOCAL if self._local_only else {_hostname(f"//{host}")}
+        own = LOCAL_HOSTS if self._local_only else {_hostname(f"//{host}")}
         if origin and origin not in self._allowed and _hostname(origin) not in own:
             return problem(
                 403, f"Origin {origin[:200]!r}: this registry answers its own pages only"
@@ -72,13 +76,22 @@ class SameSite:
         return None
 
 
-class SafeHeaders:
-    """Tells browsers to load nothing from outside and to take nothing for what it is not."""
+def _hostname(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
-    # plotly.js sets style attributes; it and swagger-ui draw icons from data addresses.
+
+class SecurityHeaders:
+    """Adds headers that tell a browser to load nothing from other sites, and to trust the content
+    type."""
+
+    # Inline styles are plotly.js's; images as data or blob are plotly.js's and swagger-ui's icons.
     POLICY = (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self'; "
-        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
     )
     HEADERS = (
         (b"content-security-policy", POLICY.encode()),
@@ -90,31 +103,24 @@ class SafeHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on, with the headers added to the answer."""
+        """Passes the request on, and adds the headers to the answer."""
 
-        async def add(message: Message) -> None:
+        async def add_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *self.HEADERS]
             await send(message)
 
-        await self._app(scope, receive, add if scope["type"] == "http" else send)
+        await self._app(scope, receive, add_headers if scope["type"] == "http" else send)
 
 
-def _hostname(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
-
-
-class BoundedBody:
-    """Refuses bodies that are too large, or that do not come to an end."""
+class LimitBody:
+    """Refuses a body that is too large, or that does not end in time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 413 or 408, or passes on."""
+        """Answers 413 or 408, or passes the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -122,44 +128,52 @@ class BoundedBody:
         if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
             await _too_large(int(announced))(scope, receive, send)
             return
-        size, started = 0, time.monotonic()
-        ended = answered = False
+        body = _LimitedBody(receive)
+        answered = False
 
-        async def bounded() -> Message:
-            nonlocal size, ended
-            if ended:
-                return await receive()  # tells of the client's leaving, whenever that is
-            try:
-                message = await asyncio.wait_for(
-                    receive(), max(0.0, started + BODY_SECONDS - time.monotonic())
-                )
-            except TimeoutError:
-                raise _Unfit(
-                    problem(
-                        408,
-                        f"body_seconds: the request's body did not come within {BODY_SECONDS:.0f} s",
-                    )
-                ) from None
-            size += len(message.get("body", b""))
-            if size > MAX_BODY_BYTES:
-                raise _Unfit(_too_large(size))
-            ended = not message.get("more_body", False)
-            return message
-
-        async def noted(message: Message) -> None:
+        async def note_answer(message: Message) -> None:
             nonlocal answered
             answered = True
             await send(message)
 
         try:
-            await self._app(scope, bounded, noted)
-        except _Unfit as error:
+            await self._app(scope, body.receive, note_answer)
+        except _BodyRefused as error:
             if not answered:
                 await error.answer(scope, receive, send)
 
 
-class _Unfit(BaseException):
-    """A body that will not be read on. Not an Exception: no handler below is to make something of it."""
+class _LimitedBody:
+    """`receive` of one request, until its body exceeds a limit."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._deadline = time.monotonic() + BODY_SECONDS
+        self._size = 0
+        self._ended = False
+
+    async def receive(self) -> Message:
+        """The next part of the body. Raises `_BodyRefused`."""
+        if self._ended:  # all that may still come is the client's leaving, at any time
+            return await self._receive()
+        try:
+            seconds = max(0.0, self._deadline - time.monotonic())
+            message = await asyncio.wait_for(self._receive(), seconds)
+        except TimeoutError:
+            sentence = f"body_seconds: the request's body did not come within {BODY_SECONDS:.0f} s"
+            raise _BodyRefused(problem(408, sentence)) from None
+        self._size += len(message.get("body", b""))
+        if self._size > MAX_BODY_BYTES:
+            raise _BodyRefused(_too_large(self._size))
+        self._ended = not message.get("more_body", False)
+        return message
+
+
+class _BodyRefused(BaseException):
+    """A body that is not read further.
+
+    No `Exception`: no handler between here and `LimitBody` may turn it into an answer of its own.
+    """
 
     def __init__(self, answer: Response) -> None:
         self.answer = answer
@@ -179,47 +193,52 @@ class Observe:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on, and takes note of the answer."""
+        """Passes the request on, and observes the answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         status = 500
         started = time.perf_counter()
         headers = Headers(scope=scope)
+        # A method that a caller invents must make no metric of its own.
         method = scope["method"] if scope["method"] in METHODS else "other"
-        given = headers.get(REQUEST_ID, "")[:MAX_REQUEST_ID]
-        request_id = given if given.isprintable() and given else uuid.uuid4().hex
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        request_id = _request_id(headers)
+        scope.setdefault("state", {})["request_id"] = request_id
 
-        async def watch(message: Message) -> None:
+        async def observe(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (REQUEST_ID.encode(), request_id.encode("latin-1")),
-                ]
+                added = (REQUEST_ID.encode(), request_id.encode("latin-1"))
+                message["headers"] = [*message.get("headers", ()), added]
             await send(message)
 
         self._metrics.in_flight.labels("http").inc()
         try:
             with span(method, headers, request_id=request_id):
-                await self._app(scope, receive, watch)
+                await self._app(scope, receive, observe)
         finally:
-            seconds = time.perf_counter() - started
-            # The route's template, not the path, and no method's name of a caller's making: labels without end otherwise.
-            route = f"{method} {getattr(scope.get('route'), 'path', 'other')}"
-            self._metrics.in_flight.labels("http").dec()
-            self._metrics.calls.labels("http", route, str(status)).inc()
-            self._metrics.seconds.labels("http", route).observe(seconds)
-            identity = state.get("identity")
-            log.debug(
-                "request",
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                seconds=round(seconds, 6),
-                request_id=request_id,
-                token=identity.token_id if identity else "",
-            )
+            self._record(scope, method, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, method: str, status: int, seconds: float) -> None:
+        # By the route's template, not its path: the paths, and so the labels, are without number.
+        route = f"{method} {getattr(scope.get('route'), 'path', 'other')}"
+        self._metrics.in_flight.labels("http").dec()
+        self._metrics.calls.labels("http", route, str(status)).inc()
+        self._metrics.seconds.labels("http", route).observe(seconds)
+        principal = scope["state"].get("principal")
+        log.debug(
+            "request",
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            seconds=round(seconds, 6),
+            request_id=scope["state"]["request_id"],
+            token=principal.token_id if principal else "",
+        )
+
+
+def _request_id(headers: Headers) -> str:
+    """The id that the client gave, else a new one."""
+    given = headers.get(REQUEST_ID, "")[:MAX_REQUEST_ID]
+    return given if given and given.isprintable() else uuid.uuid4().hex

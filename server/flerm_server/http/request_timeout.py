@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with an end to its patience: a peer that does not finish its request's head is hung up on."""
+"""uvicorn's HTTP protocol, with a time limit for the head of a request."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ HEAD_SECONDS = 20.0
 
 
 class RequestHeadTimeoutProtocol(H11Protocol):
-    """Hangs up when `HEAD_SECONDS` pass without a whole request head, on a new connection or after an answer.
+    """Closes a connection on which no whole request head comes within `HEAD_SECONDS`.
 
-    uvicorn's own timeout runs between requests only, and stops at the first byte of the next one.
+    The time runs from the connection's start, and again from each answer. uvicorn's own timeout
+    runs between requests only, and stops at the first byte of the next one.
     """
 
-    _watch: asyncio.TimerHandle | None = None
-    _seen: Any = None
+    _timer: asyncio.TimerHandle | None = None
+    _answered_before: Any = None  # the request that was already answered at the last check
 
     def connection_made(self, transport: Any) -> None:
-        """Begins to watch."""
+        """Starts the timer."""
         super().connection_made(transport)
-        self._watch = self.loop.call_later(HEAD_SECONDS, self._look)
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._check)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops watching."""
-        if self._watch is not None:
-            self._watch.cancel()
+        """Stops the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
-    def _look(self) -> None:
-        cycle = self.cycle
-        if (cycle is None or cycle.response_complete) and cycle is self._seen:
+    def _check(self) -> None:
+        request = self.cycle  # the last one whose head came, or None
+        waiting = request is None or request.response_complete
+        if waiting and request is self._answered_before:
             self.transport.close()
             return
-        # One that has been answered since the last look gets as long for its next head.
-        self._seen = cycle if cycle is not None and cycle.response_complete else self._seen
-        self._watch = self.loop.call_later(HEAD_SECONDS, self._look)
+        # A request that was answered since the last check: its successor has until the next one.
+        if request is not None and waiting:
+            self._answered_before = request
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._check)

@@ -1,7 +1,7 @@
-"""Server-sent events: a page that watches a running recording hears of new rows.
+"""Server-sent events, by which the page of a running recording learns of new rows.
 
-Rows may come in by any server on the same database, so each stream asks the database, once a second; nothing is passed on in
-memory, and any replica serves any page.
+Rows may come in through any server on the same database. Each stream therefore asks the database,
+once a second, and any server can serve any page.
 """
 
 from __future__ import annotations
@@ -10,82 +10,124 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
 
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import StreamingResponse
 from prometheus_client import Gauge
 from starlette.concurrency import run_in_threadpool
 
 from flerm_core.errors import FlermError, LimitExceeded
 from flerm_core.records.recording import FINAL_STATUSES, Recording
+from flerm_server.http.api import examples
 from flerm_server.http.api.schemas import number
+from flerm_server.http.dependencies import StoreDep
+from flerm_server.http.problems import PROBLEM
 from flerm_server.store.interface import Store
 
 POLL_SECONDS = 1.0
-BEAT_SECONDS = (
-    15.0  # a comment now and then, so that proxies keep a quiet stream and a dead one is noticed
-)
+# A quiet stream carries a comment now and then: proxies keep it open, and a client that is gone is
+# noticed.
+KEEPALIVE_SECONDS = 15.0
 MAX_STREAMS = 256
+
+api = APIRouter(prefix="/api/v1", responses=PROBLEM, tags=["figures"])
 
 
 class EventStreams:
-    """The open event streams of one server, which `close` ends at once. `close` may be called from any thread."""
+    """The open event streams of one server. `close_all` may be called from any thread."""
 
     def __init__(self, gauge: Gauge) -> None:
-        """Shows on `gauge` how many there are."""
+        """gauge: shows how many streams are open."""
         self._gauge = gauge
         self._lock = threading.Lock()
         self._open: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._closed = False
 
-    def close(self) -> None:
-        """Ends every stream, and every one that is opened from now on."""
+    def close_all(self) -> None:
+        """Ends every open stream, and every stream that is opened from now on."""
         with self._lock:
             self._closed = True
-            waiting = list(self._open.items())
-        for event, loop in waiting:
-            loop.call_soon_threadsafe(event.set)
+            streams = list(self._open.items())
+        for closing, loop in streams:
+            loop.call_soon_threadsafe(closing.set)
 
-    def enter(self) -> asyncio.Event:
-        """The event that ends a new stream. Raises `LimitExceeded` beyond 256."""
-        event = asyncio.Event()
+    def open(self) -> asyncio.Event:
+        """Counts a new stream; the event that is returned ends the stream.
+
+        Raises `LimitExceeded` where `MAX_STREAMS` are open.
+        """
+        closing = asyncio.Event()
         with self._lock:
             if len(self._open) >= MAX_STREAMS:
                 raise LimitExceeded(
-                    f"event_streams: {MAX_STREAMS} pages follow recordings at once already; reload to see what is new"
+                    f"event_streams: {MAX_STREAMS} pages follow recordings at once already; "
+                    "reload to see what is new"
                 )
             if self._closed:
-                event.set()
-            self._open[event] = asyncio.get_running_loop()
+                closing.set()
+            self._open[closing] = asyncio.get_running_loop()
             self._gauge.set(len(self._open))
-        return event
+        return closing
 
-    def leave(self, event: asyncio.Event) -> None:
-        """The stream is over."""
+    def close(self, closing: asyncio.Event) -> None:
+        """Takes a stream that has ended off the count."""
         with self._lock:
-            self._open.pop(event, None)
+            self._open.pop(closing, None)
             self._gauge.set(len(self._open))
+
+
+async def _event_streams(request: Request) -> Any:
+    return request.app.state.event_streams
+
+
+@api.get(
+    "/recordings/{recording_id}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {"example": examples.EVENT}}}},
+)
+async def follow(
+    store: StoreDep,
+    streams: Annotated[EventStreams, Depends(_event_streams)],
+    request: Request,
+    recording_id: examples.RecordingId,
+) -> StreamingResponse:
+    """Sends server-sent events while a recording runs.
+
+    `rows` says that there are new rows, `end` that the recording has ended, `failure` why the
+    stream stops early.
+    """
+    recording = await run_in_threadpool(store.recording, recording_id)
+    return StreamingResponse(
+        events(store, streams, recording, request.state.recheck_access),
+        media_type="text/event-stream",
+        # The second header keeps nginx from holding events back.
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
 
 
 async def events(
-    store: Store, streams: EventStreams, recording: Recording, readmit: Callable[[], object]
+    store: Store, streams: EventStreams, recording: Recording, recheck_access: Callable[[], object]
 ) -> AsyncIterator[str]:
     """`rows` events while the recording runs, the first at once, then an `end` event.
 
-    Their data: status, rows, last_step, final_loss. Ends when the recording did or the server stops. An error of the
-    registry's is a `trouble` event, and the last; so is a refusal by `readmit`, which is asked each time: a token may have been
-    revoked. Interrupted recordings are followed: late rows and a resume may still come.
+    Each has the recording's status, rows, last_step and final_loss. The stream ends with the
+    recording, or when the server stops. A `FlermError` ends it with a `failure` event.
+    recheck_access: called before each look at the database; raises a `FlermError` once the token or
+    session was revoked. An interrupted recording is followed too: late rows or a resume may come.
     """
-    closing = streams.enter()
+    closing = streams.open()
     try:
-        seen = ""
+        sent = ""
         silent = 0.0
         while True:
             data = json.dumps(_state(recording))
-            if data != seen:
-                seen, silent = data, 0.0
+            if data != sent:
+                sent, silent = data, 0.0
                 yield f"event: rows\ndata: {data}\n\n"
-            elif silent >= BEAT_SECONDS:
+            elif silent >= KEEPALIVE_SECONDS:
                 silent = 0.0
-                yield ": still here\n\n"
+                yield ": keepalive\n\n"
             if recording.status in FINAL_STATUSES:
                 yield f"event: end\ndata: {data}\n\n"
                 return
@@ -95,13 +137,14 @@ async def events(
             except TimeoutError:
                 silent += POLL_SECONDS
             try:
-                await run_in_threadpool(readmit)
+                await run_in_threadpool(recheck_access)
                 recording = await run_in_threadpool(store.recording, recording.spec.id)
             except FlermError as error:
-                yield f"event: trouble\ndata: {json.dumps({'detail': str(error)})}\n\n"
+                # Not "error": browsers give that name to a lost connection.
+                yield f"event: failure\ndata: {json.dumps({'detail': str(error)})}\n\n"
                 return
     finally:
-        streams.leave(closing)
+        streams.close(closing)
 
 
 def _state(recording: Recording) -> dict[str, object]:

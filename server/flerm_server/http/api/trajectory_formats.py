@@ -1,4 +1,5 @@
-"""One trajectory as JSON or CSV, block by block, so that memory does not grow with the recording; which format is asked for."""
+"""The formats of a trajectory. JSON and CSV are written chunk by chunk, so that the memory they take
+does not grow with the recording."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 
 from flerm_core.records.recording import ParameterList
@@ -15,44 +17,54 @@ from flerm_server.store.interface import Rows, Selection
 from flerm_server.store.sql.auxiliary_codec import decode
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
-FORMATS = {"json": JSON, "csv": CSV, "parquet": PARQUET}
+MEDIA_TYPES = {"json": JSON, "csv": CSV, "parquet": PARQUET}  # by the word that `format=` takes
+SUFFIXES = {media_type: word for word, media_type in MEDIA_TYPES.items()}
 COLUMNS = ("step", "loss", "learning_rate", "tokens")
 
+# One media range of an Accept header and its quality: "text/csv;q=0.5".
+_MEDIA_RANGE = re.compile(r"([^\s;,]+)(?:[^,]*?;\s*q=(\d(?:\.\d*)?))?[^,]*")
+_WILDCARDS = {"*/*": JSON, "application/*": JSON, "text/*": CSV}
 
-def choose(wanted: str | None, accept: str) -> str:
-    """The media type to answer with: `format=` first, then the Accept header, JSON where both leave it open.
 
-    Raises `NotAcceptable` for a format or media types that there are not.
+def choose(word: str | None, accept: str) -> str:
+    """The media type of the answer: what `format=word` says, else what the client likes best.
+
+    accept: the Accept header; empty: JSON. Raises `NotAcceptable` where no format fits.
     """
-    if wanted is not None:
-        if wanted not in FORMATS:
-            raise NotAcceptable(f"format {wanted[:40]!r}: one of {', '.join(FORMATS)} is allowed")
-        return FORMATS[wanted]
-    ranges: list[tuple[float, str]] = []
-    for part in accept.split(","):
-        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        stated = next(
-            (parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1"
-        )
-        ranges.append((_quality(stated), kind))
-    for quality, kind in sorted(ranges, key=lambda each: -each[0]):
-        found = {"*/*": JSON, "application/*": JSON, "text/*": CSV, "": JSON}.get(kind, kind)
-        if quality > 0 and found in FORMATS.values():
-            return found
-    raise NotAcceptable(f"Accept {accept[:200]!r}: {', '.join(FORMATS.values())} are there")
+    if word is not None:
+        if word not in MEDIA_TYPES:
+            raise NotAcceptable(f"format {word[:40]!r}: one of {', '.join(MEDIA_TYPES)} is allowed")
+        return MEDIA_TYPES[word]
+    ranges: list[tuple[str, str]] = _MEDIA_RANGE.findall(accept.lower()) or [("*/*", "")]
+    for media_range, quality in sorted(ranges, key=lambda each: -float(each[1] or 1)):
+        media_type = _WILDCARDS.get(media_range, media_range)
+        if media_type in SUFFIXES and float(quality or 1) > 0:
+            return media_type
+    raise NotAcceptable(f"Accept {accept[:200]!r}: {', '.join(SUFFIXES)} are there")
 
 
-def _quality(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+def write(
+    media_type: str, selection: Selection, parameters: ParameterList, rows: Iterator[Rows]
+) -> Iterator[str] | Iterator[bytes]:
+    """The trajectory in one of the `MEDIA_TYPES`, in pieces.
+
+    parameters: those that `rows` has the FSLRs of, in their order.
+    """
+    if media_type == JSON:
+        return as_json(selection, parameters, rows)
+    if media_type == CSV:
+        return as_csv(parameters, rows)
+    # Here, not above: pyarrow takes 29 MiB, which a server that writes no Parquet does without.
+    from flerm_server.http.api.parquet import as_parquet
+
+    return as_parquet(selection, parameters, rows)
 
 
 def as_json(selection: Selection, parameters: ParameterList, rows: Iterator[Rows]) -> Iterator[str]:
-    """`{"recording", "names", "shapes", "bands", "rows": [{"step", "loss", "learning_rate", "tokens", "values"}]}`.
+    """`{"recording", "names", "shapes", "bands", "rows"}`, each row `{"step", "loss",
+    "learning_rate", "tokens", "values"}`.
 
-    A row that holds further scalars (sharpness) has them as `"scalars": {name: number}`.
+    A row that holds auxiliary scalars, such as sharpness, has them as `"scalars": {name: number}`.
     """
     recording = RecordingOut.of(selection.recording.without_parameters()).model_dump_json()
     names, shapes, bands = (
@@ -60,16 +72,18 @@ def as_json(selection: Selection, parameters: ParameterList, rows: Iterator[Rows
     )
     yield f'{{"recording": {recording}, "names": {names}, "shapes": {shapes}, "bands": {bands}, "rows": ['
     comma = ""
-    for block in rows:
+    for chunk in rows:
         lines = []
-        for (step, loss, rate, tokens, values), extra in zip(
-            _lines(block), block.extras, strict=True
+        for (step, loss, rate, tokens, values), auxiliary in zip(
+            _lines(chunk), chunk.extras, strict=True
         ):
-            scalars = decode(extra)[0]
-            further = f', "scalars": {json.dumps(scalars)}' if scalars else ""
+            scalars = decode(auxiliary)[0]
+            suffix = f', "scalars": {json.dumps(scalars)}' if scalars else ""
+            fslrs = ", ".join(value or "null" for value in values)
             lines.append(
-                f'{comma}\n{{"step": {step}, "loss": {loss or "null"}, "learning_rate": {rate or "null"}, '
-                f'"tokens": {tokens or "null"}, "values": [{", ".join(value or "null" for value in values)}]{further}}}'
+                f'{comma}\n{{"step": {step}, "loss": {loss or "null"}, '
+                f'"learning_rate": {rate or "null"}, "tokens": {tokens or "null"}, '
+                f'"values": [{fslrs}]{suffix}}}'
             )
             comma = ","
         yield "".join(lines)
@@ -77,12 +91,15 @@ def as_json(selection: Selection, parameters: ParameterList, rows: Iterator[Rows
 
 
 def as_csv(parameters: ParameterList, rows: Iterator[Rows]) -> Iterator[str]:
-    """One line a step: step, loss, learning_rate, tokens, then the FSLRs by name; empty where there is none."""
+    """One line for each step: step, loss, learning_rate, tokens, then the FSLRs by name.
+
+    A number that is not there is an empty field.
+    """
     yield _csv_lines([(*COLUMNS, *parameters.names)])
-    for block in rows:
+    for chunk in rows:
         yield _csv_lines(
             (str(step), loss, rate, tokens, *values)
-            for step, loss, rate, tokens, values in _lines(block)
+            for step, loss, rate, tokens, values in _lines(chunk)
         )
 
 
@@ -92,15 +109,15 @@ def _csv_lines(lines: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> str:
     return text.getvalue()
 
 
-def _lines(block: Rows) -> Iterator[tuple[int, str, str, str, list[str]]]:
-    """Each row as text, "" for what is not there. Nine digits are a float32 exactly, seventeen a float64."""
-    for at, step in enumerate(block.steps.tolist()):
-        values = ["" if value != value else f"{value:.9g}" for value in block.values[at].tolist()]
-        loss, rate, tokens = (
-            float(block.losses[at]),
-            float(block.learning_rates[at]),
-            int(block.tokens[at]),
-        )
+def _lines(chunk: Rows) -> Iterator[tuple[int, str, str, str, list[str]]]:
+    """Step, loss, learning rate, tokens and FSLRs of each row, as text; "" where there is none.
+
+    Nine digits give a float32 back exactly.
+    """
+    for at, step in enumerate(chunk.steps.tolist()):
+        values = ["" if value != value else f"{value:.9g}" for value in chunk.values[at].tolist()]
+        loss, rate = float(chunk.losses[at]), float(chunk.learning_rates[at])
+        tokens = int(chunk.tokens[at])
         yield step, _text(loss), _text(rate), str(tokens) if tokens >= 0 else "", values
 
 

@@ -1,4 +1,7 @@
-"""What pages load: style, script, icon, and plotly.js out of the installed plotly package. Nothing comes from outside."""
+"""The files that pages load: style, scripts, icon, and plotly.js from the installed plotly package.
+
+No page loads anything from another site.
+"""
 
 from __future__ import annotations
 
@@ -8,82 +11,88 @@ import importlib.util
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.exceptions import HTTPException
 
 STATIC = Path(__file__).parent / "static"
+FOREVER = "public, max-age=31536000, immutable"
 _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-FOR_EVER = "public, max-age=31536000, immutable"
+
+web = APIRouter(include_in_schema=False)
 
 
 @dataclass(slots=True)
 class Asset:
-    """One file, named by its content: a page that names this version may keep it for ever. Kept gzipped once asked for."""
+    """One file. `version` is a digest of its content, so a browser may keep a version forever."""
 
     file: Path
     version: str
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _packed: bytes | None = None
+    _gzipped: bytes | None = None
 
     @classmethod
     def of(cls, file: Path) -> Asset:
-        """Reads it once, for its version."""
+        """Reads the file once, for its version."""
         return cls(file, hashlib.sha256(file.read_bytes()).hexdigest()[:16])
 
-    def packed(self) -> bytes:
-        """The content, gzipped."""
+    def gzipped(self) -> bytes:
+        """The content, gzipped at the first call and kept in memory."""
         with self._lock:
-            if self._packed is None:
-                self._packed = gzip.compress(self.file.read_bytes(), 6, mtime=0)
-            return self._packed
+            if self._gzipped is None:
+                self._gzipped = gzip.compress(self.file.read_bytes(), 6, mtime=0)
+            return self._gzipped
 
 
 class Assets:
-    """All files of the pages by name, and the address under which a page names each."""
+    """All files by name."""
 
     def __init__(self) -> None:
         files = [*STATIC.iterdir(), _plotly()]
         self._by_name = {file.name: Asset.of(file) for file in files}
 
+    def get(self, name: str) -> Asset | None:
+        """The file of that name; None: there is none."""
+        return self._by_name.get(name)
+
     def url(self, name: str) -> str:
-        """The address of this version of the file."""
+        """The address of this version of a file."""
         return f"/static/{name}?v={self._by_name[name].version}"
 
-    def router(self) -> APIRouter:
-        """Serves them under /static."""
-        api = APIRouter(include_in_schema=False)
 
-        @api.get("/static/{name}")
-        def static(request: Request, name: str, v: str = "") -> Response:
-            asset = self._by_name.get(name)
-            if asset is None:
-                raise HTTPException(404, "no such file")
-            headers = {
-                "Cache-Control": FOR_EVER if v == asset.version else "no-cache",
-                "ETag": f'W/"{asset.version}"',
-                "Vary": "Accept-Encoding",
-            }
-            if headers["ETag"] in request.headers.get("if-none-match", ""):
-                return Response(status_code=304, headers=headers)
-            media = _TYPES[asset.file.suffix]
-            if "gzip" in request.headers.get("accept-encoding", ""):
-                return Response(
-                    asset.packed(),
-                    media_type=media,
-                    headers={**headers, "Content-Encoding": "gzip"},
-                )
-            return Response(asset.file.read_bytes(), media_type=media, headers=headers)
+async def _assets(request: Request) -> Any:
+    return request.app.state.assets
 
-        return api
+
+@web.get("/static/{name}")
+def static(
+    assets: Annotated[Assets, Depends(_assets)], request: Request, name: str, v: str = ""
+) -> Response:
+    """One file. v: the version that a page names."""
+    asset = assets.get(name)
+    if asset is None:
+        raise HTTPException(404, "no such file")
+    headers = {
+        "Cache-Control": FOREVER if v == asset.version else "no-cache",
+        "ETag": f'W/"{asset.version}"',
+        "Vary": "Accept-Encoding",
+    }
+    if headers["ETag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    media_type = _TYPES[asset.file.suffix]
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        headers["Content-Encoding"] = "gzip"
+        return Response(asset.gzipped(), media_type=media_type, headers=headers)
+    return Response(asset.file.read_bytes(), media_type=media_type, headers=headers)
 
 
 def _plotly() -> Path:
-    # Found, not imported: the package's Python part is large and not needed here.
+    # The package is found, not imported: only its script is needed, and its Python part is large.
     found = importlib.util.find_spec("plotly")
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError("plotly is not installed: pip install 'flerm[server]'")

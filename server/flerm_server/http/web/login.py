@@ -1,11 +1,12 @@
-"""Logging in with a token, and out again."""
+"""The login page: a token is exchanged for a session, which a cookie holds."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -14,71 +15,93 @@ from flerm_server.auth.authenticator import Authenticator
 from flerm_server.auth.credentials import SESSION, SESSION_SECONDS, Secret
 from flerm_server.auth.principal import Scope
 from flerm_server.http.authentication import COOKIE, refuse_other_sites, session_of
-from flerm_server.http.web.templating import Pages
+from flerm_server.http.dependencies import AuthenticatorDep
+from flerm_server.http.web.templating import PagesDep
 
-MAX_FORM = 8192
+MAX_FORM = 8192  # bytes
+
+web = APIRouter(include_in_schema=False)
 
 
-def router(gate: Authenticator, pages: Pages, *, secure: bool) -> APIRouter:
-    """/login and /logout. `secure`: browsers reach the registry by https, and must not show the cookie elsewhere."""
-    web = APIRouter(include_in_schema=False)
+async def _secure(request: Request) -> Any:
+    return request.app.state.secure
 
-    @web.get("/login")
-    def form(request: Request, next: str = "/") -> Response:
-        if not gate.tokens_required:
-            return RedirectResponse(local(next), 303)
-        return pages.page("login.html", request, next=local(next), trouble="")
 
-    @web.post("/login")
-    async def log_in(request: Request) -> Response:
-        refuse_other_sites(request.headers)
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_FORM:
-                raise Unauthenticated(
-                    f"the form has more than {MAX_FORM} bytes, which no token has"
-                )
-        fields = parse_qs(body.decode("utf-8", "replace"))
-        target = local(fields.get("next", ["/"])[0])
-        return await run_in_threadpool(enter, request, fields.get("token", [""])[0].strip(), target)
+SecureDep = Annotated[bool, Depends(_secure)]
+"""Whether browsers reach the registry by https: the cookie is then sent by https only."""
 
-    def enter(request: Request, token: str, target: str) -> Response:
-        try:
-            identity = gate.from_header(f"Bearer {token}")
-            identity.require(Scope.READ)
-        except Unauthenticated as error:
-            return pages.page("login.html", request, status=401, next=target, trouble=str(error))
-        answer = RedirectResponse(target, 303)
-        if identity.token_id:
-            session = gate.tokens.open_session(identity.token_id)
-            # Lax: the address of a page that a colleague sends opens, a form of another site is not sent with it.
-            answer.set_cookie(
-                COOKIE,
-                session.text,
-                max_age=SESSION_SECONDS,
-                httponly=True,
-                secure=secure,
-                samesite="lax",
-                path="/",
-            )
-        return answer
 
-    @web.post("/logout")
-    def log_out(request: Request) -> Response:
-        refuse_other_sites(request.headers)
-        with suppress(Unauthenticated):  # a cookie that is no session has nothing to close
-            gate.tokens.close_session(Secret.parse(SESSION, session_of(request.headers)))
-        answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(COOKIE, path="/", secure=secure, httponly=True, samesite="lax")
-        return answer
+@web.get("/login")
+def form(
+    authenticator: AuthenticatorDep, pages: PagesDep, request: Request, next: str = "/"
+) -> Response:
+    """The login page. next: the page to show after it."""
+    if not authenticator.tokens_required:
+        return RedirectResponse(local(next), 303)
+    return pages.page("login.html", request, next=local(next), error="")
 
-    return web
+
+@web.post("/login")
+async def log_in(
+    authenticator: AuthenticatorDep, pages: PagesDep, secure: SecureDep, request: Request
+) -> Response:
+    """Opens a session for the token in the form, and sets its cookie."""
+    refuse_other_sites(request.headers)
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_FORM:
+            raise Unauthenticated(f"the form has more than {MAX_FORM} bytes, which no token has")
+    fields = parse_qs(body.decode("utf-8", "replace"))
+    target = local(fields.get("next", ["/"])[0])
+    token = fields.get("token", [""])[0].strip()
+    try:
+        session = await run_in_threadpool(_open_session, authenticator, token)
+    except Unauthenticated as error:
+        return pages.page("login.html", request, status=401, next=target, error=str(error))
+    answer = RedirectResponse(target, 303)
+    if session is not None:
+        # Lax: an address that a colleague sends opens with the cookie, but the browser does not
+        # add it to a form of another site.
+        answer.set_cookie(
+            COOKIE,
+            session.text,
+            max_age=SESSION_SECONDS,
+            httponly=True,
+            secure=secure,
+            samesite="lax",
+            path="/",
+        )
+    return answer
+
+
+@web.post("/logout")
+def log_out(authenticator: AuthenticatorDep, secure: SecureDep, request: Request) -> Response:
+    """Ends the session."""
+    refuse_other_sites(request.headers)
+    with suppress(Unauthenticated):  # a cookie that is no session has nothing to close
+        authenticator.tokens.close_session(Secret.parse(SESSION, session_of(request.headers)))
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(COOKIE, path="/", secure=secure, httponly=True, samesite="lax")
+    return answer
 
 
 def local(target: str) -> str:
-    """`target` when it is a path of this site, else the first page: a login must not lead elsewhere."""
+    """`target` where it is a path of this site, else the first page.
+
+    A login must not lead to another site.
+    """
     inside = (
         target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
     )
     return target if inside else "/"
+
+
+def _open_session(authenticator: Authenticator, token: str) -> Secret | None:
+    """A new session of `token`; None where the registry has no tokens.
+
+    Raises `Unauthenticated`, and `PermissionDenied` for a token that may not read.
+    """
+    principal = authenticator.from_header(f"Bearer {token}")
+    principal.require(Scope.READ)
+    return authenticator.tokens.open_session(principal.token_id) if principal.token_id else None

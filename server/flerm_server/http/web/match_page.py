@@ -1,4 +1,5 @@
-"""The matcher's page: an architecture pasted in, a table of learning rates and the code that applies it out."""
+"""The matcher: the tensors of a model are pasted in; out come their learning rates, and the code that
+applies them."""
 
 from __future__ import annotations
 
@@ -6,9 +7,10 @@ import json
 import math
 import sys
 from dataclasses import dataclass
+from typing import Annotated
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -17,42 +19,37 @@ from flerm_core.matching.match import Multipliers, multipliers
 from flerm_core.matching.targets import Targets
 from flerm_core.parameter_names import is_depth_group
 from flerm_core.records.checks import MAX_INTEGER, quote_value
-from flerm_core.records.queries import BestQuery, TargetQuery
+from flerm_core.records.queries import BestQuery, TargetQuery, TrajectoryQuery
+from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.problems import status_of
-from flerm_server.http.trajectory_loading import load_selection
-from flerm_server.http.web.templating import Pages, PublicAddress
+from flerm_server.http.web.templating import Pages, PagesDep, PublicAddress, PublicAddressDep
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
 
-MAX_TEXT = 4 << 20
+MAX_TEXT = 4 << 20  # bytes
+
+web = APIRouter(include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Pasted:
-    """What was pasted: the tensors' names, and their measured FSLRs (NaN: unmeasured) or shapes where given."""
+class PastedTensors:
+    """What was pasted.
+
+    measured: FSLRs by name, NaN where unmeasured; empty: none was given. shapes: one for each
+    name; empty: not every tensor has one.
+    """
 
     names: tuple[str, ...]
     measured: dict[str, float]
     shapes: tuple[tuple[int, ...], ...]
 
 
-def parse(text: str) -> Pasted:
+def parse(text: str) -> PastedTensors:
     """Reads lines of `name`, `name FSLR` or `name [8, 8]`, or a JSON object of names to either.
 
     Raises `InvalidInput` naming the line.
     """
-    if text.lstrip().startswith("{"):
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(
-                f"tensors: the text begins with {{ but is no JSON ({error})"
-            ) from None
-        entries = [
-            (f"tensors: {quote_value(name)}", str(name), value) for name, value in content.items()
-        ]
-    else:
-        entries = [_entry(at, line) for at, line in enumerate(text.splitlines(), 1) if line.strip()]
+    entries = _json_entries(text) if text.lstrip().startswith("{") else _line_entries(text)
     measured: dict[str, float] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     names = [name for _, name, _ in entries]
@@ -67,43 +64,50 @@ def parse(text: str) -> Pasted:
             measured[name] = float(value)
         elif value is not None:
             raise InvalidInput(
-                f"{where} has {quote_value(value)}; a measured FSLR, a shape such as [64, 32] or nothing is allowed"
+                f"{where} has {quote_value(value)}; "
+                "a measured FSLR, a shape such as [64, 32] or nothing is allowed"
             )
     if measured:
         measured = {name: measured.get(name, math.nan) for name in names}
-    return Pasted(
-        tuple(names),
-        measured,
-        tuple(shapes[name] for name in names) if len(shapes) == len(names) else (),
+    complete = len(shapes) == len(names)
+    return PastedTensors(
+        tuple(names), measured, tuple(shapes[name] for name in names) if complete else ()
     )
 
 
-def _entry(at: int, line: str) -> tuple[str, str, object]:
-    name, _, rest = (
-        line.strip().partition(" ") if " " in line.strip() else line.strip().partition("\t")
-    )
+Entry = tuple[str, str, object]  # where it stands (for errors), name, value
+
+
+def _json_entries(text: str) -> list[Entry]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"tensors: the text begins with {{ but is no JSON ({error})") from None
+    return [(f"tensors: {quote_value(name)}", str(name), value) for name, value in content.items()]
+
+
+def _line_entries(text: str) -> list[Entry]:
+    return [_line(at, line) for at, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _line(at: int, text: str) -> Entry:
+    """Line number `at`. A name may be quoted and end with a colon; a shape may be torch's."""
+    text = text.strip()
+    name, _, rest = text.partition(" " if " " in text else "\t")
     name, rest = name.rstrip(":,=").strip("\"'"), rest.strip().lstrip(":=").strip().rstrip(",")
     where = f"tensors: line {at}, {quote_value(name)},"
     if not rest:
         return where, name, None
+    value = rest.replace("(", "[").replace(",)", "]").replace(")", "]").removeprefix("torch.Size")
     try:
-        return (
-            where,
-            name,
-            json.loads(
-                rest.replace("(", "[")
-                .replace(",)", "]")
-                .replace(")", "]")
-                .removeprefix("torch.Size")
-            ),
-        )
+        return where, name, json.loads(value)
     except (ValueError, RecursionError):
         return where, name, None if rest.lower() == "nan" else rest
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One tensor. NaN: unmeasured; None: not asked for."""
 
     name: str
     target: float
@@ -114,49 +118,137 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Matched:
-    """The answer: the rate and step that were asked, where they came from, the rows and two ways to apply them."""
+class MatchResult:
+    """The answer: the rate and step asked for, the targets, a row for each tensor, and code with
+    the rates in it (empty: nothing measured was given)."""
 
     lr: float
     step: int | None
     targets: Targets
     rows: tuple[Row, ...]
-    by_hand: str
+    code: str
 
 
-def match(store: Store, family: str, lr_text: str, tensors: str, step_text: str = "") -> Matched:
-    """Matches what was pasted. Blank, `lr_text` takes the family's best recorded rate and `step_text` the first measured step.
+@dataclass(frozen=True, slots=True)
+class MatchForm:
+    """The fields of the form, as text.
 
-    Raises as queries do.
+    lr: base learning rate; blank: the family's best. tensors: what `parse` reads; blank: the base's
+    own. recording: the id of a recording whose first measurement fills `tensors`. step: the step
+    at which the FSLRs were measured; blank: the first one measured.
     """
-    step = _step(step_text)
-    if lr_text.strip():
-        try:
-            lr = float(lr_text)
-        except ValueError:
+
+    family: str = ""
+    lr: str = ""
+    tensors: str = ""
+    recording: str = ""
+    step: str = ""
+
+
+@web.get("/match")
+def form(
+    store: StoreDep,
+    pages: PagesDep,
+    address: PublicAddressDep,
+    request: Request,
+    asked: Annotated[MatchForm, Depends()],
+) -> HTMLResponse:
+    """The matcher's page, filled in from the address."""
+    return _answer(store, pages, address, request, asked)
+
+
+@web.post("/match")
+async def posted(
+    store: StoreDep, pages: PagesDep, address: PublicAddressDep, request: Request
+) -> HTMLResponse:
+    """The same, filled in from a form: an address has no room for a long model."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_TEXT:
             raise InvalidInput(
-                f"lr: {quote_value(lr_text)} is no number; a learning rate such as 4e-3 is allowed"
-            ) from None
-    else:
-        lr = queries.best(store, BestQuery(family=family)).lr
-    pasted = parse(tensors)
-    found = queries.targets(
-        store,
-        TargetQuery(family=family, lr=lr, names=pasted.names, shapes=pasted.shapes, step=step),
+                f"tensors: more than {MAX_TEXT} bytes pasted; "
+                "POST /api/v1/match takes JSON of any model"
+            )
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True)
+    except UnicodeDecodeError:
+        raise InvalidInput("tensors: the text is not UTF-8; only UTF-8 is allowed") from None
+    names = ("family", "lr", "tensors", "recording", "step")
+    asked = MatchForm(**{name: fields.get(name, [""])[0] for name in names})
+    return await run_in_threadpool(_answer, store, pages, address, request, asked)
+
+
+def _answer(
+    store: Store, pages: Pages, address: PublicAddress, request: Request, asked: MatchForm
+) -> HTMLResponse:
+    families = [each.name for each in store.families(page_size=1000).items]
+    found, tensors, sentence, status = None, asked.tensors, "", 200
+    try:
+        if asked.recording.strip() and not tensors.strip():
+            tensors = _first_measurement(store, asked.recording.strip())
+        if asked.family:
+            found = match(store, asked.family, asked.lr, tensors, asked.step)
+    except FlermError as error:
+        sentence, status = str(error), status_of(error)
+    return pages.page(
+        "match.html",
+        request,
+        status=status,
+        families=families,
+        family=asked.family,
+        lr=asked.lr,
+        tensors=tensors,
+        step=asked.step,
+        found=found,
+        error=sentence,
+        registry=address.url(request),
     )
+
+
+def match(store: Store, family: str, lr: str, tensors: str, step: str = "") -> MatchResult:
+    """Matches the tensors that were pasted. The texts are those of a `MatchForm`.
+
+    Raises `InvalidInput` for text that cannot be read, else as `queries.targets` and `queries.best`
+    do.
+    """
+    at_step = _parse_step(step)
+    rate = _parse_rate(lr)
+    if rate is None:
+        rate = queries.best(store, BestQuery(family=family)).lr
+    pasted = parse(tensors)
+    query = TargetQuery(
+        family=family, lr=rate, names=pasted.names, shapes=pasted.shapes, step=at_step
+    )
+    found = queries.targets(store, query)
     wanted = dict(found)
     result = multipliers(wanted, pasted.measured) if pasted.measured else Multipliers({})
-    names = pasted.names or tuple(wanted)
-    rows = tuple(_row(name, lr, wanted, pasted.measured, result) for name in names)
-    return Matched(lr, step, found, rows, _by_hand(lr, rows) if pasted.measured else "")
+    rows = tuple(
+        _row(name, rate, wanted, pasted.measured, result) for name in pasted.names or wanted
+    )
+    return MatchResult(rate, at_step, found, rows, _code(rate, rows) if pasted.measured else "")
 
 
-def _step(text: str) -> int | None:
+def _parse_rate(text: str) -> float | None:
     if not text.strip():
         return None
-    if not text.strip().isdecimal() or len(text.strip()) > len(str(MAX_INTEGER)):
+    try:
+        return float(text)
+    except ValueError:
         raise InvalidInput(
-            f"step: {quote_value(text)} is no step; a whole number such as 100, or nothing for the first, is allowed"
+            f"lr: {quote_value(text)} is no number; a learning rate such as 4e-3 is allowed"
+        ) from None
+
+
+def _parse_step(text: str) -> int | None:
+    text = text.strip()
+    if not text:
+        return None
+    # The length first: `int` of many digits takes long.
+    if not text.isdecimal() or len(text) > len(str(MAX_INTEGER)):
+        raise InvalidInput(
+            f"step: {quote_value(text)} is no step; "
+            "a whole number such as 100, or nothing for the first, is allowed"
         )
     return int(text)
 
@@ -180,87 +272,27 @@ def _row(
     )
 
 
-def _by_hand(lr: float, rows: tuple[Row, ...]) -> str:
+def _code(lr: float, rows: tuple[Row, ...]) -> str:
+    """Python code that builds an optimiser with the rates."""
     rates = "\n".join(
         f"    {json.dumps(row.name)}: {row.rate:.6g}," for row in rows if row.rate is not None
     )
     return (
         f"rates = {{\n{rates}\n}}\n"
         "optimizer = torch.optim.AdamW(\n"
-        f'    [{{"params": [p], "lr": rates.get(name, {lr:.6g})}} for name, p in model.named_parameters()]\n'
+        f'    [{{"params": [p], "lr": rates.get(name, {lr:.6g})}} '
+        "for name, p in model.named_parameters()]\n"
         ")\n"
     )
 
 
-def router(store: Store, pages: Pages, door: PublicAddress) -> APIRouter:
-    """The page /match. Short questions stand in the address; long ones are posted."""
-    web = APIRouter(include_in_schema=False)
-
-    def answer(
-        request: Request, family: str, lr: str, tensors: str, recording: str, step: str
-    ) -> HTMLResponse:
-        names = [each.name for each in store.families(page_size=1000).items]
-        found, trouble, status = None, "", 200
-        try:
-            if recording.strip() and not tensors.strip():
-                tensors = _measured_by(store, recording.strip())
-            if family:
-                found = match(store, family, lr, tensors, step)
-        except FlermError as error:
-            trouble, status = str(error), status_of(error)
-        return pages.page(
-            "match.html",
-            request,
-            status=status,
-            families=names,
-            family=family,
-            lr=lr,
-            tensors=tensors,
-            step=step,
-            found=found,
-            trouble=trouble,
-            registry=door.address(request),
-        )
-
-    @web.get("/match")
-    def form(
-        request: Request,
-        family: str = "",
-        lr: str = "",
-        tensors: str = "",
-        recording: str = "",
-        step: str = "",
-    ) -> HTMLResponse:
-        return answer(request, family, lr, tensors, recording, step)
-
-    @web.post("/match")
-    async def posted(request: Request) -> HTMLResponse:
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_TEXT:
-                raise InvalidInput(
-                    f"tensors: more than {MAX_TEXT} bytes pasted; POST /api/v1/match takes JSON of any model"
-                )
-        try:
-            fields = parse_qs(body.decode(), keep_blank_values=True)
-        except UnicodeDecodeError:
-            raise InvalidInput("tensors: the text is not UTF-8; only UTF-8 is allowed") from None
-        words = [
-            fields.get(key, [""])[0] for key in ("family", "lr", "tensors", "recording", "step")
-        ]
-        return await run_in_threadpool(answer, request, *words)
-
-    return web
-
-
-def _measured_by(store: Store, recording_id: str) -> str:
+def _first_measurement(store: Store, recording_id: str) -> str:
     """A recording's first measurement, as one would paste it."""
-    rows = load_selection(store, store.select(recording_id, max_points=2))
-    if not len(rows):
+    ends = queries.trajectory(store, TrajectoryQuery(recording_id=recording_id, max_points=2))
+    if not len(ends):
         raise InvalidInput(
             f"recording: {quote_value(recording_id)} has no measurement yet; choose one that has"
         )
     return "\n".join(
-        f"{name} {value:.6g}" for name, value in rows.at().items() if not is_depth_group(name)
+        f"{name} {value:.6g}" for name, value in ends.at().items() if not is_depth_group(name)
     )

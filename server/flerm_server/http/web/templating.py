@@ -1,4 +1,4 @@
-"""Templates, and how pages write rates, losses and moments."""
+"""Templates, and how pages write learning rates, losses and times."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 import jinja2
-from fastapi import Request
+from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse
 
 from flerm_server.http.web.assets import Assets
@@ -20,23 +20,25 @@ from flerm_server.version import version
 
 @dataclass(frozen=True, slots=True)
 class PublicAddress:
-    """Where jobs reach the registry, as commands on pages name it: on the host that the page was asked from."""
+    """The gRPC address of this registry, as the commands on its pages name it.
+
+    The host is the one that the browser asked: the server does not know its own public name.
+    """
 
     scheme: str = "grpc"
     port: int = 50051
 
-    def address(self, request: Request) -> str:
-        """grpc://host:port, or grpcs://."""
+    def url(self, request: Request) -> str:
+        """grpc://host:port, or grpcs://host:port."""
         return f"{self.scheme}://{request.url.hostname}:{self.port}"
 
 
 class Pages:
-    """The templates with what all of them use. Everything that is put into one is escaped."""
+    """Renders the templates. Every value that is put into one is escaped."""
 
     def __init__(self, assets: Assets) -> None:
-        loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
         self._environment = jinja2.Environment(
-            loader=loader,
+            loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
@@ -48,9 +50,9 @@ class Pages:
             "with_query": with_query,
         }
         self._environment.filters |= {
-            "rate": rate,
+            "number": number,
             "loss": loss,
-            "moment": moment,
+            "time": time,
             "path": path,
             "shape": shape,
         }
@@ -58,32 +60,39 @@ class Pages:
     def page(
         self, template: str, request: Request, *, status: int = 200, **content: Any
     ) -> HTMLResponse:
-        """One page."""
-        asker = getattr(request.state, "identity", None)
+        """One page. content: the variables that the template reads."""
         text = self._environment.get_template(template).render(
-            request=request, asker=asker, **content
+            request=request, principal=getattr(request.state, "principal", None), **content
         )
         return HTMLResponse(text, status, headers={"Cache-Control": "no-store"})
 
 
-def rate(value: float) -> str:
-    """A learning rate or FSLR as people read it; a dash for none."""
+async def _pages(request: Request) -> Any:
+    return request.app.state.pages
+
+
+async def _public_address(request: Request) -> Any:
+    return request.app.state.public_address
+
+
+PagesDep = Annotated[Pages, Depends(_pages)]
+PublicAddressDep = Annotated[PublicAddress, Depends(_public_address)]
+
+
+def number(value: float) -> str:
+    """A learning rate, an FSLR or a multiplier to four digits; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.4g}"
 
 
 def loss(value: float | None) -> str:
     """A loss; a dash for none."""
-    return (
-        "–"
-        if value is None or not math.isfinite(value)
-        else f"{value:.4f}"
-        if 1e-3 <= abs(value) < 1e5
-        else f"{value:.3g}"
-    )
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
-def moment(value: datetime) -> str:
-    """A moment in UTC, to the minute."""
+def time(value: datetime) -> str:
+    """A time in UTC, to the minute."""
     return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
 
 
@@ -98,7 +107,10 @@ def shape(sizes: tuple[int, ...]) -> str:
 
 
 def with_query(request: Request, **changes: str | float | None) -> str:
-    """The address of the present page with some of its query changed; None takes a part out."""
-    kept: Mapping[str, Any] = dict(request.query_params) | changes
-    query = urlencode({key: value for key, value in kept.items() if value not in (None, "")})
-    return f"?{query}" if query else request.url.path
+    """The address of the present page with some of its query changed.
+
+    changes: the new values; None or empty removes a parameter.
+    """
+    query: Mapping[str, Any] = dict(request.query_params) | changes
+    text = urlencode({key: value for key, value in query.items() if value not in (None, "")})
+    return f"?{text}" if text else request.url.path

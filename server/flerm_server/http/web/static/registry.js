@@ -137,7 +137,7 @@ if (followed) {
     show(JSON.parse(event.data));
     word.textContent = "";
   });
-  source.addEventListener("trouble", (event) => {
+  source.addEventListener("failure", (event) => {
     source.close();
     word.textContent = `no longer live: ${JSON.parse(event.data).detail}`;
   });

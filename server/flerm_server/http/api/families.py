@@ -1,0 +1,87 @@
+"""Families, their best learning rates and their losses. Handlers here and in the other files of
+this folder are plain functions, which run on threads, so that the event loop stays free."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from flerm_core.records.queries import BestQuery
+from flerm_server.http.api import examples
+from flerm_server.http.api.parameters import PageSize, PageToken, Tags
+from flerm_server.http.api.schemas import (
+    BestOut,
+    Families,
+    FamilyOut,
+    LossCurve,
+    Losses,
+    LossPointOut,
+    number,
+)
+from flerm_server.http.dependencies import StoreDep
+from flerm_server.http.problems import PROBLEM
+from flerm_server.store import queries
+
+api = APIRouter(prefix="/api/v1", responses=PROBLEM, tags=["families"])
+
+
+@api.get("/families", responses=examples.FAMILIES)
+def families(
+    store: StoreDep,
+    prefix: Annotated[str, Query(description="How a family's name begins; empty: any")] = "",
+    page_size: PageSize = 0,
+    page_token: PageToken = "",
+) -> Families:
+    """Lists families by name."""
+    page = store.families(prefix=prefix, page_size=page_size, page_token=page_token)
+    return Families(
+        families=[FamilyOut.of(each) for each in page.items], next_page_token=page.next_token
+    )
+
+
+@api.get("/families/{name:path}/best", responses=examples.BEST)
+def best(
+    store: StoreDep,
+    name: examples.FamilyName,
+    tags: Tags,
+    role: Annotated[str, Query(description="Role of the recordings: base or scaled")] = "base",
+    variant: Annotated[
+        str, Query(description="Variant of the recordings, such as plain or matched")
+    ] = "plain",
+    optimizer: Annotated[
+        str, Query(description="Optimiser's class name; empty: any, if there is only one")
+    ] = "",
+) -> BestOut:
+    """Gives the best learning rate of a family, its spread over seeds, and which rate to try next."""
+    query = BestQuery(family=name, role=role, variant=variant, optimizer=optimizer, tags=tags)
+    return BestOut.of(queries.best(store, query))
+
+
+@api.get("/families/{name:path}/losses", responses=examples.LOSSES)
+def losses(store: StoreDep, name: examples.FamilyName) -> Losses:
+    """Gives final loss against learning rate, one curve for each role and variant."""
+    curves = [
+        LossCurve(
+            role=role,
+            variant=variant,
+            points=[
+                LossPointOut(
+                    lr=each.lr,
+                    loss=number(each.loss),
+                    spread=number(each.spread),
+                    seeds=each.seeds,
+                    diverged=each.diverged,
+                )
+                for each in points
+            ],
+        )
+        for (role, variant), points in queries.losses(store, name).items()
+    ]
+    return Losses(family=name, curves=curves)
+
+
+@api.get("/families/{name:path}", responses=examples.FAMILY)
+def family(store: StoreDep, name: examples.FamilyName) -> FamilyOut:
+    """Gives one family."""
+    return FamilyOut.of(store.family(name))

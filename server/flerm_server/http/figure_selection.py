@@ -1,0 +1,36 @@
+"""What a figure shows: which parameters of a recording, and which recordings beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from flerm_core.errors import InvalidInput
+from flerm_core.figures.trajectory_figure import MAX_TENSORS
+
+MAX_COMPARED = 8  # recordings on one page of comparisons
+
+
+def matching_names(names: Sequence[str], pattern: str) -> list[str]:
+    """The parameters to draw one by one: `pattern` itself where it is a name, else what it matches.
+
+    pattern: shell style; empty: none. At most `MAX_TENSORS` names, the most that a figure shows.
+    """
+    if pattern in names:
+        return [pattern]
+    return [name for name in names if fnmatchcase(name, pattern)][:MAX_TENSORS]
+
+
+def recording_ids(texts: Sequence[str]) -> list[str]:
+    """The ids in `texts`, each of which may hold several, separated by commas; each id once.
+
+    Raises `InvalidInput` for more than `MAX_COMPARED`.
+    """
+    ids = list(
+        dict.fromkeys(each.strip() for text in texts for each in text.split(",") if each.strip())
+    )
+    if len(ids) > MAX_COMPARED:
+        raise InvalidInput(
+            f"ids: {len(ids)} recordings given; at most {MAX_COMPARED} are compared at once"
+        )
+    return ids
