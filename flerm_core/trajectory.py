@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flerm_core._arrays import check_length, column_of, steps_of, values_of
+from flerm_core._files import atomic_path
 from flerm_core.errors import DataLoss, InvalidInput, NotFound, Unsupported, join_names
 from flerm_core.log_interpolation import geometric_mean, interpolate_rows, log_spread
 from flerm_core.parameter_bands import bands_of
@@ -322,21 +323,16 @@ class Trajectory:
             "shapes": self.shapes,
             "bands": self.bands,
         }
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(
-                    file,
-                    header=np.frombuffer(json.dumps(header).encode(), np.uint8),
-                    steps=self.steps,
-                    values=self.values,
-                    losses=self.losses,
-                    learning_rates=self.learning_rates,
-                    tokens=self.tokens,
-                )
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_path(target) as partial, partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                header=np.frombuffer(json.dumps(header).encode(), np.uint8),
+                steps=self.steps,
+                values=self.values,
+                losses=self.losses,
+                learning_rates=self.learning_rates,
+                tokens=self.tokens,
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:

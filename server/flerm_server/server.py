@@ -17,6 +17,7 @@ import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from flerm_core._files import atomic_write
 from flerm_core.errors import Refused
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
@@ -118,16 +119,14 @@ class Server:
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         if self._settings.announce:
-            # Written beside and moved, so that who sees the file sees all of it.
             content = {
                 "grpc": self.grpc_address.text,
                 "http": self.http_address.text,
                 "pid": os.getpid(),
             }
-            part = self._settings.announce.with_name(self._settings.announce.name + ".part")
             try:
-                part.write_text(json.dumps(content))
-                part.replace(self._settings.announce)
+                # In one piece, for whoever waits for the file reads it at once.
+                atomic_write(self._settings.announce, json.dumps(content))
             except OSError as error:
                 raise Refused(
                     f"announce {self._settings.announce}: cannot be written ({error.strerror})"

@@ -20,6 +20,7 @@ from flerm_client.registry.backend import RegistryBackend
 from flerm_client.spool.paths import spool_files
 from flerm_client.spool.reader import SpoolContent, read
 from flerm_client.spool.writer import SpoolWriter
+from flerm_core._files import atomic_write
 from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused
 from flerm_core.matching.targets import Targets, build_targets, choose_sources
 from flerm_core.records.auxiliary import Auxiliary
@@ -147,9 +148,7 @@ class FolderBackend(RegistryBackend):
             "updated_at": now().isoformat(),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(content))
-        new.replace(path)
+        atomic_write(path, json.dumps(content))
         return next(family for family in self.families(name) if family.name == name)
 
     def families(self, prefix: str = "") -> Iterator[Family]:

@@ -32,6 +32,7 @@ from flerm_client.registry.grpc_backend import GrpcBackend
 from flerm_client.registry.subprocess_env import child_command, child_environment
 from flerm_client.spool.paths import default_folder
 from flerm_core import errors
+from flerm_core._files import atomic_write
 from flerm_core.matching.targets import Targets
 from flerm_core.records.queries import BestQuery, TargetQuery
 from flerm_core.records.recording import now
@@ -187,11 +188,9 @@ def _write_cache(cache: Path, address: RegistryAddress, answers: bytes) -> None:
         "registry": address.text,
         "sha256": hashlib.sha256(answers).hexdigest(),
     }
-    new = cache.with_suffix(f".{os.getpid()}")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new.write_bytes(json.dumps(head).encode() + b"\n" + answers)
-        new.replace(cache)
+        atomic_write(cache, json.dumps(head).encode() + b"\n" + answers)
     except OSError as error:
         log.warning("the answer cannot be cached in %s: %s", cache.parent, error.strerror)
 

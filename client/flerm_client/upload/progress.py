@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flerm_client.spool.paths import sidecar
+from flerm_core._files import atomic_write
 
 log = logging.getLogger("flerm.delivery")
 
@@ -38,10 +38,8 @@ class DeliveryProgress:
         The delivery itself does not need the file.
         """
         target = sidecar(path, ".progress")
-        new = sidecar(path, f".progress-{os.getpid()}")
         try:
-            new.write_text(json.dumps(asdict(self)))
-            new.replace(target)
+            atomic_write(target, json.dumps(asdict(self)))
         except OSError as error:
             log.warning("%s cannot be written: %s", target, error.strerror)
             return False

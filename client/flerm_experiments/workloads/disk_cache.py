@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from flerm_core._files import atomic_path
+
 T = TypeVar("T")
 
 
@@ -24,7 +26,6 @@ def cached(name: str, settings: object, make: Callable[[], T]) -> T:
         return kept
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{os.getpid()}")
-    torch.save(made, fresh)
-    fresh.replace(path)  # whole or not at all: several jobs may begin at once
+    with atomic_path(path) as partial:  # several jobs may begin at once
+        torch.save(made, partial)
     return made

@@ -6,7 +6,6 @@ says from which revision on a server can work with it; `NEEDS` says which revisi
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from flerm_core._files import atomic_path
 from flerm_core.errors import InvalidInput, Refused
 from flerm_server.store.sql.engine import database_file, transaction
 from flerm_server.store.sql.tables import metadata, schema_support
@@ -153,11 +153,10 @@ def backup(engine: sa.Engine, destination: Path) -> Path:
         )
     if destination.exists():
         raise InvalidInput(f"backup destination {destination} exists already: name a new file")
-    part = destination.with_name(destination.name + ".part")
     with (
+        atomic_path(destination) as partial,
         closing(sqlite3.connect(database_file(engine.url))) as source,
-        closing(sqlite3.connect(part)) as copy,
+        closing(sqlite3.connect(partial)) as copy,
     ):
         source.backup(copy)
-    shutil.move(part, destination)
     return destination
