@@ -17,9 +17,9 @@ from pathlib import Path
 from flerm_client import RegistryClient
 from flerm_client.cli.plot import render
 from flerm_core.matching.depth_rules import DEFAULT_DEPTH
-from flerm_experiments.sweep.figures import drawings
-from flerm_experiments.sweep.registry_state import finished
-from flerm_experiments.sweep.results import markdown, rows
+from flerm_experiments.sweep.figures import sweep_figures
+from flerm_experiments.sweep.registry_state import finished_trials
+from flerm_experiments.sweep.results import curve_rows, markdown
 from flerm_experiments.sweep.spec import load, presets
 
 HERE = Path(__file__).parent
@@ -88,14 +88,14 @@ def section(name: str, seeds: int, registry: str, *, draw: bool) -> str:
     """The table, then the figures; empty for a sweep that was not begun."""
     sweep = load(name)
     sweep = replace(sweep, seeds=seeds or sweep.seeds)
-    entries = finished(sweep, registry)
-    found = rows(sweep, entries)
+    entries = finished_trials(sweep, registry)
+    found = curve_rows(sweep, entries)
     if not any(row.runs for row in found[1:]):
         return ""
     if draw:
         FIGURES.mkdir(exist_ok=True)
         with RegistryClient(registry) as client:
-            figures = drawings(sweep, entries, found, client.trajectory)
+            figures = sweep_figures(sweep, entries, found, client.trajectory)
         for kind, figure in figures.items():
             (FIGURES / f"{name}-{kind}.png").write_bytes(render(figure, ".png", WIDTH, HEIGHT))
     longer = tuple(f"{each}-" for each in presets() if each.startswith(f"{name}-"))
@@ -119,11 +119,11 @@ def overview(page: str) -> str:
         there = [scale for scale in SCALES if (scale, "plain") in cells]
         for scale in there:
             best = float(cells[scale, "plain"][6])
-            rows = [
+            curve_rows = [
                 cells.get((scale, v), cells.get((scale, DEFAULT)) if v == "matched" else None)
                 for v in VARIANTS
             ]
-            entries = [_entry(row, best) if row else "" for row in rows]
+            entries = [_entry(row, best) if row else "" for row in curve_rows]
             lines.append([system if scale == there[0] else "", scale, *entries])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -21,7 +21,8 @@ NAMES = ("0.weight", "0.bias", "2.weight", "2.bias")
 
 @pytest.fixture
 def files(tmp_path):
-    """Two seeds, as the paper's scripts name and write them: a list of plain numbers for each tensor."""
+    """Two seeds, as the paper's scripts name and write them: a list of plain numbers for each
+    tensor."""
     found = []
     for seed in (0, 1):
         path = tmp_path / f"basemodelmlpcifar10empiricalmasses_lr_0.01_seed_{seed}.ptnorms"

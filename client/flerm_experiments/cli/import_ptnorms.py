@@ -12,33 +12,37 @@ import typer
 from flerm_client.cli.common import Json, Registry, Tag, client, print_json, say, tags_of
 from flerm_core.errors import InvalidInput
 
+Family = Annotated[str, typer.Argument(help="The family of the recordings.")]
+Files = Annotated[
+    list[Path],
+    typer.Argument(help="*.ptnorms, as the paper's code wrote them; one for each rate and seed."),
+]
+LearningRate = Annotated[
+    float | None, typer.Option(help="Base learning rate, where the file's name does not say it.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed, where the file's name does not say it.")]
+Every = Annotated[int, typer.Option(help="Steps between measurements.")]
+OptimizerName = Annotated[
+    str, typer.Option(help="A class of torch.optim, with its default settings.")
+]
+
 
 def import_ptnorms(
-    family: Annotated[str, typer.Argument(help="the family that they are recordings of")],
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            help="*.ptnorms, as the paper's code wrote them; one for each rate and seed"
-        ),
-    ],
-    lr: Annotated[
-        float | None, typer.Option(help="base learning rate, where the file's name does not say it")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="seed, where the file's name does not say it")
-    ] = None,
-    every: Annotated[int, typer.Option(help="steps between measurements")] = 100,
-    optimizer: Annotated[
-        str, typer.Option(help="a class of torch.optim, with its default settings")
-    ] = "Adam",
+    family: Family,
+    files: Files,
+    lr: LearningRate = None,
+    seed: Seed = None,
+    every: Every = 100,
+    optimizer: OptimizerName = "Adam",
     tag: Tag = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Brings base recordings that the paper's own code made (.ptnorms) into a registry, as kronecker recordings.
+    """Bring base recordings that the paper's own code made (.ptnorms) into a registry, as kronecker
+    recordings.
 
-    The same file twice is one recording. Their values are smoothed, and their final losses unknown, so `flerm best` does
-    not see them.
+    A file that is imported twice is one recording. The files' values are smoothed and their final
+    losses unknown, so `flerm best` does not see these recordings.
 
     Example: flerm import-ptnorms mlp basemodelresmlpcifar10empiricalmasses_lr_0.001_seed_*.ptnorms
     """
@@ -49,8 +53,10 @@ def import_ptnorms(
         print_json(results)
     else:
         for result in results:
-            said = f"recording {result['id']}, lr {result['lr']:g}, seed {result['seed']}, {result['rows']} rows"
-            say(f"{result['file']}: {said}")
+            say(
+                f"{result['file']}: recording {result['id']}, lr {result['lr']:g}, "
+                f"seed {result['seed']}, {result['rows']} rows"
+            )
 
 
 def _import(
@@ -73,9 +79,10 @@ def _import(
             f"--{name}" for name, value in (("lr", rate), ("seed", number)) if value is None
         )
         raise InvalidInput(
-            f"{file.name}: {missing} must be given; its name says it in no form like _lr_0.001_seed_3"
+            f"{file.name}: {missing} must be given; its name says it in no form like "
+            "_lr_0.001_seed_3"
         )
-    kind, settings = _optimizer(optimizer)
+    kind, settings = _optimizer_settings(optimizer)
     content = hashlib.sha256(file.read_bytes()).hexdigest()
     recording = str(
         uuid.uuid5(
@@ -85,18 +92,26 @@ def _import(
     trajectory = found.trajectory
     with client(registry) as connected:
         connected.start_recording(
-            family, rate, trajectory.names, trajectory.shapes, bands=trajectory.bands, seed=number, optimizer=kind,
-            optimizer_config=settings, estimator=paper_estimator(every), tags={"source": "ptnorms"} | tags,
+            family,
+            rate,
+            trajectory.names,
+            trajectory.shapes,
+            bands=trajectory.bands,
+            seed=number,
+            optimizer=kind,
+            optimizer_config=settings,
+            estimator=paper_estimator(every),
+            tags={"source": "ptnorms"} | tags,
             recording_id=recording,
-        )  # fmt: skip
-        if connected.recording(recording).status == "running":  # else it was imported before
+        )
+        if connected.recording(recording).status == "running":  # otherwise imported before
             connected.append(recording, trajectory.steps.tolist(), trajectory.values)
             connected.finish(recording, final_step=int(trajectory.steps[-1]))
     return {"file": file.name, "id": recording, "lr": rate, "seed": number, "rows": len(trajectory)}
 
 
-def _optimizer(name: str) -> tuple[str, dict[str, Any]]:
-    """As a run by this class with its defaults describes itself."""
+def _optimizer_settings(name: str) -> tuple[str, dict[str, Any]]:
+    """Class name and settings, as a run with this class and its defaults records them."""
     import torch
 
     from flerm_client.training.optimizer_info import bare_optimizer, describe

@@ -1,4 +1,4 @@
-"""`flerm sweep`: loss against learning rate at many scales, trained plainly, matched and otherwise."""
+"""`flerm sweep`: loss against learning rate at many scales, plain, matched and by other rules."""
 
 from __future__ import annotations
 
@@ -19,46 +19,60 @@ if TYPE_CHECKING:
     from flerm_experiments.sweep.trials import Trial
 
 
+Preset = Annotated[
+    str, typer.Argument(help="A preset (see --list), or a TOML file.", show_default=False)
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(help="Train each cell with this many seeds; default: the sweep's own.", min=1),
+]
+Jobs = Annotated[
+    int | None, typer.Option(help="Trainings at a time; default: one per core.", min=1)
+]
+On = Annotated[
+    str, typer.Option(help="local, ray (a Ray cluster) or slurm (prints a script for sbatch).")
+]
+CellNumber = Annotated[
+    str | None, typer.Option(help="Only a part: base, or a cell's number from 0.")
+]
+TableOnly = Annotated[
+    bool, typer.Option("--table", help="Train nothing; print what the registry holds.")
+]
+Markdown = Annotated[
+    bool,
+    typer.Option("--markdown", help="The same as --table, as a section of a Markdown document."),
+]
+FigureFolder = Annotated[
+    Path | None, typer.Option(help="Train nothing; draw what the registry holds into this folder.")
+]
+Ending = Annotated[
+    str, typer.Option(help="File type of the figures: png, svg, html or json (plotly's own).")
+]
+Listing = Annotated[bool, typer.Option("--list", help="Name the presets.")]
+
+
 def sweep(
-    what: Annotated[
-        str, typer.Argument(help="A preset (see --list), or a TOML file.", show_default=False)
-    ] = "",
-    seeds: Annotated[
-        int | None,
-        typer.Option(help="Train each cell with this many; default: the sweep's own.", min=1),
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Trainings at a time; default: one per core.", min=1)
-    ] = None,
-    on: Annotated[
-        str, typer.Option(help="local, ray (a Ray cluster) or slurm (prints a script for sbatch).")
-    ] = "local",
-    cell: Annotated[
-        str | None, typer.Option(help="Only a part: base, or a cell's number from 0.")
-    ] = None,
-    table: Annotated[
-        bool, typer.Option("--table", help="Train nothing; print what the registry holds.")
-    ] = False,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="The same as a section of a Markdown document.")
-    ] = False,
-    figure: Annotated[
-        Path | None,
-        typer.Option(help="Train nothing; draw what the registry holds into this folder."),
-    ] = None,
-    ending: Annotated[
-        str, typer.Option(help="of figures: png, svg, html or json (plotly's own)")
-    ] = "png",
-    listing: Annotated[bool, typer.Option("--list", help="Name the presets.")] = False,
+    what: Preset = "",
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    on: On = "local",
+    cell: CellNumber = None,
+    table: TableOnly = False,
+    markdown: Markdown = False,
+    figure: FigureFolder = None,
+    ending: Ending = "png",
+    listing: Listing = False,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Train a grid of learning rates, scales and seeds, plain and matched; what the registry holds is not run again.
+    """Train a grid of learning rates, scales and seeds, plain and matched. Trainings that the
+    registry holds are not run again.
 
-    Example: flerm sweep decoder-width --registry file:///tmp/sweeps. On SLURM: flerm sweep decoder-width --on slurm --cell base
-    -r ADDRESS | sbatch, and once that is done flerm sweep decoder-width --on slurm -r ADDRESS | sbatch
+    Example: flerm sweep decoder-width --registry file:///tmp/sweeps. On SLURM:
+    flerm sweep decoder-width --on slurm --cell base -r ADDRESS | sbatch, and once that job is done
+    flerm sweep decoder-width --on slurm -r ADDRESS | sbatch
     """
-    spec = _spec_module()
+    spec = _import_spec()
     if listing:
         for name in spec.presets():
             say(f"{name}: {spec.load(name).title}")
@@ -67,30 +81,32 @@ def sweep(
     if seeds is not None:
         chosen = replace(chosen, seeds=seeds)
     if on == "slurm":
-        from flerm_experiments.sweep.slurm_executor import script
+        from flerm_experiments.sweep.slurm_executor import job_script
 
         say(
-            script(chosen, what, registry or os.environ.get("FLERM_REGISTRY"), cell=cell, jobs=jobs)
+            job_script(
+                chosen, what, registry or os.environ.get("FLERM_REGISTRY"), cell=cell, jobs=jobs
+            )
         )
         return
     if cell is not None:
         chosen = chosen.part(cell)
     failures = {} if table or markdown or figure is not None else _train(chosen, registry, on, jobs)
     if figure is not None:
-        _draw(chosen, registry, figure, ending)
+        _draw_figures(chosen, registry, figure, ending)
     else:
-        _print(chosen, registry, markdown=markdown, as_json=as_json)
+        _print_results(chosen, registry, markdown=markdown, as_json=as_json)
     if failures:
         for trial, why in failures.items():
-            complain(f"failed: {_name(trial)}: {why}")
+            complain(f"failed: {_trial_name(trial)}: {why}")
         complain(
             f"{len(failures)} trainings failed; the same command tries them again and nothing else"
         )
         raise typer.Exit(1)
 
 
-def _spec_module() -> Any:
-    """The module that knows sweeps, once what it needs is known to be there."""
+def _import_spec() -> Any:
+    """The module `spec`. Raises `InvalidInput` when a package that it needs is not installed."""
     try:
         from flerm_experiments.sweep import spec
     except ModuleNotFoundError as error:
@@ -103,14 +119,16 @@ def _spec_module() -> Any:
 
 
 def _train(chosen: Sweep, registry: str | None, on: str, jobs: int | None) -> dict[Trial, str]:
-    """Carries it out; what failed, with the reason. Progress goes to standard error, a line for each training."""
+    """Runs the sweep with a line on standard error for each training; returns the failures."""
     from flerm_experiments.sweep.executors import executor_named
-    from flerm_experiments.sweep.runner import run
+    from flerm_experiments.sweep.runner import run_sweep
 
-    return run(chosen, registry, executor_named(on, jobs), tell=_tell).failures
+    return run_sweep(
+        chosen, registry, executor_named(on, jobs), on_progress=_print_progress
+    ).failures
 
 
-def _tell(progress: SweepProgress) -> None:
+def _print_progress(progress: SweepProgress) -> None:
     left = (
         "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
     )
@@ -118,7 +136,7 @@ def _tell(progress: SweepProgress) -> None:
     if progress.last is not None:
         trial, result = progress.last
         outcome = f"loss {result.loss:.4f}" if result.status == "completed" else result.status
-        last = f"{_name(trial)}: {outcome}, {result.seconds:.0f} s; "
+        last = f"{_trial_name(trial)}: {outcome}, {result.seconds:.0f} s; "
     failed = f", {len(progress.failures)} failed" if progress.failures else ""
     sys.stderr.write(
         f"{last}{progress.done} done{failed}, {progress.missing} or more to go{left}\n"
@@ -126,48 +144,45 @@ def _tell(progress: SweepProgress) -> None:
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds > 5400
-        else f"{seconds / 60:.0f} min"
-        if seconds > 90
-        else f"{seconds:.0f} s"
-    )
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
-def _name(trial: Trial) -> str:
+def _trial_name(trial: Trial) -> str:
     cell = "base" if trial.cell is None else trial.cell.label
-    measured = f", {trial.measured}" if trial.measured else ""
-    return f"{cell}{measured}, centre · 2^{trial.place}, seed {trial.seed}"
+    measured = f", {trial.base_measurement}" if trial.base_measurement else ""
+    return f"{cell}{measured}, initial lr · 2^{trial.lr_index}, seed {trial.seed}"
 
 
-def _print(chosen: Sweep, registry: str | None, *, markdown: bool, as_json: bool) -> None:
+def _print_results(chosen: Sweep, registry: str | None, *, markdown: bool, as_json: bool) -> None:
     from flerm_experiments.sweep import registry_state, results
 
-    found = results.rows(chosen, registry_state.finished(chosen, registry))
+    rows = results.curve_rows(chosen, registry_state.finished_trials(chosen, registry))
     if as_json:
-        print_json(found)
+        print_json(rows)
     elif markdown:
-        say(results.markdown(chosen, found))
+        say(results.markdown(chosen, rows))
     else:
-        print_table(results.HEADINGS, [row.texts for row in found], title=chosen.title)
+        print_table(results.HEADINGS, [row.texts for row in rows], title=chosen.title)
 
 
-def _draw(chosen: Sweep, registry: str | None, folder: Path, ending: str) -> None:
+def _draw_figures(chosen: Sweep, registry: str | None, folder: Path, ending: str) -> None:
     from flerm_client.cli.plot import FORMATS, render
     from flerm_experiments.sweep import registry_state, results
-    from flerm_experiments.sweep.figures import drawings
+    from flerm_experiments.sweep.figures import sweep_figures
 
     suffix = f".{ending}"
     if suffix not in FORMATS:
         raise InvalidInput(
-            f"--ending: {ending!r} is unknown; allowed are {', '.join(each[1:] for each in FORMATS)}"
+            f"--ending: {ending!r} is unknown; allowed are "
+            f"{', '.join(each[1:] for each in FORMATS)}"
         )
-    entries = registry_state.finished(chosen, registry)
-    found = results.rows(chosen, entries)
+    finished = registry_state.finished_trials(chosen, registry)
+    rows = results.curve_rows(chosen, finished)
     folder.mkdir(parents=True, exist_ok=True)
     with client(registry) as connected:
-        figures = drawings(chosen, entries, found, connected.trajectory)
+        figures = sweep_figures(chosen, finished, rows, connected.trajectory)
     for name, each in figures.items():
         path = folder / f"{chosen.name}-{name}{suffix}"
         path.write_bytes(render(each, suffix, 1100 if name != "fslr" else 800, 420))

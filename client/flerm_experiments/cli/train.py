@@ -1,4 +1,7 @@
-"""`flerm train`: a built-in workload, trained plain, recorded or matched; one process, or all that torchrun starts."""
+"""`flerm train`: trains a built-in workload, plain, recorded or matched.
+
+It runs in one process, or in all processes that torchrun starts.
+"""
 
 from __future__ import annotations
 
@@ -15,70 +18,88 @@ if TYPE_CHECKING:
     from flerm_experiments.workloads.train_loop import Job, Result
 
 
-def train(
-    workload: Annotated[
-        str,
-        typer.Argument(
-            help="resmlp, mlp, decoder, decoder-postnorm-affine, lora-gpt2, …: an unknown name lists all."
-        ),
-    ],
-    lr: Annotated[
-        float, typer.Option(help="The learning rate: the family's key when recording or matching.")
-    ],
-    width: Annotated[int, typer.Option(help="Multiple of the base model's width.")] = 1,
-    depth: Annotated[int, typer.Option(help="Multiple of the base model's depth.")] = 1,
-    init_scale: Annotated[
-        float, typer.Option(help="Multiple of the blocks' initial weights.")
-    ] = 1.0,
-    rank: Annotated[int, typer.Option(help="Multiple of the base adapters' rank.")] = 1,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 300,
-    seed: Annotated[int, typer.Option(help="Of initialisation, data order and probes.")] = 0,
-    optimizer: Annotated[
-        str,
-        typer.Option(
-            help="adam, adamw, sgd (momentum 0.9), adagrad, adamax, signsgd or adamw-0.1 (decay)."
-        ),
-    ] = "adam",
-    schedule: Annotated[str, typer.Option(help="constant or cosine.")] = "constant",
-    parametrization: Annotated[
-        str, typer.Option(help="standard, mup or ntk (neural-tangent).")
-    ] = "standard",
-    record: Annotated[
-        bool, typer.Option("--record", help="Keep this run's FSLRs in the registry.")
-    ] = False,
-    match: Annotated[
-        bool, typer.Option("--match", help="Train at the rates that match the family's recordings.")
-    ] = False,
-    family: Annotated[str | None, typer.Option(help="Default: the workload's name.")] = None,
-    registry: Annotated[
-        str | None, typer.Option(help="grpc://HOST:PORT, grpcs://… or file:///FOLDER.")
-    ] = None,
-    every: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps between measurements, default 100; with --match between matchings, default once, measured each 100."
-        ),
-    ] = None,
-    clock: Annotated[
-        str,
-        typer.Option(
-            help="With --match: targets are the base's at the same step, as many tokens, or as large a fraction of the run."
-        ),
-    ] = "step",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the result to this file.")
-    ] = None,
-) -> None:
-    """Train a built-in workload on this machine's own data; only those on named data sets and checkpoints download them.
+WorkloadName = Annotated[
+    str,
+    typer.Argument(
+        help="resmlp, mlp, decoder, decoder-postnorm-affine, lora-gpt2, …; an unknown name lists "
+        "all."
+    ),
+]
+LearningRate = Annotated[
+    float, typer.Option(help="The learning rate: the family's key when recording or matching.")
+]
+Width = Annotated[int, typer.Option(help="Multiple of the base model's width.")]
+Depth = Annotated[int, typer.Option(help="Multiple of the base model's depth.")]
+InitScale = Annotated[float, typer.Option(help="Multiple of the blocks' initial weights.")]
+LoRARank = Annotated[int, typer.Option(help="Multiple of the base adapters' LoRA rank.")]
+Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
+Seed = Annotated[int, typer.Option(help="Seed of initialisation, data order and probes.")]
+OptimizerName = Annotated[
+    str,
+    typer.Option(
+        help="adam, adamw, sgd (momentum 0.9), adagrad, adamax, signsgd or adamw-0.1 (decay)."
+    ),
+]
+Schedule = Annotated[str, typer.Option(help="constant or cosine.")]
+Parametrization = Annotated[str, typer.Option(help="standard, mup or ntk (neural-tangent).")]
+Record = Annotated[bool, typer.Option("--record", help="Keep this run's FSLRs in the registry.")]
+Match = Annotated[
+    bool, typer.Option("--match", help="Train at the rates that match the family's recordings.")
+]
+Family = Annotated[str | None, typer.Option(help="Default: the workload's name.")]
+RegistryUrl = Annotated[
+    str | None, typer.Option(help="grpc://HOST:PORT, grpcs://… or file:///FOLDER.")
+]
+Every = Annotated[
+    int | None,
+    typer.Option(
+        help="Steps between measurements, default 100. With --match: steps between matchings; "
+        "default: matched once, measured every 100 steps."
+    ),
+]
+Clock = Annotated[
+    str,
+    typer.Option(
+        help="With --match: targets are the base's at the same step, after as many tokens, or at "
+        "the same fraction of the run (step, tokens, fraction)."
+    ),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
 
-    Example: flerm train resmlp --lr 1e-3 --record && flerm train resmlp --width 4 --lr 1e-3 --match. Under torchrun:
-    torchrun --nproc-per-node 2 -m flerm_client.cli train resmlp --width 4 --lr 1e-3 --match
+
+def train(
+    workload: WorkloadName,
+    lr: LearningRate,
+    width: Width = 1,
+    depth: Depth = 1,
+    init_scale: InitScale = 1.0,
+    rank: LoRARank = 1,
+    steps: Steps = 300,
+    seed: Seed = 0,
+    optimizer: OptimizerName = "adam",
+    schedule: Schedule = "constant",
+    parametrization: Parametrization = "standard",
+    record: Record = False,
+    match: Match = False,
+    family: Family = None,
+    registry: RegistryUrl = None,
+    every: Every = None,
+    clock: Clock = "step",
+    json_file: JsonFile = None,
+) -> None:
+    """Train a built-in workload, by default on data that this machine has. Only workloads on named
+    data sets and checkpoints download these.
+
+    Example: flerm train resmlp --lr 1e-3 --record && flerm train resmlp --width 4 --lr 1e-3
+    --match. Under torchrun: torchrun --nproc-per-node 2 -m flerm_client.cli train resmlp --width 4
+    --lr 1e-3 --match
     """
     if record and match:
         raise InvalidInput(
-            "--record and --match were both given, but a run is one of the two (a matched run reports itself too)"
+            "--record and --match were both given, but a run is one of the two (a matched run "
+            "reports itself too)"
         )
-    # Here and not above: `flerm --help` must not wait for torch.
+    # Imported here, because `flerm --help` must not wait for torch.
     try:
         from flerm_experiments.workloads import Scale
         from flerm_experiments.workloads.train_loop import Job
@@ -114,7 +135,7 @@ def train(
 
 
 def _with_progress(job: Job, run: Any) -> Result:
-    """Runs `job` with a bar on standard error, when that is a terminal."""
+    """Runs `job`, with a progress bar on standard error where that is a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -142,11 +163,11 @@ def _with_progress(job: Job, run: Any) -> Result:
 
 
 def _report(result: Result) -> None:
-    """One line on the run, and for a recorded or matched one the table of its tensors."""
+    """Prints one line on the run, and for a recorded or matched run the table of its tensors."""
     from rich.console import Console
     from rich.table import Table
 
-    # Piped, the table keeps all its columns whatever the width that is assumed for a pipe.
+    # rich assumes 80 columns for a pipe, which would cut the table's columns.
     console = Console(width=None if Console().is_terminal else 120)
     job = result.job
     if result.fslr:
@@ -164,6 +185,7 @@ def _report(result: Result) -> None:
             table.add_row(name, *("–" if cell is None else f"{cell:.4g}" for cell in cells))
         console.print(table)
     console.print(
-        f"{result.status}: {len(result.losses)} steps in {result.seconds:.1f} s, final loss {result.final_loss:.4f}",
+        f"{result.status}: {len(result.losses)} steps in {result.seconds:.1f} s, final loss "
+        f"{result.final_loss:.4f}",
         highlight=False,
     )

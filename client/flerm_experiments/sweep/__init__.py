@@ -1,5 +1,6 @@
-"""Sweeps: the loss against learning rate at many scales, trained plainly, matched and otherwise, kept in a registry.
+"""Sweeps: loss against learning rate at many scales, trained plainly, matched and by other rules.
 
-A `Sweep` says what is compared; `search` which rates a curve still needs; `plan` which trainings come next; `places` where
-they run; `ledger` what a registry holds of it; `results` and `drawings` what came out.
+`spec` reads what a sweep compares, `lr_search` says which rates a curve still needs, `planner`
+which trainings come next, `executors` run them, `registry_state` reads what a registry holds of a
+sweep, and `results` and `figures` show the outcome.
 """

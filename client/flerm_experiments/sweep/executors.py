@@ -1,4 +1,4 @@
-"""Where jobs run: on this machine's cores, or on a Ray cluster."""
+"""Executors run a sweep's jobs: on this machine's cores, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -11,54 +11,65 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from flerm_core.errors import FlermError, InvalidInput, Unsupported
-from flerm_experiments.sweep.worker import Finished, work
+from flerm_experiments.sweep.worker import JobOutcome, run_job
 from flerm_experiments.workloads.train_loop import Job
 
 
 class Executor(ABC):
-    """Runs jobs, `slots` at a time. A job that fails is its future's exception; the others go on."""
+    """Runs jobs, at most `slots` at a time.
+
+    The exception of a failed job is its future's; other jobs go on.
+    """
 
     slots: int
 
     @abstractmethod
-    def submit(self, job: Job) -> Future[Finished]:
-        """Starts `job`; at most `slots` are to be under way."""
+    def submit(self, job: Job) -> Future[JobOutcome]:
+        """Starts `job`. The caller keeps at most `slots` jobs under way."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ends what is under way, without waiting for it."""
+        """Ends all jobs under way without waiting for them."""
 
 
-def cores() -> int:
-    """The processors that this process may use."""
+def available_cores() -> int:
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Local(Executor):
-    """A pool of processes, each of one thread and at most one per core."""
+class LocalExecutor(Executor):
+    """A pool of processes of one thread each, at most one per core."""
 
     def __init__(self, jobs: int | None = None) -> None:
-        """`jobs` at a time; default: as many as there are cores. Raises `InvalidInput` for fewer than 1 or more than that."""
-        self.slots = cores() if jobs is None else jobs
-        if not 1 <= self.slots <= cores():
+        """jobs: how many at a time; None for as many as there are cores.
+
+        Raises `InvalidInput` for fewer than 1 or more than there are cores.
+        """
+        self.slots = available_cores() if jobs is None else jobs
+        if not 1 <= self.slots <= available_cores():
             raise InvalidInput(
-                f"jobs is {self.slots}, but it must be from 1 to {cores()}, the cores of this machine"
+                f"jobs is {self.slots}, but it must be from 1 to {available_cores()}, the cores "
+                "of this machine"
             )
         self._pool = self._new()
 
     def _new(self) -> ProcessPoolExecutor:
-        # Not forked: torch's threads and grpc's channels do not survive that.
+        # "spawn", because torch's threads and grpc's channels do not survive a fork.
         return ProcessPoolExecutor(
-            self.slots, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread
+            self.slots,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_limit_to_one_thread,
         )
 
-    def submit(self, job: Job) -> Future[Finished]:
+    def submit(self, job: Job) -> Future[JobOutcome]:
         """Starts `job` in a free process."""
         try:
-            return self._pool.submit(work, job)
-        except BrokenProcessPool:  # one process died, and the pool with it: its jobs have failed, the next ones get a new pool
+            return self._pool.submit(run_job, job)
+        except BrokenProcessPool:
+            # A process that dies breaks its pool: the pool's jobs have failed, later ones get a new
+            # one.
             self._pool = self._new()
-            return self._pool.submit(work, job)
+            return self._pool.submit(run_job, job)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -68,19 +79,26 @@ class Local(Executor):
             process.terminate()
 
 
-def _one_thread() -> None:
-    # Before torch is imported, which reads it once.
+def _limit_to_one_thread() -> None:
+    # torch reads this once, when it is imported, and the pool's processes have not imported it yet.
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-class OnRay(Executor):
-    """A Ray cluster: Ray places the jobs on its nodes, one processor each, and tries again those whose node died.
+class RayExecutor(Executor):
+    """A Ray cluster.
 
-    The nodes must reach the registry: a server, or a folder that all of them have.
+    Ray runs each job on one processor of a node, and again on another when the node died. All nodes
+    must reach the registry: a server, or a folder that they share.
     """
 
     def __init__(self, jobs: int | None = None, address: str | None = None) -> None:
-        """Joins the cluster at `address` (default: RAY_ADDRESS, else one is started here)."""
+        """Joins a cluster, or starts one on this machine.
+
+        jobs: how many at a time; None for as many as the cluster has processors. address: the
+        cluster's; None for that of RAY_ADDRESS, and where that is unset a cluster is started here.
+        Raises `Unsupported` without ray, `InvalidInput` for fewer than 1 job or more than
+        processors.
+        """
         try:
             import ray
         except ImportError as error:
@@ -100,37 +118,41 @@ class OnRay(Executor):
         self.slots = total if jobs is None else jobs
         if not 1 <= self.slots <= total:
             raise InvalidInput(
-                f"jobs is {self.slots}, but it must be from 1 to {total}, the processors of the Ray cluster"
+                f"jobs is {self.slots}, but it must be from 1 to {total}, the processors of the "
+                "Ray cluster"
             )
-        self._work = self._ray.remote(num_cpus=1, max_retries=2)(work)
+        self._work = self._ray.remote(num_cpus=1, max_retries=2)(run_job)
 
-    def submit(self, job: Job) -> Future[Finished]:
+    def submit(self, job: Job) -> Future[JobOutcome]:
         """Hands `job` to Ray."""
-        future: Future[Finished] = self._work.remote(job).future()
+        future: Future[JobOutcome] = self._work.remote(job).future()
         return future
 
     def close(self) -> None:
-        """Leaves the cluster; one that was started here ends."""
+        """Leaves the cluster. A cluster that was started here ends."""
         if self._started:
             self._ray.shutdown()
 
 
-PLACES = ("local", "ray", "slurm")
+EXECUTORS = ("local", "ray", "slurm")
 
 
 def executor_named(name: str, jobs: int | None) -> Executor:
-    """The place called `name` of those that run jobs themselves. Raises `InvalidInput` for others."""
+    """The executor for `--on name`: local or ray. Raises `InvalidInput` for other names.
+
+    slurm has none: `slurm_executor` only prints a script.
+    """
     if name == "local":
-        return Local(jobs)
+        return LocalExecutor(jobs)
     if name == "ray":
-        return OnRay(jobs)
-    raise InvalidInput(f"on is {name!r}, but it must be one of {', '.join(PLACES)}")
+        return RayExecutor(jobs)
+    raise InvalidInput(f"on is {name!r}, but it must be one of {', '.join(EXECUTORS)}")
 
 
-def reason(error: BaseException) -> str:
-    """Why a job failed, in one line."""
+def failure_reason(error: BaseException) -> str:
+    """The cause of a failed job, in one line."""
     if isinstance(error, BrokenProcessPool):
         return "a process of the pool died (killed, or out of memory)"
-    cause = getattr(error, "cause", None) or error  # Ray's errors carry the job's own
+    cause = getattr(error, "cause", None) or error  # Ray wraps the job's own error
     text = " ".join(str(cause).split())
     return text if isinstance(cause, FlermError) and text else f"{type(cause).__name__}: {text}"

@@ -8,49 +8,52 @@ from dataclasses import fields
 from flerm_core.figures import Figure, fslr_figure, transfer_figure
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import LossPoint
-from flerm_experiments.sweep.planner import base_place, settled_seeds
-from flerm_experiments.sweep.registry_state import Entry
-from flerm_experiments.sweep.results import Row
+from flerm_experiments.sweep.planner import base_best_index, seeds_settled_of
+from flerm_experiments.sweep.registry_state import FinishedTrial
+from flerm_experiments.sweep.results import CurveRow
 from flerm_experiments.sweep.spec import Cell, Sweep
 from flerm_experiments.sweep.trials import Trial
 from flerm_experiments.workloads.base import Scale
 
-Load = Callable[[str], Trajectory]
-"""The trajectory of a recording, by its id."""
+LoadTrajectory = Callable[[str], Trajectory]
+"""Recording id to its trajectory."""
 
 
-def drawings(
-    sweep: Sweep, entries: Mapping[Trial, Entry], found: Sequence[Row], load: Load
+def sweep_figures(
+    sweep: Sweep,
+    finished: Mapping[Trial, FinishedTrial],
+    rows: Sequence[CurveRow],
+    load: LoadTrajectory,
 ) -> dict[str, Figure]:
-    """Figures by name: `fslr`, the base's FSLRs over time at its best rate (the paper's Figures 1 and 6), and for every kind of
-    scale (`width`, `depth`, `init_scale`, `rank`; Figures 2 to 5 and the ablations; `steps` for longer runs) the loss against
-    learning rate."""
+    """A sweep's figures by name.
+
+    `fslr` is the base's FSLRs over time at its best rate (the paper's Figures 1 and 6). Every kind
+    of scale has a figure of loss against learning rate: `width`, `depth`, `init-scale`, `rank` (the
+    paper's Figures 2 to 5 and the ablations), and `steps` for longer runs.
+    """
     figures: dict[str, Figure] = {}
-    done = {trial: entry.loss for trial, entry in entries.items()}
-    if settled_seeds(sweep, done, None) == sweep.base_seeds:
-        place = base_place(sweep, done)
-        recorded = [
-            load(entries[Trial(None, place, seed)].recording) for seed in range(sweep.base_seeds)
-        ]
-        figures["fslr"] = fslr_figure(Trajectory.average(recorded)[0])
-    for kind in dict.fromkeys(_kind(row.cell) for row in found if row.cell is not None):
+    losses = {trial: each.loss for trial, each in finished.items()}
+    if seeds_settled_of(sweep, losses, None) == sweep.base_seeds:
+        best = base_best_index(sweep, losses)
+        ids = [finished[Trial(None, best, seed)].recording for seed in range(sweep.base_seeds)]
+        figures["fslr"] = fslr_figure(Trajectory.average([load(each) for each in ids])[0])
+    for kind in dict.fromkeys(_scale_kind(row.cell) for row in rows if row.cell is not None):
         panels: dict[str, dict[str, Sequence[LossPoint]]] = {}
-        for row in found:
-            if row.cell is not None and row.points and _kind(row.cell) in (kind, ""):
-                base = {} if not row.cell.shares_base else {"base": found[0].points}
+        for row in rows:
+            if row.cell is not None and row.points and _scale_kind(row.cell) in (kind, ""):
+                base = {"base": rows[0].points} if row.cell.shares_base_lr else {}
                 panels.setdefault(row.cell.variant, dict(base))[row.cell.size] = row.points
         if kind and panels:
             figures[kind] = transfer_figure(panels)
     return figures
 
 
-def _kind(cell: Cell) -> str:
+def _scale_kind(cell: Cell) -> str:
+    """Which fields of the scale differ from the base's, joined by dashes: `width-depth`."""
     base = Scale()
-    differing = [
-        each.name
+    names = [
+        each.name.replace("_", "-")
         for each in fields(Scale)
         if getattr(cell.scale, each.name) != getattr(base, each.name)
     ]
-    return "-".join(
-        [*(name.replace("_", "-") for name in differing), *(["steps"] if cell.steps != 1 else [])]
-    )
+    return "-".join([*names, *(["steps"] if cell.steps != 1 else [])])

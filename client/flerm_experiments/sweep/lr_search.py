@@ -1,8 +1,11 @@
-"""Which learning rates a curve still needs: from three around where its optimum is expected, outwards only as it asks for.
+"""Which learning rates a curve of loss against learning rate still needs.
 
-Rates are places on a lattice, whole numbers of octaves from a centre. A curve is settled when the lowest mean loss has a
-neighbour on both sides, all three trained with every seed: that is what the parabola is laid through. Expected right, a curve
-costs three trainings a seed; each octave of error costs one more. Later seeds begin with those three places alone.
+Rates are counted in octaves from the sweep's initial rate: index i is `initial_lr · 2^i`. The
+search begins with three rates around the expected optimum and adds a rate outside only where the
+lowest mean loss lies at an end. A curve is settled when the lowest mean loss has a neighbour on
+both sides and all three were trained with every seed, because the parabola is fitted through these
+three. A right expectation costs three trainings a seed, and each octave of error costs one more.
+Later seeds train only the optimum's three rates at first.
 """
 
 from __future__ import annotations
@@ -11,70 +14,73 @@ import math
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 
-Place = int
-Losses = Mapping[tuple[Place, int], float]
-"""(place, seed) to the final loss, infinite for a run that diverged."""
+LrIndex = int
+Losses = Mapping[tuple[LrIndex, int], float]
+"""(learning-rate index, seed) to the final loss, infinite for a run that diverged."""
 
 FARTHEST = 16
-"""Places from the expected one beyond which no curve is followed: rates there differ by more than four decades."""
+"""Octaves from the expected optimum beyond which no curve is followed: more than four decades."""
 
 
-def wanted(
-    losses: Losses, seeds: int, expected: Place, also: Iterable[Place] = ()
-) -> list[tuple[Place, int]]:
-    """The (place, seed) pairs to train next, best first; empty when the curve is settled for the seeds 0 to `seeds` - 1.
+def runs_to_train(
+    losses: Losses, seeds: int, expected: LrIndex, required: Iterable[LrIndex] = ()
+) -> list[tuple[LrIndex, int]]:
+    """The (index, seed) pairs to train next, the most useful first; empty for a settled curve.
 
-    `also`: places that are wanted in any case. Seed by seed: the next begins when the curve of those before it is settled.
+    seeds: train with the seeds 0 to `seeds` - 1; a seed begins when the curve of the seeds before
+    it is settled. expected: where the search begins. required: indices to train in any case.
     """
-    also = list(also)
+    required = list(required)
     around = {expected - 1, expected, expected + 1}
     for count in range(1, seeds + 1):
-        missing = _missing(losses, count, sorted({*around, *also}))
-        while not missing and (place := _next(losses, count, expected)) is not None:
-            missing = _missing(losses, count, [place])
+        missing = _untrained(losses, count, sorted({*around, *required}))
+        while not missing and (index := _next_outward(losses, count, expected)) is not None:
+            missing = _untrained(losses, count, [index])
         if missing:
             return missing
-        best = lowest(losses, count)
-        around = {best - 1, best, best + 1} & _trained(losses, count)
+        best = best_index(losses, count)
+        around = {best - 1, best, best + 1} & _fully_trained(losses, count)
     return []
 
 
-def settled(losses: Losses, seeds: int, expected: Place, also: Iterable[Place] = ()) -> int:
-    """How many seeds, of at most `seeds`, the curve is settled for."""
-    also = list(also)
-    return max(
-        (count for count in range(1, seeds + 1) if not wanted(losses, count, expected, also)),
-        default=0,
+def settled_seeds(
+    losses: Losses, seeds: int, expected: LrIndex, required: Iterable[LrIndex] = ()
+) -> int:
+    """For how many seeds, of at most `seeds`, the curve is settled."""
+    required = list(required)
+    counts = range(seeds, 0, -1)
+    return next((n for n in counts if not runs_to_train(losses, n, expected, required)), 0)
+
+
+def best_index(losses: Losses, seeds: int) -> LrIndex:
+    """The index of the lowest mean loss among those trained with all seeds; of equals the lower."""
+    return min(
+        sorted(_fully_trained(losses, seeds)), key=lambda index: _mean_loss(losses, index, seeds)
     )
 
 
-def lowest(losses: Losses, seeds: int) -> Place:
-    """The place of the lowest mean loss among those trained with all seeds. Of equals the lower rate."""
-    return min(sorted(_trained(losses, seeds)), key=lambda place: _mean(losses, place, seeds))
+def _untrained(losses: Losses, seeds: int, indices: Iterable[LrIndex]) -> list[tuple[LrIndex, int]]:
+    pairs = ((index, seed) for seed in range(seeds) for index in indices)
+    return [pair for pair in pairs if pair not in losses]
 
 
-def _missing(losses: Losses, seeds: int, places: Iterable[Place]) -> list[tuple[Place, int]]:
-    return [
-        (place, seed) for seed in range(seeds) for place in places if (place, seed) not in losses
-    ]
-
-
-def _next(losses: Losses, seeds: int, expected: Place) -> Place | None:
-    """The place beyond the best that has not all seeds yet; None when both sides are there or it is too far out."""
-    best = lowest(losses, seeds)
-    trained = _trained(losses, seeds)
-    # Where every place diverged, the lowest of them counts as the best, and the search goes on below it.
-    for place in (best - 1, best + 1):
-        if place not in trained and abs(place - expected) <= FARTHEST:
-            return place
+def _next_outward(losses: Losses, seeds: int, expected: LrIndex) -> LrIndex | None:
+    """The neighbour of the best index that some seed has not trained; None when both are trained or
+    it lies too far out."""
+    best = best_index(losses, seeds)
+    trained = _fully_trained(losses, seeds)
+    # Where every rate diverged, `best_index` is the lowest one, and the search goes on below it.
+    for index in (best - 1, best + 1):
+        if index not in trained and abs(index - expected) <= FARTHEST:
+            return index
     return None
 
 
-def _trained(losses: Losses, seeds: int) -> set[Place]:
-    places = {place for place, _ in losses}
-    return {place for place in places if all((place, seed) in losses for seed in range(seeds))}
+def _fully_trained(losses: Losses, seeds: int) -> set[LrIndex]:
+    indices = {index for index, _ in losses}
+    return {index for index in indices if all((index, seed) in losses for seed in range(seeds))}
 
 
-def _mean(losses: Losses, place: Place, seeds: int) -> float:
-    values = [losses[place, seed] for seed in range(seeds)]
+def _mean_loss(losses: Losses, index: LrIndex, seeds: int) -> float:
+    values = [losses[index, seed] for seed in range(seeds)]
     return fmean(values) if all(map(math.isfinite, values)) else math.inf

@@ -1,4 +1,7 @@
-"""Which trainings come next. A function of what is done: a sweep that was stopped goes on where it was."""
+"""Which trainings of a sweep come next.
+
+The plan is a function of the trainings that are done, so a stopped sweep goes on where it was.
+"""
 
 from __future__ import annotations
 
@@ -6,99 +9,108 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from flerm_experiments.sweep.lr_search import lowest, settled, wanted
+from flerm_experiments.sweep.lr_search import best_index, runs_to_train, settled_seeds
 from flerm_experiments.sweep.spec import Cell, Sweep
 from flerm_experiments.sweep.trials import Trial
 
-Done = Mapping[Trial, float]
+FinalLosses = Mapping[Trial, float]
 """Trial to its final loss, infinite for a run that diverged."""
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
-    """A trial, and those that must be done before it may begin."""
+class PlannedTrial:
+    """A trial that is missing, and the trials that must be done before it can begin."""
 
     trial: Trial
-    after: tuple[Trial, ...] = ()
+    waits_for: tuple[Trial, ...] = ()
 
 
-def plan(sweep: Sweep, done: Done) -> list[Needed]:
+def plan(sweep: Sweep, done: FinalLosses) -> list[PlannedTrial]:
     """All trials known to be missing, the most useful first; empty when every curve is settled.
 
-    The base's curve first, with all its seeds. Then the cells, one seed of them all before the second of any: a sweep that is
-    stopped early has every curve coarsely rather than a few finely. More may be missing once these are done.
+    The base's curve comes first, with all its seeds. Then every cell is trained with one seed
+    before any cell is trained with a second, so a sweep that is stopped early has all curves
+    coarsely and not a few finely. Further trials may turn out to be missing once these are done.
     """
-    base = wanted(losses_of(done, None), sweep.base_seeds, 0)
+    base = runs_to_train(curve_losses(done, None), sweep.base_seeds, 0)
     if base:
-        return [Needed(Trial(None, place, seed)) for place, seed in base]
-    best = base_place(sweep, done)
-    rounds: list[list[Needed]] = [[] for _ in range(sweep.seeds)]
+        return [PlannedTrial(Trial(None, index, seed)) for index, seed in base]
+    best = base_best_index(sweep, done)
+    rounds: list[list[PlannedTrial]] = [[] for _ in range(sweep.seeds)]
     for cell in sweep.cells:
-        missing = wanted(
-            losses_of(done, cell),
+        missing = runs_to_train(
+            curve_losses(done, cell),
             sweep.seeds_of(cell),
-            expected(cell, best),
-            also=besides(cell, best),
+            expected_index(cell, best),
+            required_indices(cell, best),
         )
-        for place, seed in missing:
-            rounds[max(each for _, each in missing)].append(
-                Needed(Trial(cell, place, seed), tuple(_sources(sweep, cell, place)))
+        for index, seed in missing:
+            sources = tuple(
+                each for each in _target_sources(sweep, cell, index) if each not in done
             )
-    flat = [needed for each in rounds for needed in each]
-    firsts = {source: None for needed in flat for source in needed.after if source not in done}
-    # A source comes right before the first trial that waits for it.
-    ordered: dict[Trial, Needed] = {}
-    for needed in flat:
-        for source in needed.after:
-            if source in firsts:
-                ordered.setdefault(source, Needed(source))
-        ordered.setdefault(
-            needed.trial,
-            Needed(needed.trial, tuple(each for each in needed.after if each in firsts)),
-        )
+            rounds[max(each for _, each in missing)].append(
+                PlannedTrial(Trial(cell, index, seed), sources)
+            )
+    # A source of targets comes right before the first trial that waits for it.
+    ordered: dict[Trial, PlannedTrial] = {}
+    for planned in (planned for each in rounds for planned in each):
+        for source in planned.waits_for:
+            ordered.setdefault(source, PlannedTrial(source))
+        ordered.setdefault(planned.trial, planned)
     return list(ordered.values())
 
 
-def base_place(sweep: Sweep, done: Done) -> int:
-    """The place of the base's best rate. Its curve must be settled."""
-    return lowest(losses_of(done, None), sweep.base_seeds)
+def base_best_index(sweep: Sweep, done: FinalLosses) -> int:
+    """The learning-rate index of the base's lowest mean loss. The base's curve must be settled."""
+    return best_index(curve_losses(done, None), sweep.base_seeds)
 
 
-def expected(cell: Cell, best: int) -> int:
-    """Where a cell's optimum is looked for first: at the base's; for plain training, lower in proportion to its width."""
+def expected_index(cell: Cell, base_best: int) -> int:
+    """Where the search for a cell's optimum begins.
+
+    It begins at the base's best rate; for plain training, lower in proportion to the width.
+    """
     if cell.variant != "plain":
-        return best
-    return best - round(math.log2(cell.scale.width))
+        return base_best
+    return base_best - round(math.log2(cell.scale.width))
 
 
-def besides(cell: Cell, best: int) -> tuple[int, ...]:
-    """The places wanted beside the optimum's: the base's best, unless learning rates mean something else to the cell."""
-    return (best,) if cell.shares_base else ()
+def required_indices(cell: Cell, base_best: int) -> tuple[int, ...]:
+    """What a cell trains besides its optimum's three rates.
+
+    That is the base's best rate, to tell what carrying it over costs. A cell whose learning rates
+    have another meaning than the base's trains nothing besides.
+    """
+    return (base_best,) if cell.shares_base_lr else ()
 
 
-def settled_seeds(sweep: Sweep, done: Done, cell: Cell | None) -> int:
-    """How many seeds the curve of `cell` (None: of the base) is settled for, all places wanted of it included."""
+def seeds_settled_of(sweep: Sweep, done: FinalLosses, cell: Cell | None) -> int:
+    """For how many seeds the curve of `cell` (None: of the base) and its required rates are
+    settled."""
     if cell is None:
-        return settled(losses_of(done, None), sweep.base_seeds, 0)
-    if settled_seeds(sweep, done, None) < sweep.base_seeds:
+        return settled_seeds(curve_losses(done, None), sweep.base_seeds, 0)
+    if seeds_settled_of(sweep, done, None) < sweep.base_seeds:
         return 0
-    best = base_place(sweep, done)
-    return settled(
-        losses_of(done, cell), sweep.seeds_of(cell), expected(cell, best), besides(cell, best)
+    best = base_best_index(sweep, done)
+    return settled_seeds(
+        curve_losses(done, cell),
+        sweep.seeds_of(cell),
+        expected_index(cell, best),
+        required_indices(cell, best),
     )
 
 
-def _sources(sweep: Sweep, cell: Cell, place: int) -> Iterator[Trial]:
-    """The base recordings that a cell's targets at a place come from."""
+def curve_losses(done: FinalLosses, cell: Cell | None) -> dict[tuple[int, int], float]:
+    """The curve of `cell` (None: of the base): (learning-rate index, seed) to final loss."""
+    return {
+        (trial.lr_index, trial.seed): loss
+        for trial, loss in done.items()
+        if trial.cell == cell and not trial.base_measurement
+    }
+
+
+def _target_sources(sweep: Sweep, cell: Cell, lr_index: int) -> Iterator[Trial]:
+    """The base recordings that a cell takes its targets from at one rate."""
     if cell.matches:
         for seed in range(sweep.base_seeds):
-            yield Trial(None, place, seed, cell.measured)
-
-
-def losses_of(done: Done, cell: Cell | None) -> dict[tuple[int, int], float]:
-    """The curve of `cell` (None: of the base): (place, seed) to loss."""
-    return {
-        (trial.place, trial.seed): loss
-        for trial, loss in done.items()
-        if trial.cell == cell and not trial.measured
-    }
+            yield Trial(None, lr_index, seed, cell.base_measurement)

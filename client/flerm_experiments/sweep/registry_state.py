@@ -1,4 +1,7 @@
-"""What a registry holds of a sweep. There is no other record: who looks at the registry sees the sweep, and resumes it."""
+"""What a registry holds of a sweep.
+
+A sweep keeps no other state. Who reads the registry sees how far the sweep is, and can go on.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +13,43 @@ from flerm_client.registry.address import address_of
 from flerm_client.registry.client import RegistryClient
 from flerm_core.records.recording import Recording
 from flerm_core.tuning.best_lr import SweepRun
-from flerm_experiments.sweep.spec import MEASURED, Sweep
-from flerm_experiments.sweep.trials import JOB_TAG, SCALES, Trial, job_of
+from flerm_experiments.sweep.spec import BASE_MEASUREMENTS, Sweep
+from flerm_experiments.sweep.trials import JOB_TAG, SCALE_FIELDS, Trial, job_of
 from flerm_experiments.workloads.base import Scale
 
 _COUNTED = ("completed", "diverged")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One finished trial. `loss`: the final one, infinite for a run that diverged. `seconds`: of wall time, from the first
-    measurement to the end."""
+class FinishedTrial:
+    """A trial that ended, and its recording.
+
+    recording: its id. loss: the final loss, infinite for a run that diverged. seconds: wall time
+    from the first measurement to the end.
+    """
 
     trial: Trial
     recording: str
     loss: float
     seconds: float
 
-    def run(self, sweep: Sweep) -> SweepRun:
-        """As `flerm_core.tuning.best_lr` takes it."""
-        lr = sweep.centre * 2.0**self.trial.place
+    def sweep_run(self, sweep: Sweep) -> SweepRun:
+        """This trial as a point of a loss curve of `flerm_core.tuning.best_lr`."""
         finite = math.isfinite(self.loss)
         return SweepRun(
-            lr=lr,
+            lr=sweep.lr_at(self.trial.lr_index),
             seed=self.trial.seed,
             loss=self.loss if finite else None,
             status="completed" if finite else "diverged",
         )
 
 
-def finished(sweep: Sweep, registry: str | None) -> dict[Trial, Entry]:
-    """The trials of `sweep` that ended, as the registry tells; runs that failed or were interrupted are not among them.
+def finished_trials(sweep: Sweep, registry: str | None) -> dict[Trial, FinishedTrial]:
+    """The trials of `sweep` that the registry holds as completed or diverged.
 
-    A trial done twice counts by its newest run. Base recordings made since by more seeds, or for other sweeps of the same kind,
-    count too.
+    Failed and interrupted runs are not among them. Of a trial that was run twice the newest run
+    counts. Base recordings that another sweep of the same kind made, or more seeds of them, count
+    too.
     """
     folder = address_of(registry).folder
     if folder is not None and not folder.exists():  # the first recording makes it
@@ -55,33 +61,33 @@ def finished(sweep: Sweep, registry: str | None) -> dict[Trial, Entry]:
             for times in lengths
             for each in client.recordings(sweep.family_name, tags=sweep.tags(times))
         ]
-    return entries(sweep, recordings)
+    return finished_among(sweep, recordings)
 
 
-def entries(sweep: Sweep, recordings: Iterable[Recording]) -> dict[Trial, Entry]:
-    """The same, of recordings, of each kind the newest first."""
-    found: dict[Trial, Entry] = {}
+def finished_among(sweep: Sweep, recordings: Iterable[Recording]) -> dict[Trial, FinishedTrial]:
+    """The trials of `sweep` that `recordings` hold; these come newest first within each length."""
+    found: dict[Trial, FinishedTrial] = {}
     for recording in recordings:
         if recording.status in _COUNTED:
-            for trial in _trials(sweep, recording):
-                found.setdefault(trial, _entry(trial, recording))
+            for trial in _trials_of(sweep, recording):
+                found.setdefault(trial, _finished_trial(trial, recording))
     return found
 
 
-def _trials(sweep: Sweep, recording: Recording) -> list[Trial]:
-    """The trials of this sweep that `recording` is of, by its key; two where variants of two names train alike."""
+def _trials_of(sweep: Sweep, recording: Recording) -> list[Trial]:
+    """The trials whose job key `recording` carries: two where two variants train alike."""
     spec = recording.spec
-    octaves = math.log2(spec.lr / sweep.centre)
-    # An older version began LoRA at another step: not what would be trained now.
+    octaves = math.log2(spec.lr / sweep.initial_lr)
+    # Older recordings of LoRA begin at a later step, which is not how they would be trained now.
     if (
         JOB_TAG not in spec.tags
         or abs(octaves - round(octaves)) > 1e-6
         or spec.estimator.start != 1
     ):
         return []
-    scale = Scale(**{name: spec.config[name] for name in SCALES if name in spec.config})
+    scale = Scale(**{name: spec.config[name] for name in SCALE_FIELDS if name in spec.config})
     if spec.role == "base":
-        trials = [Trial(None, round(octaves), spec.seed, measured) for measured in MEASURED]
+        trials = [Trial(None, round(octaves), spec.seed, how) for how in BASE_MEASUREMENTS]
     else:
         trials = [
             Trial(cell, round(octaves), spec.seed) for cell in sweep.cells if cell.scale == scale
@@ -91,12 +97,12 @@ def _trials(sweep: Sweep, recording: Recording) -> list[Trial]:
     ]
 
 
-def _entry(trial: Trial, recording: Recording) -> Entry:
-    lost = recording.status == "diverged" or recording.final_loss is None
+def _finished_trial(trial: Trial, recording: Recording) -> FinishedTrial:
+    loss = recording.final_loss
     ended = recording.finished_at or recording.updated_at
-    return Entry(
+    return FinishedTrial(
         trial=trial,
         recording=recording.spec.id,
-        loss=math.inf if lost or recording.final_loss is None else recording.final_loss,
+        loss=math.inf if loss is None or recording.status == "diverged" else loss,
         seconds=max((ended - recording.created_at).total_seconds(), 0.0),
     )

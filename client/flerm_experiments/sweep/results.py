@@ -1,4 +1,7 @@
-"""What came out of a sweep: for every cell its optimum, how far that lies from the base's, and the loss at the base's rate."""
+"""The outcome of a sweep.
+
+For every cell: its optimum, how far that lies from the base's, and the loss at the base's rate.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from statistics import fmean
 
 from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum
 from flerm_core.tuning.optimum_shift import Shift, complete_curve, shift
-from flerm_experiments.sweep.planner import base_place, settled_seeds
-from flerm_experiments.sweep.registry_state import Entry
+from flerm_experiments.sweep.planner import base_best_index, seeds_settled_of
+from flerm_experiments.sweep.registry_state import FinishedTrial
 from flerm_experiments.sweep.spec import Cell, Sweep
 from flerm_experiments.sweep.trials import Trial
 from flerm_experiments.workloads.base import Scale
@@ -27,15 +30,18 @@ HEADINGS = (
     "runs",
     "min",
 )
+_UNKNOWN = "–"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One curve. Fields but `cell`, `seeds`, `runs` and `seconds` are NaN or empty where it is not settled for any seed yet.
+class CurveRow:
+    """One curve of loss against learning rate: a row of the table.
 
-    `cell` None: the base. `seeds`: those its curve is settled for, which alone count. `optimum`: a learning rate. `loss`: the
-    mean at the best rate tried; `loss_at_base`: at the base's best rate, infinite where a seed diverged there. `seconds`: of
-    wall time, all its runs one after the other.
+    cell: None for the base. seeds: how many the curve is settled for; only their runs count below.
+    optimum: a learning rate. shift: in octaves from the base's optimum. loss: the mean at the best
+    rate tried. loss_at_base: the mean at the base's best rate, infinite where a seed diverged
+    there. runs: all trainings of the curve. seconds: their wall time, summed. While a curve is
+    settled for no seed, everything but `cell`, `seeds`, `runs` and `seconds` is NaN or empty.
     """
 
     cell: Cell | None
@@ -50,110 +56,103 @@ class Row:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """As a table has it, under `HEADINGS`."""
-        scale = "base" if self.cell is None else self.cell.size
-        variant = "plain" if self.cell is None else self.cell.variant
-        interval = (
-            "–"
-            if self.cell is None or math.isnan(self.shift.low)
-            else f"{self.shift.low:+.2f} to {self.shift.high:+.2f}"
-        )
-        optimum = "–" if math.isnan(self.optimum) else f"2^{math.log2(self.optimum):.2f}"
-        moved = (
-            "–"
-            if self.cell is None or math.isnan(self.shift.octaves)
-            else f"{self.shift.octaves:+.2f}"
-        )
-        losses = (_loss(self.loss), _loss(self.loss_at_base))
+        """The row's texts under `HEADINGS`."""
+        low, high, octaves = self.shift.low, self.shift.high, self.shift.octaves
+        no_shift = self.cell is None or math.isnan(octaves)
+        no_interval = self.cell is None or math.isnan(low)
         return (
-            scale,
-            variant,
+            "base" if self.cell is None else self.cell.size,
+            "plain" if self.cell is None else self.cell.variant,
             str(self.seeds),
-            optimum,
-            moved,
-            interval,
-            *losses,
+            _UNKNOWN if math.isnan(self.optimum) else f"2^{math.log2(self.optimum):.2f}",
+            _UNKNOWN if no_shift else f"{octaves:+.2f}",
+            _UNKNOWN if no_interval else f"{low:+.2f} to {high:+.2f}",
+            _loss_text(self.loss),
+            _loss_text(self.loss_at_base),
             str(self.runs),
             f"{self.seconds / 60:.1f}",
         )
 
 
-def rows(sweep: Sweep, entries: Mapping[Trial, Entry]) -> list[Row]:
-    """The base's row and one per cell, in the sweep's order."""
-    done = {trial: entry.loss for trial, entry in entries.items()}
-    counted = {
-        cell: _runs(sweep, entries, cell, settled_seeds(sweep, done, cell))
-        for cell in (None, *sweep.cells)
+def curve_rows(sweep: Sweep, finished: Mapping[Trial, FinishedTrial]) -> list[CurveRow]:
+    """The base's row, then one for each cell in the sweep's order."""
+    losses = {trial: each.loss for trial, each in finished.items()}
+    settled = {cell: seeds_settled_of(sweep, losses, cell) for cell in (None, *sweep.cells)}
+    if settled[None] < sweep.base_seeds:
+        settled = dict.fromkeys(settled, 0)
+    curves = {
+        cell: [
+            each.sweep_run(sweep) for each in _trials_of(finished, cell) if each.trial.seed < seeds
+        ]
+        for cell, seeds in settled.items()
     }
-    if settled_seeds(sweep, done, None) < sweep.base_seeds:
-        counted = {cell: [] for cell in counted}
-    rate = sweep.centre * 2.0 ** base_place(sweep, done) if counted[None] else math.nan
-    return [_row(cell, counted, entries, rate) for cell in counted]
+    base_lr = sweep.lr_at(base_best_index(sweep, losses)) if curves[None] else math.nan
+    return [_curve_row(cell, curves, finished, base_lr) for cell in curves]
 
 
-def _row(
+def _curve_row(
     cell: Cell | None,
-    counted: Mapping[Cell | None, list[SweepRun]],
-    entries: Mapping[Trial, Entry],
-    rate: float,
-) -> Row:
-    runs = counted[cell]
+    curves: Mapping[Cell | None, list[SweepRun]],
+    finished: Mapping[Trial, FinishedTrial],
+    base_lr: float,
+) -> CurveRow:
+    runs = curves[cell]
     points = complete_curve(runs)
-    own = None if cell is None or cell.shares_base else Cell(scale=Scale(), variant=cell.variant)
-    against = counted.get(own, [])
-    known = bool(points) and any(point.seeds for point in points) and bool(against)
-    mine = [entry for trial, entry in entries.items() if trial.cell == cell and not trial.measured]
-    return Row(
+    # A cell whose rates mean something else is compared with its own variant at the base's scale.
+    shares_lr = cell is None or cell.shares_base_lr
+    own = None if cell is None or shares_lr else Cell(scale=Scale(), variant=cell.variant)
+    reference = curves.get(own, [])
+    known = bool(reference) and any(point.seeds for point in points)
+    means = (point.loss for point in points if point.seeds and not point.diverged)
+    trials = _trials_of(finished, cell)
+    return CurveRow(
         cell=cell,
         seeds=len({run.seed for run in runs}),
         optimum=curve_optimum(points) if known else math.nan,
-        shift=shift(runs, against)
+        shift=shift(runs, reference)
         if known
         else Shift(octaves=math.nan, low=math.nan, high=math.nan),
-        loss=min(
-            (point.loss for point in points if point.seeds and not point.diverged), default=math.nan
-        ),
-        loss_at_base=_at(points, rate) if cell is None or cell.shares_base else math.nan,
+        loss=min(means, default=math.nan),
+        loss_at_base=_loss_at(points, base_lr) if shares_lr else math.nan,
         points=points,
-        runs=len(mine),
-        seconds=sum(entry.seconds for entry in mine),
+        runs=len(trials),
+        seconds=sum(each.seconds for each in trials),
     )
 
 
-def _runs(
-    sweep: Sweep, entries: Mapping[Trial, Entry], cell: Cell | None, seeds: int
-) -> list[SweepRun]:
-    mine = [entry for trial, entry in entries.items() if trial.cell == cell and not trial.measured]
-    return [entry.run(sweep) for entry in mine if entry.trial.seed < seeds]
-
-
-def _at(points: Sequence[LossPoint], rate: float) -> float:
-    at = [
-        math.inf if point.diverged else point.loss
-        for point in points
-        if math.isclose(point.lr, rate)
+def _trials_of(finished: Mapping[Trial, FinishedTrial], cell: Cell | None) -> list[FinishedTrial]:
+    return [
+        each
+        for trial, each in finished.items()
+        if trial.cell == cell and not trial.base_measurement
     ]
-    return fmean(at) if at else math.nan
 
 
-def _loss(value: float) -> str:
-    return "–" if math.isnan(value) else "diverged" if math.isinf(value) else f"{value:.4f}"
+def _loss_at(points: Sequence[LossPoint], lr: float) -> float:
+    losses = [
+        math.inf if point.diverged else point.loss for point in points if math.isclose(point.lr, lr)
+    ]
+    return fmean(losses) if losses else math.nan
 
 
-def markdown(sweep: Sweep, found: Sequence[Row]) -> str:
+def _loss_text(value: float) -> str:
+    return _UNKNOWN if math.isnan(value) else "diverged" if math.isinf(value) else f"{value:.4f}"
+
+
+def markdown(sweep: Sweep, rows: Sequence[CurveRow]) -> str:
     """The table as a section of a Markdown document."""
-    said = [f"## {sweep.title or sweep.name}", "", _setting(sweep, found), ""]
-    lines = [
-        f"| {' | '.join(each)} |"
-        for each in (HEADINGS, ("---",) * len(HEADINGS), *(row.texts for row in found))
-    ]
-    return "\n".join([*said, *lines, ""])
+    table = (HEADINGS, ("---",) * len(HEADINGS), *(row.texts for row in rows))
+    lines = [f"| {' | '.join(each)} |" for each in table]
+    return "\n".join(
+        [f"## {sweep.title or sweep.name}", "", _settings_sentence(sweep, rows), "", *lines, ""]
+    )
 
 
-def _setting(sweep: Sweep, found: Sequence[Row]) -> str:
-    minutes = sum(row.seconds for row in found) / 60
+def _settings_sentence(sweep: Sweep, rows: Sequence[CurveRow]) -> str:
+    minutes = sum(row.seconds for row in rows) / 60
     return (
-        f"`flerm sweep {sweep.name} --seeds {sweep.seeds}`: {sweep.workload}, {sweep.steps} steps, {sweep.optimizer}, "
-        f"{sweep.schedule} rate. The base is recorded with seeds 0 to {sweep.base_seeds - 1}. "
-        f"{sum(row.runs for row in found)} trainings, {minutes:.0f} minutes in all, one at a time."
+        f"`flerm sweep {sweep.name} --seeds {sweep.seeds}`: {sweep.workload}, {sweep.steps} steps, "
+        f"{sweep.optimizer}, {sweep.schedule} rate. "
+        f"The base is recorded with seeds 0 to {sweep.base_seeds - 1}. "
+        f"{sum(row.runs for row in rows)} trainings, {minutes:.0f} minutes in all, one at a time."
     )

@@ -1,4 +1,7 @@
-"""A sweep as SLURM job scripts, written by submitit: one for the base, then an array with a task per cell."""
+"""A sweep as SLURM job scripts, written by submitit.
+
+One script is for the base, the other for an array with one task per cell.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,20 @@ from typing import Any
 from flerm_core.errors import InvalidInput, Unsupported
 from flerm_experiments.sweep.spec import Sweep
 
-_MINUTES = 24 * 60
-"""A bound that `sbatch --time` overrides: a task that hits it goes on where it was when it is submitted again."""
+_TIME_LIMIT_MINUTES = 24 * 60
+"""The default limit, which `sbatch --time` overrides. A task that is stopped by the limit goes on
+where it was when it is submitted again."""
 
 
-def script(
+def job_script(
     sweep: Sweep, what: str, registry: str | None, *, cell: str | None, jobs: int | None
 ) -> str:
-    """The script for `sbatch`: of the base for `cell` base, of one cell for its number, of all cells as an array for None.
+    """The script for `sbatch`.
 
-    `what` is the sweep as the command line names it, `jobs` the processors of a task. All nodes must reach the registry. Raises
-    `Unsupported` without submitit, `InvalidInput` without a registry or for a cell that is not there.
+    what: the sweep as the command line names it. registry: its address, which all nodes must reach.
+    cell: `base`, the number of one cell, or None for an array of all cells. jobs: processors of a
+    task, 1 for None. Raises `Unsupported` without submitit, `InvalidInput` without a registry or
+    for a cell that is not there.
     """
     try:
         slurm: Any = import_module("submitit.slurm.slurm")
@@ -43,7 +49,7 @@ def script(
         str(processors),
         "--cell",
     ]
-    # The number of an array's task is the shell's to fill in.
+    # The shell fills in the number of an array's task.
     number = '"$SLURM_ARRAY_TASK_ID"' if cell is None else cell
     array = (
         {"map_count": len(sweep.cells), "array_parallelism": len(sweep.cells)}
@@ -54,7 +60,7 @@ def script(
         f"{shlex.join(['flerm', 'sweep', what, *options])} {number}",
         folder=".",
         job_name=f"flerm-{sweep.name}",
-        time=_MINUTES,
+        time=_TIME_LIMIT_MINUTES,
         cpus_per_task=processors,
         use_srun=False,
         **array,

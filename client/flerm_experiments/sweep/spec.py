@@ -1,4 +1,7 @@
-"""What a sweep compares: one base model, and cells of a scale and a variant each. Read from TOML; presets lie in `presets/`."""
+"""What a sweep compares: one base model, and cells of one scale and one variant each.
+
+A sweep is read from a TOML file. The presets lie in `presets/`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,6 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "matched-fraction": {"mode": "match", "clock": "fraction"},
     "matched-tokens": {"mode": "match", "clock": "tokens"},
     "matched-split": {"mode": "match", "depth_rule": "split"},
-    "matched-joint": {"mode": "match", "depth_rule": "joint"},
     "matched-coherent": {"mode": "match", "depth_rule": "coherent"},
     "matched-root": {"mode": "match", "depth_rule": "root"},
     "matched-kronecker": {"mode": "match", "estimator": "kronecker"},
@@ -30,80 +32,88 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "equal": {"mode": "match", "targets": "equal"},
     "equal-throughout": {"mode": "match", "targets": "equal-throughout"},
 }
-"""Variant to the fields of its training jobs. What does not match is recorded, so that every run is in the registry."""
+"""Variant to the fields of its training jobs. Runs that do not match are recorded, so that every
+run is in the registry."""
 
 PERIODIC = ("matched-periodic", "matched-fraction", "matched-tokens")
-"""Those that match again and again, as often in a run as the base is measured in its own; the others match once."""
+"""Variants that match repeatedly: as often in a run as the base is measured in its own. The other
+variants match once."""
 
-MEASURED: dict[str, Mapping[str, Any]] = {
+BASE_MEASUREMENTS: dict[str, Mapping[str, Any]] = {
     "": {},
     "kronecker": {"estimator": "kronecker"},
     "exact": {"estimator": "exact"},
     "independent": {"weight_decay": "independent"},
 }
-"""Ways to record a base, for targets of the same kind: name to the fields of its jobs. Its losses are the same by all."""
+"""How a base can be measured, as its targets and the matched run must agree in that: name to the
+fields of the base's jobs. The base's losses do not depend on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One curve of loss against learning rate: a member of the family, trained in one way, `steps` times as long as the
-    base."""
+    """One curve of loss against learning rate: a scale, trained by one variant.
+
+    steps: how many times as long as the base it is trained. seeds: how many of the sweep's seeds it
+    is trained with; None for all.
+    """
 
     scale: Scale = field(default_factory=Scale)
     variant: str = "plain"
     steps: int = 1
     seeds: int | None = field(default=None, compare=False)
-    """How many of the sweep's seeds it is trained with; None: all."""
 
     @property
     def matches(self) -> bool:
-        """Whether its jobs take the base's recordings."""
-        return (
-            VARIANTS[self.variant].get("mode") == "match"
-            and "targets" not in VARIANTS[self.variant]
-        )
+        """Whether its jobs take their targets from the base's recordings."""
+        return self.shares_base_lr and VARIANTS[self.variant].get("mode") == "match"
 
     @property
-    def shares_base(self) -> bool:
-        """Whether the base's best rate means the same to it. Not to equal FSLRs, which set the scale of the rates anew."""
+    def shares_base_lr(self) -> bool:
+        """Whether a learning rate means the same to this cell as to the base.
+
+        Not for equal FSLRs, by which the scale of the rates is another.
+        """
         return "targets" not in VARIANTS[self.variant]
 
     @property
-    def measured(self) -> str:
-        """How it, and the base recordings it takes, are measured: a key of `MEASURED`."""
+    def base_measurement(self) -> str:
+        """How the cell and the base recordings behind it are measured: of `BASE_MEASUREMENTS`."""
         chosen = {
             key: value
             for key, value in VARIANTS[self.variant].items()
             if key in ("estimator", "weight_decay")
         }
-        return next(name for name, how in MEASURED.items() if how == chosen)
+        return next(name for name, how in BASE_MEASUREMENTS.items() if how == chosen)
 
     @property
     def size(self) -> str:
-        """Its scale, as a table names it, and how many times as long it is trained: `width ×4, steps ×2`."""
+        """Scale and length as a table names them: `width ×4, steps ×2`."""
         longer = [] if self.steps == 1 else [f"steps ×{self.steps}"]
         shape = [] if longer and self.scale == Scale() else [self.scale.label]
         return ", ".join([*shape, *longer])
 
     @property
     def label(self) -> str:
-        """With its variant: `width ×4, matched`."""
+        """Size and variant: `width ×4, matched`."""
         return f"{self.size}, {self.variant}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """A grid of cells over one base.
+    """One base model and the cells that are compared with it.
 
-    `centre`: the learning rate where the search for the base's optimum begins; the rates tried are it times whole powers of
-    two. `base_seeds`: how many seeds the base is recorded with, at every rate that a cell is matched at; `seeds`: with how many
-    each cell is trained that does not say fewer. `every`: steps between measurements of the base. `family`: where all goes in
-    the registry. Raises `InvalidInput` for a field out of its range.
+    name: that of the preset or the file. workload: a name of `WORKLOADS`. initial_lr: the learning
+    rate where the search for the base's optimum begins; all rates are this one times a whole power
+    of two. title: the heading of its table. family: where its recordings go in the registry; empty
+    for the workload's name. steps: optimiser steps of the base. optimizer, schedule: names of
+    `OPTIMIZERS` and `SCHEDULES`. base_seeds: seeds that the base is recorded with, at every rate
+    that a cell is matched at. seeds: seeds of each cell that does not ask for fewer. every: steps
+    between measurements of the base. Raises `InvalidInput` for a field out of its range.
     """
 
     name: str
     workload: str
-    centre: float
+    initial_lr: float
     cells: tuple[Cell, ...]
     title: str = ""
     family: str = ""
@@ -115,9 +125,10 @@ class Sweep:
     every: int = 100
 
     def __post_init__(self) -> None:
-        if not 0 < self.centre < float("inf"):
+        if not 0 < self.initial_lr < float("inf"):
             raise InvalidInput(
-                f"centre is {self.centre}, but it must be a learning rate, positive and finite"
+                f"initial_lr is {self.initial_lr}, but it must be a learning rate, positive and "
+                "finite"
             )
         for name in ("base_seeds", "seeds", "every"):
             if getattr(self, name) < 1:
@@ -125,33 +136,43 @@ class Sweep:
                     f"{name} is {getattr(self, name)}, but it must be a whole number of at least 1"
                 )
 
+    def lr_at(self, lr_index: int) -> float:
+        """The learning rate `lr_index` octaves above the initial one."""
+        return self.initial_lr * 2.0**lr_index
+
     def part(self, which: str) -> Sweep:
-        """The base alone (`base`), or with it the cell of that number, counted from 0: what one job of a cluster does."""
+        """What one job of a cluster does: the base alone (`base`), or the base and one cell.
+
+        which: `base`, or a cell's number, counted from 0. Raises `InvalidInput` for another.
+        """
         if which == "base":
             return replace(self, cells=())
         if not which.isdecimal() or int(which) >= len(self.cells):
             raise InvalidInput(
-                f"cell is {which!r}, but it must be base or a number from 0 to {len(self.cells) - 1}"
+                f"cell is {which!r}, but it must be base or a number from 0 to "
+                f"{len(self.cells) - 1}"
             )
         return replace(self, cells=(self.cells[int(which)],))
 
     def seeds_of(self, cell: Cell) -> int:
-        """How many seeds `cell` is trained with."""
+        """The number of seeds that `cell` is trained with."""
         return self.seeds if cell.seeds is None else min(cell.seeds, self.seeds)
 
     @property
     def family_name(self) -> str:
-        """The family asked for; by default the workload's name."""
+        """The family of the recordings; by default the workload's name."""
         return self.family or self.workload
 
     def tags(self, times: int = 1) -> dict[str, str]:
-        """What tells recordings of this sweep's kind, `times` its steps long, from others of the family: targets may come only
-        from runs of the base's kind."""
+        """The tags of recordings that are `times` as long as this sweep's base.
+
+        Targets may come only from base recordings with the base's own tags.
+        """
         return {"steps": str(times * self.steps), "schedule": self.schedule}
 
 
 def presets() -> list[str]:
-    """Names of the sweeps that come with the package."""
+    """The names of the sweeps that come with the package."""
     return sorted(
         each.name.removesuffix(".toml")
         for each in _folder().iterdir()
@@ -171,7 +192,8 @@ def load(what: str) -> Sweep:
         path = Path(what)
         if not path.is_file():
             raise NotFound(
-                f"sweep: {what!r} is neither a file nor a preset; presets are {', '.join(presets())}"
+                f"sweep: {what!r} is neither a file nor a preset; presets are "
+                f"{', '.join(presets())}"
             )
         name, text = path.stem, path.read_text("utf-8")
     try:
@@ -182,14 +204,19 @@ def load(what: str) -> Sweep:
 
 
 def parse(content: Mapping[str, Any], name: str) -> Sweep:
-    """A sweep from what its TOML file says. Cells are tables `[[cell]]`: a scale, and `variants` to train it in."""
+    """A sweep from the content of its TOML file; `name` is that of the file.
+
+    Each table `[[cell]]` has a scale's fields and the `variants` to train there, by default plain
+    and matched. Raises `InvalidInput` for an unknown or missing field or a value out of range.
+    """
     known = {each.name for each in fields(Sweep)} - {"name", "cells"}
     unknown = sorted(set(content) - known - {"cell"})
     if unknown:
         raise InvalidInput(
-            f"{unknown[0]}: not a field of a sweep; allowed are {', '.join(sorted(known))} and [[cell]]"
+            f"{unknown[0]}: not a field of a sweep; allowed are {', '.join(sorted(known))} and "
+            "[[cell]]"
         )
-    for required in ("workload", "centre"):
+    for required in ("workload", "initial_lr"):
         if required not in content:
             raise InvalidInput(f"{required}: sweep {name!r} does not say it, but it must")
     cells = [cell for table in content.get("cell", []) for cell in _cells(table)]
@@ -211,7 +238,8 @@ def _cells(table: Mapping[str, Any]) -> list[Cell]:
         if key not in {*scales, "variants", "seeds", "steps"}:
             allowed = ", ".join(sorted(scales))
             raise InvalidInput(
-                f"cell.{key}: not a field of a cell; allowed are {allowed}, seeds, steps and variants"
+                f"cell.{key}: not a field of a cell; allowed are {allowed}, seeds, steps and "
+                "variants"
             )
     for variant in variants:
         if variant not in VARIANTS:

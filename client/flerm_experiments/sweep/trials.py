@@ -1,4 +1,7 @@
-"""From a cell, a rate and a seed to the training job, and the key by which the registry is asked whether it was done."""
+"""Trials: from a cell, a learning rate and a seed to the training job and its key.
+
+The job's key is a tag of its recording. By the key the registry tells whether a job was done.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +10,40 @@ from typing import Any
 
 from flerm_core.matching.depth_rules import DEFAULT_DEPTH
 from flerm_core.records.recording import EstimatorSettings, content_digest
-from flerm_experiments.sweep.spec import MEASURED, PERIODIC, VARIANTS, Cell, Sweep
+from flerm_experiments.sweep.spec import BASE_MEASUREMENTS, PERIODIC, VARIANTS, Cell, Sweep
 from flerm_experiments.workloads.base import Scale
 from flerm_experiments.workloads.train_loop import Job
 
 JOB_TAG = "job"
-"""The tag that carries a job's key."""
-SCALES = frozenset(each.name for each in fields(Scale))
-_UNKEYED = {
-    "registry",
-    "variant",
-    "tags",
-    "source_tags",
-}  # where and under which name a run is kept, what follows from the rest
-_EVERY = 100  # a job's own, between measurements
+"""The tag that holds a job's key."""
+SCALE_FIELDS = frozenset(each.name for each in fields(Scale))
+# Where and under which name a recording is kept, and what follows from the other fields.
+_NOT_IN_KEY = {"registry", "variant", "tags", "source_tags"}
+_DEFAULT_EVERY = 100  # that of a `Job`
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training of a sweep: a curve, a place on its lattice of rates, a seed. Cell None: the base, `measured` so."""
+    """One training of a sweep.
+
+    cell: None for the base. lr_index: octaves from the sweep's initial learning rate.
+    base_measurement: how the base is measured, of `BASE_MEASUREMENTS`; empty for a cell.
+    """
 
     cell: Cell | None
-    place: int
+    lr_index: int
     seed: int
-    measured: str = ""
+    base_measurement: str = ""
 
 
 def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
-    """The job that trains `trial`; its recording carries the sweep's tags and the job's key."""
+    """The job that trains `trial`. Its recording gets the sweep's tags and the job's key as
+    tags."""
     cell = trial.cell or Cell()
-    matching = VARIANTS[cell.variant].get("mode") == "match"
-    fields_: dict[str, Any] = {
+    variant = VARIANTS[cell.variant]
+    settings: dict[str, Any] = {
         "workload": sweep.workload,
-        "lr": sweep.centre * 2.0**trial.place,
+        "lr": sweep.lr_at(trial.lr_index),
         "scale": cell.scale,
         "steps": sweep.steps * cell.steps,
         "seed": trial.seed,
@@ -51,38 +55,41 @@ def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
         "role": "base" if trial.cell is None else "scaled",
         "variant": cell.variant,
         "source_tags": sweep.tags() if cell.matches else {},
-        **MEASURED[trial.measured],
-        **VARIANTS[cell.variant],
+        **BASE_MEASUREMENTS[trial.base_measurement],
+        **variant,
     }
-    if (
-        cell.variant in PERIODIC
-    ):  # as often in a longer run, so that such runs differ in their clock alone
-        fields_["every"] = sweep.every * cell.steps
-    elif not matching and sweep.every != _EVERY:
-        fields_["every"] = sweep.every
-    if (
-        cell.matches and cell.scale.depth != 1
-    ):  # by name, so that another default another day is another run
-        fields_ = {"depth_rule": DEFAULT_DEPTH, **fields_}
-    job = Job(**fields_)
-    # Other targets, another run: a matched one is known by the base that its targets are of, too.
-    of: dict[str, Any] = {"base_seeds": sweep.base_seeds} if cell.matches else {}
+    if cell.variant in PERIODIC:
+        # A longer run matches no more often than the base was measured, so that variants of one
+        # length differ in their target clock alone.
+        settings["every"] = sweep.every * cell.steps
+    elif variant.get("mode") != "match" and sweep.every != _DEFAULT_EVERY:
+        settings["every"] = sweep.every
+    if cell.matches and cell.scale.depth != 1:
+        # By name, so that under another default rule the run counts as another one.
+        settings.setdefault("depth_rule", DEFAULT_DEPTH)
+    job = Job(**settings)
+    # The targets of a matched run follow from the base's seeds and length, so the key holds these.
+    base: dict[str, Any] = {"base_seeds": sweep.base_seeds} if cell.matches else {}
     if cell.matches and cell.steps != 1:
-        of["base_steps"] = sweep.steps
-    # The estimator by name: the base may be recorded by several.
+        base["base_steps"] = sweep.steps
+    # The estimator by name, because the base may have been recorded by several.
     estimator = job.estimator or EstimatorSettings().name
     return replace(
-        job, estimator=estimator, tags={**sweep.tags(cell.steps), JOB_TAG: key_of(job, **of)}
+        job, estimator=estimator, tags={**sweep.tags(cell.steps), JOB_TAG: job_key(job, **base)}
     )
 
 
-def key_of(job: Job, **more: Any) -> str:
-    """A digest of all that decides how `job` runs. Fields at their default do not count: new ones leave old keys alone."""
+def job_key(job: Job, **more: Any) -> str:
+    """A digest of everything that decides how `job` runs, and of `more`.
+
+    Fields at their defaults are left out, so a field that is added to `Job` later leaves the keys
+    of stored recordings as they are.
+    """
     plain = Job(workload=job.workload, lr=job.lr)
     differing = {
         each.name: _plain(getattr(job, each.name))
         for each in fields(Job)
-        if each.name not in _UNKEYED and getattr(job, each.name) != getattr(plain, each.name)
+        if each.name not in _NOT_IN_KEY and getattr(job, each.name) != getattr(plain, each.name)
     }
     return content_digest({"workload": job.workload, "lr": job.lr, **differing, **more})[:32]
 
@@ -93,6 +100,6 @@ def _plain(value: Any) -> Any:
     base = Scale()
     return {
         each: getattr(value, each)
-        for each in sorted(SCALES)
+        for each in sorted(SCALE_FIELDS)
         if getattr(value, each) != getattr(base, each)
     }

@@ -1,4 +1,4 @@
-"""One trial in a process of its own, on one core: what every place runs."""
+"""One training job in a process of its own, on one core. Every executor runs this."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from flerm_experiments.workloads.train_loop import Job
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """How a job ended: completed or diverged, its final loss, its seconds of wall time."""
+class JobOutcome:
+    """How a job ended: status (completed or diverged), final loss, seconds of wall time."""
 
     status: str
     loss: float
     seconds: float
 
 
-def work(job: Job) -> Finished:
-    """Trains `job` with one thread. What it warns of is in its recording; a sweep's terminal is not the place."""
+def run_job(job: Job) -> JobOutcome:
+    """Trains `job` with one thread.
+
+    Warnings are not printed, because many trainings share the sweep's terminal. What was measured
+    stands in each recording.
+    """
     import torch
 
     from flerm_experiments.workloads.train_loop import train
@@ -27,4 +31,4 @@ def work(job: Job) -> Finished:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = train(job)
-    return Finished(result.status, result.final_loss, result.seconds)
+    return JobOutcome(result.status, result.final_loss, result.seconds)

@@ -14,10 +14,12 @@ from flerm_core.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Which member of the family: multiples of the base model's width and depth, of its hidden weights' standard deviation, and
-    of its adapters' rank. A workload takes those in its `scales`.
+    """Which member of a family a model is, as multiples of the base model.
 
-    Raises `InvalidInput` for a width, depth or rank below 1 or an initialisation scale that is not positive and finite.
+    width, depth: of its width and number of blocks. init_scale: of its hidden weights' standard
+    deviation. rank: of its adapters' LoRA rank. A workload supports the fields in its `scales`.
+    Raises `InvalidInput` for a width, depth or rank below 1 or an initialisation scale that is not
+    positive and finite.
     """
 
     width: int = 1
@@ -38,7 +40,7 @@ class Scale:
 
     @property
     def label(self) -> str:
-        """As a table names it: `width ×4, depth ×2`; `base` at scale 1."""
+        """The scale as a table names it: `width ×4, depth ×2`; `base` where all fields are 1."""
         names = {"width": "width", "depth": "depth", "init_scale": "init scale", "rank": "rank"}
         differing = [
             f"{name} ×{getattr(self, key):g}"
@@ -49,70 +51,80 @@ class Scale:
 
 
 class Workload(ABC):
-    """A family of models and its data. Two builds, or two walks over the data, with equal arguments are equal bit for bit.
+    """A family of models and its data.
 
-    One step uses `batch` examples in all, however many ranks share them: a run has the same losses at every world size,
-    up to rounding.
+    Two builds with equal arguments are equal bit for bit, and so are two walks over the data. One
+    step uses `batch` examples in all, however many ranks share them, so a run has the same losses
+    at every world size, up to rounding.
     """
 
     name: str
     description: str
     batch: int
     tokens_per_step: int | None = None
-    """Tokens that one step of all ranks sees; None where the data has no tokens."""
+    """Tokens that all ranks together see in one step; None for data without tokens."""
     steps_available: int | None = None
-    """Steps until the data is used up; None where it is walked through again and again."""
+    """Steps until the data is used up; None for data that is repeated."""
 
     scales: frozenset[str] = frozenset({"width", "depth", "init_scale"})
-    """The fields of `Scale` that it takes; the others are 1."""
+    """The fields of `Scale` that this workload supports; the others must be 1."""
 
     def check(self, scale: Scale) -> None:
         """Raises `InvalidInput` for a scale that this workload does not have."""
         for each in fields(scale):
             if each.name not in self.scales and getattr(scale, each.name) != each.default:
                 raise InvalidInput(
-                    f"{each.name} is {getattr(scale, each.name)}, but {self.name} has no such scale; it has "
+                    f"{each.name} is {getattr(scale, each.name)}, but {self.name} has no such "
+                    "scale; it has "
                     f"{', '.join(sorted(self.scales))}"
                 )
 
     def fixed_rate(self, name: str) -> float | None:
-        """The learning rate of the tensor `name` where it is not the one that is swept; None where it is."""
+        """A fixed learning rate of the tensor `name`; None for the rate that is swept."""
         return None
 
     def output(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """The model's outputs, dimension 0 counting examples."""
+        """The model's outputs. Dimension 0 counts examples."""
         outputs: Tensor = model(inputs)
         return outputs
 
     @abstractmethod
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
-        """The model at `scale`, initialised from `seed` alone (global random state is neither read nor advanced)."""
+        """The model at `scale`, initialised from `seed` alone.
+
+        The global random state is neither read nor advanced.
+        """
 
     @abstractmethod
     def config(self, scale: Scale) -> Mapping[str, Any]:
-        """The model's sizes and what the data is, for the registry. JSON-like."""
+        """The model's sizes and a description of the data, for the registry. JSON-like."""
 
     @abstractmethod
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rank `rank`'s part of each step's (inputs, labels), in training order, drawn from `seed`.
+        """Rank `rank`'s part of each step's (inputs, labels), in an order drawn from `seed`.
 
-        Dimension 0 counts examples, batch / world of them; the ranks' parts are disjoint and together independent of `world`.
+        Dimension 0 counts examples, batch / world of them. The ranks' parts are disjoint, and
+        together they are the same examples at every `world`.
         """
 
     @abstractmethod
     def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """Endless batches of inputs that training never sees, `batch` examples each, other ones on every rank."""
+        """Endless batches of `batch` inputs that training never sees, different on every rank."""
 
     @abstractmethod
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """The mean training loss, a scalar, of the model's `output` for `labels`."""
+        """The mean training loss of `output` for `labels`, a scalar."""
 
     def shard(self, rank: int, world: int) -> slice:
-        """Rank `rank`'s examples within a step. Raises `InvalidInput` when the ranks cannot share a batch evenly."""
+        """Rank `rank`'s examples within a step's batch.
+
+        Raises `InvalidInput` where the ranks cannot share a batch evenly.
+        """
         if self.batch % world:
             raise InvalidInput(
-                f"{world} ranks cannot share the {self.batch} examples of a {self.name} step evenly: use a divisor of it"
+                f"{world} ranks cannot share the {self.batch} examples of a {self.name} step "
+                "evenly: use a divisor of it"
             )
         return slice(rank, None, world)

@@ -1,4 +1,4 @@
-"""`decoder` and its kin: the decoder-only transformers of the paper's Appendix A.2 on text."""
+"""The `decoder…` workloads: the decoder-only transformers of the paper's Appendix A.2 on text."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from torch.nn import functional
 
 from flerm_experiments.workloads.base import Scale, Workload
 from flerm_experiments.workloads.corpus import (
+    BYTE_VOCABULARY,
     BYTES,
-    VOCABULARY,
     Text,
     probe_batches,
     training_batches,
 )
 from flerm_experiments.workloads.init import LINEAR, RELU, he_normal, normal
 
-Norm = Literal["prenorm", "postnorm", "prenormpostmod"]
-NORMS: tuple[Norm, ...] = get_args(Norm)
+NormPlacement = Literal["prenorm", "postnorm", "prenormpostmod"]
+NORMS: tuple[NormPlacement, ...] = get_args(NormPlacement)
 BASE_MODEL, BASE_HEADS, BASE_BLOCKS = 32, 2, 2
 
 
 class Attention(nn.Module):
-    """Causal self-attention over [batch, time, d], with queries and keys normalised per head before their product.
+    """Causal self-attention over [batch, time, d]. Queries and keys are normalised per head.
 
-    Written out instead of `scaled_dot_product_attention`, whose fused CPU kernel has no forward mode: exact FSLRs need it.
+    It does not call `scaled_dot_product_attention`, because exact FSLRs need forward mode, which
+    that function's fused CPU kernel does not have.
     """
 
     def __init__(self, d_model: int, heads: int, context: int, affine: bool) -> None:
@@ -46,7 +47,7 @@ class Attention(nn.Module):
         self.future: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time, d] from the same, each position from itself and those before it."""
+        """[batch, time, d] to the same shape. Each position reads itself and earlier positions."""
         batch, time, width = x.shape
         q, k, v = (
             projected.view(batch, time, self.heads, -1).transpose(1, 2)
@@ -67,16 +68,25 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(4 * d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time, d] from the same, position by position."""
+        """[batch, time, d] to the same shape, position by position."""
         y: Tensor = self.down(torch.relu(self.up(x)))
         return y
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each a residual branch f times `branch`, in one of three placements of the norm."""
+    """Attention, then feed-forward. Each is a residual branch that is multiplied by `branch`.
+
+    `norm` says where the norm stands: before the branch's part, after the sum, or after the part.
+    """
 
     def __init__(
-        self, d_model: int, heads: int, context: int, norm: Norm, branch: float, affine: bool
+        self,
+        d_model: int,
+        heads: int,
+        context: int,
+        norm: NormPlacement,
+        branch: float,
+        affine: bool,
     ) -> None:
         super().__init__()
         self.attn = Attention(d_model, heads, context, affine)
@@ -87,7 +97,7 @@ class Block(nn.Module):
         self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time, d] from the same."""
+        """[batch, time, d] to the same shape."""
         for part, norm in ((self.attn, self.attn_norm), (self.ff, self.ff_norm)):
             if self.placement == "prenorm":
                 x = x + self.branch * part(norm(x))
@@ -99,13 +109,17 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Learned token embedding and positions, blocks, a last norm, readout: logits [batch, time, vocabulary] of tokens
-    [batch, time].
+    """Embedding and positions, blocks, a last norm and a readout.
 
-    Norms have no affine part unless `affine`: then one each, 1 and 0 at first. He initialisation by fan-in, biases 0; an
-    embedding has one active input, so its variance is 1.
-    The residual branches are multiplied by 1/√blocks in the forward pass (Appendix A.2), which makes the initial outputs' size
-    independent of depth. `init_scale` multiplies the blocks' weights, not the embeddings and readout.
+    Tokens [batch, time] become logits [batch, time, vocabulary]. Initialisation is He's by fan-in
+    with biases 0; an embedding has one active input, so its variance is 1. The forward pass
+    multiplies residual branches by 1/√blocks (Appendix A.2), so that the size of the initial
+    outputs does not depend on depth.
+
+    d_model: width. heads: attention heads. blocks: number of blocks. context: longest sequence.
+    norm: placement of the norms. affine: whether norms have a gain and a bias, 1 and 0 at first.
+    vocabulary: number of tokens. init_scale: multiplies the blocks' weights, not embeddings and
+    readout. seed: of the initialisation.
     """
 
     def __init__(
@@ -115,9 +129,9 @@ class Decoder(nn.Module):
         blocks: int,
         context: int,
         *,
-        norm: Norm = "prenorm",
+        norm: NormPlacement = "prenorm",
         affine: bool = False,
-        vocabulary: int = VOCABULARY,
+        vocabulary: int = BYTE_VOCABULARY,
         init_scale: float = 1.0,
         seed: int = 0,
     ) -> None:
@@ -144,8 +158,10 @@ class Decoder(nn.Module):
                 )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, time, vocabulary] for what follows each of `tokens`, int64 [batch, time ≤ context]."""
-        # One row of positions for each example, not one for all: what a row did to an example's outputs can then be told.
+        """Logits [batch, time, vocabulary] for what follows each of `tokens`, int64 [batch, time ≤
+        context]."""
+        # Positions are looked up for each example and not once for all, so that the estimator
+        # `example` can tell which lookup belongs to which example.
         x = self.embedding(tokens) + self.positions(
             torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         )
@@ -156,14 +172,19 @@ class Decoder(nn.Module):
 
 
 class DecoderOnText(Workload):
-    """Decoders, 2 blocks of d_model 32 and 2 heads at scale 1; steps of 16 × 64 tokens, each token seen once."""
+    """Decoders of 2 blocks, d_model 32 and 2 heads at scale 1, on steps of 16 × 64 tokens.
+
+    Each token is seen once.
+    """
 
     batch = 16
     context = 64
     tokens_per_step = batch * context
 
-    def __init__(self, norm: Norm = "prenorm", *, affine: bool = False, text: Text = BYTES) -> None:
-        self.norm: Norm = norm
+    def __init__(
+        self, norm: NormPlacement = "prenorm", *, affine: bool = False, text: Text = BYTES
+    ) -> None:
+        self.norm: NormPlacement = norm
         self.affine = affine
         self.text = text
         named = {norm: norm != "prenorm", "affine": affine, text.name: text is not BYTES}
@@ -172,15 +193,15 @@ class DecoderOnText(Workload):
         self.description = f"{norms} transformer (Appendix A.2) on {text.description}"
 
     @property
-    def steps_available(self) -> int:  # type: ignore[override]  # counted only when asked for: it reads the library's files
-        """Whole steps in the training part."""
+    def steps_available(self) -> int:  # type: ignore[override]
+        """Whole steps in the training part. A property, because counting reads the library's
+        files."""
         return len(self.text.read(self.context).training) // self.batch
 
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
         """A `Decoder` of d_model 32 · width, 2 · width heads and 2 · depth blocks."""
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # torch's layers draw initial values of their own first
+        # torch's layers draw initial values of their own first, from the global generator.
+        with torch.random.fork_rng(devices=[]):
             return Decoder(
                 BASE_MODEL * scale.width,
                 BASE_HEADS * scale.width,
@@ -194,7 +215,7 @@ class DecoderOnText(Workload):
             )
 
     def config(self, scale: Scale) -> Mapping[str, Any]:
-        """Sizes, and what the text was (the standard library differs between Python versions)."""
+        """Sizes, and a description of the text, which differs between versions of Python."""
         return {
             "workload": self.name,
             "width": scale.width,
@@ -212,13 +233,15 @@ class DecoderOnText(Workload):
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens int64 [16 / world, 64] and the tokens one on; ends when every training chunk was seen once."""
+        """Tokens int64 [16 / world, 64] and the tokens one later, until all training chunks were
+        seen."""
         return training_batches(
             self.text.read(self.context), self.batch, self.shard(rank, world), seed=seed
         )
 
     def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """Tokens int64 [16, 64] of the held-out chunks, which the ranks share out and shuffle anew at each pass."""
+        """Tokens int64 [16, 64] of this rank's share of the held-out chunks, shuffled at each
+        pass."""
         self.shard(rank, world)
         return probe_batches(
             self.text.read(self.context), self.batch, seed=seed, rank=rank, world=world

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 images of 8 × 8, installed with the package, nothing to download."""
+"""scikit-learn's handwritten digits: 1,797 images of 8 × 8 that are installed with the package."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ from sklearn.datasets import load_digits
 from flerm_experiments.workloads.images import ImageData, Images
 from flerm_experiments.workloads.init import generator
 
-TRAINING = 1536
+TRAINING_EXAMPLES = 1536
 """Examples to train on: 24 batches of 64. The other 261 are for probes."""
 
 
 @lru_cache(maxsize=1)
-def digits() -> Images:
-    """The data, flattened; each pixel less its mean over the training part, divided by its deviation there.
+def load_digits_images() -> Images:
+    """The images, flattened, each pixel standardised by its mean and deviation over the training
+    part.
 
-    Deviations below one grey level (of 16) count as one: a pixel that is hardly ever inked would be huge where it is.
+    A deviation below one grey level (of 16) counts as one, because a pixel that is hardly ever
+    inked would otherwise be huge in the few images where it is.
     """
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=generator(0, "digits split"))
     inputs = torch.from_numpy(images).float()[order]
     targets = torch.from_numpy(labels).long()[order]
-    mean, std = inputs[:TRAINING].mean(0), inputs[:TRAINING].std(0)
+    mean, std = inputs[:TRAINING_EXAMPLES].mean(0), inputs[:TRAINING_EXAMPLES].std(0)
     inputs = (inputs - mean) / std.clamp(min=1.0)
-    return Images(inputs[:TRAINING], targets[:TRAINING], inputs[TRAINING:], targets[TRAINING:])
+    return Images(
+        inputs[:TRAINING_EXAMPLES],
+        targets[:TRAINING_EXAMPLES],
+        inputs[TRAINING_EXAMPLES:],
+        targets[TRAINING_EXAMPLES:],
+    )
 
 
-DIGITS = ImageData("digits", "scikit-learn digits", 64, digits)
+DIGITS = ImageData("digits", "scikit-learn digits", 64, load_digits_images)

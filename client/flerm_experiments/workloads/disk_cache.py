@@ -1,4 +1,8 @@
-"""What takes a minute to make and never changes, kept on this machine: `$XDG_CACHE_HOME/flerm`, by default ~/.cache/flerm."""
+"""Values that take a minute to make and never change, kept in `$XDG_CACHE_HOME/flerm` on this
+machine.
+
+Where the variable is unset, the folder is ~/.cache/flerm.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,12 @@ from flerm_core._files import atomic_path
 T = TypeVar("T")
 
 
-def cached(name: str, settings: object, make: Callable[[], T]) -> T:
-    """What `make` made of `settings` once: tensors and plain values, from the file `name`-DIGEST.pt, which is written where
-    it is not there yet."""
+def cached_on_disk(name: str, settings: object, make: Callable[[], T]) -> T:
+    """The value of `make()`, tensors and plain values, from the file `name`-DIGEST.pt.
+
+    The digest is that of `settings`. Where the file does not exist, `make` is called and the file
+    written.
+    """
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = root / "flerm" / f"{name}-{digest}.pt"

@@ -1,8 +1,9 @@
-"""The paper's data sets and pretrained models by name, from the Hugging Face Hub or from copies on this machine.
+"""The paper's data sets and pretrained models, from the Hugging Face Hub or from copies on this
+machine.
 
-`FLERM_DATA` names a folder of copies, for machines without a network: what lies there under a name below is taken instead of
-the Hub's. A data set is a folder of Parquet, JSON-lines or CSV files with the columns named here; a model is what
-`save_pretrained` wrote, its tokenizer's files beside it.
+`FLERM_DATA` names a folder of copies, for machines without a network. A copy under a name below is
+taken in place of the Hub's. A data set is a folder of Parquet, JSON-lines or CSV files with the
+columns named here. A model is a folder that `save_pretrained` wrote, with its tokenizer's files.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ import torch
 from torch import nn
 
 from flerm_core.errors import InvalidInput, Unreachable
-from flerm_experiments.workloads.corpus import Corpus, Text, cut
+from flerm_experiments.workloads.corpus import Corpus, Text, chunked
 from flerm_experiments.workloads.images import ImageData, Images
 from flerm_experiments.workloads.init import generator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A data set of the Hub: its address there, the arguments that choose a part of it, which columns hold what is trained on
-    (joined by a space), and how many documents are taken, in their order."""
+class HubDataset:
+    """A data set of the Hub.
+
+    address: its name there. columns: those that are trained on, joined by a space. options:
+    arguments of `load_dataset` that choose a part of it. documents: how many are read, from the
+    first; None for all.
+    """
 
     address: str
     columns: tuple[str, ...]
@@ -37,35 +42,36 @@ class Source:
     documents: int | None = None
 
 
-SOURCES = {
+DATASETS = {
     # A tenth of it, as in Appendix A.2.
-    "wikitext": Source(
+    "wikitext": HubDataset(
         address="Salesforce/wikitext",
         columns=("text",),
         options={"name": "wikitext-103-raw-v1"},
         documents=180_000,
     ),
     # What the paper's own code takes of them (Appendix A.3).
-    "law": Source(
+    "law": HubDataset(
         address="harvard-lil/cold-french-law",
         columns=("texte_contexte", "article_contenu_markdown"),
         options={},
         documents=20_000,
     ),
-    "math": Source(
+    "math": HubDataset(
         address="GAIR/MathPile",
         columns=("text",),
         options={"data_files": "train/arXiv/math_arXiv_v0.2_chunk_1.jsonl.gz"},
         documents=20_000,
     ),
-    "cifar10": Source(address="uoft-cs/cifar10", columns=("img", "label"), options={}),
+    "cifar10": HubDataset(address="uoft-cs/cifar10", columns=("img", "label"), options={}),
 }
 CHECKPOINTS = {"gpt2": "openai-community/gpt2", "llama": "meta-llama/Llama-3.2-1B"}
-TOKENS = 4_000_000
-"""Of a text, as many as the paper trains adapters on; a data set's documents are read until there are so many."""
+MAX_TOKENS = 4_000_000
+"""A data set's documents are read until there are so many tokens. The paper trains adapters on as
+many."""
 
 
-def _copy(name: str) -> str | None:
+def _local_copy(name: str) -> str | None:
     folder = os.environ.get("FLERM_DATA")
     path = Path(folder) / name if folder else None
     return str(path) if path is not None and path.exists() else None
@@ -73,8 +79,8 @@ def _copy(name: str) -> str | None:
 
 def _rows(name: str) -> Iterator[Mapping[str, Any]]:
     """The rows of `SOURCES[name]`, in their order."""
-    source, copy = SOURCES[name], _copy(name)
-    datasets = _package("datasets", name)
+    source, copy = DATASETS[name], _local_copy(name)
+    datasets = _import_package("datasets", name)
     try:
         options = {} if copy else dict(source.options)
         rows = datasets.load_dataset(
@@ -82,10 +88,10 @@ def _rows(name: str) -> Iterator[Mapping[str, Any]]:
         )
         yield from islice(rows, source.documents)
     except (OSError, ValueError) as error:
-        raise Unreachable(_absent(name, source.address, error)) from error
+        raise Unreachable(_unreachable_message(name, source.address, error)) from error
 
 
-def _package(package: str, name: str) -> Any:
+def _import_package(package: str, name: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
@@ -94,27 +100,32 @@ def _package(package: str, name: str) -> Any:
         ) from error
 
 
-def _absent(name: str, address: str, error: Exception) -> str:
+def _unreachable_message(name: str, address: str, error: Exception) -> str:
     said = " ".join(str(error).split())[:200]
-    return f"{name} could not be had from {address} on the Hugging Face Hub ({said}); a copy may lie in $FLERM_DATA/{name}"
+    return (
+        f"{name} could not be loaded from {address} on the Hugging Face Hub ({said}); "
+        f"a copy may lie in $FLERM_DATA/{name}"
+    )
 
 
 @lru_cache(maxsize=2)
-def read(name: str, checkpoint: str, length: int) -> Corpus:
-    """Chunks of `length` tokens of the text called `name` in `SOURCES`, by the tokenizer of a checkpoint.
+def hub_corpus(name: str, checkpoint: str, length: int) -> Corpus:
+    """Chunks of `length` tokens of the text called `name` in `DATASETS`, by the tokenizer of a
+    checkpoint.
 
-    Documents follow each other, an end-of-text token between them. Raises `InvalidInput` without the package datasets or
-    transformers, `Unreachable` where neither the Hub nor a copy can be read.
+    Documents follow each other with an end-of-text token between them. Raises `InvalidInput`
+    without the package datasets or transformers, `Unreachable` where neither the Hub nor a copy can
+    be read.
     """
     mark = tokenizer(checkpoint)
     found: list[int] = []
     for row in _rows(name):
-        parts = [str(row[column]) for column in SOURCES[name].columns if row.get(column)]
+        parts = [str(row[column]) for column in DATASETS[name].columns if row.get(column)]
         if parts:
             found += [*mark(" ".join(parts))["input_ids"], mark.eos_token_id]
-        if len(found) > TOKENS:
+        if len(found) > MAX_TOKENS:
             break
-    return cut(
+    return chunked(
         np.array(found, dtype=np.int32),
         length,
         f"{name}, the first {len(found)} tokens of {checkpoint}'s tokenizer",
@@ -128,9 +139,10 @@ def tokenizer(checkpoint: str) -> Any:
 
 
 def model(checkpoint: str) -> nn.Module:
-    """The checkpoint called so in `CHECKPOINTS`, a causal language model in float32 with its dropout off.
+    """A checkpoint of `CHECKPOINTS`: a causal language model in float32 without dropout.
 
-    Raises `InvalidInput` without the package transformers, `Unreachable` where neither the Hub nor a copy can be read.
+    Raises `InvalidInput` without the package transformers, `Unreachable` where neither the Hub nor
+    a copy can be read.
     """
     found: nn.Module = _pretrained(
         "AutoModelForCausalLM", checkpoint, dtype=torch.float32, attn_implementation="eager"
@@ -142,20 +154,22 @@ def model(checkpoint: str) -> nn.Module:
 
 
 def _pretrained(kind: str, checkpoint: str, **options: Any) -> Any:
-    transformers = _package("transformers", checkpoint)
+    transformers = _import_package("transformers", checkpoint)
     try:
         return getattr(transformers, kind).from_pretrained(
-            _copy(checkpoint) or CHECKPOINTS[checkpoint], **options
+            _local_copy(checkpoint) or CHECKPOINTS[checkpoint], **options
         )
     except (OSError, ValueError) as error:
-        raise Unreachable(_absent(checkpoint, CHECKPOINTS[checkpoint], error)) from error
+        raise Unreachable(
+            _unreachable_message(checkpoint, CHECKPOINTS[checkpoint], error)
+        ) from error
 
 
 @lru_cache(maxsize=1)
-def cifar10() -> Images:
-    """CIFAR-10's training images, flattened, from -1 to 1 as in the paper's code; 1 in 25 is held out for probes.
+def load_cifar10() -> Images:
+    """CIFAR-10's training images, flattened, with values from -1 to 1 as in the paper's code.
 
-    Raises as `read` does.
+    One image in 25 is held out for probes. Raises as `hub_corpus` does.
     """
     rows = [
         (np.asarray(row["img"], dtype=np.uint8).reshape(-1), int(row["label"]))
@@ -173,15 +187,16 @@ def cifar10() -> Images:
     return Images(images[:training], labels[:training], images[training:], labels[training:])
 
 
-CIFAR10 = ImageData("cifar10", "CIFAR-10", 3 * 32 * 32, cifar10)
+CIFAR10 = ImageData("cifar10", "CIFAR-10", 3 * 32 * 32, load_cifar10)
 
 
-def text(name: str, checkpoint: str) -> Text:
-    """The text called `name` in `SOURCES`, by the tokenizer of a checkpoint; nothing is loaded before it is read."""
+def hub_text(name: str, checkpoint: str) -> Text:
+    """The text called `name` in `DATASETS`, by a checkpoint's tokenizer, loaded when it is first
+    read."""
     described = {"wikitext": "WikiText-103", "law": "Cold French Law", "math": "MathPile"}[name]
     return Text(
         name,
         described,
         {"gpt2": 50_257, "llama": 128_256}[checkpoint],
-        partial(read, name, checkpoint),
+        partial(hub_corpus, name, checkpoint),
     )

@@ -1,4 +1,4 @@
-"""What classifiers of images share: the data's form, the order in which it is walked through, the loss."""
+"""The common part of workloads that classify images: form of the data, data order, loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES = 10
 
 
 class Images(NamedTuple):
-    """Images float32 [n, features] and labels int64 [n], of the two parts of a fixed split."""
+    """The two parts of a fixed split: images float32 [n, features], labels int64 [n]."""
 
     images: Tensor
     labels: Tensor
@@ -28,7 +28,10 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageData:
-    """Images of ten kinds: what they are called, how many features each has, and how they are loaded."""
+    """A data set of images in ten classes.
+
+    features: how many each flattened image has. load: reads the images.
+    """
 
     name: str
     description: str
@@ -36,8 +39,8 @@ class ImageData:
     load: Callable[[], Images]
 
 
-class OnImages(Workload):
-    """Steps of 64 flattened images, walked through again and again."""
+class ImageWorkload(Workload):
+    """Trains on steps of 64 flattened images, for any number of epochs."""
 
     batch = 64
 
@@ -46,28 +49,28 @@ class OnImages(Workload):
 
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
         """The model at `scale`."""
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # torch's layers draw initial values of their own first
+        # torch's layers draw initial values of their own first, from the global generator.
+        with torch.random.fork_rng(devices=[]):
             return self.make(scale, seed)
 
     @abstractmethod
     def make(self, scale: Scale, seed: int) -> nn.Module:
-        """The model, images [batch, features] to logits [batch, 10], initialised from `seed`."""
+        """The model from images [batch, features] to logits [batch, 10], initialised from
+        `seed`."""
 
     @abstractmethod
     def sizes(self, scale: Scale) -> Mapping[str, int]:
         """The model's sizes."""
 
     def config(self, scale: Scale) -> Mapping[str, Any]:
-        """Sizes, and the data's name."""
+        """The model's sizes and the data's name."""
         scales = {"width": scale.width, "depth": scale.depth, "init_scale": scale.init_scale}
         return {"workload": self.name, **scales, **self.sizes(scale), "data": self.data.description}
 
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [64 / world, features] and labels: every epoch a new permutation of the training part."""
+        """Images [64 / world, features] and labels; every epoch permutes the training part anew."""
         shard = self.shard(rank, world)
         data = self.data.load()
         shuffle = generator(seed, f"{self.data.name} order")
@@ -82,7 +85,7 @@ class OnImages(Workload):
         return walk()
 
     def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """Images [64, features] drawn without replacement from the held-out ones, anew for each batch."""
+        """Images [64, features], each batch drawn without replacement from the held-out images."""
         self.shard(rank, world)
         held_out = self.data.load().held_out_images
         draw = generator(seed, f"{self.data.name} probe {rank}")

@@ -1,7 +1,8 @@
-"""Initial weights that depend on the run's seed and the tensor's own name, and on nothing else.
+"""Initial weights that depend on the run's seed and the tensor's name only.
 
-With a generator per tensor, adding blocks or widening one layer leaves every other tensor's draw as it was, so that models of
-a family start as alike as they can, and no rank and no run reads or advances the global random state.
+Each tensor has a generator of its own. Adding blocks or widening a layer therefore leaves the draws
+of all other tensors as they were, so that models of a family start as alike as they can. No rank
+and no run reads or advances the global random state.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 LINEAR, RELU = 1.0, 2.0
-"""He et al.'s factor on the variance 1/fan_in, by the non-linearity that stands before the weights."""
+"""He et al.'s factor on the variance 1/fan_in, by the non-linearity in front of the weights."""
 
 
 def generator(seed: int, name: str) -> torch.Generator:
@@ -31,5 +32,6 @@ def normal(tensor: Tensor, name: str, seed: int, std: float) -> None:
 
 
 def he_normal(weight: Tensor, name: str, seed: int, gain: float, scale: float = 1.0) -> None:
-    """Fills `weight` [out, in] with N(0, scale² · gain / in) draws (Appendix A: Kaiming initialisation by fan-in)."""
+    """Fills `weight` [out, in] with N(0, scale² · gain / in) draws (Appendix A: Kaiming
+    initialisation by fan-in)."""
     normal(weight, name, seed, scale * math.sqrt(gain / weight.shape[1]))

@@ -1,9 +1,11 @@
-"""`lora-gpt2`, `lora-llama` and their kin: LoRA adapters by peft on language models of transformers (Appendix A.3).
+"""The `lora-…` workloads: LoRA adapters by peft on language models of transformers (Appendix A.3).
 
-Without a network the models have the shapes of GPT-2 and Llama at a width that a processor trains in a minute: they are
-pretrained on the code of Python's standard library, once per machine, and continue on its prose. With one (`hub`), they are
-GPT-2 and Llama-3.2-1B, and continue on Cold French Law or MathPile. All but the adapters is frozen. As in the paper, the
-learning rate of the adapters' B is swept, that of A is fixed. The rank is the scale; the base's is 2.
+`lora-gpt2` and `lora-llama` need no network. Their models have the shapes of GPT-2 and Llama at a
+width that a processor trains in a minute. They are pretrained on the code of Python's standard
+library, once per machine, and their adapters are trained on its prose. The workloads on a
+checkpoint (`hub`) adapt GPT-2 and Llama-3.2-1B to Cold French Law or MathPile. Everything but the
+adapters is frozen. As in the paper, the learning rate of the adapters' B is swept and that of A is
+fixed. The scale is the LoRA rank; the base's is 2.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from flerm_core.errors import InvalidInput
 from flerm_experiments.workloads import hub
 from flerm_experiments.workloads.base import Scale, Workload
 from flerm_experiments.workloads.corpus import (
+    BYTE_VOCABULARY,
     CODE,
     PROSE,
-    VOCABULARY,
     Text,
     probe_batches,
     training_batches,
 )
-from flerm_experiments.workloads.disk_cache import cached
+from flerm_experiments.workloads.disk_cache import cached_on_disk
 from flerm_experiments.workloads.init import generator, normal
 
 BASE_RANK = 2
@@ -38,8 +40,11 @@ PRETRAINING_STEPS, PRETRAINING_RATE = 600, 3e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """One architecture: how it is made, and which of its modules get adapters (peft's defaults for it, as in the paper)."""
+class Architecture:
+    """A model's architecture.
+
+    make: builds the model. adapted: the modules that get adapters, peft's defaults as in the paper.
+    """
 
     make: Callable[[], nn.Module]
     adapted: tuple[str, ...]
@@ -51,7 +56,7 @@ def _gpt2() -> nn.Module:
     quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # one pass over the data
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     sizes = {
-        "vocab_size": VOCABULARY,
+        "vocab_size": BYTE_VOCABULARY,
         "n_positions": CONTEXT,
         "n_embd": WIDTH,
         "n_layer": BLOCKS,
@@ -69,7 +74,7 @@ def _llama() -> nn.Module:
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2}
     sizes = {
-        "vocab_size": VOCABULARY,
+        "vocab_size": BYTE_VOCABULARY,
         "hidden_size": WIDTH,
         "intermediate_size": 8 * WIDTH // 3,
         "num_hidden_layers": BLOCKS,
@@ -81,40 +86,46 @@ def _llama() -> nn.Module:
     return model
 
 
-SHAPES = {
-    "gpt2": Shape(_gpt2, ("c_attn",)),
-    "llama": Shape(_llama, ("q_proj", "k_proj", "v_proj", "o_proj")),
+ARCHITECTURES = {
+    "gpt2": Architecture(_gpt2, ("c_attn",)),
+    "llama": Architecture(_llama, ("q_proj", "k_proj", "v_proj", "o_proj")),
 }
 
 
 class LoRAOnText(Workload):
-    """Adapters of rank 2 at scale 1; each token seen once, in steps of 16 × 64 bytes of the standard library's prose, or, on a
-    checkpoint of the Hub, 8 × 512 tokens of `text` as in the paper."""
+    """Adapters of LoRA rank 2 at scale 1. Each token is seen once.
+
+    A step has 16 × 64 bytes of the standard library's prose or, on a checkpoint of the Hub, 8 × 512
+    tokens of `text` as in the paper.
+    """
 
     scales = frozenset({"rank"})
 
-    def __init__(self, shape: str, text: Text = PROSE) -> None:
-        self.shape = shape
+    def __init__(self, architecture: str, text: Text = PROSE) -> None:
+        self.architecture = architecture
         self.text = text
-        self.checkpoint = "" if text is PROSE else hub.CHECKPOINTS[shape]
+        self.checkpoint = "" if text is PROSE else hub.CHECKPOINTS[architecture]
         self.batch, self.context = (8, 512) if self.checkpoint else (BATCH, CONTEXT)
         self.tokens_per_step = self.batch * self.context
-        self.name = f"lora-{shape}-{text.name}" if self.checkpoint else f"lora-{shape}"
+        self.name = (
+            f"lora-{architecture}-{text.name}" if self.checkpoint else f"lora-{architecture}"
+        )
         on = (
             self.checkpoint
-            or f"a {shape}-shaped model pretrained on the code of Python's standard library"
+            or f"a {architecture}-shaped model pretrained on the code of Python's standard library"
         )
         self.description = f"LoRA on {on}, continued on {text.description}"
 
     @property
-    def steps_available(self) -> int:  # type: ignore[override]  # counted only when asked for: it reads the library's files
-        """Whole steps in the training part."""
+    def steps_available(self) -> int:  # type: ignore[override]
+        """Whole steps in the training part. A property, because counting reads the library's
+        files."""
         return len(self.text.read(self.context).training) // self.batch
 
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
-        """The pretrained model with adapters of rank 2 · rank, A normal and B zero.
+        """The pretrained model with adapters of LoRA rank 2 · rank, A normal and B zero.
 
-        Raises `InvalidInput` without peft, `Unreachable` where a checkpoint cannot be had.
+        Raises `InvalidInput` without peft, `Unreachable` where a checkpoint cannot be loaded.
         """
         try:
             from peft import LoraConfig, get_peft_model
@@ -124,21 +135,25 @@ class LoRAOnText(Workload):
             ) from error
         rank = BASE_RANK * scale.rank
         with torch.random.fork_rng(devices=[]):
-            model = hub.model(self.shape) if self.checkpoint else _pretrained_here(self.shape)
+            model = (
+                hub.model(self.architecture)
+                if self.checkpoint
+                else _pretrained_model(self.architecture)
+            )
             adapters = LoraConfig(
                 r=rank,
                 init_lora_weights="gaussian",
-                target_modules=list(SHAPES[self.shape].adapted),
-                fan_in_fan_out=self.shape == "gpt2",
+                target_modules=list(ARCHITECTURES[self.architecture].adapted),
+                fan_in_fan_out=self.architecture == "gpt2",
             )
             adapted: nn.Module = get_peft_model(model, adapters)
         for name, parameter in adapted.named_parameters():
-            if "lora_A" in name:  # peft's own draw, N(0, 1/r²), from the run's seed
+            if "lora_A" in name:  # N(0, 1/r²) as peft draws it, but from the run's seed
                 normal(parameter, name, seed, 1 / rank)
         return adapted
 
     def config(self, scale: Scale) -> Mapping[str, Any]:
-        """Sizes, and what the data is."""
+        """Sizes, and a description of the data."""
         return {
             "workload": self.name,
             "rank": scale.rank,
@@ -153,7 +168,7 @@ class LoRAOnText(Workload):
         }
 
     def fixed_rate(self, name: str) -> float | None:
-        """1e-4 for the adapters' A; B's is swept."""
+        """1e-4 for the adapters' A; that of B is swept."""
         return RATE_OF_A if "lora_A" in name else None
 
     def output(self, model: nn.Module, inputs: Tensor) -> Tensor:
@@ -164,7 +179,8 @@ class LoRAOnText(Workload):
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens int64 [batch / world, context] and the tokens one on; ends when every training chunk was seen once."""
+        """Tokens int64 [batch / world, context] and the tokens one later, each training chunk
+        once."""
         return training_batches(
             self.text.read(self.context), self.batch, self.shard(rank, world), seed=seed
         )
@@ -181,15 +197,15 @@ class LoRAOnText(Workload):
         return functional.cross_entropy(output.flatten(0, -2), labels.flatten())
 
 
-def _pretrained_here(shape: str) -> nn.Module:
-    model = SHAPES[shape].make()
-    model.load_state_dict(_pretrained(shape))
+def _pretrained_model(name: str) -> nn.Module:
+    model = ARCHITECTURES[name].make()
+    model.load_state_dict(_pretrained_weights(name))
     return model
 
 
 @lru_cache(maxsize=2)
-def _pretrained(shape: str) -> dict[str, Tensor]:
-    """The weights after pretraining on the library's code: read from this machine's cache, made where they are not there."""
+def _pretrained_weights(shape: str) -> dict[str, Tensor]:
+    """The weights after pretraining on the library's code, kept in this machine's cache."""
     import transformers
 
     about = CODE.read(CONTEXT).description
@@ -205,12 +221,12 @@ def _pretrained(shape: str) -> dict[str, Tensor]:
         about,
     )
     versions = (torch.__version__, transformers.__version__)
-    return cached(f"pretrained-{shape}", (settings, versions), lambda: _pretrain(shape))
+    return cached_on_disk(f"pretrained-{shape}", (settings, versions), lambda: _pretrain(shape))
 
 
 def _pretrain(shape: str) -> dict[str, Tensor]:
     torch.manual_seed(int(torch.randint(2**31, (), generator=generator(0, f"pretraining {shape}"))))
-    model = SHAPES[shape].make()
+    model = ARCHITECTURES[shape].make()
     optimizer = torch.optim.Adam(model.parameters(), PRETRAINING_RATE)
     steps = training_batches(CODE.read(CONTEXT), BATCH, slice(None), seed=0)
     for _, (inputs, labels) in zip(range(PRETRAINING_STEPS), steps, strict=False):

@@ -1,8 +1,10 @@
-"""`mlp`, `mlp-linear`: deep ReLU and linear networks, on which learning rate transfer under µP was first proved.
+"""`mlp`, `mlp-linear`: deep ReLU and linear networks, on which learning-rate transfer by µP was
+proved.
 
-The deep linear networks of "A Proof of Learning Rate Transfer under µP" and their ReLU counterparts: an input map, hidden
-maps of one width, a readout, no biases. With µP the best rate tends to a constant as the width grows, under the standard and
-the neural-tangent parametrisation it does not.
+These are the deep linear networks of "A Proof of Learning Rate Transfer under µP" and the same with
+ReLU: an input map, hidden maps of one width, a readout, no biases. Under µP the best rate tends to
+a constant as the width grows. Under the standard and the neural-tangent parametrisation it does
+not.
 """
 
 from __future__ import annotations
@@ -13,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from flerm_experiments.workloads.base import Scale
-from flerm_experiments.workloads.images import CLASSES, ImageData, OnImages
+from flerm_experiments.workloads.images import CLASSES, ImageData, ImageWorkload
 from flerm_experiments.workloads.init import LINEAR, RELU, he_normal
 
 BASE_HIDDEN, BASE_LAYERS = 32, 3
 
 
 class MLP(nn.Module):
-    """readout(σ(layers[j](… σ(input(x)) …))), σ the identity where `linear`, else ReLU.
+    """readout(σ(layers[j](… σ(input(x)) …))) with σ the identity where `linear`, else ReLU.
 
-    He initialisation by fan-in, `init_scale` times it in `layers`.
+    hidden: width. layers: number of hidden maps. features: of an image. init_scale: multiplies the
+    weights of `layers`, which are else He's by fan-in. seed: of the initialisation.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class MLP(nn.Module):
         return logits
 
 
-class MLPOnImages(OnImages):
+class MLPOnImages(ImageWorkload):
     """`MLP`s, 3 hidden maps of size 32 at scale 1."""
 
     def __init__(self, data: ImageData, *, linear: bool) -> None:

@@ -18,7 +18,7 @@ class SignSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update; what `closure` returns, when it is given."""
+        """Makes one update. Returns the value of `closure` where one is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -30,9 +30,9 @@ class SignSGD(Optimizer):
         return loss
 
 
-Groups = list[dict[str, Any]]
+ParamGroups = list[dict[str, Any]]
 
-OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[ParamGroups, float], Optimizer]] = {
     "adam": lambda groups, lr: Adam(groups, lr),
     "adamw": lambda groups, lr: AdamW(groups, lr),
     "sgd": lambda groups, lr: SGD(groups, lr, momentum=0.9),
@@ -41,8 +41,9 @@ OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {
     "signsgd": lambda groups, lr: SignSGD(groups, lr),
     "adamw-0.1": lambda groups, lr: AdamW(groups, lr, weight_decay=0.1),
 }
-NORMALISED = frozenset(OPTIMIZERS) - {"sgd"}
-"""Those whose update does not scale with the gradient: µP and the neural-tangent rules give them other rates."""
+GRADIENT_NORMALISED = frozenset(OPTIMIZERS) - {"sgd"}
+"""Optimisers whose update does not scale with the gradient. µP and the neural-tangent
+parametrisation have other rates for them."""
 
 SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
     "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),

@@ -1,6 +1,8 @@
-"""Parametrisations to compare with: how a wide model's weights begin, and which rate each takes, by width against the base's.
+"""Parametrisations to compare matching with: initial weights and learning rates as functions of
+width.
 
-All three are the standard one at the base's own width, so that one base serves them all. With n = fan_in / the base's fan_in:
+All three equal the standard one at the base's own width, so that one base serves them all. With
+n = fan_in / the base's fan_in:
 
 | | input weights, biases | hidden weights | readout weight |
 |---|---|---|---|
@@ -9,8 +11,9 @@ All three are the standard one at the base's own width, so that one base serves 
 | neural-tangent, Adam-like | η | η / √n | η / √n |
 | neural-tangent, SGD | η | η / n | η / n |
 
-µP is Table 3 of Yang et al. 2022 (arXiv 2203.03466). The neural-tangent one writes a weight as w/√n and trains w at η
-(Jacot et al. 2018): seen from the weight itself, that is a rate, and this is how it is done here.
+µP is Table 3 of Yang et al. 2022 (arXiv 2203.03466). The neural-tangent parametrisation writes a
+weight as w/√n and trains w at η (Jacot et al. 2018). For the weight itself this is another learning
+rate, which is what is set here.
 """
 
 from __future__ import annotations
@@ -22,40 +25,44 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from flerm_experiments.workloads.optimizers import NORMALISED, Groups
+from flerm_experiments.workloads.optimizers import GRADIENT_NORMALISED, ParamGroups
 
 
 @dataclass(frozen=True, slots=True)
-class Growth:
-    """How a tensor's ends have grown against the base's: 1 for an end that is the data's."""
+class FanGrowth:
+    """A tensor's fan-in and fan-out divided by the base's; 1 for an end that is the data's."""
 
     fan_in: float
     fan_out: float
 
     @property
     def readout(self) -> bool:
-        """Whether only the input grew: the outputs are the data's."""
+        """Whether only the fan-in grew, because the outputs are the data's."""
         return self.fan_in > 1 and self.fan_out == 1
 
 
-Rate = Callable[[Growth, bool], float]
-"""`rate(growth, normalised)`: what η is multiplied by; `normalised` for Adam-like optimisers."""
+RateMultiplier = Callable[[FanGrowth, bool], float]
+"""`rate(growth, normalised)`: the factor on η. `normalised` is true for Adam-like optimisers."""
 
 
-def _mup(growth: Growth, normalised: bool) -> float:
+def _mup(growth: FanGrowth, normalised: bool) -> float:
     if normalised:
         return 1 / growth.fan_in
     return 1 / growth.fan_in if growth.readout else growth.fan_out / growth.fan_in
 
 
-def _tangent(growth: Growth, normalised: bool) -> float:
+def _neural_tangent(growth: FanGrowth, normalised: bool) -> float:
     return 1 / (math.sqrt(growth.fan_in) if normalised else growth.fan_in)
 
 
-PARAMETRIZATIONS: dict[str, Rate] = {"standard": lambda _, __: 1.0, "mup": _mup, "ntk": _tangent}
+PARAMETRIZATIONS: dict[str, RateMultiplier] = {
+    "standard": lambda _, __: 1.0,
+    "mup": _mup,
+    "ntk": _neural_tangent,
+}
 
 
-def apply(
+def parameter_groups(
     name: str,
     model: nn.Module,
     base: nn.Module,
@@ -63,13 +70,16 @@ def apply(
     optimizer: str,
     lr: float,
     fixed: Callable[[str], float | None] = lambda _: None,
-) -> Groups:
-    """`model`'s parameter groups, one per rate, under parametrisation `name`; under µP its readout is made smaller, in place.
+) -> ParamGroups:
+    """The parameter groups of `model` under parametrisation `name`, one for each learning rate.
 
-    `base` is the same architecture at the base's width (its values are not looked at). `fixed` gives tensors a rate of their
-    own instead. Frozen parameters are in no group.
+    Under µP the readout's weights are made smaller in place. Frozen parameters are in no group.
+
+    name: of `PARAMETRIZATIONS`. base: the same architecture at the base's width; only its shapes
+    are read. optimizer: of `OPTIMIZERS`. lr: η. fixed: tensor name to a learning rate of its own,
+    or None.
     """
-    shapes = {_role(each): parameter.shape for each, parameter in base.named_parameters()}
+    shapes = {_starred(each): parameter.shape for each, parameter in base.named_parameters()}
     groups: dict[float, list[nn.Parameter]] = {}
     for each, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -78,27 +88,30 @@ def apply(
         if own is not None:
             groups.setdefault(own, []).append(parameter)
             continue
-        grown = _growth(parameter.shape, shapes[_role(each)], lookup=_is_lookup(model, each))
+        grown = _fan_growth(
+            parameter.shape, shapes[_starred(each)], lookup=_is_embedding(model, each)
+        )
         if name == "mup" and grown.readout:
             with torch.no_grad():
                 parameter.div_(math.sqrt(grown.fan_in))
-        rate = PARAMETRIZATIONS[name](grown, optimizer in NORMALISED)
+        rate = PARAMETRIZATIONS[name](grown, optimizer in GRADIENT_NORMALISED)
         groups.setdefault(lr * rate, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
-def _growth(shape: torch.Size, base: torch.Size, *, lookup: bool) -> Growth:
-    """[out, in] of a linear map, [in, out] of a lookup table, [out] of a bias."""
+def _fan_growth(shape: torch.Size, base: torch.Size, *, lookup: bool) -> FanGrowth:
+    """Shapes are [out, in] of a linear map, [in, out] of an embedding, [out] of a bias."""
     ratios = [now / then for now, then in zip(shape, base, strict=True)]
     if len(ratios) == 1:
-        return Growth(1.0, ratios[0])
-    return Growth(ratios[0], ratios[1]) if lookup else Growth(ratios[1], ratios[0])
+        return FanGrowth(1.0, ratios[0])
+    return FanGrowth(ratios[0], ratios[1]) if lookup else FanGrowth(ratios[1], ratios[0])
 
 
-def _is_lookup(model: nn.Module, name: str) -> bool:
+def _is_embedding(model: nn.Module, name: str) -> bool:
     return isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
 
 
-def _role(name: str) -> str:
-    """The name with every number starred: blocks beyond the base's have the shapes of its blocks."""
+def _starred(name: str) -> str:
+    """The name with a star for every number, as blocks beyond the base's have the shapes of its
+    own."""
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))

@@ -1,4 +1,4 @@
-"""The ranks of a run: one process alone, or as many as torchrun started."""
+"""The process group of a training run: one process alone, or as many as torchrun started."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from flerm_core.measure.distributed.ranks import retain_group
 
 @dataclass(frozen=True, slots=True)
 class TrainingProcessGroup:
-    """This process's place among the ranks, and the device that it trains on."""
+    """This process's rank, the number of ranks, and the device that this process trains on."""
 
     rank: int
     world: int
     device: torch.device
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` on the device; as DDP where there are several ranks, which gives every rank rank 0's weights."""
+        """`model` on the device. With several ranks it is wrapped in DDP, which gives every rank
+        the weights of rank 0."""
         model = model.to(self.device)
         if self.world == 1:
             return model
@@ -32,7 +33,7 @@ class TrainingProcessGroup:
         )
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a detached tensor over the ranks, on every rank. The first step's call shows a rank that is missing."""
+        """The mean of a detached tensor over the ranks, on every rank."""
         if self.world > 1:
             distributed.all_reduce(value)
             value /= self.world
@@ -48,10 +49,11 @@ class TrainingProcessGroup:
 
 
 @contextmanager
-def joined() -> Iterator[TrainingProcessGroup]:
-    """Joins the process group that torchrun's environment describes, if any; leaves it at the end, also when the body raises.
+def process_group() -> Iterator[TrainingProcessGroup]:
+    """Joins the process group that torchrun's environment describes, if there is one.
 
-    NCCL where every rank of this host has a CUDA device of its own, gloo on the CPU otherwise.
+    The backend is NCCL where every rank of this host has a CUDA device of its own, else gloo on the
+    CPU. The process leaves the group at the end of the body, also when the body raises.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 
 from flerm_experiments.workloads.base import Scale
 from flerm_experiments.workloads.digits_data import DIGITS
-from flerm_experiments.workloads.images import CLASSES, ImageData, OnImages
+from flerm_experiments.workloads.images import CLASSES, ImageData, ImageWorkload
 from flerm_experiments.workloads.init import LINEAR, RELU, he_normal
 
 BASE_HIDDEN, BASE_BLOCKS = 32, 4
 
 
 class ResMLP(nn.Module):
-    """x ← input(x); x ← x + layers[j](relu(x)) for each block j; logits [batch, 10] = readout(relu(x)).
+    """x ← input(x); x ← x + layers[j](relu(x)) for each block j; logits [batch, 10] =
+    readout(relu(x)).
 
-    No norms. He initialisation, biases 0. The blocks' weights carry 1/√blocks, so that outputs at initialisation do not depend
-    on depth; as a factor of the weights, not of the forward pass, it does not act on later updates (Appendix A.1).
+    There are no norms. Initialisation is He's with biases 0. The blocks' initial weights are
+    divided by √blocks, so that the initial outputs do not depend on depth. The factor is in the
+    weights and not in the forward pass, so it does not act on later updates (Appendix A.1).
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class ResMLP(nn.Module):
         return logits
 
 
-class ResMLPOnImages(OnImages):
+class ResMLPOnImages(ImageWorkload):
     """Residual MLPs, 4 blocks of hidden size 32 at scale 1."""
 
     def __init__(self, data: ImageData) -> None:

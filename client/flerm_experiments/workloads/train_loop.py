@@ -1,4 +1,5 @@
-"""The one training loop of all workloads: plain, recording or matched, in one process or under DDP."""
+"""The one training loop of all workloads: plain, recording or matched, in one process or under
+DDP."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from flerm_core.run_clock import CLOCKS
 from flerm_core.trajectory import Trajectory
 from flerm_experiments.workloads import Scale, Workload, workload_named
 from flerm_experiments.workloads.optimizers import OPTIMIZERS, SCHEDULES
-from flerm_experiments.workloads.parametrization import PARAMETRIZATIONS, apply
-from flerm_experiments.workloads.process_group import TrainingProcessGroup, joined
+from flerm_experiments.workloads.parametrization import PARAMETRIZATIONS, parameter_groups
+from flerm_experiments.workloads.process_group import TrainingProcessGroup, process_group
 
 MODES = ("plain", "record", "match")
 
@@ -42,17 +43,24 @@ _ALLOWED: dict[str, Collection[str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One training run. Raises `InvalidInput` for a field out of its range and `NotFound` for an unknown workload.
+    """One training run.
 
-    `mode` record keeps the FSLRs of this run under `family` and `lr` in `registry`; match fetches those and trains with the
-    learning rates that they ask for (and reports its own FSLRs, each 100 steps); plain does neither. `every`: optimiser steps
-    between measurements; when matching, between matchings. None means 100 and, when matching, once at the start. `clock`: by
-    which a matched run reads its targets, as in `FLeRM`. `registry` None: FLERM_REGISTRY.
+    workload: a name of `WORKLOADS`. lr: the learning rate, and the key of the recording in its
+    family. scale: which member of the workload's family is trained. steps: optimiser steps. seed:
+    that of initialisation, data order and probes. optimizer, schedule: names of `OPTIMIZERS` and
+    `SCHEDULES`. mode: "record" keeps the run's FSLRs in the registry; "match" fetches targets,
+    trains at matched rates, and records the run's own FSLRs every 100 steps; "plain" does neither.
+    family: that of the recording; None for the workload's name. registry: its address; None for
+    FLERM_REGISTRY. every: optimiser steps between measurements, None for 100; when matching,
+    between matchings, None for one matching at the start. clock: the target clock, as in
+    `FLeRM.match`. parametrization: a name of `PARAMETRIZATIONS`. targets: "base" for those of the
+    family's base recordings, or one of the paper's ablations (Appendix C.3 and C.4): "equal" gives
+    all tensors of the base one FSLR, "equal-throughout" all tensors of this model; the FSLRs add up
+    to 1. depth_rule, estimator: as in `FLeRM.match`, empty for its default. weight_decay: as in
+    `FLeRM.match`. role, variant: of the recording, empty for those that go with the mode. tags: of
+    the recording. source_tags: tags that base recordings must have to be sources of targets.
 
-    `parametrization` is how weights begin and which rates they take by width. `targets`: base takes those of the family's base
-    recordings (of those that have `source_tags`), equal and equal-throughout are the paper's ablations (Appendix C.3 and C.4):
-    one FSLR for all tensors of the base, or of this model, 1 in sum. `weight_decay`, `depth_rule` and `estimator` as in
-    `FLeRM`, "" for its own choice. `role`, `variant` and `tags` go into the recording; "" for what the mode says.
+    Raises `InvalidInput` for a field out of its range, `NotFound` for an unknown workload.
     """
 
     workload: str
@@ -99,27 +107,32 @@ class Job:
                 )
         if self.clock != "step" and self.mode != "match":
             raise InvalidInput(
-                f"clock is {self.clock!r}, but only a run that matches reads targets; its mode is {self.mode}"
+                f"clock is {self.clock!r}, but only a run that matches reads targets; its mode is "
+                f"{self.mode}"
             )
         if self.clock == "tokens" and workload.tokens_per_step is None:
             raise InvalidInput(
-                f"clock is 'tokens', but {self.workload}'s data has none; allowed are step and fraction"
+                f"clock is 'tokens', but {self.workload}'s data has none; allowed are step and "
+                "fraction"
             )
 
     @property
     def family_name(self) -> str:
-        """The family asked for; by default the workload's name."""
+        """The recording's family; by default the workload's name."""
         return self.family or self.workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What came of a job; the same on every rank but for `seconds`.
+    """The outcome of a job. It is the same on every rank but for `seconds`.
 
-    `losses`: the mean over ranks, step by step. `final_loss`: their mean over the last 200 steps, of a short run over the last
-    fifth. `status`: completed, or diverged when a loss was not finite, which ends the run. The mappings go by tensor name and
-    are empty for a plain run: `targets` and `fslr` in output units per unit learning rate, a matched run's `fslr` those behind
-    its `multipliers`; `learning_rates` of the last step.
+    world: number of ranks. status: completed, or diverged where a loss was not finite, which ends
+    the run. final_loss: the mean over the last 200 steps, of a run of fewer than 1,000 over the
+    last fifth. losses: the mean over ranks at each step. seconds: wall time of the loop. The
+    mappings go by tensor name and are empty for a plain run. targets, fslr: output units per unit
+    learning rate; a matched run's `fslr` are those that its `multipliers` were computed from.
+    learning_rates: at the last step. matched: the tensors that have both a target and a
+    measurement, and so a multiplier of their own.
     """
 
     job: Job
@@ -133,25 +146,25 @@ class Result:
     multipliers: dict[str, float] = field(default_factory=dict)
     learning_rates: dict[str, float] = field(default_factory=dict)
     matched: list[str] = field(default_factory=list)
-    """Tensors that have both a target and a measurement, and so a multiplier of their own."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-like."""
+        """All fields as JSON-like values."""
         return asdict(self)
 
 
 def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> Result:
-    """Runs `job` on this process and, under torchrun, all its fellow ranks, which call this too.
+    """Runs `job` in this process. Under torchrun every rank calls this function.
 
-    `on_step(step, loss)` is called on rank 0 after every step, counted from 1. Raises what the registry and the measurement
-    raise, on every rank alike, and `FlermError` should the ranks end with different multipliers or weights.
+    `on_step(step, loss)` is called on rank 0 after every step, counted from 1. Raises what the
+    registry and the measurement raise, on every rank alike, and `FlermError` where the ranks end
+    with different multipliers or weights.
     """
     workload = workload_named(job.workload)
-    with joined() as ranks:
+    with process_group() as ranks:
         bare = workload.build(job.scale, seed=job.seed)
         model = ranks.wrap(bare)
         same_depth = workload.build(replace(job.scale, width=1), seed=job.seed)
-        groups = apply(
+        groups = parameter_groups(
             job.parametrization,
             bare,
             same_depth,
@@ -160,20 +173,20 @@ def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> R
             fixed=workload.fixed_rate,
         )
         optimizer = OPTIMIZERS[job.optimizer](groups, job.lr)
-        flerm = _attach(job, workload, model, optimizer, ranks)
+        flerm = _attach_flerm(job, workload, model, optimizer, ranks)
         try:
-            result = _loop(job, workload, model, optimizer, flerm, ranks, on_step)
+            result = _run_steps(job, workload, model, optimizer, flerm, ranks, on_step)
         except BaseException:
             if flerm is not None:
                 flerm.close(status="failed")
             raise
         if flerm is not None:
             flerm.close(status=result.status)
-        _agree(result, model, ranks)
+        _check_ranks_agree(result, model, ranks)
         return result
 
 
-def _attach(
+def _attach_flerm(
     job: Job,
     workload: Workload,
     model: nn.Module,
@@ -213,13 +226,13 @@ def _attach(
         estimator=job.estimator or None,
         depth=job.depth_rule,
         source_tags=job.source_tags,
-        targets=_targets(job, workload),
+        targets=_ablation_targets(job, workload),
         **common,
     )
 
 
-def _targets(job: Job, workload: Workload) -> Trajectory | None:
-    """The equal FSLRs of the paper's ablations, as those of a base model or of this one; None for the registry's."""
+def _ablation_targets(job: Job, workload: Workload) -> Trajectory | None:
+    """The targets of the paper's ablations; None for the registry's targets."""
     if job.targets == "base":
         return None
     model = workload.build(Scale() if job.targets == "equal" else job.scale, seed=job.seed)
@@ -229,7 +242,7 @@ def _targets(job: Job, workload: Workload) -> Trajectory | None:
     )
 
 
-def _loop(
+def _run_steps(
     job: Job,
     workload: Workload,
     model: nn.Module,
@@ -277,13 +290,14 @@ def _loop(
     )
 
 
-def _agree(result: Result, model: nn.Module, ranks: TrainingProcessGroup) -> None:
-    # What DDP and FLeRM promise: every rank ends with the same multipliers and weights, bit for bit.
+def _check_ranks_agree(result: Result, model: nn.Module, ranks: TrainingProcessGroup) -> None:
+    # DDP and FLeRM promise that every rank ends with the same multipliers and weights, bit for bit.
     digest = hashlib.sha256(json.dumps(result.multipliers, sort_keys=True).encode())
     for parameter in model.parameters():
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     digests = ranks.gather(digest.hexdigest())
     if len(set(digests)) > 1:
         raise FlermError(
-            f"the {ranks.world} ranks ended with different multipliers or weights: digests {', '.join(digests)}"
+            f"the {ranks.world} ranks ended with different multipliers or weights: digests "
+            f"{', '.join(digests)}"
         )

@@ -1,7 +1,9 @@
-"""The claim in small: the learning rate that is best for the base stays best at a greater width. `make results-small`.
+"""The claim in small: the learning rate that is best for the base stays best at a greater width.
+`make results-small`.
 
-What is asserted is what a few minutes of training can tell: half an octave for the matched optimum, where docs/results.md has
-a quarter as its aim; the loss at the base's rate no worse than the best of plain training plus 2 %.
+What is asserted is what a few minutes of training can tell: half an octave for the matched optimum,
+where docs/results.md has a quarter as its aim; the loss at the base's rate no worse than the best
+of plain training plus 2 %.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Which rates a curve needs: three where its optimum is expected, one more for each octave that the expectation is off."""
+"""Which rates a curve needs: three where its optimum is expected, one more for each octave that the
+expectation is off."""
 
 from __future__ import annotations
 
@@ -9,23 +10,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flerm_experiments.sweep.lr_search import FARTHEST, lowest, wanted
+from flerm_experiments.sweep.lr_search import FARTHEST, best_index, runs_to_train
 
 
 def searched(
-    loss: Callable[[int, int], float], seeds: int = 1, expected: int = 0, also: tuple[int, ...] = ()
+    loss: Callable[[int, int], float],
+    seeds: int = 1,
+    expected: int = 0,
+    required: tuple[int, ...] = (),
 ) -> dict:
     """All that is trained until nothing is wanted any more."""
     losses: dict[tuple[int, int], float] = {}
-    while missing := wanted(losses, seeds, expected, also):
-        place, seed = missing[0]
-        assert (place, seed) not in losses
-        losses[place, seed] = loss(place, seed)
+    while missing := runs_to_train(losses, seeds, expected, required):
+        lr_index, seed = missing[0]
+        assert (lr_index, seed) not in losses
+        losses[lr_index, seed] = loss(lr_index, seed)
     return losses
 
 
 def bowl(optimum: float) -> Callable[[int, int], float]:
-    return lambda place, seed: (place - optimum) ** 2 + seed
+    return lambda lr_index, seed: (lr_index - optimum) ** 2 + seed
 
 
 def test_an_optimum_that_was_expected_costs_three_trainings() -> None:
@@ -42,37 +46,37 @@ def test_the_best_ends_between_two_neighbours_that_every_seed_has(
     optimum: int, expected: int, seeds: int
 ) -> None:
     losses = searched(bowl(optimum), seeds, expected)
-    best = lowest(losses, seeds)
+    best = best_index(losses, seeds)
     assert best == optimum
-    assert {(place, seed) for place in (best - 1, best, best + 1) for seed in range(seeds)} <= set(
-        losses
-    )
+    assert {
+        (lr_index, seed) for lr_index in (best - 1, best, best + 1) for seed in range(seeds)
+    } <= set(losses)
 
 
 def test_later_seeds_begin_at_what_the_first_found() -> None:
     losses = searched(bowl(3), seeds=3)
-    assert sorted(place for place, seed in losses if seed == 1) == [2, 3, 4]
-    assert sorted(place for place, seed in losses if seed == 2) == [2, 3, 4]
+    assert sorted(lr_index for lr_index, seed in losses if seed == 1) == [2, 3, 4]
+    assert sorted(lr_index for lr_index, seed in losses if seed == 2) == [2, 3, 4]
 
 
 def test_a_later_seed_that_moves_the_mean_widens_the_curve_for_all() -> None:
-    losses = searched(lambda place, seed: (place - 8 * seed) ** 2, seeds=2)
-    assert lowest(losses, 2) == 4
-    assert {(place, seed) for place in (3, 4, 5) for seed in (0, 1)} <= set(losses)
+    losses = searched(lambda lr_index, seed: (lr_index - 8 * seed) ** 2, seeds=2)
+    assert best_index(losses, 2) == 4
+    assert {(lr_index, seed) for lr_index in (3, 4, 5) for seed in (0, 1)} <= set(losses)
 
 
 def test_a_place_asked_for_besides_is_trained_with_every_seed() -> None:
-    losses = searched(bowl(0), seeds=2, also=(6,))
+    losses = searched(bowl(0), seeds=2, required=(6,))
     assert {(6, 0), (6, 1)} <= set(losses)
-    assert lowest(losses, 2) == 0
+    assert best_index(losses, 2) == 0
 
 
 def test_divergence_bounds_a_curve_from_above() -> None:
-    losses = searched(lambda place, _: math.inf if place > 1 else -float(place))
-    assert lowest(losses, 1) == 1
+    losses = searched(lambda lr_index, _: math.inf if lr_index > 1 else -float(lr_index))
+    assert best_index(losses, 1) == 1
     assert max(losses) == (2, 0)
 
 
 def test_where_everything_diverges_the_search_goes_down_and_ends() -> None:
-    losses = searched(lambda place, _: math.inf)
+    losses = searched(lambda lr_index, _: math.inf)
     assert min(losses) == (-FARTHEST, 0)

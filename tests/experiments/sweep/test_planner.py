@@ -1,4 +1,5 @@
-"""What a sweep trains next: the base before what is matched to it, every curve once before any twice, nothing twice."""
+"""What a sweep trains next: the base before what is matched to it, every curve once before any
+twice, nothing twice."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import math
 import pytest
 
 from flerm_core.errors import InvalidInput
-from flerm_experiments.sweep.planner import base_place, expected, plan, settled_seeds
+from flerm_experiments.sweep.planner import base_best_index, expected_index, plan, seeds_settled_of
 from flerm_experiments.sweep.spec import load, parse, presets
 from flerm_experiments.sweep.trials import Trial, job_of
 from flerm_experiments.workloads import WORKLOADS, Scale
@@ -15,7 +16,7 @@ from flerm_experiments.workloads import WORKLOADS, Scale
 SWEEP = parse(
     {
         "workload": "resmlp",
-        "centre": 2.0**-8,
+        "initial_lr": 2.0**-8,
         "base_seeds": 2,
         "seeds": 2,
         "cell": [{"width": 4, "variants": ["plain", "matched"]}, {"width": 2, "variants": ["mup"]}],
@@ -29,25 +30,25 @@ def carried_out(optimum: dict, start: dict[Trial, float] | None = None) -> dict[
     """Everything the plan asks for, in its order, by curves with the given optima."""
     done = dict(start or {})
     while missing := plan(SWEEP, done):
-        ready = next(each for each in missing if not each.after)
+        ready = next(each for each in missing if not each.waits_for)
         assert ready.trial not in done
-        done[ready.trial] = (ready.trial.place - optimum[ready.trial.cell]) ** 2
+        done[ready.trial] = (ready.trial.lr_index - optimum[ready.trial.cell]) ** 2
     return done
 
 
 def test_the_base_comes_first_with_all_its_seeds() -> None:
-    assert {(each.trial.cell, each.trial.place) for each in plan(SWEEP, {})} == {
+    assert {(each.trial.cell, each.trial.lr_index) for each in plan(SWEEP, {})} == {
         (None, -1),
         (None, 0),
         (None, 1),
     }
-    done = {Trial(None, place, 0): place**2 for place in (-1, 0, 1)}
+    done = {Trial(None, lr_index, 0): lr_index**2 for lr_index in (-1, 0, 1)}
     assert {each.trial.seed for each in plan(SWEEP, done)} == {1}
 
 
 def test_plain_training_is_expected_lower_by_its_width_the_rest_at_the_base() -> None:
-    assert expected(PLAIN, 1) == -1
-    assert expected(MATCHED, 1) == expected(MUP, 1) == 1
+    assert expected_index(PLAIN, 1) == -1
+    assert expected_index(MATCHED, 1) == expected_index(MUP, 1) == 1
 
 
 def test_every_cell_is_trained_with_the_first_seed_before_any_with_the_second() -> None:
@@ -62,16 +63,16 @@ def test_every_cell_is_trained_with_the_first_seed_before_any_with_the_second() 
 
 
 def test_a_matched_trial_waits_for_the_base_at_its_rate_with_all_seeds() -> None:
-    done = {Trial(None, place, seed): place**2 for place in (-1, 0, 1) for seed in (0, 1)}
-    done |= {Trial(MATCHED, place, 0): -place for place in (-1, 0, 1)}
+    done = {Trial(None, lr_index, seed): lr_index**2 for lr_index in (-1, 0, 1) for seed in (0, 1)}
+    done |= {Trial(MATCHED, lr_index, 0): -lr_index for lr_index in (-1, 0, 1)}
     missing = {each.trial: each for each in plan(SWEEP, done)}
-    assert missing[Trial(MATCHED, 2, 0)].after == (Trial(None, 2, 0), Trial(None, 2, 1))
-    assert missing[Trial(None, 2, 0)].after == ()
+    assert missing[Trial(MATCHED, 2, 0)].waits_for == (Trial(None, 2, 0), Trial(None, 2, 1))
+    assert missing[Trial(None, 2, 0)].waits_for == ()
 
 
 def test_plain_cells_are_trained_at_the_bases_best_rate_too() -> None:
     done = carried_out({None: 1, PLAIN: -3, MATCHED: 1, MUP: 1})
-    assert base_place(SWEEP, done) == 1
+    assert base_best_index(SWEEP, done) == 1
     assert {Trial(PLAIN, 1, 0), Trial(PLAIN, 1, 1)} <= set(done)
 
 
@@ -92,19 +93,20 @@ def test_a_diverged_trial_is_done() -> None:
 def test_a_cell_with_fewer_seeds_is_done_with_those_while_the_others_go_on() -> None:
     cells = [{"width": 8, "seeds": 1, "variants": ["plain"]}, {"width": 4, "variants": ["plain"]}]
     sweep = parse(
-        {"workload": "resmlp", "centre": 1.0, "base_seeds": 1, "seeds": 3, "cell": cells}, "demo"
+        {"workload": "resmlp", "initial_lr": 1.0, "base_seeds": 1, "seeds": 3, "cell": cells},
+        "demo",
     )
     done: dict[Trial, float] = {}
     while missing := plan(sweep, done):
-        done[missing[0].trial] = missing[0].trial.place ** 2
+        done[missing[0].trial] = missing[0].trial.lr_index ** 2
     wide, narrow = sweep.cells
     assert {trial.seed for trial in done if trial.cell == wide} == {0}
     assert {trial.seed for trial in done if trial.cell == narrow} == {0, 1, 2}
-    assert settled_seeds(sweep, done, wide) == 1
+    assert seeds_settled_of(sweep, done, wide) == 1
     with pytest.raises(
         InvalidInput, match="seeds is 0, but it must be a whole number of at least 1"
     ):
-        parse({"workload": "resmlp", "centre": 1.0, "cell": [{"seeds": 0}]}, "demo")
+        parse({"workload": "resmlp", "initial_lr": 1.0, "cell": [{"seeds": 0}]}, "demo")
 
 
 STORED = {
@@ -115,7 +117,7 @@ STORED = {
         "width ×4, mup": "be10254ec0d50fd9483c46cc01425a5c",
     },
     "decoder-init-scale": {"init scale ×4, matched-periodic": "745226d6706d84e045fc1a78811bafe7"},
-    "decoder-depth": {"depth ×4, matched-joint": "a44749921795b474798423ce793d5a9b"},
+    "decoder-depth": {"depth ×4, matched-root": "55a77e6f7947144620e7cd97f9f1beeb"},
     "decoder-decay": {"width ×4, matched-independent": "fc36607026b8ac55b27c30d79c4ae22a"},
     "resmlp-ablations": {
         "": "868c3da26fe9a2c90470884ae0fef199",
@@ -140,7 +142,7 @@ def test_the_keys_of_recordings_that_registries_hold_stay_what_they_are(preset: 
 def test_a_longer_cell_matches_as_often_in_its_run_and_to_the_bases_recordings() -> None:
     variants = ["plain", "matched", "matched-periodic", "matched-fraction"]
     table = {"width": 4, "variants": variants}
-    content = {"workload": "resmlp", "centre": 1.0, "steps": 12, "every": 4}
+    content = {"workload": "resmlp", "initial_lr": 1.0, "steps": 12, "every": 4}
     sweep = parse(content | {"cell": [{"steps": 3, **table}, table]}, "demo")
     jobs = [job_of(sweep, Trial(cell, 0, 0), None) for cell in sweep.cells]
     assert [(job.steps, job.every, job.clock) for job in jobs[:4]] == [
@@ -159,7 +161,8 @@ def test_a_longer_cell_matches_as_often_in_its_run_and_to_the_bases_recordings()
         "width ×4, steps ×3, plain",
         "width ×4, steps ×3, matched",
     ]
-    # As one of another sweep's own length a plain run is the same, a matched one is not: its base is another.
+    # As one of another sweep's own length a plain run is the same, a matched one is not: its base
+    # is another.
     other = parse(content | {"steps": 36, "cell": [table]}, "other")
     same = [
         job.tags == job_of(other, Trial(cell, 0, 0), None).tags
@@ -174,8 +177,10 @@ def test_a_cell_is_a_whole_number_of_times_as_long() -> None:
             InvalidInput,
             match=f"cell.steps is {steps!r}, but it must be a whole number of at least 1",
         ):
-            parse({"workload": "resmlp", "centre": 1.0, "cell": [{"steps": steps}]}, "demo")
-    (longer, _) = parse({"workload": "resmlp", "centre": 1.0, "cell": [{"steps": 2}]}, "demo").cells
+            parse({"workload": "resmlp", "initial_lr": 1.0, "cell": [{"steps": steps}]}, "demo")
+    (longer, _) = parse(
+        {"workload": "resmlp", "initial_lr": 1.0, "cell": [{"steps": 2}]}, "demo"
+    ).cells
     assert longer.label == "steps ×2, plain"
 
 

@@ -1,4 +1,5 @@
-"""Sweeps carried out: all in the registry, nothing twice, failures kept, whatever happens to a process."""
+"""Sweeps carried out: all in the registry, nothing twice, failures kept, whatever happens to a
+process."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ import pytest
 from flerm_client import RegistryClient
 from flerm_client.cli import main
 from flerm_core.errors import InvalidInput, MeasurementError
-from flerm_experiments.sweep.executors import Executor, Local, cores
-from flerm_experiments.sweep.registry_state import finished
-from flerm_experiments.sweep.runner import run
+from flerm_experiments.sweep.executors import Executor, LocalExecutor, available_cores
+from flerm_experiments.sweep.registry_state import finished_trials
+from flerm_experiments.sweep.runner import run_sweep
 from flerm_experiments.sweep.spec import Cell, Sweep
 from flerm_experiments.sweep.trials import Trial
-from flerm_experiments.sweep.worker import Finished, work
+from flerm_experiments.sweep.worker import JobOutcome, run_job
 from flerm_experiments.workloads import Scale
 from flerm_experiments.workloads.train_loop import Job
 
@@ -25,7 +26,7 @@ WIDE = Scale(width=2)
 SWEEP = Sweep(
     name="demo",
     workload="resmlp",
-    centre=2.0**-7,
+    initial_lr=2.0**-7,
     steps=4,
     base_seeds=2,
     cells=(Cell(scale=WIDE), Cell(scale=WIDE, variant="matched"), Cell(scale=WIDE, variant="mup")),
@@ -40,13 +41,13 @@ class Here(Executor):
     def __init__(self, failing: str = "") -> None:
         self.failing, self.jobs = failing, list[Job]()
 
-    def submit(self, job: Job) -> Future[Finished]:
+    def submit(self, job: Job) -> Future[JobOutcome]:
         self.jobs.append(job)
-        future: Future[Finished] = Future()
+        future: Future[JobOutcome] = Future()
         if job.variant == self.failing:
             future.set_exception(MeasurementError("no FSLR was measured"))
         else:
-            future.set_result(work(job))
+            future.set_result(run_job(job))
         return future
 
     def close(self) -> None:
@@ -57,18 +58,18 @@ class Here(Executor):
 def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder registry in which the sweep was carried out once."""
     address = f"file://{tmp_path_factory.mktemp('sweep')}/registry"
-    assert run(SWEEP, address, Here()).failures == {}
+    assert run_sweep(SWEEP, address, Here()).failures == {}
     return address
 
 
 def test_every_training_is_a_recording_with_its_role_variant_and_scale(registry: str) -> None:
-    entries = finished(SWEEP, registry)
+    entries = finished_trials(SWEEP, registry)
     with RegistryClient(registry) as client:
         recordings = {each.spec.id: each for each in client.recordings("resmlp")}
     assert {entry.recording for entry in entries.values()} == set(recordings)
     for trial, entry in entries.items():
         spec = recordings[entry.recording].spec
-        assert (spec.seed, spec.lr) == (trial.seed, SWEEP.centre * 2.0**trial.place)
+        assert (spec.seed, spec.lr) == (trial.seed, SWEEP.initial_lr * 2.0**trial.lr_index)
         if trial.cell is None:
             assert (spec.role, spec.variant, spec.config["width"]) == ("base", "plain", 1)
         else:
@@ -83,7 +84,7 @@ def test_every_training_is_a_recording_with_its_role_variant_and_scale(registry:
 def test_a_matched_training_takes_the_bases_recordings_at_its_rate_of_all_seeds(
     registry: str,
 ) -> None:
-    entries = finished(SWEEP, registry)
+    entries = finished_trials(SWEEP, registry)
     with RegistryClient(registry) as client:
         for trial, entry in entries.items():
             if trial.cell == SWEEP.cells[1]:
@@ -92,7 +93,7 @@ def test_a_matched_training_takes_the_bases_recordings_at_its_rate_of_all_seeds(
                     for each in client.recordings("resmlp")
                     if each.spec.id == entry.recording
                 )
-                wanted = {entries[Trial(None, trial.place, seed)].recording for seed in (0, 1)}
+                wanted = {entries[Trial(None, trial.lr_index, seed)].recording for seed in (0, 1)}
                 assert set(spec.targets_sources) == wanted
 
 
@@ -102,10 +103,10 @@ def test_a_finished_sweep_trains_nothing_more_and_more_seeds_train_only_those(
     with RegistryClient(registry) as client:
         before = {each.spec.tags["job"] for each in client.recordings("resmlp")}
     again = Here()
-    run(SWEEP, registry, again)
+    run_sweep(SWEEP, registry, again)
     assert again.jobs == []
     more = Here()
-    run(replace(SWEEP, seeds=2), registry, more)
+    run_sweep(replace(SWEEP, seeds=2), registry, more)
     assert {job.seed for job in more.jobs if job.role == "scaled"} >= {1}
     keys = [job.tags["job"] for job in more.jobs]
     assert len(set(keys)) == len(keys)
@@ -113,10 +114,10 @@ def test_a_finished_sweep_trains_nothing_more_and_more_seeds_train_only_those(
 
 
 def test_another_number_of_steps_is_another_sweep(registry: str) -> None:
-    assert finished(replace(SWEEP, steps=5), registry) == {}
-    assert finished(replace(SWEEP, base_seeds=3), registry).keys() == {
+    assert finished_trials(replace(SWEEP, steps=5), registry) == {}
+    assert finished_trials(replace(SWEEP, base_seeds=3), registry).keys() == {
         trial
-        for trial in finished(SWEEP, registry)
+        for trial in finished_trials(SWEEP, registry)
         if trial.cell is None or trial.cell.variant != "matched"
     }, "targets of more seeds are other targets"
 
@@ -131,19 +132,21 @@ LONGER = replace(
 def longer(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder registry in which cells were trained twice as long as their base."""
     address = f"file://{tmp_path_factory.mktemp('longer')}/registry"
-    assert run(LONGER, address, Here()).failures == {}
+    assert run_sweep(LONGER, address, Here()).failures == {}
     return address
 
 
 def test_a_longer_training_says_its_own_length_and_is_matched_along_its_base(longer: str) -> None:
-    entries = finished(LONGER, longer)
+    entries = finished_trials(LONGER, longer)
     assert {trial.cell for trial in entries} == {None, *LONGER.cells}
     with RegistryClient(longer) as client:
         found = {each.spec.id: each for each in client.recordings("resmlp")}
         multipliers = {
             trial.cell.variant: client.extras(entry.recording).vectors["multiplier"]
             for trial, entry in entries.items()
-            if trial.cell is not None and trial.cell.matches and (trial.place, trial.seed) == (0, 0)
+            if trial.cell is not None
+            and trial.cell.matches
+            and (trial.lr_index, trial.seed) == (0, 0)
         }
     for trial, entry in entries.items():
         each = found[entry.recording]
@@ -155,7 +158,7 @@ def test_a_longer_training_says_its_own_length_and_is_matched_along_its_base(lon
         )
         if trial.cell is not None and trial.cell.matches:
             assert set(each.spec.targets_sources) == {
-                entries[Trial(None, trial.place, seed)].recording for seed in (0, 1)
+                entries[Trial(None, trial.lr_index, seed)].recording for seed in (0, 1)
             }
     # At step 5 of 8 the base is at its step 3 by step, its last, and at 2.5 by fraction.
     assert {variant: len(rows) for variant, rows in multipliers.items()} == dict(
@@ -166,10 +169,10 @@ def test_a_longer_training_says_its_own_length_and_is_matched_along_its_base(lon
 
 def test_a_longer_training_is_done_once_for_all_sweeps_that_ask_for_it(longer: str) -> None:
     again = Here()
-    run(LONGER, longer, again)
+    run_sweep(LONGER, longer, again)
     assert again.jobs == []
     as_long = replace(LONGER, steps=8, cells=tuple(replace(cell, steps=1) for cell in LONGER.cells))
-    assert {trial.cell for trial in finished(as_long, longer)} == {as_long.cells[0]}, (
+    assert {trial.cell for trial in finished_trials(as_long, longer)} == {as_long.cells[0]}, (
         "plain; what is matched has another base"
     )
 
@@ -179,7 +182,7 @@ def test_a_longer_cells_row_and_figure_say_so(
 ) -> None:
     path = tmp_path / "longer.toml"
     path.write_text(
-        'workload = "resmlp"\ncentre = 0.0078125\nsteps = 4\nevery = 2\nbase_seeds = 2\n'
+        'workload = "resmlp"\ninitial_lr = 0.0078125\nsteps = 4\nevery = 2\nbase_seeds = 2\n'
         f"[[cell]]\nwidth = 2\nsteps = 2\nvariants = {list(VARIANTS)}\n"
     )
     assert main(["sweep", str(path), "--markdown", "--registry", longer]) == 0
@@ -205,23 +208,25 @@ def test_a_cell_that_cannot_be_trained_is_refused_before_the_base_is(tmp_path: P
         InvalidInput,
         match="clock is 'tokens', but resmlp's data has none; allowed are step and fraction",
     ):
-        run(replace(SWEEP, cells=(Cell(scale=WIDE, variant="matched-tokens"),)), address, place)
+        run_sweep(
+            replace(SWEEP, cells=(Cell(scale=WIDE, variant="matched-tokens"),)), address, place
+        )
     with pytest.raises(
         InvalidInput,
         match=r"steps is 4000000, but it must be from 1 to \d+, where decoder's data ends",
     ):
-        run(replace(SWEEP, workload="decoder", cells=(Cell(steps=10**6),)), address, place)
+        run_sweep(replace(SWEEP, workload="decoder", cells=(Cell(steps=10**6),)), address, place)
     assert place.jobs == []
 
 
 def test_failures_are_kept_and_told_and_the_rest_goes_on(tmp_path: Path) -> None:
     address = f"file://{tmp_path}/registry"
-    outcome = run(SWEEP, address, Here(failing="mup"))
+    outcome = run_sweep(SWEEP, address, Here(failing="mup"))
     assert set(outcome.failures.values()) == {"no FSLR was measured"}
     assert {trial.cell for trial in outcome.failures} == {SWEEP.cells[2]}
-    assert {trial.cell for trial in finished(SWEEP, address)} == {None, *SWEEP.cells[:2]}
+    assert {trial.cell for trial in finished_trials(SWEEP, address)} == {None, *SWEEP.cells[:2]}
     retried = Here()
-    assert run(SWEEP, address, retried).failures == {}
+    assert run_sweep(SWEEP, address, retried).failures == {}
     assert {job.variant for job in retried.jobs} == {"mup"}
 
 
@@ -229,8 +234,8 @@ def test_a_base_recorded_by_two_estimators_serves_each_cell_by_its_own(tmp_path:
     cells = (Cell(scale=WIDE, variant="matched-kronecker"), Cell(scale=WIDE, variant="matched"))
     both = replace(SWEEP, base_seeds=1, cells=cells)
     address = f"file://{tmp_path}/registry"
-    assert run(both, address, Here()).failures == {}
-    assert {trial.cell for trial in finished(both, address)} == {None, *cells}
+    assert run_sweep(both, address, Here()).failures == {}
+    assert {trial.cell for trial in finished_trials(both, address)} == {None, *cells}
     with RegistryClient(address) as client:
         for each in client.recordings("resmlp"):
             assert each.spec.estimator.name == (
@@ -242,19 +247,22 @@ def test_targets_for_independent_decay_are_of_a_base_recorded_so(tmp_path: Path)
     cells = (Cell(scale=WIDE, variant="matched-independent"), Cell(scale=WIDE, variant="matched"))
     both = replace(SWEEP, base_seeds=1, cells=cells, optimizer="adamw-0.1")
     address = f"file://{tmp_path}/registry"
-    assert run(both, address, Here()).failures == {}
-    entries = finished(both, address)
+    assert run_sweep(both, address, Here()).failures == {}
+    entries = finished_trials(both, address)
     assert {trial.cell for trial in entries} == {None, *cells}
     with RegistryClient(address) as client:
         specs = {each.spec.id: each.spec for each in client.recordings("resmlp")}
     for trial, entry in entries.items():
         if trial.cell is not None:
             (source,) = specs[entry.recording].targets_sources
-            assert source == entries[Trial(None, trial.place, 0, trial.cell.measured)].recording
+            assert (
+                source
+                == entries[Trial(None, trial.lr_index, 0, trial.cell.base_measurement)].recording
+            )
     losses = {
-        trial.measured: entry.loss
+        trial.base_measurement: entry.loss
         for trial, entry in entries.items()
-        if trial.cell is None and trial.place == 0
+        if trial.cell is None and trial.lr_index == 0
     }
     assert losses.keys() == {"", "independent"}
     assert len(set(losses.values())) == 1, "how a base is measured is no matter of its training"
@@ -262,11 +270,11 @@ def test_targets_for_independent_decay_are_of_a_base_recorded_so(tmp_path: Path)
 
 def test_progress_tells_what_is_done_what_is_missing_and_how_long_it_takes(tmp_path: Path) -> None:
     told: list[tuple[int, int, bool]] = []
-    run(
+    run_sweep(
         SWEEP,
         f"file://{tmp_path}/r",
         Here(),
-        tell=lambda p: told.append((p.done, p.missing, p.seconds_left is not None)),
+        on_progress=lambda p: told.append((p.done, p.missing, p.seconds_left is not None)),
     )
     assert told[0] == (0, 3, False)
     assert [done for done, *_ in told] == sorted(done for done, *_ in told)
@@ -276,14 +284,15 @@ def test_progress_tells_what_is_done_what_is_missing_and_how_long_it_takes(tmp_p
 
 def test_more_jobs_than_cores_are_refused() -> None:
     with pytest.raises(
-        InvalidInput, match=rf"jobs is {cores() + 1}, but it must be from 1 to {cores()}"
+        InvalidInput,
+        match=rf"jobs is {available_cores() + 1}, but it must be from 1 to {available_cores()}",
     ):
-        Local(cores() + 1)
+        LocalExecutor(available_cores() + 1)
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_costs_its_own_job_and_no_other(tmp_path: Path) -> None:
-    place = Local(1)
+    place = LocalExecutor(1)
     try:
         killed = place._pool.submit(os._exit, 1)
         assert killed.exception(60) is not None
@@ -303,18 +312,18 @@ def test_a_sweep_on_a_ray_cluster_of_two_workers_gives_the_losses_of_a_local_one
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    from flerm_experiments.sweep.executors import OnRay
+    from flerm_experiments.sweep.executors import RayExecutor
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
         os.environ["RAY_ADDRESS"] = cluster.address
-        place = OnRay()
+        place = RayExecutor()
         assert place.slots == 2
         address = f"file://{tmp_path}/registry"
-        assert run(SWEEP, address, place).failures == {}
-        here, there = finished(SWEEP, registry), finished(SWEEP, address)
+        assert run_sweep(SWEEP, address, place).failures == {}
+        here, there = finished_trials(SWEEP, registry), finished_trials(SWEEP, address)
         assert {trial: entry.loss for trial, entry in there.items()} == {
             trial: here[trial].loss for trial in there
         }
@@ -329,7 +338,7 @@ def test_a_sweep_on_a_ray_cluster_of_two_workers_gives_the_losses_of_a_local_one
 def sweep_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(
-        'workload = "resmlp"\ncentre = 0.0078125\nsteps = 4\nbase_seeds = 2\n'
+        'workload = "resmlp"\ninitial_lr = 0.0078125\nsteps = 4\nbase_seeds = 2\n'
         '[[cell]]\nwidth = 2\nvariants = ["plain", "matched", "mup"]\n'
     )
     return path

@@ -1,4 +1,5 @@
-"""The built-in data: reproducible, shared out between ranks without overlap, and disjoint from what probes see."""
+"""The built-in data: reproducible, shared out between ranks without overlap, and disjoint from what
+probes see."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ import torch
 from flerm_core.errors import InvalidInput
 from flerm_experiments.workloads import WORKLOADS
 from flerm_experiments.workloads import corpus as module
-from flerm_experiments.workloads.corpus import corpus, encoded
-from flerm_experiments.workloads.digits_data import digits
+from flerm_experiments.workloads.corpus import byte_corpus, byte_pair_corpus
+from flerm_experiments.workloads.digits_data import load_digits_images
 
 ALL = ["resmlp", "mlp", "decoder", "lora-gpt2"]  # the others have these data
 
@@ -62,13 +63,13 @@ def test_an_epoch_of_digits_is_every_training_example_once() -> None:
     for epoch in (batches[:24], batches[24:]):
         assert torch.equal(
             torch.cat([inputs for inputs, _ in epoch]).sort(0).values,
-            digits().images.sort(0).values,
+            load_digits_images().images.sort(0).values,
         )
     assert not torch.equal(batches[0][0], batches[24][0])
 
 
 def test_digits_are_standardised_and_split_for_good() -> None:
-    data = digits()
+    data = load_digits_images()
     assert (len(data.images), len(data.held_out_images)) == (1536, 261)
     assert data.images.mean(0).abs().max() < 1e-5
     assert data.images.std(0).max() < 1.0 + 1e-5
@@ -77,7 +78,7 @@ def test_digits_are_standardised_and_split_for_good() -> None:
 
 
 def test_each_byte_of_the_corpus_is_an_input_once_or_kept_for_probes() -> None:
-    text = corpus(64)
+    text = byte_corpus(64)
     assert (
         torch.cat([text.training, text.held_out])
         .sort()
@@ -91,9 +92,10 @@ def test_each_byte_of_the_corpus_is_an_input_once_or_kept_for_probes() -> None:
 
 
 def test_every_chunk_is_trained_on_at_most_once() -> None:
-    text = corpus(64)
+    text = byte_corpus(64)
 
-    # Chunks are told apart by content where they differ; the multiset of all inputs must fit into that of the training chunks.
+    # Chunks are told apart by content where they differ; the multiset of all inputs must fit into
+    # that of the training chunks.
     def key(chunks: torch.Tensor) -> torch.Tensor:
         weights = torch.randint(1, 2**40, (64,), generator=torch.Generator().manual_seed(0))
         return (chunks.long() * weights).sum(1)
@@ -108,20 +110,20 @@ def test_every_chunk_is_trained_on_at_most_once() -> None:
 
 
 def test_labels_are_the_bytes_that_follow() -> None:
-    text = corpus(64)
+    text = byte_corpus(64)
     assert torch.equal(text.inputs[:, 1:], text.labels[:, :-1])
     assert torch.equal(text.inputs[1:, 0], text.labels[:-1, -1])
 
 
 def test_the_corpus_is_source_code() -> None:
-    assert b"import" in corpus(64).inputs.numpy().tobytes()
-    assert corpus(64).inputs.numel() > 5_000_000
+    assert b"import" in byte_corpus(64).inputs.numpy().tobytes()
+    assert byte_corpus(64).inputs.numel() > 5_000_000
 
 
 def test_probes_show_only_held_out_examples_and_never_end() -> None:
-    allowed = rows(digits().held_out_images)
+    allowed = rows(load_digits_images().held_out_images)
     assert all(rows(batch) <= allowed for batch in islice(WORKLOADS["resmlp"].probe(seed=0), 12))
-    text = corpus(64)
+    text = byte_corpus(64)
     allowed = rows(text.inputs[text.held_out].long())
     passes = 3 * len(text.held_out) // 16
     for index, batch in enumerate(islice(WORKLOADS["decoder"].probe(seed=0), passes)):
@@ -141,23 +143,23 @@ def test_ranks_probe_with_different_batches_of_full_size(name: str) -> None:
 def test_the_byte_pair_encoding_is_made_once_and_is_shorter_than_the_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = module._text("code")[:200_000]
-    monkeypatch.setattr(module, "_text", lambda _: text)
+    text = module._library_text("code")[:200_000]
+    monkeypatch.setattr(module, "_library_text", lambda _: text)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    encoded.cache_clear()
-    first = encoded(64)
+    byte_pair_corpus.cache_clear()
+    first = byte_pair_corpus(64)
     assert len(list(tmp_path.glob("flerm/encoding-*.pt"))) == 1
-    encoded.cache_clear()
-    monkeypatch.setattr(module, "_encode", lambda _: pytest.fail("encoded twice"))
-    assert torch.equal(encoded(64).inputs, first.inputs)
-    encoded.cache_clear()
+    byte_pair_corpus.cache_clear()
+    monkeypatch.setattr(module, "_encode_byte_pairs", lambda _: pytest.fail("encoded twice"))
+    assert torch.equal(byte_pair_corpus(64).inputs, first.inputs)
+    byte_pair_corpus.cache_clear()
     assert first.inputs.max() < WORKLOADS["decoder-bpe"].text.vocabulary == 1024
     assert 0.2 * len(text) < first.inputs.numel() < 0.6 * len(text)
     assert "1024 byte pairs of the standard library" in first.description
 
 
 def test_text_too_short_for_the_ranks_probes_is_refused() -> None:
-    short = module.cut(np.zeros(64 * 100, dtype=np.uint8), 64, "a short text")
+    short = module.chunked(np.zeros(64 * 100, dtype=np.uint8), 64, "a short text")
     with pytest.raises(
         InvalidInput,
         match="a short text: 6 chunks are held out for the probes of 2 ranks, but each needs 16",

@@ -1,4 +1,5 @@
-"""The paper's data sets and checkpoints: loaded from copies in the Hub's own formats, a sentence where they cannot be had."""
+"""The paper's data sets and checkpoints: loaded from copies in the Hub's own formats, a sentence
+where they cannot be had."""
 
 from __future__ import annotations
 
@@ -44,8 +45,9 @@ def documents(count: int, words: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """WikiText as Parquet with its empty lines, the law as CSV of its two columns, MathPile as JSON lines, CIFAR-10 as Parquet
-    of PNG files, a GPT-2 and a Llama of two layers with a tokenizer beside them."""
+    """WikiText as Parquet with its empty lines, the law as CSV of its two columns, MathPile as JSON
+    lines, CIFAR-10 as Parquet of PNG files, a GPT-2 and a Llama of two layers with a tokenizer
+    beside them."""
     import pandas as pd
     from PIL import Image
     from tokenizers import ByteLevelBPETokenizer
@@ -116,7 +118,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def there(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLERM_DATA", str(copies))
-    for cached in (hub.read, hub.tokenizer, hub.cifar10):
+    for cached in (hub.hub_corpus, hub.tokenizer, hub.load_cifar10):
         cached.cache_clear()
 
 
@@ -126,7 +128,7 @@ def test_a_decoder_reads_wikitext_by_gpt2s_tokenizer() -> None:
     assert inputs.shape == labels.shape == (16, 64)
     assert torch.equal(inputs[:, 1:], labels[:, :-1])
     assert workload.build(Scale(), seed=0)(inputs).shape == (16, 64, 50_257)
-    text = hub.read("wikitext", "gpt2", 64)
+    text = hub.hub_corpus("wikitext", "gpt2", 64)
     assert text.inputs.max() < 300
     told = hub.tokenizer("gpt2").decode(text.inputs[0].tolist())
     assert all(word in "".join(WORDS) for word in told.split()[1:-1])
@@ -155,7 +157,7 @@ def test_the_residual_mlp_trains_on_cifar10() -> None:
     assert images.shape == (64, 3072)
     assert -1 <= images.min() < images.max() == 1
     assert next(workload.probe(seed=0)).shape[1] == 3072
-    data = hub.cifar10()
+    data = hub.load_cifar10()
     assert (len(data.images), len(data.held_out_images)) == (144, 6)
     white = torch.cat([data.images, data.held_out_images]) == 1
     assert torch.cat([data.labels, data.held_out_labels])[white.all(1)].tolist() == [0], (
@@ -177,13 +179,14 @@ def test_what_cannot_be_had_is_one_sentence_that_names_the_copys_place(
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(
-        Unreachable, match=r"cifar10 could not be had from uoft-cs/cifar10 .*\$FLERM_DATA/cifar10"
+        Unreachable,
+        match=r"cifar10 could not be loaded from uoft-cs/cifar10 .*\$FLERM_DATA/cifar10",
     ):
-        hub.cifar10()
+        hub.load_cifar10()
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", offline)
     with pytest.raises(
         Unreachable,
-        match=r"llama could not be had from meta-llama/Llama-3.2-1B .*\$FLERM_DATA/llama",
+        match=r"llama could not be loaded from meta-llama/Llama-3.2-1B .*\$FLERM_DATA/llama",
     ):
         hub.tokenizer("llama")
 
@@ -193,4 +196,4 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         InvalidInput, match=r"cifar10 needs the package datasets: pip install 'flerm\[data\]'"
     ):
-        hub.cifar10()
+        hub.load_cifar10()

@@ -1,4 +1,5 @@
-"""LoRA on pretrained models: adapters alone train, A at its own rate, any rank; B is matched at step 1, A at step 2."""
+"""LoRA on pretrained models: adapters alone train, A at its own rate, any rank; B is matched at
+step 1, A at step 2."""
 
 from __future__ import annotations
 
@@ -57,16 +58,17 @@ def test_at_the_start_adapters_change_nothing_whatever_their_rank(shape: str) ->
 
 def test_pretraining_is_done_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    module._pretrained.cache_clear()
-    first = module._pretrained("gpt2")
+    module._pretrained_weights.cache_clear()
+    first = module._pretrained_weights("gpt2")
     (kept,) = tmp_path.glob("flerm/pretrained-gpt2-*.pt")
-    module._pretrained.cache_clear()
+    module._pretrained_weights.cache_clear()
     monkeypatch.setattr(module, "_pretrain", lambda _: pytest.fail("pretrained twice"))
     assert all(
-        torch.equal(tensor, first[name]) for name, tensor in module._pretrained("gpt2").items()
+        torch.equal(tensor, first[name])
+        for name, tensor in module._pretrained_weights("gpt2").items()
     )
     assert kept.exists()
-    module._pretrained.cache_clear()
+    module._pretrained_weights.cache_clear()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -82,9 +84,10 @@ def test_a_higher_rank_is_matched_to_a_lower_from_the_first_step_on(
     assert {rate for name, rate in recorded.learning_rates.items() if "lora_A" in name} == {1e-4}
     matched = train(Job(**job, mode="match", scale=Scale(rank=8)))  # type: ignore[arg-type]
     assert set(matched.matched) == set(recorded.fslr)
-    # Adam's first update of B has entries ±1 and A's entries shrink as 1 / r, so that what B adds, (α / r) Σ ± A x over r rows,
-    # shrinks as 1 / r where the rows agree and as r^-3/2 where they do not: every B wants a rate 8 to 23 times as high, give or
-    # take what the two rows of one base scatter. A acts through B, which has moved by so much more, and wants a lower rate.
+    # Adam's first update of B has entries ±1 and A's entries shrink as 1 / r, so that what B adds,
+    # (α / r) Σ ± A x over r rows, shrinks as 1 / r where the rows agree and as r^-3/2 where they do
+    # not: every B wants a rate 8 to 23 times as high, give or take what the two rows of one base
+    # scatter. A acts through B, which has moved by so much more, and wants a lower rate.
     assert all(matched.multipliers[name] > 2 for name in matched.matched if "lora_B" in name)
     assert (
         1 / 32

@@ -1,4 +1,5 @@
-"""The built-in models: names that users read in tables, the initialisation of Appendix A, and scale invariance at the start."""
+"""The built-in models: names that users read in tables, the initialisation of Appendix A, and scale
+invariance at the start."""
 
 from __future__ import annotations
 
@@ -112,7 +113,8 @@ def test_decoder_weights_have_he_variance_and_unit_embeddings() -> None:
 def test_initial_outputs_have_the_same_size_at_every_depth_and_width(
     name: str, width: int, depth: int
 ) -> None:
-    # The digits' ten outputs at hidden size 32 scatter by 10 % from seed to seed: there all widths are taken 8 times as large.
+    # The digits' ten outputs at hidden size 32 scatter by 10 % from seed to seed: there all widths
+    # are taken 8 times as large.
     unit, seeds = (8, 16) if name == "resmlp" else (1, 4)
 
     def rms(at: Scale) -> float:
@@ -252,6 +254,7 @@ def test_a_scale_that_no_model_has_is_refused(field: str, value: float) -> None:
 def test_an_unknown_workload_is_answered_with_those_that_there_are() -> None:
     with pytest.raises(
         NotFound,
-        match=r"no workload 'gpt5'; there are resmlp, mlp, mlp-linear, decoder, decoder-postnorm, decoder-prenormpostmod",
+        match=r"no workload 'gpt5'; there are resmlp, mlp, mlp-linear, decoder, "
+        r"decoder-postnorm, decoder-prenormpostmod",
     ):
         workload_named("gpt5")

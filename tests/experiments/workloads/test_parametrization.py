@@ -11,14 +11,14 @@ from torch import nn
 
 from flerm_experiments.workloads import WORKLOADS, Scale
 from flerm_experiments.workloads.optimizers import OPTIMIZERS
-from flerm_experiments.workloads.parametrization import PARAMETRIZATIONS, apply
+from flerm_experiments.workloads.parametrization import PARAMETRIZATIONS, parameter_groups
 from flerm_experiments.workloads.train_loop import Job, train
 
 
 def rates(name: str, workload: str, optimizer: str, width: int) -> dict[str, float]:
     """Tensor to the multiple of the learning rate that it takes."""
     model = WORKLOADS[workload].build(Scale(width=width), seed=0)
-    groups = apply(
+    groups = parameter_groups(
         name, model, WORKLOADS[workload].build(Scale(), seed=0), optimizer=optimizer, lr=1.0
     )
     found = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
@@ -73,18 +73,21 @@ def test_mup_rates_are_those_of_the_mup_package(optimizer: str) -> None:
     expected = {id(p): group["lr"] for group in theirs.param_groups for p in group["params"]}
     plain = {
         id(p): group["lr"]
-        for group in apply("mup", model, Net(32), optimizer=optimizer, lr=1.0)
+        for group in parameter_groups("mup", model, Net(32), optimizer=optimizer, lr=1.0)
         for p in group["params"]
     }
     for name, parameter in model.named_parameters():
-        # Their readout divides its output by the width in the forward pass instead; its rate is then 1 (Adam) or n (SGD).
+        # Their readout divides its output by the width in the forward pass instead; its rate is
+        # then 1 (Adam) or n (SGD).
         if name != "readout.weight":
             assert plain[id(parameter)] == expected[id(parameter)], name
 
 
 def test_the_readout_starts_smaller_under_mup_and_everything_else_as_before() -> None:
     plain, scaled = (WORKLOADS["resmlp"].build(Scale(width=4), seed=0) for _ in range(2))
-    apply("mup", scaled, WORKLOADS["resmlp"].build(Scale(), seed=0), optimizer="adam", lr=1.0)
+    parameter_groups(
+        "mup", scaled, WORKLOADS["resmlp"].build(Scale(), seed=0), optimizer="adam", lr=1.0
+    )
     before = dict(plain.named_parameters())
     for name, parameter in scaled.named_parameters():
         assert torch.equal(
@@ -122,7 +125,8 @@ def test_equal_targets_sum_to_one_over_the_tensors_of_the_model_they_belong_to(
     assert list(base.targets.values()) == pytest.approx([1 / 12] * 12)
     deep = train(Job(**fields, scale=Scale(depth=2)))  # type: ignore[arg-type]
     assert math.fsum(deep.targets.values()) == pytest.approx(1)
-    # Appendix C.3 shares the blocks' out and leaves the input's and readout's; C.4 gives all tensors the same.
+    # Appendix C.3 shares the blocks' out and leaves the input's and readout's; C.4 gives all
+    # tensors the same.
     share = {"equal": 1 / 24, "equal-throughout": 1 / 20}[targets]
     assert deep.targets["layers.3.weight"] == pytest.approx(share)
     assert deep.targets["readout.weight"] == pytest.approx(

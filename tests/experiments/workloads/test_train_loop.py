@@ -1,4 +1,5 @@
-"""The training loop: reproducible, the same on any number of ranks, untouched by recording, matched by a folder registry."""
+"""The training loop: reproducible, the same on any number of ranks, untouched by recording, matched
+by a folder registry."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ def test_matching_the_base_itself_changes_little(plain: Result, folder: str) -> 
 def test_matching_a_wider_model_slows_its_hidden_matrices(folder: str) -> None:
     matched = train(job(mode="match", registry=folder, scale=Scale(width=8)))
     hidden = [matched.multipliers[f"layers.{j}.weight"] for j in range(4)]
-    # Adam's update of a hidden matrix moves the outputs in proportion to width: multipliers near 1/8.
+    # Adam's update of a hidden matrix moves the outputs in proportion to width: multipliers near
+    # 1/8.
     assert all(0.04 < multiplier < 0.4 for multiplier in hidden)
     for name in matched.matched:
         assert matched.learning_rates[name] == pytest.approx(
