@@ -1,8 +1,9 @@
-"""FLeRM in a training job: measure function-space learning rates, report them to a registry, train at matched rates.
+"""FLeRM in a training job: measures function-space learning rates, reports and matches them.
 
     from flerm_client import FLeRM, RegistryClient
 
-Importing this package brings neither torch nor grpc nor numpy; the two names load what they need when they are first used.
+Importing this package imports neither torch nor grpc nor numpy. The first use of one of the two
+names imports what that name needs.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["FLeRM", "RegistryClient"]
 
-_HOMES = {"FLeRM": "flerm_client.flerm", "RegistryClient": "flerm_client.registry.client"}
+_MODULES = {"FLeRM": "flerm_client.flerm", "RegistryClient": "flerm_client.registry.client"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

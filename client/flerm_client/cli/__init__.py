@@ -1,11 +1,12 @@
 """The `flerm` command.
 
-Each command is a plain function in a module of its own, imported only when that command is asked
-for: a listing must not wait for torch. Other packages add commands by the entry-point group
-`flerm.commands`: the entry's name is the command, its value a function or a typer app, and its
-extra the one to install when a package is missing.
+Each command is a function in a module that is imported only for that command: a listing must not
+wait for torch. Other packages add commands by the entry-point group `flerm.commands`. The name of
+an entry point is the command, its value is a function or a typer app, and its extra is the one to
+install when a package is missing.
 
-Exit codes: 0; 1 a failure of ours; 2 wrong usage or input; 3 not found; 4 the registry cannot be reached; 5 refused.
+Exit codes: 0 success; 1 an internal error, or what the command's help says; 2 wrong usage or input;
+3 not found; 4 the registry cannot be reached; 5 refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import typer
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
-# click's UsageError, wherever this version of typer keeps it.
+# click's UsageError. Versions of typer differ in where they import it from.
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 _COMMANDS = {
@@ -43,31 +44,34 @@ _COMMANDS = {
     "doctor": "flerm_client.cli.doctor",
 }
 
-# Those that somebody waits for, and that are over before garbage could gather.
-_BRIEF = {"families", "recordings", "show", "best", "targets"}
+# Commands that a person waits for, and that end before garbage could use much memory.
+_SHORT = {"families", "recordings", "show", "best", "targets"}
 
-# The extra that brings what a command needs, where [client] does not.
+# The extra that a command needs, where [client] is not enough.
 _EXTRAS = {"plot": "plot"}
 
 
 def _root() -> None:
-    """Function-space learning rates: record them on a small model, look at them, carry the learning rate to a big one."""
+    """Function-space learning rates: recorded on a small model, used to train a big one."""
 
 
-def build(asked: str | None = None) -> typer.Typer:
-    """The app with the command `asked` alone. With all commands for None or an unknown name: help and completion need them."""
+def build(name: str | None = None) -> typer.Typer:
+    """The app with the command `name` alone.
+
+    With all commands when `name` is None or unknown: help and completion need them.
+    """
     app = typer.Typer(
         name="flerm", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
     )
     app.callback()(_root)
-    if asked in _COMMANDS:
-        _add(app, asked, _own_command(asked))
-        return app
-    if asked is not None and (found := _added_commands(name=asked)):
-        _add(app, asked, next(iter(found)).load())
-        return app
-    for name in _COMMANDS:
+    if name in _COMMANDS:
         _add(app, name, _own_command(name))
+        return app
+    if name is not None and (found := _added_commands(name)):
+        _add(app, name, next(iter(found)).load())
+        return app
+    for each in _COMMANDS:
+        _add(app, each, _own_command(each))
     for entry in sorted(_added_commands(), key=lambda each: each.name):
         _add(app, entry.name, entry.load())
     return app
@@ -85,39 +89,37 @@ def _own_command(name: str) -> Any:
 
 
 def _added_commands(name: str = "") -> EntryPoints:
-    from importlib.metadata import (
-        entry_points,
-    )  # slow to load: only for a command that is not in _COMMANDS
+    # Slow to import, so only for a command that is not in _COMMANDS.
+    from importlib.metadata import entry_points
 
     found = entry_points(group="flerm.commands")
     return found.select(name=name) if name else found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit code. Errors are one line on standard error."""
+    """Runs one command; its exit code. An error is written as one line to standard error.
+
+    `arguments`: the words after `flerm`; None: those of this process.
+    """
     from flerm_core.errors import FlermError
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     asked = given[0] if given else None
     try:
-        with _no_collections(asked in _BRIEF):
+        with _without_garbage_collection(asked in _SHORT):
             code = build(asked)(given, prog_name="flerm", standalone_mode=False)
     except FlermError as error:
         return _fail(str(error), error.exit_code)
     except _USAGE_ERROR as error:
         message = error.format_message()
-        return _fail(
-            f"{message} (see flerm {asked + ' ' if asked in _COMMANDS else ''}--help)"
-            if message
-            else "",
-            2,
-        )
+        command = f"flerm {asked}" if asked in _COMMANDS else "flerm"
+        return _fail(f"{message} (see {command} --help)" if message else "", 2)
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0].startswith("flerm"):
             raise
-        added = next(iter(_added_commands(name=asked or "")), None)
+        added = next(iter(_added_commands(asked or "")), None)
         extra = added.extras[0] if added is not None else _EXTRAS.get(asked or "", "client")
         return _fail(
             f"flerm {asked} needs the package {missing.name}: pip install 'flerm[{extra}]'", 1
@@ -129,8 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _no_collections(wanted: bool) -> Iterator[None]:
-    """Loading modules makes no garbage, and looking for it takes a sixth of a listing's time."""
+def _without_garbage_collection(wanted: bool) -> Iterator[None]:
+    """Turns the garbage collector off, if `wanted`.
+
+    Importing modules creates no garbage, and the search for it takes a sixth of a listing's time.
+    """
     wanted = wanted and gc.isenabled()
     if wanted:
         gc.disable()

@@ -1,4 +1,4 @@
-"""`python -m flerm_client.cli`, as torchrun starts it."""
+"""`python -m flerm_client.cli`: the form in which torchrun starts the command."""
 
 import sys
 

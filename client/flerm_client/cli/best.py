@@ -1,4 +1,4 @@
-"""`flerm best`: which rate do I use?"""
+"""`flerm best`: which learning rate to use."""
 
 from __future__ import annotations
 
@@ -21,15 +21,21 @@ from flerm_client.cli.common import (
 
 
 def best(
-    family: Annotated[str, typer.Argument(help="the family asked about")],
-    role: Annotated[str, typer.Option(help="base or scaled")] = "base",
-    variant: Annotated[str, typer.Option(help="plain, matched, ...")] = "plain",
-    optimizer: Annotated[str, typer.Option(help="class name, where several were used")] = "",
+    family: Annotated[str, typer.Argument(help="name of the family")],
+    role: Annotated[
+        str, typer.Option(help="only recordings of this role: base or scaled")
+    ] = "base",
+    variant: Annotated[
+        str, typer.Option(help="only recordings of this variant: plain, matched, ...")
+    ] = "plain",
+    optimizer: Annotated[
+        str, typer.Option(help="class name of the optimiser, if several were used")
+    ] = "",
     tag: Tag = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Which learning rate to use: the optimum of a family's sweep, how sure it is, and which rate to try next.
+    """Say which learning rate to use: the optimum of a family's sweep, and the rate to try next.
 
     Example: flerm best mlp --registry grpc://127.0.0.1:50051
     """
@@ -46,7 +52,8 @@ def best(
         else f" ± {found.optimum_spread:.2f} octaves over seeds"
     )
     say(
-        f"{found.family}: use lr {number(found.optimum)}{spread} (best recorded: {number(found.lr)}, loss {number(found.loss)})"
+        f"{found.family}: use lr {number(found.optimum)}{spread} "
+        f"(best recorded: {number(found.lr)}, loss {number(found.loss)})"
     )
     say(f"next: lr {number(found.next_lr)}. {found.advice}")
     rows = [

@@ -1,4 +1,4 @@
-"""`flerm check`: would a model match a family? Asked before money is spent."""
+"""`flerm check`: whether a model would match a family, before it is trained."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ if TYPE_CHECKING:
 
 
 def check(
-    family: Annotated[str, typer.Argument(help="the family to match")],
+    family: Annotated[str, typer.Argument(help="name of the family to match")],
     model: Annotated[
         Path,
         typer.Argument(
-            help="a spool file, an .npz trajectory, or a text file with a parameter name on each line"
+            help="a spool file, an .npz trajectory, or a text file with one parameter name per line"
         ),
     ],
     lr: Annotated[float, typer.Option(help="base learning rate")],
     step: Annotated[
-        int | None, typer.Option(help="compare at this step; default: the first measured")
+        int | None, typer.Option(help="step to compare at; default: the first measured one")
     ] = None,
-    policy: Annotated[str, typer.Option(help="interpolate, nearest or exact")] = "interpolate",
-    depth: Annotated[str, typer.Option(help="rule for another number of blocks")] = "",
-    optimizer: Annotated[str, typer.Option(help="class name, where several were used")] = "",
+    policy: Annotated[
+        str, typer.Option(help="between recorded learning rates: interpolate, nearest or exact")
+    ] = "interpolate",
+    depth: Annotated[str, typer.Option(help="depth rule, if the number of blocks differs")] = "",
+    optimizer: Annotated[
+        str, typer.Option(help="class name of the optimiser, if several were used")
+    ] = "",
     tag: Tag = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """A dry comparison: what would be unmatched, clamped, noisy, measured by another estimator or with another optimiser.
+    """Compare a model with a family: which parameters would be unmatched, clamped or noisy.
 
-    Ends with exit code 3 when a parameter has no counterpart, 5 when estimator or optimiser differ.
+    Also reports an estimator or optimiser that differs. Exit code 3: a parameter has no counterpart
+    in the family. Exit code 5: estimator or optimiser differ.
 
     Example: flerm check mlp wide.npz --lr 4e-3 --registry grpc://127.0.0.1:50051
     """
@@ -62,19 +67,19 @@ def check(
             optimizer_config=spec.optimizer_config if spec.optimizer else None,
             estimator=spec.estimator.kind,
         )
-    comparison = MatchReport.of(
+    report = MatchReport.of(
         found, None if measured is None else measured.at(step), step=step, mismatches=differing
     )
     if as_json:
-        print_json(comparison.to_dict())
+        print_json(report.to_dict())
     else:
-        say(comparison.text())
+        say(report.text())
     if differing:
         raise typer.Exit(5)
 
 
 def _model(path: Path) -> tuple[list[str], Trajectory | None, RecordingSpec | None]:
-    """Names, what was measured, and by which recording; the last two where the file knows them."""
+    """The parameter names, and the trajectory and specification if the file has them."""
     from flerm_core.parameter_names import is_depth_group
     from flerm_core.trajectory import Trajectory
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, tables for people, JSON for programs."""
+"""What the commands share: options, connections, tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -28,16 +28,21 @@ Registry = Annotated[
         help="grpc://host:port, grpcs://host:port or file:///folder; default: FLERM_REGISTRY",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of a table")]
-Tag = Annotated[list[str] | None, typer.Option("--tag", help="key=value, may be repeated")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+Tag = Annotated[
+    list[str] | None,
+    typer.Option("--tag", help="a tag, key=value; may be repeated"),
+]
 Spool = Annotated[
     Path | None,
-    typer.Option("--spool", help="folder; default: FLERM_SPOOL, else ~/.local/state/flerm/spool"),
+    typer.Option(
+        "--spool", help="spool folder; default: FLERM_SPOOL, else ~/.local/state/flerm/spool"
+    ),
 ]
 
 
 def client(registry: str | None) -> RegistryClient:
-    """A client that does not wait for a registry that is down: a person sits before it."""
+    """A client that does not wait for a registry that cannot be reached: a person is waiting."""
     from flerm_client.registry.client import RegistryClient
 
     return RegistryClient(registry, patience=0.0)
@@ -45,7 +50,10 @@ def client(registry: str | None) -> RegistryClient:
 
 @contextmanager
 def server(registry: str | None) -> Iterator[Connection]:
-    """A connection to a registry that is a server. Raises `InvalidInput` for a folder, `Refused` without pyarrow."""
+    """A connection to a registry server, for the transfer of a family.
+
+    Raises `InvalidInput` for a folder, and `Refused` when pyarrow is not installed.
+    """
     from flerm_client.registry.address import address_of, token_of
     from flerm_client.registry.connection import Connection
 
@@ -66,7 +74,7 @@ def server(registry: str | None) -> Iterator[Connection]:
 
 
 def tags_of(tags: Sequence[str] | None) -> dict[str, str]:
-    """`key=value` words as a mapping."""
+    """`key=value` arguments as a dictionary."""
     pairs = {}
     for tag in tags or ():
         key, equals, value = tag.partition("=")
@@ -77,7 +85,7 @@ def tags_of(tags: Sequence[str] | None) -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: moments as ISO text, NaN as null, tuples and arrays as lists."""
+    """`value` in JSON's types: times as ISO 8601 text, NaN as null, tuples and arrays as lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, datetime):
@@ -94,7 +102,7 @@ def plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Prints one JSON document."""
     sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -105,7 +113,7 @@ def print_table(
     title: str = "",
     empty: str = "none",
 ) -> None:
-    """A table; numbers to the right. Without rows one line that says so."""
+    """Prints a table, numbers aligned to the right. Without rows it prints the line `empty`."""
     if not rows:
         say(empty)
         return
@@ -119,14 +127,18 @@ def print_table(
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    # As wide as it is: columns cut or folded to the window's width are of no use, to a reader or to grep.
-    wide = Console(width=100_000)
-    Console(width=max(wide.measure(table).maximum, 1)).print(table)
+    # The table keeps its natural width: columns that are cut or folded to the window are of no use,
+    # neither to a reader nor to grep.
+    natural = Console(width=100_000).measure(table).maximum
+    Console(width=max(natural, 1)).print(table)
 
 
 @contextmanager
 def transfer(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error while rows arrive, where that is a terminal: the `progress` of `RegistryClient.trajectory`."""
+    """A progress bar on standard error: the `progress` argument of `RegistryClient.trajectory`.
+
+    None where standard error is no terminal. `what`: the text beside the bar.
+    """
     if not sys.stderr.isatty():
         yield None
         return
@@ -135,28 +147,28 @@ def transfer(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda arrived, total: bar.update(task, completed=arrived, total=total)
+        yield lambda received, total: bar.update(task, completed=received, total=total)
 
 
 def say(text: str) -> None:
-    """One line on standard output."""
+    """Prints one line to standard output."""
     sys.stdout.write(text + "\n")
 
 
 def complain(text: str) -> None:
-    """One line on standard error."""
+    """Prints one line to standard error."""
     sys.stderr.write(f"flerm: {text}\n")
 
 
 def number(value: float | None) -> str:
-    """A figure as people read it."""
+    """A number with four significant digits; "–" for none."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:.4g}"
 
 
-def moment(value: datetime | None) -> str:
-    """A moment in local time, to the minute."""
+def local_time(value: datetime | None) -> str:
+    """A time in the local time zone, to the minute; "–" for none."""
     return value.astimezone().strftime("%Y-%m-%d %H:%M") if value is not None else "–"
 
 

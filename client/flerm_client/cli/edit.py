@@ -6,17 +6,17 @@ from typing import Annotated
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, client, print_json, tags_of
+from flerm_client.cli.common import Json, Registry, client, print_json, say, tags_of
 from flerm_client.cli.recordings import as_plain
 
-Recording = Annotated[str, typer.Argument(metavar="RECORDING", help="its id")]
+Recording = Annotated[str, typer.Argument(metavar="RECORDING", help="id of the recording")]
 
 
 def tag(
     recording: Recording,
-    tags: Annotated[list[str] | None, typer.Argument(help="key=value, any number")] = None,
+    tags: Annotated[list[str] | None, typer.Argument(help="tags to set, key=value each")] = None,
     remove: Annotated[
-        list[str] | None, typer.Option(help="a key to take off, may be repeated")
+        list[str] | None, typer.Option(help="key of a tag to remove; may be repeated")
     ] = None,
     registry: Registry = None,
     as_json: Json = False,
@@ -30,18 +30,17 @@ def tag(
     if as_json:
         print_json(as_plain(found))
     else:
-        typer.echo(
-            f"{recording}: {', '.join(f'{key}={value}' for key, value in found.spec.tags.items()) or 'no tags'}"
-        )
+        pairs = ", ".join(f"{key}={value}" for key, value in found.spec.tags.items())
+        say(f"{recording}: {pairs or 'no tags'}")
 
 
 def rename(
-    family: Annotated[str, typer.Argument(help="its name")],
-    new_name: Annotated[str, typer.Argument(help="the name it gets")],
+    family: Annotated[str, typer.Argument(help="name of the family")],
+    new_name: Annotated[str, typer.Argument(help="new name of the family")],
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Give a family, with all its recordings, another name.
+    """Rename a family together with its recordings.
 
     Example: flerm rename mlp vision/mlp
     """
@@ -50,26 +49,30 @@ def rename(
     if as_json:
         print_json(found)
     else:
-        typer.echo(f"{family} is now {found.name}, {found.recordings} recordings")
+        say(f"{family} is now {found.name}, {found.recordings} recordings")
 
 
 def delete(
     recording: Recording,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask for confirmation")] = False,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Remove a recording with all its attempts, for good.
+    """Delete a recording with all its attempts. It cannot be restored.
 
     Example: flerm delete 0b7f1f0e-57a3-4f0d-8a8e-6f2a9c1d3e5b --yes
     """
     with client(registry) as connected:
         found = connected.recording(recording)
         if not yes:
-            question = f"remove the recording of {found.spec.family} at {found.spec.lr:g} with its {found.rows} rows?"
-            typer.confirm(question, abort=True, err=True)
+            typer.confirm(
+                f"delete the recording of {found.spec.family} at lr {found.spec.lr:g} "
+                f"with its {found.rows} rows?",
+                abort=True,
+                err=True,
+            )
         rows = connected.delete(recording)
     if as_json:
         print_json({"id": recording, "rows": rows})
     else:
-        typer.echo(f"{recording}: removed, {rows} rows")
+        say(f"{recording}: deleted, {rows} rows")

@@ -1,4 +1,4 @@
-"""`flerm export`: a recording's trajectory as a file."""
+"""`flerm export`: a recording's trajectory as a file, or a family as a folder."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ _FORMATS = (".npz", ".csv", ".json")
 
 def export(
     recording: Annotated[
-        str, typer.Argument(metavar="RECORDING|FAMILY", help="a recording's id, or a family's name")
+        str,
+        typer.Argument(metavar="RECORDING|FAMILY", help="id of a recording, or name of a family"),
     ],
     file: Annotated[
         Path,
         typer.Argument(
-            help="of a recording: .npz (Trajectory.load reads it), .csv or .json; of a family: a new folder"
+            help="for a recording: .npz (read by Trajectory.load), .csv or .json; "
+            "for a family: a new folder"
         ),
     ],
     pattern: Annotated[
-        str, typer.Option(help="only parameters that fit this shell-style pattern")
+        str, typer.Option(help="only parameters that match this shell-style pattern")
     ] = "",
-    first_step: Annotated[int | None, typer.Option(help="from this step on")] = None,
-    last_step: Annotated[int | None, typer.Option(help="up to this step, included")] = None,
+    first_step: Annotated[int | None, typer.Option(help="first step to export")] = None,
+    last_step: Annotated[int | None, typer.Option(help="last step to export")] = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Writes a recording's trajectory: npz, CSV (a column for each tensor) or JSON. Or a family with all its recordings, which
-    `flerm import` brings to another registry: JSON and Parquet in a folder.
+    """Write a recording's trajectory to a file, or a family to a folder.
+
+    A trajectory is written as npz, CSV (one column per parameter) or JSON. A family is written with
+    all its recordings, as JSON and Parquet; `flerm import` sends the folder to another registry.
 
     Example: flerm export 6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11 base.npz
 
@@ -66,7 +70,7 @@ def export(
             {"file": str(file), "rows": len(trajectory), "parameters": len(trajectory.names)}
         )
     else:
-        say(f"{file}: {len(trajectory)} rows of {len(trajectory.names)} tensors")
+        say(f"{file}: {len(trajectory)} rows of {len(trajectory.names)} parameters")
 
 
 def _export_family(name: str, folder: Path, registry: str | None, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`flerm families`."""
+"""`flerm families`: lists families."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ from typing import Annotated
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, client, moment, number, print_json, print_table
+from flerm_client.cli.common import (
+    Json,
+    Registry,
+    client,
+    local_time,
+    number,
+    print_json,
+    print_table,
+)
 
 
 def families(
-    prefix: Annotated[str, typer.Argument(help="only names that begin so")] = "",
+    prefix: Annotated[
+        str, typer.Argument(help="beginning of the families' names; default: all families")
+    ] = "",
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """The families of a registry, with the learning rates recorded.
+    """List the families of a registry, with their recorded learning rates.
 
     Example: flerm families vision/ --registry grpc://127.0.0.1:50051
     """
@@ -28,7 +38,7 @@ def families(
             family.name,
             family.recordings,
             ", ".join(number(lr) for lr in family.learning_rates) or "–",
-            moment(family.updated_at),
+            local_time(family.updated_at),
             family.description,
         )
         for family in found

@@ -1,4 +1,4 @@
-"""`flerm import`."""
+"""`flerm import`: sends an exported family to a registry."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from flerm_client.cli.common import Json, Registry, print_json, say, server
 
 
 def import_(
-    folder: Annotated[Path, typer.Argument(help="what `flerm export FAMILY FOLDER` wrote")],
+    folder: Annotated[Path, typer.Argument(help="folder that `flerm export FAMILY FOLDER` wrote")],
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Brings an exported family, with all its recordings, to a registry. What is there already is left as it is.
+    """Send an exported family with all its recordings to a registry. Recordings that are there
+    already stay as they are.
 
     Example: flerm import resmlp-2026 --registry grpc://127.0.0.1:50051
     """

@@ -1,4 +1,4 @@
-"""`flerm plot`: the pages' figures as a file."""
+"""`flerm plot`: the figures of the web pages as files."""
 
 from __future__ import annotations
 
@@ -17,26 +17,34 @@ from flerm_core.records.queries import BestQuery
 from flerm_core.tuning.best_lr import best_of
 
 FORMATS = (".html", ".png", ".svg", ".json")
-_PAPER = "#ffffff"
+_WHITE = "#ffffff"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 def plot(
-    what: Annotated[str, typer.Argument(help="a recording's id, or a family's name")],
+    what: Annotated[str, typer.Argument(help="id of a recording, or name of a family")],
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="what to write: .html, .png, .svg or .json (plotly's own format)"
+            "--out", "-o", help="file to write: .html, .png, .svg or .json (plotly's format)"
         ),
     ],
     pattern: Annotated[
-        str, typer.Option(help="of a recording: tensors to draw one by one, shell style")
+        str,
+        typer.Option(
+            help="for a recording: shell-style pattern of the parameters to draw one by one"
+        ),
     ] = "",
-    width: Annotated[int, typer.Option(help="of a picture, in pixels", min=200, max=4000)] = 960,
-    height: Annotated[int, typer.Option(help="of a picture, in pixels", min=150, max=4000)] = 540,
+    width: Annotated[
+        int, typer.Option(help="width of a picture in pixels", min=200, max=4000)
+    ] = 960,
+    height: Annotated[
+        int, typer.Option(help="height of a picture in pixels", min=150, max=4000)
+    ] = 540,
     registry: Registry = None,
 ) -> None:
-    """Draws a recording's FSLRs over its steps, or a family's losses against learning rate. Needs `pip install 'flerm[plot]'`.
+    """Draw a recording's FSLRs over its steps, or a family's losses over the learning rate. Needs
+    `pip install 'flerm[plot]'`.
 
     Example: flerm plot team/decoder --out losses.svg
     """
@@ -64,7 +72,8 @@ def _figure(what: str, pattern: str, registry: str | None) -> Figure:
         recordings = list(connected.recordings(what))
         if not recordings:
             raise NotFound(
-                f"family {what!r} has no recordings in this registry; `flerm families` lists those that have"
+                f"family {what!r} has no recordings in this registry; "
+                "`flerm families` lists those that have"
             )
         try:
             best = best_of(recordings, BestQuery(family=what))
@@ -81,7 +90,11 @@ def _is_id(what: str) -> bool:
 
 
 def render(figure: Figure, suffix: str, width: int, height: int) -> bytes:
-    """`figure` as a file's content, by its ending, one of `FORMATS`. Raises `Unsupported` naming what is not installed."""
+    """The bytes of a file that shows `figure`.
+
+    `suffix`: the file's format, one of `FORMATS`. `width`, `height`: of a picture, in pixels.
+    Raises `Unsupported`, which names the program or package that is not installed.
+    """
     try:
         import plotly.io
     except ImportError as error:
@@ -91,9 +104,9 @@ def render(figure: Figure, suffix: str, width: int, height: int) -> bytes:
     if suffix == ".json":
         text: str = plotly.io.to_json(figure, validate=False, engine="json")
         return text.encode()
-    figure = _on_paper(figure)
+    figure = _on_white(figure)
     if suffix == ".html":
-        # All of plotly.js goes into the file: it opens without a network.
+        # The file contains plotly.js, so that it opens without a network.
         page: str = plotly.io.to_html(
             figure,
             include_plotlyjs=True,
@@ -104,23 +117,24 @@ def render(figure: Figure, suffix: str, width: int, height: int) -> bytes:
     return _picture(figure, suffix.removeprefix("."), width, height)
 
 
-def _on_paper(figure: Figure) -> Figure:
+def _on_white(figure: Figure) -> Figure:
     return {
         **figure,
-        "layout": {**figure["layout"], "paper_bgcolor": _PAPER, "plot_bgcolor": _PAPER},
+        "layout": {**figure["layout"], "paper_bgcolor": _WHITE, "plot_bgcolor": _WHITE},
     }
 
 
 def _picture(figure: Figure, kind: str, width: int, height: int) -> bytes:
-    """By kaleido, which draws in a Chrome or Chromium that is installed."""
+    """The figure as PNG or SVG. kaleido draws it in an installed Chrome or Chromium."""
     browser = os.environ.get("BROWSER_PATH") or next(
         filter(None, map(shutil.which, _BROWSERS)), None
     )
     if browser is None:
         raise Unsupported(
-            f"--out: .{kind} is drawn by Chrome or Chromium, and neither is installed; install one, or write .html instead"
+            f"--out: .{kind} is drawn by Chrome or Chromium, and neither is installed; "
+            "install one, or write .html instead"
         )
-    os.environ["BROWSER_PATH"] = browser  # where kaleido looks
+    os.environ["BROWSER_PATH"] = browser  # kaleido reads it
     try:
         import kaleido
     except ImportError as error:

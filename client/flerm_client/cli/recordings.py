@@ -1,4 +1,4 @@
-"""`flerm recordings`."""
+"""`flerm recordings`: lists recordings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flerm_client.cli.common import (
     Registry,
     Tag,
     client,
-    moment,
+    local_time,
     plain,
     print_json,
     print_table,
@@ -22,21 +22,28 @@ from flerm_core.records.recording import Recording
 
 
 def recordings(
-    family: Annotated[str | None, typer.Argument(help="only of this family")] = None,
+    family: Annotated[
+        str | None, typer.Argument(help="name of a family; default: all families")
+    ] = None,
     lr_min: Annotated[float | None, typer.Option(help="lowest base learning rate")] = None,
     lr_max: Annotated[float | None, typer.Option(help="highest base learning rate")] = None,
-    role: Annotated[str | None, typer.Option(help="base or scaled")] = None,
-    variant: Annotated[str | None, typer.Option(help="plain, matched, ...")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="class name")] = None,
+    role: Annotated[str | None, typer.Option(help="only this role: base or scaled")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="only this variant: plain, matched, ...")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="only this optimiser, by its class name")
+    ] = None,
     status: Annotated[
-        str | None, typer.Option(help="running, interrupted, completed, diverged or failed")
+        str | None,
+        typer.Option(help="only this status: running, interrupted, completed, diverged or failed"),
     ] = None,
     tag: Tag = None,
-    limit: Annotated[int, typer.Option(min=1, help="at most so many")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="largest number of recordings to list")] = 100,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """The recordings of a registry, newest first.
+    """List the recordings of a registry, newest first.
 
     Example: flerm recordings mlp --status completed --registry grpc://127.0.0.1:50051
     """
@@ -67,7 +74,7 @@ def recordings(
             each.rows,
             each.last_step,
             each.final_loss,
-            moment(each.created_at),
+            local_time(each.created_at),
             each.created_by,
         )
         for each in found
@@ -88,12 +95,15 @@ def recordings(
             "by",
         ),
         rows,
-        empty="no recordings fit",
+        empty="no recordings match",
     )
 
 
 def as_plain(recording: Recording, *, parameters: bool = False) -> dict[str, Any]:
-    """A recording as JSON: its specification and its state on one level, with the parameter list only when asked for."""
+    """A recording in JSON's types: its specification and its state on one level.
+
+    `parameters`: whether the parameter list is included.
+    """
     content: dict[str, Any] = plain(recording)
     spec = content.pop("spec")
     if not parameters:

@@ -11,7 +11,7 @@ from flerm_client.cli.common import (
     Json,
     Registry,
     client,
-    moment,
+    local_time,
     number,
     print_json,
     print_table,
@@ -24,14 +24,14 @@ from flerm_core.trajectory import Trajectory
 
 
 def show(
-    recording: Annotated[str, typer.Argument(help="a recording's id, or the path of a spool file")],
+    recording: Annotated[str, typer.Argument(help="id of a recording, or path of a spool file")],
     pattern: Annotated[
-        str, typer.Option(help="only parameters that fit this shell-style pattern")
+        str, typer.Option(help="only parameters that match this shell-style pattern")
     ] = "",
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """One recording: what it was, and the FSLRs of its first and last measurement.
+    """Show one recording, and the FSLRs of its first and last measurement.
 
     Example: flerm show 6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11 --pattern '*.weight'
     """
@@ -49,17 +49,19 @@ def show(
         return
     spec = found.spec
     say(
-        f"recording {spec.id}: {spec.family}, lr {number(spec.lr)}, seed {spec.seed}, {spec.role}/{spec.variant}, "
-        f"{found.status}"
+        f"recording {spec.id}: {spec.family}, lr {number(spec.lr)}, seed {spec.seed}, "
+        f"{spec.role}/{spec.variant}, {found.status}"
     )
     say(
-        f"{spec.optimizer or 'optimizer unknown'}, estimator {spec.estimator.kind}, world size {spec.world_size}"
+        f"{spec.optimizer or 'optimiser unknown'}, estimator {spec.estimator.kind}, "
+        f"world size {spec.world_size}"
     )
     say(
-        f"{found.rows} measurements, steps {found.first_step} to {found.last_step}, final loss {number(found.final_loss)}"
+        f"{found.rows} measurements, steps {found.first_step} to {found.last_step}, "
+        f"final loss {number(found.final_loss)}"
     )
     by = f" by {found.created_by}" if found.created_by else ""
-    say(f"begun {moment(found.created_at)}{by}, ended {moment(found.finished_at)}")
+    say(f"begun {local_time(found.created_at)}{by}, ended {local_time(found.finished_at)}")
     for note in notes:
         say(note)
     if not len(trajectory):
@@ -73,14 +75,14 @@ def show(
     ]
     print_table(
         (
-            "tensor",
+            "parameter",
             "band",
             "shape",
             f"FSLR at step {trajectory.steps[0]}",
             f"at step {trajectory.steps[-1]}",
         ),
         rows,
-        empty="no tensors",
+        empty="no parameters",
     )
 
 
@@ -96,32 +98,22 @@ def _from_registry(
 
 
 def _from_spool(path: Path, pattern: str) -> tuple[Recording, Trajectory, list[str]]:
+    from flerm_client.registry.folder_backend import StoredRecording
     from flerm_client.spool.reader import read
     from flerm_core.errors import NotFound
 
     if not path.exists():
         raise NotFound(f"there is no spool file {path}")
     content = read(path)
-    trajectory = Trajectory.from_measurements(content.spec.parameters, content.rows)
-    ending = content.ending
-    found = Recording(
-        spec=content.spec,
-        status=content.status,
-        rows=len(content.rows),
-        first_step=content.rows[0].step if content.rows else 0,
-        last_step=content.rows[-1].step if content.rows else 0,
-        final_loss=ending.final_loss if ending else None,
-        tokens=ending.tokens if ending else None,
-        created_at=content.attempt.started_at,
-        parameter_count=len(content.spec.parameters),
-        final_step=ending.final_step if ending else None,
-    )
+    stored = StoredRecording([content])
     notes = [f"written by {content.origin.owner}, for {content.origin.registry or 'no registry'}"]
     notes += [
-        f"gap: {gap.lost} measurements from step {gap.first_step} to {gap.last_step} lost ({gap.reason})"
+        f"gap: {gap.lost} measurements from step {gap.first_step} to {gap.last_step} lost "
+        f"({gap.reason})"
         for gap in content.gaps
     ]
     notes += [f"damage: {damage}" for damage in content.damage]
     if content.tail and content.status != "running":
         notes.append(f"{content.tail} bytes of an unfinished write at the end")
-    return found, trajectory.select(pattern) if pattern else trajectory, notes
+    trajectory = stored.trajectory()
+    return stored.recording(), trajectory.select(pattern) if pattern else trajectory, notes

@@ -1,4 +1,4 @@
-"""`flerm sync`: sends what is left in a spool."""
+"""`flerm sync`: sends what is left in a spool folder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ def sync(
     take: Annotated[
         bool,
         typer.Option(
-            "--take", help="also files whose owner, on another host, may still be running"
+            "--take", help="also send files of another host, whose process may still be running"
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Sends what runs have left in the spool to the registry it was meant for, or to the one named by --registry.
+    """Send the measurements that runs have left in the spool folder to their registry, or to the
+    one named by --registry.
 
-    Files in use are left to their owners. A file is removed when the registry has all of it; a folder that is itself a registry
-    (file:///) keeps its files. Ends with exit code 4 when a registry cannot be reached, 5 when something was refused: a token
-    (the file stays), or measurements for good (set aside in quarantine/).
+    Files of running processes are skipped. A file is removed when the registry has all of it; a
+    folder that is itself a registry (file:///) keeps its files. Exit code 4: a registry cannot be
+    reached. Exit code 5: a token was refused (the file stays), or measurements were refused for
+    good (their file is moved to quarantine/).
 
     Example: flerm sync --registry grpc://127.0.0.1:50051
     """

@@ -1,4 +1,4 @@
-"""`flerm targets`."""
+"""`flerm targets`: target FSLRs of a family."""
 
 from __future__ import annotations
 
@@ -20,28 +20,35 @@ from flerm_client.cli.common import (
 
 
 def targets(
-    family: Annotated[str, typer.Argument(help="the family to match")],
+    family: Annotated[str, typer.Argument(help="name of the family to match")],
     lr: Annotated[float, typer.Argument(help="base learning rate")],
     name: Annotated[
         list[str] | None,
-        typer.Option(help="a parameter of the asking model, may be repeated; default: the base's"),
+        typer.Option(
+            help="a parameter of the model to match; may be repeated; default: the base's"
+        ),
     ] = None,
     step: Annotated[
-        int | None, typer.Option(help="the row at this step; default: the first")
+        int | None,
+        typer.Option(help="step to read the targets at; default: the first measured one"),
     ] = None,
-    policy: Annotated[str, typer.Option(help="interpolate, nearest or exact")] = "interpolate",
+    policy: Annotated[
+        str, typer.Option(help="between recorded learning rates: interpolate, nearest or exact")
+    ] = "interpolate",
     depth: Annotated[
         str,
         typer.Option(
-            help="rule for another number of blocks: split, joint; default: the registry's"
+            help="depth rule, if the number of blocks differs: coherent (default), split or root"
         ),
     ] = "",
-    optimizer: Annotated[str, typer.Option(help="class name, where several were used")] = "",
+    optimizer: Annotated[
+        str, typer.Option(help="class name of the optimiser, if several were used")
+    ] = "",
     tag: Tag = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Target FSLRs of a family at a base learning rate.
+    """Print the target FSLRs of a family at a base learning rate.
 
     Example: flerm targets mlp 4e-3 --step 100 --registry grpc://127.0.0.1:50051
     """
@@ -62,11 +69,11 @@ def targets(
         return
     rates = ", ".join(map(number, found.source_learning_rates))
     say(
-        f"{found.family} at lr {number(found.lr)}: from {len(found.sources)} recordings at lr {rates}, "
-        f"{found.seeds} seeds, step {found.steps[0]}, digest {found.digest[:12]}"
+        f"{found.family} at lr {number(found.lr)}: from {len(found.sources)} recordings "
+        f"at lr {rates}, {found.seeds} seeds, step {found.steps[0]}, digest {found.digest[:12]}"
     )
     rows = [
-        (tensor, value, float(found.spread[0][at]))
-        for at, (tensor, value) in enumerate(found.items())
+        (parameter, value, float(found.spread[0][at]))
+        for at, (parameter, value) in enumerate(found.items())
     ]
-    print_table(("tensor", "target FSLR", "spread (ln)"), rows)
+    print_table(("parameter", "target FSLR", "spread (ln)"), rows)

@@ -15,6 +15,7 @@ import pytest
 from flerm_client.cli import main
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Ending
+from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
 from tests.server.given import batch, row, rows, spec
@@ -70,7 +71,7 @@ def test_a_family_arrives_as_it_was(start_registry: StartRegistry, tmp_path: Pat
 
     new = start_registry(db=f"sqlite:///{tmp_path}/new.db")
     here = open_store(new.db)
-    token = here.tokens.create("mover", "write", "team")[1].text
+    token = SqlTokenStore(here.engine).create("mover", "write", "team")[1].text
     for _ in range(2):  # the second time changes nothing
         done = flerm("import", str(folder), registry=new.address, token=token)
         assert (done.returncode, done.stdout) == (0, f"{FAMILY}: 3 recordings with 1203 rows\n"), (
