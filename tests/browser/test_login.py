@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql.store import SqlStore, open_store
 from tests.conftest import RegistryProcess, launch_registry
-from tests.server.given import batch, rows, spec
+from tests.server.samples import batch, rows, spec
 
 
 @dataclass

@@ -21,7 +21,7 @@ from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster, free_port, launch_registry
 from tests.server.conftest import migrate
-from tests.server.given import NAMES
+from tests.server.samples import NAMES
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 pytestmark = pytest.mark.slow

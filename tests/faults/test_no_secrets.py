@@ -18,7 +18,7 @@ from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
-from tests.server.given import NAMES, PARAMETERS
+from tests.server.samples import NAMES, PARAMETERS
 
 FAMILY = "secret/resmlp"
 

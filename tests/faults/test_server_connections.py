@@ -18,7 +18,7 @@ from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.server import Server
 from flerm_server.settings import ListenAddress, Settings
 from tests.conftest import RegistryProcess, StartRegistry
-from tests.server.given import family, long_recording, row, spec
+from tests.server.samples import family, long_recording, row, spec
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"

@@ -24,7 +24,7 @@ from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from tests.conftest import PostgresCluster, StartRegistry
 from tests.server.conftest import migrate
-from tests.server.given import family, spec
+from tests.server.samples import family, spec
 
 TENSORS = 500
 NAMES = tuple(f"layers.{at}.weight" for at in range(TENSORS))

@@ -20,7 +20,7 @@ from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from tests.conftest import RegistryProcess, launch_registry
 from tests.server.conftest import migrate
-from tests.server.given import row, spec
+from tests.server.samples import row, spec
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Registry"]
 METHODS = [method.name for method in SERVICE.methods]

@@ -19,7 +19,7 @@ from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from tests.conftest import RegistryProcess, free_port, launch_registry
 from tests.server.conftest import migrate
-from tests.server.given import family, spec
+from tests.server.samples import family, spec
 
 SECONDS = 60
 KILLS = [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]

@@ -26,7 +26,7 @@ from flerm_server.server import Server
 from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.sql.store import open_store
 from tests.conftest import RegistryProcess, StartRegistry
-from tests.server.given import family, row, spec
+from tests.server.samples import family, row, spec
 
 HERE = ListenAddress("127.0.0.1", 0)
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from flerm_core.records.packing import pack
 from flerm_proto.v1 import registry_pb2 as pb
 from tests.conftest import RegistryProcess
-from tests.server.given import family, spec
+from tests.server.samples import family, spec
 
 RELEASED = sorted((Path(__file__).parents[2] / "proto" / "released").glob("*.binpb"))
 each_release = pytest.mark.parametrize("release", RELEASED, ids=lambda path: path.stem)

@@ -13,10 +13,10 @@ from flerm_core.records.packing import unpack
 from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
 from flerm_core.trajectory import Trajectory
 from flerm_server.store.interface import Appended, Batch, Started
-from tests.server.remote_store import RemoteStore
+from tests.server.grpc_store import GrpcStore
 
 
-class ClientStore(RemoteStore):
+class ClientStore(GrpcStore):
     """Everything that a client offers by the client; numbered attempts, leases and pages, which it does not, as before."""
 
     def __init__(self, address: str) -> None:

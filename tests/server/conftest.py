@@ -15,7 +15,10 @@ from flerm_server.store.sql.engine import open_engine, parse_url
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster
 from tests.server.client_store import ClientStore
-from tests.server.remote_store import RemoteStore
+from tests.server.grpc_store import GrpcStore
+
+for name in ("registry", "store"):
+    pytest.register_assert_rewrite(f"tests.server.store.{name}_conformance")
 
 
 @dataclass
@@ -48,7 +51,7 @@ def serve(url: str) -> Iterator[Backend]:
         )
     )
     server.start()
-    local, remote = open_store(url), RemoteStore(server.grpc_address.text)
+    local, remote = open_store(url), GrpcStore(server.grpc_address.text)
     client = ClientStore(server.grpc_address.text)
     yield Backend(url, local, remote, client, server)
     client.close()

@@ -22,7 +22,7 @@ from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
-from tests.server.given import family, row, spec
+from tests.server.samples import family, row, spec
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "observability"
 TRACE = "0af7651916cd43dd8448eb211c80319c"

@@ -28,7 +28,7 @@ from flerm_server.cli import app
 from flerm_server.settings import ListenAddress, Settings
 from tests.conftest import PostgresCluster, RegistryProcess, StartRegistry
 from tests.server.conftest import migrate
-from tests.server.given import attempt, family, long_recording, row, spec
+from tests.server.samples import attempt, family, long_recording, row, spec
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

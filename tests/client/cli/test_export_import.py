@@ -18,7 +18,7 @@ from flerm_core.records.recording import Ending
 from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
-from tests.server.given import batch, row, rows, spec
+from tests.server.samples import batch, row, rows, spec
 
 FAMILY = "team/resmlp"
 

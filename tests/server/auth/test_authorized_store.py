@@ -15,7 +15,7 @@ from flerm_server.metrics import Metrics
 from flerm_server.rpc.service import RegistryService
 from flerm_server.store.interface import Store
 from flerm_server.store.sql.store import SqlStore, open_store
-from tests.server.given import batch, rows, spec
+from tests.server.samples import batch, rows, spec
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from flerm_server.metrics import Metrics
 from flerm_server.server import Server
 from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.sql.store import SqlStore, open_store
-from tests.server.given import NAMES, PARAMETERS, batch, family, row, rows, spec
+from tests.server.samples import NAMES, PARAMETERS, batch, family, row, rows, spec
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Registry"]
 HERE = ListenAddress("127.0.0.1", 0)

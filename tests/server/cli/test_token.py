@@ -16,7 +16,7 @@ from flerm_server.cli import app
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster, StartRegistry
 from tests.server.conftest import migrate
-from tests.server.given import batch, family, row, spec
+from tests.server.samples import batch, family, row, spec
 
 
 def run(*arguments: str) -> Result:

@@ -14,7 +14,7 @@ import pytest
 
 from flerm_core.records.recording import Ending
 from tests.server.conftest import Backend
-from tests.server.given import NAMES, batch, family, row, rows, spec
+from tests.server.samples import NAMES, batch, family, row, rows, spec
 
 
 @pytest.fixture

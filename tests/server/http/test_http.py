@@ -17,7 +17,7 @@ from flerm_server.http.api.events import POLL_SECONDS
 from flerm_server.server import Server
 from flerm_server.settings import ListenAddress, Settings
 from tests.server.conftest import Backend, serve
-from tests.server.given import batch, family, rows, spec
+from tests.server.samples import batch, family, rows, spec
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess
     """A registry that holds what the examples speak of."""
     from flerm_core.records.recording import Ending
     from flerm_server.store.sql.store import open_store
-    from tests.server.given import batch, rows, spec
+    from tests.server.samples import batch, rows, spec
 
     folder = tmp_path_factory.mktemp("contract")
     registry = launch_registry(f"sqlite:///{folder}/registry.db", folder / "announce.json")
@@ -125,7 +125,7 @@ def test_a_recording_that_has_ended_is_not_sent_twice(filled: RegistryProcess):
 
 def test_a_recording_that_runs_is_never_kept(filled: RegistryProcess):
     from flerm_server.store.sql.store import open_store
-    from tests.server.given import batch, rows, spec
+    from tests.server.samples import batch, rows, spec
 
     store = open_store(filled.db)
     sent = spec("running")

@@ -25,7 +25,7 @@ from flerm_server.store.sql.base_index import SqlBaseIndex
 from flerm_server.store.sql.engine import open_engine, parse_url
 from flerm_server.store.sql.tables import families, recordings
 from tests.server.conftest import Backend
-from tests.server.given import family, spec
+from tests.server.samples import family, spec
 
 # Around 1e-9 apart: whether two are one key depends on the one before.
 RATES = st.builds(

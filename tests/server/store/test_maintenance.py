@@ -22,7 +22,7 @@ from flerm_server.store.sql.engine import open_engine, parse_url, refuse_network
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster, postgres_tool
 from tests.server.conftest import Backend, migrate
-from tests.server.given import attempt, batch, family, row, rows, spec
+from tests.server.samples import attempt, batch, family, row, rows, spec
 
 
 def test_a_family_is_renamed_with_its_recordings(store: Store):

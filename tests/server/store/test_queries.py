@@ -14,7 +14,7 @@ from flerm_core.records.recording import Ending
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
 from flerm_server.store.sql.store import open_store
-from tests.server.given import NAMES, batch, family, rows, spec
+from tests.server.samples import NAMES, batch, family, rows, spec
 
 
 @pytest.fixture

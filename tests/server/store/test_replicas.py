@@ -31,7 +31,7 @@ from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster, RegistryProcess, launch_registry
 from tests.server.conftest import migrate
-from tests.server.given import NAMES, PARAMETERS, attempt, family, row, spec
+from tests.server.samples import NAMES, PARAMETERS, attempt, family, row, spec
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Registry"]
 NEXT_VERSION = (str(Path(__file__).parent / "jobs" / "next_version.py"),)

@@ -15,7 +15,7 @@ from flerm_server.http.web.login import local
 from flerm_server.server import Server
 from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.sql.store import SqlStore, open_store
-from tests.server.given import batch, family, rows, spec
+from tests.server.samples import batch, family, rows, spec
 
 HERE = ListenAddress("127.0.0.1", 0)
 PAGE = {"Accept": "text/html"}

@@ -31,7 +31,7 @@ from flerm_server.store.interface import (
 SECONDS = 20
 
 
-class RemoteStore(Store):
+class GrpcStore(Store):
     """A `Store` by the calls of the wire contract. The trajectory's extra scalars do not travel."""
 
     def __init__(self, address: str) -> None:
