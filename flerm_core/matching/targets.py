@@ -109,7 +109,8 @@ class Targets(Mapping[str, float]):
         log.
         """
         readings = {"step": step, "tokens": tokens, "fraction": fraction}
-        source = f"the recordings {', '.join(self.sources)}"
+        recordings = f"the recordings {', '.join(self.sources)}"
+        source = recordings if self.sources else "the run of this trajectory"
         return step_at(readings, self.steps, self.tokens, self.final_step, source)
 
 

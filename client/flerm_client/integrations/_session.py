@@ -70,11 +70,11 @@ class UnloggedMetrics:
         self._flerm = flerm
         self._told = flerm.measurements
 
-    def passed_over(self) -> None:
+    def mark_seen(self) -> None:
         """What is there now is no news: a checkpoint brought it."""
         self._told = self._flerm.measurements
 
-    def taken(self) -> dict[str, float]:
+    def pop(self) -> dict[str, float]:
         """`flerm/fslr/<tensor>` (output units per unit learning rate) and `flerm/lr/<tensor>`; empty when nothing was
         measured since."""
         if self._flerm.measurements == self._told:

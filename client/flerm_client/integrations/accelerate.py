@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flerm_client.flerm import FLeRM
-from flerm_client.integrations._checkpoint import joined, restore
+from flerm_client.integrations._checkpoint import collect_state, restore
 from flerm_client.integrations._session import UnloggedMetrics, attach, check_keywords
 from flerm_client.training.optimizer_info import bare_optimizer
 from flerm_client.training.step_wrapper import StepWrapper
@@ -73,11 +73,11 @@ class _Saved:
         self._news = news
 
     def state_dict(self) -> dict[str, Any]:
-        return {"checkpoint": joined(self._flerm)}
+        return {"checkpoint": collect_state(self._flerm)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         restore(self._flerm, state["checkpoint"])
-        self._news.passed_over()
+        self._news.mark_seen()
 
 
 def _see_losses(accelerator: Accelerator, flerm: FLeRM) -> None:
@@ -102,7 +102,7 @@ def _tell_trackers(
     @contextmanager
     def around() -> Iterator[None]:
         yield
-        values = news.taken()
+        values = news.pop()
         if values:
             accelerator.log(values, step=flerm.steps)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flerm_client.flerm import FLeRM
-from flerm_client.integrations._checkpoint import joined, restore
+from flerm_client.integrations._checkpoint import collect_state, restore
 from flerm_client.integrations._session import UnloggedMetrics, attach, check_keywords
 from flerm_core.errors import InvalidInput
 
@@ -82,7 +82,7 @@ class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not r
     ) -> None:
         """After a measurement: its FSLRs and rates to the loggers. Directly, as `self.log` would keep those of a step that
         `log_every_n_steps` passes over."""
-        values = {} if self.flerm is None else self._news.taken()
+        values = {} if self.flerm is None else self._news.pop()
         if values:
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
@@ -101,7 +101,7 @@ class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not r
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this run. Lightning asks every rank."""
-        return {} if self.flerm is None else {"checkpoint": joined(self.flerm)}
+        return {} if self.flerm is None else {"checkpoint": collect_state(self.flerm)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until training starts."""

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from flerm_client.flerm import FLeRM
-from flerm_client.integrations._checkpoint import joined, restore
+from flerm_client.integrations._checkpoint import collect_state, restore
 from flerm_client.integrations._outputs import loss_in, output_of
 from flerm_client.integrations._session import UnloggedMetrics, attach, check_keywords
 from flerm_client.training.step_wrapper import CopySafeHook
@@ -152,7 +152,7 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """What was measured, at the rates of this step: the schedule moves on before it ends."""
-        self._values = {} if self.flerm is None else self._news.taken()
+        self._values = {} if self.flerm is None else self._news.pop()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -204,7 +204,7 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
     def _prepare_checkpoint(self, due: bool) -> None:
         # The Trainer asks rank 0 alone for it; what the other ranks have is collected while all are here.
         if due and self.flerm is not None:
-            self._saved = (self.flerm.steps, joined(self.flerm))
+            self._saved = (self.flerm.steps, collect_state(self.flerm))
 
     def _refuse_rebuilding(self, args: TrainingArguments) -> None:
         if args.restore_callback_states_from_checkpoint:

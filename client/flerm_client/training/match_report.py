@@ -1,4 +1,4 @@
-"""A model against the targets it would be matched to: what `FLeRM.match(dry_run=True)` and `flerm check` say of it."""
+"""A model beside its targets: the report of `FLeRM.match(dry_run=True)` and `flerm check`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flerm_core.matching.targets import Targets
 from flerm_core.records.comparability import settings_in_force
 from flerm_core.records.recording import EstimatorSettings
 
-_WIDE = 0.5  # a spread of ln FSLR over seeds beyond which a target is a rough guess
+_WIDE = 0.5  # of ln FSLR over seeds; a target with a greater spread is a rough guess
 _KINDS = (
     ("unmeasured", "no update or no target; they keep multiplier 1"),
     ("noisy", "an FSLR too small to be more than noise; they keep multiplier 1"),
@@ -23,8 +23,15 @@ _KINDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchReport:
-    """Targets beside what was measured. `targets`, `spread` (of ln FSLR over seeds, NaN for one seed) and `measured` go by
-    tensor or role, FSLRs in output units per unit learning rate; `outcome` None: nothing was measured yet."""
+    """Targets beside what was measured, by tensor.
+
+    family, lr: the base recordings' family and learning rate.
+    targets, measured: FSLRs in output units per unit learning rate.
+    spread: of ln FSLR over the base's seeds; NaN for one seed.
+    seeds, sources, digest: of the targets; 0 and empty for targets of no recording.
+    mismatches: sentences that say where the run differs from the recordings.
+    outcome: the multipliers, and why some tensors have none; None where nothing was measured yet.
+    """
 
     family: str
     lr: float
@@ -46,7 +53,10 @@ class MatchReport:
         step: float | None = None,
         mismatches: tuple[str, ...] = (),
     ) -> MatchReport:
-        """Of a registry's answer with `measured` FSLRs, both at `step` (None: the first row)."""
+        """The targets `found` beside `measured` FSLRs, both at the base's `step`.
+
+        `step` None: the first row. `measured` None: nothing was measured yet.
+        """
         row = 0 if step is None else min(int(found.steps.searchsorted(step)), len(found.steps) - 1)
         targets = found.at(step=step)
         return cls(
@@ -64,35 +74,20 @@ class MatchReport:
 
     @property
     def disagreeing(self) -> tuple[str, ...]:
-        """Tensors whose targets the base's seeds do not agree on."""
-        return tuple(
-            name
-            for name, spread in self.spread.items()
-            if not math.isnan(spread) and spread > _WIDE
-        )
+        """Tensors whose targets differ widely between the base's seeds."""
+        return tuple(name for name, spread in self.spread.items() if spread > _WIDE)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        content: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in (
-                "family",
-                "lr",
-                "sources",
-                "seeds",
-                "digest",
-                "targets",
-                "spread",
-                "mismatches",
-            )
-        }
+        names = ["family", "lr", "sources", "seeds", "digest", "targets", "spread", "mismatches"]
+        content: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.outcome is not None:
             content |= {"measured": self.measured, "multipliers": self.outcome.values}
             content |= {kind: getattr(self.outcome, kind) for kind, _ in _KINDS}
         return content
 
     def text(self) -> str:
-        """The report as people read it: what is wrong first, then a line for each tensor."""
+        """The report for people: what is wrong first, then a line for each tensor."""
         seeds = f" ({self.seeds} seeds)" if self.seeds else ""
         lines = [f"{len(self.targets)} tensors match {self.family} at lr {self.lr:g}{seeds}"]
         lines += [f"mismatch: {mismatch}" for mismatch in self.mismatches]
@@ -121,7 +116,10 @@ def mismatches(
     optimizer_config: Mapping[str, Any] | None = None,
     estimator: str = "",
 ) -> tuple[str, ...]:
-    """In which respects a model's run differs from the recordings behind `found`. Empty and None: not known, not compared."""
+    """Sentences that say where a run differs from the recordings behind the targets `found`.
+
+    An argument that is empty or None is not known, and not compared.
+    """
     differences = []
     if estimator and estimator != found.estimator.kind:
         differences.append(
@@ -130,21 +128,18 @@ def mismatches(
     if optimizer and optimizer != found.optimizer:
         differences.append(f"optimizer: the model's is {optimizer}, the targets' {found.optimizer}")
     elif optimizer_config is not None:
-        mine, theirs = (
-            settings_in_force(optimizer_config),
-            settings_in_force(found.optimizer_config),
-        )
-        for key in sorted({*mine, *theirs}):
-            here, there = (json.dumps(each.get(key)) for each in (mine, theirs))
-            if here != there:
+        configs = settings_in_force(optimizer_config), settings_in_force(found.optimizer_config)
+        for key in sorted({*configs[0], *configs[1]}):
+            mine, theirs = (json.dumps(config.get(key)) for config in configs)
+            if mine != theirs:
                 differences.append(
-                    f"optimizer: {key} is {here} for the model, {there} for the targets"
+                    f"optimizer: {key} is {mine} for the model, {theirs} for the targets"
                 )
     return tuple(differences)
 
 
 def estimator_key(settings: EstimatorSettings | None) -> str:
-    """What of an estimator must agree; empty for none."""
+    """The part of an estimator's settings that must agree with the targets'; empty for None."""
     return "" if settings is None else settings.kind
 
 
@@ -154,12 +149,8 @@ def _figure(value: float | None) -> str:
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        figures = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join([row[0].ljust(widths[0]), *figures]))
+    return lines

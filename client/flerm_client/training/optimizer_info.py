@@ -1,5 +1,4 @@
-"""What FLeRM must know of an optimiser: whether its update is proportional to its learning rate, and what shapes that
-update."""
+"""Whether an optimiser's update is proportional to its rate, and which settings shape it."""
 
 from __future__ import annotations
 
@@ -11,7 +10,8 @@ from torch.optim import Optimizer
 
 from flerm_core.errors import InvalidInput, Unsupported
 
-# By class name, looked for in the whole ancestry: most of these live in packages that need not be installed.
+# By class name, looked for in the whole ancestry: most of these classes are in packages that need
+# not be installed.
 _REFUSED = {
     "LBFGS": "it chooses its step lengths by a line search",
     "Rprop": "its step sizes adapt by themselves and ignore the learning rate after the first step",
@@ -25,11 +25,14 @@ _REFUSED = {
     "DAdaptAdaGrad": "it sets its own learning rate",
     "DAdaptLion": "it sets its own learning rate",
     "Prodigy": "it sets its own learning rate",
-    "ZeroRedundancyOptimizer": "each rank steps only its own part of the parameters; use FSDP2 (fully_shard) instead",
-    "DeepSpeedOptimizer": "it keeps the parameters in flat partitions of its own; use FSDP2 (fully_shard)",
+    "ZeroRedundancyOptimizer": "each rank steps only its own part of the parameters; "
+    "use FSDP2 (fully_shard) instead",
+    "DeepSpeedOptimizer": "it keeps the parameters in flat partitions of its own; "
+    "use FSDP2 (fully_shard)",
 }
 
-# What changes how fast or where a step is computed, or the learning rate itself, but not the update at learning rate 1.
+# Settings that do not change the update at learning rate 1: they say how fast or where a step is
+# computed, or set the learning rate itself.
 _IMPLEMENTATION = {
     "params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable",
     "max_lr", "min_lr", "max_momentum", "base_momentum",
@@ -37,11 +40,15 @@ _IMPLEMENTATION = {
 
 
 def bare_optimizer(optimizer: Any) -> Optimizer:
-    """The torch optimiser inside wrappers (accelerate's, sharpness-aware minimisers) that hand `step` on to it. Refuses by name
-    what cannot work."""
+    """The torch optimiser inside wrappers that pass `step` on to it.
+
+    Such wrappers are accelerate's, and sharpness-aware minimisers. Raises `Unsupported` for an
+    optimiser that cannot be measured, `InvalidInput` for anything that is no optimiser.
+    """
     _refuse(optimizer)
     while not type(optimizer).__module__.startswith("torch.optim"):
-        # Found by what it is: accelerate calls it `optimizer`, sharpness-aware minimisers `base_optimizer`.
+        # Found by its type: accelerate calls the attribute `optimizer`, sharpness-aware minimisers
+        # `base_optimizer`.
         inner = {
             id(each): each
             for each in getattr(optimizer, "__dict__", {}).values()
@@ -53,14 +60,16 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
         _refuse(optimizer)
     if not isinstance(optimizer, Optimizer):
         raise InvalidInput(
-            f"optimizer is a {type(optimizer).__name__}; allowed is a torch.optim.Optimizer or a sequence of them"
+            f"optimizer is a {type(optimizer).__name__}; "
+            "allowed is a torch.optim.Optimizer or a sequence of them"
         )
     if (
         any(group.get("capturable") for group in optimizer.param_groups)
         and torch.cuda.is_available()
     ):
         raise Unsupported(
-            "an optimiser with capturable=True may run inside a CUDA graph, where its rates cannot be set; turn it off"
+            "an optimiser with capturable=True may run inside a CUDA graph, "
+            "where its rates cannot be set; turn it off"
         )
     return optimizer
 
@@ -69,17 +78,22 @@ def _refuse(optimizer: object) -> None:
     for kind in type(optimizer).__mro__:
         if kind.__name__ in _REFUSED:
             raise Unsupported(
-                f"{type(optimizer).__name__} cannot be measured or matched: {_REFUSED[kind.__name__]}"
+                f"{type(optimizer).__name__} cannot be measured or matched: "
+                f"{_REFUSED[kind.__name__]}"
             )
 
 
 def initial_rate(optimizers: list[Optimizer]) -> float:
-    """The one learning rate that all parameter groups began with. Raises `InvalidInput` when there are several."""
+    """The one learning rate that all parameter groups began with.
+
+    Raises `InvalidInput` when there are several.
+    """
     rates = initial_rates(optimizers)
     if len(rates) != 1:
         listed = ", ".join(f"{rate:g}" for rate in sorted(rates))
         raise InvalidInput(
-            f"lr= must be given: the parameter groups begin with different learning rates ({listed})"
+            "lr= must be given: the parameter groups begin with different learning rates "
+            f"({listed})"
         )
     return rates.pop()
 
@@ -96,20 +110,20 @@ def initial_rates(optimizers: list[Optimizer]) -> set[float]:
 def describe(
     optimizers: list[Optimizer], *, independent_decay: bool = False
 ) -> tuple[str, dict[str, Any]]:
-    """Class name(s), and every setting that shapes the update at learning rate 1; one that differs between groups as a list
-    of its values. What the class has decided or the user has noted in a group (a label) is no setting. Decay that is
-    independent of the multipliers is no part of the update measured, which `weight_decay_mode` says."""
+    """The optimisers' class name(s), and every setting that shapes the update at learning rate 1.
+
+    A setting that differs between groups is a list of its values. What a group holds besides its
+    class's arguments (the class's own state, a user's label) is no setting. `independent_decay`:
+    the decay is no part of the measured update, as the setting `weight_decay_mode` then says.
+    """
     name = "+".join(type(each).__name__ for each in optimizers)
     values: dict[str, list[Any]] = {}
     for each in optimizers:
         arguments = inspect.signature(type(each)).parameters
         anything = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
         for group in each.param_groups:
-            for key in (
-                group.keys() - _IMPLEMENTATION
-                if anything
-                else group.keys() & arguments.keys() - _IMPLEMENTATION
-            ):
+            settings = group.keys() if anything else group.keys() & arguments.keys()
+            for key in settings - _IMPLEMENTATION:
                 plain = _plain(group[key])
                 if plain not in values.setdefault(key, []):
                     values[key].append(plain)

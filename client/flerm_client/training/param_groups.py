@@ -1,4 +1,4 @@
-"""Multipliers act inside `step` and nowhere else: the user's parameter groups look as without us before and after it."""
+"""Parameter groups scaled by multipliers, in place of the user's inside `step` only."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ Group = dict[str, Any]
 
 
 class ScaledParamGroups:
-    """The learning rates of one optimiser's tensors: η(t), as the user's groups and schedulers have it, times m_ℓ.
+    """The learning rates of one optimiser's tensors: η(t) of the user's groups, times m_ℓ.
 
-    Tensors of one group and one multiplier share a group inside the step, so that fused and foreach kernels stay few. An
-    optimiser that keeps state in its groups finds it: what a step changes there is carried back. `independent_decay`: the
-    weights decay by η(t)·λ, whatever the multiplier.
+    Inside the step, tensors of one user group and one multiplier share a group, so that fused and
+    foreach kernels stay few. What a step changes in a group is copied to the user's group, because
+    some optimisers keep state there.
+
+    names: id(parameter) to tensor name.
+    independent_decay: weights decay by η(t)·λ, whatever the multiplier.
     """
 
     def __init__(
         self, optimizer: Optimizer, names: Mapping[int, str], *, independent_decay: bool = False
     ) -> None:
         self._optimizer = optimizer
-        self._names = names  # id(parameter) to tensor name
+        self._names = names
         self._independent_decay = independent_decay
         self._split: list[_GroupSplit] = []
         self._multipliers: Mapping[str, float] | None = None
@@ -40,7 +43,10 @@ class ScaledParamGroups:
         }
 
     def decays(self) -> dict[str, float]:
-        """η(t) · λ by tensor name, for those whose decay is independent: the part of the weights that the next step takes."""
+        """η(t) · λ by tensor name: the part of the weights that the next step takes off.
+
+        Holds the tensors whose decay is independent of their multiplier.
+        """
         if not self._independent_decay:
             return {}
         return {
@@ -56,48 +62,48 @@ class ScaledParamGroups:
                     yield name, group
 
     @contextmanager
-    def applied(
-        self, multipliers: Mapping[str, float], settled: Callable[[], None]
+    def swapped_in(
+        self, multipliers: Mapping[str, float], on_rates_ready: Callable[[], None]
     ) -> Iterator[None]:
-        """A step runs inside: for it `optimizer.param_groups` has a group for each multiplier. For the user's hooks on the step
-        and outside, also after an exception, it is the user's own.
+        """A step runs inside, with a group for each multiplier in `optimizer.param_groups`.
 
-        `settled` is called where `current` tells the rates of the step: at the beginning, and again after hooks that may have
-        set others.
+        The user's hooks on the step see the user's own groups, and so does everyone afterwards,
+        also after an exception. `on_rates_ready` is called when `current` gives the rates of the
+        step: at the beginning, and again after hooks that may have set others.
         """
-        theirs: list[Group] | None = None
+        users: list[Group] | None = None
 
-        def give_back() -> None:
-            nonlocal theirs
-            if theirs is not None:
-                self._optimizer.param_groups, theirs = theirs, None
+        def swap_out() -> None:
+            nonlocal users
+            if users is not None:
+                self._optimizer.param_groups, users = users, None
                 for each in self._split:
-                    each.carry_back()
+                    each.sync_to_user()
 
-        def take() -> None:
-            nonlocal theirs
-            if multipliers and theirs is None:
-                theirs = self._optimizer.param_groups
-                split = self._split_groups(theirs, multipliers)
+        def swap_in() -> None:
+            nonlocal users
+            if multipliers and users is None:
+                users = self._optimizer.param_groups
+                split = self._split_groups(users, multipliers)
                 for each in split:
-                    each.follow()
+                    each.sync_from_user()
                 self._optimizer.param_groups = [ours for each in split for ours in each.ours]
 
         def begin() -> None:
-            settled()
-            take()
+            on_rates_ready()
+            swap_in()
 
         begin()
         try:
-            with between_user_hooks(self._optimizer, give_back, begin, take):
+            with between_user_hooks(self._optimizer, swap_out, begin, swap_in):
                 yield
         finally:
-            give_back()
+            swap_out()
 
     def _split_groups(
         self, groups: list[Group], multipliers: Mapping[str, float]
     ) -> list[_GroupSplit]:
-        # `multipliers` is replaced, never changed, when new ones are matched.
+        # New multipliers come as a new mapping: `multipliers` itself is never changed.
         key = [(id(group), len(group), *map(id, group["params"])) for group in groups]
         if multipliers is not self._multipliers or key != self._split_for:
             self._split = []
@@ -114,7 +120,7 @@ class ScaledParamGroups:
 class _GroupSplit:
     """One of the user's groups, and `ours`: a group for each multiplier in it.
 
-    They live on between steps, as making some fifty dictionaries anew costs a twentieth of a fused step.
+    These are kept between steps: making some fifty dictionaries costs a twentieth of a fused step.
     """
 
     def __init__(
@@ -133,7 +139,7 @@ class _GroupSplit:
             {**group, "params": parameters} for parameters in members.values()
         ]
 
-    def follow(self) -> None:
+    def sync_from_user(self) -> None:
         """Takes over what the user or a scheduler has set since the last step."""
         group, now = self._group, self._values(self._group)
         if not all(map(is_, now, self._before)):
@@ -146,8 +152,8 @@ class _GroupSplit:
             if self._decays:
                 ours["weight_decay"] = group["weight_decay"] / m
 
-    def carry_back(self) -> None:
-        """Gives the user's group what the step has set in ours: some optimisers keep state there."""
+    def sync_to_user(self) -> None:
+        """Copies to the user's group what the step has set in `ours`."""
         before, size = self._before, len(self._group)
         for ours in self.ours:
             if len(ours) != size:

@@ -1,4 +1,4 @@
-"""Probe batches: fresh inputs, cycled when they end, on a stream of randomness and a position of their own."""
+"""Probe batches: fresh inputs, cycled when they end, with random numbers of their own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from flerm_core.measure.state_guard import RandomState
 
 
 class Probe:
-    """An endless iterator over the user's probe. `position` counts the batches taken from its present pass.
+    """An endless iterator over the user's probe.
 
-    A DataLoader's own generators, which the training may draw from too, are after each batch what they were: the probe has
-    states of its own for them.
+    `position` counts the batches taken from the present pass over the probe. A DataLoader's own
+    generators, from which the training may draw too, have after each batch the state they had
+    before: the probe keeps states of its own for them.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
@@ -38,7 +39,10 @@ class Probe:
         return self
 
     def __next__(self) -> Any:
-        """The next batch; begins anew at the end. Raises `InvalidInput` for a probe that has none or cannot begin anew."""
+        """The next batch; after the last one, the first again.
+
+        Raises `InvalidInput` for a probe that has no batches, or ends and cannot begin anew.
+        """
         with self._own_states():
             return self._next()
 
@@ -56,12 +60,14 @@ class Probe:
             return batch
         if taken:
             raise InvalidInput(
-                f"probe ended after {taken} batches and cannot begin anew; give a list, a DataLoader or an endless iterator"
+                f"probe ended after {taken} batches and cannot begin anew; "
+                "give a list, a DataLoader or an endless iterator"
             )
         raise InvalidInput("probe has no batches; at least one is needed")
 
     def _begin(self) -> None:
-        # A shuffling loader draws its order here: the state is kept so that a resumed run can draw the same.
+        # A shuffling loader draws its order here. The state before is kept, so that a resumed run
+        # can draw the same order.
         self._pass_began = RandomState()
         self._states_began = [each.get_state() for each in self._generators]
         shared = (
@@ -71,8 +77,8 @@ class Probe:
         )
         if shared is not None and shared is not self._pass:
             raise InvalidInput(
-                "probe is a DataLoader with persistent_workers=True that is in use elsewhere, which reading it would disturb; "
-                "give a loader of its own"
+                "probe is a DataLoader with persistent_workers=True that is in use elsewhere, "
+                "which reading it would disturb; give a loader of its own"
             )
         self._pass = iter(self._batches)
         self.position = 0
@@ -93,7 +99,7 @@ class Probe:
                 each.set_state(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the probe is, for a checkpoint."""
+        """The probe's position and random states, for a checkpoint."""
         began = None if self._pass_began is None else self._pass_began.state_dict()
         return {
             "position": self.position,
@@ -102,13 +108,15 @@ class Probe:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where another probe over the same batches was. To be called inside the probe's own randomness."""
+        """Goes to the position of another probe over the same batches.
+
+        To be called inside the measurement's own randomness (`PrivateRandomness.active`).
+        """
         if state["pass_began"] is None:
             return
         RandomState.from_state_dict(state["pass_began"]).restore()
-        began = state.get(
-            "generators_began", []
-        )  # of another kind of loader: the probe's own start anew
+        # The other probe may have been another kind of loader. Generators then start anew.
+        began = state.get("generators_began", [])
         self._states = list(began) if len(began) == len(self._generators) else []
         with self._own_states():
             self._begin()
@@ -117,7 +125,7 @@ class Probe:
 
 
 def _generators_of(batches: Any) -> list[torch.Generator]:
-    """Those that a DataLoader and its samplers draw from."""
+    """The generators that a DataLoader and its samplers draw from, each once."""
     if not isinstance(batches, DataLoader):
         return []
     holders = (

@@ -29,14 +29,17 @@ from flerm_core.records.recording import (
 )
 from flerm_core.trajectory import Trajectory
 
-_LAST = 200  # losses behind a final loss (Section 4: "averaged over the last 200 batches")
+# The losses behind a final loss (Section 4: "averaged over the last 200 batches").
+_LAST = 200
 
 
 class RunLog:
-    """The rows of this run, in memory and, where there is a registry, in the spool. One per process; only rank 0's reports.
+    """The rows of this run, in memory and, on rank 0 and with a registry, in the spool.
 
-    `parameters` index the vectors: the tensors, then the roles. `tokens`: the last that were logged; `tokens_ahead`: those that
-    go with the step that follows, None where nobody has logged them.
+    parameters: the entries of a row's vectors, which are the tensors and then the depth groups.
+    tokens: the last count that was logged, of the run so far.
+    pending_tokens: the count logged for the step that follows; None where none was logged.
+    diverged: whether any measurement was not finite.
     """
 
     def __init__(self, parameters: ParameterList) -> None:
@@ -44,50 +47,53 @@ class RunLog:
         self.rows: list[Measurement] = []
         self.diverged = False
         self._reporter: SpoolReporter | None = None
-        self._unreportable = False
+        self._cannot_report = False
         self._losses: deque[Any] = deque(maxlen=_LAST)
-        self._logged = 0
-        self._pending: Any = None
+        self._losses_logged = 0
+        self._pending_loss: Any = None
         self._step = 0
         self.tokens: int | None = None
-        self.tokens_ahead: int | None = None
+        self.pending_tokens: int | None = None
 
-    def report_to(self, about: RunMetadata, spec: RecordingSpec, attempt: Attempt) -> None:
-        """From now on every row also goes to the registry of `about`."""
-        # Held until the interpreter ends, where nobody ends it before: how a run ends must not hang on when the garbage
-        # collector comes by.
+    def attach_reporter(self, metadata: RunMetadata, spec: RecordingSpec, attempt: Attempt) -> None:
+        """From now on every row also goes to the registry of `metadata`."""
+        # The reporter lives until the interpreter ends, where nobody ends the run before: how a run
+        # ends must not depend on the garbage collector.
         atexit.register(self._end_at_exit)
+        options = metadata.options
         try:
             self._reporter = SpoolReporter.open(
-                about.registry, spec, attempt, token=about.token, spool=about.spool
+                metadata.registry, spec, attempt, token=options.token, spool=options.spool
             )
-        except (
-            FlermError
-        ) as error:  # what `check_reporting` could not foresee must not end a training that runs
-            self._unreportable = True
+        # `check_reporting` has found all errors that can be foreseen. Another must not end a
+        # training that runs.
+        except FlermError as error:
+            self._cannot_report = True
             warn(f"this run goes on and is not reported: {error}")
 
     @property
     def reporting(self) -> bool:
-        """Whether rows go to a registry, or it was found out that they cannot."""
-        return self._reporter is not None or self._unreportable
+        """Whether a reporter was attached, or could not be."""
+        return self._reporter is not None or self._cannot_report
 
     def log(self, loss: Any, tokens: int | None) -> None:
-        """The loss of the step that follows, a number or a 0-dimensional tensor (not read before it is needed), and the
-        tokens so far."""
+        """The loss of the step that follows, and the tokens that the run has seen by its end.
+
+        `loss` is a number or a 0-dimensional tensor, whose value is read when it is needed only.
+        """
         if loss is not None:
             loss = loss.detach() if hasattr(loss, "detach") else loss
-            self._pending = loss
+            self._pending_loss = loss
             self._losses.append(loss)
-            self._logged += 1
+            self._losses_logged += 1
         if tokens is not None:
             count = int(tokens)
             check_integer("tokens", count)
-            self.tokens = self.tokens_ahead = count
+            self.tokens = self.pending_tokens = count
 
-    def step_over(self, step: int) -> None:
-        """The step that a logged loss and tokens went with is over; it was the run's `step`-th."""
-        self._pending = self.tokens_ahead = None
+    def end_step(self, step: int) -> None:
+        """The run's `step`-th step is over, and with it the loss and tokens logged for the step."""
+        self._pending_loss = self.pending_tokens = None
         self._step = step
 
     def add(
@@ -99,7 +105,14 @@ class RunLog:
         *,
         sharpness: float = math.nan,
     ) -> None:
-        """One measurement, at the schedule's learning rate `rate`; without any finite FSLR it is left out."""
+        """Adds one measurement. A measurement without any finite FSLR is left out.
+
+        step: the optimiser step, counted from 1.
+        fslrs: by tensor and depth group, in output units per unit learning rate.
+        rate: η(t), the learning rate of the user's schedule.
+        multipliers: m_ℓ by tensor; None for a run without targets.
+        sharpness: the top eigenvalue of the Hessian; NaN where it was not measured.
+        """
         values = self._vector(fslrs)
         if np.isnan(values).all():
             return
@@ -107,9 +120,9 @@ class RunLog:
         row = Measurement(
             step=step,
             values=values,
-            loss=_finite(self._pending),
+            loss=_finite(self._pending_loss),
             learning_rate=rate,
-            tokens=self.tokens_ahead,
+            tokens=self.pending_tokens,
             measured_at=now(),
             scalars={"sharpness": sharpness} if math.isfinite(sharpness) else {},
             vectors=vectors,
@@ -119,6 +132,7 @@ class RunLog:
             self._reporter.append(row)
 
     def _vector(self, values: Mapping[str, float]) -> NDArray[np.float32]:
+        """`values` in the order of `parameters`, NaN for what is absent, not finite, or 0."""
         vector = np.array(
             [values.get(name, math.nan) for name in self.parameters.names], np.float32
         )
@@ -131,7 +145,10 @@ class RunLog:
         return Trajectory.from_measurements(self.parameters, self.rows)
 
     def finish(self, status: str, timeout: float) -> None:
-        """Ends the run's attempt; waits at most `timeout` seconds for its delivery and says what is left."""
+        """Ends the run's attempt, and waits at most `timeout` seconds for its delivery.
+
+        Warns where something could not be delivered.
+        """
         atexit.unregister(self._end_at_exit)
         if self._reporter is None:
             return
@@ -139,15 +156,15 @@ class RunLog:
         if status == "completed" and (self.diverged or not all(map(math.isfinite, losses))):
             status = "diverged"
         finite = [loss for loss in losses if math.isfinite(loss)]
-        final = final_loss(finite, self._logged) if finite and status != "diverged" else None
+        final = final_loss(finite, self._losses_logged) if finite and status != "diverged" else None
         ending = Ending(status=status, final_loss=final, final_step=self._step, tokens=self.tokens)
-        delivery = self._reporter.finish(ending, timeout=timeout)
-        if delivery.problem:
-            warn(delivery.problem)
+        report = self._reporter.finish(ending, timeout=timeout)
+        if report.problem:
+            warn(report.problem)
         self._reporter = None
 
-    def hand_over(self) -> None:
-        """What follows goes to the registry as a new attempt: the run goes back to a checkpoint."""
+    def detach_reporter(self) -> None:
+        """The run goes back to a checkpoint: what follows is reported as a new attempt."""
         atexit.unregister(self._end_at_exit)
         if self._reporter is not None:
             self._reporter.close()
@@ -169,7 +186,7 @@ class RunLog:
             "scalars": [dict(row.scalars) for row in self.rows],
             "multipliers": [None if each is None else torch.tensor(each) for each in multipliers],
             "last_losses": [float(loss) for loss in self._losses],
-            "losses_logged": self._logged,
+            "losses_logged": self._losses_logged,
             "tokens_seen": self.tokens,
             "diverged": self.diverged,
         }
@@ -197,36 +214,35 @@ class RunLog:
             )
         ]
         self._losses = deque(state["last_losses"], maxlen=_LAST)
-        self._logged = state["losses_logged"]
+        self._losses_logged = state["losses_logged"]
         self.tokens = state["tokens_seen"]
-        self._pending = self.tokens_ahead = (
-            None  # what was logged for a step that this run goes back behind
-        )
+        # What was logged for a step that this run has gone back behind does not count.
+        self._pending_loss = self.pending_tokens = None
         self.diverged = state["diverged"]
 
 
 def final_loss(last: Sequence[float], count: int) -> float:
-    """The mean over the last 200 of a run's `count` losses, of fewer than 1,000 over the last fifth.
+    """The mean over the last 200 of a run's `count` losses, or the last fifth of fewer than 1,000.
 
-    `last` holds the run's last losses, at least that many.
+    `last` holds the run's last losses, at least as many as the mean is over.
     """
     window = last[-min(_LAST, math.ceil(count / 5)) :]
     return sum(window) / len(window)
 
 
 def ending_status() -> str:
-    """How a run that was not closed ends with its process: failed under an uncaught exception, interrupted by
-    Ctrl-C, else completed. Interrupted in a notebook or at a prompt, whose end and whose last exception say nothing of it."""
+    """The status of a run that nobody closed when its process ended.
+
+    It is failed after an uncaught exception, interrupted after Ctrl-C, else completed. In a
+    notebook or at a prompt it is interrupted: neither their end nor their last exception says
+    anything about the run.
+    """
     if hasattr(sys, "ps1"):
         return "interrupted"
     last = getattr(sys, "last_value", None)
-    return (
-        "completed"
-        if last is None
-        else "interrupted"
-        if isinstance(last, KeyboardInterrupt)
-        else "failed"
-    )
+    if last is None:
+        return "completed"
+    return "interrupted" if isinstance(last, KeyboardInterrupt) else "failed"
 
 
 def _finite(loss: Any) -> float | None:

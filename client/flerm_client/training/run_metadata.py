@@ -7,17 +7,18 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from importlib import metadata
 from typing import Any
 
 from torch import nn
 
+from flerm_client.training.run_options import RunOptions
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.parameter_bands import bands_of
-from flerm_core.records.recording import EstimatorSettings, ParameterList, RecordingSpec
+from flerm_core.records.recording import ParameterList, RecordingSpec
 from flerm_core.records.validation import MAX_CONFIG_BYTES
 
 OMITTABLE = ("config", "optimizer", "versions", "git", "world_size")
@@ -25,80 +26,65 @@ OMITTABLE = ("config", "optimizer", "versions", "git", "world_size")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunMetadata:
-    """What is said of a run beyond what is measured: where it is reported, as what, with which labels.
+    """Where a run is reported, and what is said of it beyond its measurements.
 
-    `config` is the user's; `found` the model's own, recorded below it. `omit`: of `OMITTABLE`, what is not recorded by itself.
+    options: the user's registry, token, spool, role, variant, tags, config and `omit`.
+    registry: the address from `options` or else the environment; None: the run is not reported.
+    model_config: what the model says of itself. The user's `config` takes precedence.
+    versions: of the software, by package; empty until `with_versions`.
     """
 
-    registry: str | None = None
-    token: str | None = None
-    spool: Any = None
-    role: str = "base"
-    variant: str = "plain"
-    tags: Mapping[str, str] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    found: Mapping[str, Any] = field(default_factory=dict)
-    omit: Sequence[str] = ()
+    options: RunOptions
+    registry: str | None
+    model_config: Mapping[str, Any]
     versions: Mapping[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for name in self.omit:
+    @classmethod
+    def of(cls, options: RunOptions, model: MeasuredModel) -> RunMetadata:
+        """What the user and the model say. Raises `InvalidInput` for what cannot be omitted."""
+        for name in options.omit:
             if name not in OMITTABLE:
                 raise InvalidInput(
-                    f"omit: {name!r} is nothing that is recorded by itself; allowed are {', '.join(OMITTABLE)}"
+                    f"omit: {name!r} is nothing that is recorded by itself; "
+                    f"allowed are {', '.join(OMITTABLE)}"
                 )
+        registry = options.registry or os.environ.get("FLERM_REGISTRY") or None
+        return cls(options=options, registry=registry, model_config=model_config(model.module))
 
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        *,
-        registry: str | None,
-        token: str | None,
-        spool: Any,
-        role: str,
-        variant: str,
-        tags: Mapping[str, str] | None,
-        config: Mapping[str, Any] | None,
-        omit: Sequence[str],
-    ) -> RunMetadata:
-        """What users say, and what `model` says of itself. `registry` None: that of the environment."""
-        return cls(
-            registry=registry or os.environ.get("FLERM_REGISTRY") or None,
-            token=token,
-            spool=spool,
-            role=role,
-            variant=variant,
-            tags=tags or {},
-            config=config or {},
-            found=model_config(model),
-            omit=omit,
-        )
+    def with_versions(self) -> RunMetadata:
+        """The same with the versions of the software.
 
-    def looked_up(self) -> RunMetadata:
-        """The same with the versions of all that computes: asked of the disk and of git, so once, before training."""
-        return replace(
-            self, versions={} if "versions" in self.omit else versions(git="git" not in self.omit)
-        )
+        Finding them reads the disk and runs git, so this is called once, before training.
+        """
+        omit = self.options.omit
+        return replace(self, versions={} if "versions" in omit else versions(git="git" not in omit))
 
-    def complete(self, spec: RecordingSpec) -> RecordingSpec:
-        """`spec` with all that is recorded by itself, and without what the user omits."""
-        omitted: dict[str, Any] = {}
-        if "optimizer" in self.omit:
-            omitted |= {"optimizer": "", "optimizer_config": {}}
-        if "world_size" in self.omit:
-            omitted |= {"world_size": 1}
-        return replace(
+    def fill(self, spec: RecordingSpec) -> RecordingSpec:
+        """`spec` with all that is recorded without being asked for, less what the user omits."""
+        options = self.options
+        config = {} if "config" in options.omit else dict(self.model_config)
+        spec = replace(
             spec,
-            config=dict(self.config) if "config" in self.omit else {**self.found, **self.config},
+            role=options.role,
+            variant=options.variant,
+            tags=options.tags or {},
+            config=config | dict(options.config or {}),
             versions=self.versions,
-            **omitted,
         )
+        if "optimizer" in options.omit:
+            spec = replace(spec, optimizer="", optimizer_config={})
+        if "world_size" in options.omit:
+            spec = replace(spec, world_size=1)
+        return spec
 
 
 def model_config(model: nn.Module) -> dict[str, Any]:
-    """What a model says of itself: its class, its number of parameters, and its `config` if it has one (a mapping, a dataclass,
-    or an object with `to_dict`, as of transformers). Values that JSON does not know are written as text."""
+    """What a model says of itself: its class, its number of parameters, and its `config`.
+
+    `model.config` may be a mapping, a dataclass, or an object with `to_dict` (transformers). Values
+    that JSON does not know are written as text. A config that is too long for a recording is left
+    out: what the user did not ask for must not stop a run.
+    """
     found: dict[str, Any] = {
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -111,48 +97,44 @@ def model_config(model: nn.Module) -> dict[str, Any]:
         content = asdict(own)
     elif callable(getattr(own, "to_dict", None)):
         content = own.to_dict()  # type: ignore[union-attr]
-    if isinstance(content, Mapping):
-        whole = {**found, "config": _jsonable(content)}
-        # One that is too long for a recording is left out: what is found by itself must not stop a run.
-        if len(json.dumps(whole)) <= MAX_CONFIG_BYTES // 2:
-            return whole
-    return found
+    if not isinstance(content, Mapping):
+        return found
+    with_config = found | {"config": _jsonable(content)}
+    return with_config if len(json.dumps(with_config)) <= MAX_CONFIG_BYTES // 2 else found
 
 
 def _jsonable(value: Any, depth: int = 0) -> Any:
+    """`value` with plain JSON values in its place, nested at most 8 deep."""
     if isinstance(value, Mapping) and depth < 8:
         return {
-            _text(str(key))[:256] or "_": _jsonable(item, depth + 1) for key, item in value.items()
+            _printable(str(key))[:256] or "_": _jsonable(item, depth + 1)
+            for key, item in value.items()
         }
     if isinstance(value, list | tuple) and depth < 8:
         return [_jsonable(item, depth + 1) for item in value]
     if value is None or isinstance(value, bool):
         return value
+    # Beyond 2**53 a JSON number is no longer exact.
     if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**53:
         return value
-    return _text(str(value))
+    return _printable(str(value))
 
 
-def _text(value: str) -> str:
-    return "".join(each if each.isprintable() else " " for each in value)
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
-def parameter_list(subject: MeasuredModel, overrides: Mapping[str, str] | None) -> ParameterList:
-    """The subject's tensors and then its roles, with their bands; `overrides` maps name patterns to bands."""
-    names = (*subject.parameters, *subject.depth_groups)
+def parameter_list(model: MeasuredModel, band_overrides: Mapping[str, str] | None) -> ParameterList:
+    """The tensors of `model`, then its depth groups, each with its band.
+
+    `band_overrides` maps name patterns to bands.
+    """
+    names = (*model.parameters, *model.depth_groups)
     shapes = (
-        *(tuple(p.shape) for p in subject.parameters.values()),
-        *(() for _ in subject.depth_groups),
+        *(tuple(p.shape) for p in model.parameters.values()),
+        *(() for _ in model.depth_groups),
     )
-    return ParameterList(names, shapes, tuple(bands_of(names, shapes, overrides=overrides)))
-
-
-def check_settings(settings: EstimatorSettings) -> None:
-    """Raises `InvalidInput` naming the first count that is out of range. `every` 0 means once, at `start`."""
-    for name, least in (("every", 0), ("warmup", 1), ("samples", 1), ("start", 1)):
-        value = getattr(settings, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InvalidInput(f"{name}={value!r} is not allowed; a whole number from {least} is")
+    return ParameterList(names, shapes, tuple(bands_of(names, shapes, overrides=band_overrides)))
 
 
 def versions(*, git: bool = True) -> dict[str, str]:

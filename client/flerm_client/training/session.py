@@ -6,7 +6,7 @@ import math
 import sys
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from flerm_client.training.measured_model import make_measured_model, on_device
 from flerm_client.training.optimizer_info import bare_optimizer, describe, initial_rate
@@ -22,8 +21,9 @@ from flerm_client.training.parallelism import find_ranks
 from flerm_client.training.param_groups import ScaledParamGroups
 from flerm_client.training.probe import Probe
 from flerm_client.training.run_log import RunLog
-from flerm_client.training.run_metadata import RunMetadata, check_settings, parameter_list
-from flerm_client.training.step_schedule import StepSchedule
+from flerm_client.training.run_metadata import RunMetadata, parameter_list
+from flerm_client.training.run_options import RunOptions
+from flerm_client.training.step_schedule import StepSchedule, check_settings
 from flerm_client.training.step_wrapper import CopySafeHook, StepWrapper
 from flerm_client.training.target_schedule import TargetSchedule
 from flerm_client.training.weight_decay import is_independent
@@ -33,161 +33,144 @@ from flerm_core.errors import FlermError, InvalidInput, Unsupported
 from flerm_core.matching.match import Multipliers
 from flerm_core.measure.estimators.registry import make_estimator
 from flerm_core.measure.fslr_meter import FSLRMeter
-from flerm_core.measure.measured_model import MeasuredModel, Output
-from flerm_core.measure.sharpness import Loss, require_scipy
+from flerm_core.measure.measured_model import MeasuredModel
+from flerm_core.measure.sharpness import require_scipy
 from flerm_core.measure.state_guard import AutocastContext
 from flerm_core.measure.update.weight_update import WeightUpdate
-from flerm_core.parameter_names import is_depth_group, stands_for
 from flerm_core.records.recording import Attempt, EstimatorSettings, RecordingSpec, now
 from flerm_core.records.validation import validate_family_name
 
-_live: weakref.WeakSet[TrainingSession] = weakref.WeakSet()
+_live_sessions: weakref.WeakSet[TrainingSession] = weakref.WeakSet()
 
 
 class TrainingSession:
-    """The parts of a run and their state. `begin` starts it; then each step of the optimisers goes through `_around`.
+    """The parts of a run and their state.
 
-    `steps` counts the model's steps: one is over when every optimiser has made its part of it. `fslr` is the last measurement,
-    `matched_fslr` that of which `multipliers` were made to reach the targets `aimed`; all go by tensor, `multipliers` alone not
-    by role. `late` are the tensors that had a gradient but no update at the first measurement (LoRA's A while B is 0): they are
-    measured, and matched, at the step after it.
+    `begin` starts the run; from then on each optimiser step goes through `_around_step`: an update
+    that is due is captured, measured, matched where targets are due, and logged.
+
+    steps: the model's optimiser steps so far. A step is over when every optimiser has made its part
+        of the step.
+    fslr: the last measurement, by tensor and depth group.
+    matched_fslr: the measurement that the present multipliers were computed from, by tensor.
+    current_targets: the targets that the present multipliers reach, by tensor.
+    multipliers: m_ℓ by tensor; empty until matched.
+    delayed: the tensors that had a gradient but no update at the first measurement (LoRA's A while
+        B is 0). They are measured, and matched, at the step after the first measurement.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer | Sequence[Optimizer],
-        *,
-        probe: Iterable[Any],
-        family: str,
-        lr: float | None,
-        output: Output | None,
-        seed: int,
-        weight_decay: str,
-        sharpness: Loss | None,
-        bands: Mapping[str, str] | None,
-        blocks: str | Sequence[str] | None,
-        process_group: Any,
-    ) -> None:
-        validate_family_name(family)
+    def __init__(self, options: RunOptions) -> None:
+        validate_family_name(options.family)
+        optimizer = options.optimizer
         given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
         if not given:
             raise InvalidInput("optimizer is an empty sequence; at least one is needed")
+        self.options = options
+        self.family = options.family
         self.optimizers = [bare_optimizer(each) for each in given]
-        self.family = family
-        self.lr = initial_rate(self.optimizers) if lr is None else float(lr)
+        if isinstance(options.lr, str):
+            raise InvalidInput(f"lr={options.lr!r} is not allowed; a finite number above 0 is")
+        self.lr = initial_rate(self.optimizers) if options.lr is None else float(options.lr)
         if not 0.0 < self.lr < math.inf:
             raise InvalidInput(f"lr={self.lr} is not allowed; a finite number above 0 is")
-        self.seed = seed
-        self.model = model
-        self.ranks = find_ranks(model, process_group)
-        self.subject = make_measured_model(model, self.optimizers, output, blocks, self.ranks)
-        if sharpness is not None:
+        self.ranks = find_ranks(options.model, options.process_group)
+        self.measured_model = make_measured_model(
+            options.model, self.optimizers, options.output, options.blocks, self.ranks
+        )
+        if options.sharpness is not None:
             require_scipy()
-            if self.subject.sharding is not None:
+            if self.measured_model.sharding is not None:
                 raise Unsupported(
-                    "sharpness= cannot be measured where ranks share tensors (FSDP2, tensor parallel); leave it out"
+                    "sharpness= cannot be measured where ranks share tensors "
+                    "(FSDP2, tensor parallel); leave it out"
                 )
-        self._loss = None if sharpness is None else on_device(sharpness, self.subject.device)
-        self.probe = Probe(probe)
-        names = {id(p): name for name, p in self.subject.parameters.items()}
-        self.independent_decay = is_independent(weight_decay, self.optimizers)
-        self.rates = [
+        self.probe = Probe(options.probe)
+        names = {id(p): name for name, p in self.measured_model.parameters.items()}
+        self.independent_decay = is_independent(options.weight_decay, self.optimizers)
+        self.param_groups = [
             ScaledParamGroups(each, names, independent_decay=self.independent_decay)
             for each in self.optimizers
         ]
-        self.journal = RunLog(parameter_list(self.subject, bands))
+        self.run_log = RunLog(parameter_list(self.measured_model, options.bands))
         self.recording_id = str(uuid.uuid4())
         self.attempt = Attempt()
         self.steps = 0
         self.fslr: dict[str, float] = {}
         self.matched_fslr: dict[str, float] = {}
-        self.aimed: dict[str, float] = {}
-        self.late: frozenset[str] = frozenset()
+        self.current_targets: dict[str, float] = {}
         self.multipliers: dict[str, float] = {}
-        self._update: WeightUpdate | None = None
-        self._rate = self.lr  # the first group's at the step that is measured
-        self._base_step = 0.0  # the base's step whose targets are those of the step that is matched
-        self._stepped: set[int] = set()
+        self.delayed: frozenset[str] = frozenset()
+        self._update: WeightUpdate | None = None  # of the step at hand, where it is measured
+        self._scheduled_lr = self.lr  # η(t) of the first group at the step that is measured
+        self._target_position = 0.0  # the base's step whose targets the step at hand is matched to
+        self._stepped: set[int] = set()  # the optimisers that have made their part of the step
         self._ended = False
+
+    # Beginning and end
 
     def begin(
         self,
-        about: RunMetadata,
+        metadata: RunMetadata,
         settings: EstimatorSettings,
+        target_schedule: TargetSchedule | None = None,
         *,
-        aim: TargetSchedule | None = None,
         match_every: int = 0,
         dry_run: bool = False,
     ) -> None:
-        """From now on the optimisers' steps are measured by `settings`, and matched to `aim` at `start` and each `match_every`
-        steps.
+        """From now on the optimisers' steps are measured, and matched where there are targets.
 
-        A run with an aim is bound to the estimator of its targets, one without may fall back to kronecker.
+        They are measured as `settings` say, and matched at step `settings.start` and each
+        `match_every` steps (0: once). A run with targets uses the estimator of its targets; a run
+        without may fall back to kronecker. A dry run ends at its first match.
         """
         check_settings(settings)
-        self._refuse_company(aim)
-        self.about, self.settings, self.aim, self._dry_run = about, settings, aim, dry_run
-        self.measuring = StepSchedule(settings.start, settings.every)
-        self.matching = StepSchedule(settings.start, match_every)
-        # A base that does not know its tokens is told here, before training.
-        self.aimed = {} if aim is None else aim.at(aim.base_step(settings.start, 0))
-        outer = {"output_weight": settings.output_weight, "output_bias": settings.output_bias}
-        fallback = make_estimator("kronecker", self.subject, **outer) if aim is None else None
-        estimator = make_estimator(settings.name, self.subject, **outer)
-        if aim is not None:
-            aim.check_roles(
-                estimator.name,
-                self.subject.depth_groups if estimator.measures_depth_groups else None,
-            )
-        self.meter = FSLRMeter(
-            self.subject, estimator, self.ranks, seed=self.seed, fallback=fallback, loss=self._loss
-        )
-        # Whichever rank's state a checkpoint holds: it names one run.
+        self._refuse_other_sessions(target_schedule)
+        self.metadata, self.settings, self.target_schedule = metadata, settings, target_schedule
+        self._dry_run = dry_run
+        self.measure_schedule = StepSchedule(settings.start, settings.every)
+        self.match_schedule = StepSchedule(settings.start, match_every)
+        if target_schedule is not None:
+            # A clock that the base cannot answer by (tokens) raises here, before training.
+            first = target_schedule.base_step(settings.start, 0)
+            self.current_targets = target_schedule.targets_at(first)
+        self.meter = self._make_meter()
+        # Whichever rank's state a checkpoint holds: the state names one run.
         self.recording_id, self.attempt = self.ranks.share((self.recording_id, self.attempt))
-        if about.registry is not None and not dry_run:
+        if self._reports:
             if self.ranks.lead:
-                self.about = about.looked_up()
-            # A wrong tag, a spool that cannot be written: told now, on every rank, and not by rank 0 in mid-training.
-            self.on_lead(lambda: check_reporting(about.registry, self._spec(), about.spool))
-        self._attachments = [
-            StepWrapper(each, partial(self._around, index))
+                self.metadata = metadata.with_versions()
+            # A wrong tag or a spool that cannot be written raises here, on every rank, rather than
+            # on rank 0 in mid-training.
+            spool = self.options.spool
+            self.on_rank0(lambda: check_reporting(metadata.registry, self._spec(), spool))
+        self._wrappers = [
+            StepWrapper(each, partial(self._around_step, index))
             for index, each in enumerate(self.optimizers)
         ]
-        listeners = _listeners(self.model, self.subject)
         self._forward_hooks = [
-            each.register_forward_pre_hook(CopySafeHook(self._see_forward)) for each in listeners
+            each.register_forward_pre_hook(CopySafeHook(self._see_forward))
+            for each in _modules_that_show_autocast(self.options.model, self.measured_model)
         ]
-        _live.add(self)
+        _live_sessions.add(self)
 
     def end(self, status: str, timeout: float = 10.0) -> None:
-        """Takes the measurement off the optimisers and ends the recording, waiting at most `timeout` seconds for its delivery.
+        """Takes the measurement off the optimisers and ends the recording.
 
-        A second time does nothing."""
+        Waits at most `timeout` seconds for the delivery. A second call does nothing.
+        """
         if self._ended:
             return
         self._ended = True
-        _live.discard(self)
-        for attachment in self._attachments:
-            attachment.detach()
+        _live_sessions.discard(self)
+        for wrapper in self._wrappers:
+            wrapper.detach()
         for hook in self._forward_hooks:
             hook.remove()
         self._update = None
-        self.journal.finish(status, timeout)
+        self.run_log.finish(status, timeout)
 
-    def _refuse_company(self, aim: TargetSchedule | None) -> None:
-        mine = {id(each) for each in self.optimizers}
-        for other in _live:
-            if (aim is not None or other.aim is not None) and any(
-                id(each) in mine for each in other.optimizers
-            ):
-                raise InvalidInput(
-                    "optimizer is at work in another FLeRM, and one of the two matches, so that neither could tell its rates: "
-                    "close() that one first"
-                )
-
-    def on_lead(self, ask: Callable[[], Any]) -> Any:
-        """What `ask` answers on rank 0, on every rank; what it raises, likewise."""
+    def on_rank0(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` returns on rank 0, on every rank; a `FlermError` is raised on every rank."""
         answer: Any = None
         if self.ranks.lead:
             try:
@@ -199,207 +182,276 @@ class TrainingSession:
             raise answer
         return answer
 
-    def described(self) -> tuple[str, dict[str, Any]]:
+    def optimizer_signature(self) -> tuple[str, dict[str, Any]]:
         """The optimisers' class name(s) and settings."""
         return describe(self.optimizers, independent_decay=self.independent_decay)
 
-    def _due(self, step: int) -> bool:
-        return (
-            bool(self.late)
-            or self.measuring.due(step)
-            or (self.aim is not None and self.matching.due(step))
+    @property
+    def _reports(self) -> bool:
+        return self.metadata.registry is not None and not self._dry_run
+
+    def _refuse_other_sessions(self, target_schedule: TargetSchedule | None) -> None:
+        """Raises `InvalidInput` where an optimiser is in another session and either matches."""
+        mine = {id(each) for each in self.optimizers}
+        for other in _live_sessions:
+            matches = target_schedule is not None or other.target_schedule is not None
+            if matches and any(id(each) in mine for each in other.optimizers):
+                raise InvalidInput(
+                    "optimizer is at work in another FLeRM, and one of the two matches, so that "
+                    "neither could tell its rates: close() that one first"
+                )
+
+    def _make_meter(self) -> FSLRMeter:
+        model, settings, loss = self.measured_model, self.settings, self.options.sharpness
+        outer = {"output_weight": settings.output_weight, "output_bias": settings.output_bias}
+        fallback = None
+        if self.target_schedule is None:
+            fallback = make_estimator("kronecker", model, **outer)
+        return FSLRMeter(
+            model,
+            make_estimator(settings.name, model, **outer),
+            self.ranks,
+            seed=self.options.seed,
+            fallback=fallback,
+            loss=None if loss is None else on_device(loss, model.device),
         )
 
+    # One step
+
     @contextmanager
-    def _around(self, index: int) -> Iterator[None]:
-        """One optimiser's step."""
-        if index in self._stepped:
-            # Again before the others have: a critic's several steps, or a GradScaler that left another out. The model's step
-            # begins anew, as an update measured is one.
-            self._update = None
-            self._stepped.clear()
-        if not self._stepped and self._due(self.steps + 1):
-            if self.aim is not None and (self.late or self.matching.due(self.steps + 1)):
-                self._base_step = self._look(self.aim)
-            self._update = WeightUpdate(self.subject.parameters)
-        update, rates, multipliers = self._update, self.rates[index], self.multipliers
-
-        def settled() -> None:
-            if update is not None:
-                if index == 0:
-                    self._rate = float(self.optimizers[0].param_groups[0]["lr"])
-                update.rates |= rates.current(multipliers)
-                update.decays |= rates.decays()
-
+    def _around_step(self, index: int) -> Iterator[None]:
+        """The step of optimiser `index` runs inside."""
+        self._before_step(index)
         try:
-            with rates.applied(multipliers, settled):
+            note_rates = partial(self._note_rates, index)
+            with self.param_groups[index].swapped_in(self.multipliers, note_rates):
                 yield
         except BaseException:
-            self._update = None
-            self._stepped.clear()
+            self._abandon_update()
             raise
         self._stepped.add(index)
         if len(self._stepped) == len(self.optimizers):
-            self._stepped.clear()
-            self.steps += 1
-            update, self._update = self._update, None
-            if update is not None:
-                self._measure(update)
-            self.journal.step_over(self.steps)
+            self._after_step()
 
-    def _look(self, aim: TargetSchedule) -> float:
-        """The base's step that the step at hand is matched to. By tokens, those that the lead logged: on every rank the same,
-        or the same error, and before anything has moved."""
-        tokens = self.ranks.share(self.journal.tokens_ahead) if aim.pace.clock == "tokens" else None
-        return aim.base_step(self.steps + 1, tokens)
+    def _before_step(self, index: int) -> None:
+        """Captures the weights where the model's step that begins here is due."""
+        if index in self._stepped:
+            # This optimiser steps again before the others have: a critic's several steps, or a
+            # GradScaler that skipped another optimiser. The model's step begins anew, because a
+            # measured update is that of one step.
+            self._abandon_update()
+        if not self._stepped and self._due(self.steps + 1):
+            if self._match_due(self.steps + 1):
+                self._target_position = self._find_target_position()
+            self._update = WeightUpdate(self.measured_model.parameters)
+
+    def _note_rates(self, index: int) -> None:
+        """Notes the rates at which optimiser `index` takes the step that is measured."""
+        if self._update is None:
+            return
+        if index == 0:
+            self._scheduled_lr = float(self.optimizers[0].param_groups[0]["lr"])
+        groups = self.param_groups[index]
+        self._update.rates |= groups.current(self.multipliers)
+        self._update.decays |= groups.decays()
+
+    def _after_step(self) -> None:
+        """The model's step is over: what was captured of the step is measured."""
+        self._stepped.clear()
+        self.steps += 1
+        update, self._update = self._update, None
+        if update is not None:
+            self._measure(update)
+        self.run_log.end_step(self.steps)
+
+    def _abandon_update(self) -> None:
+        self._update = None
+        self._stepped.clear()
+
+    def _due(self, step: int) -> bool:
+        return bool(self.delayed) or self.measure_schedule.due(step) or self._match_due(step)
+
+    def _match_due(self, step: int) -> bool:
+        matches = self.target_schedule is not None
+        return matches and (bool(self.delayed) or self.match_schedule.due(step))
+
+    def _find_target_position(self) -> float:
+        """The base's step that the step at hand is matched to.
+
+        Tokens are those that rank 0 logged: every rank gets the same step or raises the same error,
+        before any weight has changed.
+        """
+        schedule = self.target_schedule
+        assert schedule is not None
+        by_tokens = schedule.clock.clock == "tokens"
+        tokens = self.ranks.share(self.run_log.pending_tokens) if by_tokens else None
+        return schedule.base_step(self.steps + 1, tokens)
+
+    def _see_forward(self, module: nn.Module, args: Any) -> None:
+        # The optimiser steps outside the user's autocast region, so the region of the training's
+        # forward is noted here and opened for the probe's forward.
+        if self._due(self.steps + 1) and not self.meter.measuring:
+            self.meter.autocast = AutocastContext.current(self.measured_model.device.type)
+
+    # One measurement
 
     def _measure(self, update: WeightUpdate) -> None:
-        # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing: tried again at the next.
+        """Measures the step just made, matches it where that is due, and logs it."""
+        # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing. The measurement is
+        # then tried again at the next step.
         if not any(update.rates.values()):
             return
-        flags = torch.stack(list(update.moved().values())).tolist()
-        moved = any(flags)
+        moved = _drop_unmoved(update)
         if not moved and not self.ranks.locked:
             return
-        still = {name for name, flag in zip(update.parameters, flags, strict=True) if not flag}
-        # What an optimiser leaves alone (no gradient) does not decay either.
-        update.decays = {name: decay for name, decay in update.decays.items() if name not in still}
         first = self.meter.measurements == 0
-        draws = self.settings.warmup if first or self.late else self.settings.samples
+        draws = self.settings.warmup if first or self.delayed else self.settings.samples
         measured = self.meter.measure(update, self.probe, draws, moved=moved)
         if not measured:
             return
-        late, self.late = self.late, self._late(update, measured) if first else frozenset()
-        # NaN: diverged, the last finite measurement stands. Zero: the tensor has no update yet.
+        delayed, self.delayed = self.delayed, frozenset()
+        if first:
+            self.delayed = self._find_delayed(update, measured)
         if any(not math.isfinite(value) for value in measured.values()):
-            self.journal.diverged = True
-        self.fslr = {
-            name: value for name, value in measured.items() if value > 0.0 and math.isfinite(value)
-        } or self.fslr
-        if (
-            self.about.registry is not None
-            and self.ranks.lead
-            and not self.journal.reporting
-            and not self._dry_run
-        ):
-            self.journal.report_to(
-                self.about, self._spec(), replace(self.attempt, started_at=now())
-            )
-        if self.aim is not None and (late or self.matching.due(self.steps)):
-            self._match(self.aim, update, frozenset() if self.matching.due(self.steps) else late)
-            self.matching.done(self.steps)
-        self.measuring.done(self.steps)
-        multipliers = (
-            None
-            if self.aim is None
-            else {name: self.multipliers.get(name, 1.0) for name in self.subject.parameters}
-        )
-        self.journal.add(
-            self.steps, measured, self._rate, multipliers, sharpness=self.meter.sharpness
-        )
+            self.run_log.diverged = True
+        # The last finite measurement stands. A tensor without an update (0) is unmeasured.
+        usable = {name: value for name, value in measured.items() if 0.0 < value < math.inf}
+        self.fslr = usable or self.fslr
+        self._attach_reporter()
+        self._match_if_due(update, delayed)
+        self.measure_schedule.done(self.steps)
+        self._log(measured)
 
-    def _late(self, update: WeightUpdate, measured: Mapping[str, float]) -> frozenset[str]:
-        found = {
+    def _find_delayed(self, update: WeightUpdate, measured: Mapping[str, float]) -> frozenset[str]:
+        """The tensors that had a gradient but no update; the same on every rank."""
+        # Every rank has the same FSLRs, and so takes part in the collective or not. Gradients are
+        # this rank's own.
+        if 0.0 not in measured.values():
+            return frozenset()
+        found = [
             name
-            for name, parameter in self.subject.parameters.items()
+            for name, parameter in self.measured_model.parameters.items()
             if measured.get(name) == 0.0 and update.rates.get(name) and parameter.grad is not None
-        }
-        # FSLRs are the same on every rank, and so is whether one is 0; gradients are this rank's.
-        return (
-            frozenset(self.ranks.share(sorted(found))) if 0.0 in measured.values() else frozenset()
+        ]
+        return frozenset(self.ranks.share(sorted(found)))
+
+    def _attach_reporter(self) -> None:
+        """At the first measurement: from now on rows go to the registry too."""
+        if self._reports and self.ranks.lead and not self.run_log.reporting:
+            attempt = replace(self.attempt, started_at=now())
+            self.run_log.attach_reporter(self.metadata, self._spec(), attempt)
+
+    def _log(self, measured: Mapping[str, float]) -> None:
+        multipliers = None if self.target_schedule is None else self.multipliers_by_tensor()
+        self.run_log.add(
+            self.steps, measured, self._scheduled_lr, multipliers, sharpness=self.meter.sharpness
         )
 
-    def _match(self, aim: TargetSchedule, update: WeightUpdate, only: frozenset[str]) -> None:
-        """Sets the multipliers, of the tensors `only` where there are any, and makes the step just taken one that ran at them
-        (design, method 4)."""
-        everything = [*self.subject.parameters, *self.subject.depth_groups]
-        measured = {name: self.fslr.get(name, math.nan) for name in everything}
-        outcome = aim.multipliers(self._base_step, measured, self.multipliers, only)
+    def multipliers_by_tensor(self) -> dict[str, float]:
+        """m_ℓ of every tensor; 1.0 until matched."""
+        return {name: self.multipliers.get(name, 1.0) for name in self.measured_model.parameters}
+
+    # One match
+
+    def _match_if_due(self, update: WeightUpdate, delayed: frozenset[str]) -> None:
+        """Matches all tensors where that is due, else those that were `delayed` until now."""
+        schedule = self.target_schedule
+        all_due = self.match_schedule.due(self.steps)
+        if schedule is None or not (all_due or delayed):
+            return
+        only: frozenset[str] = frozenset() if all_due else delayed
+        measured = {name: self.fslr.get(name, math.nan) for name in self.measured_model.parameters}
         if self._dry_run:
-            if self.ranks.lead:
-                sys.stdout.write(
-                    f"{aim.comparison(self.family, self.lr, self._base_step, measured).text()}\n"
-                )
-            self.end("interrupted")
-            raise SystemExit(0)
+            self._print_report(schedule, measured)
+        outcome = schedule.multipliers(self._target_position, measured, self.multipliers, only)
         if self.ranks.lead:
-            _tell(outcome)
-        aimed, fslr = aim.at(self._base_step), self.fslr
+            _warn_unmatched(outcome)
+        targets = schedule.targets_at(self._target_position)
+        fslr = {name: value for name, value in self.fslr.items() if name in measured}
         if only:
-            aimed = self.aimed | {name: value for name, value in aimed.items() if _of(name, only)}
-            fslr = self.matched_fslr | {
-                name: value for name, value in fslr.items() if _of(name, only)
-            }
-        self.aimed, self.matched_fslr = aimed, fslr
-        names = list(self.subject.parameters)
-        exact = torch.tensor(
-            [outcome.values.get(n, 1.0) for n in names],
-            dtype=torch.float64,
-            device=self.subject.device,
-        )
-        before, now = (
-            self.multipliers,
-            dict(zip(names, self.ranks.spread(exact).tolist(), strict=True)),
-        )
-        self.multipliers = now
-        update.reapply({name: m / before.get(name, 1.0) for name, m in now.items()})
+            targets = self.current_targets | {name: targets[name] for name in only}
+            fslr = self.matched_fslr | {name: fslr[name] for name in only & fslr.keys()}
+        self.current_targets, self.matched_fslr = targets, fslr
+        self._apply_multipliers(outcome, update)
+        self.match_schedule.done(self.steps)
 
-    def _see_forward(self, module: nn.Module, args: Any) -> None:
-        # The step runs outside the user's autocast region: what is open in the training's forward is opened for the probe's.
-        if self._due(self.steps + 1) and not self.meter.measuring:
-            self.meter.autocast = AutocastContext.current(self.subject.device.type)
+    def _print_report(self, schedule: TargetSchedule, measured: Mapping[str, float]) -> None:
+        """Ends a dry run with what it found. Raises `SystemExit`."""
+        if self.ranks.lead:
+            sys.stdout.write(f"{schedule.report(self._target_position, measured).text()}\n")
+        self.end("interrupted")
+        raise SystemExit(0)
+
+    def _apply_multipliers(self, outcome: Multipliers, update: WeightUpdate) -> None:
+        """Sets the multipliers, and repeats the step just made at them (design, method 4)."""
+        names = list(self.measured_model.parameters)
+        found = torch.tensor(
+            [outcome.values.get(name, 1.0) for name in names],
+            dtype=torch.float64,
+            device=self.measured_model.device,
+        )
+        previous = self.multipliers_by_tensor()
+        # Rank 0's, so that they are equal to the last bit.
+        self.multipliers = dict(zip(names, self.ranks.spread(found).tolist(), strict=True))
+        update.reapply({name: m / previous[name] for name, m in self.multipliers.items()})
 
     def _spec(self) -> RecordingSpec:
-        kind, kind_settings = self.described()
-        found = None if self.aim is None else self.aim.found
+        optimizer, optimizer_config = self.optimizer_signature()
+        schedule = self.target_schedule
+        answer = None if schedule is None else schedule.registry_answer
         spec = RecordingSpec(
             id=self.recording_id,
             family=self.family,
             lr=self.lr,
-            parameters=self.journal.parameters,
-            seed=self.seed,
-            role=self.about.role,
-            variant=self.about.variant,
-            optimizer=kind,
-            optimizer_config=kind_settings,
+            parameters=self.run_log.parameters,
+            seed=self.options.seed,
+            optimizer=optimizer,
+            optimizer_config=optimizer_config,
             estimator=replace(self.settings, name=self.meter.estimator.name),
-            tags=self.about.tags,
             world_size=self.ranks.size,
-            targets_digest="" if found is None else found.digest,
-            targets_sources=() if found is None else found.sources,
+            targets_digest="" if answer is None else answer.digest,
+            targets_sources=() if answer is None else answer.sources,
         )
-        return self.about.complete(spec)
+        return self.metadata.fill(spec)
 
 
-def _listeners(model: nn.Module, subject: MeasuredModel) -> list[nn.Module]:
-    """The modules whose calls show in what autocast region the training's forward runs.
+def _drop_unmoved(update: WeightUpdate) -> bool:
+    """Whether any tensor moved.
 
-    The model, and the first of its layers that is measured: a framework may open the region inside the model's forward
-    (accelerate), or not call the model as a whole (Lightning's training_step).
+    A tensor that its optimiser left alone was not decayed either: its decay is taken out.
     """
-    own = {id(parameter) for parameter in subject.parameters.values()}
+    flags = torch.stack(list(update.moved().values())).tolist()
+    moved = {name for name, flag in zip(update.parameters, flags, strict=True) if flag}
+    update.decays = {name: decay for name, decay in update.decays.items() if name in moved}
+    return bool(moved)
+
+
+def _modules_that_show_autocast(model: nn.Module, measured: MeasuredModel) -> list[nn.Module]:
+    """The modules whose calls show in which autocast region the training's forward runs.
+
+    These are the model, and the first of its layers that is measured: a framework may open the
+    region inside the model's forward (accelerate), or not call the model as a whole (Lightning's
+    training_step).
+    """
+    own = {id(parameter) for parameter in measured.parameters.values()}
     layers = (
-        m
-        for m in subject.module.modules()
-        if any(id(p) in own for p in m.parameters(recurse=False))
+        module
+        for module in measured.module.modules()
+        if any(id(p) in own for p in module.parameters(recurse=False))
     )
     first = next(layers, model)
     return [model] if first is model else [model, first]
 
 
-def _of(name: str, tensors: frozenset[str]) -> bool:
-    """Whether `name` is one of `tensors` or the role of one."""
-    return name in tensors or (
-        is_depth_group(name) and any(stands_for(name, each) for each in tensors)
-    )
+def _warn_unmatched(outcome: Multipliers) -> None:
+    """Warns of tensors whose FSLR is noise or whose multiplier was bounded.
 
-
-def _tell(outcome: Multipliers) -> None:
-    """Warns of what was left alone as noise or bounded; tensors without an update yet (LoRA's A at first) are no news."""
-    told = [
+    Tensors without an update yet (LoRA's A at first) are expected, and not mentioned.
+    """
+    reasons = [
         (outcome.noisy, "have too small an FSLR to be matched and keep their multiplier"),
         (outcome.clamped, "were clamped"),
     ]
-    for names, what in told:
+    for names, reason in reasons:
         if names:
-            warn(f"{len(names)} tensors {what}: {', '.join(names)}")
+            warn(f"{len(names)} tensors {reason}: {', '.join(names)}")

@@ -1,4 +1,7 @@
-"""Being there when an optimiser steps: around the whole of `step`, once, whatever it does inside (docs/decisions.md, 4)."""
+"""Code around an optimiser's whole `step`, and between a user's hooks on `step`.
+
+A wrapped `step` runs once, whatever it calls inside (docs/decisions.md, 4).
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,28 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 
 class CopySafeHook:
-    """A hook on a module. Copies of the module (an average of its weights, a pickle) have one that hears nothing, and no part
-    of the run."""
+    """A hook on a module that does nothing in a copy of the module.
 
-    def __init__(self, hear: Callable[..., None] | None = None) -> None:
-        self._hear = hear
+    Copies (an average of the weights, a pickle) thus hold no part of the run.
+    """
+
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """As torch calls it."""
-        if self._hear is not None:
-            self._hear(*args, **kwargs)
+        if self._call is not None:
+            self._call(*args, **kwargs)
 
     def __reduce__(self) -> tuple[type[CopySafeHook], tuple[()]]:
         return CopySafeHook, ()
 
 
 class StepWrapper:
-    """`optimizer.step` on this instance runs inside `around()`, until `detach`.
+    """`optimizer.step` of this instance runs inside `around()`, until `detach`.
 
-    A bound method with the original's signature and attributes, as LR schedulers and GradScaler look for both: they may wrap
-    it in turn, before or after.
+    `step` is replaced by a bound method with the signature and attributes of the original, because
+    LR schedulers and GradScaler look at both. Either may wrap `step` in turn, before or after.
     """
 
     def __init__(
@@ -54,7 +59,10 @@ class StepWrapper:
         optimizer.step = self._own  # type: ignore[method-assign]
 
     def detach(self) -> None:
-        """Takes the wrapping off; where someone has wrapped it since, leaves it as a plain passage."""
+        """Takes the wrapper off.
+
+        Where someone else has wrapped `step` since, this wrapper stays and only passes calls on.
+        """
         self._around = None
         if self._optimizer.__dict__.get("step") is self._own:
             if self._before is None:
@@ -70,9 +78,14 @@ def between_user_hooks(
     after_pre: Callable[[], None],
     after_post: Callable[[], None],
 ) -> Iterator[None]:
-    """A step of `optimizer` runs inside: `before` is called before the hooks that users have put on it, `after_pre` after
-    those that come first, `after_post` after those that come last. Where there are no hooks (or an optimiser of a kind that has
-    none), nothing is."""
+    """A step of `optimizer` runs inside; calls go before and after the user's hooks on the step.
+
+    before: called before each group of hooks that is not empty.
+    after_pre: called after the hooks that run before the update, global and own.
+    after_post: called after the hooks that run after the update, own and global.
+
+    Where there are no hooks, or the optimiser has no such hooks, nothing is called.
+    """
     with ExitStack() as stack:
         for hooks, after in (
             (_global_optimizer_pre_hooks, after_pre),
@@ -81,25 +94,25 @@ def between_user_hooks(
             (_global_optimizer_post_hooks, after_post),
         ):
             if hooks:
-                stack.enter_context(_enclosed(optimizer, hooks, before, after))
+                stack.enter_context(_first_and_last(optimizer, hooks, before, after))
         yield
 
 
 @contextmanager
-def _enclosed(
+def _first_and_last(
     optimizer: Optimizer, hooks: Any, before: Callable[[], None], after: Callable[[], None]
 ) -> Iterator[None]:
-    """`before` and `after` are the first and the last of the ordered `hooks`."""
+    """Inside, `before` is the first and `after` the last of the ordered `hooks`."""
 
-    def heard(call: Callable[[], None]) -> Callable[..., None]:
+    def as_hook(call: Callable[[], None]) -> Callable[..., None]:
         def hook(stepping: Optimizer, *_: Any) -> None:
-            if stepping is optimizer:  # global hooks hear of all
+            if stepping is optimizer:  # a global hook is called for every optimiser
                 call()
 
         return hook
 
     first, last = object(), object()
-    hooks[first], hooks[last] = heard(before), heard(after)
+    hooks[first], hooks[last] = as_hook(before), as_hook(after)
     hooks.move_to_end(first, last=False)
     try:
         yield

@@ -1,4 +1,4 @@
-"""By which clock a matched run goes along its base's run."""
+"""Which position of the base's run a step of a matched run corresponds to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from flerm_core.run_clock import CLOCKS, Reading
 
 @dataclass(frozen=True, slots=True)
 class TargetClock:
-    """Targets of a run's step are the base's at the same `clock`: at that step, at as many tokens, or at as large a fraction.
+    """A step's targets are the base's at the same step, at as many tokens, or at the same fraction.
 
-    `total_steps`: the length of this run, for the fraction alone; beyond it the fraction stays 1. Raises `InvalidInput` for a
-    clock that there is not, for a fraction without `total_steps`, and for these without a fraction.
+    clock: "step", "tokens" or "fraction".
+    total_steps: the length of this run in optimiser steps, for the clock "fraction" only. After
+        that many steps the fraction stays 1.
+
+    Raises `InvalidInput` for another clock, and where `total_steps` is missing or superfluous.
     """
 
     clock: str = "step"
@@ -30,15 +33,16 @@ class TargetClock:
         if self.clock == "fraction":
             if self.total_steps is None:
                 raise InvalidInput(
-                    "clock='fraction' needs total_steps=, the number of optimiser steps that this run will have"
+                    "clock='fraction' needs total_steps=, "
+                    "the number of optimiser steps that this run will have"
                 )
             check_integer("total_steps", self.total_steps, 1)
-            object.__setattr__(
-                self, "total_steps", int(self.total_steps)
-            )  # of numpy's, which a checkpoint would not read back
+            # A checkpoint cannot read numpy's integers back.
+            object.__setattr__(self, "total_steps", int(self.total_steps))
         elif self.total_steps is not None:
             raise InvalidInput(
-                f"total_steps={self.total_steps} goes with clock='fraction' alone, but clock is {self.clock!r}; leave it out"
+                f"total_steps={self.total_steps} goes with clock='fraction' alone, "
+                f"but clock is {self.clock!r}; leave it out"
             )
 
     def __str__(self) -> str:
@@ -47,23 +51,25 @@ class TargetClock:
         )
         return ", ".join(arguments)
 
-    def reading(self, step: int, tokens: int | None) -> dict[str, Reading]:
-        """What the clock shows at this run's `step`, by its name; `tokens` are those seen by then.
+    def position_at(self, step: int, tokens: int | None) -> dict[str, Reading]:
+        """The position of this run's `step` on the clock, as a keyword of `Targets.step_at`.
 
-        Raises `InvalidInput` where it counts tokens and nobody told them.
+        `tokens` are those seen by the end of the step. Raises `InvalidInput` where the clock counts
+        tokens and none were logged.
         """
         if self.clock == "step":
             return {"step": step}
         if self.total_steps is not None:
-            # Exact: a run as long as its base reads the very steps of its base.
+            # Exact: a run as long as its base reads the targets at the very steps of its base.
             return {"fraction": Fraction(min(step, self.total_steps), self.total_steps)}
         if tokens is None:
             raise InvalidInput(
-                f"clock='tokens': step {step} is to be matched and no tokens were logged for it (on rank 0): call "
-                "flerm.log(tokens=...), the tokens seen so far, before each optimizer.step()"
+                f"clock='tokens': step {step} is to be matched and no tokens were logged for it "
+                "(on rank 0): call flerm.log(tokens=...), the tokens seen so far, "
+                "before each optimizer.step()"
             )
         return {"tokens": tokens}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values; arguments of this class."""
+        """The arguments of this class, as plain values."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""What a matched run aims for: target FSLRs over its steps, and the multipliers that reach them."""
+"""The target FSLRs of a matched run over its steps, and the multipliers that reach them."""
 
 from __future__ import annotations
 
@@ -10,162 +10,123 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from flerm_client.registry.query_process import fetch_best, fetch_targets
 from flerm_client.training.match_report import MatchReport, estimator_key, mismatches
+from flerm_client.training.run_options import MatchOptions
 from flerm_client.training.target_clock import TargetClock
-from flerm_core.errors import FlermError, InvalidInput, NotFound, join_names
-from flerm_core.matching.match import Multipliers, held_as, match_rows, multipliers, whole_run
-from flerm_core.matching.targets import Targets
-from flerm_core.parameter_names import is_depth_group, stands_for
+from flerm_core.errors import FlermError, InvalidInput, NotFound
+from flerm_core.matching.match import Multipliers, match_rows, multipliers, whole_run
+from flerm_core.matching.targets import Targets, targets_digest
 from flerm_core.records.queries import BestQuery, TargetQuery
 from flerm_core.records.recording import EstimatorSettings
 from flerm_core.trajectory import Trajectory
 
-TargetSource = Mapping[str, float] | Trajectory
+_ARRAYS = ("steps", "table", "spread", "tokens")
+_TUPLES = ("names", "sources", "source_learning_rates")
 
 
 class TargetSchedule:
-    """Targets, the pace at which a run goes along them, and how far multipliers may go for them. Fixed for a run: a resumed
-    run takes targets and pace from its checkpoint."""
+    """The targets of a run, the clock by which it reads them, and the range of its multipliers.
+
+    All three are fixed for a run: a resumed run takes targets and clock from its checkpoint.
+    """
 
     def __init__(
         self,
-        targets: Targets | Trajectory | dict[str, float],
+        targets: Targets,
         clamp: tuple[float, float],
-        pace: TargetClock,
+        clock: TargetClock,
         mismatches: tuple[str, ...] = (),
     ) -> None:
+        self.clock = clock
         self._targets = targets
         self._clamp = clamp
-        self.pace = pace
         self._mismatches = mismatches
 
     @classmethod
-    def given(
-        cls,
-        source: TargetSource,
-        names: Sequence[str],
-        depth: str,
-        blocks: Any,
-        clamp: tuple[float, float],
-        pace: TargetClock,
+    def from_user(
+        cls, options: MatchOptions, names: Sequence[str], lr: float, clock: TargetClock
     ) -> TargetSchedule:
-        """From what the user holds: the answer to a query, a base trajectory (read at each step that matches), or FSLRs by
-        name (for all of `names`, each under its own or its role's), which are the same at every step."""
+        """From `options.targets`, for the tensors `names` of a run at base learning rate `lr`.
+
+        These targets are the answer to a query, a base's trajectory, or FSLRs by name, which are
+        the same at every step. Raises `InvalidInput` for a tensor without FSLR.
+        """
+        source = options.targets
         if isinstance(source, Targets):
-            return cls(source, clamp, pace)
+            return cls(source, options.clamp, clock)
         if isinstance(source, Trajectory):
-            return cls(_matched(source, names, depth, blocks), clamp, pace)
-        if pace != TargetClock():
-            raise InvalidInput(
-                f"clock={pace.clock!r}: targets are FSLRs by name, the same at every step; give a Trajectory or a query's "
-                "answer, or leave clock out"
-            )
-        targets = {str(name): float(value) for name, value in source.items()}
-        roles = [name for name in targets if is_depth_group(name)]
-        keys = {
-            name: name if name in targets else next((r for r in roles if stands_for(r, name)), None)
-            for name in names
-        }
-        missing = [name for name, key in keys.items() if key is None]
-        if missing:
-            raise InvalidInput(
-                f"targets has no value for {', '.join(missing)}; it has {', '.join(targets) or 'none at all'}"
-            )
-        return cls({key: targets[key] for key in keys.values() if key is not None}, clamp, pace)
+            targets = _of_trajectory(source, names, options, lr)
+        else:
+            assert source is not None, "start_session asks the registry where there are none"
+            targets = _of_mapping(source, names, options, lr, clock)
+        return cls(targets, options.clamp, clock)
 
     @classmethod
-    def fetched(
-        cls,
-        registry: str,
-        query: TargetQuery,
-        token: str | None,
-        timeout: float,
-        clamp: tuple[float, float],
-        pace: TargetClock,
-        dry_run: bool = False,
+    def from_registry(
+        cls, registry: str, query: TargetQuery, options: MatchOptions, clock: TargetClock
     ) -> TargetSchedule:
-        """From the registry, within `timeout` seconds; a query at learning rate NaN means the family's best.
+        """From the registry, within `options.timeout` seconds.
 
-        A dry run also takes targets of another optimiser or estimator, where there are no others, and says so.
+        A query at learning rate NaN means the family's best. A dry run also takes targets of
+        another optimiser or estimator where there are no others, and reports the difference.
         """
-        end = time.monotonic() + timeout
+        end = time.monotonic() + options.timeout
+        token = options.token
         if math.isnan(query.lr):
-            asked = BestQuery(family=query.family, optimizer=query.optimizer, tags=query.tags)
-            query = replace(query, lr=fetch_best(registry, asked, token=token, timeout=timeout).lr)
+            best = BestQuery(family=query.family, optimizer=query.optimizer, tags=query.tags)
+            found = fetch_best(registry, best, token=token, timeout=options.timeout)
+            query = replace(query, lr=found.lr)
+
+        def fetch(asked: TargetQuery) -> Targets:
+            return fetch_targets(registry, asked, token=token, timeout=end - time.monotonic())
+
         try:
-            return cls(
-                fetch_targets(registry, query, token=token, timeout=end - time.monotonic()),
-                clamp,
-                pace,
-            )
+            return cls(fetch(query), options.clamp, clock)
         except NotFound as missing:
-            if not dry_run:
+            if not options.dry_run:
                 raise
-            any_kind = replace(query, optimizer="", optimizer_config=None, estimator=None)
             try:
-                found = fetch_targets(
-                    registry, any_kind, token=token, timeout=end - time.monotonic()
-                )
+                targets = fetch(replace(query, optimizer="", optimizer_config=None, estimator=None))
             except FlermError:
-                raise missing from None  # it was not for the kind
-        kind = estimator_key(query.estimator)
+                # The optimiser and estimator were not the reason.
+                raise missing from None
         differing = mismatches(
-            found,
+            targets,
             optimizer=query.optimizer,
             optimizer_config=query.optimizer_config,
-            estimator=kind,
+            estimator=estimator_key(query.estimator),
         )
-        return cls(found, clamp, pace, differing)
+        return cls(targets, options.clamp, clock, differing)
 
     @property
-    def found(self) -> Targets | None:
-        """The registry's answer with its origin; None for targets that the user gave."""
-        return self._targets if isinstance(self._targets, Targets) else None
+    def registry_answer(self) -> Targets | None:
+        """The answer to a query, with its sources; None for the user's own FSLRs or trajectory."""
+        return self._targets if self._targets.sources else None
 
     def base_step(self, step: int, tokens: int | None) -> float:
-        """The base's step whose targets are this run's at `step`, by when it has seen `tokens`.
+        """The base's step whose targets are those of this run's `step`.
 
-        Raises `InvalidInput` where the clock counts tokens and there are none, `NotFound` where the base has none.
+        `tokens` are those that this run has seen by the end of the step. Raises `InvalidInput`
+        where the clock counts tokens and there are none, `NotFound` where the base logged none.
         """
-        return (
-            float(step)
-            if isinstance(self._targets, dict)
-            else self._targets.step_at(**self.pace.reading(step, tokens))
-        )
+        return self._targets.step_at(**self.clock.position_at(step, tokens))
 
-    def at(self, base_step: float) -> dict[str, float]:
-        """Targets by tensor or role, as of a step of the base; before the base's first measurement of one, that one holds.
+    def targets_at(self, base_step: float) -> dict[str, float]:
+        """Target FSLR by tensor, as of a step of the base.
 
-        A run that goes along its base more slowly comes by what is measured late (LoRA's A) before its base does.
+        Before the base's first measurement of a tensor, that first measurement holds: a run that
+        is slower than its base on the clock measures some tensors (LoRA's A) before its base did.
         """
-        if isinstance(self._targets, dict):
-            return dict(self._targets)
         found = self._targets.at(step=base_step)
-        if not any(
-            map(math.isnan, found.values())
-        ):  # as nearly always: the whole run need not be looked through
+        # In nearly all cases nothing is missing, and the whole table need not be looked through.
+        if not any(map(math.isnan, found.values())):
             return found
-        first = _first_measured(self._targets)
+        table = self._targets.table
+        row = (~np.isnan(table)).argmax(axis=0)
+        first = dict(zip(found, table[row, np.arange(len(row))].tolist(), strict=True))
         return {name: first[name] if math.isnan(value) else value for name, value in found.items()}
-
-    def check_roles(self, estimator: str, roles: Mapping[str, object] | None) -> None:
-        """Raises `InvalidInput` where this aims for the joint change of a role that `estimator` does not measure: `roles` are
-        those that it does, None for an estimator of single tensors."""
-        names = self._targets if isinstance(self._targets, dict) else self._targets.names
-        for name in filter(is_depth_group, names):
-            if roles is None:
-                raise InvalidInput(
-                    f"targets: {name!r} is the joint change of several tensors, which estimator={estimator!r} does not "
-                    "measure; 'example' and 'exact' do, or take targets by another depth rule than 'joint'"
-                )
-            if held_as(name, roles) not in roles:
-                raise InvalidInput(
-                    f"targets: {name!r} is no role of this model, which has {join_names(roles)}; "
-                    "say what counts its blocks with blocks="
-                )
 
     def multipliers(
         self,
@@ -174,86 +135,123 @@ class TargetSchedule:
         previous: Mapping[str, float],
         only: Collection[str] = (),
     ) -> Multipliers:
-        """m = target / measured (Eq. 19), the targets as of `base_step`; of the tensors `only` where there are any."""
-        return multipliers(
-            self.at(base_step), measured, previous=previous, clamp=self._clamp, only=only
-        )
+        """m = target / measured (Eq. 19) with the targets as of `base_step`.
 
-    def comparison(
-        self, family: str, lr: float, base_step: float, measured: Mapping[str, float]
-    ) -> MatchReport:
-        """All that a dry run says: `measured` FSLRs beside what is aimed for, as of `base_step`."""
-        what = MatchReport(family=family, lr=lr, targets={})
-        if self.found is not None:
-            what = MatchReport.of(self.found, None, step=base_step, mismatches=self._mismatches)
-        outcome = self.multipliers(base_step, measured, {})
-        return replace(what, targets=self.at(base_step), measured=measured, outcome=outcome)
+        `only`: the tensors that are matched; all others keep their `previous` multiplier. Empty:
+        all are matched.
+        """
+        targets = self.targets_at(base_step)
+        return multipliers(targets, measured, previous=previous, clamp=self._clamp, only=only)
+
+    def report(self, base_step: float, measured: Mapping[str, float]) -> MatchReport:
+        """What a dry run prints: `measured` FSLRs beside the targets as of `base_step`."""
+        report = MatchReport.of(self._targets, None, step=base_step, mismatches=self._mismatches)
+        return replace(
+            report,
+            targets=self.targets_at(base_step),
+            measured=measured,
+            outcome=self.multipliers(base_step, measured, {}),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
-        return {**self._targets_state(), "pace": self.pace.state_dict()}
-
-    def _targets_state(self) -> dict[str, Any]:
-        if isinstance(self._targets, dict):
-            return {"given": dict(self._targets)}
-        if isinstance(self._targets, Trajectory):
-            rows = self._targets
-            arrays = {
-                name: torch.tensor(getattr(rows, name)) for name in ("steps", "values", "tokens")
-            }
-            return {"rows": {"names": rows.names, **arrays}}
-        state = {f.name: getattr(self._targets, f.name) for f in fields(self._targets)}
-        state["estimator"] = asdict(self._targets.estimator)
-        state["optimizer_config"] = dict(self._targets.optimizer_config)
-        for name in ("steps", "table", "spread", "tokens"):
-            state[name] = torch.tensor(state[name])
-        return state
+        targets = self._targets
+        state = {each.name: getattr(targets, each.name) for each in fields(targets)}
+        state["estimator"] = asdict(targets.estimator)
+        state["optimizer_config"] = dict(targets.optimizer_config)
+        arrays = {name: torch.tensor(state[name]) for name in _ARRAYS}
+        return {"targets": state | arrays, "clock": self.clock.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Targets and pace of the run that wrote `state`."""
-        state = dict(state)
-        self.pace = TargetClock(**state.pop("pace", {}))
-        if "given" in state:
-            self._targets = dict(state["given"])
-            return
-        if "rows" in state:
-            rows = state["rows"]
-            tokens = rows["tokens"].numpy() if "tokens" in rows else None
-            self._targets = _rows(
-                rows["names"], rows["steps"].numpy(), rows["values"].numpy(), tokens
-            )
-            return
-        arrays = {name: state[name].numpy() for name in ("steps", "table", "spread", "tokens")}
-        tuples = {
-            name: tuple(state[name]) for name in ("names", "sources", "source_learning_rates")
-        }
-        self._targets = Targets(
-            **{**state, **arrays, **tuples, "estimator": EstimatorSettings(**state["estimator"])}
-        )
+        """Takes over the targets and the clock of the run that wrote `state`."""
+        targets = dict(state["targets"])
+        targets |= {name: targets[name].numpy() for name in _ARRAYS}
+        targets |= {name: tuple(targets[name]) for name in _TUPLES}
+        targets["estimator"] = EstimatorSettings(**targets["estimator"])
+        self._targets = Targets(**targets)
+        self.clock = TargetClock(**state["clock"])
 
 
-def _matched(base: Trajectory, names: Sequence[str], depth: str, blocks: Any) -> Trajectory:
-    """`match_targets` for every row of `base`: what `names` aim for over the run."""
+def _of_trajectory(
+    base: Trajectory, names: Sequence[str], options: MatchOptions, lr: float
+) -> Targets:
+    """`match_targets` for every row of `base`."""
     if not len(base):
         raise NotFound("targets is a trajectory without rows; it needs one at least")
     columns = dict(zip(base.names, base.resampled(base.steps).T, strict=True))
     bands = dict(zip(base.names, base.bands, strict=True))
     matched = match_rows(
-        columns, names, run=whole_run(base), bands=bands, blocks=blocks, depth=depth
+        columns,
+        names,
+        run=whole_run(base),
+        bands=bands,
+        blocks=options.blocks,
+        depth=options.depth,
     )
-    return _rows(list(matched), base.steps, np.stack(list(matched.values()), axis=1), base.tokens)
+    rows = replace(_without_sources(options, lr), steps=base.steps, tokens=base.tokens)
+    return _with_table(rows, list(matched), np.stack(list(matched.values()), axis=1))
 
 
-def _rows(
-    names: Sequence[str], steps: ArrayLike, values: ArrayLike, tokens: ArrayLike | None
-) -> Trajectory:
-    return Trajectory(
-        names, [()] * len(names), steps, values, bands=["other"] * len(names), tokens=tokens
+def _of_mapping(
+    source: Mapping[str, float],
+    names: Sequence[str],
+    options: MatchOptions,
+    lr: float,
+    clock: TargetClock,
+) -> Targets:
+    """One row of FSLRs, which holds at every step."""
+    if clock != TargetClock():
+        raise InvalidInput(
+            f"clock={clock.clock!r}: targets are FSLRs by name, the same at every step; "
+            "give a Trajectory or a query's answer, or leave clock out"
+        )
+    given = {str(name): float(value) for name, value in source.items()}
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise InvalidInput(
+            f"targets has no value for {', '.join(missing)}; "
+            f"it has {', '.join(given) or 'none at all'}"
+        )
+    negative = next((name for name in names if given[name] < 0), None)
+    if negative is not None:
+        raise InvalidInput(
+            f"targets: {given[negative]} for {negative!r}; allowed are numbers from 0, "
+            "and NaN for unmeasured"
+        )
+    return _with_table(_without_sources(options, lr), names, np.array([[given[n] for n in names]]))
+
+
+def _without_sources(options: MatchOptions, lr: float) -> Targets:
+    """Targets of no recording: what the user says of them, and one empty row at step 1."""
+    return Targets(
+        family=options.family,
+        lr=lr,
+        policy="",
+        depth=options.depth,
+        names=(),
+        steps=np.ones(1, np.int64),
+        table=np.empty((1, 0), np.float32),
+        spread=np.empty((1, 0), np.float32),
+        tokens=np.full(1, -1, np.int64),
+        optimizer="",
+        optimizer_config={},
+        estimator=EstimatorSettings(),
+        sources=(),
+        source_learning_rates=(),
+        seeds=0,
+        digest="",
+        final_step=1,
     )
 
 
-def _first_measured(base: Targets | Trajectory) -> dict[str, float]:
-    """The first FSLR that was measured of each tensor or role, NaN where none was."""
-    table = base.table if isinstance(base, Targets) else base.values
-    row = (~np.isnan(table)).argmax(axis=0)
-    return dict(zip(base.names, table[row, np.arange(len(row))].tolist(), strict=True))
+def _with_table(targets: Targets, names: Sequence[str], values: np.ndarray) -> Targets:
+    """`targets` with FSLRs `values` [T, L] of the tensors `names` [L]."""
+    table = values.astype(np.float32)
+    return replace(
+        targets,
+        names=tuple(names),
+        table=table,
+        spread=np.full_like(table, np.nan),
+        digest=targets_digest(names, targets.steps, table),
+        final_step=int(targets.steps[-1]),
+    )

@@ -1,4 +1,4 @@
-"""Weight decay beside matched rates: coupled to them, as the optimiser has it, or independent of them (docs/estimators.md)."""
+"""Weight decay beside matched rates: multiplied with them, or independent (docs/estimators.md)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from flerm_core.errors import InvalidInput
 
 DECAYS = ("coupled", "independent")
 
-# Those that take η·λ·W off the weights apart from the gradient, with no option that says so. By the beginning of the name:
-# other packages have them in 8 bits, paged, and so on.
+# Optimisers that take η·λ·W off the weights apart from the gradient, and have no option that says
+# so. By the beginning of the class name: other packages have variants in 8 bits, and so on.
 _DECOUPLED = ("AdamW", "PagedAdamW", "Muon", "Lion", "PagedLion")
 
 
 def is_independent(mode: str, optimizers: list[Optimizer]) -> bool:
-    """Whether there is decay, and it is to be kept apart from the multipliers.
+    """Whether there is a weight decay, and `mode` keeps it apart from the multipliers.
 
-    Raises `InvalidInput` for an unknown `mode`, and for "independent" where an optimiser adds the decay to the gradient: there
-    it goes through momentum and normalisation, and is no part of the step that could be told apart.
+    Raises `InvalidInput` for an unknown `mode`, and for "independent" where an optimiser adds the
+    decay to the gradient: the decay then goes through momentum and normalisation, and cannot be
+    told apart from the rest of the step.
     """
     if mode not in DECAYS:
         raise InvalidInput(
@@ -29,8 +30,9 @@ def is_independent(mode: str, optimizers: list[Optimizer]) -> bool:
             decay = float(group.get("weight_decay") or 0.0)
             if decay and not _decoupled(each, group):
                 raise InvalidInput(
-                    f"weight_decay='independent' is not allowed with {type(each).__name__}(weight_decay={decay:g}), which adds "
-                    "the decay to the gradient; optimisers that keep it apart (AdamW, Muon) are, or a decay of 0"
+                    f"weight_decay='independent' is not allowed with {type(each).__name__}"
+                    f"(weight_decay={decay:g}), which adds the decay to the gradient; "
+                    "optimisers that keep it apart (AdamW, Muon) are, or a decay of 0"
                 )
             found = found or decay != 0.0
     return found

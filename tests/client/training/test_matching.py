@@ -233,52 +233,6 @@ def test_targets_that_miss_a_tensor_are_refused_by_name() -> None:
         FLeRM.match(model, SGD(model.parameters(), 1e-2), probe=probe(), family="f", targets=some)
 
 
-def by_role(joint: float) -> dict[str, float]:
-    """Targets for ResMLP with one for each role of its blocks, as the rule `joint` gives them."""
-    outer = {name: 1.0 for name in ONES if not name.startswith("blocks")}
-    return outer | {"blocks.*.weight": joint, "blocks.*.bias": joint}
-
-
-def test_a_target_under_a_roles_name_is_that_of_its_tensors_joint_change() -> None:
-    model, batches = fresh("resmlp")
-    optimizer = Adam(model.parameters(), 1e-3)
-    flerm = FLeRM.match(
-        model,
-        optimizer,
-        probe=probe(),
-        family="f",
-        targets=by_role(2.0),
-        estimator="exact",
-        warmup=8,
-    )
-    step(model, optimizer, batches[0])
-    measured = flerm.trajectory.at()["blocks.*.weight"]
-    for block in range(3):
-        assert flerm.multipliers[f"blocks.{block}.weight"] * measured == pytest.approx(
-            2.0, rel=2 ** (1 / 32) - 1
-        )
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (
-            {"estimator": "kronecker"},
-            r"is the joint change .* which estimator='kronecker' does not measure; 'example' and",
-        ),
-        (
-            {"blocks": "layers.*"},
-            r"is no role of this model, which has none; say what counts its blocks with blocks=",
-        ),
-    ],
-)
-def test_a_role_that_is_not_measured_is_no_target(options: dict[str, Any], sentence: str) -> None:
-    model, _ = fresh("resmlp")
-    optimizer = SGD(model.parameters(), 1e-2)
-    with pytest.raises(InvalidInput, match=r"targets: 'blocks\.\*\.weight' " + sentence):
-        FLeRM.match(model, optimizer, probe=probe(), family="f", targets=by_role(1.0), **options)
-
-
 def test_two_optimizers_on_one_model() -> None:
     model, batches = fresh("resmlp")
     matrices = [p for p in model.parameters() if p.ndim == 2]

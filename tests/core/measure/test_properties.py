@@ -48,7 +48,7 @@ def test_inside_a_step_every_tensor_has_its_rate_and_outside_the_user_sees_nothi
     for scale in (1.0, 0.5):  # a scheduler in between
         for group, before in zip(theirs, held, strict=True):
             group["lr"] = before["lr"] = group["lr"] * scale
-        with ours.applied(multipliers, lambda: None):
+        with ours.swapped_in(multipliers, lambda: None):
             seen = {
                 names[id(p)]: group for group in optimizer.param_groups for p in group["params"]
             }

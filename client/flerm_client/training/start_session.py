@@ -1,0 +1,122 @@
+"""How a run begins: its settings are checked and, for a matched run, its targets found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+from flerm_client.training.optimizer_info import initial_rates
+from flerm_client.training.run_metadata import RunMetadata
+from flerm_client.training.run_options import MatchOptions, RecordOptions
+from flerm_client.training.session import TrainingSession
+from flerm_client.training.step_schedule import check_settings
+from flerm_client.training.target_clock import TargetClock
+from flerm_client.training.target_schedule import TargetSchedule
+from flerm_core._warnings import warn
+from flerm_core.errors import InvalidInput
+from flerm_core.records.queries import TargetQuery
+from flerm_core.records.recording import EstimatorSettings, same_lr
+
+
+def start_recording(options: RecordOptions) -> TrainingSession:
+    """The session of a run that is measured and not changed. Raises as `FLeRM.record` does."""
+    session = TrainingSession(options)
+    settings = EstimatorSettings(
+        options.estimator,
+        options.samples,
+        options.warmup,
+        options.every,
+        options.start,
+        options.output_weight or "",
+        options.output_bias or "",
+    )
+    session.begin(RunMetadata.of(options, session.measured_model), settings)
+    return session
+
+
+def start_matching(options: MatchOptions) -> TrainingSession:
+    """The session of a run that trains at matched rates. Raises as `FLeRM.match` does."""
+    wants_best = isinstance(options.lr, str)
+    if wants_best and options.lr != "best":
+        raise InvalidInput(f"lr={options.lr!r} is not allowed; a number above 0 or 'best' is")
+    if wants_best and options.targets is not None:
+        raise InvalidInput(
+            "lr='best' asks the registry, but targets= were given; name the rate that they are of"
+        )
+    clock = TargetClock(options.clock, options.total_steps)
+    # Until the registry has said which rate is best, any rate stands for the best one.
+    session = TrainingSession(replace(options, lr=1.0) if wants_best else options)
+    metadata = RunMetadata.of(options, session.measured_model)
+    settings = EstimatorSettings(
+        options.estimator or "example",
+        options.samples,
+        options.warmup,
+        options.record_every or options.every or 0,
+        1 if options.start is None else options.start,
+    )
+    check_settings(settings)
+    check_settings(replace(settings, every=options.every or 0))
+    schedule = _target_schedule(options, session, metadata.registry, clock, settings)
+    answer = schedule.registry_answer
+    if answer is not None:
+        session.lr = answer.lr
+        if wants_best and session.ranks.lead:
+            _warn_of_other_rates(session)
+        # Estimators differ in bias: the run measures as the recordings behind its targets did.
+        settings = replace(
+            settings,
+            name=answer.estimator.name,
+            output_weight=answer.estimator.output_weight,
+            output_bias=answer.estimator.output_bias,
+            start=answer.estimator.start if options.start is None else options.start,
+        )
+    session.begin(
+        metadata, settings, schedule, match_every=options.every or 0, dry_run=options.dry_run
+    )
+    return session
+
+
+def _target_schedule(
+    options: MatchOptions,
+    session: TrainingSession,
+    registry: str | None,
+    clock: TargetClock,
+    settings: EstimatorSettings,
+) -> TargetSchedule:
+    """Targets as the user gave them, else from the registry; rank 0 alone asks."""
+    parameters = session.measured_model.parameters
+    if options.targets is not None:
+        return TargetSchedule.from_user(options, tuple(parameters), session.lr, clock)
+    if registry is None:
+        raise InvalidInput(
+            "registry= or targets= must be given, or FLERM_REGISTRY set: where are the targets?"
+        )
+    optimizer, optimizer_config = session.optimizer_signature()
+    query = TargetQuery(
+        family=options.family,
+        lr=math.nan if options.lr == "best" else session.lr,
+        names=tuple(parameters),
+        shapes=tuple(tuple(p.shape) for p in parameters.values()),
+        policy=options.policy,
+        depth=options.depth,
+        blocks=options.block_axes,
+        optimizer=optimizer,
+        optimizer_config=optimizer_config,
+        estimator=None if options.estimator is None else settings,
+        tags=options.source_tags or {},
+    )
+    ask = partial(TargetSchedule.from_registry, registry, query, options, clock)
+    schedule: TargetSchedule = session.on_rank0(ask)
+    return schedule
+
+
+def _warn_of_other_rates(session: TrainingSession) -> None:
+    """Warns where the optimisers do not run at the best base rate: only the user sets η(t)."""
+    rates = initial_rates(session.optimizers)
+    other = sorted(rate for rate in rates if not same_lr(rate, session.lr))
+    if other:
+        warn(
+            f"the best base rate of {session.family!r} is {session.lr:g}, but the optimizer begins "
+            f"with {', '.join(f'{rate:g}' for rate in other)}: give it lr={session.lr:g}"
+        )
