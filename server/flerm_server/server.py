@@ -57,7 +57,7 @@ class Server:
 
         `wait` waits for `stop_requested`.
         """
-        self._settings = settings
+        self.settings = settings
         self._stop_requested = stop_requested or threading.Event()
         certificate = (
             Certificate(settings.tls_cert, settings.tls_key)
@@ -118,7 +118,7 @@ class Server:
         self._http_thread.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        if self._settings.announce:
+        if self.settings.announce:
             content = {
                 "grpc": self.grpc_address.text,
                 "http": self.http_address.text,
@@ -126,10 +126,10 @@ class Server:
             }
             try:
                 # In one piece, for whoever waits for the file reads it at once.
-                atomic_write(self._settings.announce, json.dumps(content))
+                atomic_write(self.settings.announce, json.dumps(content))
             except OSError as error:
                 raise Refused(
-                    f"announce {self._settings.announce}: cannot be written ({error.strerror})"
+                    f"announce {self.settings.announce}: cannot be written ({error.strerror})"
                 ) from error
 
     def stop(self) -> None:
@@ -137,7 +137,7 @@ class Server:
         self._health.enter_graceful_shutdown()
         self._http.should_exit = True
         self._streams.close_all()  # pages that follow recordings would hold the HTTP side open
-        drained = self._grpc.stop(self._settings.drain_seconds)
+        drained = self._grpc.stop(self.settings.drain_seconds)
         self._http_thread.join()
         drained.wait()
         self._store.close()

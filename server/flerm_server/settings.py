@@ -1,4 +1,4 @@
-"""What `flerm serve` is told."""
+"""The settings of one server, and their defaults."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from flerm_core.errors import InvalidInput, Refused
 from flerm_core.records.checks import check
 
+DEFAULT_DB = "sqlite:///flerm.db"
 LOOPBACK_NAMES = ("localhost",)
 MAX_SECONDS = 31_536_000  # a year
 
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """HOST:PORT. `text` is how it is written, IPv6 in brackets."""
+    """HOST:PORT. port: 0 takes a free one."""
 
     host: str
     port: int
@@ -33,7 +34,8 @@ class ListenAddress:
             or (":" in host and not text.startswith("["))
         ):
             raise InvalidInput(
-                f"{field} {text!r}: HOST:PORT is allowed, such as 127.0.0.1:50051; port 0 takes a free one"
+                f"{field} {text!r}: HOST:PORT is allowed, such as 127.0.0.1:50051; "
+                "port 0 takes a free one"
             )
         return cls(host, int(port))
 
@@ -47,77 +49,84 @@ class ListenAddress:
 
     @property
     def text(self) -> str:
-        """As it is written in a URL."""
+        """HOST:PORT, as a URL has it: an IPv6 host in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One server.
+    """One server. All but the last two are options of `flerm serve`.
 
-    `tls_cert`, `tls_key`: PEM files for both ports. `insecure`: listen beyond this host without tokens and TLS.
-    `tls_terminated_upstream`: a proxy in front speaks TLS, and what arrives comes from it. `drain_seconds`: how long calls in
-    flight may take after SIGTERM. `lease_seconds`: after how long a silent recording reads as interrupted. `announce`: a file
-    that gets the real addresses. `keepalive_seconds`: after how long a silent peer is asked whether it is there.
-    `connection_seconds`: how old a gRPC connection grows before its client is asked to connect anew, so that replicas share
-    load. `allowed_origins`: other sites whose pages may read REST (CORS), such as https://dash.example.
-    `recordings_per_token`: how many recordings one token may start.
+    db: the database's URL.
+    grpc, http: where to listen for gRPC, and for REST, pages and metrics.
+    tls_cert, tls_key: certificate chain and its private key, PEM files, for both ports.
+    tls_terminated_upstream: a proxy in front speaks TLS, and only the proxy can reach the ports.
+    insecure: listen on an address that others can reach, without tokens and TLS.
+    announce: a file that the real addresses are written to.
+    drain_seconds: how long calls in flight may take after SIGTERM.
+    lease_seconds: how long a running recording may send nothing before it becomes interrupted.
+    allowed_origins: other sites whose pages may read REST (CORS), such as https://dash.example.
+    recordings_per_token: how many recordings one token may start.
+    keepalive_seconds: how long a gRPC peer may be silent before it is asked whether it is there.
+    connection_seconds: how old a gRPC connection grows before its client is asked to connect
+        again, so that the load spreads over servers that were added.
     """
 
-    db: str = "sqlite:///flerm.db"
+    db: str = DEFAULT_DB
     grpc: ListenAddress = ListenAddress("127.0.0.1", 50051)
     http: ListenAddress = ListenAddress("127.0.0.1", 8080)
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    insecure: bool = False
     tls_terminated_upstream: bool = False
+    insecure: bool = False
+    announce: Path | None = None
     drain_seconds: float = 10.0
     lease_seconds: float = 120.0
-    announce: Path | None = None
-    keepalive_seconds: float = 60.0
-    connection_seconds: float = 300.0
     allowed_origins: tuple[str, ...] = ()
     recordings_per_token: int = 100_000
+    keepalive_seconds: float = 60.0
+    connection_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidInput` for a number of seconds that is out of range."""
+        for name in ("drain_seconds", "lease_seconds", "keepalive_seconds", "connection_seconds"):
+            seconds = getattr(self, name)
+            allowed = f"a number of seconds from 0 to {MAX_SECONDS}"
+            check(0 <= seconds <= MAX_SECONDS, name, seconds, allowed)
 
     @property
     def secure(self) -> bool:
-        """Whether clients reach it by TLS."""
+        """Whether clients reach the server by TLS."""
         return self.tls_cert is not None or self.tls_terminated_upstream
 
     @property
     def local_only(self) -> bool:
-        """Whether every request for another host than this one must be forged."""
+        """Whether only this host can reach the HTTP port: a request for another host is forged."""
         return self.http.loopback and not self.tls_terminated_upstream
 
-    def __post_init__(self) -> None:
-        """Raises `InvalidInput` for a duration that is none."""
-        for field in ("drain_seconds", "lease_seconds", "keepalive_seconds", "connection_seconds"):
-            seconds = getattr(self, field)
-            check(
-                0 <= seconds <= MAX_SECONDS,
-                field,
-                seconds,
-                f"a number of seconds from 0 to {MAX_SECONDS}",
-            )
-
     def check(self, *, has_tokens: bool) -> None:
-        """Raises `Refused` for a registry that others could reach without a token, or without TLS, unless `insecure`."""
+        """Raises `Refused` where others could reach the registry without a token, or without TLS.
+
+        `insecure` allows both. Raises `InvalidInput` for a certificate without its key.
+        """
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidInput(
                 "tls_cert, tls_key: one is given without the other; give both or none"
             )
         if self.insecure:
             return
-        for field, address in (("grpc", self.grpc), ("http", self.http)):
+        for name, address in (("grpc", self.grpc), ("http", self.http)):
             if address.loopback and not self.tls_terminated_upstream:
                 continue
             if not has_tokens:
                 raise Refused(
-                    f"{field} {address.text}: others could reach the registry there, and it has no tokens; make the first with "
-                    f"`flerm token create NAME --scope admin`, stay on 127.0.0.1, or add --insecure in a network that you trust"
+                    f"{name} {address.text}: others could reach the registry there, and it has no "
+                    "tokens; make the first with `flerm token create NAME --scope admin`, stay on "
+                    "127.0.0.1, or add --insecure in a network that you trust"
                 )
             if not self.secure:
                 raise Refused(
-                    f"{field} {address.text}: tokens would be read on their way there; give --tls-cert and --tls-key, add "
-                    "--tls-terminated-upstream behind a proxy that speaks TLS or, in a network that you trust, --insecure"
+                    f"{name} {address.text}: tokens would be read on their way there; give "
+                    "--tls-cert and --tls-key, add --tls-terminated-upstream behind a proxy that "
+                    "speaks TLS or, in a network that you trust, --insecure"
                 )

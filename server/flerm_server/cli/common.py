@@ -13,7 +13,6 @@ from flerm_core.errors import FlermError, NotFound
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-DEFAULT_DB = "sqlite:///flerm.db"
 Db = Annotated[
     str, typer.Option(help="sqlite:///FILE or postgresql://USER@HOST/DATABASE", envvar="FLERM_DB")
 ]

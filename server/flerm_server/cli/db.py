@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flerm_server.cli.common import DEFAULT_DB, Db, database, one_sentence
+from flerm_server.cli.common import Db, database, one_sentence
+from flerm_server.settings import DEFAULT_DB
 
 app = typer.Typer(
     no_args_is_help=True, help="The database: upgrade, current, check, backup, prune."

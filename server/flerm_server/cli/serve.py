@@ -5,68 +5,77 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
-from flerm_server.cli.common import DEFAULT_DB, Db, one_sentence
+from flerm_server.cli.common import Db, one_sentence
+from flerm_server.settings import ListenAddress, Settings
+
+if TYPE_CHECKING:
+    from flerm_server.server import Server
+
+DEFAULT = Settings()
+
+Grpc = Annotated[str, Option(help="HOST:PORT for gRPC; port 0 takes a free one")]
+Http = Annotated[str, Option(help="HOST:PORT for REST, pages and metrics")]
+TlsCert = Annotated[
+    Path | None, Option(help="Certificate chain (PEM) for both ports; read again when it changes")
+]
+TlsKey = Annotated[Path | None, Option(help="Private key of the certificate (PEM)")]
+TlsUpstream = Annotated[
+    bool,
+    Option(
+        "--tls-terminated-upstream",
+        help="A proxy in front speaks TLS, and only the proxy can reach these ports",
+    ),
+]
+Insecure = Annotated[
+    bool,
+    Option("--insecure", help="Listen where others can reach the server, without tokens and TLS"),
+]
+Announce = Annotated[Path | None, Option(help="Write the real addresses to this file, as JSON")]
+Drain = Annotated[float, Option(help="Seconds that calls in flight may take after SIGTERM", min=0)]
+Lease = Annotated[
+    float,
+    Option(help="Seconds without news after which a running recording is interrupted", min=1),
+]
+AllowOrigin = Annotated[
+    list[str] | None,
+    Option(
+        help="A site whose pages may read REST (CORS), such as https://dash.example; repeatable"
+    ),
+]
+RecordingsPerToken = Annotated[int, Option(help="Most recordings that one token may start", min=1)]
+LogLevel = Annotated[str, Option(help="debug, info, warning or error")]
 
 
 def serve(
-    db: Db = DEFAULT_DB,
-    grpc: Annotated[
-        str, typer.Option(help="HOST:PORT of the gRPC side; port 0 takes a free one")
-    ] = "127.0.0.1:50051",
-    http: Annotated[
-        str, typer.Option(help="HOST:PORT of REST, pages and metrics")
-    ] = "127.0.0.1:8080",
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option(help="Certificate chain (PEM) for both ports; read again when renewed"),
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM)")] = None,
-    tls_terminated_upstream: Annotated[
-        bool,
-        typer.Option(
-            "--tls-terminated-upstream",
-            help="A proxy in front speaks TLS, and only it reaches these ports",
-        ),
-    ] = False,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this host without tokens and TLS")
-    ] = False,
-    announce: Annotated[
-        Path | None, typer.Option(help="Write the real addresses to this file, as JSON")
-    ] = None,
-    drain: Annotated[
-        float, typer.Option(help="Seconds that calls in flight may take after SIGTERM", min=0)
-    ] = 10.0,
-    lease: Annotated[
-        float,
-        typer.Option(help="Seconds after which a silent recording reads as interrupted", min=1),
-    ] = 120.0,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A site whose pages may read REST (CORS), such as https://dash.example; repeatable"
-        ),
-    ] = None,
-    recordings_per_token: Annotated[
-        int, typer.Option(help="Most recordings that one token may start", min=1)
-    ] = 100_000,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
+    db: Db = DEFAULT.db,
+    grpc: Grpc = DEFAULT.grpc.text,
+    http: Http = DEFAULT.http.text,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_terminated_upstream: TlsUpstream = False,
+    insecure: Insecure = False,
+    announce: Announce = None,
+    drain: Drain = DEFAULT.drain_seconds,
+    lease: Lease = DEFAULT.lease_seconds,
+    allow_origin: AllowOrigin = None,
+    recordings_per_token: RecordingsPerToken = DEFAULT.recordings_per_token,
+    log_level: LogLevel = "info",
 ) -> None:
-    """Serves a registry: gRPC for jobs, HTTP for everybody else.
+    """Serves a registry: gRPC for training jobs; REST and pages over HTTP.
 
     Example: flerm serve --db sqlite:///runs.db --grpc 127.0.0.1:50051 --http 127.0.0.1:8080
     """
     with one_sentence():
-        # gRPC's own log lines tell nothing that our sentences do not; who debugs gRPC sets the variable.
+        # gRPC's own log lines say nothing that our errors do not; to debug gRPC, set the variable.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         # Here, not above: `flerm --help` need not wait for SQLAlchemy and FastAPI.
         from flerm_server.logs import configure
-        from flerm_server.server import Server, run
-        from flerm_server.settings import ListenAddress, Settings
+        from flerm_server.server import run
 
         configure(log_level)
         settings = Settings(
@@ -77,18 +86,18 @@ def serve(
             tls_key=tls_key,
             tls_terminated_upstream=tls_terminated_upstream,
             insecure=insecure,
+            announce=announce,
             drain_seconds=drain,
             lease_seconds=lease,
-            announce=announce,
             allowed_origins=tuple(allow_origin or ()),
             recordings_per_token=recordings_per_token,
         )
+        run(settings, _print_addresses)
 
-        def say(server: Server) -> None:
-            s = "s" if tls_cert else ""
-            typer.echo(
-                f"registry: grpc{s}://{server.grpc_address.text}  http{s}://{server.http_address.text}/"
-            )
-            sys.stdout.flush()
 
-        run(settings, say)
+def _print_addresses(server: Server) -> None:
+    s = "s" if server.settings.tls_cert else ""
+    typer.echo(
+        f"registry: grpc{s}://{server.grpc_address.text}  http{s}://{server.http_address.text}/"
+    )
+    sys.stdout.flush()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flerm_server.cli.common import DEFAULT_DB, Db, database, one_sentence
+from flerm_server.cli.common import Db, database, one_sentence
+from flerm_server.settings import DEFAULT_DB
 
 if TYPE_CHECKING:
     from flerm_server.auth.sql_tokens import SqlTokenStore, Token
