@@ -14,6 +14,7 @@ from types import FrameType
 import grpc
 import structlog
 import uvicorn
+from fastapi import FastAPI
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -40,22 +41,23 @@ from flerm_server.store.sql.store import open_store
 from flerm_server.tls import Certificate
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Registry"].full_name
-# A thread is busy for as long as its stream is open: enough for the streams of many clients.
+# Each open stream occupies a thread, so many clients need many threads.
 THREADS = 256
-KEPT_FOR_SHORT_CALLS = 64
+THREADS_FOR_UNARY_CALLS = 64  # never occupied by streams
 HANDSHAKE_SECONDS = 20.0
-SIGNAL_SECONDS = 0.5  # how late a request to stop may be heard
+SIGNAL_SECONDS = 0.5  # how often the main thread looks whether a signal came
 
 log = structlog.get_logger("flerm.serve")
 
 
 class Server:
-    """A running registry. `grpc_address` and `http_address` are the real ones, whatever ports were asked."""
+    """A running registry. `grpc_address` and `http_address` have the ports that are in use."""
 
     def __init__(self, settings: Settings, stop_requested: threading.Event | None = None) -> None:
-        """Opens the store and listens on both ports. Raises `Refused`, `InvalidInput`, `Unreachable`, leaving nothing open.
+        """Opens the store and listens on both ports.
 
-        `wait` waits for `stop_requested`.
+        stop_requested: what `wait` waits for. Raises `Refused`, `InvalidInput` or `Unreachable`,
+        and then leaves nothing open.
         """
         self.settings = settings
         self._stop_requested = stop_requested or threading.Event()
@@ -67,7 +69,7 @@ class Server:
         store = open_store(settings.db, lease_seconds=settings.lease_seconds)
         self._store: Store = store
         tokens = SqlTokenStore(store.engine)
-        metrics, gate = Metrics(), Authenticator(tokens)
+        metrics, authenticator = Metrics(), Authenticator(tokens)
         authorized = AuthorizedStore(store, recordings_per_token=settings.recordings_per_token)
         self._health = health.HealthServicer()
         try:
@@ -75,7 +77,11 @@ class Server:
             self._socket = _listen(settings.http)
             try:
                 self._grpc = _grpc_server(
-                    RegistryService(authorized, metrics), metrics, gate, self._health, settings
+                    RegistryService(authorized, metrics),
+                    metrics,
+                    authenticator,
+                    self._health,
+                    settings,
                 )
                 self.grpc_address = _bind(self._grpc, settings.grpc, certificate)
             except BaseException:
@@ -88,7 +94,7 @@ class Server:
         self._streams = EventStreams(metrics.event_streams)
         app = create_app(
             authorized,
-            gate,
+            authenticator,
             metrics,
             local_only=settings.local_only,
             secure=settings.secure,
@@ -98,53 +104,49 @@ class Server:
             ),
             allowed_origins=settings.allowed_origins,
         )
-        config = uvicorn.Config(
-            app,
-            http=RequestHeadTimeoutProtocol,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-        )
-        if certificate is not None:
-            config.load()
-            config.ssl = certificate.context()
-        self._http = uvicorn.Server(config)
+        self._http = _http_server(app, certificate, settings)
         self._http_thread = threading.Thread(target=self._run_http, name="http")
 
     def start(self) -> None:
-        """Begins to answer on both ports; writes the announcement. Raises `Refused` when that cannot be."""
+        """Begins to answer on both ports, then writes the announcement.
+
+        Raises `Refused` where the announcement cannot be written.
+        """
         self._grpc.start()
         self._http_thread.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         if self.settings.announce:
-            content = {
-                "grpc": self.grpc_address.text,
-                "http": self.http_address.text,
-                "pid": os.getpid(),
-            }
-            try:
-                # In one piece, for whoever waits for the file reads it at once.
-                atomic_write(self.settings.announce, json.dumps(content))
-            except OSError as error:
-                raise Refused(
-                    f"announce {self.settings.announce}: cannot be written ({error.strerror})"
-                ) from error
+            self._announce(self.settings.announce)
+
+    def _announce(self, path: Path) -> None:
+        content = {
+            "grpc": self.grpc_address.text,
+            "http": self.http_address.text,
+            "pid": os.getpid(),
+        }
+        try:
+            atomic_write(path, json.dumps(content).encode())
+        except OSError as error:
+            raise Refused(f"announce {path}: cannot be written ({error.strerror})") from error
 
     def stop(self) -> None:
-        """Takes no more calls, lets those in flight end within the drain time, closes the store."""
+        """Takes no more calls, gives those in flight the drain time, and closes the store."""
         self._health.enter_graceful_shutdown()
         self._http.should_exit = True
-        self._streams.close_all()  # pages that follow recordings would hold the HTTP side open
+        self._streams.close_all()  # else the pages that follow recordings hold the HTTP side open
         drained = self._grpc.stop(self.settings.drain_seconds)
         self._http_thread.join()
         drained.wait()
         self._store.close()
 
     def wait(self) -> None:
-        """Until a stop is requested. Raises `Refused` when the HTTP side ends by itself, which is a bug."""
-        # Python runs handlers on this thread only; a signal that came to another one, or just before the wait, does not end it.
+        """Returns once a stop was requested.
+
+        Raises `Refused` when the HTTP side ended by itself, which is a bug.
+        """
+        # Polled: Python runs signal handlers on this thread only, and a signal that came to another
+        # thread, or just before a wait without end, would not end that wait.
         while not self._stop_requested.wait(SIGNAL_SECONDS):
             pass
         if not self._http_thread.is_alive():
@@ -157,15 +159,18 @@ class Server:
             self._stop_requested.set()
 
 
-def run(settings: Settings, announce: Callable[[Server], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. `announce` is called once both sides answer."""
+def run(settings: Settings, on_ready: Callable[[Server], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains.
+
+    on_ready: called once both ports answer.
+    """
     requested = threading.Event()
 
     def request_stop(number: int, _: FrameType | None) -> None:
         log.info("stopping", signal=signal.Signals(number).name)
         requested.set()
 
-    # Before anything listens: who is told to stop while starting stops too.
+    # Before anything listens, so that a signal during the start ends the server too.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, request_stop)
     raise_open_files()
@@ -173,7 +178,7 @@ def run(settings: Settings, announce: Callable[[Server], None]) -> None:
     server = Server(settings, requested)
     try:
         server.start()
-        announce(server)
+        on_ready(server)
         server.wait()
     finally:
         server.stop()
@@ -195,17 +200,34 @@ def _listen(address: ListenAddress) -> socket.socket:
     return listener
 
 
+def _http_server(
+    app: FastAPI, certificate: Certificate | None, settings: Settings
+) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        http=RequestHeadTimeoutProtocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    if certificate is not None:
+        config.load()
+        config.ssl = certificate.context()
+    return uvicorn.Server(config)
+
+
 def _grpc_server(
     service: RegistryService,
     metrics: Metrics,
-    gate: Authenticator,
+    authenticator: Authenticator,
     health_service: health.HealthServicer,
     settings: Settings,
 ) -> grpc.Server:
     server = grpc.server(
         ThreadPoolExecutor(THREADS, thread_name_prefix="grpc"),
         interceptors=[
-            CallInterceptor(metrics, Admission(gate, streams=THREADS - KEPT_FOR_SHORT_CALLS))
+            CallInterceptor(metrics, Admission(authenticator, streams=THREADS - THREADS_FOR_UNARY_CALLS))
         ],
         options=[
             ("grpc.so_reuseport", 0),  # two servers must not share a port by accident
@@ -224,15 +246,13 @@ def _grpc_server(
 
 
 def _keepalive(seconds: float) -> list[tuple[str, int]]:
-    """Peers that vanished without a word are asked, and dropped when they do not answer."""
+    """Options by which a silent peer is asked whether it is there, and dropped without an answer."""
     milliseconds = round(seconds * 1000)
     return [
         ("grpc.keepalive_time_ms", milliseconds),
         ("grpc.keepalive_timeout_ms", milliseconds),
-        (
-            "grpc.http2.ping_timeout_ms",
-            milliseconds,
-        ),  # else a minute passes whatever the line before says
+        # Without this option a minute passes, whatever keepalive_timeout_ms says.
+        ("grpc.http2.ping_timeout_ms", milliseconds),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]
