@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
 
 import grpc
@@ -126,7 +127,7 @@ class Server:
             "pid": os.getpid(),
         }
         try:
-            atomic_write(path, json.dumps(content).encode())
+            atomic_write(path, json.dumps(content))
         except OSError as error:
             raise Refused(f"announce {path}: cannot be written ({error.strerror})") from error
 
@@ -227,7 +228,9 @@ def _grpc_server(
     server = grpc.server(
         ThreadPoolExecutor(THREADS, thread_name_prefix="grpc"),
         interceptors=[
-            CallInterceptor(metrics, Admission(authenticator, streams=THREADS - THREADS_FOR_UNARY_CALLS))
+            CallInterceptor(
+                metrics, Admission(authenticator, streams=THREADS - THREADS_FOR_UNARY_CALLS)
+            )
         ],
         options=[
             ("grpc.so_reuseport", 0),  # two servers must not share a port by accident

@@ -1,4 +1,4 @@
-"""Before a call reaches the service: who asks, is it small enough, are there too many of its kind already."""
+"""Which gRPC calls reach the service: checks of the token, the message's size and the load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flerm_server.auth.authenticator import RECHECK_SECONDS, Authenticator
 from flerm_server.auth.permissions import rpc_needs
 from flerm_server.auth.principal import Principal
 
-# gRPC's own limit answers in its own words and only knows bytes; ours is below it and says which limit it is.
+# gRPC refuses what exceeds its own limit in words of its own. Ours is lower, and its error names it.
 MAX_MESSAGE_BYTES = 4 << 20
 HARD_MESSAGE_BYTES = 2 * MAX_MESSAGE_BYTES
 APPENDS_PER_CLIENT = 64
@@ -25,13 +25,17 @@ APPENDS_PER_CLIENT = 64
 
 @dataclass(frozen=True, slots=True)
 class RejectedMessage:
-    """Stands for a message that was not read: why not."""
+    """Stands in for a message that was not read, and says why not."""
 
-    refusal: FlermError
+    error: FlermError
 
 
 def size_limited(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """`deserializer`, for messages up to `MAX_MESSAGE_BYTES`. What it cannot read would be our own error by gRPC's account."""
+    """`deserializer` for messages of at most `MAX_MESSAGE_BYTES`.
+
+    Gives a `RejectedMessage` instead of raising: gRPC would report an exception in a deserialiser
+    as a fault of the server.
+    """
 
     def read(data: bytes) -> Any:
         size = len(data)
@@ -51,68 +55,81 @@ def size_limited(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]
 
 
 def raise_if_rejected(message: Any) -> Any:
-    """The message. Raises why it was not read."""
+    """The message; raises the error of a `RejectedMessage`."""
     if isinstance(message, RejectedMessage):
-        raise message.refusal
+        raise message.error
     return message
 
 
 class Admission:
-    """Lets calls in. `streams`: how many calls that may last may be open at once, so that threads are left for the others."""
+    """Decides which calls are let in, and counts those in flight."""
 
-    def __init__(self, gate: Authenticator, *, streams: int) -> None:
-        self._gate = gate
-        self._most_streams = streams
+    def __init__(self, authenticator: Authenticator, *, streams: int) -> None:
+        """streams: how many streaming calls may be open at once, so that threads are left for the
+        other calls."""
+        self._authenticator = authenticator
+        self._max_streams = streams
         self._lock = threading.Lock()
-        self._streams: Counter[bool] = Counter()  # by whether anybody may open them
-        self._appends: Counter[str] = Counter()
+        self._streams: Counter[bool] = Counter()  # by whether the call needs no token
+        self._appends: Counter[str] = Counter()  # by the client's connection
 
-    def identify(self, method: str, authorization: str) -> Principal | None:
-        """Who asks for `method`; None where that is open to everybody. Raises `Unauthenticated`, `PermissionDenied`."""
+    def authenticate(self, method: str, authorization: str) -> Principal | None:
+        """Whose call of `method` this is; None for a method that needs no token.
+
+        authorization: the metadata of that name. Raises `Unauthenticated` and `PermissionDenied`.
+        """
         needed = rpc_needs(method)
         if needed is None:
             return None
-        identity = self._gate.from_header(authorization)
-        identity.require(needed)
-        return identity
+        principal = self._authenticator.from_header(authorization)
+        principal.require(needed)
+        return principal
 
     def recheck_token(self, method: str, authorization: str) -> Callable[[], None]:
-        """What to call while such a call goes on: raises once its token was revoked. Asks at most once a second."""
-        asked = time.monotonic()
+        """A function to call repeatedly while a streaming call goes on.
 
-        def again() -> None:
-            nonlocal asked
-            if time.monotonic() - asked >= RECHECK_SECONDS:
-                asked = time.monotonic()
-                self.identify(method, authorization)
+        It raises as `authenticate` does once the token was revoked, and asks the database at most
+        every `RECHECK_SECONDS`.
+        """
+        checked = time.monotonic()
 
-        return again
+        def recheck() -> None:
+            nonlocal checked
+            if time.monotonic() - checked >= RECHECK_SECONDS:
+                checked = time.monotonic()
+                self.authenticate(method, authorization)
+
+        return recheck
 
     @contextmanager
     def in_flight(self, method: str, peer: str, *, streaming: bool) -> Iterator[None]:
-        """Counts the call while it goes on. Raises `LimitExceeded` naming the limit."""
+        """Counts a call as long as the block runs.
+
+        peer: the client's connection. Raises `LimitExceeded`, which names the limit.
+        """
         appends = method.rsplit("/", 1)[-1] == "Append"
-        anybody = (
-            rpc_needs(method) is None
-        )  # who watches the health must not take the streams of those who have a token
-        most = self._most_streams // 8 if anybody else self._most_streams
+        # Calls without a token, such as watching the health, have a small share of the streams of
+        # their own, so that they cannot take those of clients with a token.
+        open_to_all = rpc_needs(method) is None
+        most = self._max_streams // 8 if open_to_all else self._max_streams
         with self._lock:
-            if streaming and self._streams[anybody] >= most:
+            if streaming and self._streams[open_to_all] >= most:
                 raise LimitExceeded(
-                    f"streams: {most} streams are open at this server, the most that may be; try again later"
+                    f"streams: {most} streams are open at this server, the most that may be; "
+                    "try again later"
                 )
             if appends and self._appends[peer] >= APPENDS_PER_CLIENT:
                 raise LimitExceeded(
-                    f"appends_per_client: {APPENDS_PER_CLIENT} appends of this connection are in flight, the most that may be; "
-                    "wait for answers"
+                    f"appends_per_client: {APPENDS_PER_CLIENT} appends of this connection are in "
+                    "flight, the most that may be; wait for answers"
                 )
-            self._streams[anybody] += streaming
+            self._streams[open_to_all] += streaming
             self._appends[peer] += appends
         try:
             yield
         finally:
             with self._lock:
-                self._streams[anybody] -= streaming
+                self._streams[open_to_all] -= streaming
                 self._appends[peer] -= appends
                 if not self._appends[peer]:
                     del self._appends[peer]

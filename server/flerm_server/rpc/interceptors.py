@@ -1,4 +1,4 @@
-"""What every call passes: admission, errors into statuses, a request id, one log line, metrics."""
+"""What every gRPC call passes: admission, a request id, errors as status codes, a log line, metrics."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from flerm_server.tracing import span
 
 REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID = 64
-# Said at once, so that the log tells who changed what; rows and renewals come by the thousand.
-TOLD = frozenset(name for name, scope in RPCS.items() if scope >= Scope.WRITE) - {
+# Logged at level info, so that the log says who changed what. Rows and lease renewals come by the
+# thousand and are logged at level debug, as reading calls are.
+LOGGED_CALLS = frozenset(name for name, scope in RPCS.items() if scope >= Scope.WRITE) - {
     "Append",
     "RenewLease",
 }
@@ -34,7 +35,7 @@ log = structlog.get_logger("flerm.grpc")
 
 @dataclass(slots=True)
 class Call:
-    """One call on its way."""
+    """One call. name: the method without its service. token: the id of the token, once known."""
 
     method: str
     metadata: dict[str, str]
@@ -50,19 +51,19 @@ class Call:
 
     @property
     def authorization(self) -> str:
-        """What it presents."""
+        """The metadata of that name; empty: none."""
         return self.metadata.get("authorization", "")
 
 
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-ignore]
-    """Wraps every handler, of whatever kind.
+    """Wraps every handler, unary or streaming.
 
-    What a handler raises on purpose (`FlermError`) becomes its status code and sentence; anything else is a bug: INTERNAL
-    with the request id, and the traceback in the log.
+    A `FlermError` of a handler becomes its status code and sentence. Any other exception is a bug:
+    the client gets INTERNAL with the request's id, the log the traceback.
     """
 
     def __init__(self, metrics: Metrics, admission: Admission) -> None:
-        """Counts into `metrics`, lets in what `admission` does."""
+        """metrics: counts the calls. admission: decides which calls reach their handler."""
         self._metrics = metrics
         self._admission = admission
 
@@ -80,64 +81,71 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
             key: str(value) for key, value in handler_call_details.invocation_metadata or ()
         }
         reader = size_limited(handler.request_deserializer)
-
         if handler.response_streaming:
-
-            def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-                act = handler.stream_stream if handler.request_streaming else handler.unary_stream
-                call = Call(method, metadata, context)
-                with (
-                    self._call(call),
-                    self._admission.in_flight(method, context.peer(), streaming=True),
-                ):
-                    yield from self._stream(call, act, request)
-
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(stream, reader, handler.response_serializer)
+            return self._streaming_handler(handler, method, metadata, reader)
 
         def unary(request: Any, context: grpc.ServicerContext) -> Any:
             call = Call(method, metadata, context)
             with (
-                self._call(call),
+                self._observed(call),
                 self._admission.in_flight(method, context.peer(), streaming=False),
             ):
-                identity = self._identify(call)
-                return copy_context().run(
-                    _act, identity, handler.unary_unary, raise_if_rejected(request), context
-                )
+                principal = self._authenticate(call)
+                message = raise_if_rejected(request)
+                return copy_context().run(_act, principal, handler.unary_unary, message, context)
 
         return grpc.unary_unary_rpc_method_handler(unary, reader, handler.response_serializer)
 
-    def _identify(self, call: Call) -> Principal | None:
-        identity = self._admission.identify(call.method, call.authorization)
-        call.token = identity.token_id if identity else ""
-        return identity
+    def _streaming_handler(
+        self, handler: Any, method: str, metadata: dict[str, str], reader: Callable[[bytes], Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            act = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            call = Call(method, metadata, context)
+            with (
+                self._observed(call),
+                self._admission.in_flight(method, context.peer(), streaming=True),
+            ):
+                yield from self._answers(call, act, request)
 
-    def _stream(self, call: Call, act: Any, request: Any) -> Iterator[Any]:
-        """The answers. They are made in a context of their own: a generator may be continued and closed from any thread."""
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_stream_rpc_method_handler
+        )
+        return make(stream, reader, handler.response_serializer)
+
+    def _authenticate(self, call: Call) -> Principal | None:
+        principal = self._admission.authenticate(call.method, call.authorization)
+        call.token = principal.token_id if principal else ""
+        return principal
+
+    def _answers(self, call: Call, act: Any, request: Any) -> Iterator[Any]:
+        """The answers of a streaming call.
+
+        They are made in a context of their own, because gRPC may continue and close a generator on
+        any thread.
+        """
         context = copy_context()
-        identity = self._identify(call)
-        # Only reflection, which is open to everybody, takes a stream of requests.
-        if identity is None:
+        principal = self._authenticate(call)
+        if principal is None:
+            # Only reflection takes a stream of requests, and it needs no token.
             several = isinstance(request, Iterator)
             yield from act(
                 map(raise_if_rejected, request) if several else raise_if_rejected(request),
                 call.context,
             )
             return
-        still_welcome = self._admission.recheck_token(call.method, call.authorization)
-        answers = context.run(_act, identity, act, raise_if_rejected(request), call.context)
+        recheck = self._admission.recheck_token(call.method, call.authorization)
+        answers = context.run(_act, principal, act, raise_if_rejected(request), call.context)
         end = object()
         while (answer := context.run(next, answers, end)) is not end:
             yield answer
-            still_welcome()
+            recheck()
 
     @contextmanager
-    def _call(self, call: Call) -> Iterator[None]:
+    def _observed(self, call: Call) -> Iterator[None]:
+        """Counts, times and logs the call in the block, and turns its exception into a status."""
         code, message = grpc.StatusCode.OK, ""
         started = time.perf_counter()
         self._metrics.in_flight.labels("grpc").inc()
@@ -152,34 +160,34 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception:
-            code, message = (
-                grpc.StatusCode.INTERNAL,
-                f"internal error of the registry; its log has it as request {call.request_id}",
-            )
-            # A client that hung up makes the stream's own iterator raise: that is no bug of ours.
+            code = grpc.StatusCode.INTERNAL
+            message = f"internal error of the registry; its log has it as request {call.request_id}"
+            # When a client leaves, the iterator of its stream raises: that is no bug.
             if call.context.is_active():
                 log.exception("bug", method=call.name, request_id=call.request_id, token=call.token)
         finally:
-            seconds = time.perf_counter() - started
-            self._metrics.in_flight.labels("grpc").dec()
-            self._metrics.calls.labels("grpc", call.name, code.name).inc()
-            self._metrics.seconds.labels("grpc", call.name).observe(seconds)
-            tell = log.info if call.name in TOLD else log.debug
-            tell(
-                "call",
-                method=call.name,
-                code=code.name,
-                seconds=round(seconds, 6),
-                message=message,
-                request_id=call.request_id,
-                token=call.token,
-            )
+            self._record(call, code, message, time.perf_counter() - started)
         if message:
             call.context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
             call.context.abort(code, message)
 
+    def _record(self, call: Call, code: grpc.StatusCode, message: str, seconds: float) -> None:
+        self._metrics.in_flight.labels("grpc").dec()
+        self._metrics.calls.labels("grpc", call.name, code.name).inc()
+        self._metrics.seconds.labels("grpc", call.name).observe(seconds)
+        write = log.info if call.name in LOGGED_CALLS else log.debug
+        write(
+            "call",
+            method=call.name,
+            code=code.name,
+            seconds=round(seconds, 6),
+            message=message,
+            request_id=call.request_id,
+            token=call.token,
+        )
 
-def _act(identity: Principal | None, act: Any, request: Any, context: grpc.ServicerContext) -> Any:
-    if identity is not None:
-        act_as(identity)
+
+def _act(principal: Principal | None, act: Any, request: Any, context: grpc.ServicerContext) -> Any:
+    if principal is not None:
+        act_as(principal)
     return act(request, context)

@@ -1,4 +1,7 @@
-"""Every rpc of the wire contract, on a store. Messages in, messages out; what they mean is the store's and the core's."""
+"""Every call of the wire contract, on a store.
+
+This module turns messages into values and back; the store and the core decide what they mean.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,13 @@ Value = TypeVar("Value")
 
 
 class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore]
-    """The service `flerm.registry.v1.Registry`. Errors leave it as `FlermError`; `CallInterceptor` makes statuses of them."""
+    """The service `flerm.registry.v1.Registry`.
+
+    Its methods raise `FlermError`; `CallInterceptor` turns these into status codes.
+    """
 
     def __init__(self, store: AuthorizedStore, metrics: Metrics) -> None:
-        """Serves `store`, counting into `metrics`."""
+        """store: what the calls read and write. metrics: counts recordings and rows."""
         self._store = store
         self._metrics = metrics
 
@@ -75,7 +81,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
                 next_page_token=found.next_token,
             )
 
-        return _bounded(page, request.page_size, lambda made: len(made.families))
+        return _page_in_message(page, request.page_size, lambda made: len(made.families))
 
     def StartRecording(
         self, request: pb.StartRecordingRequest, context: grpc.ServicerContext
@@ -84,7 +90,8 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         spec = _read("spec", lambda: recording_messages.spec_from(request.spec))
         if request.resume_at and not request.attempt_id:
             raise InvalidInput(
-                f"attempt_id of recording {spec.id[:80]!r} is empty: a resume (resume_at {request.resume_at}) needs one"
+                f"attempt_id of recording {spec.id[:80]!r} is empty: "
+                f"a resume (resume_at {request.resume_at}) needs one"
             )
         started_at = _read(
             "started_at", lambda: recording_messages.timestamp_from(request, "started_at")
@@ -166,12 +173,15 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
             items = map(recording_messages.recording_to, found.items)
             return pb.ListRecordingsResponse(recordings=items, next_page_token=found.next_token)
 
-        return _bounded(page, request.page_size, lambda made: len(made.recordings))
+        return _page_in_message(page, request.page_size, lambda made: len(made.recordings))
 
     def GetTrajectory(
         self, request: pb.GetTrajectoryRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.TrajectoryChunk]:
-        """A header, then the rows block by block as the database gives them: memory does not grow with the recording."""
+        """A header, then the rows chunk by chunk, as the database gives them.
+
+        The memory that this takes does not grow with the recording.
+        """
         asked = query_messages.trajectory_query_from(request)
         selection, columns = queries.select(self._store, asked)
         parameters = selection.recording.spec.parameters
@@ -182,12 +192,12 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
             rows=len(selection.steps),
         )
         yield pb.TrajectoryChunk(header=header)
-        blocks = self._store.read(selection, columns)
+        chunks = self._store.read(selection, columns)
         width = selection.recording.parameter_count
         for rows in (
-            (part for block in blocks for part in _parts(block, width))
+            (part for chunk in chunks for part in _parts(chunk, width))
             if request.extras
-            else blocks
+            else chunks
         ):
             yield pb.TrajectoryChunk(
                 rows=pb.TrajectoryRows(
@@ -218,8 +228,13 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         )
 
 
-def _bounded(page: Callable[[int], Value], size: int, count: Callable[[Value], int]) -> Value:
-    """`page(size)`, halved until it fits a message: what a recording says of its model may be long. One entry always fits."""
+def _page_in_message(
+    page: Callable[[int], Value], size: int, count: Callable[[Value], int]
+) -> Value:
+    """`page(size)` with as many entries as fit a message; one entry always fits.
+
+    count: the entries of a page. An entry may be long, because it has a recording's configuration.
+    """
     made = page(size)
     while made.ByteSize() > MAX_CHUNK_BYTES and count(made) > 1:  # type: ignore[attr-defined]
         made = page(count(made) // 2)
@@ -227,7 +242,11 @@ def _bounded(page: Callable[[int], Value], size: int, count: Callable[[Value], i
 
 
 def _parts(rows: Rows, width: int) -> Iterator[Rows]:
-    """`rows` in parts whose further scalars and vectors fit a message: a column is as long as its part, however few have it."""
+    """`rows` in parts whose auxiliary values fit a message.
+
+    width: the recording's parameters. An auxiliary value takes a column as long as its part, even
+    if only one row has the value.
+    """
     first, columns = 0, frozenset[tuple[str, int]]()
     for at, data in enumerate(rows.extras):
         scalars, vectors = decode(data) if data else ({}, {})
@@ -245,7 +264,7 @@ def _parts(rows: Rows, width: int) -> Iterator[Rows]:
 
 
 def _extras(rows: Rows, columns: list[int] | None, width: int) -> dict[str, Any]:
-    """The further scalars and vectors of a block's rows, column by column: what `TrajectoryRows` calls them."""
+    """The auxiliary values of `rows` by column, under the names of `TrajectoryRows`' fields."""
     scalars: dict[str, NDArray[np.float64]] = {}
     vectors: dict[str, NDArray[np.float32]] = {}
     count = len(rows.steps)
@@ -262,10 +281,13 @@ def _extras(rows: Rows, columns: list[int] | None, width: int) -> dict[str, Any]
     }
 
 
-def _read(field: str, convert_it: Callable[[], Value]) -> Value:
-    """A converted field. What cannot be converted (NaN in a Struct, a moment beyond the calendar) is the sender's mistake."""
+def _read(field: str, convert: Callable[[], Value]) -> Value:
+    """A field of a request, converted.
+
+    Raises `InvalidInput` for what cannot be converted, such as a time beyond the calendar.
+    """
     try:
-        return convert_it()
+        return convert()
     except FlermError as error:
         raise InvalidInput(f"{field}: {error}") from error
     except (JsonError, OverflowError, ValueError) as error:
