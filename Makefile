@@ -100,8 +100,8 @@ $(AXE):
 
 browser-tools: $(AXE)  ## what the browser tests check accessibility with (Chromium comes from the system)
 
-openapi: install  ## write docs/openapi.json anew, after REST was changed on purpose
-	$(BIN)/python -m flerm_server.http.openapi docs/openapi.json
+openapi: install  ## write docs/openapi.json and the routes of docs/rest.md anew, after REST was changed on purpose
+	$(BIN)/python -m flerm_server.http.openapi
 
 screenshots: install  ## train small runs, and take the README's pictures of their pages
 	$(BIN)/python docs/images/screenshots.py

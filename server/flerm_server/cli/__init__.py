@@ -1,4 +1,4 @@
-"""The server's commands of `flerm`: serve, and what keeps its database and its tokens."""
+"""The server's commands of `flerm`: serve, db, token."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import typer
 from flerm_server.cli import db, token
 from flerm_server.cli.serve import serve
 
-# No callback: typer warns of one where the app is merged into `flerm`.
-app = typer.Typer(help="The FLeRM registry's server.", no_args_is_help=True, add_completion=False)
+# No callback: typer warns of a callback where the app is merged into `flerm`.
+app = typer.Typer(
+    help="The server of the FLeRM registry.", no_args_is_help=True, add_completion=False
+)
 app.command()(serve)
 app.add_typer(db.app, name="db")
 app.add_typer(token.app, name="token")

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 Db = Annotated[
-    str, typer.Option(help="sqlite:///FILE or postgresql://USER@HOST/DATABASE", envvar="FLERM_DB")
+    str,
+    typer.Option(help="sqlite:///FILE or postgresql://USER@HOST/DATABASE", envvar="FLERM_DB"),
 ]
 
 
 @contextmanager
 def database(url: str, *, must_exist: bool = True) -> Iterator[sa.Engine]:
-    """The database at a URL, for one command. Raises `NotFound` for a SQLite file that is not there."""
+    """The database at a URL, open as long as the block runs.
+
+    must_exist: raise `NotFound` for a SQLite file that is not there.
+    """
     from flerm_server.store.sql.engine import database_file, open_engine, parse_url
 
     engine = open_engine(parse_url(url))
@@ -40,7 +44,7 @@ def database(url: str, *, must_exist: bool = True) -> Iterator[sa.Engine]:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Turns an error of ours into its sentence on stderr and its exit code."""
+    """Turns a `FlermError` in the block into its sentence on stderr and its exit code."""
     try:
         yield
     except FlermError as error:

@@ -1,4 +1,4 @@
-"""`flerm db`: what keeps the database."""
+"""`flerm db`: upgrade, check, copy and clean up the database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ app = typer.Typer(
 
 @app.command()
 def upgrade(db: Db = DEFAULT_DB) -> None:
-    """Makes the tables, or brings them to this version's schema. A SQLite file is copied first.
+    """Creates the tables, or brings them to this version's schema. A SQLite file is copied first.
 
     Example: flerm db upgrade --db postgresql://flerm@db.example/flerm
     """
@@ -31,7 +31,7 @@ def upgrade(db: Db = DEFAULT_DB) -> None:
 
 @app.command()
 def current(db: Db = DEFAULT_DB) -> None:
-    """Shows the database's schema and this version's.
+    """Shows the schema of the database and the one that this version has.
 
     Example: flerm db current --db sqlite:///runs.db
     """
@@ -56,7 +56,7 @@ def check(db: Db = DEFAULT_DB) -> None:
 
 @app.command()
 def backup(destination: Path, db: Db = DEFAULT_DB) -> None:
-    """Copies a SQLite database in use to a new file, consistently.
+    """Copies a SQLite database to a new file. A server may write to it meanwhile.
 
     Example: flerm db backup monday.db --db sqlite:///runs.db
     """
@@ -69,16 +69,18 @@ def backup(destination: Path, db: Db = DEFAULT_DB) -> None:
 @app.command()
 def prune(
     older_than: Annotated[
-        float, typer.Option(help="Days since a recording was last written to", min=0)
+        float, typer.Option(help="Days since the last change of a recording", min=0)
     ],
     db: Db = DEFAULT_DB,
-    family: Annotated[str, typer.Option(help="Only of this family")] = "",
+    family: Annotated[str, typer.Option(help="Only recordings of this family")] = "",
     status: Annotated[
-        str, typer.Option(help="Only of this status, such as failed or interrupted")
+        str, typer.Option(help="Only recordings of this status, such as failed or interrupted")
     ] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be deleted")
+    ] = False,
 ) -> None:
-    """Deletes old recordings with all their rows, for good.
+    """Deletes old recordings with all their measurements, for good.
 
     Example: flerm db prune --older-than 90 --status failed --db sqlite:///runs.db
     """
@@ -94,7 +96,7 @@ def prune(
         try:
             before = now() - timedelta(days=older_than)
             filters = RecordingFilter(family=family, status=status, created_before=before)
-            # The whole list first: pages are cut by keys that deleting leaves, but statuses lapse meanwhile.
+            # The whole list first: a status may change between two pages of a listing.
             old = [each for each in store.all_recordings(filters) if each.updated_at < before]
             rows = sum(each.rows if dry_run else store.delete(each.spec.id) for each in old)
         finally:

@@ -1,4 +1,4 @@
-"""Who a request is from: a token in its Authorization header, or a browser's session in a cookie."""
+"""Who sends a request: a token in the Authorization header, or a browser's session in a cookie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ETags: what has ended does not change, and need not be sent twice."""
+"""ETags: the answer about a recording that has ended does not change, and need not be sent twice."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from fastapi import Request, Response
 from flerm_core.records.recording import FINAL_STATUSES, Recording
 from flerm_server.version import version
 
-# Kept by the browser, asked about each time: the answer is a 304 of a few bytes.
+# A browser keeps the answer, and asks each time whether it still holds: that is a 304 of a few bytes.
 REVALIDATE = "private, no-cache"
 
 
 def etag_of(recordings: list[Recording], *parts: str) -> str | None:
-    """A weak ETag for what is made of `recordings` in the form that `parts` name; None while one of them may still change.
+    """The ETag of what is made of `recordings`; None while one of them may still change.
 
-    Weak, because the same content travels gzipped or not.
+    parts: what else the answer depends on, such as its format. The ETag is weak, because the same
+    content may be sent gzipped or not.
     """
     if not recordings or any(each.status not in FINAL_STATUSES for each in recordings):
         return None
@@ -32,12 +33,12 @@ def etag_of(recordings: list[Recording], *parts: str) -> str | None:
         )
         for each in recordings
     ]
-    # The version too: a newer one may draw the same rows otherwise.
+    # With the version, because another version may draw the same rows differently.
     return f'W/"{hashlib.sha256(repr((version(), content, parts)).encode()).hexdigest()[:32]}"'
 
 
 def unchanged(request: Request, etag: str | None) -> Response | None:
-    """304 when the client has just that already, else None."""
+    """304 where the client has this version of the answer already, else None."""
     if etag is None:
         return None
     known = [each.strip() for each in request.headers.get("if-none-match", "").split(",")]
@@ -47,9 +48,9 @@ def unchanged(request: Request, etag: str | None) -> Response | None:
 
 
 def headers(etag: str | None) -> dict[str, str]:
-    """The headers of an answer with that ETag; without one nothing is kept."""
+    """The headers of an answer with that ETag; an answer without one must not be kept."""
     return (
-        {"Cache-Control": REVALIDATE, "ETag": etag}
-        if etag is not None
-        else {"Cache-Control": "no-store"}
+        {"Cache-Control": "no-store"}
+        if etag is None
+        else {"Cache-Control": REVALIDATE, "ETag": etag}
     )

@@ -1,4 +1,4 @@
-"""What every HTTP request passes: checks of its Host, Origin and size, then counting and logging."""
+"""What every HTTP request passes: checks of its Host, Origin and size, counting and logging."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""`python -m flerm_server.http.openapi FILE`: the OpenAPI document of this version, as kept in docs/openapi.json."""
+"""`python -m flerm_server.http.openapi`: writes docs/openapi.json and the routes of docs/rest.md."""
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,20 @@ from flerm_server.auth.authenticator import Authenticator
 from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.http.app import create_app
+from flerm_server.http.rest_reference import with_routes
 from flerm_server.metrics import Metrics
 from flerm_server.store.sql.store import open_store
 
+DOCUMENT = Path("docs/openapi.json")
+REFERENCE = Path("docs/rest.md")
+
 
 def document() -> dict[str, Any]:
-    """The document, without the version, which changes with every release and says nothing of the contract."""
+    """The OpenAPI document of this tree.
+
+    Its version is always v1: the distribution's version changes with every release, and says
+    nothing about the contract.
+    """
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{folder}/empty.db")
         try:
@@ -30,17 +37,15 @@ def document() -> dict[str, Any]:
             found: dict[str, Any] = app.openapi()
         finally:
             store.close()
-    return {
-        **found,
-        "info": {key: value for key, value in found["info"].items() if key != "version"}
-        | {"version": "v1"},
-    }
+    return {**found, "info": {**found["info"], "version": "v1"}}
 
 
 def as_text(content: dict[str, Any]) -> str:
-    """As the file holds it: sorted, so that a difference is a change."""
+    """The document as the file has it: keys are sorted, so that two versions can be compared."""
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(as_text(document()))
+    made = document()
+    DOCUMENT.write_text(as_text(made))
+    REFERENCE.write_text(with_routes(REFERENCE.read_text(), made))

@@ -15,7 +15,7 @@ from flerm_core import errors
 
 MEDIA_TYPE = "application/problem+json"
 
-# Most specific first, as in flerm_proto.status_codes.
+# The most specific classes come first, as in flerm_proto.status_codes.
 _STATUSES: tuple[tuple[type[errors.FlermError], int], ...] = (
     (errors.AlreadyExists, 409),
     (errors.Ambiguous, 409),
@@ -28,7 +28,7 @@ _STATUSES: tuple[tuple[type[errors.FlermError], int], ...] = (
     (errors.Unreachable, 503),
 )
 
-# What every route may answer instead, for the OpenAPI document.
+# What every route may answer instead, as the OpenAPI document says it.
 PROBLEM: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "What is wrong, in a sentence (RFC 9457)", "content": {MEDIA_TYPE: {}}},
     "5XX": {"description": "What failed, in a sentence (RFC 9457)", "content": {MEDIA_TYPE: {}}},
@@ -38,18 +38,21 @@ log = structlog.get_logger("flerm.http")
 
 
 class NotAcceptable(errors.InvalidInput):
-    """None of the media types that the client accepts is there."""
+    """The client accepts none of the media types that there are."""
 
 
 def status_of(error: errors.FlermError) -> int:
-    """The HTTP status under which `error` travels."""
+    """The HTTP status of an error."""
     if isinstance(error, NotAcceptable):
         return 406
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
 
 
 def problem(status: int, detail: str, **more: Any) -> JSONResponse:
-    """A problem document: what went wrong in one sentence, and `more` members."""
+    """A problem document.
+
+    detail: what went wrong, in one sentence. more: further members of the document.
+    """
     content = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -61,17 +64,17 @@ def problem(status: int, detail: str, **more: Any) -> JSONResponse:
 
 
 class ErrorPages(Protocol):
-    """Errors as pages, for browsers."""
+    """Renders errors as pages."""
 
     def wanted(self, request: Request) -> bool:
-        """Whether this request wants a page."""
+        """Whether the request is a browser's for a page."""
 
     def __call__(self, request: Request, status: int, sentence: str) -> Response:
         """The page."""
 
 
 def install(app: FastAPI, pages: ErrorPages) -> None:
-    """Makes every error of `app` a problem document, or a page where a page was asked for."""
+    """Answers every error of `app` with a problem document, or with a page where one was asked for."""
 
     def answer(request: Request, status: int, detail: str, **more: Any) -> Response:
         return (
@@ -81,7 +84,7 @@ def install(app: FastAPI, pages: ErrorPages) -> None:
         )
 
     @app.exception_handler(errors.FlermError)
-    async def ours(request: Request, error: errors.FlermError) -> Response:
+    async def flerm_error(request: Request, error: errors.FlermError) -> Response:
         return answer(request, status_of(error), str(error), kind=type(error).__name__)
 
     @app.exception_handler(RequestValidationError)

@@ -1,4 +1,4 @@
-"""What every gRPC call passes: admission, a request id, errors as status codes, a log line, metrics."""
+"""What every gRPC call passes: admission, a request id, status codes, a log line, metrics."""
 
 from __future__ import annotations
 

@@ -19,9 +19,11 @@ from schemathesis.specs.openapi.checks import (
 
 from flerm_server.http.api import examples, schemas
 from flerm_server.http.openapi import as_text, document
+from flerm_server.http.rest_reference import with_routes
 from tests.conftest import RegistryProcess, launch_registry
 
-KEPT = Path(__file__).parents[3] / "docs" / "openapi.json"
+DOCS = Path(__file__).parents[3] / "docs"
+KEPT, REFERENCE = DOCS / "openapi.json", DOCS / "rest.md"
 CONTRACT = schemathesis.openapi.from_dict(json.loads(KEPT.read_text()))
 FOUND_IN_EVERY_ANSWER = (
     not_a_server_error,
@@ -31,10 +33,22 @@ FOUND_IN_EVERY_ANSWER = (
 )
 
 
-def test_the_kept_document_is_this_versions():
-    assert as_text(document()) == KEPT.read_text(), (
+def test_the_kept_document_and_the_reference_are_this_versions():
+    made = document()
+    assert as_text(made) == KEPT.read_text(), (
         "REST changed: look at the difference, then `make openapi`"
     )
+    page = REFERENCE.read_text()
+    assert with_routes(page, made) == page, "docs/rest.md is stale: `make openapi`"
+    for path in made["paths"]:
+        assert path in page
+
+
+def test_every_parameter_is_described():
+    for path, methods in document()["paths"].items():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", []):
+                assert parameter.get("description"), (path, parameter["name"])
 
 
 def test_every_route_has_an_example_of_its_answer_and_of_what_it_is_asked():

@@ -1,4 +1,7 @@
-"""One example of every answer and of what is asked, for the OpenAPI document. A test holds them to the models."""
+"""An example of each request and each answer, for the OpenAPI document.
+
+A test checks the examples against their models.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from fastapi import Path
 
 ID = "6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11"
 NAME = "resmlp"
-MOMENT = "2026-03-01T12:00:00Z"
+TIME = "2026-03-01T12:00:00Z"
 
-FamilyName = Annotated[str, Path(description="a family's name: name or team/name", examples=[NAME])]
-RecordingId = Annotated[str, Path(description="a recording's id, a UUID", examples=[ID])]
+FamilyName = Annotated[
+    str, Path(description="A family's name: `name` or `team/name`", examples=[NAME])
+]
+RecordingId = Annotated[str, Path(description="A recording's id, a UUID", examples=[ID])]
 
 _ESTIMATOR = {
     "name": "example",
@@ -27,8 +32,8 @@ FAMILY_VALUE: dict[str, Any] = {
     "name": NAME,
     "description": "residual MLPs on digits",
     "blocks": ["layers.*"],
-    "created_at": MOMENT,
-    "updated_at": MOMENT,
+    "created_at": TIME,
+    "updated_at": TIME,
     "created_by": "",
     "recordings": 7,
     "learning_rates": [0.001, 0.004, 0.016],
@@ -56,9 +61,9 @@ RECORDING_VALUE: dict[str, Any] = {
     "versions": {"flerm": "0.1.0"},
     "targets_digest": "",
     "targets_sources": [],
-    "created_at": MOMENT,
-    "updated_at": MOMENT,
-    "finished_at": MOMENT,
+    "created_at": TIME,
+    "updated_at": TIME,
+    "finished_at": TIME,
     "created_by": "",
     "parameter_count": 2,
     "parameters": None,
@@ -78,7 +83,9 @@ BEST_VALUE: dict[str, Any] = {
     "optimum": 0.004,
     "optimum_spread": None,
     "next_lr": 0.008,
-    "advice": "The best rate 0.004 is the highest recorded, so the optimum may lie above it: try 0.008.",
+    "advice": (
+        "The best rate 0.004 is the highest recorded, so the optimum may lie above it: try 0.008."
+    ),
     "points": _POINTS,
 }
 TARGETS_VALUE: dict[str, Any] = {
@@ -130,7 +137,8 @@ FIGURE_VALUE: dict[str, Any] = {
 }
 EVENT = (
     'event: rows\ndata: {"status": "running", "rows": 3, "last_step": 201, "final_loss": null}\n\n'
-    'event: end\ndata: {"status": "completed", "rows": 5, "last_step": 401, "final_loss": 0.0123}\n\n'
+    'event: end\ndata: {"status": "completed", "rows": 5, "last_step": 401, '
+    '"final_loss": 0.0123}\n\n'
 )
 CSV = "step,loss,learning_rate,tokens,layers.0.weight\n1,2.31,0.004,,28.98\n"
 TRAJECTORY_VALUE: dict[str, Any] = {

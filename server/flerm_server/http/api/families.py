@@ -1,5 +1,8 @@
-"""Families, their best learning rates and their losses. Handlers here and in the other files of
-this folder are plain functions, which run on threads, so that the event loop stays free."""
+"""Families, their best learning rates and their losses.
+
+Handlers here and in the other files of this folder are plain functions: FastAPI runs them on
+threads, so that the event loop stays free.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def best(
         str, Query(description="Optimiser's class name; empty: any, if there is only one")
     ] = "",
 ) -> BestOut:
-    """Gives the best learning rate of a family, its spread over seeds, and which rate to try next."""
+    """Gives the best learning rate of a family, its spread over seeds, and the rate to try next."""
     query = BestQuery(family=name, role=role, variant=variant, optimizer=optimizer, tags=tags)
     return BestOut.of(queries.best(store, query))
 

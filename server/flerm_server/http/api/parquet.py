@@ -28,8 +28,8 @@ def _row_groups(rows: Iterator[Rows], width: int) -> Iterator[tuple[np.ndarray, 
     """The columns of each row group: steps, losses, learning rates, tokens, each [rows], then the
     FSLRs [width, rows].
 
-    A column of a row group costs the same however few rows it has, so several chunks of `rows` share
-    one row group.
+    A column of a row group costs the same however few rows it has, so several chunks of `rows`
+    share one row group.
     """
     height = max(1, ROW_GROUP_BYTES // (4 * max(width, 1)))
     values = np.empty((width, height), np.float32)

@@ -1,5 +1,7 @@
-"""The formats of a trajectory. JSON and CSV are written chunk by chunk, so that the memory they take
-does not grow with the recording."""
+"""The formats of a trajectory.
+
+JSON and CSV are written chunk by chunk, so that the memory does not grow with the recording.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,10 @@ def as_json(selection: Selection, parameters: ParameterList, rows: Iterator[Rows
     names, shapes, bands = (
         json.dumps(each) for each in (parameters.names, parameters.shapes, parameters.bands)
     )
-    yield f'{{"recording": {recording}, "names": {names}, "shapes": {shapes}, "bands": {bands}, "rows": ['
+    yield (
+        f'{{"recording": {recording}, "names": {names}, "shapes": {shapes}, '
+        f'"bands": {bands}, "rows": ['
+    )
     comma = ""
     for chunk in rows:
         lines = []

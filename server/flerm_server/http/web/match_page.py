@@ -1,5 +1,5 @@
-"""The matcher: the tensors of a model are pasted in; out come their learning rates, and the code that
-applies them."""
+"""The matcher's page: it takes the tensors of a model, and gives their learning rates and the code
+that applies them."""
 
 from __future__ import annotations
 
