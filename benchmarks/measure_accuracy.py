@@ -67,7 +67,7 @@ def updates(name: str, lr: float) -> Iterator[tuple[int, Any, WeightUpdate]]:
     model = workload.build(Scale(), seed=0)
     optimizer = Adam(model.parameters(), lr)
     subject = make_measured_model(
-        model, [optimizer], None, (), MeasurementRanks(alone=True)
+        model, [optimizer], None, (), MeasurementRanks(single_process=True)
     )  # no roles: tensors are compared
     batches = workload.batches(seed=0)
     for step, (inputs, labels) in zip(range(1, max(STEPS) + 1), batches, strict=False):
@@ -105,7 +105,9 @@ def measured(
     exact: dict[str, float],
 ) -> str:
     """An estimator's errors, and the seconds of a measurement, by the number of draws."""
-    meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
+    meter = FSLRMeter(
+        subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+    )
     cycle = itertools.cycle(batches)
     meter.measure(update, cycle, 1)  # settles
     figures = []
@@ -125,7 +127,9 @@ def biased(
     exact: dict[str, float],
 ) -> str:
     """An estimator's expectation over the exact FSLR, and the error of one draw."""
-    meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
+    meter = FSLRMeter(
+        subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+    )
     cycle = itertools.cycle(batches)
     single = [meter.measure(update, cycle, 1) for _ in range(len(batches))]
     found = ratios(meter.measure(update, cycle, MANY), exact)
@@ -148,7 +152,7 @@ def main() -> None:
         batches = probes(name, case.batches)
         for step, subject, update in updates(name, case.lr):
             judge = FSLRMeter(
-                subject, make_estimator("exact", subject), MeasurementRanks(alone=True)
+                subject, make_estimator("exact", subject), MeasurementRanks(single_process=True)
             )
             exact = judge.measure(update, iter(batches), len(batches))
             print(

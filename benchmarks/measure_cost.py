@@ -59,14 +59,18 @@ def measurement(name: str, scale: Scale, batches: int, rounds: int) -> None:
         optimizer.zero_grad()
         workload.loss(model(inputs), labels).backward()
 
-    subject = make_measured_model(model, [optimizer], None, None, MeasurementRanks(alone=True))
+    subject = make_measured_model(
+        model, [optimizer], None, None, MeasurementRanks(single_process=True)
+    )
     forward_backward()
     update = WeightUpdate(subject.parameters)
     optimizer.step()
     update.rates = dict.fromkeys(subject.parameters, 1e-3)
     sides: dict[str, Callable[[], object]] = {"forward+backward": forward_backward}
     for estimator in ("example", "kronecker"):
-        meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
+        meter = FSLRMeter(
+            subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+        )
         sides[estimator] = lambda meter=meter: meter.measure(update, itertools.repeat(inputs), 1)
         quarters = itertools.cycle(inputs.chunk(4))
         sides[f"{estimator}, 4 parts"] = lambda meter=meter, quarters=quarters: meter.measure(

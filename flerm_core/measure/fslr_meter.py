@@ -1,9 +1,10 @@
-"""One measurement, whole: draws on probe batches at W_old, joined over ranks, without a trace."""
+"""One measurement of FSLRs: draws on probe batches, reduced over ranks, without a trace."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from flerm_core._warnings import warn
 from flerm_core.errors import EstimatorNotApplicable, InvalidInput, MeasurementError
-from flerm_core.measure.distributed.fsdp2 import own_reduction, recover
+from flerm_core.measure.distributed.fsdp2 import mean_reduction, reset_after_error
 from flerm_core.measure.distributed.ranks import MeasurementRanks
-from flerm_core.measure.estimators.base import Estimator
+from flerm_core.measure.estimators.base import Draw, Estimator, ReductionScope
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import generator_for, seed_from
 from flerm_core.measure.sharpness import Loss, differentiable_twice, top_eigenvalue
@@ -29,11 +30,18 @@ from flerm_core.measure.update.weight_update import WeightUpdate
 
 
 class FSLRMeter:
-    """Measures the FSLRs of `model`. `seed` and the count of measurements so far determine every random number.
+    """Measures the FSLRs of `model` with `estimator`, together with the other `ranks`.
 
-    `fallback` takes over where `example` does not apply. None: that is an error (targets and measurement must use the same
-    estimator). With a `loss` (of model and probe batch) its sharpness is measured beside, on the lead's first batch:
-    `sharpness` is that of the last measurement, NaN where there is none.
+    seed: with the number of earlier measurements, it determines every random number.
+    fallback: the estimator to use where `estimator` is not applicable. None makes that an error,
+        because targets and measurement must use one estimator.
+    loss: the training loss of (module, probe batch), to measure its sharpness too. None: none is
+        measured.
+
+    `sharpness` is that of the last measurement, on rank 0's first probe batch; NaN where it was not
+    measured. `measurements` is the number of measurements so far. `measuring` is true while the
+    probe's forwards and backwards run. `autocast` holds the autocast regions of the training's
+    forward.
     """
 
     def __init__(
@@ -51,197 +59,242 @@ class FSLRMeter:
         self.ranks = ranks
         self.measurements = 0
         self.measuring = False
+        self.sharpness = math.nan
         self.autocast = AutocastContext()
-        self.randomness = PrivateRandomness(seed_from(seed, ranks.rank))
+        self.randomness = PrivateRandomness(seed_from(seed, ranks.data_parallel_rank))
         self._seed = seed
         self._fallback = fallback
         self._loss = loss
-        self.sharpness = math.nan
-        self._fetched: list[Any] = []  # for a measurement that did not come about
+        self._unused_batches: list[Any] = []  # fetched for a measurement that did not take place
 
     def measure(
-        self, update: WeightUpdate, batches: Iterator[Any], draws: int, *, moved: bool = True
+        self,
+        update: WeightUpdate,
+        batches: Iterator[Any],
+        draws: int,
+        *,
+        weights_changed: bool = True,
     ) -> dict[str, float]:
-        """FSLRs by tensor and role in output units per unit learning rate: the mean over `draws` draws on as many `batches`
-        and all ranks.
+        """FSLRs by tensor and depth group, in output units per unit learning rate.
 
-        NaN or 0 where the update does not move the outputs. Every rank gets the same numbers, or raises the same error. Empty,
-        and as if not called, when the step changed nothing: `moved` says whether it did on this rank, which may hold a part of
-        the tensors only.
+        They are the mean over all ranks and over `draws` draws, each on the next of `batches`. NaN
+        or 0 where the update does not move the outputs. Every rank gets the same numbers or raises
+        the same error.
+
+        weights_changed: whether the step changed a weight on this rank, which may hold only a part
+            of the tensors. Where it changed none on any rank, the result is empty and the call
+            leaves the meter as it was.
         """
-        self.ranks.refuse()
+        self.ranks.check_supported()
         problem: Exception | None = None
-        readings: list[tuple[Tensor, int]] = []
-        curvature = 0.0
-        self.measuring = True
-        with (
-            preserve_model_state(self.model.module),
-            own_reduction(self.model.module),
-            self.randomness.active(),
-            update.at_old_weights(),
-            requires_grad_enabled(self._moved_while_on(update)),
-        ):
+        found: list[Draw] = []
+        sharpness = 0.0
+        with self._prepared_model(update):
             try:
-                if self.ranks.locked:
-                    moved, batches = self._begin_together(batches, draws, moved)
-                if not moved:
+                if self.ranks.lockstep:
+                    weights_changed, batches = self._agree_to_start(batches, draws, weights_changed)
+                if not weights_changed:
                     return {}
                 self.estimator.begin_measurement()
-                for draw in range(draws):
+                for index in range(draws):
                     batch = next(batches)
-                    readings.append(
-                        self._first(batch, update)
-                        if self.estimator.needs_discovery
-                        else self._draw(batch, update, draw)
-                    )
-                    if draw == 0 and self._loss is not None and self.ranks.lead:
-                        curvature = self._sharpness(self._loss, batch)
-            except Exception as error:  # told to every rank, then raised on each
+                    if self.estimator.needs_discovery:
+                        found.append(self._discovery_draw(batch, update, index))
+                    else:
+                        found.append(self._draw(batch, update, index))
+                    if index == 0 and self._loss is not None and self.ranks.is_rank0:
+                        sharpness = self._measure_sharpness(self._loss, batch)
+            except Exception as error:  # `_reduce` raises it on every rank
                 problem = error
-                recover(self.model.module)
-            finally:
-                self.measuring = False
+                reset_after_error(self.model.module)
         self.measurements += 1
-        return self._join(readings, problem, curvature)
+        return self._reduce(found, problem, sharpness)
 
-    def _moved_while_on(self, update: WeightUpdate) -> list[nn.Parameter]:
-        # FSDP2 hands its modules tensors that go by what was set when they were first gathered: left as they are.
-        off = {
-            name
-            for name, p in self.model.parameters.items()
-            if not p.requires_grad and self.model.sharding is None
-        }
-        moved = update.moved() if off else {}
-        return [self.model.parameters[name] for name in sorted(off) if bool(moved[name])]
+    def use_estimator(self, name: str) -> None:
+        """Continues with estimator `name`, that of the checkpoint from which this run resumes.
 
-    def take(self, name: str) -> None:
-        """Goes on with the estimator of the run that is resumed here, which may have had to take the fallback.
-
-        Raises `InvalidInput` where it is another than either: one run's measurements are of one estimator.
+        The run before may have had to take the fallback. Raises `InvalidInput` where `name` is
+        neither the estimator nor the fallback: one run's measurements are of one estimator.
         """
         if self._fallback is not None and name == self._fallback.name:
             self.estimator = self._fallback
         if name != self.estimator.name:
             raise InvalidInput(
-                f"the checkpoint is of a run measured by {name!r}, this one is measured by {self.estimator.name!r}"
+                f"the checkpoint is of a run measured by {name!r}, this one is measured by "
+                f"{self.estimator.name!r}"
             )
 
-    def _begin_together(
-        self, batches: Iterator[Any], draws: int, moved: bool
+    @contextmanager
+    def _prepared_model(self, update: WeightUpdate) -> Iterator[None]:
+        """Inside, the model is ready for the probe, at W_old; afterwards it is as it was."""
+        self.measuring = True
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(preserve_model_state(self.model.module))
+                stack.enter_context(mean_reduction(self.model.module))
+                stack.enter_context(self.randomness.active())
+                stack.enter_context(update.at_old_weights())
+                stack.enter_context(requires_grad_enabled(self._updated_frozen(update)))
+                yield
+        finally:
+            self.measuring = False
+
+    def _updated_frozen(self, update: WeightUpdate) -> list[nn.Parameter]:
+        """The parameters that the step changed although `requires_grad` is off by now.
+
+        None where tensors are sharded: FSDP2 makes the tensors that modules see once, and
+        `requires_grad` on these stays as it was then.
+        """
+        if self.model.sharding is not None:
+            return []
+        frozen = {name: p for name, p in self.model.parameters.items() if not p.requires_grad}
+        changed = update.changed_tensors() if frozen else {}
+        return [frozen[name] for name in sorted(frozen) if bool(changed[name])]
+
+    def _agree_to_start(
+        self, batches: Iterator[Any], draws: int, weights_changed: bool
     ) -> tuple[bool, Iterator[Any]]:
-        """For ranks whose forwards wait for each other: whether the step changed anything anywhere, and this rank's batches.
-        None begins before all have theirs. One collective."""
+        """Whether the step changed a weight on any rank, and this rank's batches.
+
+        For ranks in lockstep: none begins before all have their batches. One all-reduce.
+        """
         problem: Exception | None = None
         try:
-            self._fetched += [next(batches) for _ in range(draws - len(self._fetched))]
+            missing = draws - len(self._unused_batches)
+            self._unused_batches += [next(batches) for _ in range(missing)]
         except Exception as error:
             problem = error
-        flags = torch.tensor([float(problem is not None), float(moved)], device=self.model.device)
-        problems, movements = self.ranks.sum(flags).tolist()
+        flags = [float(problem is not None), float(weights_changed)]
+        problems, changes = self.ranks.sum(torch.tensor(flags, device=self.model.device)).tolist()
         if problems:
-            self.ranks.raise_together(problem)
-        if not movements:
+            self.ranks.raise_on_all(problem)
+        if not changes:
             return False, iter(())
-        taken, self._fetched = self._fetched, []
-        return True, iter(taken)
+        fetched, self._unused_batches = self._unused_batches, []
+        return True, iter(fetched)
 
-    def _join(
-        self, readings: list[tuple[Tensor, int]], problem: Exception | None, curvature: float
-    ) -> dict[str, float]:
-        """The one collective of a measurement: [failures, count, (sharpness,) numbers …], summed over ranks. Where some of
-        them, but not all, work on one batch together, one more among these: their parts must be whole first. `curvature` is 0
-        but on the lead."""
-        if problem is not None:
-            if self.ranks.alone:
-                raise problem
-            if self.ranks.locked:
-                self.ranks.fail(problem)
-            readings = []
-        scope = self.estimator.reduction
-        if scope == "model_parallel" and self.ranks.share_one_batch:
-            scope = "world"  # the same ranks: their parts go with everything else
-        parts = [reading for reading, _ in readings]
-        count = float(sum(outputs for _, outputs in readings))
-        if scope == "model_parallel":
-            joined = self.ranks.sum_split(torch.cat(parts))
-            parts = list(joined.split([len(part) for part in parts]))
-        numbers = torch.zeros(
-            self.estimator.n_statistics, dtype=torch.float64, device=self.model.device
-        )
-        if scope == "world":
-            numbers = torch.cat(parts)
-        else:
-            for part in parts:
-                numbers += self.estimator.reduce_parts(part)
-        sharding = self.model.sharding
-        if sharding is not None and not sharding.first_of_split:
-            count = 0.0
-            numbers = torch.zeros_like(numbers) if scope == "model_parallel" else numbers
-        head = [float(problem is not None), count, *([] if self._loss is None else [curvature])]
-        whole = torch.cat([torch.tensor(head, dtype=torch.float64, device=numbers.device), numbers])
-        failures, weight, *sums = self.ranks.sum(whole).tolist()
-        if failures:
-            self.ranks.raise_together(problem)
-        if self._loss is not None:
-            self.sharpness = sums.pop(0)
-        if not weight:
-            raise MeasurementError(
-                "every probe batch of this measurement is empty: dimension 0 of the output counts no examples"
-            )
-        if scope == "world":
-            draws = torch.tensor(sums, dtype=torch.float64).split([len(part) for part in parts])
-            sums = (
-                torch.stack([self.estimator.reduce_parts(draw) for draw in draws]).sum(0).tolist()
-            )
-        return self.estimator.fslrs(np.asarray(sums) / weight)
-
-    def _draw(self, batch: Any, update: WeightUpdate, draw: int) -> tuple[Tensor, int]:
-        """The parts of one draw on this rank, and the count of outputs behind them."""
+    def _draw(self, batch: Any, update: WeightUpdate, index: int) -> Draw:
         device = self.model.device
-        generator = generator_for(device, self._seed, self.measurements, draw, self.ranks.rank)
+        generator = generator_for(
+            device, self._seed, self.measurements, index, self.ranks.data_parallel_rank
+        )
         with self.autocast.open(device.type):
             return self.estimator.draw(batch, update, generator)
 
-    def _sharpness(self, loss: Loss, batch: Any) -> float:
-        with self.autocast.open(self.model.device.type), differentiable_twice():
-            found = loss(self.model.module, batch)
-        seed = seed_from(self._seed, self.measurements)
-        return top_eigenvalue(found, list(self.model.parameters.values()), seed=seed)
+    def _discovery_draw(self, batch: Any, update: WeightUpdate, index: int) -> Draw:
+        """A draw on which the estimator finds out how to measure the model.
 
-    def _first(self, batch: Any, update: WeightUpdate) -> tuple[Tensor, int]:
-        """A draw of discovery: where it does not apply on any rank, all take the fallback, for this draw and ever
-        after."""
+        Where the estimator is not applicable on any rank, all ranks take the fallback, for this
+        draw and from now on. One all-reduce.
+        """
         problem: Exception | None = None
-        reading: tuple[Tensor, int] | None = None
-        masks = RandomState()
+        found: Draw | None = None
+        random_state = RandomState()
         try:
-            reading = self._draw(batch, update, 0)
-        except Exception as error:  # the other ranks wait for this rank's verdict
+            found = self._draw(batch, update, index)
+        except Exception as error:  # raised after the all-reduce, in which other ranks wait
             problem = error
-            recover(self.model.module)
-            if self.ranks.locked and not isinstance(error, EstimatorNotApplicable):
+            reset_after_error(self.model.module)
+            if self.ranks.lockstep and not isinstance(error, EstimatorNotApplicable):
                 raise
-        told = [
-            float(isinstance(problem, EstimatorNotApplicable)),
-            float(self.estimator.discovery_uncertain),
-        ]
-        couple, unsure = self.ranks.sum(torch.tensor(told, device=self.model.device)).tolist()
-        if couple:
-            reason = (
-                str(problem)
-                if isinstance(problem, EstimatorNotApplicable)
-                else "it does not apply on another rank"
+        inapplicable = isinstance(problem, EstimatorNotApplicable)
+        flags = [float(inapplicable), float(self.estimator.discovery_uncertain)]
+        failed, uncertain = self.ranks.sum(torch.tensor(flags, device=self.model.device)).tolist()
+        if failed:
+            self._take_fallback(
+                str(problem) if inapplicable else "it does not apply on another rank"
             )
-            if self._fallback is None:
-                raise MeasurementError(
-                    f"the targets were measured by the {self.estimator.name} estimator, which does not apply here: {reason}"
-                )
-            warn(f"measuring by {self._fallback.name} instead of {self.estimator.name}: {reason}")
-            self.estimator = self._fallback
-            masks.restore()
-            return self._draw(batch, update, 0)
-        self.estimator.end_discovery(uncertain=bool(unsure))
+            random_state.restore()
+            return self._draw(batch, update, index)
+        self.estimator.end_discovery(uncertain=bool(uncertain))
         if problem is not None:
             raise problem
-        assert reading is not None
-        return reading
+        assert found is not None
+        return found
+
+    def _take_fallback(self, reason: str) -> None:
+        name = self.estimator.name
+        if self._fallback is None:
+            raise MeasurementError(
+                f"the targets were measured by the {name} estimator, which does not apply here: "
+                f"{reason}"
+            )
+        warn(f"measuring by {self._fallback.name} instead of {name}: {reason}")
+        self.estimator = self._fallback
+
+    def _measure_sharpness(self, loss: Loss, batch: Any) -> float:
+        with self.autocast.open(self.model.device.type), differentiable_twice():
+            value = loss(self.model.module, batch)
+        seed = seed_from(self._seed, self.measurements)
+        return top_eigenvalue(value, list(self.model.parameters.values()), seed=seed)
+
+    def _reduce(
+        self, draws: list[Draw], problem: Exception | None, sharpness: float
+    ) -> dict[str, float]:
+        """FSLRs from the draws of all ranks, or the error of any rank on all of them.
+
+        1. Ranks that work on one batch complete the sums that the estimator needs complete.
+        2. This rank forms its statistics of them. With scope "world" the sums are not complete
+           before step 3, and the statistics are formed after it.
+        3. One all-reduce sums [failures, outputs, (sharpness,) statistics …] over all ranks.
+        4. The statistics over the number of outputs are their mean (Eq. 2), which gives the FSLRs.
+
+        sharpness: 0 on all ranks but rank 0, so that the sum is rank 0's.
+        """
+        if problem is not None:
+            if self.ranks.single_process:
+                raise problem
+            if self.ranks.lockstep:
+                self.ranks.fail_all(problem)
+            draws = []
+        scope = self.estimator.reduction
+        if scope == "model_parallel" and self.ranks.share_one_batch:
+            scope = "world"  # the same ranks, so that the all-reduce of step 3 is enough
+        numbers = self._numbers_to_sum(draws, scope)
+        n_outputs = float(sum(draw.n_outputs for draw in draws))
+        sharding = self.model.sharding
+        if sharding is not None and not sharding.is_first_model_parallel_rank:
+            n_outputs = 0.0  # of ranks that work on one batch, the first counts its outputs
+            if scope == "model_parallel":  # and its statistics, which these ranks share by now
+                numbers = torch.zeros_like(numbers)
+        head = [float(problem is not None), n_outputs]
+        if self._loss is not None:
+            head.append(sharpness)
+        sent = torch.cat([torch.tensor(head, dtype=torch.float64, device=numbers.device), numbers])
+        failures, outputs, *sums = self.ranks.sum(sent).tolist()
+        if failures:
+            self.ranks.raise_on_all(problem)
+        if self._loss is not None:
+            self.sharpness = sums.pop(0)
+        if not outputs:
+            raise MeasurementError(
+                "every probe batch of this measurement is empty: dimension 0 of the output counts "
+                "no examples"
+            )
+        if scope == "world":
+            lengths = [len(draw.partial_sums) for draw in draws]
+            complete = torch.tensor(sums, dtype=torch.float64).split(lengths)
+            sums = (
+                torch.stack([self.estimator.reduce_parts(each) for each in complete])
+                .sum(0)
+                .tolist()
+            )
+        return self.estimator.fslrs(np.asarray(sums) / outputs)
+
+    def _numbers_to_sum(self, draws: list[Draw], scope: ReductionScope) -> Tensor:
+        """What this rank adds to the sum over all ranks, float64.
+
+        With scope "world" the partial sums of all draws in turn, else the sum of their statistics.
+        """
+        parts = [draw.partial_sums for draw in draws]
+        if scope == "world":
+            return torch.cat(parts)
+        if scope == "model_parallel":  # one all-reduce for all draws
+            complete = self.ranks.sum_model_parallel(torch.cat(parts))
+            parts = list(complete.split([len(part) for part in parts]))
+        numbers = torch.zeros(
+            self.estimator.n_statistics, dtype=torch.float64, device=self.model.device
+        )
+        for part in parts:
+            numbers += self.estimator.reduce_parts(part)
+        return numbers

@@ -1,6 +1,6 @@
-"""φ = Σ ω_nk f_nk / √(NK) (Eq. 3): the random projection of the outputs, and the randomness behind it.
+"""φ = 1/√(NK) Σ ω_nk f_nk (Eq. 3): the random projection of the outputs, and its random numbers.
 
-Only ∂φ/∂f = ω / √(NK) is ever needed, so φ itself is not formed.
+Only ∂φ/∂f = ω/√(NK) is needed, so φ itself is never formed.
 """
 
 from __future__ import annotations
@@ -17,59 +17,71 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from flerm_core.errors import MeasurementError
 
+_BITS = 31  # in an int32 that is not negative
+
 
 def seed_from(*coordinates: int) -> int:
-    """A 63-bit seed for a place in a run: (seed, measurement, draw, data-parallel rank). Neighbouring places share nothing."""
+    """A 63-bit seed for a point of a run: (seed, measurement, draw, data-parallel rank).
+
+    It is a hash, so the streams of neighbouring points are unrelated.
+    """
     text = ",".join(map(str, coordinates)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
 def generator_for(device: torch.device, *coordinates: int) -> torch.Generator:
-    """A generator of its own for a place in a run: never the global one."""
+    """A generator of its own for a point of a run, so that the global ones are not used."""
     return torch.Generator(device=device).manual_seed(seed_from(*coordinates))
 
 
 def draw_projection(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """∂φ/∂f, shaped like `outputs` [N, ...]: ω = ±1, times `projection_scale(outputs)`.
+    """∂φ/∂f, shaped like `outputs` [N, ...]: ω = ±1 times `projection_scale(outputs)`.
 
-    Of ω the estimators need independent elements of mean 0 and variance 1. Signs have the smallest fourth moment:
-    Var c_n² = 2 (Σ_k Δ_k²)² − 2 Σ_k Δ_k⁴, against 2 (Σ_k Δ_k²)² for normal ω (docs/estimators.md has what that gave).
-    Outputs sharded over ranks take their slices of one draw, which is the same on these ranks.
+    The estimators need elements of ω that are independent, of mean 0 and variance 1. Signs have the
+    smallest fourth moment of all such: Var c_n² = 2 (Σ_k Δ_k²)² − 2 Σ_k Δ_k⁴, where normal ω (Eq.
+    3) have 2 (Σ_k Δ_k²)². docs/estimators.md has the measured gain.
+
+    Ranks that share sharded outputs take their slices of one draw, from equal generators.
     """
-    unit = projection_scale(outputs)
-    direction = _bits(outputs.shape, generator).to(outputs.dtype).mul_(2.0 * unit).sub_(unit)
+    scale = projection_scale(outputs)
+    direction = _random_bits(outputs.shape, generator).to(outputs.dtype)
+    direction = direction.mul_(2.0 * scale).sub_(scale)
     if isinstance(outputs, DTensor):
-        whole = [
-            Replicate() if placement.is_partial() else placement for placement in outputs.placements
-        ]
-        return distribute_tensor(direction, outputs.device_mesh, whole, src_data_rank=None)
+        placements = [Replicate() if p.is_partial() else p for p in outputs.placements]
+        return distribute_tensor(direction, outputs.device_mesh, placements, src_data_rank=None)
     return direction
 
 
-def _bits(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """0 or 1 with equal chance, int32: 31 of them from each random number, a tenth of the time of one each."""
+def _random_bits(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """0 or 1 with equal chance, int32.
+
+    Each random number gives 31 of them, which takes a tenth of the time of one number each.
+    """
     count = shape.numel()
-    words = torch.empty(-(-count // 31), dtype=torch.int32, device=generator.device).random_(
-        generator=generator
-    )
-    places = torch.arange(31, dtype=torch.int32, device=generator.device)
-    return (words.unsqueeze(1) >> places).bitwise_and_(1).reshape(-1)[:count].reshape(shape)
+    numbers = torch.empty(-(-count // _BITS), dtype=torch.int32, device=generator.device)
+    numbers.random_(generator=generator)
+    shifts = torch.arange(_BITS, dtype=torch.int32, device=generator.device)
+    bits = (numbers.unsqueeze(1) >> shifts).bitwise_and_(1)
+    return bits.reshape(-1)[:count].reshape(shape)
 
 
 def projection_scale(outputs: Tensor) -> float:
-    """What stands for 1/√(NK) in this process: a power of two next to it, so that nothing is rounded. Estimators divide by it.
+    """What stands for 1/√(NK) in a backward pass; estimators divide it out again.
 
-    In float16 it is next to the root of that: 1/√(NK) itself would be lost among the subnormal numbers on the way back through
+    It is the power of two next to 1/√(NK), so that no multiplication by it rounds. In float16 it is
+    next to (NK)^(-1/4): 1/√(NK) would be lost among the subnormal numbers on the way back through
     the model, and 1 would overflow in the sums over examples.
     """
-    share = 4 if outputs.dtype == torch.float16 else 2
-    return 2.0 ** -round(math.log2(max(outputs.numel(), 1)) / share)
+    root = 4 if outputs.dtype == torch.float16 else 2
+    return 2.0 ** -round(math.log2(max(outputs.numel(), 1)) / root)
 
 
 def as_output(value: Any) -> Tensor:
-    """The tensor f in what a model returns: itself, the attribute or key `logits`, or the only floating-point tensor there.
+    """The output tensor f in what a model returns.
 
-    Raises `MeasurementError` when there is none or more than one, or when it is a scalar (dimension 0 counts examples).
+    That is the value itself, its attribute or key `logits`, or its only floating-point tensor.
+    Raises `MeasurementError` where there is none or more than one, where it is not floating point,
+    or where it has no dimension 0 to count examples.
     """
     if isinstance(value, Tensor):
         found = value
@@ -80,8 +92,8 @@ def as_output(value: Any) -> Tensor:
         candidates = [logits] if isinstance(logits, Tensor) else floating_tensors(value)
         if len(candidates) != 1:
             raise MeasurementError(
-                f"the model returns a {type(value).__name__} with {len(candidates)} floating-point tensors: "
-                "say which one is the output with output=lambda model, batch: ..."
+                f"the model returns a {type(value).__name__} with {len(candidates)} floating-point "
+                "tensors: say which one is the output with output=lambda model, batch: ..."
             )
         found = candidates[0]
     if not found.is_floating_point():
@@ -107,5 +119,5 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def floating_tensors(value: Any) -> list[Tensor]:
-    """Those of `tensors_in` that can move continuously."""
-    return [t for t in tensors_in(value) if t.is_floating_point()]
+    """The floating-point tensors among `tensors_in(value)`, through which gradients can flow."""
+    return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]

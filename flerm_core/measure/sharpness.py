@@ -1,13 +1,15 @@
-"""Sharpness: the top eigenvalue of the Hessian of the training loss, a scalar beside the FSLRs.
+"""Sharpness: the largest eigenvalue of the Hessian of the training loss, measured beside FSLRs.
 
-By products H·v alone (Lanczos, `scipy.sparse.linalg.eigsh`): one forward and backward that keep their graph, then a backward
-through the two of them for each of some 20 products.
+1. One forward and backward of the loss keep their graph.
+2. The Lanczos method (`scipy.sparse.linalg.eigsh`) needs products H·v only, some 20 of them.
+3. Each product is a backward pass through the graph of step 1, because H·v = ∂⟨∂loss/∂W, v⟩/∂W.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -21,66 +23,84 @@ from flerm_core.measure.state_guard import hooks_disabled
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
-TOLERANCE = 1e-3  # relative: single batches differ by more
+TOLERANCE = 1e-3  # relative; the sharpness of two batches differs by more
 
 
 def top_eigenvalue(loss: Tensor, parameters: Sequence[nn.Parameter], *, seed: int = 0) -> float:
-    """The largest (most positive) eigenvalue of ∂²loss/∂W², to a relative 1e-3; unit: that of the loss over that of W².
+    """The largest (most positive) eigenvalue of ∂²loss/∂W², in units of the loss over those of W².
 
-    NaN where the loss is not finite, or where the iteration does not settle.
-    `loss`: a scalar whose graph is twice differentiable; `seed` chooses the vector that the iteration begins from. Raises
-    `MeasurementError` for a loss of another shape.
+    loss: a scalar whose graph can be differentiated twice.
+    parameters: W. Those that are frozen are left out.
+    seed: chooses the vector from which the iteration starts.
+
+    Accurate to a relative 1e-3. NaN where the loss is not finite, where all parameters are frozen,
+    or where the iteration does not converge. Raises `MeasurementError` where the loss is no scalar
+    or does not depend on the model.
     """
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     if loss.numel() != 1 or not loss.requires_grad:
         raise MeasurementError(
-            f"sharpness: the loss has shape {list(loss.shape)}; it must be a scalar that depends on the model"
+            f"sharpness: the loss has shape {list(loss.shape)}; it must be a scalar that depends "
+            "on the model"
         )
-    moving = [parameter for parameter in parameters if parameter.requires_grad]
-    if not moving or not math.isfinite(loss.item()):
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained or not math.isfinite(loss.item()):
         return math.nan
-    with hooks_disabled(moving):
+    with hooks_disabled(trained):
         gradients = torch.autograd.grad(
-            loss.reshape(()), moving, create_graph=True, materialize_grads=True
+            loss.reshape(()), trained, create_graph=True, materialize_grads=True
         )
-        curved = [gradient for gradient in gradients if gradient.requires_grad]
+        if not any(gradient.requires_grad for gradient in gradients):  # the loss is linear in W
+            return 0.0
 
         def product(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-            flat = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))
-            parts = flat.split([parameter.numel() for parameter in moving])
-            along = [part.reshape(p.shape).to(p) for part, p in zip(parts, moving, strict=True)]
-            directions = [
-                v for v, gradient in zip(along, gradients, strict=True) if gradient.requires_grad
-            ]
-            found = torch.autograd.grad(
-                curved, moving, directions, retain_graph=True, materialize_grads=True
-            )
-            return torch.cat([each.reshape(-1).double().cpu() for each in found]).numpy()
+            return _hessian_product(gradients, trained, vector)
 
-        size = sum(parameter.numel() for parameter in moving)
-        if not curved:
-            return 0.0
-        if size == 1:  # eigsh wants two dimensions
+        size = sum(parameter.numel() for parameter in trained)
+        if size == 1:  # eigsh needs at least two dimensions
             return float(product(np.ones(1))[0])
-        begin = np.random.default_rng(seed).standard_normal(size)
+        start = np.random.default_rng(seed).standard_normal(size)
         operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
         try:
             values = eigsh(
-                operator, k=1, which="LA", v0=begin, tol=TOLERANCE, return_eigenvectors=False
+                operator, k=1, which="LA", v0=start, tol=TOLERANCE, return_eigenvectors=False
             )
         except ArpackNoConvergence:
             return math.nan
         return float(values[0])
 
 
-def differentiable_twice() -> Any:
-    """Attention by plain matrix products inside: its fused kernels have no second derivative."""
+def _hessian_product(
+    gradients: Sequence[Tensor], parameters: Sequence[nn.Parameter], vector: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """H·v, flat like `vector`. gradients: ∂loss/∂W with their graph."""
+    flat = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))
+    parts = flat.split([parameter.numel() for parameter in parameters])
+    directions = [part.reshape(p.shape).to(p) for part, p in zip(parts, parameters, strict=True)]
+    # A gradient without a graph does not depend on W, and adds nothing.
+    curved = [
+        (gradient, direction)
+        for gradient, direction in zip(gradients, directions, strict=True)
+        if gradient.requires_grad
+    ]
+    found = torch.autograd.grad(
+        [gradient for gradient, _ in curved],
+        parameters,
+        [direction for _, direction in curved],
+        retain_graph=True,
+        materialize_grads=True,
+    )
+    return torch.cat([each.reshape(-1).double().cpu() for each in found]).numpy()
+
+
+def differentiable_twice() -> AbstractContextManager[None]:
+    """Inside, attention runs by plain matrix products: its fused kernels have no second derivative."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
 def require_scipy() -> None:
-    """Raises `InvalidInput` where scipy is missing: told before training starts."""
+    """Raises `InvalidInput` where scipy is not installed. Called before training starts."""
     try:
         import scipy.sparse.linalg  # noqa: F401
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A measurement leaves no trace: what it could change is put back bit for bit (design, method 5)."""
+"""A measurement leaves no trace: whatever it could change is restored bit for bit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 
 class RandomState:
-    """Every generator a model or a data set may draw from: Python's, NumPy's, torch's on the CPU and on each accelerator in
-    use."""
+    """The state of every generator that a model or a data set may draw from.
+
+    These are Python's, NumPy's, and torch's on the CPU and on each accelerator in use.
+    """
 
     def __init__(self) -> None:
         self._python = random.getstate()
@@ -24,7 +26,7 @@ class RandomState:
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
     def restore(self) -> None:
-        """Sets all of them back to this state."""
+        """Sets all generators back to this state."""
         random.setstate(self._python)
         np.random.set_state(self._numpy)
         torch.set_rng_state(self._cpu)
@@ -32,7 +34,7 @@ class RandomState:
             torch.cuda.set_rng_state_all(self._cuda)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, for a checkpoint: plain values and tensors."""
+        """The state for a checkpoint: plain values and tensors."""
         kind, keys, *rest = self._numpy
         return {
             "python": self._python,
@@ -43,7 +45,10 @@ class RandomState:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> RandomState:
-        """The state that `state_dict` wrote; the number of accelerators may have changed, then theirs starts anew."""
+        """The state that `state_dict` gave.
+
+        Where the number of accelerators has changed since, theirs is left out.
+        """
         self = cls.__new__(cls)
         python = state["python"]
         self._python = (python[0], tuple(python[1]), python[2])
@@ -56,10 +61,13 @@ class RandomState:
 
 
 class PrivateRandomness:
-    """A stream of randomness for the probe alone: inside `active`, all global generators continue where the last `active`
-    left them.
+    """Streams of random numbers for the probe alone.
 
-    So neither a dropout mask of a measurement nor a shuffling probe loader moves, or follows, the training's generators.
+    Inside `active`, all global generators continue where the last `active` left them. So neither
+    the dropout masks of a measurement nor a probe loader that shuffles changes the training's
+    generators or depends on them.
+
+    `state` is None before the first `active`, which starts the streams from `seed`.
     """
 
     def __init__(self, seed: int) -> None:
@@ -68,7 +76,7 @@ class PrivateRandomness:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Swaps the streams in and out."""
+        """Inside, the global generators are the probe's; afterwards they are as they were."""
         outside = RandomState()
         if self.state is None:
             random.seed(self._seed)
@@ -85,8 +93,7 @@ class PrivateRandomness:
 
 @contextmanager
 def preserve_model_state(model: nn.Module) -> Iterator[None]:
-    """Buffers (BatchNorm's statistics) and train/eval modes of `model` are, after it, what they were; gradients are recorded
-    inside."""
+    """Restores buffers (BatchNorm's statistics) and train/eval modes. Inside, gradients are on."""
     modules = list(model.modules())
     buffers = [(module, dict(module._buffers)) for module in modules if module._buffers]
     contents = {
@@ -100,7 +107,8 @@ def preserve_model_state(model: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for module, own in buffers:
                     module._buffers.update(own)
-                # Always: batch_norm's kernel writes its statistics without raising the tensor's version.
+                # Every buffer, because the tensor's version does not tell which have changed:
+                # batch_norm's kernel writes its statistics without raising it.
                 for buffer, content in contents.values():
                     buffer.copy_(content)
             for module, mode in modes.items():
@@ -109,64 +117,75 @@ def preserve_model_state(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def requires_grad_enabled(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, gradients are recorded for `parameters`, also for those that training has switched off by now: of two optimisers
-    that take turns, each with the other's parameters off, the step is measured after the second's."""
-    off = [parameter for parameter in parameters if not parameter.requires_grad]
-    for parameter in off:
+    """Inside, gradients are recorded for `parameters`, also for those that are frozen.
+
+    Two optimisers may take turns, each with the other's parameters frozen. The step of both is
+    measured after the second's, when the first's parameters are frozen.
+    """
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
         parameter.requires_grad_(True)
     try:
         yield
     finally:
-        for parameter in off:
+        for parameter in frozen:
             parameter.requires_grad_(False)
 
 
 @contextmanager
 def grads_stashed(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, `.grad` is None everywhere; afterwards each is the very tensor that it was."""
-    held: list[Tensor | None] = [parameter.grad for parameter in parameters]
+    """Inside, `.grad` is None everywhere; afterwards each is the same tensor object as before."""
+    stashed: list[Tensor | None] = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
     try:
         yield
     finally:
-        for parameter, gradient in zip(parameters, held, strict=True):
+        for parameter, gradient in zip(parameters, stashed, strict=True):
             parameter.grad = gradient
 
 
 @contextmanager
 def hooks_disabled(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, no hook of anyone else hears of gradients of `parameters`, nor changes them. Emptied, not replaced: autograd
-    holds on to a dictionary of hooks once it has one."""
-    theirs: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    """Inside, no hook on the gradients of `parameters` is called that was there before.
+
+    The dictionaries of hooks are emptied, not replaced: autograd holds each of them once it exists.
+    """
+    disabled: list[tuple[dict[int, Any], dict[int, Any]]] = []
     for parameter in parameters:
         for hooks in (parameter._backward_hooks, parameter._post_accumulate_grad_hooks):
             if hooks:
-                theirs.append((hooks, dict(hooks)))
+                disabled.append((hooks, dict(hooks)))
                 hooks.clear()
     try:
         yield
     finally:
-        for hooks, content in theirs:
+        for hooks, content in disabled:
             hooks.update(content)
 
 
 @dataclass(frozen=True)
 class AutocastContext:
-    """The autocast regions that were open in the training's forward, to be opened again around a measurement's."""
+    """The autocast regions that were open in the training's forward: (device type, dtype).
+
+    They are opened again for a measurement's forward.
+    """
 
     regions: tuple[tuple[str, torch.dtype], ...] = ()
 
     @classmethod
     def current(cls, device_type: str) -> AutocastContext:
-        """What is open at this moment for `device_type`."""
+        """The region that is open now for `device_type`."""
         if torch.is_autocast_enabled(device_type):
             return cls(((device_type, torch.get_autocast_dtype(device_type)),))
         return cls()
 
     @contextmanager
     def open(self, device_type: str) -> Iterator[None]:
-        """The same regions, without the weight cache: weights change under it (W_old, tangents)."""
+        """Opens the regions, or switches autocast off for `device_type` where there are none.
+
+        Without autocast's cache of cast weights, because weights change inside (W_old, tangents).
+        """
         with ExitStack() as stack:
             if not self.regions:
                 stack.enter_context(torch.autocast(device_type, enabled=False))

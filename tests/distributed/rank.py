@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from flerm_core.measure.distributed.ranks import retain_group
+from flerm_core.measure.distributed.gloo_lifetime import retain_group
 
 
 def begin() -> None:

@@ -321,7 +321,9 @@ def _of_ranks(
     subject = MeasuredModel(model, parameters, lambda model, batch: model(batch), roles)
     squares: dict[str, float] = {}
     for rank, batch in enumerate(batches):
-        meter = FSLRMeter(subject, make_estimator(estimator, subject), Pretended(rank), seed=SEED)
+        meter = FSLRMeter(
+            subject, make_estimator(estimator, subject), single_process_as(rank), seed=SEED
+        )
         for _ in range(measurements):
             found = meter.measure(update, iter([batch]), 1)
         for tensor, value in found.items():
@@ -368,9 +370,6 @@ def _fslr(estimator: str, zs: list[Tensor], count: int) -> float:
     return math.sqrt(math.prod(by_dimension) / total ** (len(by_dimension) - 1))
 
 
-class Pretended(MeasurementRanks):
-    """One process that draws what rank `rank` of many would draw."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__(alone=True)
-        self.rank = rank
+def single_process_as(rank: int) -> MeasurementRanks:
+    """One process that draws what data-parallel rank `rank` of many would draw."""
+    return MeasurementRanks(single_process=True, data_parallel_rank=rank)

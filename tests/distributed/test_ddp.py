@@ -19,7 +19,7 @@ from flerm_core.measure.fslr_meter import FSLRMeter
 from flerm_core.measure.measured_model import MeasuredModel
 
 from .launch import on_ranks
-from .sharded import Pretended
+from .sharded import single_process_as
 
 DRAWS = 150
 ESTIMATORS = ["example", "kronecker", "full", "exact"]
@@ -44,7 +44,7 @@ def alone(
     subject = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
-    meter = FSLRMeter(subject, make_estimator(estimator, subject), Pretended(rank), seed=4)
+    meter = FSLRMeter(subject, make_estimator(estimator, subject), single_process_as(rank), seed=4)
     meter.measurements = measurement
     return meter.measure(update, iter([case.batch(rank)[:examples]]), 1), examples
 
@@ -134,7 +134,7 @@ def test_the_variance_falls_with_the_number_of_ranks(ranks: list[Any]) -> None:
     subject = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
-    meter = FSLRMeter(subject, make_estimator("example", subject), Pretended(0), seed=11)
+    meter = FSLRMeter(subject, make_estimator("example", subject), single_process_as(0), seed=11)
     one = [meter.measure(update, iter([case.batch(0)]), 1) for _ in range(DRAWS)]
     many = ranks[0]["draws", "example"]
     ratios = [

@@ -37,7 +37,7 @@ def load(session: TrainingSession, state: Mapping[str, Any]) -> None:
         raise InvalidInput(
             f"the checkpoint is of a run by FLeRM.{modes[0]}, this one is by FLeRM.{modes[1]}"
         )
-    session.meter.take(content["estimator"])
+    session.meter.use_estimator(content["estimator"])
     session.run_log.detach_reporter()
     session.steps = content["steps"]
     schedules = (session.measure_schedule, session.match_schedule)
@@ -54,7 +54,7 @@ def load(session: TrainingSession, state: Mapping[str, Any]) -> None:
     if schedule is not None:
         asked = schedule.clock
         schedule.load_state_dict(content["target_schedule"])
-        if schedule.clock != asked and session.ranks.lead:
+        if schedule.clock != asked and session.ranks.is_rank0:
             warn(
                 f"this run goes on by {schedule.clock}, as its checkpoint has it, "
                 f"and not by {asked}"
@@ -73,7 +73,7 @@ def _state(session: TrainingSession) -> dict[str, Any]:
     random = session.meter.randomness.state
     schedule = session.target_schedule
     return {
-        "rank": session.ranks.rank,
+        "rank": session.ranks.data_parallel_rank,
         "steps": session.steps,
         "next_due": (session.measure_schedule.next, session.match_schedule.next),
         "measurements": session.meter.measurements,
@@ -112,11 +112,11 @@ def unpack(content: Any) -> dict[str, Any]:
 def _load_randomness(session: TrainingSession, content: Mapping[str, Any]) -> None:
     """Puts the probe and the measurement's random numbers where they were."""
     meter, probe = session.meter, session.probe
-    if content["rank"] != session.ranks.rank:
+    if content["rank"] != session.ranks.data_parallel_rank:
         # The state of another rank, or of another world: the probe goes on at the same batch, and
         # random numbers come from a stream of this rank's own.
         meter.randomness = PrivateRandomness(
-            seed_from(session.options.seed, session.ranks.rank, meter.measurements)
+            seed_from(session.options.seed, session.ranks.data_parallel_rank, meter.measurements)
         )
         with meter.randomness.active():
             own_pass = {"pass_began": RandomState().state_dict()}

@@ -56,7 +56,7 @@ def make_measured_model(
     measured = MeasuredModel(
         bare, parameters, output or default_output, groups, find_sharding(bare, parameters, ranks)
     )
-    if not ranks.same((names, shapes), measured.device):
+    if not ranks.all_equal((names, shapes), measured.device):
         raise Unsupported(
             "the ranks hold different parameters: replicas hold the same ones, "
             "and pipeline parallel cannot be measured"

@@ -16,7 +16,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from flerm_core.errors import InvalidInput, Unsupported
 from flerm_core.measure.distributed import fsdp2
 from flerm_core.measure.distributed.ranks import MeasurementRanks
-from flerm_core.measure.distributed.sharding import Sharding, find_parts
+from flerm_core.measure.distributed.sharding import Sharding, local_shards
 
 _PIPELINES = "torch.distributed.pipelining."
 _PIPELINE = (
@@ -52,9 +52,9 @@ def find_ranks(model: nn.Module, group: Any) -> MeasurementRanks:
             f"{dist.get_world_size()} ranks run, but the model is in no DistributedDataParallel: "
             "wrap it, or say which ranks hold replicas of it with process_group="
         )
-    ranks = MeasurementRanks(group, alone=group is None)
+    ranks = MeasurementRanks(group, single_process=group is None)
     if ddp is not None:
-        ranks.refuse = partial(_refuse_join, ddp)
+        ranks.check_supported = partial(_refuse_join, ddp)
     return ranks
 
 
@@ -145,9 +145,9 @@ def _mesh_ranks(model: nn.Module, group: Any) -> MeasurementRanks:
         data_rank = data_rank * mesh.size(dim) + coordinate[dim]
     return MeasurementRanks(
         groups=everyone,
-        split=[mesh.get_group(dim) for dim in dims if dim not in data_dims],
+        model_parallel_groups=[mesh.get_group(dim) for dim in dims if dim not in data_dims],
         rank=data_rank,
-        locked=True,
+        lockstep=True,
     )
 
 
@@ -218,17 +218,17 @@ def find_sharding(
     mesh, data = _meshes(model)
     coordinate: Sequence[int] = mesh.get_coordinate() or ()
     names = mesh.mesh_dim_names or ("",) * mesh.ndim
-    averaged = fsdp2.managed(model)
+    averaged = fsdp2.averaging_ranks(model)
     return Sharding(
-        parts=find_parts(parameters),
-        reduced={name: averaged[id(p)] for name, p in parameters.items() if id(p) in averaged},
+        shards=local_shards(parameters),
+        averaged_over={name: averaged[id(p)] for name, p in parameters.items() if id(p) in averaged},
         data_axes=frozenset(names[dim] for dim in data if names[dim]),
-        split={
+        model_parallel_coordinates={
             names[dim] or str(dim): coordinate[dim] for dim in range(mesh.ndim) if dim not in data
         },
-        total=ranks.sum,
-        total_split=ranks.sum_split,
-        same=ranks.same,
+        sum_world=ranks.sum,
+        sum_model_parallel=ranks.sum_model_parallel,
+        all_equal=ranks.all_equal,
         device=mesh.device_type,
     )
 
@@ -241,7 +241,7 @@ def refuse_different_replicas(
     One collective: Σx and Σx² over ranks of two checksums for each tensor. Equal values have
     n·Σx² = (Σx)². Each rank with its own experts, for instance, has not.
     """
-    if ranks.alone:
+    if ranks.single_process:
         return
     with torch.no_grad():
         checksums = [

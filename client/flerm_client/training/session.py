@@ -135,9 +135,9 @@ class TrainingSession:
             self.current_targets = target_schedule.targets_at(first)
         self.meter = self._make_meter()
         # Whichever rank's state a checkpoint holds: the state names one run.
-        self.recording_id, self.attempt = self.ranks.share((self.recording_id, self.attempt))
+        self.recording_id, self.attempt = self.ranks.broadcast_object((self.recording_id, self.attempt))
         if self._reports:
-            if self.ranks.lead:
+            if self.ranks.is_rank0:
                 self.metadata = metadata.with_versions()
             # A wrong tag or a spool that cannot be written raises here, on every rank, rather than
             # on rank 0 in mid-training.
@@ -172,12 +172,12 @@ class TrainingSession:
     def on_rank0(self, ask: Callable[[], Any]) -> Any:
         """What `ask` returns on rank 0, on every rank; a `FlermError` is raised on every rank."""
         answer: Any = None
-        if self.ranks.lead:
+        if self.ranks.is_rank0:
             try:
                 answer = ask()
             except FlermError as error:
                 answer = error
-        answer = self.ranks.share(answer)
+        answer = self.ranks.broadcast_object(answer)
         if isinstance(answer, FlermError):
             raise answer
         return answer
@@ -284,7 +284,7 @@ class TrainingSession:
         schedule = self.target_schedule
         assert schedule is not None
         by_tokens = schedule.clock.clock == "tokens"
-        tokens = self.ranks.share(self.run_log.pending_tokens) if by_tokens else None
+        tokens = self.ranks.broadcast_object(self.run_log.pending_tokens) if by_tokens else None
         return schedule.base_step(self.steps + 1, tokens)
 
     def _see_forward(self, module: nn.Module, args: Any) -> None:
@@ -302,11 +302,11 @@ class TrainingSession:
         if not any(update.rates.values()):
             return
         moved = _drop_unmoved(update)
-        if not moved and not self.ranks.locked:
+        if not moved and not self.ranks.lockstep:
             return
         first = self.meter.measurements == 0
         draws = self.settings.warmup if first or self.delayed else self.settings.samples
-        measured = self.meter.measure(update, self.probe, draws, moved=moved)
+        measured = self.meter.measure(update, self.probe, draws, weights_changed=moved)
         if not measured:
             return
         delayed, self.delayed = self.delayed, frozenset()
@@ -333,11 +333,11 @@ class TrainingSession:
             for name, parameter in self.measured_model.parameters.items()
             if measured.get(name) == 0.0 and update.rates.get(name) and parameter.grad is not None
         ]
-        return frozenset(self.ranks.share(sorted(found)))
+        return frozenset(self.ranks.broadcast_object(sorted(found)))
 
     def _attach_reporter(self) -> None:
         """At the first measurement: from now on rows go to the registry too."""
-        if self._reports and self.ranks.lead and not self.run_log.reporting:
+        if self._reports and self.ranks.is_rank0 and not self.run_log.reporting:
             attempt = replace(self.attempt, started_at=now())
             self.run_log.attach_reporter(self.metadata, self._spec(), attempt)
 
@@ -364,7 +364,7 @@ class TrainingSession:
         if self._dry_run:
             self._print_report(schedule, measured)
         outcome = schedule.multipliers(self._target_position, measured, self.multipliers, only)
-        if self.ranks.lead:
+        if self.ranks.is_rank0:
             _warn_unmatched(outcome)
         targets = schedule.targets_at(self._target_position)
         fslr = {name: value for name, value in self.fslr.items() if name in measured}
@@ -377,7 +377,7 @@ class TrainingSession:
 
     def _print_report(self, schedule: TargetSchedule, measured: Mapping[str, float]) -> None:
         """Ends a dry run with what it found. Raises `SystemExit`."""
-        if self.ranks.lead:
+        if self.ranks.is_rank0:
             sys.stdout.write(f"{schedule.report(self._target_position, measured).text()}\n")
         self.end("interrupted")
         raise SystemExit(0)
@@ -392,7 +392,7 @@ class TrainingSession:
         )
         previous = self.multipliers_by_tensor()
         # Rank 0's, so that they are equal to the last bit.
-        self.multipliers = dict(zip(names, self.ranks.spread(found).tolist(), strict=True))
+        self.multipliers = dict(zip(names, self.ranks.broadcast(found).tolist(), strict=True))
         update.reapply({name: m / previous[name] for name, m in self.multipliers.items()})
 
     def _spec(self) -> RecordingSpec:
@@ -420,7 +420,7 @@ def _drop_unmoved(update: WeightUpdate) -> bool:
 
     A tensor that its optimiser left alone was not decayed either: its decay is taken out.
     """
-    flags = torch.stack(list(update.moved().values())).tolist()
+    flags = torch.stack(list(update.changed_tensors().values())).tolist()
     moved = {name for name, flag in zip(update.parameters, flags, strict=True) if flag}
     update.decays = {name: decay for name, decay in update.decays.items() if name in moved}
     return bool(moved)

@@ -61,7 +61,7 @@ def start_matching(options: MatchOptions) -> TrainingSession:
     answer = schedule.registry_answer
     if answer is not None:
         session.lr = answer.lr
-        if wants_best and session.ranks.lead:
+        if wants_best and session.ranks.is_rank0:
             _warn_of_other_rates(session)
         # Estimators differ in bias: the run measures as the recordings behind its targets did.
         settings = replace(

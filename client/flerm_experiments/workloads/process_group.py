@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flerm_core.measure.distributed.ranks import retain_group
+from flerm_core.measure.distributed.gloo_lifetime import retain_group
 
 
 @dataclass(frozen=True, slots=True)

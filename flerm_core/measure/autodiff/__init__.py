@@ -1,1 +1,1 @@
-"""Derivatives and activations: what the estimators ask of torch's automatic differentiation."""
+"""Derivatives, and the activations that they need, from torch's automatic differentiation."""

@@ -1,8 +1,11 @@
-"""Which rows of an activation belong to which example: measured, not guessed.
+"""Which rows of an activation belong to which example. It is measured, not guessed.
 
-∂φ/∂y of a module's output y is formed once for an ω that is zero outside a random half S of the examples. Rows of examples
-outside S are then exactly zero, all others not, if and only if (a) no example's output depends on another's rows and (b) the
-rows are laid out as assumed. So one backward pass tells the layout of every activation, or that examples couple.
+1. Choose a random half S of the examples, and set ω to zero for all others.
+2. Form ∂φ/∂y for the output y of every module, by one backward pass.
+3. The rows of examples outside S are exactly zero, and no others, if and only if (a) no example's
+   output depends on the rows of another and (b) the rows are laid out as assumed.
+
+So one backward pass gives the layout of every activation, or shows that examples are coupled.
 """
 
 from __future__ import annotations
@@ -16,50 +19,58 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Where example n is in a tensor: `axis`: along a dimension of its own; `major`: rows n·k … n·k+k−1 of dimension 0;
-    `minor`: rows n, n+N, …"""
+    """Where the rows of example n are in a tensor of N examples.
+
+    "axis": along dimension `axis`, which counts the examples. "major": rows n·k … n·k+k−1 of
+    dimension 0, k for each example. "minor": rows n, n+N, n+2N, … of dimension 0.
+    """
 
     kind: Literal["axis", "major", "minor"]
     axis: int = 0
 
-    def by_example(self, values: Tensor, examples: int) -> Tensor:
-        """`values` [...] summed over all but the examples: [examples]. Only leading dimensions up to `axis` need be those of
-        the activation."""
-        if examples == 0:
+    def sum_by_example(self, values: Tensor, n_examples: int) -> Tensor:
+        """`values` summed over everything but the examples: [n_examples].
+
+        values: only its dimensions up to `axis` need be those of the activation.
+        """
+        if n_examples == 0:
             return values.new_zeros(0)
         axis = self.axis
         if self.kind == "major":
-            values, axis = values.reshape(examples, -1), 0
+            values, axis = values.reshape(n_examples, -1), 0
         elif self.kind == "minor":
-            values, axis = values.reshape(-1, examples, *values.shape[1:]), 1
+            values, axis = values.reshape(-1, n_examples, *values.shape[1:]), 1
         others = [dim for dim in range(values.ndim) if dim != axis]
         return values.sum(others) if others else values
 
 
-def candidates(shape: torch.Size, examples: int) -> list[Layout]:
+def possible_layouts(shape: torch.Size, n_examples: int) -> list[Layout]:
     """The layouts that a tensor of `shape` may have, the most usual first."""
-    found = [Layout("axis", axis) for axis, size in enumerate(shape) if size == examples]
-    if shape and shape[0] > examples and shape[0] % examples == 0:
+    found = [Layout("axis", axis) for axis, size in enumerate(shape) if size == n_examples]
+    if shape and shape[0] > n_examples and shape[0] % n_examples == 0:
         found += [Layout("major"), Layout("minor")]
     return found
 
 
-def half_of(examples: int, generator: torch.Generator) -> Tensor:
-    """S as a bool mask [examples]: about half of them, at least one, not all, and no regular pattern by chance only."""
-    order = torch.randperm(examples, generator=generator, device=generator.device)
-    chosen = torch.zeros(examples, dtype=torch.bool, device=generator.device)
-    chosen[order[: max(1, examples // 2)]] = True
+def random_half(n_examples: int, generator: torch.Generator) -> Tensor:
+    """S as a bool mask [n_examples]: half of the examples, at least one of them.
+
+    It is random, because a regular pattern could hide which rows belong together.
+    """
+    order = torch.randperm(n_examples, generator=generator, device=generator.device)
+    chosen = torch.zeros(n_examples, dtype=torch.bool, device=generator.device)
+    chosen[order[: max(1, n_examples // 2)]] = True
     return chosen
 
 
 def find_layout(gradient: Tensor, chosen: Tensor) -> Layout | None:
-    """The layout under which `gradient`, of an ω that is zero outside `chosen`, is zero outside it too; None if there is none.
+    """The layout of an activation, from its gradient under an ω that is zero outside `chosen`.
 
-    A gradient that is zero throughout says nothing; any layout does for it.
+    None where no layout explains the zeros. Any layout explains a gradient that is zero throughout.
     """
-    examples = len(chosen)
+    n_examples = len(chosen)
     nonzero = (gradient != 0).to(torch.float32)
-    for layout in candidates(gradient.shape, examples):
-        if not layout.by_example(nonzero, examples)[~chosen].any():
+    for layout in possible_layouts(gradient.shape, n_examples):
+        if not layout.sum_by_example(nonzero, n_examples)[~chosen].any():
             return layout
     return None

@@ -1,4 +1,4 @@
-"""∂φ/∂W, tensor by tensor as they arrive: never more than a few of them exist at once."""
+"""∂φ/∂W, tensor by tensor as backward forms them, so that only a few of them exist at once."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from flerm_core.measure.distributed.fsdp2 import all_parameters
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.state_guard import grads_stashed, hooks_disabled
 
+Consume = Callable[[str, Tensor], None]
+
 
 def stream_gradients(
-    outputs: Tensor,
-    direction: Tensor,
-    subject: MeasuredModel,
-    consume: Callable[[str, Tensor], None],
+    outputs: Tensor, direction: Tensor, model: MeasuredModel, consume: Consume
 ) -> None:
-    """One backward pass from `outputs` along `direction`; `consume(name, gradient)` is called once per tensor that has one.
+    """One backward pass from `outputs` along `direction` = ∂φ/∂f.
 
-    The gradient is the sum over all uses of a tied tensor, and is freed on return. Nothing that is attached to gradients of
-    parameters hears of it (a user's hooks, DDP's reducer, an optimiser stepping in backward); `.grad` is what it was. Sharded
-    gradients come as FSDP2 or tensor parallel leaves them in `.grad`, reduced, which is the only place where they ever are; and
-    reentrant activation checkpointing knows no other way.
+    `consume(name, gradient)` is called once per tensor that has a gradient: the sum over all uses
+    of a tied tensor. The gradient is freed when `consume` returns.
+
+    No one else's hooks run (a user's hooks on gradients, DDP's reducer, an optimiser that steps in
+    backward), and `.grad` is afterwards what it was.
+
+    Sharded gradients are read from `.grad`, the only place where FSDP2 and tensor parallel put them
+    reduced. Reentrant activation checkpointing, too, gives gradients nowhere else.
     """
-    if subject.sharding is None and not is_reentrant(outputs):
-        _captured(outputs, direction, subject, consume)
+    if model.sharding is None and not is_reentrant(outputs):
+        _from_tensor_hooks(outputs, direction, model, consume)
     else:
-        _accumulated(outputs, direction, subject, consume)
+        _from_grad_attributes(outputs, direction, model, consume)
 
 
 def is_reentrant(outputs: Tensor) -> bool:
-    """Whether a part of the graph behind `outputs` is hidden by reentrant activation checkpointing."""
+    """Whether reentrant activation checkpointing hides a part of the graph behind `outputs`."""
     seen = {outputs.grad_fn}
     stack = [outputs.grad_fn]
     while stack:
@@ -42,59 +45,50 @@ def is_reentrant(outputs: Tensor) -> bool:
             continue
         if node.name() == "CheckpointFunctionBackward":
             return True
-        fresh = [
-            after for after, _ in node.next_functions if after is not None and after not in seen
-        ]
-        seen.update(fresh)
-        stack += fresh
+        new = [after for after, _ in node.next_functions if after is not None and after not in seen]
+        seen.update(new)
+        stack += new
     return False
 
 
-def _captured(
-    outputs: Tensor,
-    direction: Tensor,
-    subject: MeasuredModel,
-    consume: Callable[[str, Tensor], None],
+def _from_tensor_hooks(
+    outputs: Tensor, direction: Tensor, model: MeasuredModel, consume: Consume
 ) -> None:
-    def taker(name: str) -> Callable[[Tensor], Tensor]:
-        def take(gradient: Tensor) -> Tensor:
+    def hook_for(name: str) -> Callable[[Tensor], Tensor]:
+        def hook(gradient: Tensor) -> Tensor:
             with torch.no_grad():
                 consume(name, gradient.to_dense())
-            if gradient.is_sparse:  # an embedding's, of a few rows; a hook may not change the kind
+            if gradient.is_sparse:  # an embedding's few rows; a hook must return a sparse one too
                 return gradient
-            return gradient.new_zeros(()).expand(
-                gradient.shape
-            )  # what autograd holds on to costs no memory
+            # Autograd keeps what the hook returns until the pass ends: zeros without memory.
+            return gradient.new_zeros(()).expand(gradient.shape)
 
-        return take
+        return hook
 
-    moving = {name: p for name, p in subject.parameters.items() if p.requires_grad}
-    with hooks_disabled(list(moving.values())), ExitStack() as stack:
-        for name, parameter in moving.items():
-            stack.callback(parameter.register_hook(taker(name)).remove)
-        if moving:
-            torch.autograd.grad(outputs, list(moving.values()), direction, allow_unused=True)
+    trained = {name: p for name, p in model.parameters.items() if p.requires_grad}
+    with hooks_disabled(list(trained.values())), ExitStack() as stack:
+        for name, parameter in trained.items():
+            stack.callback(parameter.register_hook(hook_for(name)).remove)
+        if trained:
+            torch.autograd.grad(outputs, list(trained.values()), direction, allow_unused=True)
 
 
-def _accumulated(
-    outputs: Tensor,
-    direction: Tensor,
-    subject: MeasuredModel,
-    consume: Callable[[str, Tensor], None],
+def _from_grad_attributes(
+    outputs: Tensor, direction: Tensor, model: MeasuredModel, consume: Consume
 ) -> None:
-    def taker(name: str) -> Callable[[Tensor], None]:
-        def take(parameter: Tensor) -> None:
+    def hook_for(name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
             if gradient is not None:
                 with torch.no_grad():
                     consume(name, gradient)
 
-        return take
+        return hook
 
-    everything = all_parameters(subject.module)
+    everything = all_parameters(model.module)
     with grads_stashed(everything), hooks_disabled(everything), ExitStack() as stack:
-        for name, parameter in subject.parameters.items():
+        for name, parameter in model.parameters.items():
             if parameter.requires_grad:
-                handle = parameter.register_post_accumulate_grad_hook(taker(name))
+                handle = parameter.register_post_accumulate_grad_hook(hook_for(name))
                 stack.callback(handle.remove)
         torch.autograd.backward(outputs, direction)

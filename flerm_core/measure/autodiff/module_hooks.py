@@ -1,6 +1,6 @@
-"""One forward with modules watched: every use of them, and the gradient of every output of each use.
+"""One forward with hooks on modules, and one backward that gives the gradients of their outputs.
 
-Neither outputs nor inputs are held beyond what training holds of them (`kept`).
+Neither outputs nor inputs are held longer than training holds them (`saved_inputs`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from flerm_core.measure.autodiff.module_products import Use, has_closed_form
+from flerm_core.measure.autodiff.module_products import ModuleCall, has_closed_form
 from flerm_core.measure.autodiff.saved_inputs import SavedInputs
 from flerm_core.measure.output_projection import floating_tensors
 from flerm_core.measure.state_guard import RandomState
 
-Hear = Callable[["ModuleOutput", Use, Tensor], None]
+OnGradient = Callable[["ModuleOutput", ModuleCall, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleOutput:
-    """A tensor of a forward: output `index` of the `call`-th call of `module`."""
+    """A tensor of a forward: output `index` of call number `call` of `module`."""
 
     module: nn.Module
     call: int
@@ -32,140 +32,154 @@ class ModuleOutput:
 
 
 class ModuleHooks:
-    """Hooks on `modules` for one forward and one backward pass through it.
+    """Hooks on `modules` for one forward, and for one backward pass through its graph.
 
-    An output of a module in `shared` is the same for all examples (a position embedding), and there its gradient is their
-    sum. It is handed on expanded along a new or unit dimension 0, one row for each of `examples`: the same values to whoever
-    broadcasts it, but a gradient for each example. `deepest`: the answer of `find_deepest` for an earlier forward.
+    modules: those whose outputs are observed.
+    shared: those of them whose output is the same for all examples (a position embedding). The
+        gradient there is the sum over the examples. Such an output is passed on expanded along a
+        new or unit dimension 0, one row per example. Whoever broadcasts it computes the same
+        values, but each example has a gradient of its own.
+    n_examples: how many rows the outputs of `shared` get.
+    earliest: what `find_earliest` gave for an earlier forward; empty where there was none.
     """
 
     def __init__(
         self,
         modules: Collection[nn.Module],
         shared: Collection[nn.Module] = (),
-        examples: int = 0,
-        deepest: Collection[ModuleOutput] = (),
+        n_examples: int = 0,
+        earliest: Collection[ModuleOutput] = (),
     ) -> None:
         self._modules = modules
         self._shared = shared
-        self._examples = examples
-        self._calls: dict[nn.Module, int] = {}
-        self._entered: dict[nn.Module, RandomState] = {}
-        self._listening = False
-        self._ear = _GradientSink()
+        self._n_examples = n_examples
+        self._last_call: dict[nn.Module, int] = {}
+        self._random_states: dict[nn.Module, RandomState] = {}  # of the calls that are running
+        self._forward_running = False
+        self._sink = _GradientSink()
         self.edges: dict[ModuleOutput, GradientEdge] = {}
-        self.deepest = deepest
+        self.earliest = earliest
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """The forward to watch runs inside."""
+        """Inside, the forward runs."""
         handles = []
         for module in self._modules:
             if not has_closed_form(module):
-                handles.append(module.register_forward_pre_hook(self._enter))
-            # First of all hooks: what others make of an output (tensor parallel's move it) is not the module's.
+                handles.append(module.register_forward_pre_hook(self._before_forward))
+            # Before all other hooks: what these make of an output (tensor parallel redistributes
+            # it) is not the module's own output.
             handles.append(
-                module.register_forward_hook(self._leave, with_kwargs=True, prepend=True)
+                module.register_forward_hook(self._after_forward, with_kwargs=True, prepend=True)
             )
-        self._listening = True
+        self._forward_running = True
         try:
             yield
         finally:
-            self._listening = False
+            self._forward_running = False
             for handle in handles:
                 handle.remove()
 
-    def backward(self, outputs: Tensor, direction: Tensor, hear: Hear) -> None:
-        """Sends `direction` back through the graph, once; `hear` is told of every watched output's gradient on the way."""
+    def backward(self, outputs: Tensor, direction: Tensor, on_gradient: OnGradient) -> None:
+        """Sends `direction` = ∂φ/∂f back through the graph, once.
+
+        `on_gradient` is called with each observed output, its call and its gradient, as the pass
+        reaches it.
+        """
         if not self.edges:
             return
-        # A pass collects the gradients of the edges it is asked for and frees all others at once. Asked for are only those that
-        # no other watched edge lies behind: the rest are on the way to them.
-        deepest = self.deepest or self.find_deepest()
-        # What checkpoints run again saves what it saved before.
+        # Autograd keeps the gradients of the edges that it is asked for until the pass ends, and
+        # frees all others at once. The pass reaches all edges on the way to the earliest ones.
+        earliest = self.earliest or self.find_earliest()
+        # Checkpointed modules run again in this pass, and must save the same tensors as before.
         handles = [
-            module.register_forward_hook(self._again, with_kwargs=True, prepend=True)
+            module.register_forward_hook(self._after_recomputation, with_kwargs=True, prepend=True)
             for module in self._modules
         ]
-        self._ear.hear = hear
+        self._sink.on_gradient = on_gradient
         try:
             torch.autograd.grad(
-                outputs, [self.edges[place] for place in deepest], direction, allow_unused=True
+                outputs, [self.edges[each] for each in earliest], direction, allow_unused=True
             )
         finally:
-            self._ear.hear = None
+            self._sink.on_gradient = None
             for handle in handles:
                 handle.remove()
 
-    def find_deepest(self) -> set[ModuleOutput]:
-        """The watched places that have no watched place behind them, towards the inputs."""
-        watched = {edge.node for edge in self.edges.values()}
-        behind: dict[
-            Any, bool
-        ] = {}  # node to: is a watched node among those it hands gradients to, or theirs?
-        stack = [(node, False) for node in watched]
+    def find_earliest(self) -> set[ModuleOutput]:
+        """The observed outputs that depend on no other observed output."""
+        observed = {edge.node for edge in self.edges.values()}
+        # Whether backward comes from a node to an observed one, in post-order from all of these.
+        reaches_observed: dict[Any, bool] = {}
+        stack = [(node, False) for node in observed]
         while stack:
-            node, expanded = stack.pop()
-            following = [after for after, _ in node.next_functions if after is not None]
-            if expanded:
-                behind[node] = any(after in watched or behind[after] for after in following)
-            elif node not in behind:
+            node, inputs_done = stack.pop()
+            inputs = [each for each, _ in node.next_functions if each is not None]
+            if inputs_done:
+                reaches_observed[node] = any(
+                    each in observed or reaches_observed[each] for each in inputs
+                )
+            elif node not in reaches_observed:
                 stack.append((node, True))
-                stack += [(after, False) for after in following if after not in behind]
-        return {place for place, edge in self.edges.items() if not behind[edge.node]}
+                stack += [(each, False) for each in inputs if each not in reaches_observed]
+        return {output for output, edge in self.edges.items() if not reaches_observed[edge.node]}
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if self._listening:
-            self._entered[module] = RandomState()
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if self._forward_running:
+            self._random_states[module] = RandomState()
 
-    def _leave(
+    def _after_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> Any:
-        if not self._listening:
+        if not self._forward_running:
             return None
-        call = self._calls[module] = self._calls.get(module, -1) + 1
-        use = Use(module, randomness=self._entered.pop(module, None))
-        replaced = isinstance(result, Tensor) and module in self._shared
-        if replaced:
-            result = self._expanded(result)
+        number = self._last_call[module] = self._last_call.get(module, -1) + 1
+        call = ModuleCall(module, random_state=self._random_states.pop(module, None))
+        is_shared = isinstance(result, Tensor) and module in self._shared
+        if is_shared:
+            result = self._expand_to_examples(result)
         for index, output in enumerate(floating_tensors(result)):
             if output.requires_grad:
-                place = ModuleOutput(module, call, index)
-                self.edges[place] = get_gradient_edge(output)
-                output.register_hook(_listener(self._ear, place, use, SavedInputs(args, kwargs)))
-        return result if replaced else None
+                observed = ModuleOutput(module, number, index)
+                self.edges[observed] = get_gradient_edge(output)
+                inputs = SavedInputs(args, kwargs)
+                output.register_hook(_gradient_hook(self._sink, observed, call, inputs))
+        return result if is_shared else None
 
-    def _again(
+    def _after_recomputation(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> Any:
-        replaced = isinstance(result, Tensor) and module in self._shared
-        if replaced:
-            result = self._expanded(result)
+        is_shared = isinstance(result, Tensor) and module in self._shared
+        if is_shared:
+            result = self._expand_to_examples(result)
         for output in floating_tensors(result):
             if output.requires_grad:
                 SavedInputs(args, kwargs)
-        return result if replaced else None
+        return result if is_shared else None
 
-    def _expanded(self, output: Tensor) -> Tensor:
+    def _expand_to_examples(self, output: Tensor) -> Tensor:
         rows = output if output.shape[0] == 1 else output.unsqueeze(0)
-        return rows.expand(self._examples, *rows.shape[1:])
+        return rows.expand(self._n_examples, *rows.shape[1:])
 
 
 @dataclass(slots=True)
 class _GradientSink:
-    """Who listens to the pass under way, if any. Hooks know this and not the watch: that has the graph, which has the hooks,
-    and a ring would keep it all until a garbage collection."""
+    """Where the gradients of the backward pass under way go; None while there is none.
 
-    hear: Hear | None = None
+    Hooks refer to this and not to `ModuleHooks`. That holds the graph, which holds the hooks, and
+    such a cycle would keep all activations until a garbage collection.
+    """
+
+    on_gradient: OnGradient | None = None
 
 
-def _listener(
-    ear: _GradientSink, place: ModuleOutput, use: Use, kept: SavedInputs
+def _gradient_hook(
+    sink: _GradientSink, observed: ModuleOutput, call: ModuleCall, inputs: SavedInputs
 ) -> Callable[[Tensor], None]:
-    def listen(gradient: Tensor) -> None:
-        if ear.hear is not None:
-            args, kwargs = kept.take()
+    def hook(gradient: Tensor) -> None:
+        if sink.on_gradient is not None:
+            args, kwargs = inputs.pop()
             with torch.no_grad():
-                ear.hear(place, replace(use, args=args, kwargs=kwargs), gradient)
+                sink.on_gradient(observed, replace(call, args=args, kwargs=kwargs), gradient)
 
-    return listen
+    return hook

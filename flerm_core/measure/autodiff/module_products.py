@@ -1,6 +1,8 @@
-"""How a module's output moves when one of its own tensors does: ⟨δy, ∂φ/∂y⟩ before it is summed over an example's positions.
+"""⟨δy, ∂φ/∂y⟩ of a module's call: how φ moves when one of the module's own tensors does.
 
-Closed forms for the modules that hold nearly all parameters; for everything else the module's own forward-mode derivative.
+δy is the change of the module's output y under ΔW of one tensor. The products of its elements with
+those of ∂φ/∂y are not yet summed over an example's positions and features. The modules that hold
+nearly all parameters have closed forms; all others are differentiated in forward mode.
 """
 
 from __future__ import annotations
@@ -13,36 +15,41 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
-from flerm_core.measure.autodiff.jvp import derivative
+from flerm_core.measure.autodiff.jvp import jvp_along
 from flerm_core.measure.output_projection import floating_tensors
 from flerm_core.measure.state_guard import RandomState
 
 
 @dataclass
-class Use:
-    """One call of a module in a probe's forward, and what it was given, detached."""
+class ModuleCall:
+    """One call of a module in a probe's forward.
+
+    args, kwargs: its inputs, detached.
+    random_state: the random generators at its start; None for a module with a closed form.
+    output_changes: tensor name to δy of each output, filled in by `jvp_products`.
+    """
 
     module: nn.Module
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
-    randomness: RandomState | None = None
-    tangents: dict[str, list[Tensor]] = field(default_factory=dict)
+    random_state: RandomState | None = None
+    output_changes: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
     def input(self) -> Tensor:
-        """The tensor that a module of one input was called with."""
+        """The input of a module that has one."""
         found: Tensor = self.args[0] if self.args else next(iter(self.kwargs.values()))
         return found
 
 
-# (module, input, local name, ΔW, ∂φ/∂y) -> products whose leading dimensions are those of y.
+# (module, x, parameter, ΔW, ∂φ/∂y) -> products whose leading dimensions are those of y
 Product = Callable[[Any, Tensor, str, Tensor, Tensor], Tensor]
 
 
 def _linear(module: nn.Linear, x: Tensor, name: str, change: Tensor, gradient: Tensor) -> Tensor:
     if name == "bias":
         return gradient @ change
-    # In place into the product, and over the narrower side: one temporary, the smallest there is.
+    # ⟨ΔW x, g⟩ = ⟨x, ΔWᵀ g⟩: the narrower of the two, in place, is the smallest temporary.
     if module.in_features <= module.out_features and gradient.ndim == x.ndim:
         return (gradient @ change).mul_(x)
     return (x.to(change.dtype) @ change.T) * gradient
@@ -52,19 +59,19 @@ def _embedding(
     module: nn.Embedding, x: Tensor, name: str, change: Tensor, gradient: Tensor
 ) -> Tensor:
     products = (F.embedding(x, change) * gradient).sum(-1)
-    if module.padding_idx is not None:  # constant in the eyes of backward
+    if module.padding_idx is not None:  # backward treats this row as a constant
         products = products.masked_fill(x == module.padding_idx, 0.0)
     return products
 
 
 def _convolution(module: Any, x: Tensor, name: str, change: Tensor, gradient: Tensor) -> Tensor:
     if name == "bias":
-        return gradient * _along_channels(change, gradient)
+        return gradient * _as_channels(change, gradient)
     products: Tensor = module._conv_forward(x.to(change.dtype), change, None) * gradient
     return products
 
 
-def _along_channels(change: Tensor, gradient: Tensor) -> Tensor:
+def _as_channels(change: Tensor, gradient: Tensor) -> Tensor:
     return change.reshape(-1, *[1] * (gradient.ndim - 2))
 
 
@@ -88,21 +95,21 @@ def _group_norm(
     module: nn.GroupNorm, x: Tensor, name: str, change: Tensor, gradient: Tensor
 ) -> Tensor:
     if name == "bias":
-        return gradient * _along_channels(change, gradient)
+        return gradient * _as_channels(change, gradient)
     return gradient * F.group_norm(x.to(change.dtype), module.num_groups, change, None, module.eps)
 
 
 def _batch_norm(module: Any, x: Tensor, name: str, change: Tensor, gradient: Tensor) -> Tensor:
     if name == "bias":
-        return gradient * _along_channels(change, gradient)
-    own = module.training or module.running_mean is None
-    mean, variance = (None, None) if own else (module.running_mean, module.running_var)
+        return gradient * _as_channels(change, gradient)
+    batch_statistics = module.training or module.running_mean is None
+    mean, variance = (None, None) if batch_statistics else (module.running_mean, module.running_var)
     return gradient * F.batch_norm(
-        x.to(change.dtype), mean, variance, change, None, own, 0.0, module.eps
+        x.to(change.dtype), mean, variance, change, None, batch_statistics, 0.0, module.eps
     )
 
 
-_CLOSED: dict[type[nn.Module], Product] = {
+_CLOSED_FORMS: dict[type[nn.Module], Product] = {
     nn.Linear: _linear,
     nn.Embedding: _embedding,
     nn.Conv1d: _convolution,
@@ -118,48 +125,58 @@ _CLOSED: dict[type[nn.Module], Product] = {
 
 
 def module_type(module: nn.Module) -> type[nn.Module]:
-    """The class of `module`, below the one that FSDP2 makes of it."""
+    """The class of `module`; for one wrapped by FSDP2, the class that it had before."""
     return next(
-        c
-        for c in type(module).__mro__
-        if issubclass(c, nn.Module) and not issubclass(c, FSDPModule)
+        each
+        for each in type(module).__mro__
+        if issubclass(each, nn.Module) and not issubclass(each, FSDPModule)
     )
 
 
 def has_closed_form(module: nn.Module) -> bool:
-    """Whether `module` is exactly of a known kind: a subclass may compute something else."""
-    return module_type(module) in _CLOSED and not getattr(module, "scale_grad_by_freq", False)
+    """Whether `module` is exactly of a known class: a subclass may compute something else."""
+    known = module_type(module) in _CLOSED_FORMS
+    return known and not getattr(module, "scale_grad_by_freq", False)
 
 
-def closed_form(use: Use, name: str, change: Tensor, gradient: Tensor) -> Tensor:
-    """The products of a module of a known kind, in the dtype of `change`."""
-    return _CLOSED[module_type(use.module)](
-        use.module, use.input, name, change, gradient.to(change.dtype)
-    )
+def closed_form_products(call: ModuleCall, path: str, change: Tensor, gradient: Tensor) -> Tensor:
+    """δy ⊙ ∂φ/∂y, in the dtype of `change`, for a module that has a closed form.
 
-
-def forward_mode(
-    use: Use, names: Mapping[str, str], tensor: str, change: Tensor, index: int, gradient: Tensor
-) -> Tensor:
-    """The products of any module: its own derivative along ΔW of `tensor`, output `index` against its gradient.
-
-    `names` maps the module's local parameter paths to tensor names; a tied tensor moves at all its places. The module runs
-    again with the randomness that it ran with.
+    path: the parameter's name in the module. change: its ΔW. gradient: ∂φ/∂y. The leading
+    dimensions of the result are those of y; the others may be summed already.
     """
-    if tensor not in use.tangents:
-        use.tangents[tensor] = _tangents(
-            use, [path for path, name in names.items() if name == tensor], change
-        )
-    return use.tangents[tensor][index].to(change.dtype) * gradient.to(change.dtype)
+    form = _CLOSED_FORMS[module_type(call.module)]
+    return form(call.module, call.input, path, change, gradient.to(change.dtype))
 
 
-def _tangents(use: Use, paths: list[str], change: Tensor) -> list[Tensor]:
-    outside = RandomState()
-    if use.randomness is not None:
-        use.randomness.restore()
+def jvp_products(
+    call: ModuleCall,
+    names: Mapping[str, str],
+    tensor: str,
+    change: Tensor,
+    index: int,
+    gradient: Tensor,
+) -> Tensor:
+    """δy ⊙ ∂φ/∂y, shaped like y, for any module: δy is its forward-mode derivative.
+
+    call: the call of the module. It runs again with the random generators that it ran with.
+    names: the module's parameter paths to tensor names. A tied tensor moves at all its paths.
+    tensor: the name of the tensor that moves.
+    change: its ΔW.
+    index: which of the module's outputs y is.
+    gradient: ∂φ/∂y.
+    """
+    if tensor not in call.output_changes:
+        paths = [path for path, name in names.items() if name == tensor]
+        call.output_changes[tensor] = _output_changes(call, dict.fromkeys(paths, change))
+    return call.output_changes[tensor][index].to(change.dtype) * gradient.to(change.dtype)
+
+
+def _output_changes(call: ModuleCall, changes: dict[str, Tensor]) -> list[Tensor]:
+    current = RandomState()
+    if call.random_state is not None:
+        call.random_state.restore()
     try:
-        return derivative(
-            use.module, dict.fromkeys(paths, change), use.args, use.kwargs, floating_tensors
-        )[1]
+        return jvp_along(call.module, changes, call.args, call.kwargs, floating_tensors)[1]
     finally:
-        outside.restore()
+        current.restore()

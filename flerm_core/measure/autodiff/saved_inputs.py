@@ -1,7 +1,8 @@
-"""What a module was called with, held the way autograd holds the tensors that it saves for backward.
+"""The inputs of a module's call, held the way autograd holds what it saves for backward.
 
-So whatever the training does to save their memory, it does to these: under activation checkpointing they are gone after the
-forward and come back with the recomputation, offloaded ones wait in host memory.
+So whatever the training does to save the memory of activations also happens to these inputs. Under
+activation checkpointing they are gone after the forward and come back with its recomputation.
+Offloaded ones wait in host memory.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
-    """Stands for a tensor."""
+class _Placeholder:
+    """Stands for saved tensor number `index`."""
 
     index: int
 
@@ -31,38 +32,44 @@ class _Save(torch.autograd.Function):
 
 
 class SavedInputs:
-    """`args` and `kwargs` of one call. Every run of the call under checkpointing, the first and each recomputation, must keep
-    what it is given at the same place: recomputed tensors are told apart by their order."""
+    """`args` and `kwargs` of one call.
+
+    Activation checkpointing tells recomputed tensors apart by their order. So each recomputation of
+    the call must make a `SavedInputs` at the same point as the first run did.
+    """
 
     def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         tensors: list[Tensor] = []
 
-        def put_away(tensor: Tensor) -> _Slot:
-            # Not the tensor itself: what happens to it in place afterwards is no error, as it is none in training.
+        def save(tensor: Tensor) -> _Placeholder:
+            # `.data`, so that a later change of the input in place is no error, as in training.
             tensors.append(tensor.data)
-            return _Slot(len(tensors) - 1)
+            return _Placeholder(len(tensors) - 1)
 
-        self._given = replaced((args, dict(kwargs)), Tensor, put_away)
+        self._structure = replace_instances((args, dict(kwargs)), Tensor, save)
         with torch.enable_grad():
             self._node: Any = _Save.apply(torch.empty(0, requires_grad=True), *tensors).grad_fn  # type: ignore[no-untyped-call]
 
-    def take(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Both, detached, and for the last time. Under checkpointing that recomputes the forward if nothing has yet."""
+    def pop(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`args` and `kwargs`, detached. They are freed here, so it can be called once.
+
+        Under activation checkpointing this recomputes the forward where nothing else has yet.
+        """
         tensors, self._node = self._node.saved_tensors, None
-        given: tuple[tuple[Any, ...], dict[str, Any]] = replaced(
-            self._given, _Slot, lambda slot: tensors[slot.index]
+        args, kwargs = replace_instances(
+            self._structure, _Placeholder, lambda placeholder: tensors[placeholder.index]
         )
-        return given
+        return args, kwargs
 
 
-def replaced(value: Any, kind: type, by: Callable[[Any], Any]) -> Any:
-    """`value` with everything of a `kind` in its tuples, lists and dictionaries replaced."""
+def replace_instances(value: Any, kind: type, replacement: Callable[[Any], Any]) -> Any:
+    """`value` with each instance of `kind` in its tuples, lists and dictionaries replaced."""
     if isinstance(value, kind):
-        return by(value)
+        return replacement(value)
     if isinstance(value, dict):
-        return {key: replaced(item, kind, by) for key, item in value.items()}
+        return {key: replace_instances(item, kind, replacement) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(replaced(item, kind, by) for item in value))
+        return type(value)(*(replace_instances(item, kind, replacement) for item in value))
     if isinstance(value, list | tuple):
-        return type(value)(replaced(item, kind, by) for item in value)
+        return type(value)(replace_instances(item, kind, replacement) for item in value)
     return value

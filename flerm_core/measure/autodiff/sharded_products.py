@@ -1,9 +1,10 @@
-"""⟨δy, ∂φ/∂y⟩ where ranks share the work on one batch (tensor and sequence parallel).
+"""⟨δy, ∂φ/∂y⟩ where several ranks work on one batch (tensor and sequence parallel).
 
-c = Σ over positions, output features o and input features i of ∂φ/∂y[·, o] x[·, i] ΔW[o, i]. Whatever index the ranks divide
-among them, each can sum over its own part of it, if all factors that have that index are cut along it and all others are
-whole. So along each mesh dimension one index is chosen, the one that the activations or ΔW are cut along anyway, and the sum
-over the ranks is the whole c; where none is cut, one rank's counts.
+For a linear map, c = Σ ∂φ/∂y[·, o] x[·, i] ΔW[o, i], summed over positions, output features o and
+input features i. Each rank can sum over its own part of one of these indices, if all factors that
+have the index are cut along it and all other factors are whole. The sum over the ranks is then c.
+So along each mesh dimension one index is chosen: one along which the activations or ΔW are cut
+anyway. Where none is cut, the ranks have the same c and the first one's counts.
 """
 
 from __future__ import annotations
@@ -18,102 +19,110 @@ from torch.distributed.tensor.placement_types import Placement
 from flerm_core.errors import EstimatorNotApplicable
 from flerm_core.measure.autodiff.example_layout import Layout, find_layout
 from flerm_core.measure.autodiff.module_products import (
-    Use,
-    closed_form,
+    ModuleCall,
+    closed_form_products,
     has_closed_form,
     module_type,
 )
-from flerm_core.measure.distributed.sharding import as_placed, cuts, local
+from flerm_core.measure.distributed.sharding import redistributed, shard_dim, to_local
 
-Factors = tuple[Placement, Placement, Placement]  # of ∂φ/∂y, x, ΔW
+FactorPlacements = tuple[Placement, Placement, Placement]  # of ∂φ/∂y, x and ΔW
 
 
-def find_split_layout(gradient: Tensor, chosen: Tensor) -> Layout | None:
-    """`find_layout` for a gradient that may be cut, along other dimensions than the one that counts examples."""
+def find_sharded_layout(gradient: Tensor, chosen: Tensor) -> Layout | None:
+    """`find_layout` for a gradient that may be cut, but not along the dimension of the examples."""
     if not isinstance(gradient, DTensor):
         return find_layout(gradient, chosen)
-    layout = find_layout(local(_summed(gradient)), chosen)
-    forbidden = (layout.axis if layout.kind == "axis" else 0) if layout is not None else None
-    return (
-        None
-        if any(cuts(p) is not None and cuts(p) == forbidden for p in gradient.placements)
-        else layout
-    )
+    layout = find_layout(to_local(_reduced(gradient)), chosen)
+    if layout is None:
+        return None
+    example_dim = layout.axis if layout.kind == "axis" else 0
+    is_cut = any(shard_dim(placement) == example_dim for placement in gradient.placements)
+    return None if is_cut else layout
 
 
-def split_products(
-    use: Use, path: str, change: Tensor, gradient: Tensor, *, first: bool
+def sharded_products(
+    call: ModuleCall, path: str, change: Tensor, gradient: Tensor, *, is_first: bool
 ) -> Tensor | None:
-    """This rank's part of the products of `closed_form`; None where another rank has the same, and that one counts.
+    """This rank's part of `closed_form_products`; None where another rank's equal part counts.
 
-    `first`: this is the first of the ranks that share a batch.
+    is_first: whether this rank is the first of those that work on its batch.
 
-    Raises `EstimatorNotApplicable` for a module without closed form.
+    Raises `EstimatorNotApplicable` for a module without a closed form.
     """
-    x = use.input
-    given = [tensor for tensor in (gradient, x, change) if isinstance(tensor, DTensor)]
-    if "." in path or not has_closed_form(use.module):
+    if "." in path or not has_closed_form(call.module):
         raise EstimatorNotApplicable(
-            f"{type(use.module).__name__} computes on sharded tensors in a way of its own"
+            f"{type(call.module).__name__} computes on sharded tensors in a way of its own"
         )
-    if not given:
-        return closed_form(use, path, change, gradient) if first else None
-    mesh = given[0].device_mesh
-    if isinstance(change, DTensor) and change.device_mesh != mesh:
-        change = _on(change, mesh)
-    everywhere = (Replicate(),) * mesh.ndim
-    factors = [
-        _summed(t)
-        if isinstance(t, DTensor)
-        else DTensor.from_local(t, mesh, everywhere, run_check=False)
-        for t in (gradient, x, change)
-    ]
+    given = (gradient, call.input, change)
+    meshes = [tensor.device_mesh for tensor in given if isinstance(tensor, DTensor)]
+    if not meshes:
+        return closed_form_products(call, path, change, gradient) if is_first else None
+    mesh = meshes[0]
+    factors = [_on_mesh(tensor, mesh) for tensor in given]
     plans = [
-        _plan(use.module, path, tuple(f.placements[i] for f in factors), gradient.ndim)
-        for i in range(mesh.ndim)
+        _factor_placements(
+            call.module, path, tuple(factor.placements[dim] for factor in factors), gradient.ndim
+        )
+        for dim in range(mesh.ndim)
     ]
-    gradient, own_x, change = (
-        local(as_placed(f, tuple(plan[i] for plan in plans))) for i, f in enumerate(factors)
+    local_gradient, local_input, local_change = (
+        to_local(redistributed(factor, tuple(plan[i] for plan in plans)))
+        for i, factor in enumerate(factors)
     )
     coordinate: Sequence[int] = mesh.get_coordinate() or ()
-    if any(
-        cuts(plan[0]) is None and cuts(plan[2]) is None and at
-        for plan, at in zip(plans, coordinate, strict=True)
-    ):
-        return None
-    return closed_form(Use(use.module, (own_x,), {}), path, change, gradient)
+    for plan, at in zip(plans, coordinate, strict=True):
+        is_cut = shard_dim(plan[0]) is not None or shard_dim(plan[2]) is not None
+        if not is_cut and at > 0:
+            return None
+    local_call = ModuleCall(call.module, (local_input,), {})
+    return closed_form_products(local_call, path, local_change, local_gradient)
 
 
-def _plan(module: nn.Module, path: str, given: tuple[Placement, ...], rank: int) -> Factors:
-    """How ∂φ/∂y, x and ΔW must lie along one mesh dimension for their products to be each rank's part."""
-    gradient, _, change = (cuts(placement) for placement in given)
-    last, whole = rank - 1, Replicate()
+def _factor_placements(
+    module: nn.Module, path: str, given: tuple[Placement, ...], ndim: int
+) -> FactorPlacements:
+    """How ∂φ/∂y, x and ΔW must lie along one mesh dimension, so that each rank has its part of c.
+
+    given: how they lie. ndim: the number of dimensions of ∂φ/∂y.
+    """
+    gradient_dim, _, change_dim = (shard_dim(placement) for placement in given)
+    last, whole = ndim - 1, Replicate()
     kind = module_type(module)
-    if gradient is not None and gradient != last:  # positions
-        return Shard(gradient), Shard(gradient), whole
+    if gradient_dim is not None and gradient_dim != last:  # cut along positions
+        return Shard(gradient_dim), Shard(gradient_dim), whole
     if kind is nn.Linear:
-        if gradient == last or change == 0:  # output features
+        if gradient_dim == last or change_dim == 0:  # along output features
             return Shard(last), whole, Shard(0)
-        if change == 1 and path == "weight":  # input features
+        if change_dim == 1 and path == "weight":  # along input features
             return whole, Shard(last), Shard(1)
-    if kind is nn.Embedding and (gradient == last or change == 1):
+    if kind is nn.Embedding and (gradient_dim == last or change_dim == 1):
         return Shard(last), whole, Shard(1)
     return whole, whole, whole
 
 
-def _summed(tensor: DTensor) -> DTensor:
-    """`tensor` with what is still to be summed over ranks summed."""
-    return as_placed(tensor, tuple(Replicate() if p.is_partial() else p for p in tensor.placements))
+def _reduced(tensor: DTensor) -> DTensor:
+    """`tensor` with all sums over ranks that are still to be done."""
+    placements = tuple(Replicate() if p.is_partial() else p for p in tensor.placements)
+    return redistributed(tensor, placements)
 
 
-def _on(tensor: DTensor, mesh: DeviceMesh) -> DTensor:
-    """A tensor that is whole along its other mesh dimensions, on the mesh of the activations alone."""
+def _on_mesh(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
+    """`tensor` as a DTensor on `mesh`, that of the activations, with all sums over ranks done.
+
+    A plain tensor is the same on all ranks. One on a larger mesh is whole along its other
+    dimensions.
+    """
+    if not isinstance(tensor, DTensor):
+        return DTensor.from_local(tensor, mesh, (Replicate(),) * mesh.ndim, run_check=False)
+    if tensor.device_mesh == mesh:
+        return _reduced(tensor)
     names = mesh.mesh_dim_names or ()
     axes = tensor.device_mesh.mesh_dim_names or ()
     placements = [
         placement for axis, placement in zip(axes, tensor.placements, strict=True) if axis in names
     ]
-    return DTensor.from_local(
+    moved = DTensor.from_local(
         tensor.to_local(),
         mesh,
         placements,
@@ -121,3 +130,4 @@ def _on(tensor: DTensor, mesh: DeviceMesh) -> DTensor:
         shape=tensor.shape,
         stride=tensor.stride(),
     )
+    return _reduced(moved)

@@ -1,1 +1,1 @@
-"""Ranks that measure together: reduction, sharding, FSDP2."""
+"""Processes that measure together, and how they share the model's tensors."""

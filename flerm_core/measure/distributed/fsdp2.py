@@ -1,12 +1,12 @@
-"""What must be known of torch's FSDP2 (`fully_shard`) beyond its DTensors: whose gradients it reduces over which ranks, and
-how it is put back as it was.
+"""What FSDP2 (`fully_shard`) does to gradients, and how its state is restored.
 
-The only place that looks behind FSDP2's public face: it has no question for "what is set now?", only setters.
+This is the only file that uses FSDP2's private attributes: its public interface has setters, but
+nothing that tells what is set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
 from flerm_core.errors import Unsupported
 
-_GROUP_FLAGS = {
+# The attributes of a parameter group that decide its reduction, with the values that give the mean.
+_MEAN_REDUCTION = {
     "reduce_grads": True,
     "all_reduce_grads": True,
     "gradient_divide_factor": None,
@@ -26,11 +27,11 @@ _GROUP_FLAGS = {
 
 
 def sharded_modules(model: nn.Module) -> list[FSDPModule]:
-    """The modules of `model` that `fully_shard` was called on."""
+    """The modules of `model` on which `fully_shard` was called."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
-def _groups(model: nn.Module) -> list[Any]:
+def _param_groups(model: nn.Module) -> list[Any]:
     found: dict[int, Any] = {}
     for module in sharded_modules(model):
         state = module._get_fsdp_state()
@@ -42,102 +43,106 @@ def _groups(model: nn.Module) -> list[Any]:
 
 
 def all_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Every parameter of `model`, the sharded ones also where whole ones stand in for them at the moment."""
+    """Every parameter of `model`, and each sharded one that a gathered one replaces at present."""
     found: dict[int, nn.Parameter] = {id(p): p for p in model.parameters()}
-    found |= {
-        id(each.sharded_param): each.sharded_param
-        for group in _groups(model)
-        for each in group.fsdp_params
-    }
+    for group in _param_groups(model):
+        found |= {id(each.sharded_param): each.sharded_param for each in group.fsdp_params}
     return list(found.values())
 
 
 def reshard(model: nn.Module) -> None:
-    """Registers the sharded parameters wherever a forward left whole ones (the root does)."""
+    """Puts the sharded parameters back wherever a forward left gathered ones (the root does)."""
     for module in sharded_modules(model):
         module.reshard()
 
 
 def data_meshes(model: nn.Module) -> list[DeviceMesh]:
-    """The different meshes over which FSDP2 shards and replicates, each the ranks that have batches of their own."""
+    """The different meshes over which FSDP2 shards and replicates.
+
+    Ranks along a mesh have batches of their own.
+    """
     found: list[DeviceMesh] = []
-    for group in _groups(model):
+    for group in _param_groups(model):
         if all(group.mesh_info.mesh != mesh for mesh in found):
             found.append(group.mesh_info.mesh)
     return found
 
 
-def managed(model: nn.Module) -> dict[int, float]:
-    """id of each parameter that FSDP2 manages, to the number of ranks over which its gradient arrives averaged (by
-    `own_reduction`).
+def averaging_ranks(model: nn.Module) -> dict[int, float]:
+    """id of each parameter of FSDP2 to the number of ranks that `mean_reduction` averages over.
 
-    Raises `Unsupported` for a reduction of the user's own, whose factor nobody knows.
+    Raises `Unsupported` where the user set a reduction of their own: its factor is unknown.
     """
     found: dict[int, float] = {}
-    for group in _groups(model):
+    for group in _param_groups(model):
         if group._all_reduce_hook is not None:
             raise Unsupported(
-                "a hook set by set_all_reduce_hook reduces gradients in a way that cannot be known; "
-                "use HSDP: fully_shard(module, mesh=...) over a mesh of (replicate, shard)"
+                "a hook set by set_all_reduce_hook reduces gradients in a way that cannot be "
+                "known; use HSDP: fully_shard(module, mesh=...) over a mesh of (replicate, shard)"
             )
-        found |= {
-            id(each.sharded_param): float(group.mesh_info.mesh.size()) for each in group.fsdp_params
-        }
+        size = float(group.mesh_info.mesh.size())
+        found |= {id(each.sharded_param): size for each in group.fsdp_params}
     return found
 
 
-def recover(model: nn.Module) -> None:
-    """After an exception in a forward or backward: the next one begins from the beginning."""
-    states = [module._get_fsdp_state() for module in sharded_modules(model)]
-    for state in states:
+def reset_after_error(model: nn.Module) -> None:
+    """Ends a forward or backward that raised, so that the next forward starts anew."""
+    for module in sharded_modules(model):
+        state = module._get_fsdp_state()
         if getattr(state, "_is_root", False) and hasattr(state, "_reset_iter_state"):
             state._reset_iter_state()
-        else:  # before torch 2.12 there is nothing that does this
+        else:  # before torch 2.12 no method does this
             state._training_state = TrainingState.IDLE
             state._state_ctx.iter_forward_root = None
             state._state_ctx.post_backward_final_callback_queued = False
-    for group in _groups(model):
+    for group in _param_groups(model):
         group._training_state = TrainingState.IDLE
     reshard(model)
 
 
 @contextmanager
-def own_reduction(model: nn.Module) -> Iterator[None]:
-    """Inside, every backward reduces gradients by their mean, whatever the user has set (gradient accumulation, a divide factor
-    of his own), and nothing of his that waits for a reduction is touched. Before and after, parameters are sharded."""
+def mean_reduction(model: nn.Module) -> Iterator[None]:
+    """Inside, every backward reduces gradients by their mean, whatever the user has set.
+
+    The user's settings (gradient accumulation, a divide factor) and gradients that wait for a
+    reduction are restored afterwards. Parameters are sharded before and after.
+    """
     modules = sharded_modules(model)
     if not modules:
         yield
         return
-    groups = _groups(model)
+    groups = _param_groups(model)
     reshard(model)
-    before = [
-        {flag: getattr(group, flag) for flag in _GROUP_FLAGS if hasattr(group, flag)}
+    settings = [
+        {name: getattr(group, name) for name in _MEAN_REDUCTION if hasattr(group, name)}
         for group in groups
     ]
     contexts = [module._get_fsdp_state()._state_ctx for module in modules]
-    last = [context.is_last_backward for context in contexts]
-    waiting = [_set_aside(each) for group in groups for each in group.fsdp_params]
-    for group, flags in zip(groups, before, strict=True):
-        for flag in flags:
-            setattr(group, flag, _GROUP_FLAGS[flag])
+    is_last_backward = [context.is_last_backward for context in contexts]
+    restore_unreduced = [_stash_unreduced(each) for group in groups for each in group.fsdp_params]
+    for group, names in zip(groups, settings, strict=True):
+        for name in names:
+            setattr(group, name, _MEAN_REDUCTION[name])
     for context in contexts:
         context.is_last_backward = True
     try:
         yield
     finally:
         reshard(model)
-        for group, flags in zip(groups, before, strict=True):
-            for flag, value in flags.items():
-                setattr(group, flag, value)
-        for context, value in zip(contexts, last, strict=True):
-            context.is_last_backward = value
-        for put_back in waiting:
-            put_back()
+        for group, values in zip(groups, settings, strict=True):
+            for name, value in values.items():
+                setattr(group, name, value)
+        for context, last in zip(contexts, is_last_backward, strict=True):
+            context.is_last_backward = last
+        for restore in restore_unreduced:
+            restore()
 
 
-def _set_aside(parameter: Any) -> Any:
-    """Unreduced gradients of one parameter (accumulation without synchronisation); returns what puts them back."""
+def _stash_unreduced(parameter: Any) -> Callable[[], None]:
+    """Removes a parameter's gradients that wait for a reduction; returns what restores them.
+
+    They exist where gradients are accumulated without synchronisation.
+    """
     accumulated = parameter.unsharded_accumulated_grad
     parameter.unsharded_accumulated_grad = None
     unsharded = getattr(parameter, "_unsharded_param", None)
@@ -145,9 +150,9 @@ def _set_aside(parameter: Any) -> Any:
     if unsharded is not None:
         unsharded.grad = None
 
-    def put_back() -> None:
+    def restore() -> None:
         parameter.unsharded_accumulated_grad = accumulated
         if unsharded is not None:
             unsharded.grad = gradient
 
-    return put_back
+    return restore

@@ -1,1 +1,1 @@
-"""The ways to estimate FSLRs from an update and probe batches."""
+"""The estimators of FSLRs (Section 3, Appendix B): how a probe batch is turned into numbers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,13 @@ from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.update.weight_update import WeightUpdate
 
 ReductionScope = Literal["local", "model_parallel", "world"]
+
+
+class Draw(NamedTuple):
+    """What a probe batch gave: partial sums, float64 [any length], and its number N·K of outputs."""
+
+    partial_sums: Tensor
+    n_outputs: int
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,6 @@ class Estimator(ABC):
     reduction: ReductionScope = "local"
     measures_depth_groups: bool = False
     """Whether it also gives the FSLRs of depth groups, the joint changes of their tensors."""
-    discovery_uncertain: bool = False
-    """Whether the last draw left something open that a later measurement may see."""
 
     def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
         self.model = model
@@ -59,6 +64,11 @@ class Estimator(ABC):
     @property
     def needs_discovery(self) -> bool:
         """Whether the next draw finds out how to measure the model, so that ranks must agree."""
+        return False
+
+    @property
+    def discovery_uncertain(self) -> bool:
+        """Whether the last draw of discovery left open what a later measurement may find."""
         return False
 
     def begin_measurement(self) -> None:
@@ -78,10 +88,8 @@ class Estimator(ABC):
         """How many statistics `reduce_parts` gives."""
 
     @abstractmethod
-    def draw(
-        self, batch: Any, update: WeightUpdate, generator: torch.Generator
-    ) -> tuple[Tensor, int]:
-        """The partial sums of one probe batch, float64 [any length], and its number N·K of outputs.
+    def draw(self, batch: Any, update: WeightUpdate, generator: torch.Generator) -> Draw:
+        """The partial sums of one probe batch.
 
         Here φ = Σ ω f without the factor 1/√(NK) of Eq. 3. So the partial sums grow with the number
         of outputs, and those of several batches and ranks simply add up.

@@ -1,5 +1,4 @@
-"""`exact`: no Monte Carlo. J·ΔW_ℓ tensor by tensor (Eq. 1 and 2 as they stand): by forward-mode differentiation, or by central
-differences where the model is sharded, which has no forward mode."""
+"""`exact`: J·ΔW_ℓ tensor by tensor, without Monte Carlo (Eq. 1 and 2 as they stand)."""
 
 from __future__ import annotations
 
@@ -12,33 +11,36 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flerm_core.errors import MeasurementError
-from flerm_core.measure.autodiff.jvp import derivative
+from flerm_core.measure.autodiff.jvp import jvp_along
 from flerm_core.measure.distributed.fsdp2 import reshard
-from flerm_core.measure.distributed.sharding import local, whole
-from flerm_core.measure.estimators.base import Estimator, OutputLayer
-from flerm_core.measure.measured_model import MeasuredModel, Output
+from flerm_core.measure.distributed.sharding import Sharding, full_tensor, to_local
+from flerm_core.measure.estimators.base import Draw, Estimator, OutputLayer
+from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import as_output
 from flerm_core.measure.state_guard import RandomState
 from flerm_core.measure.update.weight_update import WeightUpdate
 
 
-class _Function(nn.Module):
-    """`output(model, ·)` as a module, so that its parameters can be given from outside."""
+class _OutputModule(nn.Module):
+    """The output function as a module, so that its parameters can be replaced from outside."""
 
-    def __init__(self, subject: MeasuredModel) -> None:
+    def __init__(self, model: MeasuredModel) -> None:
         super().__init__()
-        self.model = subject.module
-        self._output: Output = subject.output
+        self.model = model.module
+        self._output = model.output
 
     def forward(self, batch: Any) -> Any:
         return self._output(self.model, batch)
 
 
 class Exact(Estimator):
-    """Costs one forward with tangents per tensor and role, whatever the number of draws of the others: for few tensors, or
-    as the judge.
+    """FSLR = √(1/NK Σ_nk (Δ_ℓ f_nk)²) (Eq. 2), by forward-mode differentiation.
 
-    A stochastic model (dropout) is differentiated for one and the same draw of its masks.
+    Sharded models have no forward mode; for them the derivative is a central difference.
+
+    It costs one forward with tangents per tensor and depth group, more than all other estimators:
+    for models of few tensors, and to judge the other estimators. A stochastic model (dropout) is
+    differentiated for one draw of its masks, the same for all tensors.
     """
 
     name = "exact"
@@ -46,109 +48,114 @@ class Exact(Estimator):
 
     def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
         super().__init__(model, output_layer)
-        subject = model
-        self._function = _Function(subject)
-        self._rows = {name: (name,) for name in subject.parameters} | dict(subject.depth_groups)
+        self._output_module = _OutputModule(model)
+        # What is measured to the tensors that move together for it.
+        self._members = {name: (name,) for name in model.parameters} | dict(model.depth_groups)
 
     @property
     def n_statistics(self) -> int:
-        """One per tensor and role."""
-        return len(self._rows)
+        """One per tensor and depth group."""
+        return len(self._members)
 
-    def draw(
-        self, batch: Any, update: WeightUpdate, generator: torch.Generator
-    ) -> tuple[Tensor, int]:
-        """Σ (Δ_ℓ f_nk)² of every tensor and role in turn."""
-        moved = self._by_forward_mode if self.model.sharding is None else self._by_difference
-        masks = RandomState()
+    def draw(self, batch: Any, update: WeightUpdate, generator: torch.Generator) -> Draw:
+        """Σ_nk (Δ_ℓ f_nk)² of every tensor and depth group in turn."""
+        random_state = RandomState()
+        sharding = self.model.sharding
+        steps = {} if sharding is None else self._difference_steps(update, sharding)
         squares: list[Tensor] = []
-        count = 0
-        for members, step in zip(self._rows.values(), self._steps(update), strict=True):
-            change, count = moved(members, update, batch, step, masks)
+        n_outputs = 0
+        for name, members in self._members.items():
+            changes = {member: update.change(member) for member in members}
+            random_state.restore()
+            if sharding is None:
+                change = self._forward_mode(changes, batch)
+            else:
+                change = self._central_difference(
+                    changes, update, batch, steps[name], random_state, sharding
+                )
             squares.append(change.square().sum(dtype=torch.float64))
-        return torch.stack(squares), count
+            n_outputs = change.numel()
+        return Draw(torch.stack(squares), n_outputs)
 
     def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
         """The root of each mean."""
-        return dict(zip(self._rows, np.sqrt(mean).tolist(), strict=True))
+        return dict(zip(self._members, np.sqrt(mean).tolist(), strict=True))
 
-    def _by_forward_mode(
-        self,
-        members: tuple[str, ...],
-        update: WeightUpdate,
-        batch: Any,
-        step: float,
-        masks: RandomState,
-    ) -> tuple[Tensor, int]:
-        places = {id(p): f"model.{name}" for name, p in self.model.module.named_parameters()}
-        masks.restore()
-        changes = {places[id(self.model.parameters[name])]: update.change(name) for name in members}
-        outputs, moved = derivative(
-            self._function, changes, (batch,), {}, lambda result: [as_output(result)]
+    def _forward_mode(self, changes: dict[str, Tensor], batch: Any) -> Tensor:
+        """Δf [N, ...] = J·ΔW (Eq. 1)."""
+        paths = {id(p): f"model.{name}" for name, p in self.model.module.named_parameters()}
+        by_path = {
+            paths[id(self.model.parameters[name])]: change for name, change in changes.items()
+        }
+        _, output_changes = jvp_along(
+            self._output_module, by_path, (batch,), {}, lambda result: [as_output(result)]
         )
-        return moved[0], outputs[0].numel()
+        return output_changes[0]
 
-    def _by_difference(
+    def _central_difference(
         self,
-        members: tuple[str, ...],
+        changes: dict[str, Tensor],
         update: WeightUpdate,
         batch: Any,
         step: float,
-        masks: RandomState,
-    ) -> tuple[Tensor, int]:
-        """(f(W + hΔW) − f(W − hΔW)) / 2h, this rank's part of it: sharded models have no forward mode."""
-        changes = {name: update.change(name) for name in members}
-        ends = []
+        random_state: RandomState,
+        sharding: Sharding,
+    ) -> Tensor:
+        """(f(W + hΔW) − f(W − hΔW)) / 2h [N, ...], for a sharded model.
+
+        Zero on all but the first of the ranks that work on one batch, so that it counts once.
+
+        changes: this rank's part of each ΔW, by tensor name.
+        update: the step that is measured; it moves the weights and moves them back.
+        batch: the probe batch.
+        step: h, from `_difference_steps`.
+        random_state: where every generator starts for each of the two forwards.
+        sharding: how ranks share the tensors.
+        """
+        outputs = []
         for factor in (step, -step):
             with update.displaced(changes, factor):
-                reshard(self.model.module)  # whole weights that an earlier forward left are old
-                masks.restore()
+                reshard(self.model.module)  # gathered weights of an earlier forward are out of date
+                random_state.restore()
                 with torch.no_grad():
-                    ends.append(self.model.outputs(batch))
-        if ends[0].dtype not in (torch.float32, torch.float64):
+                    outputs.append(self.model.outputs(batch))
+        if outputs[0].dtype not in (torch.float32, torch.float64):
             raise MeasurementError(
-                f"estimator='exact' takes differences of outputs where the model is sharded, and {ends[0].dtype} is too coarse "
-                "for them; use 'example'"
+                "estimator='exact' takes differences of outputs where the model is sharded, and "
+                f"{outputs[0].dtype} is too coarse for them; use 'example'"
             )
-        forward, backward = (whole(end) for end in ends)
-        moved = (forward.double() - backward.double()) / (2.0 * step)
-        assert self.model.sharding is not None
-        return moved if self.model.sharding.first_of_split else torch.zeros_like(
-            moved
-        ), forward.numel()
+        ahead, behind = (full_tensor(each).double() for each in outputs)
+        change = (ahead - behind) / (2.0 * step)
+        return change if sharding.is_first_model_parallel_rank else torch.zeros_like(change)
 
-    def _steps(self, update: WeightUpdate) -> list[float]:
-        """h for each row: such that hΔW is ∛ε of the weights in size, where the errors of rounding (ε/h) and of curvature (h²)
-        are both least. Weights smaller than the model's are taken as large as these: fresh biases are zero."""
-        sharding = self.model.sharding
-        if sharding is None:
-            return [0.0] * len(self._rows)
-        sizes = {
-            name: torch.zeros(3, dtype=torch.float64, device=sharding.device)
-            for name in self.model.parameters
-        }
-        for name, parameter in self.model.parameters.items():
-            if sharding.counts(name):
-                weight = local(parameter)
-                terms = [
-                    weight.double().square().sum(),
-                    update.change(name).double().square().sum(),
-                ]
-                sizes[name] += torch.tensor(
-                    [*(float(term) for term in terms), weight.numel()], dtype=torch.float64
-                )
-        total = dict(
-            zip(sizes, sharding.total(torch.stack(list(sizes.values()))).tolist(), strict=True)
+    def _difference_steps(self, update: WeightUpdate, sharding: Sharding) -> dict[str, float]:
+        """h for each tensor and depth group: hΔW has ∛ε of the weights' size (both RMS).
+
+        ε is the rounding error of the weights' dtype. The errors of rounding (ε/h) and of curvature
+        (h²) are then both small. Weights smaller than the model's RMS are taken to be as large as
+        it: fresh biases are zero.
+        """
+        names = list(self.model.parameters)
+        # [tensors, 3]: sum of squared weights, sum of squared changes, number of elements
+        sizes = torch.zeros(len(names), 3, dtype=torch.float64, device=sharding.device)
+        for position, name in enumerate(names):
+            if sharding.is_primary_replica(name):
+                weight = to_local(self.model.parameters[name])
+                squares = (weight.double().square(), update.change(name).double().square())
+                sizes[position, :2] = torch.stack([each.sum() for each in squares])
+                sizes[position, 2] = weight.numel()
+        by_name = dict(zip(names, sharding.sum_world(sizes).tolist(), strict=True))
+        all_weights, _, all_elements = (
+            sum(column) for column in zip(*by_name.values(), strict=True)
         )
-        typical = sum(weights for weights, _, _ in total.values()) / sum(
-            count for _, _, count in total.values()
-        )
+        typical = all_weights / all_elements
         epsilon = max(torch.finfo(p.dtype).eps for p in self.model.parameters.values())
-        steps = []
-        for members in self._rows.values():
-            weights, changes, count = (sum(total[name][i] for name in members) for i in range(3))
-            size = math.sqrt(max(weights / count, typical))
-            steps.append(
-                epsilon ** (1 / 3) * size / math.sqrt(changes / count) if changes > 0.0 else 1.0
+        steps = {}
+        for group, members in self._members.items():
+            weights, changes, elements = (
+                sum(by_name[member][i] for member in members) for i in range(3)
             )
+            size = math.sqrt(max(weights / elements, typical))
+            change_size = math.sqrt(changes / elements)
+            steps[group] = epsilon ** (1 / 3) * size / change_size if changes > 0.0 else 1.0
         return steps

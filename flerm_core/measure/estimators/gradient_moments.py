@@ -1,7 +1,12 @@
-"""Estimators from Z = ΔW ⊙ ∂φ/∂W: `kronecker` (Section 3.2, Appendix B), `iid` and `full` (Section 3.1)."""
+"""Estimators from Z = ΔW ⊙ ∂φ/∂W (Eq. 8): `full`, `iid` and the paper's `kronecker`.
+
+Δ_ℓφ = Σ Z has mean 0 and variance FSLR² (Eq. 7 and 9). The three differ in what they assume of the
+covariance of Z's elements, and so in the sums over Z whose expectations they need.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,228 +18,243 @@ from torch import Tensor
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.autodiff.gradient_stream import stream_gradients
 from flerm_core.measure.distributed.sharding import LocalShard
-from flerm_core.measure.estimators.base import Estimator, OutputLayer, ReductionScope
+from flerm_core.measure.estimators.base import Draw, Estimator, OutputLayer, ReductionScope
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import draw_projection, projection_scale
 from flerm_core.measure.update.chunking import chunks
 from flerm_core.measure.update.weight_update import WeightUpdate
 
 
-class Kronecker(Estimator):
-    """FSLR = √(Π_d E[s_d] / E[s_0]^(D−1)) with s_0 = Σ Z² and s_d = Σ (Σ_{i_d} Z)² (Eq. 28), in the log domain.
+class SquaredSums(Estimator):
+    """Draws s_0 = Σ Z² and, for each dimension d of the tensor, s_d = Σ (Σ_{i_d} Z)² (Eq. 27c).
 
-    Scalars count as rank 1.
+    The inner sum of s_d runs over dimension d, the outer one over all others. A scalar counts as a
+    tensor of one dimension. `_fslr` makes the FSLR of a tensor from the means of these.
 
-    The rows of the output layer are independent (f_nk depends on row k alone); named, its weight uses Σ_k (Σ_j Z_kj)² and its
-    bias Σ_k Z_k², both unbiased.
+    The statistics are s_0, s_1 … s_D of every tensor in turn. Where dimension d is sharded, the
+    sums Σ_{i_d} Z must be complete before they are squared. Their partial sums then take the place
+    of s_d in a draw: one number for each index of the other dimensions.
+    """
+
+    def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
+        super().__init__(model, output_layer)
+        self.reduction: ReductionScope = "local" if model.sharding is None else "world"
+        self._statistics: dict[str, slice] = {}  # where those of each tensor are
+        self._sums: dict[str, list[slice]] = {}  # in a draw: where s_0 is, then each s_d
+        self._n_partial_sums = self._n_statistics = 0
+        for name, parameter in model.parameters.items():
+            dims = range(max(parameter.ndim, 1))
+            self._sums[name] = [
+                self._append(1),
+                *(self._append(self._sums_of(name, d)) for d in dims),
+            ]
+            start, self._n_statistics = self._n_statistics, self._n_statistics + len(dims) + 1
+            self._statistics[name] = slice(start, self._n_statistics)
+
+    def _sums_of(self, name: str, dim: int) -> int:
+        """How many numbers a draw has for s_d."""
+        shard = _shard(self.model, name)
+        return shard.sum_numel(dim) if shard is not None and dim in shard.shard_dims else 1
+
+    def _append(self, length: int) -> slice:
+        start, self._n_partial_sums = self._n_partial_sums, self._n_partial_sums + length
+        return slice(start, self._n_partial_sums)
+
+    @property
+    def n_statistics(self) -> int:
+        """Σ (D_ℓ + 1) over all tensors ℓ."""
+        return self._n_statistics
+
+    def draw(self, batch: Any, update: WeightUpdate, generator: torch.Generator) -> Draw:
+        """s_0, s_1 … s_D of every tensor in turn, or this rank's partial sums."""
+        outputs = self.model.outputs(batch)
+        found = torch.zeros(self._n_partial_sums, dtype=torch.float64, device=outputs.device)
+
+        def add(name: str, gradient: Tensor) -> None:
+            shard = _shard(self.model, name)
+            at_squares, *at_sums = self._sums[name]
+            over_rows: Tensor | None = None  # Σ over dimension 0, complete after the last chunk
+            for z in iter_z(self.model, update, name, gradient):
+                found[at_squares] += _sum_of_squares(z).to(found.device)
+                for dim, at in enumerate(at_sums):
+                    if shard is not None and dim in shard.shard_dims:
+                        found[at] += shard.sum_over(z, dim).to(found.device)
+                    elif dim > 0:
+                        found[at] += _sum_of_squares(z.sum(dim)).to(found.device)
+                    else:
+                        rows = z.sum(0)
+                        over_rows = rows if over_rows is None else over_rows.add_(rows)
+            if over_rows is not None:
+                found[at_sums[0]] += _sum_of_squares(over_rows).to(found.device)
+
+        direction = projection_of(self.model, outputs, generator)
+        stream_gradients(outputs, direction, self.model, add)
+        return Draw(found * square_scale(self.model, outputs), outputs.numel())
+
+    def reduce_parts(self, partial_sums: Tensor) -> Tensor:
+        """s_0, s_1 … s_D of every tensor in turn."""
+        if self.model.sharding is None:
+            return partial_sums
+        statistics = []
+        for name, (at_squares, *at_sums) in self._sums.items():
+            shard = _shard(self.model, name)
+            statistics.append(partial_sums[at_squares])
+            for dim, at in enumerate(at_sums):
+                sums = partial_sums[at]
+                is_sharded = shard is not None and dim in shard.shard_dims
+                statistics.append(sums.square().sum().reshape(1) if is_sharded else sums)
+        return torch.cat(statistics)
+
+    def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
+        """The FSLR of every tensor."""
+        return {name: self._fslr(name, mean[at]) for name, at in self._statistics.items()}
+
+    @abstractmethod
+    def _fslr(self, name: str, means: NDArray[np.float64]) -> float:
+        """The FSLR of a tensor from E[s_0], E[s_1] … E[s_D]."""
+
+
+class Kronecker(SquaredSums):
+    """FSLR = √(Π_d E[s_d] / E[s_0]^(D−1)) (Eq. 28), for a Kronecker-factored covariance of Z (Eq. 11).
+
+    The output layer is known better: output f_nk depends on row k of its weight alone, and ω_nk is
+    independent between outputs, so its rows of Z are independent. Named, its weight uses
+    Σ_k (Σ_j Z_kj)² = s_1 and its bias Σ_k Z_k² = s_0. Both are unbiased.
+
+    Raises `InvalidInput` where a named output layer is no measured matrix and vector.
     """
 
     name = "kronecker"
 
     def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
         super().__init__(model, output_layer)
-        subject = model
-        output_weight, output_bias = self.output_layer.weight, self.output_layer.bias
-        for field, name, rank in (
-            ("output_weight", output_weight, 2),
-            ("output_bias", output_bias, 1),
+        for field, name, ndim in (
+            ("output_weight", self.output_layer.weight, 2),
+            ("output_bias", self.output_layer.bias, 1),
         ):
-            if name and (name not in subject.parameters or subject.parameters[name].ndim != rank):
+            if name and (name not in model.parameters or model.parameters[name].ndim != ndim):
                 raise InvalidInput(
-                    f"{field}={name!r} is not a measured tensor of rank {rank}; there are: {', '.join(subject.parameters)}"
+                    f"{field}={name!r} is not a measured tensor of {ndim} dimensions; there are: "
+                    f"{', '.join(model.parameters)}"
                 )
-        self._output_weight, self._output_bias = output_weight, output_bias
-        self._slices: dict[str, slice] = {}
-        self._places: dict[str, list[slice]] = {}  # in the parts: that of s_0, then of each s_d
-        self._parts = start = 0
-        for name, parameter in subject.parameters.items():
-            stop = start + max(parameter.ndim, 1) + 1
-            self._slices[name] = slice(start, stop)
-            start = stop
-            self._places[name] = [self._place(length) for length in self._lengths(name, parameter)]
-        self._columns = start
-        self.reduction: ReductionScope = "local" if subject.sharding is None else "world"
 
-    def _lengths(self, name: str, parameter: Tensor) -> list[int]:
-        part = _part(self.model, name)
-        return [1] + [
-            part.sum_length(dim) if part is not None and dim in part.cut else 1
-            for dim in range(max(parameter.ndim, 1))
-        ]
-
-    def _place(self, length: int) -> slice:
-        self._parts += length
-        return slice(self._parts - length, self._parts)
-
-    @property
-    def n_statistics(self) -> int:
-        """Σ (D_ℓ + 1)."""
-        return self._columns
-
-    def draw(
-        self, batch: Any, update: WeightUpdate, generator: torch.Generator
-    ) -> tuple[Tensor, int]:
-        """s_0, s_1 … s_D of every tensor in turn. Of a sharded one, this rank's part of them: where Z is cut along d, all
-        the sums Σ_{i_d} Z, as only the whole ones may be squared."""
-        outputs = self.model.outputs(batch)
-        parts = torch.zeros(self._parts, dtype=torch.float64, device=outputs.device)
-
-        def consume(name: str, gradient: Tensor) -> None:
-            part = _part(self.model, name)
-            squared, *summed = self._places[name]
-            first: Tensor | None = None  # Σ over dimension 0, which goes through all slabs
-            for z in slabs_of_z(self.model, update, name, gradient):
-                parts[squared] += _squares(z).to(parts.device)
-                for dim, place in enumerate(summed):
-                    if part is not None and dim in part.cut:
-                        parts[place] += part.sum_over(z, dim).to(parts.device)
-                    elif dim > 0:
-                        parts[place] += _squares(z.sum(dim)).to(parts.device)
-                    else:
-                        first = z.sum(0) if first is None else first.add_(z.sum(0))
-            if first is not None:
-                parts[summed[0]] += _squares(first).to(parts.device)
-
-        stream_gradients(
-            outputs, projection_of(self.model, outputs, generator), self.model, consume
-        )
-        return parts * scale_of(self.model, outputs), outputs.numel()
-
-    def reduce_parts(self, parts: Tensor) -> Tensor:
-        """s_0, s_1 … s_D of every tensor in turn."""
-        if self.model.sharding is None:
-            return parts
-        numbers = []
-        for name, (squared, *summed) in self._places.items():
-            part = _part(self.model, name)
-            numbers.append(parts[squared])
-            for dim, place in enumerate(summed):
-                cut = part is not None and dim in part.cut
-                numbers.append(parts[place].square().sum().reshape(1) if cut else parts[place])
-        return torch.cat(numbers)
-
-    def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
-        """Eq. 28, tensor by tensor."""
-        return {name: self._fslr(name, mean[columns]) for name, columns in self._slices.items()}
-
-    def _fslr(self, name: str, sums: NDArray[np.float64]) -> float:
-        total, by_dimension = sums[0], sums[1:]
-        if name == self._output_weight:
-            return float(np.sqrt(by_dimension[1]))
-        if name == self._output_bias or not total > 0.0:
-            return float(np.sqrt(total))
-        # A sum that cancels exactly leaves log(0) = -inf and so FSLR 0: nothing moved the outputs.
+    def _fslr(self, name: str, means: NDArray[np.float64]) -> float:
+        squares, sums = means[0], means[1:]
+        if name == self.output_layer.weight:
+            return float(np.sqrt(sums[1]))
+        if name == self.output_layer.bias or not squares > 0.0:
+            return float(np.sqrt(squares))
+        # In the log domain, as Appendix B advises. A sum that cancels exactly has log(0) = -inf and
+        # gives FSLR 0: the outputs did not move.
         with np.errstate(divide="ignore"):
-            return float(
-                np.exp(0.5 * (np.log(by_dimension).sum() - (len(by_dimension) - 1) * np.log(total)))
-            )
+            return float(np.exp(0.5 * (np.log(sums).sum() - (len(sums) - 1) * np.log(squares))))
 
 
-class Independent(Kronecker):
-    """FSLR = √E[Σ Z²]: all elements of Z independent. Far off where they are not (docs/estimators.md); kept to compare."""
+class Independent(SquaredSums):
+    """FSLR = √E[s_0]: all elements of Z are taken as independent (Section 3.2).
+
+    Far off where they are not (docs/estimators.md). It is there to compare with.
+    """
 
     name = "iid"
 
-    def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
-        super().__init__(model)
-
-    def _fslr(self, name: str, sums: NDArray[np.float64]) -> float:
-        return float(np.sqrt(sums[0]))
+    def _fslr(self, name: str, means: NDArray[np.float64]) -> float:
+        return float(np.sqrt(means[0]))
 
 
 class Full(Estimator):
-    """FSLR = √E[(Σ Z)²] (Eq. 7): unbiased, and noisy; one number of one degree of freedom per draw."""
+    """FSLR = √E[(Σ Z)²] (Eq. 7): unbiased for any covariance of Z, and noisy.
+
+    A draw is one sample per tensor.
+    """
 
     name = "full"
 
     def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
         super().__init__(model, output_layer)
-        subject = model
-        self.reduction: ReductionScope = "local" if subject.sharding is None else "world"
+        self.reduction: ReductionScope = "local" if model.sharding is None else "world"
 
     @property
     def n_statistics(self) -> int:
         """One per tensor."""
         return len(self.model.parameters)
 
-    def draw(
-        self, batch: Any, update: WeightUpdate, generator: torch.Generator
-    ) -> tuple[Tensor, int]:
+    def draw(self, batch: Any, update: WeightUpdate, generator: torch.Generator) -> Draw:
         """(Δ_ℓφ)² of every tensor in turn (Eq. 4); of a sharded one, this rank's part of Δ_ℓφ."""
         outputs = self.model.outputs(batch)
-        parts = torch.zeros(self.n_statistics, dtype=torch.float64, device=outputs.device)
+        found = torch.zeros(self.n_statistics, dtype=torch.float64, device=outputs.device)
         positions = {name: i for i, name in enumerate(self.model.parameters)}
 
-        def consume(name: str, gradient: Tensor) -> None:
-            moved = sum_of_z(self.model, update, name, gradient)
-            parts[positions[name]] = (
-                moved if _part(self.model, name) is not None else moved.square()
-            )
+        def add(name: str, gradient: Tensor) -> None:
+            change = sum_of_z(self.model, update, name, gradient)
+            is_sharded = _shard(self.model, name) is not None
+            found[positions[name]] = change if is_sharded else change.square()
 
-        stream_gradients(
-            outputs, projection_of(self.model, outputs, generator), self.model, consume
-        )
-        return parts * scale_of(self.model, outputs), outputs.numel()
+        direction = projection_of(self.model, outputs, generator)
+        stream_gradients(outputs, direction, self.model, add)
+        return Draw(found * square_scale(self.model, outputs), outputs.numel())
 
-    def reduce_parts(self, parts: Tensor) -> Tensor:
+    def reduce_parts(self, partial_sums: Tensor) -> Tensor:
         """(Δ_ℓφ)² of every tensor in turn."""
         if self.model.sharding is None:
-            return parts
-        sharded = torch.tensor(
-            [name in self.model.sharding.parts for name in self.model.parameters],
-            device=parts.device,
+            return partial_sums
+        is_sharded = torch.tensor(
+            [name in self.model.sharding.shards for name in self.model.parameters],
+            device=partial_sums.device,
         )
-        return torch.where(sharded, parts.square(), parts)
+        return torch.where(is_sharded, partial_sums.square(), partial_sums)
 
     def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
         """The root of each mean."""
         return dict(zip(self.model.parameters, np.sqrt(mean).tolist(), strict=True))
 
 
-def _part(subject: MeasuredModel, name: str) -> LocalShard | None:
-    return None if subject.sharding is None else subject.sharding.parts.get(name)
+def _shard(model: MeasuredModel, name: str) -> LocalShard | None:
+    return None if model.sharding is None else model.sharding.shards.get(name)
 
 
-def slabs_of_z(
-    subject: MeasuredModel, update: WeightUpdate, name: str, gradient: Tensor
+def iter_z(
+    model: MeasuredModel, update: WeightUpdate, name: str, gradient: Tensor
 ) -> Iterator[Tensor]:
-    """Z of `name` slab by slab: one of the size of the tensor never exists. Sharded, this rank's part of it at once, and
-    nothing where another rank's equal part counts."""
-    sharding = subject.sharding
+    """Z of tensor `name`, in chunks of rows, so that no temporary is as large as the tensor.
+
+    A chunk has at least one dimension. Of a sharded tensor this rank's part comes at once, and
+    nothing where a replica of it on another rank counts.
+    """
+    sharding = model.sharding
     if sharding is not None:
-        gradient = sharding.gradient(name, gradient)
-        if sharding.counts(name):
-            yield _with_dimension(update.change(name).mul_(gradient))
+        gradient = sharding.local_gradient(name, gradient)
+        if sharding.is_primary_replica(name):
+            yield torch.atleast_1d(update.change(name).mul_(gradient))
     elif gradient.ndim == 0:
-        yield _with_dimension(update.change(name).mul_(gradient))
+        yield torch.atleast_1d(update.change(name).mul_(gradient))
     else:
         for rows in chunks(gradient.shape, gradient.device):
             yield update.change(name, rows).mul_(gradient[rows])
 
 
-def sum_of_z(subject: MeasuredModel, update: WeightUpdate, name: str, gradient: Tensor) -> Tensor:
-    """Σ Z of `name` [] float64, of this rank's part where it is sharded."""
+def sum_of_z(model: MeasuredModel, update: WeightUpdate, name: str, gradient: Tensor) -> Tensor:
+    """Δ_ℓφ = Σ Z of tensor `name` (Eq. 8), float64 []; of a sharded one, this rank's part."""
     total = torch.zeros((), dtype=torch.float64, device=gradient.device)
-    for z in slabs_of_z(subject, update, name, gradient):
+    for z in iter_z(model, update, name, gradient):
         total += z.sum(dtype=torch.float64)
     return total
 
 
-def _with_dimension(z: Tensor) -> Tensor:
-    return z.reshape(1) if z.ndim == 0 else z
-
-
-def _squares(values: Tensor) -> Tensor:
+def _sum_of_squares(values: Tensor) -> Tensor:
     return values.square().sum(dtype=torch.float64)
 
 
-def projection_of(subject: MeasuredModel, outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """∂φ/∂f. Where gradients are reduced over ranks before they are seen, these must weigh every output alike: ω itself,
-    without this rank's own unit."""
+def projection_of(model: MeasuredModel, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """∂φ/∂f [N, ...], the direction of the backward pass.
+
+    Where tensors are sharded, gradients are reduced over ranks before an estimator sees them. Each
+    output must then weigh alike, so the direction is ω itself, without the rank's own scale.
+    """
     direction = draw_projection(outputs, generator)
-    return direction if subject.sharding is None else direction / projection_scale(outputs)
+    return direction if model.sharding is None else direction / projection_scale(outputs)
 
 
-def scale_of(subject: MeasuredModel, outputs: Tensor) -> float:
-    """What makes squares under `projection_of` those under ω (`Estimator.draw`)."""
-    return projection_scale(outputs) ** -2 if subject.sharding is None else 1.0
+def square_scale(model: MeasuredModel, outputs: Tensor) -> float:
+    """Turns squares under `projection_of` into squares under ω, as `Estimator.draw` gives them."""
+    return projection_scale(outputs) ** -2 if model.sharding is None else 1.0

@@ -1,5 +1,4 @@
-"""Which module answers for which tensor: the one that holds it, or the nearest ancestor whose own derivative sees every use
-of it."""
+"""Which module answers for which tensor: the module whose derivative sees every use of the tensor."""
 
 from __future__ import annotations
 
@@ -8,22 +7,25 @@ from collections.abc import Mapping
 from torch import nn
 
 
-class Ownership:
-    """The modules to watch in a probe's forward, each with the tensors it answers for, by the paths they have inside it.
+class ParameterOwners:
+    """The modules to observe in a probe's forward, each with the tensors that it answers for.
 
-    A tied tensor has several places and so several owners; its change is the sum over all their uses. `promote` moves a
-    tensor one level up wherever a use of it escaped its owner (a weight read behind its module's back).
+    At first each tensor belongs to the modules that hold it. A tied tensor has several owners, and
+    its change is the sum over its uses in all of them. `promote` moves a tensor to the parents of
+    its owners, where a use of it is outside them (a weight read without calling its module).
+
+    `owners` maps a module to {the tensor's path in the module: the tensor's name}. `promoted` are
+    the tensors that were moved.
     """
 
     def __init__(self, model: nn.Module, tensors: Mapping[str, nn.Parameter]) -> None:
         names = {id(parameter): name for name, parameter in tensors.items()}
         self._parents: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
-        for module in model.modules():
-            for child_name, child in module.named_children():
-                self._parents.setdefault(child, []).append((module, child_name))
         self.owners: dict[nn.Module, dict[str, str]] = {}
         self.promoted: set[str] = set()
         for module in model.modules():
+            for child_name, child in module.named_children():
+                self._parents.setdefault(child, []).append((module, child_name))
             held = {
                 path: names[id(p)]
                 for path, p in module._parameters.items()
@@ -33,11 +35,11 @@ class Ownership:
                 self.owners[module] = held
 
     def promote(self, tensor: str) -> bool:
-        """Hands `tensor` to the parents of its owners. False when only the root is left to ask, and has been asked."""
+        """Moves `tensor` to the parents of its owners. False where only the root owns it."""
         self.promoted.add(tensor)
         moved = False
         additions: list[tuple[nn.Module, dict[str, str]]] = []
-        for module, held in list(self.owners.items()):
+        for module, held in self.owners.items():
             paths = [path for path, name in held.items() if name == tensor]
             if not paths or module not in self._parents:
                 continue
@@ -48,21 +50,23 @@ class Ownership:
             moved = True
         for parent, paths_of in additions:
             self.owners.setdefault(parent, {}).update(paths_of)
-        self._drop_nested(tensor)
+        self._merge_nested(tensor)
         self.owners = {module: held for module, held in self.owners.items() if held}
         return moved
 
-    def _drop_nested(self, tensor: str) -> None:
-        """Of two owners of one tensor, one inside the other, the outer counts for both: else its uses would count twice."""
+    def _merge_nested(self, tensor: str) -> None:
+        """Where one owner of `tensor` is inside another, the outer one takes over its uses.
+
+        Its derivative sees them, so they would count twice.
+        """
         holders = [module for module, held in self.owners.items() if tensor in held.values()]
         for outer in holders:
             inside = set(outer.modules()) - {outer}
             for inner in holders:
-                if inner in inside:
-                    moved = {path for path, name in self.owners[inner].items() if name == tensor}
-                    prefixes = [path for path, module in outer.named_modules() if module is inner]
-                    for path in moved:
-                        del self.owners[inner][path]
-                        self.owners[outer].update(
-                            {f"{prefix}.{path}": tensor for prefix in prefixes}
-                        )
+                if inner not in inside:
+                    continue
+                paths = [path for path, name in self.owners[inner].items() if name == tensor]
+                prefixes = [path for path, module in outer.named_modules() if module is inner]
+                for path in paths:
+                    del self.owners[inner][path]
+                    self.owners[outer].update({f"{prefix}.{path}": tensor for prefix in prefixes})

@@ -1,7 +1,8 @@
-"""ΔW as modules need it in a backward pass: whole, several tensors from one collective.
+"""ΔW of sharded tensors, gathered as modules need it: several tensors in one collective.
 
-A gather of a small tensor takes as long as its ranks need to meet. Which tensors are asked for one after the other is known
-from an earlier pass, so those that come next are gathered along, up to a few megabytes at once.
+To gather a small tensor takes as long as the ranks need to meet. An earlier backward pass has shown
+in which order tensors are needed, so the next ones are gathered together with the one that is
+needed now, up to a few megabytes at once.
 """
 
 from __future__ import annotations
@@ -17,148 +18,161 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement
 
-from flerm_core.measure.distributed.sharding import LocalShard, Sharding, cuts
+from flerm_core.measure.distributed.sharding import LocalShard, Sharding, shard_dim
 from flerm_core.measure.update.weight_update import WeightUpdate
 
-TOGETHER = 2**20  # numbers
+MAX_NUMEL = 2**20  # elements gathered at once
 
 
 class AllGather:
-    """The changes of `update`, one pass long. `order`: the names an earlier pass asked for, in turn.
+    """ΔW of `update`, whole where modules need it whole, for one backward pass.
 
-    All ranks ask for the same names in the same order.
+    order: the names that an earlier pass requested, in turn; empty at first.
+
+    All ranks request the same names in the same order. `requested` lists them.
     """
 
     def __init__(self, sharding: Sharding, update: WeightUpdate, order: Sequence[str]) -> None:
         self._sharding, self._update, self._order = sharding, update, order
-        self._held: dict[str, Tensor] = {}
-        self.asked: list[str] = []
+        self._ready: dict[str, Tensor] = {}
+        self.requested: list[str] = []
 
     def change(self, name: str) -> Tensor:
-        """ΔW of `name` as `Sharding.for_forward` gives it."""
-        change = self._held.get(name)
-        if change is None and (cut := find_cut(self._sharding, name)) is not None:
-            self._held = {}  # what is here no more is freed before more comes
-            self._held = self._gathered(name, cut)
-            change = self._held[name]
-        elif change is None:
-            change = self._sharding.for_forward(name, self._update.change(name))
-        self.asked.append(name)
+        """ΔW of tensor `name`, as `Sharding.gather_for_forward` gives it."""
+        change = self._ready.get(name)
+        if change is None:
+            plan = plan_gather(self._sharding, name)
+            if plan is None:
+                change = self._sharding.gather_for_forward(name, self._update.change(name))
+            else:
+                self._ready = {}  # frees the last ones before the next ones come
+                self._ready = self._gather_with_next(name, plan)
+                change = self._ready[name]
+        self.requested.append(name)
         return change
 
-    def _gathered(self, name: str, cut: Cut) -> dict[str, Tensor]:
-        found, numbers = {name: cut}, cut.numbers
-        following = self._order[len(self.asked) :]
+    def _gather_with_next(self, name: str, plan: GatherPlan) -> dict[str, Tensor]:
+        """ΔW of tensor `name` and of those that follow it in the earlier pass's order."""
+        plans, total = {name: plan}, plan.numel
+        following = self._order[len(self.requested) :]
         for other in dict.fromkeys(following if following[:1] == [name] else ()):
-            also = find_cut(self._sharding, other)
-            if also is None:
+            other_plan = plan_gather(self._sharding, other)
+            if other_plan is None:
                 continue
-            if not self._alike(other, also, name, cut):
+            if self._collective(other, other_plan) != self._collective(name, plan):
                 break
             if other != name:
-                numbers += also.numbers
-                if numbers > TOGETHER:
+                total += other_plan.numel
+                if total > MAX_NUMEL:
                     break
-                found[other] = also
-        changes = [self._update.change(each) for each in found]
-        return dict(zip(found, gather(list(found.values()), changes), strict=True))
+                plans[other] = other_plan
+        changes = [self._update.change(each) for each in plans]
+        return dict(zip(plans, all_gather(list(plans.values()), changes), strict=True))
 
-    def _alike(self, other: str, also: Cut, name: str, cut: Cut) -> bool:
-        parameters = self._update.parameters
-        return (also.mesh, also.dim, parameters[other].dtype) == (
-            cut.mesh,
-            cut.dim,
-            parameters[name].dtype,
-        )
+    def _collective(self, name: str, plan: GatherPlan) -> tuple[DeviceMesh, int, torch.dtype]:
+        """What tensors that are gathered together have in common."""
+        return plan.mesh, plan.mesh_dim, self._update.parameters[name].dtype
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A tensor that is cut into `pieces` along its dimension `along`, over dimension `dim` of a mesh, and must be whole there.
+class GatherPlan:
+    """How a tensor is gathered along one mesh dimension.
 
-    `shape` is its shape once it is; `left`, its placements then.
+    shard: this rank's part of it.
+    mesh_dim: the mesh dimension along which it must be whole afterwards.
+    tensor_dim: the tensor dimension that is cut along it.
+    shape: the shape on this rank afterwards.
+    placements: the placements afterwards.
     """
 
-    part: LocalShard
-    dim: int
-    along: int
+    shard: LocalShard
+    mesh_dim: int
+    tensor_dim: int
     shape: tuple[int, ...]
-    left: tuple[Placement, ...]
+    placements: tuple[Placement, ...]
 
     @property
     def mesh(self) -> DeviceMesh:
-        """On which the tensor lies."""
-        return self.part.mesh
+        """The mesh on which the tensor lies."""
+        return self.shard.mesh
 
     @property
-    def pieces(self) -> int:
-        """One a rank."""
-        return self.mesh.size(self.dim)
+    def n_pieces(self) -> int:
+        """One per rank along the mesh dimension."""
+        return self.mesh.size(self.mesh_dim)
 
     @property
-    def piece(self) -> list[int]:
-        """The shape of the largest piece, with dimension `along` first."""
-        rest = [size for at, size in enumerate(self.shape) if at != self.along]
-        return [-(-self.shape[self.along] // self.pieces), *rest]
+    def piece_shape(self) -> list[int]:
+        """The shape of the largest piece, with dimension `tensor_dim` first."""
+        rest = [size for dim, size in enumerate(self.shape) if dim != self.tensor_dim]
+        return [-(-self.shape[self.tensor_dim] // self.n_pieces), *rest]
 
     @property
-    def numbers(self) -> int:
-        """How many come of a gather."""
-        return self.pieces * prod(self.piece)
+    def numel(self) -> int:
+        """How many elements a gather brings, padding included."""
+        return self.n_pieces * prod(self.piece_shape)
 
-    def whole(self, pieces: Tensor) -> Tensor:
-        """The tensor from its `pieces` [pieces, numbers of one]: a DTensor only where it is still cut."""
-        length, *rest = self.piece
+    def assemble(self, pieces: Tensor) -> Tensor:
+        """The tensor from its `pieces` [n_pieces, elements of one], a DTensor where still cut."""
+        length, *rest = self.piece_shape
         joined = (
-            pieces.reshape(self.pieces * length, *rest)[: self.shape[self.along]]
-            .movedim(0, self.along)
+            pieces.reshape(self.n_pieces * length, *rest)[: self.shape[self.tensor_dim]]
+            .movedim(0, self.tensor_dim)
             .contiguous()
         )
-        if all(cuts(placement) is None for placement in self.left):
+        if all(shard_dim(placement) is None for placement in self.placements):
             return joined
-        shape, stride = self.part.shape, self.part.stride
+        shape, stride = self.shard.shape, self.shard.stride
         return DTensor.from_local(
-            joined, self.mesh, self.left, run_check=False, shape=shape, stride=stride
+            joined, self.mesh, self.placements, run_check=False, shape=shape, stride=stride
         )
 
 
-def find_cut(sharding: Sharding, name: str) -> Cut | None:
-    """How `name` is cut among ranks that have batches of their own; None where it is not, or not in one way only."""
-    part = sharding.parts.get(name)
-    if part is None:
+def plan_gather(sharding: Sharding, name: str) -> GatherPlan | None:
+    """How tensor `name` is gathered from the ranks that have batches of their own.
+
+    None where it is not sharded over them, or in another way than evenly along one mesh dimension.
+    """
+    shard = sharding.shards.get(name)
+    if shard is None:
         return None
-    left = sharding.in_forward(name, part)
+    placements = sharding.forward_placements(name, shard)
     changed = [
-        dim
-        for dim, (own, then) in enumerate(zip(part.placements, left, strict=True))
-        if own != then
+        mesh_dim
+        for mesh_dim, (now, then) in enumerate(zip(shard.placements, placements, strict=True))
+        if now != then
     ]
-    if len(changed) != 1 or (along := cuts(part.placements[changed[0]])) is None:
+    if len(changed) != 1 or (tensor_dim := shard_dim(shard.placements[changed[0]])) is None:
         return None
-    # Others may cut the same dimension, if they did so first: FSDP2 over tensor parallel.
-    first = prod(
-        part.mesh.size(dim) for dim, placement in enumerate(left) if cuts(placement) == along
+    # Another mesh dimension may cut the same tensor dimension, if it cuts first (FSDP2 over tensor
+    # parallel). DTensor then notes into how many parts.
+    cut_before = prod(
+        shard.mesh.size(dim) for dim, p in enumerate(placements) if shard_dim(p) == tensor_dim
     )
-    if first != getattr(part.placements[changed[0]], "split_factor", 1):
+    if cut_before != getattr(shard.placements[changed[0]], "split_factor", 1):
         return None
-    shape = list(part.shape)
-    for dim, placement in enumerate(left):
-        if (axis := cuts(placement)) is not None:
-            piece = -(-shape[axis] // part.mesh.size(dim))
-            shape[axis] = min(piece, max(0, shape[axis] - part.mesh.get_local_rank(dim) * piece))
-    return Cut(part, changed[0], along, tuple(shape), left)
+    shape = list(shard.shape)
+    for mesh_dim, placement in enumerate(placements):
+        if (dim := shard_dim(placement)) is not None:
+            piece = -(-shape[dim] // shard.mesh.size(mesh_dim))
+            start = shard.mesh.get_local_rank(mesh_dim) * piece
+            shape[dim] = min(piece, max(0, shape[dim] - start))
+    return GatherPlan(shard, changed[0], tensor_dim, tuple(shape), placements)
 
 
-def gather(found: Sequence[Cut], values: Sequence[Tensor]) -> list[Tensor]:
-    """All whole, from this rank's parts of them. One collective."""
-    first = found[0]
-    lengths = [prod(each.piece) for each in found]
-    own = torch.zeros(sum(lengths), dtype=values[0].dtype, device=first.mesh.device_type)
-    for place, value, each in zip(own.split(lengths), values, found, strict=True):
-        place[: value.numel()] = value.movedim(each.along, 0).reshape(-1)
-    everyones = own.new_empty(first.pieces, len(own))
-    dist.all_gather(list(everyones), own, group=first.mesh.get_group(first.dim))
+def all_gather(plans: Sequence[GatherPlan], parts: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors of `plans` from this rank's `parts` of them. One collective.
+
+    All plans have the same mesh and mesh dimension.
+    """
+    first = plans[0]
+    lengths = [prod(plan.piece_shape) for plan in plans]
+    sent = torch.zeros(sum(lengths), dtype=parts[0].dtype, device=first.mesh.device_type)
+    for space, part, plan in zip(sent.split(lengths), parts, plans, strict=True):
+        space[: part.numel()] = part.movedim(plan.tensor_dim, 0).reshape(-1)
+    received = sent.new_empty(first.n_pieces, len(sent))
+    dist.all_gather(list(received), sent, group=first.mesh.get_group(first.mesh_dim))
     return [
-        each.whole(pieces)
-        for each, pieces in zip(found, everyones.split(lengths, dim=1), strict=True)
+        plan.assemble(pieces)
+        for plan, pieces in zip(plans, received.split(lengths, dim=1), strict=True)
     ]

@@ -37,7 +37,9 @@ def measured(estimator: str) -> dict[str, float]:
     model = Tensors().double()
     update, _ = random_update(model)
     subject = MeasuredModel(model, update.parameters, lambda model, batch: model(batch))
-    meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
+    meter = FSLRMeter(
+        subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+    )
     return meter.measure(update, itertools.repeat(torch.randn(9, 3, 5, 5, dtype=torch.float64)), 2)
 
 
@@ -47,7 +49,7 @@ def test_the_size_of_the_slabs_makes_no_difference(
     estimator: str, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = measured(estimator)
-    monkeypatch.setitem(chunking.SLAB, "cpu", elements)
+    monkeypatch.setitem(chunking.CHUNK_NUMEL, "cpu", elements)
     assert all(math.isfinite(value) and value > 0.0 for value in whole.values())
     assert measured(estimator) == pytest.approx(whole, rel=1e-10)
 
@@ -69,7 +71,7 @@ def test_the_size_of_the_slabs_makes_no_difference(
 def test_slabs_are_all_of_a_tensor_each_a_stretch_of_memory(
     whole: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(chunking.SLAB, "cpu", 10)
+    monkeypatch.setitem(chunking.CHUNK_NUMEL, "cpu", 10)
     for (slab,) in chunking.iter_chunks(whole):
         slab += 1
         reach = (

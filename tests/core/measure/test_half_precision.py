@@ -42,12 +42,18 @@ def test_the_same_draw_gives_what_it_gives_in_float64(estimator: str) -> None:
     def measured(dtype: torch.dtype) -> dict[str, float]:
         model = copy.deepcopy(old).to(dtype)
         subject = make_measured_model(
-            model, [torch.optim.SGD(model.parameters())], None, None, MeasurementRanks(alone=True)
+            model,
+            [torch.optim.SGD(model.parameters())],
+            None,
+            None,
+            MeasurementRanks(single_process=True),
         )
         update = WeightUpdate(subject.parameters)
         model.load_state_dict(new.state_dict())
         update.rates = dict.fromkeys(subject.parameters, 1.0)
-        meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
+        meter = FSLRMeter(
+            subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+        )
         return meter.measure(update, batches(dtype), 1)
 
     def batches(dtype: torch.dtype) -> Iterator[Tensor]:

@@ -30,7 +30,9 @@ def test_the_median_over_tensors_is_within_15_percent_of_exact(name: str) -> Non
     probe = next(iter(workload.probe(seed=0)))
     readings = {}
     for estimator, draws in (("exact", 1), ("kronecker", 100)):
-        meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
+        meter = FSLRMeter(
+            subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+        )
         readings[estimator] = meter.measure(update, itertools.repeat(probe), draws)
     ratios = [
         readings["kronecker"][tensor] / exact

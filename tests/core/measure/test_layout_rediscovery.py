@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from flerm_client import FLeRM
-from flerm_core.measure.estimators.per_example import PerExample
+from flerm_core.measure.estimators.layout_probe import LayoutProbe
 
 
 class Adapted(nn.Module):
@@ -90,13 +90,13 @@ def test_what_never_has_a_gradient_is_not_looked_at_for_ever(
         def forward(self, x: Tensor) -> Tensor:
             return self.alive(x[:, 0]) + 0.0 * self.dead(x[:, 0])
 
-    looked: list[Any] = []
-    settle = PerExample._settle
+    discoveries: list[Any] = []
+    discover = LayoutProbe.discover
 
-    def counted(self: PerExample, batch: Any, *rest: Any) -> Any:
-        looked.append(batch)
-        return settle(self, batch, *rest)
+    def counted(self: LayoutProbe, batch: Any, *rest: Any) -> Any:
+        discoveries.append(batch)
+        return discover(self, batch, *rest)
 
-    monkeypatch.setattr(PerExample, "_settle", counted)
+    monkeypatch.setattr(LayoutProbe, "discover", counted)
     recorded(Dead, "example")
-    assert len(looked) == 2
+    assert len(discoveries) == 2

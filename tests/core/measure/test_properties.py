@@ -123,11 +123,13 @@ def test_example_and_exact_find_the_fslr_at_any_width(
     update, changes = random_update(model, seed=seed)
     reference = exact_fslr(at_old(model, changes), changes, [batch])
     subject = make_measured_model(
-        model, [SGD(model.parameters())], None, None, MeasurementRanks(alone=True)
+        model, [SGD(model.parameters())], None, None, MeasurementRanks(single_process=True)
     )
 
     def measured(estimator: str, draws: int) -> dict[str, float]:
-        meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks(alone=True))
+        meter = FSLRMeter(
+            subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+        )
         found = meter.measure(update, iter([batch] * draws), draws)
         return {name: found[name] for name in reference}
 

@@ -49,16 +49,15 @@ for estimator in ("example", "exact"):
 for estimator in ("example", "kronecker", "full", "exact"):
     run = Measured(estimator)
     results["uneven", estimator] = run.once(run.case.batch(rank)[: 9 - 3 * rank])
-    # The ranks that were without examples at first settle when they get some.
+    # The ranks that have no examples at first find out how to measure when they get some.
     run = Measured(estimator)
     results["empty", estimator] = run.once(run.case.batch(rank)[: 9 if rank == 0 else 0])
     results["after empty", estimator] = run.once(run.case.batch(rank))
     with sent() as lengths:
         run.once(run.case.batch(rank))
-    columns = run.meter.estimator.columns
     results["bytes", estimator] = (
         list(lengths),
-        columns,
+        run.meter.estimator.n_statistics,
         sum(p.nbytes for p in run.model.parameters()),
     )
     try:

@@ -33,7 +33,7 @@ for argument in sys.argv[1:]:
     update = sharded.take_step(dict(subject.parameters), steps)
     for estimator in estimators.split(","):
         meter = FSLRMeter(subject, make_estimator(estimator, subject), ranks, seed=sharded.SEED)
-        batch = batches(ranks.rank)
+        batch = batches(ranks.data_parallel_rank)
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             results[name, estimator] = meter.measure(update, iter([batch]), 1)
