@@ -146,7 +146,7 @@ def _mesh_ranks(model: nn.Module, group: Any) -> MeasurementRanks:
     return MeasurementRanks(
         groups=everyone,
         model_parallel_groups=[mesh.get_group(dim) for dim in dims if dim not in data_dims],
-        rank=data_rank,
+        data_parallel_rank=data_rank,
         lockstep=True,
     )
 
@@ -221,7 +221,9 @@ def find_sharding(
     averaged = fsdp2.averaging_ranks(model)
     return Sharding(
         shards=local_shards(parameters),
-        averaged_over={name: averaged[id(p)] for name, p in parameters.items() if id(p) in averaged},
+        averaged_over={
+            name: averaged[id(p)] for name, p in parameters.items() if id(p) in averaged
+        },
         data_axes=frozenset(names[dim] for dim in data if names[dim]),
         model_parallel_coordinates={
             names[dim] or str(dim): coordinate[dim] for dim in range(mesh.ndim) if dim not in data
