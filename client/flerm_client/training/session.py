@@ -135,7 +135,9 @@ class TrainingSession:
             self.current_targets = target_schedule.targets_at(first)
         self.meter = self._make_meter()
         # Whichever rank's state a checkpoint holds: the state names one run.
-        self.recording_id, self.attempt = self.ranks.broadcast_object((self.recording_id, self.attempt))
+        self.recording_id, self.attempt = self.ranks.broadcast_object(
+            (self.recording_id, self.attempt)
+        )
         if self._reports:
             if self.ranks.is_rank0:
                 self.metadata = metadata.with_versions()
