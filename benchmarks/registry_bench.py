@@ -94,7 +94,9 @@ def start(stub: rpc.RegistryStub, tensors: int = TENSORS) -> str:
     names = tuple(f"layers.{at}.weight" for at in range(tensors))
     parameters = ParameterList(names, ((4, 4),) * tensors, ("feed-forward",) * tensors)
     spec = RecordingSpec(family="benchmark", lr=1e-3, parameters=parameters, optimizer="Adam")
-    stub.StartRecording(pb.StartRecordingRequest(spec=recording_messages.spec_to(spec)), timeout=60)
+    stub.StartRecording(
+        pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(spec)), timeout=60
+    )
     return spec.id
 
 
@@ -103,7 +105,7 @@ def request(recording_id: str, first: int, rows: int, values: np.ndarray) -> pb.
     return pb.AppendRequest(
         recording_id=recording_id,
         measurements=[
-            recording_messages.measurement_to(
+            recording_messages.measurement_to_proto(
                 Measurement(
                     step=step,
                     values=values,

@@ -1,6 +1,7 @@
 """Questions and their answers as messages and back: targets, best rates, trajectories.
 
-Streams go in messages of at most 1 MiB of values."""
+The rows of targets and trajectories travel in messages of at most `MAX_CHUNK_BYTES` of values.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +18,8 @@ from flerm_core.records.queries import BestQuery, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import Recording
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best, LossPoint
-from flerm_proto.recording_messages import (
-    estimator_from,
-    estimator_to,
-    optional,
-    parameters_from,
-    recording_from,
-    shapes_from,
-    shapes_to,
-    struct_from,
-    struct_to,
-)
+from flerm_proto.fields import MessageCodec
+from flerm_proto.recording_messages import ESTIMATOR, parameters_from_proto, recording_from_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
 MAX_CHUNK_BYTES = 1 << 20
@@ -35,66 +27,31 @@ MAX_CHUNK_BYTES = 1 << 20
 Chunk = TypeVar("Chunk", pb.TargetsChunk, pb.TrajectoryChunk)
 
 
-def query_to(query: TargetQuery) -> pb.GetTargetsRequest:
-    """A question for targets as a message."""
-    return pb.GetTargetsRequest(
-        family=query.family,
-        lr=query.lr,
-        policy=query.policy,
-        names=query.names,
-        shapes=shapes_to(query.shapes),
-        blocks=query.blocks,
-        depth=query.depth,
-        optimizer=query.optimizer,
-        optimizer_config=None
-        if query.optimizer_config is None
-        else struct_to(query.optimizer_config),
-        estimator=None if query.estimator is None else estimator_to(query.estimator),
-        tags=query.tags,
-        step=query.step,
-    )
+TARGET_QUERY = MessageCodec(
+    TargetQuery, pb.GetTargetsRequest, parts=[ESTIMATOR], empty_is_default=True
+)
+TRAJECTORY_QUERY = MessageCodec(
+    TrajectoryQuery, pb.GetTrajectoryRequest, message_only=["extras"], empty_is_default=True
+)
+BEST_QUERY = MessageCodec(BestQuery, pb.GetBestRequest, empty_is_default=True)
+LOSS_POINT = MessageCodec(LossPoint, pb.LossPoint)
+BEST = MessageCodec(Best, pb.Best, parts=[LOSS_POINT])
+TARGETS_HEADER = MessageCodec(
+    Targets,
+    pb.TargetsHeader,
+    parts=[ESTIMATOR],
+    value_only=["steps", "table", "spread", "tokens"],
+)
+
+target_query_to_proto, target_query_from_proto = TARGET_QUERY.to_proto, TARGET_QUERY.from_proto
+trajectory_query_from_proto = TRAJECTORY_QUERY.from_proto
+best_query_to_proto, best_query_from_proto = BEST_QUERY.to_proto, BEST_QUERY.from_proto
+best_to_proto, best_from_proto = BEST.to_proto, BEST.from_proto
 
 
-def query_from(message: pb.GetTargetsRequest) -> TargetQuery:
-    """A question for targets from a message; an empty policy is the default."""
-    return TargetQuery(
-        family=message.family,
-        lr=message.lr,
-        policy=message.policy or "interpolate",
-        names=tuple(message.names),
-        shapes=shapes_from(message.shapes),
-        blocks=tuple(message.blocks),
-        depth=message.depth,
-        optimizer=message.optimizer,
-        optimizer_config=struct_from(message.optimizer_config)
-        if message.HasField("optimizer_config")
-        else None,
-        estimator=estimator_from(message.estimator) if message.HasField("estimator") else None,
-        tags=dict(message.tags),
-        step=optional(message, "step"),
-    )
-
-
-def targets_to(targets: Targets) -> Iterator[pb.TargetsChunk]:
+def targets_to_proto(targets: Targets) -> Iterator[pb.TargetsChunk]:
     """Targets as a header, then rows in bounded messages."""
-    yield pb.TargetsChunk(
-        header=pb.TargetsHeader(
-            family=targets.family,
-            lr=targets.lr,
-            policy=targets.policy,
-            depth=targets.depth,
-            names=targets.names,
-            optimizer=targets.optimizer,
-            optimizer_config=struct_to(targets.optimizer_config),
-            estimator=estimator_to(targets.estimator),
-            sources=targets.sources,
-            source_learning_rates=targets.source_learning_rates,
-            seeds=targets.seeds,
-            digest=targets.digest,
-            final_step=targets.final_step,
-            final_tokens=targets.final_tokens,
-        )
-    )
+    yield pb.TargetsChunk(header=TARGETS_HEADER.to_proto(targets))
     for part in _slices(len(targets.steps), 8 * len(targets.names) + 16):
         yield pb.TargetsChunk(
             rows=pb.TargetsRows(
@@ -106,10 +63,14 @@ def targets_to(targets: Targets) -> Iterator[pb.TargetsChunk]:
         )
 
 
-def targets_from(chunks: Iterable[pb.TargetsChunk]) -> Targets:
-    """Targets from their messages. Raises `DataLoss` when the header is missing or the content has another digest."""
-    header_chunk, rest = _header(chunks)
-    header = header_chunk.header
+def targets_from_proto(chunks: Iterable[pb.TargetsChunk]) -> Targets:
+    """Targets from their messages.
+
+    Raises `DataLoss` where the header is missing, or the content has another digest than the
+    header says.
+    """
+    first, rest = _header(chunks)
+    header = first.header
     columns = len(header.names)
     parts = [chunk.rows for chunk in rest]
     steps = np.array([step for rows in parts for step in rows.steps], np.int64)
@@ -117,117 +78,29 @@ def targets_from(chunks: Iterable[pb.TargetsChunk]) -> Targets:
     names = tuple(header.names)
     if table.shape != (len(steps), columns) or targets_digest(names, steps, table) != header.digest:
         raise DataLoss(
-            f"targets of {header.family!r}: what arrived has not the digest {header.digest!r} that was sent"
+            f"targets of {header.family!r}: what arrived has not the digest {header.digest!r} "
+            "that was sent"
         )
-    return Targets(
-        family=header.family,
-        lr=header.lr,
-        policy=header.policy,
-        depth=header.depth,
-        names=names,
+    return TARGETS_HEADER.from_proto(
+        header,
         steps=steps,
         table=table,
         spread=_stack([rows.spread for rows in parts], columns),
         tokens=np.array([tokens for rows in parts for tokens in rows.tokens], np.int64),
-        optimizer=header.optimizer,
-        optimizer_config=struct_from(header.optimizer_config),
-        estimator=estimator_from(header.estimator),
-        sources=tuple(header.sources),
-        source_learning_rates=tuple(header.source_learning_rates),
-        seeds=header.seeds,
-        digest=header.digest,
-        final_step=header.final_step,
-        final_tokens=optional(header, "final_tokens"),
     )
 
 
-def best_query_to(query: BestQuery) -> pb.GetBestRequest:
-    """A question for the best rate as a message."""
-    return pb.GetBestRequest(
-        family=query.family,
-        role=query.role,
-        variant=query.variant,
-        optimizer=query.optimizer,
-        tags=query.tags,
-    )
+def trajectory_from_proto(
+    chunks: Iterable[pb.TrajectoryChunk],
+) -> tuple[Recording, Trajectory]:
+    """A recording without parameters, and its trajectory, from their messages.
 
-
-def best_query_from(message: pb.GetBestRequest) -> BestQuery:
-    """A question for the best rate from a message; empty role and variant are base and plain."""
-    return BestQuery(
-        family=message.family,
-        role=message.role or "base",
-        variant=message.variant or "plain",
-        optimizer=message.optimizer,
-        tags=dict(message.tags),
-    )
-
-
-def best_to(best: Best) -> pb.Best:
-    """The best rate as a message."""
-    return pb.Best(
-        family=best.family,
-        lr=best.lr,
-        loss=best.loss,
-        optimum=best.optimum,
-        optimum_spread=best.optimum_spread,
-        next_lr=best.next_lr,
-        advice=best.advice,
-        points=[
-            pb.LossPoint(
-                lr=point.lr,
-                loss=point.loss,
-                spread=point.spread,
-                seeds=point.seeds,
-                diverged=point.diverged,
-            )
-            for point in best.points
-        ],
-    )
-
-
-def best_from(message: pb.Best) -> Best:
-    """The best rate from a message."""
-    return Best(
-        family=message.family,
-        lr=message.lr,
-        loss=message.loss,
-        optimum=message.optimum,
-        optimum_spread=message.optimum_spread,
-        next_lr=message.next_lr,
-        advice=message.advice,
-        points=tuple(
-            LossPoint(
-                lr=point.lr,
-                loss=point.loss,
-                spread=point.spread,
-                seeds=point.seeds,
-                diverged=point.diverged,
-            )
-            for point in message.points
-        ),
-    )
-
-
-def trajectory_query_from(message: pb.GetTrajectoryRequest) -> TrajectoryQuery:
-    """A question for a trajectory from a message."""
-    return TrajectoryQuery(
-        recording_id=message.recording_id,
-        first_step=optional(message, "first_step"),
-        last_step=optional(message, "last_step"),
-        pattern=message.pattern,
-        max_points=message.max_points,
-    )
-
-
-def trajectory_from(chunks: Iterable[pb.TrajectoryChunk]) -> tuple[Recording, Trajectory]:
-    """The recording (without parameters) and its trajectory from their messages, in one array that is filled as they arrive.
-
-    Raises `DataLoss` when the header is missing or the stream held more or fewer rows than it said.
+    The values are one array, which is filled as messages arrive. Raises `DataLoss` where the header
+    is missing, or where the stream has more or fewer rows than the header says.
     """
-    header_chunk, rest = _header(chunks)
-    header = header_chunk.header
-    parameters = parameters_from(header.parameters)
+    first, rest = _header(chunks)
+    header = first.header
+    parameters = parameters_from_proto(header.parameters)
     rows = header.rows
     values = np.empty((rows, len(parameters)), np.float32)
     steps, tokens = np.empty(rows, np.int64), np.empty(rows, np.int64)
@@ -235,30 +108,22 @@ def trajectory_from(chunks: Iterable[pb.TrajectoryChunk]) -> tuple[Recording, Tr
     at = 0
     for chunk in rest:
         part = chunk.rows
-        block = (
+        batch = (
             unpack(part.values, len(parameters))
             if parameters.names
             else np.empty((len(part.steps), 0), np.float32)
         )
-        lengths = {
-            len(block),
-            len(part.steps),
-            len(part.losses),
-            len(part.learning_rates),
-            len(part.tokens),
-        }
-        end = at + len(block)
-        if len(lengths) > 1 or end > rows:
+        columns = (batch, part.steps, part.losses, part.learning_rates, part.tokens)
+        end = at + len(batch)
+        if len({len(column) for column in columns}) > 1 or end > rows:
             raise DataLoss(
-                f"trajectory of {header.recording.spec.id}: rows {at} to {end} of {rows} do not fit together"
+                f"trajectory of {header.recording.spec.id}: "
+                f"rows {at} to {end} of {rows} do not fit together"
             )
-        values[at:end], steps[at:end], tokens[at:end] = block, part.steps, part.tokens
+        values[at:end], steps[at:end], tokens[at:end] = batch, part.steps, part.tokens
         losses[at:end], rates[at:end] = part.losses, part.learning_rates
         at = end
-    if at != rows:
-        raise DataLoss(
-            f"trajectory of {header.recording.spec.id}: the stream ended after {at} of {rows} rows"
-        )
+    _check_rows(header, at)
     trajectory = Trajectory(
         parameters.names,
         parameters.shapes,
@@ -269,16 +134,18 @@ def trajectory_from(chunks: Iterable[pb.TrajectoryChunk]) -> tuple[Recording, Tr
         learning_rates=rates,
         tokens=tokens,
     )
-    return recording_from(header.recording), trajectory
+    return recording_from_proto(header.recording), trajectory
 
 
-def extras_from(chunks: Iterable[pb.TrajectoryChunk]) -> Auxiliary:
-    """The further scalars and vectors of a trajectory that was asked for with its extras.
+def auxiliary_from_proto(chunks: Iterable[pb.TrajectoryChunk]) -> Auxiliary:
+    """The auxiliary scalars and vectors of a trajectory that was asked for with `extras`.
 
-    Raises `DataLoss` when the header is missing or the stream held more or fewer rows than it said.
+    Raises `DataLoss` where the header is missing, or where the stream has more or fewer rows than
+    the header says.
     """
-    header_chunk, rest = _header(chunks)
-    rows, width = header_chunk.header.rows, len(header_chunk.header.parameters.names)
+    first, rest = _header(chunks)
+    header = first.header
+    rows, width = header.rows, len(header.parameters.names)
     found = Auxiliary(np.empty(rows, np.int64), {}, {})
     at = 0
     for chunk in rest:
@@ -286,25 +153,31 @@ def extras_from(chunks: Iterable[pb.TrajectoryChunk]) -> Auxiliary:
         end = at + len(part.steps)
         if end > rows:
             raise DataLoss(
-                f"trajectory of {header_chunk.header.recording.spec.id}: the stream holds more than its {rows} rows"
+                f"trajectory of {header.recording.spec.id}: "
+                f"the stream holds more than its {rows} rows"
             )
         found.steps[at:end] = part.steps
         for name, column in part.scalars.items():
             found.scalars.setdefault(name, np.full(rows, np.nan))[at:end] = column.values
         for name, data in part.vectors.items():
-            found.vectors.setdefault(name, np.full((rows, width), np.nan, np.float32))[at:end] = (
-                unpack(data, width)
-            )
+            if name not in found.vectors:
+                found.vectors[name] = np.full((rows, width), np.nan, np.float32)
+            found.vectors[name][at:end] = unpack(data, width)
         at = end
-    if at != rows:
-        raise DataLoss(
-            f"trajectory of {header_chunk.header.recording.spec.id}: the stream ended after {at} of {rows} rows"
-        )
+    _check_rows(header, at)
     return found
 
 
+def _check_rows(header: pb.TrajectoryHeader, rows: int) -> None:
+    if rows != header.rows:
+        raise DataLoss(
+            f"trajectory of {header.recording.spec.id}: "
+            f"the stream ended after {rows} of {header.rows} rows"
+        )
+
+
 def _slices(rows: int, row_bytes: int) -> Iterator[slice]:
-    """Rows by so many that their values stay within `MAX_CHUNK_BYTES`, at least one each."""
+    """Slices of rows whose values stay within `MAX_CHUNK_BYTES`, of at least one row each."""
     size = max(1, MAX_CHUNK_BYTES // row_bytes)
     for start in range(0, rows, size):
         yield slice(start, start + size)
@@ -318,5 +191,5 @@ def _header(chunks: Iterable[Chunk]) -> tuple[Chunk, Iterator[Chunk]]:
     return first, stream
 
 
-def _stack(blocks: list[bytes], columns: int) -> np.typing.NDArray[np.float32]:
-    return unpack(b"".join(blocks), columns)
+def _stack(parts: list[bytes], columns: int) -> np.typing.NDArray[np.float32]:
+    return unpack(b"".join(parts), columns)

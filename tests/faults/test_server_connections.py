@@ -61,11 +61,12 @@ def test_clients_that_stop_reading_hold_up_nobody(start_registry: StartRegistry)
             assert next(stream).header.rows == 4000
         other = spec(family())
         stub.StartRecording(
-            pb.StartRecordingRequest(spec=recording_messages.spec_to(other)), timeout=20
+            pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(other)), timeout=20
         )
         for step in range(1, 101):
             request = pb.AppendRequest(
-                recording_id=other.id, measurements=[recording_messages.measurement_to(row(step))]
+                recording_id=other.id,
+                measurements=[recording_messages.measurement_to_proto(row(step))],
             )
             assert stub.Append(request, timeout=5).committed == 1
         assert resident(registry) - before < 8 * 16 * MIB
@@ -160,12 +161,13 @@ def test_many_clients_at_once_and_every_row_is_there_once(
                 stub = rpc.RegistryStub(channel)
                 sent = spec(family())
                 stub.StartRecording(
-                    pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=60
+                    pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent)),
+                    timeout=60,
                 )
                 for step in range(1, rows + 1):
                     request = pb.AppendRequest(
                         recording_id=sent.id,
-                        measurements=[recording_messages.measurement_to(row(step))],
+                        measurements=[recording_messages.measurement_to_proto(row(step))],
                     )
                     assert stub.Append(request, timeout=60).committed == 1
                 ids.append(sent.id)

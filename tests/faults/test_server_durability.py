@@ -33,14 +33,16 @@ PARAMETERS = ParameterList(NAMES, ((4,),) * TENSORS, ("other",) * TENSORS)
 
 def start(stub: rpc.RegistryStub) -> str:
     sent = spec(family(), parameters=PARAMETERS)
-    stub.StartRecording(pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=20)
+    stub.StartRecording(
+        pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent)), timeout=20
+    )
     return sent.id
 
 
 def append(stub: rpc.RegistryStub, recording: str, step: int) -> None:
     row = Measurement(step=step, values=np.random.default_rng(step).random(TENSORS, np.float32))
     request = pb.AppendRequest(
-        recording_id=recording, measurements=[recording_messages.measurement_to(row)]
+        recording_id=recording, measurements=[recording_messages.measurement_to_proto(row)]
     )
     assert stub.Append(request, timeout=20).committed == 1
 

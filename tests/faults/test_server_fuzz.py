@@ -122,11 +122,12 @@ def fuzzed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         stub = rpc.RegistryStub(channel)
         known = spec(FAMILY, id=RECORDING)
         stub.StartRecording(
-            pb.StartRecordingRequest(spec=recording_messages.spec_to(known)), timeout=20
+            pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(known)), timeout=20
         )
         stub.Append(
             pb.AppendRequest(
-                recording_id=RECORDING, measurements=[recording_messages.measurement_to(row(1))]
+                recording_id=RECORDING,
+                measurements=[recording_messages.measurement_to_proto(row(1))],
             ),
             timeout=20,
         )
@@ -207,7 +208,8 @@ def test_thousands_of_bad_calls_leave_nothing_behind(
         (
             "Append",
             pb.AppendRequest(
-                recording_id="nobody", measurements=[recording_messages.measurement_to(row(1))]
+                recording_id="nobody",
+                measurements=[recording_messages.measurement_to_proto(row(1))],
             ),
         ),
         (

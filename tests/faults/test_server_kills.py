@@ -49,7 +49,9 @@ class Writer(threading.Thread):
         try:
             with grpc.insecure_channel(self.address, options=RECONNECT) as channel:
                 stub = rpc.RegistryStub(channel)
-                start = pb.StartRecordingRequest(spec=recording_messages.spec_to(self.recording))
+                start = pb.StartRecordingRequest(
+                    spec=recording_messages.spec_to_proto(self.recording)
+                )
                 while not self.calls(
                     lambda: stub.StartRecording(start, timeout=SECONDS, wait_for_ready=True)
                 ):
@@ -82,7 +84,7 @@ class Writer(threading.Thread):
         rows = self.sent[first : first + count]
         return pb.AppendRequest(
             recording_id=self.recording.id,
-            measurements=map(recording_messages.measurement_to, rows),
+            measurements=map(recording_messages.measurement_to_proto, rows),
         ), count
 
     def one_by_one(self, stub: rpc.RegistryStub) -> None:

@@ -57,14 +57,16 @@ def refusal(call: object) -> str:
 
 def started(stub: rpc.RegistryStub) -> str:
     sent = spec(family())
-    stub.StartRecording(pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=10)
+    stub.StartRecording(
+        pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent)), timeout=10
+    )
     return sent.id
 
 
 def append(recording: str, *steps: int) -> pb.AppendRequest:
     return pb.AppendRequest(
         recording_id=recording,
-        measurements=[recording_messages.measurement_to(row(step)) for step in steps],
+        measurements=[recording_messages.measurement_to_proto(row(step)) for step in steps],
     )
 
 
@@ -158,7 +160,7 @@ def test_recordings_of_one_token_are_limited(tmp_path: Path):
     ):
 
         def start(token: str, recording: object) -> pb.StartRecordingResponse:
-            request = pb.StartRecordingRequest(spec=recording_messages.spec_to(recording))
+            request = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(recording))
             return rpc.RegistryStub(channel).StartRecording(
                 request, timeout=10, metadata=[("authorization", f"Bearer {token}")]
             )

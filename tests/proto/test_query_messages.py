@@ -16,7 +16,7 @@ from flerm_core.records.queries import BestQuery, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import ESTIMATORS, EstimatorSettings, Recording, RecordingSpec
 from flerm_core.tuning.best_lr import Best, LossPoint
 from flerm_proto import query_messages as convert
-from flerm_proto.recording_messages import parameters_to, recording_to
+from flerm_proto.recording_messages import parameters_to_proto, recording_to_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -56,8 +56,10 @@ queries = st.builds(
 @given(queries)
 def test_a_question_for_targets_comes_back_as_it_went(query: TargetQuery) -> None:
     assert (
-        convert.query_from(
-            pb.GetTargetsRequest.FromString(convert.query_to(query).SerializeToString())
+        convert.target_query_from_proto(
+            pb.GetTargetsRequest.FromString(
+                convert.target_query_to_proto(query).SerializeToString()
+            )
         )
         == query
     )
@@ -66,15 +68,20 @@ def test_a_question_for_targets_comes_back_as_it_went(query: TargetQuery) -> Non
 def test_an_empty_configuration_is_a_wish_and_none_is_not() -> None:
     for config in (None, {}):
         query = TargetQuery(family="demo", lr=1.0, optimizer_config=config)
-        assert convert.query_from(convert.query_to(query)).optimizer_config == config
+        assert (
+            convert.target_query_from_proto(convert.target_query_to_proto(query)).optimizer_config
+            == config
+        )
 
 
 def test_what_a_question_leaves_out_has_its_default() -> None:
-    assert convert.query_from(pb.GetTargetsRequest(family="demo", lr=1.0)) == TargetQuery(
-        family="demo", lr=1.0
+    assert convert.target_query_from_proto(
+        pb.GetTargetsRequest(family="demo", lr=1.0)
+    ) == TargetQuery(family="demo", lr=1.0)
+    assert convert.best_query_from_proto(pb.GetBestRequest(family="demo")) == BestQuery(
+        family="demo"
     )
-    assert convert.best_query_from(pb.GetBestRequest(family="demo")) == BestQuery(family="demo")
-    assert convert.trajectory_query_from(
+    assert convert.trajectory_query_from_proto(
         pb.GetTrajectoryRequest(recording_id="x")
     ) == TrajectoryQuery(recording_id="x")
 
@@ -83,7 +90,7 @@ def test_a_question_for_a_trajectory_is_read_as_it_was_sent() -> None:
     request = pb.GetTrajectoryRequest(
         recording_id="x", first_step=0, last_step=9, pattern="a*", max_points=3
     )
-    assert convert.trajectory_query_from(request) == TrajectoryQuery(
+    assert convert.trajectory_query_from_proto(request) == TrajectoryQuery(
         recording_id="x", first_step=0, last_step=9, pattern="a*", max_points=3
     )
 
@@ -99,7 +106,7 @@ def test_a_question_for_a_trajectory_is_read_as_it_was_sent() -> None:
     )
 )
 def test_a_question_for_the_best_rate_comes_back_as_it_went(query: BestQuery) -> None:
-    assert convert.best_query_from(convert.best_query_to(query)) == query
+    assert convert.best_query_from_proto(convert.best_query_to_proto(query)) == query
 
 
 numbers = st.floats(allow_nan=False)
@@ -116,7 +123,10 @@ points = st.builds(
 @given(st.builds(Best, family=texts, lr=positives, loss=numbers, optimum=positives, optimum_spread=numbers, next_lr=positives,
                  advice=texts, points=st.lists(points, max_size=3).map(tuple)))  # fmt: skip
 def test_the_best_rate_comes_back_as_it_went(best: Best) -> None:
-    assert convert.best_from(pb.Best.FromString(convert.best_to(best).SerializeToString())) == best
+    assert (
+        convert.best_from_proto(pb.Best.FromString(convert.best_to_proto(best).SerializeToString()))
+        == best
+    )
 
 
 def test_an_unknown_spread_stays_unknown() -> None:
@@ -131,7 +141,7 @@ def test_an_unknown_spread_stays_unknown() -> None:
         advice="",
         points=(point,),
     )
-    found = convert.best_from(convert.best_to(best))
+    found = convert.best_from_proto(convert.best_to_proto(best))
     assert math.isnan(found.optimum_spread)
     assert math.isnan(found.points[0].spread)
 
@@ -172,8 +182,8 @@ tables = hnp.arrays(
 @given(tables, st.none() | naturals)
 def test_targets_come_back_as_they_went(table: np.ndarray, final_tokens: int | None) -> None:
     sent = targets(table, final_tokens=final_tokens)
-    wire = [chunk.SerializeToString() for chunk in convert.targets_to(sent)]
-    found = convert.targets_from(map(pb.TargetsChunk.FromString, wire))
+    wire = [chunk.SerializeToString() for chunk in convert.targets_to_proto(sent)]
+    found = convert.targets_from_proto(map(pb.TargetsChunk.FromString, wire))
     for field in Targets.__dataclass_fields__:
         if field in ARRAYS:
             np.testing.assert_array_equal(getattr(found, field), getattr(sent, field))
@@ -184,30 +194,30 @@ def test_targets_come_back_as_they_went(table: np.ndarray, final_tokens: int | N
 
 def test_large_targets_travel_in_messages_of_at_most_a_mebibyte() -> None:
     sent = targets(np.random.default_rng(0).random((3000, 500), np.float32))
-    chunks = list(convert.targets_to(sent))
+    chunks = list(convert.targets_to_proto(sent))
     assert len(chunks) == 13
     assert max(chunk.ByteSize() for chunk in chunks) <= 1 << 20
-    np.testing.assert_array_equal(convert.targets_from(chunks).table, sent.table)
+    np.testing.assert_array_equal(convert.targets_from_proto(chunks).table, sent.table)
 
 
 def test_targets_that_were_damaged_on_the_way_are_refused() -> None:
-    sent = list(convert.targets_to(targets(np.ones((2, 2), np.float32))))
+    sent = list(convert.targets_to_proto(targets(np.ones((2, 2), np.float32))))
     with pytest.raises(DataLoss, match="began without its header"):
-        convert.targets_from(sent[1:])
+        convert.targets_from_proto(sent[1:])
     with pytest.raises(DataLoss, match="began without its header"):
-        convert.targets_from([])
+        convert.targets_from_proto([])
     with pytest.raises(DataLoss, match="targets of 'demo': what arrived has not the digest"):
-        convert.targets_from(sent[:1])
+        convert.targets_from_proto(sent[:1])
     sent[1].rows.steps[0] = 5
     with pytest.raises(DataLoss, match="has not the digest"):
-        convert.targets_from(sent)
+        convert.targets_from_proto(sent)
 
 
 def trajectory_chunks(recording: Recording, run: Trajectory) -> list[pb.TrajectoryChunk]:
     """A trajectory as a server sends it: a header, then two rows a message."""
     header = pb.TrajectoryHeader(
-        recording=recording_to(recording.without_parameters()),
-        parameters=parameters_to(run.parameters),
+        recording=recording_to_proto(recording.without_parameters()),
+        parameters=parameters_to_proto(run.parameters),
         rows=len(run),
     )
     parts = [slice(start, start + 2) for start in range(0, len(run), 2)]
@@ -240,7 +250,7 @@ def trajectory(values: np.ndarray) -> tuple[Recording, Trajectory]:
 def test_a_trajectory_comes_back_as_it_went(values: np.ndarray) -> None:
     recording, run = trajectory(values)
     wire = [chunk.SerializeToString() for chunk in trajectory_chunks(recording, run)]
-    assert convert.trajectory_from(map(pb.TrajectoryChunk.FromString, wire)) == (
+    assert convert.trajectory_from_proto(map(pb.TrajectoryChunk.FromString, wire)) == (
         recording.without_parameters(),
         run,
     )
@@ -249,7 +259,7 @@ def test_a_trajectory_comes_back_as_it_went(values: np.ndarray) -> None:
 def test_a_trajectory_without_rows_is_a_header() -> None:
     recording, run = trajectory(np.empty((0, 3), np.float32))
     assert len(trajectory_chunks(recording, run)) == 1
-    assert convert.trajectory_from(trajectory_chunks(recording, run))[1] == run
+    assert convert.trajectory_from_proto(trajectory_chunks(recording, run))[1] == run
 
 
 def test_a_trajectory_that_breaks_off_or_runs_over_is_refused() -> None:
@@ -258,9 +268,9 @@ def test_a_trajectory_that_breaks_off_or_runs_over_is_refused() -> None:
     with pytest.raises(
         DataLoss, match=f"trajectory of {recording.spec.id}: the stream ended after 0 of 2 rows"
     ):
-        convert.trajectory_from([header])
+        convert.trajectory_from_proto([header])
     with pytest.raises(DataLoss, match="rows 2 to 4 of 2 do not fit together"):
-        convert.trajectory_from([header, rows, rows])
+        convert.trajectory_from_proto([header, rows, rows])
     rows.rows.losses.pop()
     with pytest.raises(DataLoss, match="rows 0 to 2 of 2 do not fit together"):
-        convert.trajectory_from([header, rows])
+        convert.trajectory_from_proto([header, rows])

@@ -93,8 +93,8 @@ recordings = st.builds(
 
 @given(recordings)
 def test_a_recording_comes_back_as_it_went(recording: Recording) -> None:
-    wire = recording_messages.recording_to(recording).SerializeToString()
-    assert recording_messages.recording_from(pb.Recording.FromString(wire)) == recording
+    wire = recording_messages.recording_to_proto(recording).SerializeToString()
+    assert recording_messages.recording_from_proto(pb.Recording.FromString(wire)) == recording
 
 
 families = st.builds(
@@ -113,8 +113,8 @@ families = st.builds(
 @given(families)
 def test_a_family_comes_back_as_it_went(family: Family) -> None:
     assert (
-        recording_messages.family_from(
-            pb.Family.FromString(recording_messages.family_to(family).SerializeToString())
+        recording_messages.family_from_proto(
+            pb.Family.FromString(recording_messages.family_to_proto(family).SerializeToString())
         )
         == family
     )
@@ -130,9 +130,9 @@ def test_a_family_comes_back_as_it_went(family: Family) -> None:
     )
 )
 def test_an_ending_comes_back_as_it_went(ending: Ending) -> None:
-    message = recording_messages.ending_to("recording", 3, ending)
+    message = recording_messages.ending_to_proto(ending, recording_id="recording", attempt=3)
     assert (message.recording_id, message.attempt) == ("recording", 3)
-    assert recording_messages.ending_from(message) == ending
+    assert recording_messages.ending_from_proto(message) == ending
 
 
 optional_rate, optional_moment = st.none() | positives, st.none() | moments
@@ -155,9 +155,9 @@ filters_asked = st.builds(
 
 @given(filters_asked)
 def test_a_filter_comes_back_as_it_went(filters: RecordingFilter) -> None:
-    message = recording_messages.filter_to(filters, 50, "token")
+    message = recording_messages.filter_to_proto(filters, page_size=50, page_token="token")
     assert (message.page_size, message.page_token) == (50, "token")
-    assert recording_messages.filter_from(message) == filters
+    assert recording_messages.filter_from_proto(message) == filters
 
 
 vectors = hnp.arrays(
@@ -189,8 +189,8 @@ def test_a_row_comes_back_bit_by_bit(
         scalars={"s": 1.5},
         vectors=extra,
     )
-    row = recording_messages.measurement_from(
-        pb.Measurement.FromString(recording_messages.measurement_to(sent).SerializeToString())
+    row = recording_messages.measurement_from_proto(
+        pb.Measurement.FromString(recording_messages.measurement_to_proto(sent).SerializeToString())
     )
     assert (row.step, row.loss, row.learning_rate, row.tokens, row.measured_at) == (
         7,
@@ -208,4 +208,4 @@ def test_a_row_comes_back_bit_by_bit(
 
 def test_bytes_that_are_no_floats_are_damage() -> None:
     with pytest.raises(DataLoss, match="7 packed bytes are not whole rows"):
-        recording_messages.measurement_from(pb.Measurement(step=1, fslr=b"1234567"))
+        recording_messages.measurement_from_proto(pb.Measurement(step=1, fslr=b"1234567"))

@@ -13,6 +13,7 @@ from flerm_core.records.packing import unpack
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
 from flerm_proto import recording_messages
+from flerm_proto.fields import timestamp_from_proto
 from flerm_proto.status_codes import error_of
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
@@ -46,13 +47,13 @@ class GrpcStore(Store):
 
     def info(self) -> StoreInfo:
         found = self._call("ServerInfo", pb.ServerInfoRequest())
-        return StoreInfo(found.schema_revision, recording_messages.timestamp_from(found, "now"))
+        return StoreInfo(found.schema_revision, timestamp_from_proto(found.now))
 
     def register_family(
         self, name, *, description="", blocks: Sequence[str] = (), created_by=""
     ) -> Family:
         request = pb.RegisterFamilyRequest(name=name, description=description, blocks=blocks)
-        return recording_messages.family_from(self._call("RegisterFamily", request))
+        return recording_messages.family_from_proto(self._call("RegisterFamily", request))
 
     def family(self, name: str, *, within="") -> Family:
         return next(each for each in self.families(prefix=name).items if each.name == name)
@@ -61,17 +62,17 @@ class GrpcStore(Store):
         request = pb.ListFamiliesRequest(prefix=prefix, page_size=page_size, page_token=page_token)
         found = self._call("ListFamilies", request)
         return Page(
-            tuple(map(recording_messages.family_from, found.families)), found.next_page_token
+            tuple(map(recording_messages.family_from_proto, found.families)), found.next_page_token
         )
 
     def rename_family(self, name: str, new_name: str) -> Family:
-        return recording_messages.family_from(
+        return recording_messages.family_from_proto(
             self._call("RenameFamily", pb.RenameFamilyRequest(name=name, new_name=new_name))
         )
 
     def tag(self, recording_id: str, tags, remove: Sequence[str] = ()) -> Recording:
         request = pb.TagRecordingRequest(recording_id=recording_id, set=tags, remove=remove)
-        return recording_messages.recording_from(self._call("TagRecording", request))
+        return recording_messages.recording_from_proto(self._call("TagRecording", request))
 
     def delete(self, recording_id: str) -> int:
         return self._call(
@@ -86,13 +87,9 @@ class GrpcStore(Store):
         created_by="",
         most_recordings=0,
     ) -> Started:
-        request = pb.StartRecordingRequest(spec=recording_messages.spec_to(spec))
+        request = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(spec))
         if attempt is not None:
-            request.attempt_id, request.resume_at = attempt.id, attempt.resume_at
-            request.started_at.CopyFrom(recording_messages.timestamp_to(attempt.started_at))
-            request.after = attempt.after
-            if attempt.sent_at is not None:
-                request.sent_at.CopyFrom(recording_messages.timestamp_to(attempt.sent_at))
+            request.attempt.CopyFrom(recording_messages.attempt_to_proto(attempt))
         found = self._call("StartRecording", request)
         return Started(found.recording_id, found.attempt, found.created)
 
@@ -103,7 +100,7 @@ class GrpcStore(Store):
         request = pb.AppendRequest(
             recording_id=batch.recording_id,
             attempt=batch.attempt,
-            measurements=map(recording_messages.measurement_to, batch.rows),
+            measurements=map(recording_messages.measurement_to_proto, batch.rows),
         )
         try:
             answer = self._call("Append", request)
@@ -112,9 +109,12 @@ class GrpcStore(Store):
         return Appended(answer.committed, answer.duplicates)
 
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
-        return recording_messages.recording_from(
+        return recording_messages.recording_from_proto(
             self._call(
-                "FinishRecording", recording_messages.ending_to(recording_id, attempt, ending)
+                "FinishRecording",
+                recording_messages.ending_to_proto(
+                    ending, recording_id=recording_id, attempt=attempt
+                ),
             )
         )
 
@@ -124,7 +124,7 @@ class GrpcStore(Store):
         ).seconds
 
     def recording(self, recording_id: str) -> Recording:
-        return recording_messages.recording_from(
+        return recording_messages.recording_from_proto(
             self._call("GetRecording", pb.GetRecordingRequest(recording_id=recording_id))
         )
 
@@ -135,10 +135,12 @@ class GrpcStore(Store):
         self, filters: RecordingFilter, *, page_size=0, page_token="", within=""
     ) -> Page[Recording]:
         found = self._call(
-            "ListRecordings", recording_messages.filter_to(filters, page_size, page_token)
+            "ListRecordings",
+            recording_messages.filter_to_proto(filters, page_size=page_size, page_token=page_token),
         )
         return Page(
-            tuple(map(recording_messages.recording_from, found.recordings)), found.next_page_token
+            tuple(map(recording_messages.recording_from_proto, found.recordings)),
+            found.next_page_token,
         )
 
     def sources(self, query, *, within=""):
@@ -157,11 +159,11 @@ class GrpcStore(Store):
         stream = self.stub.GetTrajectory(request, timeout=SECONDS)
         try:
             header = next(stream).header
-            parameters = recording_messages.parameters_from(header.parameters)
+            parameters = recording_messages.parameters_from_proto(header.parameters)
             self._parts = [chunk.rows for chunk in stream]
         except grpc.RpcError as error:
             raise error_of(error.code(), error.details()) from None
-        recording = recording_messages.recording_from(header.recording)
+        recording = recording_messages.recording_from_proto(header.recording)
         recording = replace(recording, spec=replace(recording.spec, parameters=parameters))
         steps = np.array([step for part in self._parts for step in part.steps], np.int64)
         assert len(steps) == header.rows

@@ -59,12 +59,12 @@ def long_recording(stub: rpc.RegistryStub, *, rows: int, tensors: int = 2000) ->
     names = tuple(f"layers.{at}.weight" for at in range(tensors))
     parameters = ParameterList(names, ((1,),) * tensors, ("other",) * tensors)
     sent = spec(family(), parameters=parameters)
-    start = pb.StartRecordingRequest(spec=recording_messages.spec_to(sent))
+    start = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent))
     stub.StartRecording(start, timeout=20)
     values = np.random.default_rng(0).random(tensors, np.float32)
     for first in range(0, rows, 100):
         measurements = [
-            recording_messages.measurement_to(Measurement(step=step, values=values))
+            recording_messages.measurement_to_proto(Measurement(step=step, values=values))
             for step in range(first, first + 100)
         ]
         request = pb.AppendRequest(recording_id=sent.id, measurements=measurements)

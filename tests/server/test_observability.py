@@ -42,12 +42,13 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_that_there_are(start_regis
         stub = rpc.RegistryStub(channel)
         sent = spec(family())
         stub.StartRecording(
-            pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=20
+            pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent)), timeout=20
         )
         for _ in range(2):
             stub.Append(
                 pb.AppendRequest(
-                    recording_id=sent.id, measurements=[recording_messages.measurement_to(row(1))]
+                    recording_id=sent.id,
+                    measurements=[recording_messages.measurement_to_proto(row(1))],
                 ),
                 timeout=20,
             )

@@ -63,10 +63,10 @@ def test_what_was_acknowledged_is_there_after_a_kill(start_registry: StartRegist
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
         stub.StartRecording(
-            pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=10
+            pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent)), timeout=10
         )
         request = pb.AppendRequest(
-            recording_id=sent.id, measurements=[recording_messages.measurement_to(row(1))]
+            recording_id=sent.id, measurements=[recording_messages.measurement_to_proto(row(1))]
         )
         assert stub.Append(request, timeout=10).committed == 1
     assert registry.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -258,7 +258,7 @@ def status(stub: rpc.RegistryStub, method: str, request: object) -> tuple[grpc.S
 
 def test_bad_input_gets_a_status_and_a_sentence(registry: RegistryProcess):
     sent = spec(family())
-    start = pb.StartRecordingRequest(spec=recording_messages.spec_to(sent))
+    start = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent))
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
         stub.StartRecording(start, timeout=10)
@@ -268,14 +268,16 @@ def test_bad_input_gets_a_status_and_a_sentence(registry: RegistryProcess):
         torn = pb.AppendRequest(
             recording_id=sent.id, measurements=[pb.Measurement(step=1, fslr=b"\x00" * 7)]
         )
-        nameless = recording_messages.spec_to(spec("bad name"))
-        lost = pb.StartRecordingRequest(spec=recording_messages.spec_to(sent), resume_at=5)
-        infinite = pb.StartRecordingRequest(spec=recording_messages.spec_to(sent))
+        nameless = recording_messages.spec_to_proto(spec("bad name"))
+        lost = pb.StartRecordingRequest(
+            spec=recording_messages.spec_to_proto(sent), attempt=pb.Attempt(resume_at=5)
+        )
+        infinite = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent))
         infinite.spec.config["x"] = float("nan")
         late = pb.StartRecordingRequest(
-            spec=recording_messages.spec_to(sent), attempt_id=attempt(0, 1).id
+            spec=recording_messages.spec_to_proto(sent), attempt=pb.Attempt(id=attempt(0, 1).id)
         )
-        late.started_at.seconds = 2**60
+        late.attempt.started_at.seconds = 2**60
         invalid = grpc.StatusCode.INVALID_ARGUMENT
         for method, request, code, part in (
             ("Append", short, invalid, "values at step 1"),
@@ -295,7 +297,7 @@ def test_bad_input_gets_a_status_and_a_sentence(registry: RegistryProcess):
             ),
             ("StartRecording", lost, invalid, "a resume (resume_at 5) needs one"),
             ("StartRecording", infinite, invalid, "spec: "),
-            ("StartRecording", late, invalid, "started_at: "),
+            ("StartRecording", late, invalid, "attempt: "),
             ("RegisterFamily", pb.RegisterFamilyRequest(name=""), invalid, "family: ''"),
             ("ListRecordings", pb.ListRecordingsRequest(page_size=-1), invalid, "page_size: -1"),
             (

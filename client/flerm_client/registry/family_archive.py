@@ -153,7 +153,8 @@ def _send(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
         raise InvalidInput(
             f"folder: recording {recording_id} in {folder} cannot be read ({error})"
         ) from error
-    start = pb.StartRecordingRequest(spec=recording.spec, started_at=recording.created_at)
+    attempt = pb.Attempt(started_at=recording.created_at)
+    start = pb.StartRecordingRequest(spec=recording.spec, attempt=attempt)
     calls.unary("StartRecording", start)
     rows = 0
     width = max(recording.parameter_count, 1)

@@ -21,6 +21,7 @@ from flerm_core.records.recording import (
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best
 from flerm_proto import query_messages, recording_messages
+from flerm_proto.fields import timestamp_from_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
 
@@ -43,7 +44,7 @@ class GrpcBackend(RegistryBackend):
             version=answer.version,
             schema_revision=answer.schema_revision,
             api_versions=tuple(answer.api_versions),
-            now=recording_messages.timestamp_from(answer, "now"),
+            now=timestamp_from_proto(answer.now),
             max_parameters=answer.max_parameters,
             max_rows_per_append=answer.max_rows_per_append,
         )
@@ -51,33 +52,33 @@ class GrpcBackend(RegistryBackend):
     def register_family(self, name: str, description: str, blocks: Sequence[str]) -> Family:
         """RegisterFamily."""
         request = pb.RegisterFamilyRequest(name=name, description=description, blocks=blocks)
-        return recording_messages.family_from(self._calls.unary("RegisterFamily", request))
+        return recording_messages.family_from_proto(self._calls.unary("RegisterFamily", request))
 
     def families(self, prefix: str = "") -> Iterator[Family]:
         """ListFamilies, page by page."""
         for page in self._calls.pages("ListFamilies", pb.ListFamiliesRequest(prefix=prefix)):
-            yield from map(recording_messages.family_from, page.families)
+            yield from map(recording_messages.family_from_proto, page.families)
 
     def rename_family(self, name: str, new_name: str) -> Family:
         """RenameFamily."""
         request = pb.RenameFamilyRequest(name=name, new_name=new_name)
-        return recording_messages.family_from(self._calls.unary("RenameFamily", request))
+        return recording_messages.family_from_proto(self._calls.unary("RenameFamily", request))
 
     def start(self, spec: RecordingSpec, attempt: Attempt | None) -> None:
         """StartRecording."""
         if attempt is None:
-            request = pb.StartRecordingRequest(spec=recording_messages.spec_to(spec))
+            request = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(spec))
             self._calls.unary("StartRecording", request)
             return
         request = start_request(spec, attempt)
-        request.sent_at.GetCurrentTime()
+        request.attempt.sent_at.GetCurrentTime()
         self._attempts[spec.id] = self._calls.unary("StartRecording", request).attempt
 
     def append(self, recording_id: str, rows: Sequence[Measurement]) -> None:
         """Append, in requests of bounded size."""
         batch: list[pb.Measurement] = []
         size = 0
-        for message in map(recording_messages.measurement_to, rows):
+        for message in map(recording_messages.measurement_to_proto, rows):
             length = message.ByteSize()
             if batch and (len(batch) == APPEND_ROWS or size + length > APPEND_BYTES):
                 self._append(recording_id, batch)
@@ -97,13 +98,17 @@ class GrpcBackend(RegistryBackend):
     def finish(self, recording_id: str, ending: Ending) -> Recording:
         """FinishRecording."""
         attempt = self._attempts.get(recording_id, 0)
-        request = recording_messages.ending_to(recording_id, attempt, ending)
-        return recording_messages.recording_from(self._calls.unary("FinishRecording", request))
+        request = recording_messages.ending_to_proto(
+            ending, recording_id=recording_id, attempt=attempt
+        )
+        return recording_messages.recording_from_proto(
+            self._calls.unary("FinishRecording", request)
+        )
 
     def tag(self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str]) -> Recording:
         """TagRecording."""
         request = pb.TagRecordingRequest(recording_id=recording_id, set=tags, remove=remove)
-        return recording_messages.recording_from(self._calls.unary("TagRecording", request))
+        return recording_messages.recording_from_proto(self._calls.unary("TagRecording", request))
 
     def delete(self, recording_id: str) -> int:
         """DeleteRecording."""
@@ -112,14 +117,14 @@ class GrpcBackend(RegistryBackend):
 
     def recordings(self, filters: RecordingFilter) -> Iterator[Recording]:
         """ListRecordings, page by page."""
-        request = recording_messages.filter_to(filters, 0, "")
+        request = recording_messages.filter_to_proto(filters)
         for page in self._calls.pages("ListRecordings", request):
-            yield from map(recording_messages.recording_from, page.recordings)
+            yield from map(recording_messages.recording_from_proto, page.recordings)
 
     def recording(self, recording_id: str) -> Recording:
         """GetRecording."""
         request = pb.GetRecordingRequest(recording_id=recording_id)
-        return recording_messages.recording_from(self._calls.unary("GetRecording", request))
+        return recording_messages.recording_from_proto(self._calls.unary("GetRecording", request))
 
     def trajectory(
         self,
@@ -149,23 +154,23 @@ class GrpcBackend(RegistryBackend):
                     progress(received, total)
                 yield chunk
 
-        return query_messages.trajectory_from(counted())[1]
+        return query_messages.trajectory_from_proto(counted())[1]
 
     def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Auxiliary:
         """GetTrajectory, with `extras` set."""
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id, first_step=first_step, last_step=last_step, extras=True
         )
-        return query_messages.extras_from(self._calls.stream("GetTrajectory", request))
+        return query_messages.auxiliary_from_proto(self._calls.stream("GetTrajectory", request))
 
     def targets(self, query: TargetQuery) -> Targets:
         """GetTargets."""
-        return query_messages.targets_from(
-            self._calls.stream("GetTargets", query_messages.query_to(query))
+        return query_messages.targets_from_proto(
+            self._calls.stream("GetTargets", query_messages.target_query_to_proto(query))
         )
 
     def best(self, query: BestQuery) -> Best:
         """GetBest."""
-        return query_messages.best_from(
-            self._calls.unary("GetBest", query_messages.best_query_to(query))
+        return query_messages.best_from_proto(
+            self._calls.unary("GetBest", query_messages.best_query_to_proto(query))
         )

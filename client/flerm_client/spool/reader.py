@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,10 @@ from flerm_client.spool.process_owner import ProcessOwner
 from flerm_core.errors import DataLoss, Refused
 from flerm_core.records.recording import Attempt, Ending, Measurement, RecordingSpec
 from flerm_proto.recording_messages import (
-    ending_from,
-    measurement_from,
-    optional,
-    spec_from,
-    timestamp_from,
+    attempt_from_proto,
+    ending_from_proto,
+    measurement_from_proto,
+    spec_from_proto,
 )
 from flerm_proto.v1 import registry_pb2 as pb
 
@@ -179,17 +178,6 @@ def gap_of(frame: Frame) -> Gap:
         ) from error
 
 
-def started_from(message: pb.StartRecordingRequest) -> tuple[RecordingSpec, Attempt]:
-    """The recording and the attempt that a start request opens."""
-    attempt = Attempt(
-        id=message.attempt_id,
-        resume_at=optional(message, "resume_at") or 0,
-        started_at=timestamp_from(message, "started_at") or datetime.fromtimestamp(0, UTC),
-        after=message.after,
-    )
-    return spec_from(message.spec), attempt
-
-
 def read(path: Path, *, rows: bool = True) -> SpoolContent:
     """The whole file as core values.
 
@@ -205,7 +193,8 @@ def read(path: Path, *, rows: bool = True) -> SpoolContent:
         if frame.type == FrameType.OWNER:
             origin = origin_of(frame)
         elif frame.type == FrameType.START and content is None:
-            spec, attempt = started_from(message_of(frame, pb.StartRecordingRequest))
+            request = message_of(frame, pb.StartRecordingRequest)
+            spec, attempt = spec_from_proto(request.spec), attempt_from_proto(request.attempt)
             unknown = Origin(ProcessOwner("", "", 0, ""), "", attempt.started_at)
             content = SpoolContent(path, origin or unknown, spec, attempt)
         elif content is None:
@@ -215,11 +204,11 @@ def read(path: Path, *, rows: bool = True) -> SpoolContent:
             if not rows:
                 message.ClearField("fslr")
                 message.ClearField("vectors")
-            content.rows.append(measurement_from(message))
+            content.rows.append(measurement_from_proto(message))
         elif frame.type == FrameType.GAP:
             content.gaps.append(gap_of(frame))
         elif frame.type == FrameType.FINISH:
-            content.ending = ending_from(message_of(frame, pb.FinishRecordingRequest))
+            content.ending = ending_from_proto(message_of(frame, pb.FinishRecordingRequest))
     if content is None:
         raise DataLoss(f"{path} does not say which recording it holds")
     content.damage, content.tail = reader.damage, reader.tail

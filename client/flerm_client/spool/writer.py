@@ -13,7 +13,12 @@ from flerm_client.spool.frames import HEADER, SUFFIX, FrameType, encode
 from flerm_client.spool.process_owner import ProcessOwner
 from flerm_core.errors import InvalidInput
 from flerm_core.records.recording import Attempt, Ending, Measurement, RecordingSpec, now
-from flerm_proto.recording_messages import ending_to, measurement_to, spec_to, timestamp_to
+from flerm_proto.recording_messages import (
+    attempt_to_proto,
+    ending_to_proto,
+    measurement_to_proto,
+    spec_to_proto,
+)
 from flerm_proto.v1 import registry_pb2 as pb
 
 log = logging.getLogger("flerm.spool")
@@ -28,13 +33,7 @@ def start_request(spec: RecordingSpec, attempt: Attempt) -> pb.StartRecordingReq
     Raises `InvalidInput` when a configuration is not JSON-like.
     """
     try:
-        return pb.StartRecordingRequest(
-            spec=spec_to(spec),
-            attempt_id=attempt.id,
-            resume_at=attempt.resume_at,
-            started_at=timestamp_to(attempt.started_at),
-            after=attempt.after,
-        )
+        return pb.StartRecordingRequest(spec=spec_to_proto(spec), attempt=attempt_to_proto(attempt))
     except (TypeError, ValueError) as error:
         raise InvalidInput(
             f"the recording of family {spec.family!r} does not fit a message: {error}"
@@ -128,7 +127,9 @@ class SpoolWriter:
 
     def append(self, row: Measurement) -> bool:
         """Writes one measurement; False when that failed."""
-        if self._write(encode(FrameType.MEASUREMENT, measurement_to(row).SerializeToString())):
+        if self._write(
+            encode(FrameType.MEASUREMENT, measurement_to_proto(row).SerializeToString())
+        ):
             self.rows += 1
             return True
         self.lost += 1
@@ -140,7 +141,7 @@ class SpoolWriter:
         """Writes the end of the attempt; False when that failed. Later calls do nothing."""
         if self.finished:
             return True
-        request = ending_to(self._recording_id, 0, ending)
+        request = ending_to_proto(ending, recording_id=self._recording_id)
         self.finished = self._write(encode(FrameType.FINISH, request.SerializeToString()))
         return self.finished
 

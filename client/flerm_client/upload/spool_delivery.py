@@ -164,7 +164,7 @@ class SpoolDelivery:
         return batch, finish, end, False
 
     def _start(self, request: pb.StartRecordingRequest) -> None:
-        request.sent_at.GetCurrentTime()
+        request.attempt.sent_at.GetCurrentTime()
         answer = self._calls.unary("StartRecording", request)
         self._recording_id, self._attempt = answer.recording_id, answer.attempt
         self.started = True

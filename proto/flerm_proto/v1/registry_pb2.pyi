@@ -99,7 +99,7 @@ class ParameterList(_message.Message):
     bands: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, names: _Optional[_Iterable[str]] = ..., shapes: _Optional[_Iterable[_Union[Shape, _Mapping]]] = ..., bands: _Optional[_Iterable[str]] = ...) -> None: ...
 
-class Estimator(_message.Message):
+class EstimatorSettings(_message.Message):
     __slots__ = ("name", "samples", "warmup", "every", "start", "output_weight", "output_bias")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -158,30 +158,36 @@ class RecordingSpec(_message.Message):
     optimizer: str
     optimizer_config: _struct_pb2.Struct
     config: _struct_pb2.Struct
-    estimator: Estimator
+    estimator: EstimatorSettings
     tags: _containers.ScalarMap[str, str]
     world_size: int
     versions: _containers.ScalarMap[str, str]
     targets_digest: str
     targets_sources: _containers.RepeatedScalarFieldContainer[str]
     parameters: ParameterList
-    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., lr: _Optional[float] = ..., seed: _Optional[int] = ..., role: _Optional[str] = ..., variant: _Optional[str] = ..., optimizer: _Optional[str] = ..., optimizer_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., estimator: _Optional[_Union[Estimator, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., world_size: _Optional[int] = ..., versions: _Optional[_Mapping[str, str]] = ..., targets_digest: _Optional[str] = ..., targets_sources: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Union[ParameterList, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., lr: _Optional[float] = ..., seed: _Optional[int] = ..., role: _Optional[str] = ..., variant: _Optional[str] = ..., optimizer: _Optional[str] = ..., optimizer_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., estimator: _Optional[_Union[EstimatorSettings, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., world_size: _Optional[int] = ..., versions: _Optional[_Mapping[str, str]] = ..., targets_digest: _Optional[str] = ..., targets_sources: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Union[ParameterList, _Mapping]] = ...) -> None: ...
 
-class StartRecordingRequest(_message.Message):
-    __slots__ = ("spec", "attempt_id", "resume_at", "started_at", "sent_at", "after")
-    SPEC_FIELD_NUMBER: _ClassVar[int]
-    ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
+class Attempt(_message.Message):
+    __slots__ = ("id", "resume_at", "started_at", "sent_at", "after")
+    ID_FIELD_NUMBER: _ClassVar[int]
     RESUME_AT_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     SENT_AT_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
-    spec: RecordingSpec
-    attempt_id: str
+    id: str
     resume_at: int
     started_at: _timestamp_pb2.Timestamp
     sent_at: _timestamp_pb2.Timestamp
     after: str
-    def __init__(self, spec: _Optional[_Union[RecordingSpec, _Mapping]] = ..., attempt_id: _Optional[str] = ..., resume_at: _Optional[int] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., sent_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., after: _Optional[str] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., resume_at: _Optional[int] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., sent_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., after: _Optional[str] = ...) -> None: ...
+
+class StartRecordingRequest(_message.Message):
+    __slots__ = ("spec", "attempt")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    spec: RecordingSpec
+    attempt: Attempt
+    def __init__(self, spec: _Optional[_Union[RecordingSpec, _Mapping]] = ..., attempt: _Optional[_Union[Attempt, _Mapping]] = ...) -> None: ...
 
 class StartRecordingResponse(_message.Message):
     __slots__ = ("recording_id", "attempt", "created")
@@ -487,10 +493,10 @@ class GetTargetsRequest(_message.Message):
     depth: str
     optimizer: str
     optimizer_config: _struct_pb2.Struct
-    estimator: Estimator
+    estimator: EstimatorSettings
     tags: _containers.ScalarMap[str, str]
     step: int
-    def __init__(self, family: _Optional[str] = ..., lr: _Optional[float] = ..., policy: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., shapes: _Optional[_Iterable[_Union[Shape, _Mapping]]] = ..., blocks: _Optional[_Iterable[str]] = ..., depth: _Optional[str] = ..., optimizer: _Optional[str] = ..., optimizer_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., estimator: _Optional[_Union[Estimator, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., step: _Optional[int] = ...) -> None: ...
+    def __init__(self, family: _Optional[str] = ..., lr: _Optional[float] = ..., policy: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., shapes: _Optional[_Iterable[_Union[Shape, _Mapping]]] = ..., blocks: _Optional[_Iterable[str]] = ..., depth: _Optional[str] = ..., optimizer: _Optional[str] = ..., optimizer_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., estimator: _Optional[_Union[EstimatorSettings, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class TargetsHeader(_message.Message):
     __slots__ = ("family", "lr", "policy", "depth", "names", "optimizer", "optimizer_config", "estimator", "sources", "source_learning_rates", "seeds", "digest", "final_step", "final_tokens")
@@ -515,14 +521,14 @@ class TargetsHeader(_message.Message):
     names: _containers.RepeatedScalarFieldContainer[str]
     optimizer: str
     optimizer_config: _struct_pb2.Struct
-    estimator: Estimator
+    estimator: EstimatorSettings
     sources: _containers.RepeatedScalarFieldContainer[str]
     source_learning_rates: _containers.RepeatedScalarFieldContainer[float]
     seeds: int
     digest: str
     final_step: int
     final_tokens: int
-    def __init__(self, family: _Optional[str] = ..., lr: _Optional[float] = ..., policy: _Optional[str] = ..., depth: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., optimizer: _Optional[str] = ..., optimizer_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., estimator: _Optional[_Union[Estimator, _Mapping]] = ..., sources: _Optional[_Iterable[str]] = ..., source_learning_rates: _Optional[_Iterable[float]] = ..., seeds: _Optional[int] = ..., digest: _Optional[str] = ..., final_step: _Optional[int] = ..., final_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, family: _Optional[str] = ..., lr: _Optional[float] = ..., policy: _Optional[str] = ..., depth: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., optimizer: _Optional[str] = ..., optimizer_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., estimator: _Optional[_Union[EstimatorSettings, _Mapping]] = ..., sources: _Optional[_Iterable[str]] = ..., source_learning_rates: _Optional[_Iterable[float]] = ..., seeds: _Optional[int] = ..., digest: _Optional[str] = ..., final_step: _Optional[int] = ..., final_tokens: _Optional[int] = ...) -> None: ...
 
 class TargetsRows(_message.Message):
     __slots__ = ("steps", "values", "spread", "tokens")

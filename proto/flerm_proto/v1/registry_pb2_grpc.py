@@ -6,7 +6,8 @@ from flerm_proto.v1 import registry_pb2 as flerm__proto_dot_v1_dot_registry__pb2
 
 
 class RegistryStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Keeps recordings of training runs, and answers questions about them.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -92,104 +93,118 @@ class RegistryStub(object):
 
 
 class RegistryServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Keeps recordings of training runs, and answers questions about them.
+    """
 
     def ServerInfo(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Says which version the server is, which limits it has, and what its database's clock shows.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RegisterFamily(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates a family, or sets the description and block axes of one that exists. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFamilies(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lists families in the order of their names, one page at a time.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartRecording(self, request, context):
-        """Opens a recording, or a new attempt of one. Idempotent by (spec.id, attempt_id).
+        """Opens a recording, or a new attempt of a recording that exists. Idempotent by (spec.id,
+        attempt.id). The family comes into being with its first recording. A spec that differs from the
+        recording that has its id is answered with ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Append(self, request, context):
-        """Answers only after the rows are committed. The same (recording, attempt, step) with the same content is one row
-        and no error; with other content ALREADY_EXISTS. A request is stored whole or refused whole.
+        """Stores measurements, and answers when the database has committed them. A request is stored whole
+        or refused whole. A measurement that was sent before with the same content is stored once; with
+        other content it is answered with ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FinishRecording(self, request, context):
-        """Ends a recording. Idempotent.
+        """Ends an attempt. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewLease(self, request, context):
-        """Says that the run still lives. Without it a running recording becomes "interrupted".
+        """Says that the run is alive. A running recording whose lease ends reads as "interrupted".
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRecording(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Gives one recording with its parameter list.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRecordings(self, request, context):
-        """Newest first; every recording present at page one appears exactly once.
+        """Lists recordings, the newest first, one page at a time. A recording that exists when the first
+        page is asked for appears on exactly one page.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTrajectory(self, request, context):
-        """A header, then rows in bounded messages. Readers see one clean trajectory, whatever the attempts.
+        """Gives a recording's trajectory: a header, then rows in messages of bounded size. Rows that a
+        later attempt replaced are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTargets(self, request, context):
-        """Base FSLRs for a learning rate, matched to the asker's architecture. A header, then rows.
+        """Gives the FSLRs that a model's tensors are to be matched to: a header, then rows in messages of
+        bounded size.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBest(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Gives the best recorded learning rate of a family, and the learning rate to try next.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenameFamily(self, request, context):
-        """The family keeps its recordings under another name; an existing one is ALREADY_EXISTS.
+        """Renames a family, which keeps its recordings. A name that is taken is answered with
+        ALREADY_EXISTS. Needs an admin token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TagRecording(self, request, context):
-        """Sets and removes tags of a recording that is there, whatever its status. Idempotent.
+        """Sets and removes tags of a recording, whatever its status. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteRecording(self, request, context):
-        """Removes a recording with all its attempts and rows, for good. Idempotent: one that is not there is 0 rows.
+        """Deletes a recording with all attempts and measurements, for good. Idempotent: a recording that
+        does not exist counts as one with 0 rows. Needs an admin token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -281,7 +296,8 @@ def add_RegistryServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Registry(object):
-    """Missing associated documentation comment in .proto file."""
+    """Keeps recordings of training runs, and answers questions about them.
+    """
 
     @staticmethod
     def ServerInfo(request,

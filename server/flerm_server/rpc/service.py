@@ -6,18 +6,19 @@ This module turns messages into values and back; the store and the core decide w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
 import numpy as np
-from google.protobuf.json_format import Error as JsonError
 from numpy.typing import NDArray
 
 from flerm_core.errors import FlermError, InvalidInput
 from flerm_core.records import validation
 from flerm_core.records.packing import pack
-from flerm_core.records.recording import Attempt, now
+from flerm_core.records.recording import now
 from flerm_proto import query_messages, recording_messages
+from flerm_proto.fields import timestamp_to_proto
 from flerm_proto.query_messages import MAX_CHUNK_BYTES
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
@@ -53,7 +54,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
             version=version(),
             schema_revision=info.schema_revision,
             api_versions=API_VERSIONS,
-            now=recording_messages.timestamp_to(info.now),
+            now=timestamp_to_proto(info.now),
             max_parameters=validation.MAX_PARAMETERS,
             max_rows_per_append=validation.MAX_ROWS,
         )
@@ -65,7 +66,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         family = self._store.register_family(
             request.name, description=request.description, blocks=tuple(request.blocks)
         )
-        return recording_messages.family_to(family)
+        return recording_messages.family_to_proto(family)
 
     def ListFamilies(
         self, request: pb.ListFamiliesRequest, context: grpc.ServicerContext
@@ -77,7 +78,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
                 prefix=request.prefix, page_size=size, page_token=request.page_token
             )
             return pb.ListFamiliesResponse(
-                families=map(recording_messages.family_to, found.items),
+                families=map(recording_messages.family_to_proto, found.items),
                 next_page_token=found.next_token,
             )
 
@@ -87,21 +88,18 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         self, request: pb.StartRecordingRequest, context: grpc.ServicerContext
     ) -> pb.StartRecordingResponse:
         """Opens a recording or an attempt."""
-        spec = _read("spec", lambda: recording_messages.spec_from(request.spec))
-        if request.resume_at and not request.attempt_id:
+        spec = _read("spec", lambda: recording_messages.spec_from_proto(request.spec))
+        attempt = _read("attempt", lambda: recording_messages.attempt_from_proto(request.attempt))
+        if attempt.resume_at and not attempt.id:
             raise InvalidInput(
-                f"attempt_id of recording {spec.id[:80]!r} is empty: "
-                f"a resume (resume_at {request.resume_at}) needs one"
+                f"attempt.id of recording {spec.id[:80]!r} is empty: "
+                f"a resume (resume_at {attempt.resume_at}) needs one"
             )
-        started_at = _read(
-            "started_at", lambda: recording_messages.timestamp_from(request, "started_at")
-        )
-        attempt = Attempt(
-            id=request.attempt_id or spec.id,
-            resume_at=request.resume_at,
-            started_at=started_at or now(),
-            sent_at=_read("sent_at", lambda: recording_messages.timestamp_from(request, "sent_at")),
-            after=request.after,
+        # The first attempt needs no id of its own, and a client without a clock says no time.
+        attempt = replace(
+            attempt,
+            id=attempt.id or spec.id,
+            started_at=attempt.started_at if request.attempt.HasField("started_at") else now(),
         )
         started = self._store.start(spec, attempt)
         self._metrics.recordings.inc(started.created)
@@ -111,7 +109,9 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
 
     def Append(self, request: pb.AppendRequest, context: grpc.ServicerContext) -> pb.AppendResponse:
         """Stores rows; answers when they are committed."""
-        rows = _read("measurements", lambda: recording_messages.block_from(request.measurements))
+        rows = _read(
+            "measurements", lambda: recording_messages.batch_from_proto(request.measurements)
+        )
         stored = self._store.append(Batch(request.recording_id, rows, request.attempt))
         self._metrics.rows.inc(stored.committed - stored.duplicates)
         if stored.duplicates:
@@ -123,15 +123,15 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
     ) -> pb.Recording:
         """Ends an attempt."""
         recording = self._store.finish(
-            request.recording_id, request.attempt, recording_messages.ending_from(request)
+            request.recording_id, request.attempt, recording_messages.ending_from_proto(request)
         )
-        return recording_messages.recording_to(recording.without_parameters())
+        return recording_messages.recording_to_proto(recording.without_parameters())
 
     def RenameFamily(
         self, request: pb.RenameFamilyRequest, context: grpc.ServicerContext
     ) -> pb.Family:
         """Gives a family another name."""
-        return recording_messages.family_to(
+        return recording_messages.family_to_proto(
             self._store.rename_family(request.name, request.new_name)
         )
 
@@ -140,7 +140,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
     ) -> pb.Recording:
         """Sets and removes tags."""
         recording = self._store.tag(request.recording_id, dict(request.set), tuple(request.remove))
-        return recording_messages.recording_to(recording.without_parameters())
+        return recording_messages.recording_to_proto(recording.without_parameters())
 
     def DeleteRecording(
         self, request: pb.DeleteRecordingRequest, context: grpc.ServicerContext
@@ -160,17 +160,17 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         self, request: pb.GetRecordingRequest, context: grpc.ServicerContext
     ) -> pb.Recording:
         """One recording with its parameters."""
-        return recording_messages.recording_to(self._store.recording(request.recording_id))
+        return recording_messages.recording_to_proto(self._store.recording(request.recording_id))
 
     def ListRecordings(
         self, request: pb.ListRecordingsRequest, context: grpc.ServicerContext
     ) -> pb.ListRecordingsResponse:
         """One page of recordings, newest first."""
-        filters = _read("filter", lambda: recording_messages.filter_from(request))
+        filters = _read("filter", lambda: recording_messages.filter_from_proto(request))
 
         def page(size: int) -> pb.ListRecordingsResponse:
             found = self._store.recordings(filters, page_size=size, page_token=request.page_token)
-            items = map(recording_messages.recording_to, found.items)
+            items = map(recording_messages.recording_to_proto, found.items)
             return pb.ListRecordingsResponse(recordings=items, next_page_token=found.next_token)
 
         return _page_in_message(page, request.page_size, lambda made: len(made.recordings))
@@ -182,13 +182,15 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
 
         The memory that this takes does not grow with the recording.
         """
-        asked = query_messages.trajectory_query_from(request)
+        asked = query_messages.trajectory_query_from_proto(request)
         selection, columns = queries.select(self._store, asked)
         parameters = selection.recording.spec.parameters
         chosen = parameters if columns is None else parameters.select(columns)
         header = pb.TrajectoryHeader(
-            recording=recording_messages.recording_to(selection.recording.without_parameters()),
-            parameters=recording_messages.parameters_to(chosen),
+            recording=recording_messages.recording_to_proto(
+                selection.recording.without_parameters()
+            ),
+            parameters=recording_messages.parameters_to_proto(chosen),
             rows=len(selection.steps),
         )
         yield pb.TrajectoryChunk(header=header)
@@ -218,13 +220,13 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         self, request: pb.GetTargetsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.TargetsChunk]:
         """Targets for the asker's architecture."""
-        query = _read("query", lambda: query_messages.query_from(request))
-        yield from query_messages.targets_to(queries.targets(self._store, query))
+        query = _read("query", lambda: query_messages.target_query_from_proto(request))
+        yield from query_messages.targets_to_proto(queries.targets(self._store, query))
 
     def GetBest(self, request: pb.GetBestRequest, context: grpc.ServicerContext) -> pb.Best:
         """The best base rate of a family and which to try next."""
-        return query_messages.best_to(
-            queries.best(self._store, query_messages.best_query_from(request))
+        return query_messages.best_to_proto(
+            queries.best(self._store, query_messages.best_query_from_proto(request))
         )
 
 
@@ -290,5 +292,5 @@ def _read(field: str, convert: Callable[[], Value]) -> Value:
         return convert()
     except FlermError as error:
         raise InvalidInput(f"{field}: {error}") from error
-    except (JsonError, OverflowError, ValueError) as error:
+    except (OverflowError, ValueError) as error:
         raise InvalidInput(f"{field}: {' '.join(str(error).split())}") from error

@@ -110,7 +110,7 @@ def expected(kind: str, needed: Scope, *, of_family: bool) -> str:
 
 def request(locked: Locked, method: str) -> Any:
     """A request of that method for something of the family, that succeeds when it may."""
-    start = pb.StartRecordingRequest(spec=recording_messages.spec_to(spec(locked.family)))
+    start = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(spec(locked.family)))
     if method == "RenameFamily":
         old = f"{locked.family.split('/')[0]}/{family().replace('/', '-')}"
         locked.store.register_family(old)
@@ -128,7 +128,7 @@ def request(locked: Locked, method: str) -> Any:
     recording = locked.recording(ended=method.startswith("Get"))
     if method == "Append":
         return pb.AppendRequest(
-            recording_id=recording, measurements=[recording_messages.measurement_to(row(3))]
+            recording_id=recording, measurements=[recording_messages.measurement_to_proto(row(3))]
         )
     return {
         "FinishRecording": pb.FinishRecordingRequest(recording_id=recording, status="completed"),
@@ -225,7 +225,8 @@ def test_a_bound_token_opens_no_attempt_of_another_s_recording_by_a_name_of_its_
     sent = locked.store.recording(locked.recording()).spec
     theirs = replace(sent, family=f"{locked.family.split('/')[0]}x/none")
     start = pb.StartRecordingRequest(
-        spec=recording_messages.spec_to(theirs), attempt_id=spec("").id, resume_at=1
+        spec=recording_messages.spec_to_proto(theirs),
+        attempt=pb.Attempt(id=spec("").id, resume_at=1),
     )
     _, secret = SqlTokenStore(locked.store.engine).create(
         "near", "write", theirs.family.split("/")[0]
@@ -260,7 +261,7 @@ def test_who_wrote_is_kept(locked: Locked):
             call(
                 channel,
                 "StartRecording",
-                pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)),
+                pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent)),
                 token,
             )[0]
             == OK
@@ -376,7 +377,7 @@ def test_a_first_token_locks_an_open_registry_and_revoking_ends_what_is_open(tmp
                 call(
                     channel,
                     "StartRecording",
-                    pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)),
+                    pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent)),
                     "",
                 )[0]
                 == OK
@@ -390,7 +391,7 @@ def test_a_first_token_locks_an_open_registry_and_revoking_ends_what_is_open(tmp
             bearer = [("authorization", f"Bearer {secret.text}")]
             stub = rpc.RegistryStub(channel)
             append = pb.AppendRequest(
-                recording_id=sent.id, measurements=[recording_messages.measurement_to(row(1))]
+                recording_id=sent.id, measurements=[recording_messages.measurement_to_proto(row(1))]
             )
             assert stub.Append(append, timeout=20, metadata=bearer).committed == 1
             stream = stub.GetTrajectory(

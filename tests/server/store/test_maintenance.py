@@ -237,8 +237,9 @@ def test_a_file_on_a_network_disk_is_refused(tmp_path: Path):
 
 def test_a_recording_with_its_end_survives_the_wire():
     sent = spec(family())
-    message = recording_messages.spec_to(sent)
-    assert recording_messages.recording_from(pb.Recording(spec=message)).final_step is None
+    message = recording_messages.spec_to_proto(sent)
+    assert recording_messages.recording_from_proto(pb.Recording(spec=message)).final_step is None
     assert (
-        recording_messages.recording_from(pb.Recording(spec=message, final_step=0)).final_step == 0
+        recording_messages.recording_from_proto(pb.Recording(spec=message, final_step=0)).final_step
+        == 0
     )

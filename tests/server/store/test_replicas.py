@@ -82,21 +82,21 @@ def test_what_one_wrote_the_other_answers(pair: Pair):
     pair.call("RegisterFamily", name=name, description="two servers")
     assert pair.call("ListFamilies", prefix=name).families[0].description == "two servers"
     sent = spec(name)
-    assert pair.call("StartRecording", spec=recording_messages.spec_to(sent)).created
-    assert not pair.call("StartRecording", spec=recording_messages.spec_to(sent)).created
-    first, second, third = ([recording_messages.measurement_to(row(step))] for step in (1, 2, 3))
+    assert pair.call("StartRecording", spec=recording_messages.spec_to_proto(sent)).created
+    assert not pair.call("StartRecording", spec=recording_messages.spec_to_proto(sent)).created
+    first, second, third = (
+        [recording_messages.measurement_to_proto(row(step))] for step in (1, 2, 3)
+    )
     assert pair.call("Append", recording_id=sent.id, measurements=first).committed == 1
     assert pair.call("Append", recording_id=sent.id, measurements=first).duplicates == 1
     assert pair.call("Append", recording_id=sent.id, measurements=second).committed == 1
     assert pair.call("RenewLease", recording_id=sent.id).seconds == 3
     resume = attempt(2, 1)
-    again = {"spec": recording_messages.spec_to(sent), "attempt_id": resume.id, "resume_at": 2}
-    opened = [
-        pair.call(
-            "StartRecording", **again, started_at=recording_messages.timestamp_to(resume.started_at)
-        )
-        for _ in range(2)
-    ]
+    again = {
+        "spec": recording_messages.spec_to_proto(sent),
+        "attempt": recording_messages.attempt_to_proto(resume),
+    }
+    opened = [pair.call("StartRecording", **again) for _ in range(2)]
     assert [(each.attempt, each.created) for each in opened] == [(2, True), (2, False)]
     pair.call("Append", recording_id=sent.id, attempt=2, measurements=third)
     pair.call("TagRecording", recording_id=sent.id, set={"a": "b"})
@@ -124,7 +124,7 @@ def test_the_same_rows_sent_to_both_at_once_are_there_once(pair: Pair):
     """Eight clients of each server, all writing the same two recordings: their group commits meet in the database."""
     sent = [spec(family()) for _ in range(2)]
     for each in sent:
-        pair.call("StartRecording", spec=recording_messages.spec_to(each))
+        pair.call("StartRecording", spec=recording_messages.spec_to_proto(each))
     counts: list[tuple[int, int]] = []
     errors: list[Exception] = []
 
@@ -134,7 +134,7 @@ def test_the_same_rows_sent_to_both_at_once_are_there_once(pair: Pair):
                 for each in sent:
                     request = pb.AppendRequest(
                         recording_id=each.id,
-                        measurements=[recording_messages.measurement_to(row(step))],
+                        measurements=[recording_messages.measurement_to_proto(row(step))],
                     )
                     answer = stub.Append(request, timeout=30)
                     counts.append((answer.committed, answer.duplicates))
@@ -159,7 +159,7 @@ def test_the_same_rows_sent_to_both_at_once_are_there_once(pair: Pair):
 @pytest.mark.slow
 def test_a_lease_that_either_renews_holds_for_both(pair: Pair):
     sent = spec(family())
-    pair.call("StartRecording", spec=recording_messages.spec_to(sent))
+    pair.call("StartRecording", spec=recording_messages.spec_to_proto(sent))
     begun = time.monotonic()
     while time.monotonic() < begun + 4:  # longer than one lease
         assert pair.call("RenewLease", recording_id=sent.id).seconds == 3
@@ -178,7 +178,7 @@ def test_a_lease_that_either_renews_holds_for_both(pair: Pair):
 def test_a_page_of_one_follows_rows_that_the_other_takes(pair: Pair):
     sent = spec(family())
     pair.stubs[0].StartRecording(
-        pb.StartRecordingRequest(spec=recording_messages.spec_to(sent)), timeout=20
+        pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent)), timeout=20
     )
     with httpx.stream(
         "GET", f"{pair.servers[1].http}/api/v1/recordings/{sent.id}/events", timeout=20
@@ -190,7 +190,7 @@ def test_a_page_of_one_follows_rows_that_the_other_takes(pair: Pair):
         )
         assert next(data)["rows"] == 0
         request = pb.AppendRequest(
-            recording_id=sent.id, measurements=[recording_messages.measurement_to(row(7))]
+            recording_id=sent.id, measurements=[recording_messages.measurement_to_proto(row(7))]
         )
         pair.stubs[0].Append(request, timeout=20)
         assert next(each for each in data if each["rows"])["last_step"] == 7
