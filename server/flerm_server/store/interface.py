@@ -23,7 +23,7 @@ from flerm_core.tuning.best_lr import SweepRun
 Item = TypeVar("Item")
 
 PAGE_SIZE = 100
-BLOCK_BYTES = 1 << 20  # of float32 values that one block of `read` holds at most (one row at least)
+CHUNK_BYTES = 1 << 20  # of one item of `Store.read`, which has one row at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
-        """The chosen rows in blocks of at most `BLOCK_BYTES`, `columns` of them (None: all).
+        """The chosen rows in blocks of at most `CHUNK_BYTES`, `columns` of them (None: all).
 
         Holds no transaction between blocks: a reader that stalls stalls nobody.
         """

@@ -1,4 +1,4 @@
-"""Sources of targets and runs of a sweep, chosen in SQL as the core chooses them from a listing."""
+"""SQL chooses the sources of targets and the runs of a sweep as the core does from a listing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from flerm_core.records.recording import Ending, EstimatorSettings, RecordingSpe
 from flerm_core.tuning.best_lr import best_of
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
-from flerm_server.store.sql import kinds
+from flerm_server.store.sql import comparability
 from flerm_server.store.sql.base_index import SqlBaseIndex
 from flerm_server.store.sql.engine import open_engine, parse_url
 from flerm_server.store.sql.tables import families, recordings
 from tests.server.conftest import Backend
 from tests.server.samples import family, spec
 
-# Around 1e-9 apart: whether two are one key depends on the one before.
+# About 1e-9 apart: whether two of them are the same learning rate depends on the one before.
 RATES = st.builds(
     lambda rate, ticks: rate * (1 + ticks * 0.4e-9),
     st.sampled_from((1e-4, 2e-4, 1e-3)),
@@ -50,7 +50,7 @@ NO_TAGS: st.SearchStrategy[dict[str, str]] = st.just({})
 
 @st.composite
 def recorded(draw: st.DrawFn) -> tuple[RecordingSpec, str]:
-    """A recording, mostly of the kind that answers, and how it ended."""
+    """A recording, in most cases one that answers a query, and its status."""
     optimizer, config = draw(st.sampled_from((OPTIMIZERS[0],) * 24 + OPTIMIZERS))
     made = spec(
         "", lr=draw(RATES), seed=draw(st.integers(0, 1)), tags=draw(TAGS), optimizer=optimizer, optimizer_config=config,
@@ -60,7 +60,7 @@ def recorded(draw: st.DrawFn) -> tuple[RecordingSpec, str]:
     return made, draw(st.sampled_from(("completed",) * 5 + ("running", "diverged")))
 
 
-QUESTIONS = st.builds(
+QUERIES = st.builds(
     TargetQuery,
     family=st.just(""),
     lr=RATES | st.sampled_from((1.5e-4, 5e-4, 1e-2)),
@@ -73,6 +73,7 @@ QUESTIONS = st.builds(
 
 
 def outcome(act: Callable[..., Any], *arguments: object) -> Any:
+    """What `act` returns, or the type and sentence of its error."""
     try:
         return act(*arguments)
     except FlermError as error:
@@ -83,16 +84,19 @@ def sources(store: Store, query: TargetQuery) -> Sources:
     return store.sources(query)[0]
 
 
-def told(store: Store, name: str, there: list[tuple[RecordingSpec, str]]) -> None:
-    for made, status in there:
+def record_all(store: Store, name: str, recorded_runs: list[tuple[RecordingSpec, str]]) -> None:
+    for made, status in recorded_runs:
         mine = replace(made, id=spec("").id, family=name)
         store.start(mine)
         if status != "running":
             store.finish(mine.id, 0, Ending(status=status, final_loss=math.log(made.lr) ** 2))
 
 
-def forget_kinds(url: str, name: str) -> None:
-    """As a server of an older schema opens recordings: half of them, in a rolling upgrade."""
+def forget_keys(url: str, name: str) -> None:
+    """Removes the comparability keys of half of the recordings.
+
+    During a rolling upgrade, servers of an older schema open such recordings.
+    """
     engine = open_engine(parse_url(url))
     key = sa.select(families.c.key).where(families.c.name == name).scalar_subquery()
     with engine.begin() as connection:
@@ -104,23 +108,21 @@ def forget_kinds(url: str, name: str) -> None:
 @settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(
-    st.lists(recorded(), max_size=12), st.lists(QUESTIONS, min_size=5, max_size=20), st.booleans()
-)
+@given(st.lists(recorded(), max_size=12), st.lists(QUERIES, min_size=5, max_size=20), st.booleans())
 def test_sources_are_chosen_as_from_a_listing(
     backend: Backend,
-    there: list[tuple[RecordingSpec, str]],
-    questions: list[TargetQuery],
-    older: bool,
+    recorded_runs: list[tuple[RecordingSpec, str]],
+    asked: list[TargetQuery],
+    some_without_keys: bool,
 ):
     store, name = backend.local, family()
     store.register_family(name)
-    told(store, name, there)
-    if older:
-        forget_kinds(backend.url, name)
+    record_all(store, name, recorded_runs)
+    if some_without_keys:
+        forget_keys(backend.url, name)
     listing = list(store.all_recordings(RecordingFilter(family=name)))
-    for question in questions:
-        query = replace(question, family=name)
+    for each in asked:
+        query = replace(each, family=name)
         assert outcome(sources, store, query) == outcome(choose_sources, listing, query)
 
 
@@ -129,11 +131,14 @@ def test_sources_are_chosen_as_from_a_listing(
 )
 @given(st.lists(recorded(), max_size=9), TAGS, st.sampled_from(("", "Adam", "SGD")))
 def test_the_best_rate_is_that_of_a_listing(
-    backend: Backend, there: list[tuple[RecordingSpec, str]], tags: dict[str, str], optimizer: str
+    backend: Backend,
+    recorded_runs: list[tuple[RecordingSpec, str]],
+    tags: dict[str, str],
+    optimizer: str,
 ):
     name = family()
     backend.local.register_family(name)
-    told(backend.local, name, there)
+    record_all(backend.local, name, recorded_runs)
     listing = list(backend.local.all_recordings(RecordingFilter(family=name)))
     query = BestQuery(family=name, tags=tags, optimizer=optimizer)
     assert repr(outcome(queries.best, backend.local, query)) == repr(
@@ -141,10 +146,10 @@ def test_the_best_rate_is_that_of_a_listing(
     )
 
 
-def test_many_rates_within_one_key_and_beyond_a_statement_s_reach(backend: Backend):
-    """A chain of rates, each the same as the next: longer than what is looked at first."""
+def test_rates_that_are_the_same_may_be_more_than_one_statement_looks_up(backend: Backend):
+    """Twelve rates, each the same as the next, where the first statement looks up four."""
     store, name = backend.local, family()
-    told(
+    record_all(
         store,
         name,
         [(spec("", lr=1e-3 * (1 + at * 0.9e-9), seed=at), "completed") for at in range(12)],
@@ -156,14 +161,14 @@ def test_many_rates_within_one_key_and_beyond_a_statement_s_reach(backend: Backe
             assert outcome(sources, store, query) == outcome(choose_sources, listing, query)
 
 
-def test_sources_of_an_unknown_family_name_its_neighbours(backend: Backend):
+def test_sources_of_an_unknown_family_are_not_found(backend: Backend):
     with pytest.raises(NotFound, match="family 'nobody/none' is not in this registry"):
         backend.local.sources(TargetQuery(family="nobody/none", lr=1e-3))
 
 
-def test_two_servers_may_give_kinds_at_once(backend: Backend):
+def test_two_servers_may_backfill_keys_at_the_same_time(backend: Backend):
     store, name = backend.local, family()
-    told(store, name, [(spec("", lr=1e-3), "completed")] * 2)
+    record_all(store, name, [(spec("", lr=1e-3), "completed")] * 2)
     engine = open_engine(parse_url(backend.url))
     with engine.begin() as connection:
         key = connection.execute(
@@ -172,26 +177,28 @@ def test_two_servers_may_give_kinds_at_once(backend: Backend):
         connection.execute(
             recordings.update().where(recordings.c.family_key == key).values(kind_key=None)
         )
-        kinds.backfill_kinds(connection, key)
-        kinds.backfill_kinds(connection, key)  # whose turn came after the other's
-        assert not kinds.has_unkeyed(connection, key)
+        comparability.backfill(connection, key)
+        comparability.backfill(connection, key)  # the other server, which waited for the first
+        assert not comparability.has_unkeyed(connection, key)
     engine.dispose()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_an_answer_is_of_one_moment(backend: Backend, monkeypatch: pytest.MonkeyPatch, policy: str):
-    """The only source is deleted by another while the question is answered."""
+def test_an_answer_comes_from_one_snapshot(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, policy: str
+):
+    """Another client deletes the only source while the query is answered."""
     store, name = backend.local, family()
     only = replace(spec("", lr=1e-3), id=spec("").id, family=name)
     store.start(only)
     store.finish(only.id, 0, Ending())
-    asked = SqlBaseIndex.kinds
+    original = SqlBaseIndex.kinds
 
-    def and_deleted(shelf: SqlBaseIndex, tags: Mapping[str, str]) -> set[ComparabilityKey]:
-        found = asked(shelf, tags)
+    def and_delete(index: SqlBaseIndex, tags: Mapping[str, str]) -> set[ComparabilityKey]:
+        found = original(index, tags)
         store.delete(only.id)
         return found
 
-    monkeypatch.setattr(SqlBaseIndex, "kinds", and_deleted)
+    monkeypatch.setattr(SqlBaseIndex, "kinds", and_delete)
     found = sources(store, TargetQuery(family=name, lr=1e-3, policy=policy))
     assert [each.spec.id for each in found[1e-3]] == [only.id]

@@ -21,7 +21,7 @@ from flerm_core.records.recording import FINAL_STATUSES
 from flerm_server.store.interface import Appended, Batch
 from flerm_server.store.sql.auxiliary_codec import encode
 from flerm_server.store.sql.compiled_statements import Driver, InsertMany, Prepared, PreparedIn
-from flerm_server.store.sql.start_recording import refuse_closed
+from flerm_server.store.sql.start_recording import attempt_ended
 from flerm_server.store.sql.tables import attempts, measurements, recordings
 
 COLUMNS = (
@@ -186,7 +186,7 @@ def _take(driver: Driver, states: dict[str, _Recording], batch: Batch, now: int)
         rows = [row for row in rows if row[STEP] not in stored]
     if rows:
         if attempt.status in FINAL_STATUSES:
-            raise refuse_closed(batch.recording_id, number, attempt.status)
+            raise attempt_ended(batch.recording_id, number, attempt.status)
         attempt.pending += rows
         attempt.highest = max(attempt.highest, rows[-1][STEP])
         visible = rows[: bisect_left(rows, attempt.visible_below, key=lambda row: row[STEP])]

@@ -1,7 +1,8 @@
-"""The shelf by which the core's rules choose the sources of targets in SQL.
+"""A family's base recordings in SQL, as the core's rules for the sources of targets ask for them.
 
-Nothing here reads all recordings of a family: every question is answered from the index by (family, role, variant, kind,
-status, learning rate), but for the counts and rates that an error names.
+A family may have 100,000 base recordings, and a query for targets needs a few of them. So no method
+here reads them all. Each is answered from the index over (family, role, variant, comparability key,
+status, learning rate); only `statuses`, which an error message needs, counts them one by one.
 """
 
 from __future__ import annotations
@@ -15,26 +16,29 @@ from typing_extensions import override
 from flerm_core.matching.base_selection import BaseRecordingIndex
 from flerm_core.records.comparability import ComparabilityKey
 from flerm_core.records.recording import Recording, same_lr
-from flerm_server.store.sql.kinds import base_of
+from flerm_server.store.sql.comparability import base_of
+from flerm_server.store.sql.listings import tags_of
 from flerm_server.store.sql.mappers import recording_from, select_recordings, status_at
-from flerm_server.store.sql.read_rows import tags_of
-from flerm_server.store.sql.tables import kinds, recording_tags, recordings
+from flerm_server.store.sql.tables import comparability_keys, recording_tags, recordings
 
-SAME_LR = 2e-9  # wider than `same_lr`, which has the last word
-FEW, MANY = (
-    4,
-    256,
-)  # learning rates of one statement: as a rule the first gap is all that is looked for
+LR_TOLERANCE = 2e-9  # wider than that of `same_lr`, which then decides
+# How many learning rates one statement looks up. Few at first: the rules as a rule stop at the first
+# rate that is not the same as the one before.
+FIRST_RATES, MORE_RATES = 4, 256
 
 
 class SqlBaseIndex(BaseRecordingIndex):
-    """A family's base recordings, within the caller's transaction at `now`."""
+    """The base recordings of one family, as one transaction sees them.
+
+    connection: of that transaction. family_key: the family's key. now: the database's time in
+    microseconds, which decides what running recordings have lost their lease.
+    """
 
     def __init__(self, connection: sa.Connection, family_key: int, now: int) -> None:
         self._connection = connection
         self._now = now
         self._base = base_of(family_key)
-        self._keys: dict[ComparabilityKey, int] = {}
+        self._numbers: dict[ComparabilityKey, int] = {}
 
     @override
     def statuses(self, lr: float | None = None) -> Counter[str]:
@@ -45,7 +49,8 @@ class SqlBaseIndex(BaseRecordingIndex):
             .group_by(recordings.c.lr, status)
         )
         if lr is not None:
-            query = query.where(recordings.c.lr.between(lr * (1 - SAME_LR), lr * (1 + SAME_LR)))
+            low, high = lr * (1 - LR_TOLERANCE), lr * (1 + LR_TOLERANCE)
+            query = query.where(recordings.c.lr.between(low, high))
         counts: Counter[str] = Counter()
         for rate, name, count in self._connection.execute(query):
             if lr is None or same_lr(rate, lr):
@@ -60,22 +65,27 @@ class SqlBaseIndex(BaseRecordingIndex):
 
     @override
     def kinds(self, tags: Mapping[str, str]) -> set[ComparabilityKey]:
-        some = sa.select(recordings.c.key).where(
-            *self._completed(tags), recordings.c.kind_key == kinds.c.key
+        # For each key of the registry, whether the family has such a recording: keys are few.
+        recorded = sa.select(recordings.c.key).where(
+            *self._completed(tags), recordings.c.kind_key == comparability_keys.c.key
         )
         query = sa.select(
-            kinds.c.key, kinds.c.optimizer, kinds.c.settings, kinds.c.estimator
-        ).where(some.exists())
+            comparability_keys.c.key,
+            comparability_keys.c.optimizer,
+            comparability_keys.c.settings,
+            comparability_keys.c.estimator,
+        ).where(recorded.exists())
         found = {
-            ComparabilityKey(*content): key for key, *content in self._connection.execute(query)
+            ComparabilityKey(*content): number
+            for number, *content in self._connection.execute(query)
         }
-        self._keys |= found
+        self._numbers |= found
         return set(found)
 
     @override
     def count(self, kind: ComparabilityKey, tags: Mapping[str, str]) -> int:
-        query = sa.select(sa.func.count()).select_from(recordings).where(*self._of([kind], tags))
-        return int(self._connection.execute(query).scalar_one())
+        query = sa.select(sa.func.count()).select_from(recordings)
+        return int(self._connection.execute(query.where(*self._of([kind], tags))).scalar_one())
 
     @override
     def rates(
@@ -86,27 +96,32 @@ class SqlBaseIndex(BaseRecordingIndex):
         *,
         down: bool = False,
     ) -> Iterator[float]:
-        rate, order = recordings.c.lr, recordings.c.lr.desc() if down else recordings.c.lr
-        query = sa.select(rate).where(*self._of(kinds, tags)).order_by(order).limit(1)
-        many, last = (
-            FEW,
-            self._connection.execute(query.where(rate < start if down else rate >= start)).scalar(),
-        )
+        rate = recordings.c.lr
+        order = rate.desc() if down else rate
+        nearest = sa.select(rate).where(*self._of(kinds, tags)).order_by(order).limit(1)
+        last = self._connection.execute(
+            nearest.where(rate < start if down else rate >= start)
+        ).scalar()
+        count = FIRST_RATES
         while last is not None:
-            # Each found by a step down the index from the one before, however many recordings share it.
+            # SELECT DISTINCT would read every recording of the range, thousands of which may share
+            # a learning rate. This recursion instead goes from one rate to the next with one look
+            # into the index each: it starts with `last`, and each row asks for the nearest rate
+            # beyond the row before. Where there is none the rate is NULL, and the recursion ends.
             chain = sa.select(
-                sa.literal(last, sa.Double).label("rate"), sa.literal(1).label("at")
+                sa.literal(last, sa.Double).label("rate"), sa.literal(1).label("position")
             ).cte("chain", recursive=True)
             beyond = rate < chain.c.rate if down else rate > chain.c.rate
-            step = sa.select(query.where(beyond).correlate(chain).scalar_subquery(), chain.c.at + 1)
-            chain = chain.union_all(step.where(chain.c.at < many, chain.c.rate.is_not(None)))
-            found = (
-                self._connection.execute(sa.select(chain.c.rate).order_by(chain.c.at))
-                .scalars()
-                .all()
-            )
-            yield from (each for each in found[:-1] if each is not None)
-            last, many = found[-1], MANY
+            following = sa.select(
+                nearest.where(beyond).correlate(chain).scalar_subquery(), chain.c.position + 1
+            ).where(chain.c.position < count, chain.c.rate.is_not(None))
+            chain = chain.union_all(following)
+            found = self._connection.execute(
+                sa.select(chain.c.rate).order_by(chain.c.position)
+            ).scalars()
+            *rates, last = found.all()  # `last` begins the next statement, or is NULL
+            yield from rates
+            count = MORE_RATES
 
     @override
     def newest(
@@ -131,14 +146,16 @@ class SqlBaseIndex(BaseRecordingIndex):
         return [recording_from(row, tagged.get(row.key, {})) for row in found]
 
     def _of(
-        self, some: Collection[ComparabilityKey], tags: Mapping[str, str]
+        self, keys: Collection[ComparabilityKey], tags: Mapping[str, str]
     ) -> tuple[sa.ColumnElement[bool], ...]:
-        return *self._completed(tags), recordings.c.kind_key.in_(
-            [self._keys[kind] for kind in some]
-        )
+        """The conditions that leave completed base recordings with one of `keys` and all `tags`."""
+        numbers = [self._numbers[key] for key in keys]
+        return *self._completed(tags), recordings.c.kind_key.in_(numbers)
 
     def _completed(self, tags: Mapping[str, str]) -> tuple[sa.ColumnElement[bool], ...]:
-        tag = recording_tags.alias()  # beside the table itself, where a query asks for values
+        """The conditions that leave completed base recordings with all `tags`."""
+        # An alias, for `tag_values` has the table itself in its query.
+        tag = recording_tags.alias()
         tagged = (
             sa.select(tag.c.name)
             .where(

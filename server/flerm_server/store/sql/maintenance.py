@@ -1,4 +1,4 @@
-"""What is done to recordings and families that are there: renaming, tagging, deleting."""
+"""Renaming families, tagging recordings and deleting them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from flerm_core.errors import AlreadyExists, InvalidInput
 from flerm_core.records.recording import Family
 from flerm_core.records.validation import MAX_TAGS
-from flerm_server.store.sql.read_rows import one_family, unknown_recording
+from flerm_server.store.sql.listings import one_family, unknown_recording
 from flerm_server.store.sql.tables import (
     attempts,
     families,
@@ -30,7 +30,7 @@ def rename_family(connection: sa.Connection, name: str, new_name: str, now: int)
         return one_family(connection, new_name)
     if new_name in there:
         raise AlreadyExists(f"family {new_name!r} exists already: {name!r} needs a name of its own")
-    one_family(connection, name)  # raises for one that is not there
+    one_family(connection, name)  # raises `NotFound`
     connection.execute(
         families.update().where(families.c.name == name).values(name=new_name, updated_at=now)
     )
@@ -45,7 +45,7 @@ def tag(
     now: int,
 ) -> None:
     """See `Store.tag`."""
-    key = _locked_key(connection, recording_id)
+    key = _lock(connection, recording_id)
     if key is None:
         raise unknown_recording(recording_id)
     mine = recording_tags.c.recording_key == key
@@ -69,7 +69,7 @@ def tag(
 
 def delete(connection: sa.Connection, recording_id: str) -> int:
     """See `Store.delete`."""
-    key = _locked_key(connection, recording_id)
+    key = _lock(connection, recording_id)
     if key is None:
         return 0
     its_attempts = sa.select(attempts.c.key).where(attempts.c.recording_key == key)
@@ -82,7 +82,8 @@ def delete(connection: sa.Connection, recording_id: str) -> int:
     return rows
 
 
-def _locked_key(connection: sa.Connection, recording_id: str) -> int | None:
+def _lock(connection: sa.Connection, recording_id: str) -> int | None:
+    """Locks a recording; its key, or None where there is none."""
     key: int | None = connection.execute(
         sa.select(recordings.c.key).where(recordings.c.id == recording_id).with_for_update()
     ).scalar_one_or_none()

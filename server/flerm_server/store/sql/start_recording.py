@@ -12,10 +12,12 @@ from flerm_core.records.comparability import comparability_of, refuse_other_reco
 from flerm_core.records.recording import Attempt, ParameterList, RecordingSpec, in_order
 from flerm_core.records.validation import MAX_MOMENT
 from flerm_server.store.interface import Started
+from flerm_server.store.sql import comparability
 from flerm_server.store.sql.engine import insert_new, timestamp_from_column, timestamp_to_column
-from flerm_server.store.sql.kinds import intern_kind
+from flerm_server.store.sql.listings import family_key
 from flerm_server.store.sql.mappers import parameters_to, recording_from, select_recordings, spec_to
 from flerm_server.store.sql.tables import (
+    NEVER,
     attempts,
     families,
     measurements,
@@ -24,16 +26,21 @@ from flerm_server.store.sql.tables import (
     recordings,
 )
 
-NEVER = 2**63 - 1  # a step that no run reaches
 FIRST = 1
 
-# In microseconds. Less than this is the time that the message took, which is another for every message.
-ON_ITS_WAY = 10_000_000
+# Microseconds. A client's clock that differs by less is taken to be right: the difference is the
+# time that the message travelled, which is another for every message.
+TRAVEL_TIME = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class StartRecording:
-    """A start as one transaction sees it."""
+    """`Store.start` within one transaction.
+
+    connection: of a writing transaction. spec, attempt, created_by, most_recordings: as
+    `Store.start` has them. now: the database's time in microseconds. lease_until: when the lease
+    of the new attempt ends, in microseconds.
+    """
 
     connection: sa.Connection
     spec: RecordingSpec
@@ -43,13 +50,36 @@ class StartRecording:
     lease_until: int
     most_recordings: int = 0
 
-    def run(self) -> Started:
-        """Opens the recording or the attempt, or finds it."""
-        key = self._create()
+    def execute(self) -> Started:
+        """Opens the recording or the attempt, or finds what was opened before."""
+        key = self._insert_recording()
         if key is not None:
-            self._insert_attempt(key, FIRST, NEVER)
+            self._insert_attempt(key, FIRST)
             return Started(self.spec.id, FIRST, True)
-        # Locked from here on: attempts of one recording open one after the other.
+        key = self._lock_same_recording()
+        if self.attempt is None or self.attempt.id == self.spec.id:
+            return Started(self.spec.id, FIRST, False)
+        known = self.connection.execute(
+            sa.select(attempts).where(attempts.c.recording_key == key)
+        ).all()
+        for other in known:
+            if other.id == self.attempt.id:
+                if other.resume_at != self.attempt.resume_at:
+                    raise AlreadyExists(
+                        f"attempt {other.id} of recording {self.spec.id} has resume_at "
+                        f"{other.resume_at}, not {self.attempt.resume_at}"
+                    )
+                return Started(self.spec.id, other.number, False)
+        number = max(other.number for other in known) + 1
+        self._insert_attempt(key, number)
+        recompute_visibility(self.connection, key, self.now, self.lease_until)
+        return Started(self.spec.id, number, True)
+
+    def _lock_same_recording(self) -> int:
+        """Locks the recording with this id, so that its attempts open one after the other; its key.
+
+        Raises `AlreadyExists` when the id is of another recording.
+        """
         row = self.connection.execute(
             select_recordings(self.now)
             .add_columns(parameter_lists.c.digest)
@@ -58,46 +88,27 @@ class StartRecording:
             .with_for_update(of=recordings)
         ).one()
         stored = recording_from(row, {}).spec
-        if (
-            stored.family != self.spec.family
-            and family_key(self.connection, self.spec.family) is None
-        ):
-            stored = replace(
-                stored, family=self.spec.family
-            )  # it was renamed meanwhile: who holds the old name means this one
+        family = self.spec.family
+        if stored.family != family and family_key(self.connection, family) is None:
+            # The family was renamed: a client that knows the old name means this recording.
+            stored = replace(stored, family=family)
         refuse_other_recording(stored, self.spec, stored_digest=row.digest)
-        known = self.connection.execute(
-            sa.select(attempts).where(attempts.c.recording_key == row.key)
-        ).all()
-        if self.attempt is None or self.attempt.id == self.spec.id:
-            return Started(self.spec.id, FIRST, False)
-        for other in known:
-            if other.id == self.attempt.id:
-                if other.resume_at != self.attempt.resume_at:
-                    raise AlreadyExists(
-                        f"attempt {other.id} of recording {self.spec.id} has resume_at {other.resume_at}, "
-                        f"not {self.attempt.resume_at}"
-                    )
-                return Started(self.spec.id, other.number, False)
-        number = max(other.number for other in known) + 1
-        self._insert_attempt(row.key, number, NEVER)
-        recompute_visibility(self.connection, row.key, self.now, self.lease_until)
-        return Started(self.spec.id, number, True)
+        return int(row.key)
 
-    def _create(self) -> int | None:
-        """The key of the recording, made now; None when it is there already."""
+    def _insert_recording(self) -> int | None:
+        """The key of the new recording; None when there is one with this id."""
         found = self.connection.execute(
             sa.select(recordings.c.key).where(recordings.c.id == self.spec.id)
         ).scalar_one_or_none()
         if found is not None:
             return None
-        self._within_quota()
+        self._check_quota()
         values: dict[str, Any] = spec_to(self.spec) | {
             "family_key": ensure_family(
                 self.connection, self.spec.family, self.now, self.created_by
             ),
-            "parameters_key": intern(self.connection, self.spec.parameters),
-            "kind_key": intern_kind(self.connection, comparability_of(self.spec)),
+            "parameters_key": intern_parameters(self.connection, self.spec.parameters),
+            "kind_key": comparability.intern(self.connection, comparability_of(self.spec)),
             "status": "running",
             "attempt": FIRST,
             "rows": 0,
@@ -117,7 +128,8 @@ class StartRecording:
             self.connection.execute(recording_tags.insert(), tags)
         return key
 
-    def _within_quota(self) -> None:
+    def _check_quota(self) -> None:
+        """Raises `LimitExceeded` where the creator has as many recordings as it may have."""
         if not self.most_recordings:
             return
         theirs = (
@@ -127,11 +139,12 @@ class StartRecording:
         )
         if self.connection.execute(theirs).scalar_one() >= self.most_recordings:
             raise LimitExceeded(
-                f"recordings_per_token: token {self.created_by} has {self.most_recordings} recordings, the most that it may; "
+                f"recordings_per_token: token {self.created_by} has {self.most_recordings} recordings, "
+                "the most that it may; "
                 "delete old ones, or ask for another token"
             )
 
-    def _insert_attempt(self, recording_key: int, number: int, visible_below: int) -> None:
+    def _insert_attempt(self, recording_key: int, number: int) -> None:
         attempt = self.attempt
         self.connection.execute(
             attempts.insert().values(
@@ -144,37 +157,29 @@ class StartRecording:
                 status="running",
                 world_size=self.spec.world_size,
                 versions=dict(self.spec.versions),
-                visible_below=visible_below,
+                visible_below=NEVER,
                 last_step=-1,
                 created_by=self.created_by,
             )
         )
 
     def _started_at(self) -> int:
-        """By the database's clock, as far as is known how the sender's differs."""
+        """When the attempt began, on the database's clock.
+
+        `sent_at` tells by how much the client's clock differs from the database's.
+        """
         if self.attempt is None:
             return self.now
         started = timestamp_to_column(self.attempt.started_at)
-        off = (
-            self.now - timestamp_to_column(self.attempt.sent_at)
-            if self.attempt.sent_at is not None
-            else 0
-        )
-        if abs(off) < ON_ITS_WAY:
-            off = 0
-        return min(max(started + off, 0), MAX_MOMENT)
-
-
-def family_key(connection: sa.Connection, name: str) -> int | None:
-    """The key of the family called `name`; None where there is none."""
-    key: int | None = connection.execute(
-        sa.select(families.c.key).where(families.c.name == name)
-    ).scalar_one_or_none()
-    return key
+        if self.attempt.sent_at is not None:
+            difference = self.now - timestamp_to_column(self.attempt.sent_at)
+            if abs(difference) >= TRAVEL_TIME:
+                started += difference
+        return min(max(started, 0), MAX_MOMENT)
 
 
 def ensure_family(connection: sa.Connection, name: str, now: int, created_by: str) -> int:
-    """The key of the family called `name`, made when it is new."""
+    """The key of the family called `name`, which is made when it is new."""
     key = family_key(connection, name)
     if key is None:
         values = {
@@ -187,13 +192,13 @@ def ensure_family(connection: sa.Connection, name: str, now: int, created_by: st
         }
         key = insert_new(connection, families, values)
     if key is None:
-        key = family_key(connection, name)  # another made it meanwhile
+        key = family_key(connection, name)  # another transaction made it
     assert key is not None
     return key
 
 
-def intern(connection: sa.Connection, parameters: ParameterList) -> int:
-    """The key of the parameter list with this content."""
+def intern_parameters(connection: sa.Connection, parameters: ParameterList) -> int:
+    """The key of the row with this parameter list, which is made when it is new."""
     query = sa.select(parameter_lists.c.key).where(parameter_lists.c.digest == parameters.digest)
     key: int | None = connection.execute(query).scalar_one_or_none()
     if key is None:
@@ -209,25 +214,31 @@ def intern(connection: sa.Connection, parameters: ParameterList) -> int:
 def recompute_visibility(
     connection: sa.Connection, recording_key: int, now: int, lease_until: int
 ) -> None:
-    """Sets what the order of attempts decides: which rows of each are visible, and the recording's own state."""
+    """Updates what the order of a recording's attempts decides.
+
+    That is `visible_below` of each attempt, and the recording's own state, which is the latest
+    attempt's.
+    """
     rows = connection.execute(
         sa.select(attempts)
         .where(attempts.c.recording_key == recording_key)
         .order_by(attempts.c.number)
     ).all()
     by_id = {row.id: row for row in rows}
-    told = [
+    as_sent = [
         Attempt(id=row.id, started_at=timestamp_from_column(row.started_at), after=row.after_id)
         for row in rows
     ]
-    ordered = [by_id[each.id] for each in in_order(told)]
-    below = NEVER
+    ordered = [by_id[each.id] for each in in_order(as_sent)]
+    visible_below = NEVER
     for attempt in reversed(ordered):
-        if attempt.visible_below != below:
+        if attempt.visible_below != visible_below:
             connection.execute(
-                attempts.update().where(attempts.c.key == attempt.key).values(visible_below=below)
+                attempts.update()
+                .where(attempts.c.key == attempt.key)
+                .values(visible_below=visible_below)
             )
-        below = min(below, attempt.resume_at)
+        visible_below = min(visible_below, attempt.resume_at)
     latest = ordered[-1]
     values: dict[str, Any] = {"updated_at": now}
     before = connection.execute(
@@ -245,12 +256,12 @@ def recompute_visibility(
     connection.execute(
         recordings.update()
         .where(recordings.c.key == recording_key)
-        .values(values | _visible(connection, recording_key))
+        .values(values | _summary(connection, recording_key))
     )
 
 
-def _visible(connection: sa.Connection, recording_key: int) -> dict[str, Any]:
-    """Count, ends and tokens of the visible rows."""
+def _summary(connection: sa.Connection, recording_key: int) -> dict[str, Any]:
+    """Count, first and last step, and tokens of the visible rows."""
     rows = measurements.join(attempts)
     where = sa.and_(
         attempts.c.recording_key == recording_key, measurements.c.step < attempts.c.visible_below
@@ -272,8 +283,9 @@ def _visible(connection: sa.Connection, recording_key: int) -> dict[str, Any]:
     return {"rows": count, "first_step": first or 0, "last_step": last or 0, "tokens": tokens}
 
 
-def refuse_closed(recording_id: str, number: int, status: str) -> Refused:
-    """The answer to rows for an attempt that ended."""
+def attempt_ended(recording_id: str, number: int, status: str) -> Refused:
+    """The error for rows of an attempt that has ended."""
     return Refused(
-        f"recording {recording_id}: attempt {number} ended as {status} and takes no more rows; resume it as a new attempt"
+        f"recording {recording_id}: attempt {number} ended as {status} and takes no more rows; "
+        "resume it as a new attempt"
     )

@@ -31,7 +31,7 @@ from flerm_server.store.interface import (
     Store,
     StoreInfo,
 )
-from flerm_server.store.sql import kinds, maintenance, read_rows, schema
+from flerm_server.store.sql import comparability, listings, maintenance, read_rows, schema
 from flerm_server.store.sql.append_rows import append
 from flerm_server.store.sql.base_index import SqlBaseIndex
 from flerm_server.store.sql.engine import (
@@ -46,7 +46,7 @@ from flerm_server.store.sql.engine import (
 from flerm_server.store.sql.start_recording import StartRecording, ensure_family
 from flerm_server.store.sql.tables import attempts, families, recordings
 
-LEASE_SECONDS = 120.0
+LEASE_SECONDS = 120.0  # how long a recording whose client is silent still counts as running
 
 
 class SqlStore(Store):
@@ -82,12 +82,12 @@ class SqlStore(Store):
                     .where(families.c.key == key)
                     .values(changes | {"updated_at": now})
                 )
-            return read_rows.one_family(connection, name)
+            return listings.one_family(connection, name)
 
     @override
     def family(self, name: str, *, within: str = "") -> Family:
         with transaction(self.engine) as connection:
-            return read_rows.one_family(connection, name, within)
+            return listings.one_family(connection, name, within)
 
     @override
     def families(
@@ -95,7 +95,7 @@ class SqlStore(Store):
     ) -> Page[Family]:
         validation.validate_page_size(page_size)
         with transaction(self.engine) as connection:
-            return read_rows.list_families(connection, prefix, page_size, page_token, within)
+            return listings.list_families(connection, prefix, page_size, page_token, within)
 
     @override
     def rename_family(self, name: str, new_name: str) -> Family:
@@ -112,7 +112,7 @@ class SqlStore(Store):
         with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
             maintenance.tag(connection, recording_id, tags, remove, now)
-            return read_rows.one_recording(connection, recording_id, now)[1]
+            return listings.one_recording(connection, recording_id, now)[1]
 
     @override
     def delete(self, recording_id: str) -> int:
@@ -135,7 +135,7 @@ class SqlStore(Store):
             now = database_now(connection)
             return StartRecording(
                 connection, spec, attempt, created_by, now, now + self._lease, most_recordings
-            ).run()
+            ).execute()
 
     @override
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
@@ -150,11 +150,12 @@ class SqlStore(Store):
         validation.validate_ending(ending)
         with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
-            recording, found = _locked(connection, recording_id, attempt)
+            recording, found = _lock_attempt(connection, recording_id, attempt)
             if found.status != ending.status:
                 if found.status in FINAL_STATUSES:
                     raise AlreadyExists(
-                        f"recording {recording_id}: attempt {found.number} ended as {found.status}, not as {ending.status}"
+                        f"recording {recording_id}: attempt {found.number} ended as "
+                        f"{found.status}, not as {ending.status}"
                     )
                 connection.execute(
                     attempts.update()
@@ -174,12 +175,12 @@ class SqlStore(Store):
                     connection.execute(
                         recordings.update().where(recordings.c.key == recording.key).values(values)
                     )
-            return read_rows.one_recording(connection, recording_id, now)[1]
+            return listings.one_recording(connection, recording_id, now)[1]
 
     @override
     def renew(self, recording_id: str, attempt: int = 0) -> float:
         with transaction(self.engine, writes=True) as connection:
-            recording, found = _locked(connection, recording_id, attempt)
+            recording, found = _lock_attempt(connection, recording_id, attempt)
             if found.number != recording.attempt or found.status != "running":
                 return 0.0
             lease_until = database_now(connection) + self._lease
@@ -193,12 +194,12 @@ class SqlStore(Store):
     @override
     def recording(self, recording_id: str) -> Recording:
         with transaction(self.engine) as connection:
-            return read_rows.one_recording(connection, recording_id, database_now(connection))[1]
+            return listings.one_recording(connection, recording_id, database_now(connection))[1]
 
     @override
     def family_of(self, recording_id: str) -> str:
         with driver_transaction(self.engine) as driver:
-            return read_rows.family_of(driver, recording_id)
+            return listings.family_of(driver, recording_id)
 
     @override
     def recordings(
@@ -212,7 +213,7 @@ class SqlStore(Store):
         validation.validate_filter(filters)
         validation.validate_page_size(page_size)
         with transaction(self.engine) as connection:
-            return read_rows.list_recordings(
+            return listings.list_recordings(
                 connection, filters, page_size, page_token, database_now(connection), within
             )
 
@@ -239,7 +240,7 @@ class SqlStore(Store):
     def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
         for segment, steps in read_rows.chunks(selection, columns):
             with driver_transaction(self.engine) as driver:
-                rows = read_rows.read_block(driver, selection, segment, steps, columns)
+                rows = read_rows.read_chunk(driver, selection, segment, steps, columns)
             yield rows
 
     @override
@@ -247,34 +248,37 @@ class SqlStore(Store):
         validation.validate_query(query)
         while True:
             with transaction(self.engine, snapshot=True) as connection:
-                family = read_rows.family_record(connection, query.family, within)
-                if not kinds.has_unkeyed(connection, family.key):
+                family = listings.family_record(connection, query.family, within)
+                if not comparability.has_unkeyed(connection, family.key):
                     return select_sources(
                         SqlBaseIndex(connection, family.key, database_now(connection)), query
                     ), tuple(family.blocks)
             with transaction(self.engine, writes=True) as connection:
-                kinds.backfill_kinds(connection, family.key)
+                comparability.backfill(connection, family.key)
 
     @override
     def runs(self, filters: RecordingFilter) -> Runs:
         validation.validate_filter(filters)
         with transaction(self.engine) as connection:
-            return read_rows.runs(connection, filters, database_now(connection))
+            return listings.runs(connection, filters, database_now(connection))
 
     @override
     def close(self) -> None:
         self.engine.dispose()
 
 
-def _locked(connection: sa.Connection, recording_id: str, number: int) -> tuple[Any, Any]:
-    """A recording, locked, and its attempt of that number (0: the latest). Raises `NotFound`."""
+def _lock_attempt(connection: sa.Connection, recording_id: str, number: int) -> tuple[Any, Any]:
+    """Locks a recording; its row and that of its attempt `number` (0: the latest).
+
+    Raises `NotFound`.
+    """
     recording = connection.execute(
         sa.select(recordings.c.key, recordings.c.attempt)
         .where(recordings.c.id == recording_id)
         .with_for_update()
     ).one_or_none()
     if recording is None:
-        raise read_rows.unknown_recording(recording_id)
+        raise listings.unknown_recording(recording_id)
     attempt = connection.execute(
         sa.select(attempts).where(
             attempts.c.recording_key == recording.key,
@@ -289,9 +293,11 @@ def _locked(connection: sa.Connection, recording_id: str, number: int) -> tuple[
 
 
 def open_store(url: str, *, lease_seconds: float = LEASE_SECONDS) -> SqlStore:
-    """The store at `url`. A SQLite file is made or upgraded first (after a copy); PostgreSQL must have been upgraded already.
+    """The store at `url`.
 
-    Raises `InvalidInput` for a URL of another kind, `Unreachable`, and `Refused` for a schema that this version cannot serve.
+    A SQLite file is made, or copied and upgraded, first. A PostgreSQL database must have this
+    version's schema already. Raises `InvalidInput` for a URL of another database, `Unreachable`, and
+    `Refused` for a schema that this version cannot serve.
     """
     engine = open_engine(parse_url(url))
     try:

@@ -1,7 +1,7 @@
 """The tables, as the code of this version uses them. `migrations/` makes them.
 
-Moments are integers, microseconds since 1970 UTC: exact and alike on every database. Vectors are packed little-endian
-float32.
+Timestamps are integers, microseconds since 1970 UTC: exact, and the same on every database. Vectors
+are packed as little-endian float32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ metadata = MetaData(
     }
 )
 
-# SQLite numbers rows by itself only where the key is spelled INTEGER.
+# SQLite chooses the keys of new rows only where the column's type is spelled INTEGER.
 Key = BigInteger().with_variant(Integer, "sqlite")
 
 families = Table(
@@ -47,7 +47,7 @@ families = Table(
     Column("created_by", Text, nullable=False),
 )
 
-# Interned by content: thousands of recordings of one architecture share one row.
+# Stored once for each content: thousands of recordings of one architecture share one row.
 parameter_lists = Table(
     "parameter_lists",
     metadata,
@@ -57,8 +57,9 @@ parameter_lists = Table(
     Column("content", JSON, nullable=False),
 )
 
-# What recordings must share to stand in one set of targets, interned by content: `flerm_core.matching.base_selection.Kind`.
-kinds = Table(
+# What recordings must share to stand in one set of targets, stored once for each content: see
+# `flerm_core.records.comparability.ComparabilityKey` and `store.sql.comparability`.
+comparability_keys = Table(
     "kinds",
     metadata,
     Column("key", Key, primary_key=True),
@@ -88,7 +89,8 @@ recordings = Table(
     Column("versions", JSON, nullable=False),
     Column("targets_digest", Text, nullable=False),
     Column("targets_sources", JSON, nullable=False),
-    # The state of the latest attempt, and what its visible rows come to; kept with every write.
+    # The state of the latest attempt, and the count, ends and tokens of the visible rows. Every write
+    # keeps them up to date.
     Column("status", Text, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("rows", BigInteger, nullable=False),
@@ -102,7 +104,8 @@ recordings = Table(
     Column("finished_at", BigInteger),
     Column("lease_until", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False),
-    # Of `kinds`; none yet where a server of an older schema opened it: `store.kinds` sets it when it is first asked for.
+    # The key of the recording's row in `comparability_keys`. Servers of an older schema leave NULL,
+    # and `store.sql.comparability.backfill` sets the key before targets are first asked for.
     Column("kind_key", Key),
     Index(None, "created_at", "key"),
     Index(None, "family_key", "role", "variant", "lr"),
@@ -121,6 +124,8 @@ recording_tags = Table(
     Index(None, "name", "value"),
 )
 
+NEVER = 2**63 - 1  # a step that no run reaches: `visible_below` of an attempt without later ones
+
 attempts = Table(
     "attempts",
     metadata,
@@ -134,12 +139,12 @@ attempts = Table(
     Column("finished_at", BigInteger),
     Column("world_size", Integer, nullable=False),
     Column("versions", JSON, nullable=False),
-    # The smallest resume_at of later attempts: rows from there on are hidden.
+    # The smallest `resume_at` of later attempts: rows from this step on are hidden.
     Column("visible_below", BigInteger, nullable=False),
-    # The greatest step stored, -1 without any: what lies above it cannot have been sent before.
+    # The greatest step stored, -1 for none: a row above it cannot have been stored before.
     Column("last_step", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False, server_default=""),
-    # The id of the attempt that it resumed from, if that was told.
+    # The id of the attempt from whose checkpoint this one resumed, where the client sent that.
     Column("after_id", String(36), nullable=False, server_default=""),
     UniqueConstraint("recording_key", "number"),
     UniqueConstraint("recording_key", "id"),
@@ -160,7 +165,8 @@ measurements = Table(
     PrimaryKeyConstraint("attempt_key", "step"),
 )
 
-# `digest`: SHA-256 of the secret, which is kept nowhere. Revoked tokens stay: what they wrote names them.
+# `digest`: SHA-256 of the secret, which is not stored. Revoked tokens stay in the table, for
+# `created_by` of recordings and families names them.
 tokens = Table(
     "tokens",
     metadata,
@@ -174,7 +180,7 @@ tokens = Table(
     Column("revoked_at", BigInteger),
 )
 
-# A browser that logged in with a token; ends with it.
+# A browser's login with a token. A session does not outlive its token.
 sessions = Table(
     "sessions",
     metadata,
@@ -185,8 +191,9 @@ sessions = Table(
     Column("expires_at", BigInteger, nullable=False),
 )
 
-# One row: the oldest schema revision whose servers can still work with this database. A migration that takes
-# something away raises it; one that only adds leaves it, so that old and new servers overlap.
+# One row: the oldest schema revision whose servers can still work with this database. A migration
+# that removes something raises it. One that only adds leaves it, so that servers of the old and of
+# the new version run at the same time.
 schema_support = Table(
     "schema_support", metadata, Column("oldest_server", String(32), primary_key=True)
 )

@@ -1,0 +1,284 @@
+"""Families and recordings: one by its name or id, and listings of them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from flerm_core.errors import InvalidInput, NotFound
+from flerm_core.records.comparability import optimizer_key
+from flerm_core.records.queries import RecordingFilter
+from flerm_core.records.recording import Family, Recording
+from flerm_core.tuning.best_lr import SweepRun
+from flerm_server.store.interface import PAGE_SIZE, Page, Runs
+from flerm_server.store.sql.compiled_statements import Driver, Prepared
+from flerm_server.store.sql.engine import timestamp_to_column
+from flerm_server.store.sql.mappers import (
+    family_from,
+    parameters_from,
+    recording_from,
+    select_recordings,
+    status_at,
+)
+from flerm_server.store.sql.tables import families, parameter_lists, recording_tags, recordings
+
+LR_TOLERANCE = 1e-9  # as flerm_core.records.recording.same_lr
+SUGGESTED_NAMES = 5  # in the error for an unknown family
+COMPARED_NAMES = 1000  # families whose names are compared with that of an unknown one
+MAX_KEY = 2**63 - 1
+
+_FAMILY_OF = Prepared(
+    sa.select(families.c.name)
+    .join_from(recordings, families)
+    .where(recordings.c.id == sa.bindparam("id"))
+)
+
+
+def encode_page_token(*sort_keys: object) -> str:
+    """A page token: the sort keys of the page's last item, in a form that clients do not read."""
+    return base64.urlsafe_b64encode("\n".join(map(str, sort_keys)).encode()).decode()
+
+
+def decode_page_token(token: str, count: int) -> list[str]:
+    """The `count` sort keys that `encode_page_token` packed. Raises `InvalidInput`."""
+    try:
+        found = base64.urlsafe_b64decode(token.encode("ascii")).decode().split("\n")
+    except (binascii.Error, UnicodeError):
+        found = []
+    if len(found) != count:
+        raise _invalid_page_token(token)
+    return found
+
+
+def _invalid_page_token(token: str) -> InvalidInput:
+    return InvalidInput(
+        f"page_token {token[:80]!r}: only the next_page_token of the page before is allowed"
+    )
+
+
+def team_filter(scope: str) -> list[sa.ColumnElement[bool]]:
+    """The conditions that leave the family called `scope` and those of the team of that name.
+
+    None for an empty `scope`.
+    """
+    if not scope:
+        return []
+    team = f"{scope}/"
+    return [sa.or_(families.c.name == scope, sa.func.substr(families.c.name, 1, len(team)) == team)]
+
+
+def list_families(
+    connection: sa.Connection, prefix: str, page_size: int, page_token: str, within: str = ""
+) -> Page[Family]:
+    """See `Store.families`."""
+    limit = page_size or PAGE_SIZE
+    query = (
+        sa.select(families).where(*team_filter(within)).order_by(families.c.name).limit(limit + 1)
+    )
+    if prefix:
+        # Not LIKE, which ignores case on SQLite.
+        query = query.where(sa.func.substr(families.c.name, 1, len(prefix)) == prefix)
+    if page_token:
+        query = query.where(families.c.name > decode_page_token(page_token, 1)[0])
+    found = connection.execute(query).all()
+    items = _with_counts(connection, found[:limit])
+    return Page(tuple(items), encode_page_token(items[-1].name) if len(found) > limit else "")
+
+
+def one_family(connection: sa.Connection, name: str, within: str = "") -> Family:
+    """See `Store.family`."""
+    return _with_counts(connection, [family_record(connection, name, within)])[0]
+
+
+def family_record(connection: sa.Connection, name: str, within: str = "") -> sa.Row[Any]:
+    """The row of a family, without a count of its recordings. Raises `NotFound` as `Store.family`."""
+    found = connection.execute(sa.select(families).where(families.c.name == name)).one_or_none()
+    if found is None:
+        query = (
+            sa.select(families.c.name)
+            .where(*team_filter(within))
+            .order_by(families.c.name)
+            .limit(COMPARED_NAMES)
+        )
+        names = connection.execute(query).scalars().all()
+        similar = difflib.get_close_matches(name, names, SUGGESTED_NAMES, 0.5)
+        similar = similar or list(names[:SUGGESTED_NAMES])
+        there = (
+            f"there are {len(names)}, for example {', '.join(similar)}"
+            if names
+            else "this registry has none yet"
+        )
+        raise NotFound(f"family {name!r} is not in this registry; {there}")
+    return found
+
+
+def family_key(connection: sa.Connection, name: str) -> int | None:
+    """The key of the family called `name`; None where there is none."""
+    key: int | None = connection.execute(
+        sa.select(families.c.key).where(families.c.name == name)
+    ).scalar_one_or_none()
+    return key
+
+
+def _with_counts(connection: sa.Connection, found: Sequence[sa.Row[Any]]) -> list[Family]:
+    """Families from their rows, with the number and the learning rates of their recordings."""
+    keys = [row.key for row in found]
+    counts: dict[int, int] = {}
+    rates: dict[int, list[float]] = {}
+    for key, role, lr, count in connection.execute(
+        sa.select(recordings.c.family_key, recordings.c.role, recordings.c.lr, sa.func.count())
+        .where(recordings.c.family_key.in_(keys))
+        .group_by(recordings.c.family_key, recordings.c.role, recordings.c.lr)
+        .order_by(recordings.c.lr)
+    ):
+        counts[key] = counts.get(key, 0) + count
+        if role == "base":
+            rates.setdefault(key, []).append(lr)
+    return [
+        family_from(row, counts.get(row.key, 0), tuple(rates.get(row.key, ()))) for row in found
+    ]
+
+
+def list_recordings(
+    connection: sa.Connection,
+    filters: RecordingFilter,
+    page_size: int,
+    page_token: str,
+    now: int,
+    within: str = "",
+) -> Page[Recording]:
+    """See `Store.recordings`. `now`: the database's time in microseconds."""
+    limit = page_size or PAGE_SIZE
+    query = (
+        select_recordings(now)
+        .order_by(recordings.c.created_at.desc(), recordings.c.key.desc())
+        .limit(limit + 1)
+    )
+    if filters.family:
+        # By the family's key, with which an index begins. By the joined family's name, the query
+        # planner reads all recordings in their order.
+        key = family_key(connection, filters.family)
+        if key is None:
+            return Page(())
+        query = query.where(recordings.c.family_key == key)
+    query = query.where(*conditions(filters, now), *team_filter(within))
+    if page_token:
+        query = query.where(_before(page_token))
+    found = connection.execute(query).all()
+    rows = found[:limit]
+    tags = tags_of(connection, [row.key for row in rows])
+    items = tuple(recording_from(row, tags.get(row.key, {})) for row in rows)
+    more = len(found) > limit
+    return Page(items, encode_page_token(rows[-1].created_at, rows[-1].key) if more else "")
+
+
+def _before(page_token: str) -> sa.ColumnElement[bool]:
+    """The condition that leaves what follows the page of `page_token`, newest first."""
+    texts = decode_page_token(page_token, 2)
+    if not all(text.isdecimal() and len(text) <= len(str(MAX_KEY)) for text in texts):
+        raise _invalid_page_token(page_token)
+    created_at, key = map(int, texts)
+    if max(created_at, key) > MAX_KEY:
+        raise _invalid_page_token(page_token)
+    order = sa.tuple_(recordings.c.created_at, recordings.c.key)
+    return order < sa.tuple_(sa.literal(created_at), sa.literal(key))
+
+
+def conditions(filters: RecordingFilter, now: int) -> list[sa.ColumnElement[bool]]:
+    """The conditions of `filters`, but for that on the family."""
+    found = [
+        column == value
+        for column, value in (
+            (recordings.c.role, filters.role),
+            (recordings.c.variant, filters.variant),
+            (recordings.c.optimizer, filters.optimizer),
+            (status_at(now), filters.status),
+        )
+        if value
+    ]
+    if filters.lr_min is not None:
+        found.append(recordings.c.lr >= filters.lr_min * (1 - LR_TOLERANCE))
+    if filters.lr_max is not None:
+        found.append(recordings.c.lr <= filters.lr_max * (1 + LR_TOLERANCE))
+    if filters.created_after is not None:
+        found.append(recordings.c.created_at >= timestamp_to_column(filters.created_after))
+    if filters.created_before is not None:
+        found.append(recordings.c.created_at < timestamp_to_column(filters.created_before))
+    for name, value in filters.tags.items():
+        tagged = sa.select(recording_tags.c.recording_key).where(
+            recording_tags.c.name == name, recording_tags.c.value == value
+        )
+        found.append(recordings.c.key.in_(tagged))
+    return found
+
+
+def runs(connection: sa.Connection, filters: RecordingFilter, now: int) -> Runs:
+    """See `Store.runs`. Reads a few columns and makes no `Recording` of each row."""
+    config = sa.cast(recordings.c.optimizer_config, sa.Text)
+    columns = [
+        recordings.c[name] for name in ("role", "variant", "optimizer", "lr", "seed", "final_loss")
+    ]
+    query: sa.Select[Any] = sa.select(*columns, status_at(now), config).where(
+        *conditions(filters, now)
+    )
+    keys: dict[tuple[str, str], str] = {}
+    found: Runs = {}
+    query = query.where(recordings.c.family_key == family_key(connection, filters.family))
+    for role, variant, optimizer, lr, seed, loss, status, text in connection.execute(query):
+        key = keys.get((optimizer, text))
+        if key is None:
+            key = keys[optimizer, text] = optimizer_key(optimizer, json.loads(text))
+        found.setdefault((role, variant, key), []).append(
+            SweepRun(lr=lr, seed=seed, loss=loss, status=status)
+        )
+    return found
+
+
+def tags_of(connection: sa.Connection, keys: Sequence[int]) -> dict[int, dict[str, str]]:
+    """The tags of the recordings with these keys, by recording; those without tags are left out."""
+    found: dict[int, dict[str, str]] = {}
+    query = (
+        sa.select(recording_tags)
+        .where(recording_tags.c.recording_key.in_(keys))
+        .order_by(recording_tags.c.name)
+    )
+    for row in connection.execute(query):
+        found.setdefault(row.recording_key, {})[row.name] = row.value
+    return found
+
+
+def one_recording(connection: sa.Connection, recording_id: str, now: int) -> tuple[int, Recording]:
+    """The key of a recording, and the recording with its parameters. Raises `NotFound`."""
+    row = connection.execute(
+        select_recordings(now)
+        .add_columns(parameter_lists.c.content)
+        .join(parameter_lists)
+        .where(recordings.c.id == recording_id)
+    ).one_or_none()
+    if row is None:
+        raise unknown_recording(recording_id)
+    tags = tags_of(connection, [row.key]).get(row.key, {})
+    return row.key, recording_from(row, tags, parameters_from(row.content))
+
+
+def family_of(driver: Driver, recording_id: str) -> str:
+    """The name of a recording's family. Raises `NotFound`."""
+    found = _FAMILY_OF.all(driver, {"id": recording_id})
+    if not found:
+        raise unknown_recording(recording_id)
+    name: str = found[0][0]
+    return name
+
+
+def unknown_recording(recording_id: str) -> NotFound:
+    """The error for an id that no recording has."""
+    return NotFound(
+        f"recording {recording_id[:80]!r} is not in this registry; "
+        "list them by family to find its id"
+    )
