@@ -131,7 +131,7 @@ def test_appends_in_flight_are_limited_by_client(tmp_path: Path, monkeypatch: py
 
 
 def test_streams_leave_threads_for_other_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(server_module, "KEPT_FOR_SHORT_CALLS", server_module.THREADS - 2)
+    monkeypatch.setattr(server_module, "THREADS_FOR_UNARY_CALLS", server_module.THREADS - 2)
     released = hold_trajectories(monkeypatch)
     with served(tmp_path) as server, grpc.insecure_channel(server.grpc_address.text) as channel:
         stub = rpc.RegistryStub(channel)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from flerm_core.errors import Ambiguous, NotFound, join_names
 from flerm_core.figures import Curve, curves_of, ratios
+from flerm_core.matching.match import Multipliers, multipliers
 from flerm_core.matching.targets import Targets, build_targets
 from flerm_core.records import validation
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
@@ -108,6 +109,19 @@ def targets(store: Store, query: TargetQuery) -> Targets:
         return store.trajectory(recording.spec.id)
 
     return build_targets(query, sources, load, blocks=blocks)
+
+
+def match(
+    store: Store, query: TargetQuery, measured: Mapping[str, float]
+) -> tuple[Targets, Multipliers]:
+    """The targets that `query` asks for, and the multipliers of the tensors in `measured`.
+
+    measured: FSLRs by name, NaN where unmeasured. They are compared with the targets at
+    `query.step`; None: at the first measured step. Without `query.names` the tensors are those
+    measured. Raises as `targets` and `multipliers` do.
+    """
+    found = targets(store, query if query.names else replace(query, names=tuple(measured)))
+    return found, multipliers(dict(found), measured)
 
 
 def target_ratios(store: Store, base_id: str, other_id: str, *, max_points: int = 0) -> Trajectory:

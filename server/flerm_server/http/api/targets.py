@@ -6,8 +6,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
 
-from flerm_core.matching.match import multipliers
-from flerm_core.matching.targets import Targets
 from flerm_core.records.queries import TargetQuery
 from flerm_server.http.api import examples
 from flerm_server.http.api.parameters import Tags
@@ -22,7 +20,6 @@ from flerm_server.http.api.schemas import (
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.problems import PROBLEM
 from flerm_server.store import queries
-from flerm_server.store.interface import Store
 
 api = APIRouter(prefix="/api/v1", responses=PROBLEM, tags=["targets"])
 
@@ -70,7 +67,7 @@ def targets_by_query(
         tags=tags,
         step=step,
     )
-    return TargetsOut.of(_targets(store, request))
+    return TargetsOut.of(queries.targets(store, _query(request)))
 
 
 @api.post("/targets", responses=examples.TARGETS)
@@ -78,7 +75,7 @@ def targets(
     store: StoreDep, asked: Annotated[TargetsRequest, Body(examples=[examples.TARGETS_REQUEST])]
 ) -> TargetsOut:
     """Gives target FSLRs for a learning rate and an architecture."""
-    return TargetsOut.of(_targets(store, asked))
+    return TargetsOut.of(queries.targets(store, _query(asked)))
 
 
 @api.post("/match", responses=examples.MATCH)
@@ -89,17 +86,13 @@ def match(
     measured = {
         name: float("nan") if value is None else value for name, value in asked.measured.items()
     }
-    if not asked.names:
-        asked = asked.model_copy(update={"names": list(measured)})
-    found = _targets(store, asked)
-    wanted = found.at(step=asked.step) if asked.step is not None else dict(found)
-    matched = multipliers(wanted, measured)
+    found, matched = queries.match(store, _query(asked), measured)
     return MatchOut(
         family=asked.family,
         lr=asked.lr,
         learning_rates={name: asked.lr * value for name, value in matched.values.items()},
         multipliers=matched.values,
-        targets={name: number(value) for name, value in wanted.items()},
+        targets={name: number(value) for name, value in found.items()},
         unmeasured=list(matched.unmeasured),
         noisy=list(matched.noisy),
         clamped=list(matched.clamped),
@@ -108,8 +101,8 @@ def match(
     )
 
 
-def _targets(store: Store, asked: TargetsRequest) -> Targets:
-    query = TargetQuery(
+def _query(asked: TargetsRequest) -> TargetQuery:
+    return TargetQuery(
         family=asked.family,
         lr=asked.lr,
         names=tuple(asked.names),
@@ -123,4 +116,3 @@ def _targets(store: Store, asked: TargetsRequest) -> Targets:
         tags=asked.tags,
         step=asked.step,
     )
-    return queries.targets(store, query)

@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
 from flerm_core.errors import FlermError, InvalidInput
-from flerm_core.matching.match import Multipliers, multipliers
+from flerm_core.matching.match import Multipliers
 from flerm_core.matching.targets import Targets
 from flerm_core.parameter_names import is_depth_group
 from flerm_core.records.checks import MAX_INTEGER, quote_value
@@ -220,9 +220,11 @@ def match(store: Store, family: str, lr: str, tensors: str, step: str = "") -> M
     query = TargetQuery(
         family=family, lr=rate, names=pasted.names, shapes=pasted.shapes, step=at_step
     )
-    found = queries.targets(store, query)
+    if pasted.measured:
+        found, result = queries.match(store, query, pasted.measured)
+    else:
+        found, result = queries.targets(store, query), Multipliers({})
     wanted = dict(found)
-    result = multipliers(wanted, pasted.measured) if pasted.measured else Multipliers({})
     rows = tuple(
         _row(name, rate, wanted, pasted.measured, result) for name in pasted.names or wanted
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Iterator
 
 import gallery
 import httpx
 import pytest
 
+from flerm_client import RegistryClient
+from flerm_core.errors import FlermError
 from tests.server.conftest import Backend, serve
+from tests.server.samples import family, spec
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +59,49 @@ def test_every_other_page_renders(http: httpx.Client, ids: dict[str, str]):
     match = {"family": "team/decoder", "lr": "0.004", "recording": ids["plain"]}
     assert "Or by hand" in page(http, "/match", **match)
     assert "openapi.json" in page(http, "/docs")
+
+
+def test_a_page_rest_and_grpc_give_one_best_rate(
+    backend: Backend, http: httpx.Client, ids: dict[str, str]
+):
+    rest = http.get("/api/v1/families/team/decoder/best").json()
+    with RegistryClient(f"grpc://{backend.server.grpc_address.text}") as registry:
+        best = registry.best("team/decoder")
+    assert (best.lr, best.next_lr, best.advice) == (rest["lr"], rest["next_lr"], rest["advice"])
+    text = html.unescape(page(http, "/families/team/decoder"))
+    assert rest["advice"] in text
+    figure = http.get("/api/v1/families/team/decoder/figure").json()
+    assert f"best base rate: {best.rate:.2g}" in json.dumps(figure)
+
+
+@pytest.mark.parametrize("optimizers", [("Adam",), ("Adam", "SGD")])
+def test_why_there_is_no_best_rate_is_one_sentence_everywhere(
+    backend: Backend, http: httpx.Client, optimizers: tuple[str, ...]
+):
+    name = family()
+    for optimizer in optimizers:
+        backend.local.start(spec(name, optimizer=optimizer))
+    rest = http.get(f"/api/v1/families/{name}/best")
+    assert rest.status_code in (404, 409)
+    with (
+        RegistryClient(f"grpc://{backend.server.grpc_address.text}") as registry,
+        pytest.raises(FlermError) as refused,
+    ):
+        registry.best(name)
+    assert rest.json()["detail"] in str(refused.value)
+    assert rest.json()["detail"] in html.unescape(page(http, f"/families/{name}"))
+
+
+@pytest.mark.parametrize("step", ["", "301"])
+def test_the_matcher_and_rest_give_one_learning_rate(
+    http: httpx.Client, ids: dict[str, str], step: str
+):
+    measured = {"embed.weight": 40.0, "readout.weight": 10.0}
+    asked = {"family": "team/decoder", "lr": 0.004, "measured": measured}
+    found = http.post("/api/v1/match", json=asked | ({"step": int(step)} if step else {})).json()
+    tensors = "\n".join(f"{name} {value}" for name, value in measured.items())
+    text = page(http, "/match", family="team/decoder", lr="0.004", tensors=tensors, step=step)
+    for name in measured:
+        row = text[text.index(f'class="name">{name}') :].partition("</tr>")[0]
+        for key in ("targets", "multipliers", "learning_rates"):
+            assert f">{found[key][name]:.4g}<" in row, (name, key)
