@@ -95,7 +95,7 @@ def _hessian_product(
 
 
 def differentiable_twice() -> AbstractContextManager[None]:
-    """Inside, attention runs by plain matrix products: its fused kernels have no second derivative."""
+    """Inside, attention runs by plain matrix products: fused kernels have no second derivative."""
     return sdpa_kernel(SDPBackend.MATH)
 
 

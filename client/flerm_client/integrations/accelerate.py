@@ -19,6 +19,9 @@ from flerm_client.integrations._checkpoint import collect_state, restore
 from flerm_client.integrations._session import UnloggedMetrics, attach, check_keywords
 from flerm_client.training.optimizer_info import bare_optimizer
 from flerm_client.training.step_wrapper import StepWrapper
+from flerm_core._warnings import register_caller_package
+
+register_caller_package("accelerate")
 
 
 def record(

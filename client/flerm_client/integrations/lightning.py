@@ -14,7 +14,10 @@ from torch.optim import Optimizer
 from flerm_client.flerm import FLeRM
 from flerm_client.integrations._checkpoint import collect_state, restore
 from flerm_client.integrations._session import UnloggedMetrics, attach, check_keywords
+from flerm_core._warnings import register_caller_package
 from flerm_core.errors import InvalidInput
+
+register_caller_package("lightning")
 
 
 class FLeRMCallback(Callback):  # type: ignore[misc]  # Any: its types are not read

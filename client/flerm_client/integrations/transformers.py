@@ -22,8 +22,10 @@ from flerm_client.integrations._checkpoint import collect_state, restore
 from flerm_client.integrations._outputs import loss_in, output_of
 from flerm_client.integrations._session import UnloggedMetrics, attach, check_keywords
 from flerm_client.training.step_wrapper import CopySafeHook
-from flerm_core._warnings import warn
+from flerm_core._warnings import register_caller_package, warn
 from flerm_core.errors import InvalidInput
+
+register_caller_package("transformers")
 
 
 class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # Any: its types are not read

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from flerm_client.flerm import FLeRM
 from flerm_client.training.run_log import final_loss
 from flerm_client.training.weight_decay import DECAYS
+from flerm_core._warnings import register_caller_package
 from flerm_core.errors import FlermError, InvalidInput
 from flerm_core.run_clock import CLOCKS
 from flerm_core.trajectory import Trajectory
@@ -26,6 +27,8 @@ from flerm_experiments.workloads import Scale, Workload, workload_named
 from flerm_experiments.workloads.optimizers import OPTIMIZERS, SCHEDULES
 from flerm_experiments.workloads.parametrization import PARAMETRIZATIONS, parameter_groups
 from flerm_experiments.workloads.process_group import TrainingProcessGroup, process_group
+
+register_caller_package("flerm_experiments")
 
 MODES = ("plain", "record", "match")
 

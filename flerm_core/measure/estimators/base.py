@@ -23,7 +23,7 @@ ReductionScope = Literal["local", "model_parallel", "world"]
 
 
 class Draw(NamedTuple):
-    """What a probe batch gave: partial sums, float64 [any length], and its number N·K of outputs."""
+    """Of one probe batch: partial sums, float64 [any length], and its number N·K of outputs."""
 
     partial_sums: Tensor
     n_outputs: int

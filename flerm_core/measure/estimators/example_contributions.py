@@ -72,7 +72,7 @@ class ExampleContributions:
     def backward(
         self, hooks: ModuleHooks, outputs: Tensor, direction: Tensor, update: WeightUpdate
     ) -> Tensor:
-        """c [tensors, N] float64, for ∂φ/∂f = `direction`; under model parallel this rank's part."""
+        """c [tensors, N] float64, for ∂φ/∂f = `direction`; this rank's part of it."""
         n_examples = len(outputs)
         contributions = torch.zeros(
             len(self.positions), n_examples, dtype=torch.float64, device=outputs.device

@@ -115,7 +115,8 @@ class SquaredSums(Estimator):
 
 
 class Kronecker(SquaredSums):
-    """FSLR = √(Π_d E[s_d] / E[s_0]^(D−1)) (Eq. 28), for a Kronecker-factored covariance of Z (Eq. 11).
+    """FSLR = √(Π_d E[s_d] / E[s_0]^(D−1)) (Eq. 28): the covariance of Z is a Kronecker product
+    of one matrix per dimension (Eq. 11).
 
     The output layer is known better: output f_nk depends on row k of its weight alone, and ω_nk is
     independent between outputs, so its rows of Z are independent. Named, its weight uses

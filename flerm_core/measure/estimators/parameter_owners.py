@@ -1,4 +1,4 @@
-"""Which module answers for which tensor: the module whose derivative sees every use of the tensor."""
+"""Which module answers for a tensor: the one whose derivative sees every use of the tensor."""
 
 from __future__ import annotations
 

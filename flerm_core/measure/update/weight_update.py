@@ -125,5 +125,5 @@ def _differ(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """At least float32: in bfloat16 half of ΔW/η rounds to zero at η = 1e-4 (docs/estimators.md)."""
+    """At least float32: in bfloat16, half of ΔW/η is 0 at η = 1e-4 (docs/estimators.md)."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -253,7 +253,7 @@ def test_a_diverged_run_keeps_its_last_finite_measurement_and_its_own_course() -
         ({"probe": 3}, r"probe is a int; allowed is an iterable of input batches"),
         (
             {"output_weight": "nothing", "estimator": "kronecker"},
-            r"output_weight='nothing' is not a measured tensor of rank 2",
+            r"output_weight='nothing' is not a measured tensor of 2 dimensions",
         ),
     ],
 )
