@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forked import fork, meeting
+from forked import fork, rendezvous
 
 JOBS = Path(__file__).parent / "jobs"
 
@@ -32,7 +32,7 @@ def on_ranks(
 
     As `torchrun` would, in a tenth of the time: without its agent, and without importing torch in every process.
     """
-    store, group = meeting(ranks)
+    store, group = rendezvous(ranks)
     each = [own | _environment(folder) for own in group]
     output = folder / "output"
     codes = fork(JOBS / script, *arguments, environments=each, output=output).wait(seconds)

@@ -6,83 +6,60 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import fork
 from waiting import until
 
 from flerm_client import RegistryClient
 from flerm_client.cli import main
 from flerm_client.spool import spool_files
 
-NURSERY = Path(__file__).parent / "jobs" / "nursery.py"
+JOB = Path(__file__).parent / "jobs" / "run_to_kill.py"
 STEPS = 40
 PACE = 0.01
-LONGEST = 1.2  # seconds from a run's first word to its kill: before the first measurement, in mid-run, near the end
+SECONDS = 90.0
+LONGEST = 1.2  # seconds until a kill: before the first measurement, in mid-run, or near the end
 
 FEW = range(3)
 MANY = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 50)]
 
 
-class Nursery:
-    """Forks training runs; the one under way is killed by the test."""
+class Run:
+    """A training run in a process of its own."""
 
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(NURSERY)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    def __init__(self, registry: str, spool: Path, seed: int) -> None:
+        self._output = spool / "said"
+        order = {"registry": registry, "spool": str(spool), "seed": seed}
+        order |= {"steps": STEPS, "pace": PACE}
+        environments = [{"OMP_NUM_THREADS": "1"}]
+        self._output.touch()
+        self._processes = fork(
+            JOB, json.dumps(order), environments=environments, output=self._output
         )
+        (self.pid,) = self._processes.pids
 
-    def begin(self, registry: str, spool: Path, seed: int) -> int:
-        """Starts a run; its pid."""
-        order = {
-            "registry": registry,
-            "spool": str(spool),
-            "seed": seed,
-            "steps": STEPS,
-            "pace": PACE,
-        }
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())["pid"]
-
-    def rest(self) -> dict:
-        """What the run said until its end: `recording`, the last `step`, and `values` when it was not killed."""
+    def wait(self) -> dict:
+        """What the run said: `recording`, the last `step`, and `values` when it was not killed."""
+        self._processes.wait(SECONDS)
         said = {"step": 0}
-        for line in self.process.stdout:
+        for line in self._output.read_text().splitlines():
             said |= json.loads(line)
-            if "ended" in said:
-                break
         return said
 
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(30.0)
-        self.process.stdout.close()
-
 
 @pytest.fixture(scope="module")
-def nursery():
-    """One for all: torch is imported once."""
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(nursery, tmp_path_factory):
-    """The values [steps, tensors] of a run of `seed` that nobody disturbs."""
+def uninterrupted(tmp_path_factory):
+    """The values [steps, tensors] of a run of `seed` that is not killed."""
     found: dict[int, np.ndarray] = {}
 
     def values(seed: int) -> np.ndarray:
         if seed not in found:
-            nursery.begin(
-                tmp_path_factory.mktemp("folder").as_uri(), tmp_path_factory.mktemp("spool"), seed
-            )
-            found[seed] = np.array(nursery.rest()["values"], np.float32)
+            folder, spool = tmp_path_factory.mktemp("folder"), tmp_path_factory.mktemp("spool")
+            found[seed] = np.array(Run(folder.as_uri(), spool, seed).wait()["values"], np.float32)
         return found[seed]
 
     return values
@@ -136,12 +113,12 @@ def assert_holds(
 
 
 @pytest.mark.parametrize("seed", [*FEW, *MANY])
-def test_the_training_process_is_killed(seed, nursery, uninterrupted, registry, tmp_path):
+def test_the_training_process_is_killed(seed, uninterrupted, registry, tmp_path):
     values = uninterrupted(seed)
-    run = nursery.begin(registry.address, tmp_path, seed)
+    run = Run(registry.address, tmp_path, seed)
     at_a_random_moment(seed)
-    kill(run)
-    said = nursery.rest()
+    kill(run.pid)
+    said = run.wait()
     # The uploader outlives it. Only where the run died before it had one, something is left to sync.
     until(
         lambda: spool_files(tmp_path) == [] or uploader_is_gone(tmp_path),
@@ -153,26 +130,26 @@ def test_the_training_process_is_killed(seed, nursery, uninterrupted, registry, 
 
 
 @pytest.mark.parametrize("seed", [*FEW, *MANY])
-def test_the_uploader_is_killed(seed, nursery, uninterrupted, registry, tmp_path):
+def test_the_uploader_is_killed(seed, uninterrupted, registry, tmp_path):
     values = uninterrupted(seed)
-    run = nursery.begin(registry.address, tmp_path, seed)
+    run = Run(registry.address, tmp_path, seed)
     at_a_random_moment(seed)
-    kill(uploader_of(run))
-    said = nursery.rest()
+    kill(uploader_of(run.pid))
+    said = run.wait()
     np.testing.assert_array_equal(said["values"], values)
     assert spool_files(tmp_path) == []
     assert_holds(registry.address, said, values, STEPS, {"completed"})
 
 
 @pytest.mark.parametrize("seed", [*FEW, *MANY])
-def test_both_are_killed(seed, nursery, uninterrupted, registry, tmp_path):
+def test_both_are_killed(seed, uninterrupted, registry, tmp_path):
     values = uninterrupted(seed)
-    run = nursery.begin(registry.address, tmp_path, seed)
+    run = Run(registry.address, tmp_path, seed)
     at_a_random_moment(seed)
-    kill(uploader_of(run))
-    kill(run)
-    kill(uploader_of(run))
-    said = nursery.rest()
+    kill(uploader_of(run.pid))
+    kill(run.pid)
+    kill(uploader_of(run.pid))
+    said = run.wait()
     until(lambda: uploader_is_gone(tmp_path), "an uploader lives on")
     assert main(["sync", "--spool", str(tmp_path)]) == 0
     assert spool_files(tmp_path) == []

@@ -169,11 +169,11 @@ print("training begins")
 def test_a_matched_script_without_targets_ends_on_every_rank_before_it_trains(tmp_path):
     script = tmp_path / "match.py"
     script.write_text(MATCH)
-    with socket.socket() as bound, socket.socket() as meeting:
+    with socket.socket() as bound, socket.socket() as rendezvous:
         bound.bind(("127.0.0.1", 0))
-        meeting.bind(("127.0.0.1", 0))
-        port = str(meeting.getsockname()[1])
-        meeting.close()
+        rendezvous.bind(("127.0.0.1", 0))
+        port = str(rendezvous.getsockname()[1])
+        rendezvous.close()
         group = {
             "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",

@@ -55,7 +55,7 @@ def fork(
     return Forked(_asked({"fork": order}))
 
 
-def meeting(ranks: int) -> tuple[dist.TCPStore, list[dict[str, str]]]:
+def rendezvous(ranks: int) -> tuple[dist.TCPStore, list[dict[str, str]]]:
     """Environments in which `ranks` processes find each other, as torchrun's do; while the store lives."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     group = {

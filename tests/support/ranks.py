@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forked import fork, meeting
+from forked import fork, rendezvous
 
 WORKER = Path(__file__).parents[1] / "faults" / "jobs" / "worker.py"
 SECONDS = 60.0
@@ -20,7 +20,7 @@ class TrainingRanks:
     def __init__(self, world: int) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             server.settimeout(SECONDS)
-            self._store, environments = meeting(world)
+            self._store, environments = rendezvous(world)
             self._processes = fork(WORKER, str(server.getsockname()[1]), environments=environments)
             connected, _ = server.accept()
         connected.settimeout(SECONDS)

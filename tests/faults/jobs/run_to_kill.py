@@ -1,29 +1,25 @@
-"""Training processes to be killed, made fast: torch is imported once, each line on standard input forks one run.
+"""A training run that a test kills. Its argument is `{"registry", "spool", "seed", "steps", "pace"}` as JSON.
 
-A line is `{"registry", "spool", "seed", "steps", "pace"}`; the answers are JSON lines too: `{"pid"}`, then one `{"step"}`
-after every optimiser step (whose measurement is then in the spool), at the end `{"recording", "values"}`. The run is a session
-of its own, as a training job is.
+It prints JSON lines: `{"recording"}`, then one `{"step"}` after every optimiser step (whose measurement is then in the spool),
+at the end `{"values"}`. `pace`: seconds that a step takes at least.
 """
 
 import json
 import os
 import sys
-import threading
+import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 import torch
-import torch._dynamo  # which the first optimizer that is made imports, and that as slowly as torch itself
 from measured_runs import fresh, loss_of
 
 from flerm_client import FLeRM
 
 
 def say(**content):
-    sys.stdout.write(json.dumps(content) + "\n")
-    sys.stdout.flush()
+    os.write(1, json.dumps(content).encode() + b"\n")
 
 
 def train(order):
@@ -42,23 +38,14 @@ def train(order):
         warmup=1,
     )
     say(recording=flerm.recording_id)
-    pace = threading.Event()
     for step in range(1, order["steps"] + 1):
         optimizer.zero_grad()
         loss_of(model(batches[step % len(batches)])).backward()
         optimizer.step()
         say(step=step)
-        pace.wait(order["pace"])  # a real step takes its time
+        time.sleep(order["pace"])
     flerm.close(timeout=30.0)
     say(values=flerm.trajectory.values.tolist())
 
 
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        say(pid=os.getpid())
-        train(json.loads(line))
-        os._exit(0)
-    os.waitpid(child, 0)
-    say(ended=True)
+train(json.loads(sys.argv[1]))
