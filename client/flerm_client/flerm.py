@@ -16,7 +16,7 @@ from flerm_client.training.start_session import start_matching, start_recording
 from flerm_core.measure.measured_model import Output
 from flerm_core.measure.sharpness import Loss
 from flerm_core.parameter_names import is_depth_group
-from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.trajectory import Trajectory
 
 
@@ -294,13 +294,15 @@ class FLeRM:
         return self._session.run_log.trajectory
 
     @property
-    def extras(self) -> Auxiliary:
+    def extras(self) -> AuxiliaryColumns:
         """What the rows hold besides FSLRs, as `RegistryClient.extras` has it.
 
         These are sharpness and multipliers, where there are any.
         """
-        run_log = self._session.run_log
-        return Auxiliary.of(run_log.rows, len(run_log.parameters))
+        rows, width = self._session.run_log.rows, len(self._session.run_log.parameters)
+        return AuxiliaryColumns.of(
+            [row.step for row in rows], [row.auxiliary for row in rows], width
+        )
 
     def log(self, loss: Any = None, tokens: int | None = None) -> None:
         """What hooks cannot see of the step that follows. Optional.

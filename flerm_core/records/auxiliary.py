@@ -1,19 +1,28 @@
-"""What the rows of a recording hold beside their FSLRs: scalars (sharpness), vectors of a value a parameter (multipliers)."""
+"""Auxiliary values: what rows hold beside their FSLRs.
+
+Scalars (sharpness) are one number a row; vectors (the multipliers in force) one number a parameter and row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flerm_core.records.recording import Measurement
+
+class Auxiliary(NamedTuple):
+    """The auxiliary values of one row, by name. vectors: float32 [L] each, in the order of the recording's parameters."""
+
+    scalars: Mapping[str, float]
+    vectors: Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Auxiliary:
-    """By name, at T optimiser steps, NaN where a row has none.
+class AuxiliaryColumns:
+    """The auxiliary values of T rows, by name; NaN where a row has none.
 
     steps: int64 [T], ascending. scalars: float64 [T] each. vectors: float32 [T, L] each, in the order of the recording's
     parameters.
@@ -24,15 +33,17 @@ class Auxiliary:
     vectors: dict[str, NDArray[np.float32]]
 
     @classmethod
-    def of(cls, rows: Sequence[Measurement], parameters: int) -> Auxiliary:
-        """Those of measurements in the order of their steps."""
-        count = len(rows)
-        found = cls(np.array([row.step for row in rows], np.int64), {}, {})
+    def of(
+        cls, steps: Sequence[int] | NDArray[np.int64], rows: Sequence[Auxiliary | None], width: int
+    ) -> AuxiliaryColumns:
+        """The columns of `rows` [T] at `steps` [T], for `width` = L parameters; None: a row without auxiliary values."""
+        found = cls(np.array(steps, np.int64), {}, {})
         for at, row in enumerate(rows):
+            if row is None:
+                continue
             for name, value in row.scalars.items():
-                found.scalars.setdefault(name, np.full(count, np.nan))[at] = value
+                found.scalars.setdefault(name, np.full(len(rows), np.nan))[at] = value
             for name, vector in row.vectors.items():
-                found.vectors.setdefault(name, np.full((count, parameters), np.nan, np.float32))[
-                    at
-                ] = vector
+                empty = np.full((len(rows), width), np.nan, np.float32)
+                found.vectors.setdefault(name, empty)[at] = vector
         return found

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from flerm_core.errors import DataLoss, InvalidInput
+from flerm_core.records.auxiliary import Auxiliary
 from flerm_core.records.packing import pack, unpack
 from flerm_core.records.recording import Measurement
 
@@ -18,19 +15,12 @@ EPOCH = datetime.fromtimestamp(0, UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 
-class Extra(NamedTuple):
-    """What a row may hold beyond its FSLRs: scalars, and vectors float32 [L], by name."""
-
-    scalars: Mapping[str, float]
-    vectors: Mapping[str, NDArray[np.float32]]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasurementBatch:
     """T rows of one attempt; entry t of every column is of row t.
 
     steps: optimiser steps. fslr: packed float32 (`flerm_core.records.packing`), one vector a row. losses, learning_rates, tokens: None
-    where not logged. measured_at: microseconds since 1970 UTC, or None. extras: None where a row has no more than that.
+    where not logged. measured_at: microseconds since 1970 UTC, or None. auxiliary: None for a row that has no auxiliary values.
 
     Nothing is checked here: that is `flerm_core.records.validation.validate_block`.
     """
@@ -41,7 +31,7 @@ class MeasurementBatch:
     learning_rates: Sequence[float | None]
     tokens: Sequence[int | None]
     measured_at: Sequence[int | None]
-    extras: Sequence[Extra | None]
+    auxiliary: Sequence[Auxiliary | None]
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -59,16 +49,13 @@ class MeasurementBatch:
                 None if row.measured_at is None else (row.measured_at - EPOCH) // MICROSECOND
                 for row in rows
             ],
-            extras=[
-                Extra(row.scalars, row.vectors) if row.scalars or row.vectors else None
-                for row in rows
-            ],
+            auxiliary=[row.auxiliary for row in rows],
         )
 
     def __iter__(self) -> Iterator[Measurement]:
         """One row at a time. Raises `InvalidInput` for bytes that are not whole float32 values and moments beyond year 9999."""
         for at, step in enumerate(self.steps):
-            moment, extra = self.measured_at[at], self.extras[at]
+            moment, auxiliary = self.measured_at[at], self.auxiliary[at]
             try:
                 values = unpack(self.fslr[at], 1)[:, 0]
                 measured_at = None if moment is None else EPOCH + moment * MICROSECOND
@@ -85,6 +72,6 @@ class MeasurementBatch:
                 learning_rate=self.learning_rates[at],
                 tokens=self.tokens[at],
                 measured_at=measured_at,
-                scalars=extra.scalars if extra else {},
-                vectors=extra.vectors if extra else {},
+                scalars=auxiliary.scalars if auxiliary else {},
+                vectors=auxiliary.vectors if auxiliary else {},
             )

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flerm_core.records.auxiliary import Auxiliary
+
 ROLES = ("base", "scaled")
 FINAL_STATUSES = ("completed", "diverged", "failed")
 """Of attempts and recordings that take no more rows."""
@@ -193,6 +195,11 @@ class Measurement:
     measured_at: datetime | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
     vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def auxiliary(self) -> Auxiliary | None:
+        """Scalars and vectors as one value; None when there is neither."""
+        return Auxiliary(self.scalars, self.vectors) if self.scalars or self.vectors else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

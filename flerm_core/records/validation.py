@@ -222,7 +222,7 @@ def _evidently_valid(block: MeasurementBatch, columns: int) -> bool:
     steps = block.steps
     if not len(steps):
         return True
-    if any(block.extras) or steps[0] < 0 or steps[-1] > MAX_INTEGER:
+    if any(block.auxiliary) or steps[0] < 0 or steps[-1] > MAX_INTEGER:
         return False
     if len(steps) > 1 and not all(map(int.__lt__, steps, steps[1:])):
         return False

@@ -12,7 +12,7 @@ import numpy as np
 
 from flerm_core.errors import DataLoss
 from flerm_core.matching.targets import Targets, targets_digest
-from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.packing import pack, unpack
 from flerm_core.records.queries import BestQuery, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import Recording
@@ -137,7 +137,7 @@ def trajectory_from_proto(
     return recording_from_proto(header.recording), trajectory
 
 
-def auxiliary_from_proto(chunks: Iterable[pb.TrajectoryChunk]) -> Auxiliary:
+def auxiliary_from_proto(chunks: Iterable[pb.TrajectoryChunk]) -> AuxiliaryColumns:
     """The auxiliary scalars and vectors of a trajectory that was asked for with `extras`.
 
     Raises `DataLoss` where the header is missing, or where the stream has more or fewer rows than
@@ -146,7 +146,7 @@ def auxiliary_from_proto(chunks: Iterable[pb.TrajectoryChunk]) -> Auxiliary:
     first, rest = _header(chunks)
     header = first.header
     rows, width = header.rows, len(header.parameters.names)
-    found = Auxiliary(np.empty(rows, np.int64), {}, {})
+    found = AuxiliaryColumns(np.empty(rows, np.int64), {}, {})
     at = 0
     for chunk in rest:
         part = chunk.rows

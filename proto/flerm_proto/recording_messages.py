@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from flerm_core.records.measurement_batch import Extra, MeasurementBatch
+from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.packing import pack, unpack
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import (
@@ -103,7 +104,7 @@ def batch_from_proto(messages: Sequence[pb.Measurement]) -> MeasurementBatch:
             _microseconds(row.measured_at) if row.HasField("measured_at") else None
             for row in messages
         ],
-        extras=[_auxiliary(row) if row.scalars or row.vectors else None for row in messages],
+        auxiliary=[_auxiliary(row) if row.scalars or row.vectors else None for row in messages],
     )
 
 
@@ -111,7 +112,7 @@ def _microseconds(moment: Timestamp) -> int:
     return moment.seconds * 1_000_000 + moment.nanos // 1_000
 
 
-def _auxiliary(row: pb.Measurement) -> Extra:
-    return Extra(
+def _auxiliary(row: pb.Measurement) -> Auxiliary:
+    return Auxiliary(
         dict(row.scalars), {name: unpack(data, 1)[:, 0] for name, data in row.vectors.items()}
     )

@@ -70,7 +70,7 @@ class ClientStore(GrpcStore):
         return [Appended(len(batch.rows), len(batch.rows) - new)]
 
     def _append(self, recording_id: str, rows: MeasurementBatch) -> None:
-        extras = [extra for extra in rows.extras if extra is not None]
+        auxiliary = [each for each in rows.auxiliary if each is not None]
         self.client.append(
             recording_id,
             rows.steps,
@@ -78,8 +78,8 @@ class ClientStore(GrpcStore):
             losses=[np.nan if loss is None else loss for loss in rows.losses],
             learning_rates=[np.nan if rate is None else rate for rate in rows.learning_rates],
             tokens=[np.nan if count is None else count for count in rows.tokens],
-            scalars={name: [value] for extra in extras for name, value in extra.scalars.items()},
-            vectors={name: [value] for extra in extras for name, value in extra.vectors.items()},
+            scalars={name: [value] for each in auxiliary for name, value in each.scalars.items()},
+            vectors={name: [value] for each in auxiliary for name, value in each.vectors.items()},
         )
 
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from flerm_core.errors import Unsupported
 from flerm_core.matching.targets import Targets
-from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
     Attempt,
@@ -100,7 +100,9 @@ class RegistryBackend(ABC):
         """
 
     @abstractmethod
-    def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Auxiliary:
+    def extras(
+        self, recording_id: str, first_step: int | None, last_step: int | None
+    ) -> AuxiliaryColumns:
         """The auxiliary scalars and vectors of the same rows, both steps included."""
 
     @abstractmethod

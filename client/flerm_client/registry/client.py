@@ -19,7 +19,7 @@ from flerm_core.errors import InvalidInput
 from flerm_core.matching.targets import Targets
 from flerm_core.parameter_bands import bands_of
 from flerm_core.parameter_names import as_axes
-from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
     Attempt,
@@ -361,7 +361,7 @@ class RegistryClient:
 
     def extras(
         self, recording_id: str, *, first_step: int | None = None, last_step: int | None = None
-    ) -> Auxiliary:
+    ) -> AuxiliaryColumns:
         """The auxiliary scalars [T] and vectors [T, L] of a recording's rows, by name.
 
         `first_step`, `last_step`: range of the steps, both included; None: no limit.

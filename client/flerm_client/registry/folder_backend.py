@@ -23,7 +23,7 @@ from flerm_client.spool.writer import SpoolWriter
 from flerm_core._files import atomic_write
 from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused
 from flerm_core.matching.targets import Targets, build_targets, choose_sources
-from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.comparability import refuse_other_recording
 from flerm_core.records.packing import pack
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
@@ -243,12 +243,15 @@ class FolderBackend(RegistryBackend):
             progress(len(found), len(found))
         return found
 
-    def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Auxiliary:
+    def extras(
+        self, recording_id: str, first_step: int | None, last_step: int | None
+    ) -> AuxiliaryColumns:
         """The auxiliary columns of the rows that count."""
         stored = self._stored(recording_id)
         first, last = first_step or 0, float("inf") if last_step is None else last_step
         rows = [row for row in stored.rows() if first <= row.step <= last]
-        return Auxiliary.of(rows, len(stored.spec.parameters))
+        steps, auxiliary = [row.step for row in rows], [row.auxiliary for row in rows]
+        return AuxiliaryColumns.of(steps, auxiliary, len(stored.spec.parameters))
 
     def targets(self, query: TargetQuery) -> Targets:
         """The answer of `flerm_core.matching.targets`."""

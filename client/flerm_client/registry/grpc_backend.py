@@ -8,7 +8,7 @@ from flerm_client.registry.backend import RegistryBackend, RegistryInfo
 from flerm_client.registry.calls import APPEND_BYTES, APPEND_ROWS, RegistryCalls
 from flerm_client.spool.writer import start_request
 from flerm_core.matching.targets import Targets
-from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
     Attempt,
@@ -156,7 +156,9 @@ class GrpcBackend(RegistryBackend):
 
         return query_messages.trajectory_from_proto(counted())[1]
 
-    def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Auxiliary:
+    def extras(
+        self, recording_id: str, first_step: int | None, last_step: int | None
+    ) -> AuxiliaryColumns:
         """GetTrajectory, with `extras` set."""
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id, first_step=first_step, last_step=last_step, extras=True

@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
 from flerm_core.errors import FlermError, InvalidInput
 from flerm_core.records import validation
+from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.packing import pack
 from flerm_core.records.recording import now
 from flerm_proto import query_messages, recording_messages
@@ -209,7 +208,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
                     learning_rates=rows.learning_rates.tolist(),
                     tokens=rows.tokens.tolist(),
                     **(
-                        _extras(rows, columns, selection.recording.parameter_count)
+                        _auxiliary(rows, columns, selection.recording.parameter_count)
                         if request.extras
                         else {}
                     ),
@@ -250,8 +249,8 @@ def _parts(rows: Rows, width: int) -> Iterator[Rows]:
     if only one row has the value.
     """
     first, columns = 0, frozenset[tuple[str, int]]()
-    for at, data in enumerate(rows.extras):
-        scalars, vectors = decode(data) if data else ({}, {})
+    for at, data in enumerate(rows.auxiliary):
+        scalars, vectors = decode(data) or ({}, {})
         mine = frozenset(
             [*((name, 8) for name in scalars), *((name, 4 * width) for name in vectors)]
         )
@@ -262,24 +261,18 @@ def _parts(rows: Rows, width: int) -> Iterator[Rows]:
             yield rows.part(first, at)
             first, columns = at, frozenset()
         columns |= mine
-    yield rows.part(first, len(rows.extras))
+    yield rows.part(first, len(rows.auxiliary))
 
 
-def _extras(rows: Rows, columns: list[int] | None, width: int) -> dict[str, Any]:
-    """The auxiliary values of `rows` by column, under the names of `TrajectoryRows`' fields."""
-    scalars: dict[str, NDArray[np.float64]] = {}
-    vectors: dict[str, NDArray[np.float32]] = {}
-    count = len(rows.steps)
-    for at, data in enumerate(rows.extras):
-        its_scalars, its_vectors = decode(data) if data else ({}, {})
-        for name, value in its_scalars.items():
-            scalars.setdefault(name, np.full(count, np.nan))[at] = value
-        for name, vector in its_vectors.items():
-            vectors.setdefault(name, np.full((count, width), np.nan, np.float32))[at] = vector
+def _auxiliary(rows: Rows, columns: list[int] | None, width: int) -> dict[str, Any]:
+    """The auxiliary columns of `rows`, under the names of `TrajectoryRows`' fields."""
+    found = AuxiliaryColumns.of(rows.steps, [decode(data) for data in rows.auxiliary], width)
     chosen = slice(None) if columns is None else columns
     return {
-        "scalars": {name: pb.Column(values=column.tolist()) for name, column in scalars.items()},
-        "vectors": {name: pack(table[:, chosen]) for name, table in vectors.items()},
+        "scalars": {
+            name: pb.Column(values=column.tolist()) for name, column in found.scalars.items()
+        },
+        "vectors": {name: pack(table[:, chosen]) for name, table in found.vectors.items()},
     }
 
 

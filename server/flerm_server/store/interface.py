@@ -85,7 +85,7 @@ class Selection:
 class Rows:
     """Consecutive rows: `values` float32 [T, L]; NaN in losses and learning_rates and -1 in tokens: not logged.
 
-    `extras`: the further scalars and vectors of each row, as `store.extra` packs them.
+    `auxiliary`: the auxiliary values of each row, as `store.sql.auxiliary_codec` packs them.
     """
 
     steps: NDArray[np.int64]
@@ -93,7 +93,7 @@ class Rows:
     losses: NDArray[np.float64]
     learning_rates: NDArray[np.float64]
     tokens: NDArray[np.int64]
-    extras: tuple[bytes | None, ...]
+    auxiliary: tuple[bytes | None, ...]
 
     def part(self, start: int, stop: int) -> Rows:
         """The rows from place `start` up to `stop`, that one not included."""

@@ -89,10 +89,11 @@ def test_a_family_arrives_as_it_was(start_registry: StartRegistry, tmp_path: Pat
     for each in (ended, running, empty):
         assert here.recording(each.id).spec == there.recording(each.id).spec
         assert here.trajectory(each.id) == there.trajectory(each.id)
-        extras = [
-            [rows.extras for rows in store.read(store.select(each.id))] for store in (there, here)
+        auxiliary = [
+            [rows.auxiliary for rows in store.read(store.select(each.id))]
+            for store in (there, here)
         ]
-        assert extras[0] == extras[1]
+        assert auxiliary[0] == auxiliary[1]
     found = here.recording(ended.id)
     assert (found.status, found.final_loss, found.final_step, found.tokens) == (
         "completed",

@@ -18,7 +18,7 @@ import pytest
 from flerm_client.registry.backend import RegistryBackend
 from flerm_core.errors import AlreadyExists, InvalidInput, NotFound, Refused
 from flerm_core.matching.targets import Targets
-from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import (
     Attempt,
@@ -252,18 +252,13 @@ class StoreRegistry:
     def trajectory(self, recording_id: str, **wanted: Any) -> Trajectory:
         return queries.trajectory(self.store, TrajectoryQuery(recording_id=recording_id, **wanted))
 
-    def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Auxiliary:
+    def extras(
+        self, recording_id: str, first_step: int | None, last_step: int | None
+    ) -> AuxiliaryColumns:
         selection = self.store.select(recording_id, first_step=first_step, last_step=last_step)
-        packed = [each for rows in self.store.read(selection) for each in rows.extras]
-        rows = [
-            Measurement(
-                step=int(step),
-                values=np.zeros(0, np.float32),
-                **dict(zip(("scalars", "vectors"), decode(each), strict=True)),
-            )
-            for step, each in zip(selection.steps, packed, strict=True)
-        ]
-        return Auxiliary.of(rows, selection.recording.parameter_count)
+        packed = [each for rows in self.store.read(selection) for each in rows.auxiliary]
+        rows = [decode(each) for each in packed]
+        return AuxiliaryColumns.of(selection.steps, rows, selection.recording.parameter_count)
 
     def targets(self, query: TargetQuery) -> Targets:
         return queries.targets(self.store, query)

@@ -162,7 +162,7 @@ def test_one_tensor_over_very_many_steps_comes_in_bounded_messages(sqlite_backen
             learning_rates=blank,
             tokens=blank,
             measured_at=blank,
-            extras=blank,
+            auxiliary=blank,
         )
         assert sqlite_backend.local.append_many([Batch(sent.id, block)]) == [Appended(1000, 0)]
     with RegistryClient(f"grpc://{sqlite_backend.server.grpc_address.text}") as client:

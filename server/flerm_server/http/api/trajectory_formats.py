@@ -79,10 +79,11 @@ def as_json(selection: Selection, parameters: ParameterList, rows: Iterator[Rows
     comma = ""
     for chunk in rows:
         lines = []
-        for (step, loss, rate, tokens, values), auxiliary in zip(
-            _lines(chunk), chunk.extras, strict=True
+        for (step, loss, rate, tokens, values), packed in zip(
+            _lines(chunk), chunk.auxiliary, strict=True
         ):
-            scalars = decode(auxiliary)[0]
+            auxiliary = decode(packed)
+            scalars = dict(auxiliary.scalars) if auxiliary else {}
             suffix = f', "scalars": {json.dumps(scalars)}' if scalars else ""
             fslrs = ", ".join(value or "null" for value in values)
             lines.append(

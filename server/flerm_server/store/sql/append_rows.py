@@ -8,7 +8,7 @@ three statements write, all on the driver's own cursor (see `prepared`).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -199,16 +199,13 @@ def _take(driver: Driver, states: dict[str, _Recording], batch: Batch, now: int)
 
 def _rows(batch: Batch, attempt_key: int, now: int) -> list[Row]:
     block = batch.rows
-    extras: Iterable[bytes | None] = (
-        None if extra is None else encode(*extra) for extra in block.extras
-    )
     columns = (
         block.steps,
         block.fslr,
         block.losses,
         block.learning_rates,
         block.tokens,
-        extras,
+        map(encode, block.auxiliary),
         block.measured_at,
     )
     return list(zip(repeat(attempt_key), *columns, repeat(now)))

@@ -1,31 +1,25 @@
-"""Scalars and vectors beyond the FSLRs (sharpness, multipliers, ...) of one row, as one blob."""
+"""The auxiliary values of one row (sharpness, multipliers) as bytes of one column."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
-
+from flerm_core.records.auxiliary import Auxiliary
 from flerm_core.records.packing import pack, unpack
 from flerm_proto.v1 import registry_pb2 as pb
 
 
-def encode(
-    scalars: Mapping[str, float], vectors: Mapping[str, NDArray[np.float32]]
-) -> bytes | None:
-    """Both as the wire's own message; None when there is neither. Equal content gives equal bytes."""
-    if not scalars and not vectors:
+def encode(auxiliary: Auxiliary | None) -> bytes | None:
+    """The auxiliary values as the wire's own message. Equal content gives equal bytes."""
+    if auxiliary is None or not (auxiliary.scalars or auxiliary.vectors):
         return None
-    message = pb.Measurement(
-        scalars=scalars, vectors={name: pack(vector) for name, vector in vectors.items()}
-    )
+    vectors = {name: pack(vector) for name, vector in auxiliary.vectors.items()}
+    message = pb.Measurement(scalars=auxiliary.scalars, vectors=vectors)
     return message.SerializeToString(deterministic=True)
 
 
-def decode(data: bytes | None) -> tuple[dict[str, float], dict[str, NDArray[np.float32]]]:
-    """What `encode` packed."""
-    message = pb.Measurement.FromString(data or b"")
-    return dict(message.scalars), {
-        name: unpack(vector, 1)[:, 0] for name, vector in message.vectors.items()
-    }
+def decode(data: bytes | None) -> Auxiliary | None:
+    """The auxiliary values that `encode` packed."""
+    if data is None:
+        return None
+    message = pb.Measurement.FromString(data)
+    vectors = {name: unpack(vector, 1)[:, 0] for name, vector in message.vectors.items()}
+    return Auxiliary(dict(message.scalars), vectors)

@@ -108,7 +108,7 @@ def read_chunk(
     recording, width = selection.recording.spec.id, selection.recording.parameter_count
     if len(found) != len(steps):
         raise NotFound(f"recording {recording} was deleted while it was read")
-    _, fslr, losses, rates, tokens, extras = zip(*found, strict=True)
+    _, fslr, losses, rates, tokens, auxiliary = zip(*found, strict=True)
     data = b"".join(fslr)
     if len(data) != 4 * width * len(found):
         raise DataLoss(
@@ -121,7 +121,7 @@ def read_chunk(
         losses=np.array(losses, np.float64),  # None becomes NaN
         learning_rates=np.array(rates, np.float64),
         tokens=np.array([-1 if count is None else count for count in tokens], np.int64),
-        extras=extras,
+        auxiliary=auxiliary,
     )
 
 
