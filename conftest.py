@@ -1,9 +1,10 @@
-"""Every Python and console block of the documentation, and of the README, runs as it stands, in a folder of its own.
+"""Runs every `python` and `console` block of the documentation and the README as a test.
 
-A page's blocks share one namespace and run in order, as a reader's would. The default ports are replaced by free ones; a
-page that speaks to a registry without starting one finds it running, with a little in it. A console block's lines that
-begin with `$` are commands, `&` at the end leaves one running; what they print is not compared, for figures differ from
-machine to machine.
+A page's blocks share one namespace and run in order, in a folder of their own. The default ports
+are replaced by free ones. A page that speaks to a registry without starting one finds a running
+registry with a few recordings. In a console block the lines that begin with `$` are commands, and
+`&` at the end leaves a command running. The output is not compared, because figures differ between
+machines.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ GRPC, HTTP = "127.0.0.1:50051", "127.0.0.1:8080"
 
 
 class Page(Document):
-    """A page whose ports nobody else uses."""
+    """A page with ports of its own."""
 
     @classmethod
     def parse(cls, path: str, *parsers: Any, encoding: str = "utf-8") -> Document:
-        """As `Document.parse`, after the ports were replaced."""
+        """As `Document.parse`, with the ports replaced."""
         grpc, http = free_address(), free_address()
         text = Path(path).read_text(encoding).replace(GRPC, grpc).replace(HTTP, http)
         page = cls(text, path)
@@ -52,7 +53,7 @@ def free_address() -> str:
 
 
 def run_console(example: Example) -> None:
-    """The commands of a console block; each must end with exit code 0."""
+    """Runs the commands of a console block. Each must end with exit code 0."""
     commands = [line[2:] for line in str(example.parsed).splitlines() if line.startswith("$ ")]
     assert commands, "a console block without a line that begins with '$ '"
     for command in commands:
@@ -68,7 +69,7 @@ def run_console(example: Example) -> None:
 
 
 def wait_for(http: str) -> None:
-    """Until the registry that a page started answers."""
+    """Waits until the registry that a page started answers."""
     end = time.monotonic() + 60
     while True:
         try:
@@ -80,8 +81,10 @@ def wait_for(http: str) -> None:
 
 
 def serve(namespace: dict[str, Any]) -> None:
-    """A registry on the page's ports, with the recordings that the pages speak of: for an invisible block's
-    `registry_runs()`."""
+    """Starts a registry with the recordings that pages speak of, on the page's ports.
+
+    An invisible block calls it as `registry_runs()`.
+    """
     command = [
         shutil.which("flerm") or "flerm",
         "serve",
@@ -107,7 +110,7 @@ def serve(namespace: dict[str, Any]) -> None:
 
 
 def begin(namespace: dict[str, Any]) -> None:
-    """A folder of the page's own, and its environment."""
+    """Makes the page's own folder and environment."""
     folder = tempfile.mkdtemp(prefix="flerm-docs-")
     namespace |= {"STARTED": [], "FOLDER": folder, "BEFORE": (Path.cwd(), dict(os.environ))}
     namespace["registry_runs"] = lambda: serve(namespace)
@@ -121,7 +124,7 @@ def begin(namespace: dict[str, Any]) -> None:
 
 
 def end(namespace: dict[str, Any]) -> None:
-    """What the page started ends; its folder goes."""
+    """Ends the processes that the page started, and removes its folder."""
     for process in namespace["STARTED"]:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)

@@ -1,10 +1,13 @@
-"""What reporting takes from the training thread, whatever the registry does: `python benchmarks/client_spool.py`.
+"""What recording costs the training thread, whatever the registry does.
 
-Part one times `SpoolReporter.append` of 500 tensors while the registry is up, answers after 1 s, is a black hole (connections are
-made, nothing ever answers) or is down; the floor is a bare `write` of the same bytes to the same disk, in the same run. Part
-two sets the median step of a run that records, with its registry down, against that of the same run without us, step by step.
+    python benchmarks/client_spool.py
 
-Reach: p99 at most 200 µs in every state; a median step of at most 1.01.
+Part one times `SpoolReporter.append` of 500 tensors in four states of the registry: up; slow (it
+answers after 1 s); silent (connections are accepted, nothing answers); down. The floor is a bare
+`write` of the same bytes to the same disk in the same run. Part two compares the median step of a
+run that records, with its registry down, with that of a run without FLeRM, step by step.
+
+Aim: p99 at most 200 µs in every state; a median step of at most 1.01.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ def spec() -> RecordingSpec:
 
 
 def row(step: int, values: np.ndarray) -> Measurement:
-    """A measurement as a recording run makes them."""
+    """A measurement as a recording run makes it."""
     return Measurement(
         step=step, values=values, loss=1.0, learning_rate=1e-3, tokens=64 * step, measured_at=now()
     )
@@ -61,7 +64,7 @@ def row(step: int, values: np.ndarray) -> Measurement:
 
 @contextmanager
 def registry(folder: Path) -> Iterator[str]:
-    """A real registry on SQLite; "host:port"."""
+    """Starts a registry on SQLite in a process of its own; yields "host:port"."""
     announce = folder / "announce.json"
     command = [
         sys.executable,
@@ -91,7 +94,7 @@ def registry(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def registry_that_is(state: str, target: str) -> Iterator[str]:
-    """The address of a registry in one of `STATES`; `target` is a real one."""
+    """The address of a registry in one of `STATES`. `target` is that of a running registry."""
     if state == "up":
         yield f"grpc://{target}"
     elif state == "slow":
@@ -103,18 +106,18 @@ def registry_that_is(state: str, target: str) -> Iterator[str]:
         with socket.socket() as hole:
             hole.bind(("127.0.0.1", 0))
             if state == "black hole":
-                hole.listen(64)  # the kernel takes connections, nobody reads from them
+                hole.listen(64)  # the kernel accepts connections, and nothing reads from them
             yield f"grpc://127.0.0.1:{hole.getsockname()[1]}"
 
 
 def appends(address: str, folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Microseconds of each of `count` appends: by the wall, and of this thread's processor time."""
+    """Microseconds of each of `count` appends: wall time, and this thread's processor time."""
     wall, busy = np.empty(count), np.empty(count)
     work = np.random.default_rng(0).normal(size=(300, 300))
     values = np.abs(np.random.default_rng(1).normal(size=TENSORS)).astype(np.float32)
     with SpoolReporter.open(address, spec(), Attempt(), spool=folder) as reporter:
         for at in range(count):
-            work = work @ work  # a step's work in between: caches are cold as in training
+            work = work @ work  # work between appends, so that caches are cold as in training
             work /= np.abs(work).max()
             measurement = row(at + 1, values)
             begin, began = time.perf_counter_ns(), time.thread_time_ns()
@@ -128,7 +131,7 @@ def appends(address: str, folder: Path, count: int) -> tuple[np.ndarray, np.ndar
 
 
 def writes(folder: Path, count: int) -> np.ndarray:
-    """Microseconds of each bare `write` of as many bytes as a spooled measurement has."""
+    """Microseconds of each of `count` bare writes of as many bytes as a spooled measurement has."""
     taken = np.empty(count)
     data = bytes(4 * TENSORS + 60)
     file = os.open(folder / "floor", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
@@ -141,7 +144,9 @@ def writes(folder: Path, count: int) -> np.ndarray:
 
 
 def step_ratio(folder: Path, steps: int) -> float:
-    """The median step of a run that records every 100 steps to a registry that is down, over that of one without us."""
+    """Median step of a run that records every 100 steps, with its registry down, over that of a
+    run without FLeRM.
+    """
     import torch
     from torch import nn
 
@@ -183,7 +188,8 @@ def main() -> None:
         folder = Path(name)
         floor = writes(folder, options.appends)
         print(
-            f"{TENSORS} tensors, {options.appends} appends; µs in the training thread, and the p50 over a bare write's\n"
+            f"{TENSORS} tensors, {options.appends} appends; "
+            "µs in the training thread, and the p50 over a bare write's\n"
         )
         print(f"{'registry':12}{'p50':>8}{'p99':>8}{'cpu p99':>9}{'/ write':>9}")
         print(f"{'bare write':12}{np.percentile(floor, 50):8.0f}{np.percentile(floor, 99):8.0f}")
@@ -192,10 +198,12 @@ def main() -> None:
                 wall, busy = appends(address, folder / state.replace(" ", "-"), options.appends)
             ratio = np.median(wall) / np.median(floor)
             print(
-                f"{state:12}{np.median(wall):8.0f}{np.percentile(wall, 99):8.0f}{np.percentile(busy, 99):9.0f}{ratio:9.1f}"
+                f"{state:12}{np.median(wall):8.0f}{np.percentile(wall, 99):8.0f}"
+                f"{np.percentile(busy, 99):9.0f}{ratio:9.1f}"
             )
         print(
-            f"\nmedian step, registry down / without us: {step_ratio(folder / 'steps', options.steps):.4f}"
+            "\nmedian step, registry down / without FLeRM: "
+            f"{step_ratio(folder / 'steps', options.steps):.4f}"
         )
 
 

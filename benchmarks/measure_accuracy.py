@@ -1,14 +1,16 @@
-"""How far one draw, and four, are from the exact FSLR, early and late in training; and what no number of draws would mend.
+"""How far one draw and four draws are from the exact FSLR, early and late in training.
 
     python benchmarks/measure_accuracy.py [--workload resmlp] [--workload decoder] [--bias]
 
-At each step one update is fixed; the exact FSLR is J·ΔW in forward mode over the probe batches of 64 examples that are drawn
-from. Printed is the root mean square over tensors and repetitions of (estimate / exact − 1), and the processor time of a
-measurement. Reach, at every step: example ≤ 0.12 with one draw, ≤ 0.06 with four, ≤ 0.025 in the time of kronecker's 41.
-Tensors below 1e-4 of the median (noise) are left out, as in matching.
+At each step one update is fixed. The exact FSLR is J·ΔW in forward mode over the same probe batches
+of 64 examples that draws are taken on. The program prints the root mean square, over tensors and
+repetitions, of estimate / exact − 1, and the processor time of a measurement. Tensors below 1e-4 of
+the median are noise and left out, as in matching. Aim, at every step: example ≤ 0.12 with one draw,
+≤ 0.06 with four, ≤ 0.025 in the time of 41 draws of kronecker.
 
-With --bias instead, for every Monte Carlo estimator: the mean of 400 draws over the exact FSLR (median over tensors, lowest and
-highest), and the error of one draw.
+With --bias it prints, for every Monte Carlo estimator, the mean of 400 draws over the exact FSLR
+(median over tensors, lowest and highest), which no number of draws improves, and the error of one
+draw.
 """
 
 from __future__ import annotations
@@ -33,13 +35,18 @@ from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_experiments.workloads import Scale, workload_named
 
 STEPS = (1, 500, 1000)
-MANY = 400  # draws, whose mean stands for the expectation: of `full`, which needs most, to 1/√800 = 4 %
+# Draws whose mean stands for the expectation: to 1/√800 = 4 % for `full`, which varies most.
+MANY = 400
 EXAMPLES = 64
 
 
 @dataclass(frozen=True)
 class Case:
-    """A workload at its base size: learning rate, probe batches, and how often each number of draws is repeated."""
+    """A workload at its base size.
+
+    lr: learning rate. batches: number of probe batches. repeats: number of draws to how often they
+    are repeated.
+    """
 
     lr: float
     batches: int
@@ -62,13 +69,13 @@ def probes(name: str, count: int) -> list[Tensor]:
 
 
 def updates(name: str, lr: float) -> Iterator[tuple[int, Any, WeightUpdate]]:
-    """The model at each of `STEPS`, with the update that the step made."""
+    """The model at each of `STEPS`, with the update of that step."""
     workload = workload_named(name)
     model = workload.build(Scale(), seed=0)
     optimizer = Adam(model.parameters(), lr)
     subject = make_measured_model(
         model, [optimizer], None, (), MeasurementRanks(single_process=True)
-    )  # no roles: tensors are compared
+    )  # no depth groups: tensors are compared
     batches = workload.batches(seed=0)
     for step, (inputs, labels) in zip(range(1, max(STEPS) + 1), batches, strict=False):
         optimizer.zero_grad()
@@ -81,7 +88,7 @@ def updates(name: str, lr: float) -> Iterator[tuple[int, Any, WeightUpdate]]:
 
 
 def ratios(reading: dict[str, float], exact: dict[str, float]) -> list[float]:
-    """Estimate over exact FSLR, tensor by tensor."""
+    """Estimate divided by exact FSLR, tensor by tensor."""
     floor = 1e-4 * statistics.median(exact.values())
     return [reading[name] / value for name, value in exact.items() if value > floor]
 
@@ -104,12 +111,12 @@ def measured(
     case: Case,
     exact: dict[str, float],
 ) -> str:
-    """An estimator's errors, and the seconds of a measurement, by the number of draws."""
+    """An estimator's error and the seconds of a measurement, for each number of draws."""
     meter = FSLRMeter(
         subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
     )
     cycle = itertools.cycle(batches)
-    meter.measure(update, cycle, 1)  # settles
+    meter.measure(update, cycle, 1)  # the first measurement finds out the layout
     figures = []
     for draws, repeats in case.repeats.items():
         began = time.process_time()
@@ -126,7 +133,7 @@ def biased(
     batches: list[Tensor],
     exact: dict[str, float],
 ) -> str:
-    """An estimator's expectation over the exact FSLR, and the error of one draw."""
+    """An estimator's mean over many draws, divided by the exact FSLR, and the error of one draw."""
     meter = FSLRMeter(
         subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
     )
@@ -138,7 +145,7 @@ def biased(
 
 
 def main() -> None:
-    """All of it."""
+    """Prints the figures of each workload."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

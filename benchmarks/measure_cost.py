@@ -1,10 +1,11 @@
-"""What one measurement costs beside one forward and backward of the same batch, and what the steps in between cost.
+"""What one measurement costs beside one forward and backward pass of the same batch, and what
+recording and matching cost at the steps between measurements.
 
     python benchmarks/measure_cost.py
 
-Each side in turn, pair by pair, in one process; medians of processor time (other work on the machine counts little) and their
-ratio. Reach: measurement ≤ 1.05 × (example, kronecker),
-matched optimiser step ≤ 1.3 ×, unmeasured step < 20 µs more.
+The sides run in turn, pair by pair, in one process. Figures are medians of processor time, on which
+other work on the machine has little effect, and their ratio. Aim: a measurement ≤ 1.05 × (example,
+kronecker), a matched optimiser step ≤ 1.3 ×, an unmeasured step < 20 µs more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from flerm_experiments.workloads import Scale, workload_named
 
 
 def paired(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median processor seconds of each side, run in turn `rounds` times after one unmeasured round."""
+    """The median processor seconds of each side. All run in turn, `rounds` times after one round
+    that is not counted.
+    """
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for each in sides.values():
         each()
@@ -42,14 +45,14 @@ def paired(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
 
 
 def batch_of(workload: str, batches: int) -> tuple[Tensor, Tensor]:
-    """Several of a workload's batches as one."""
+    """Several of a workload's batches joined into one."""
     drawn = itertools.islice(workload_named(workload).batches(seed=0, rank=0, world=1), batches)
     inputs, labels = zip(*drawn, strict=True)
     return torch.cat(inputs), torch.cat(labels)
 
 
 def measurement(name: str, scale: Scale, batches: int, rounds: int) -> None:
-    """One draw of each estimator against forward + backward."""
+    """Compares one draw of each estimator with a forward and a backward pass."""
     workload = workload_named(name)
     model = workload.build(scale, seed=0)
     inputs, labels = batch_of(name, batches)
@@ -83,24 +86,25 @@ def measurement(name: str, scale: Scale, batches: int, rounds: int) -> None:
     print(f"{name} ×{scale.width} wide ×{scale.depth} deep: {shape}")
     for estimator, seconds in times.items():
         print(
-            f"  {estimator:<18} {seconds * 1e3:8.1f} ms / {base * 1e3:8.1f} ms = {seconds / base:.3f}"
+            f"  {estimator:<18} {seconds * 1e3:8.1f} ms / {base * 1e3:8.1f} ms "
+            f"= {seconds / base:.3f}"
         )
 
 
 class Parallel(nn.Module):
-    """500 tensors of 64 × 64 side by side."""
+    """500 tensors of 64 × 64 beside each other."""
 
     def __init__(self) -> None:
         super().__init__()
         self.parts = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(500))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Their sum."""
+        """The sum of all parts."""
         return torch.stack([part(x) for part in self.parts]).sum(0)
 
 
 def many_tensors() -> tuple[nn.Module, Tensor]:
-    """500 tensors with gradients, and a probe batch."""
+    """A model of 500 tensors with gradients, and a probe batch."""
     model = Parallel()
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -108,7 +112,7 @@ def many_tensors() -> tuple[nn.Module, Tensor]:
 
 
 def stepping(**kind: bool) -> None:
-    """The optimiser's step alone: plain, recording between measurements, and matched with as many multipliers as there are."""
+    """Compares the optimiser's step alone: plain, recording between measurements, matched."""
     torch.manual_seed(0)
     plain_model, batch = many_tensors()
     sides: dict[str, Callable[[], object]] = {
@@ -120,7 +124,7 @@ def stepping(**kind: bool) -> None:
     sides["recording"] = optimizer.step
     matched_model, _ = many_tensors()
     optimizer = AdamW(matched_model.parameters(), 1e-4, **kind)
-    # Targets spread over 2.5 octaves around what Adam's first step does: about 40 multipliers.
+    # Targets spread over 2.5 octaves around the FSLRs of Adam's first step: about 40 multipliers.
     targets = {
         name: 5.0 * 2.0 ** (2.5 * torch.rand(()).item() - 1.25)
         for name, _ in matched_model.named_parameters()
@@ -142,9 +146,10 @@ def stepping(**kind: bool) -> None:
 
 
 def main() -> None:
-    """All of it."""
+    """Prints all figures."""
     print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
     )
     measurement("decoder", Scale(width=8, depth=2), 4, 11)
     measurement("decoder", Scale(width=4, depth=4), 4, 11)

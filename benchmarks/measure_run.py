@@ -2,10 +2,11 @@
 
     python benchmarks/measure_run.py [--steps 1000]
 
-A plain and a recording run (every 100 steps, the first measurement of eight draws counted) go on in turn, 20 steps each, in one
-process; processor time, so that other work on the machine counts little. Memory: what torch allocates on the CPU during one
-training step with and without a measurement in it, by its own profiler. Reach: run ≤ 1.02 ×, memory ≤ 1.5 × the parameters over
-the training step's own peak, nothing kept.
+A plain run and a recording run (every 100 steps, the first measurement of eight draws counted) go
+on in turn, 20 steps each, in one process. Time is processor time, on which other work on the
+machine has little effect. Memory is what torch's profiler counts as allocated on the CPU during one
+training step, with and without a measurement in it. Aim: run ≤ 1.02 ×; memory ≤ 1.5 × the
+parameters above the training step's own peak, and nothing kept.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TURN = 20
 
 
 class Training:
-    """A workload's run, one step at a call. Probe batches come in `parts`."""
+    """A workload's run, one step per call. parts: into how many each probe batch is cut."""
 
     def __init__(self, name: str, scale: Scale, parts: int = 1, **options: object) -> None:
         self.workload = workload_named(name)
@@ -55,9 +56,9 @@ class Training:
 
 
 def run(name: str, scale: Scale, steps: int) -> None:
-    """The ratio of the two runs' time."""
+    """Prints the ratio of the times of the two runs."""
     plain, recorded = Training(name, scale), Training(name, scale, every=100)
-    gc.collect()  # what imports and building left behind (a fifth of a second) is neither side's
+    gc.collect()  # imports and building leave garbage that takes a fifth of a second to collect
     taken = {plain: 0.0, recorded: 0.0}
     for _ in range(steps // TURN):
         for each in taken:
@@ -69,13 +70,14 @@ def run(name: str, scale: Scale, steps: int) -> None:
     rows = len(recorded.flerm.trajectory)
     ratio = taken[recorded] / taken[plain]
     print(
-        f"{name} ×{scale.width}: {steps} steps, {rows} measurements: {ratio:.3f} × ({taken[plain]:.1f} s plain)",
+        f"{name} ×{scale.width}: {steps} steps, {rows} measurements: {ratio:.3f} × "
+        f"({taken[plain]:.1f} s plain)",
         flush=True,
     )
 
 
 def allocated(action: Callable[[], None]) -> tuple[int, int]:
-    """Bytes at the highest point of `action`, and at its end, beyond those at its beginning."""
+    """Bytes at the peak of `action` and at its end, beyond those at its beginning."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as taken:
         action()
     events = [
@@ -89,7 +91,7 @@ def allocated(action: Callable[[], None]) -> tuple[int, int]:
 
 
 def memory(name: str, scale: Scale) -> None:
-    """Extra peak, and what stays, in parts of the parameters' size."""
+    """Prints the extra peak and the memory kept, as parts of the parameters' size."""
     peaks, kept, size = {}, {}, 0
     every = {"every": 1, "warmup": 1}
     settings: dict[str, dict[str, Any]] = {"plain": {}}
@@ -110,18 +112,20 @@ def memory(name: str, scale: Scale) -> None:
     for label in list(settings)[1:]:
         extra, stays = (peaks[label] - peaks["plain"]) / size, (kept[label] - kept["plain"]) / size
         print(
-            f"{name} ×{scale.width} {label}: peak {extra:+.2f} × the parameters ({size / 1e6:.1f} MB), kept {stays:+.3f} ×",
+            f"{name} ×{scale.width} {label}: peak {extra:+.2f} × the parameters "
+            f"({size / 1e6:.1f} MB), kept {stays:+.3f} ×",
             flush=True,
         )
 
 
 def main() -> None:
-    """All of it."""
+    """Prints all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1000, help="0: memory only")
     options = parser.parse_args()
     print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
     )
     for name, width in (("resmlp", 16), ("decoder", 8)):
         memory(name, Scale(width=width))

@@ -1,11 +1,12 @@
-"""Pages with much on them, as a browser that nobody debugs sees them: first paint, and all plots drawn.
+"""Large pages in a browser without a debugger: time to first paint, and to all plots drawn.
 
     python benchmarks/pages.py [--runs 3]
 
-A recording of 500 tensors x 10,000 steps and a family of 1,000 recordings, each in a Chromium just started with an empty
-profile. The floor is a page that loads plotly.js from the disk and draws nothing. A debugger (playwright's too) makes V8 parse
-plotly.js anew for the exceptions that it throws and catches while it starts, 0.5 s of processor time: so the pages load first,
-and only then a debugger asks them for their times.
+The pages show a recording of 500 tensors x 10,000 steps and a family of 1,000 recordings, each in a
+Chromium that was just started with an empty profile. The floor is a page that loads plotly.js from
+the disk and draws nothing. An attached debugger, playwright's too, makes V8 parse plotly.js again
+for the exceptions that it throws and catches while it starts, which takes 0.5 s of processor time.
+So the pages load first, and only then a debugger asks them for their times.
 """
 
 from __future__ import annotations
@@ -41,13 +42,19 @@ TIMES = """JSON.stringify({
   paint: performance.getEntriesByName("first-contentful-paint").map(each => each.startTime)[0],
   drawn: performance.getEntriesByName("drawn").map(each => each.startTime),
   plots: document.querySelectorAll("[data-figure]").length,
-  bytes: performance.getEntriesByType("resource").filter(each => /figure/.test(each.name)).map(each => each.decodedBodySize)
+  bytes: performance.getEntriesByType("resource")
+    .filter(each => /figure/.test(each.name)).map(each => each.decodedBodySize)
 })"""
-BARE = '<!doctype html><p data-figure>plotly.js<script src="plotly.min.js"></script><script>performance.mark("drawn")</script>'
+BARE = (
+    '<!doctype html><p data-figure>plotly.js<script src="plotly.min.js"></script>'
+    '<script>performance.mark("drawn")</script>'
+)
 
 
 def main() -> None:
-    """Prints a JSON object for each page; times in seconds from the start of the navigation, the median of the runs."""
+    """Prints a JSON object for each page. Times are seconds from the start of the navigation,
+    medians of the runs.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
@@ -115,7 +122,7 @@ def _read(page: Page) -> dict[str, float]:
 
 @contextmanager
 def bare() -> Iterator[str]:
-    """The address of a page that holds plotly.js only."""
+    """The address of a page that only loads plotly.js."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "index.html").write_text(BARE)
         found = importlib.util.find_spec("plotly")
@@ -129,10 +136,10 @@ def bare() -> Iterator[str]:
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """A file server that says nothing."""
+    """A file server without a log."""
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
+        """Does nothing."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What the registry benchmarks share: a server of its own process, messages of the usual size, percentiles."""
+"""The common part of the registry benchmarks: a server in a process of its own, messages of the
+usual size, percentiles.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ TENSORS = 500
 
 @dataclass(frozen=True)
 class Running:
-    """A registry that answers."""
+    """A running registry."""
 
     address: str
     url: str
@@ -34,7 +36,10 @@ class Running:
 
 @contextmanager
 def database(asked: str) -> Iterator[tuple[str, Path]]:
-    """The URL to measure on, and a folder: a SQLite file there, with `postgresql` a throw-away cluster, else what was asked."""
+    """The URL of the database to measure on, and a folder.
+
+    wish: empty for a SQLite file in the folder, "postgresql" for a temporary cluster, or a URL.
+    """
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         url = asked or f"sqlite:///{folder}/registry.db"
@@ -90,7 +95,7 @@ def registry(db: str, folder: Path) -> Iterator[Running]:
 
 
 def start(stub: rpc.RegistryStub, tensors: int = TENSORS) -> str:
-    """A recording of `tensors` tensors; its id."""
+    """Starts a recording of `tensors` tensors and returns its id."""
     names = tuple(f"layers.{at}.weight" for at in range(tensors))
     parameters = ParameterList(names, ((4, 4),) * tensors, ("feed-forward",) * tensors)
     spec = RecordingSpec(family="benchmark", lr=1e-3, parameters=parameters, optimizer="Adam")
@@ -101,7 +106,7 @@ def start(stub: rpc.RegistryStub, tensors: int = TENSORS) -> str:
 
 
 def request(recording_id: str, first: int, rows: int, values: np.ndarray) -> pb.AppendRequest:
-    """An append of `rows` rows from step `first` on."""
+    """An append request of `rows` rows, the first of them at step `first`."""
     return pb.AppendRequest(
         recording_id=recording_id,
         measurements=[

@@ -1,4 +1,4 @@
-"""Many clients at once: throughput, latency, errors, and whether every row is there exactly once.
+"""Many clients at once: throughput, latency, errors, and whether every row is stored exactly once.
 
 python benchmarks/registry_clients.py [--db URL|postgresql] [--clients 64] [--seconds 60]
 """
@@ -33,7 +33,7 @@ def main() -> None:
         end = time.monotonic() + options.seconds
 
         def client() -> None:
-            # A channel of its own: clients are processes, and do not share one.
+            # Each client has a channel of its own, as client processes do not share one.
             with grpc.insecure_channel(
                 server.address, options=[("grpc.use_local_subchannel_pool", 1)]
             ) as channel:

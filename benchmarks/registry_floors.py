@@ -1,6 +1,7 @@
-"""What registry benchmarks are measured against: bare SQLite, and a gRPC method that does nothing.
+"""The floors of the registry benchmarks: bare SQLite, and a gRPC method that does nothing.
 
-Run as a program this is the bare server: it prints its port and ends when its standard input closes.
+Run as a program this file is the bare server: it prints its port and ends when its standard input
+closes.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from pathlib import Path
 import grpc
 
 ANSWER = b"\x08\x01"  # an AppendResponse with committed = 1
-TABLE = """CREATE TABLE measurements (attempt_key INTEGER NOT NULL, step BIGINT NOT NULL, fslr BLOB NOT NULL, loss DOUBLE,
+TABLE = """CREATE TABLE measurements (
+attempt_key INTEGER NOT NULL, step BIGINT NOT NULL, fslr BLOB NOT NULL, loss DOUBLE,
 learning_rate DOUBLE, tokens BIGINT, measured_at BIGINT, committed_at BIGINT NOT NULL, extra BLOB,
 PRIMARY KEY (attempt_key, step))"""
 INSERT = "INSERT INTO measurements VALUES (1, ?, ?, 1.0, 1e-3, ?, ?, ?, NULL)"
 
 
 def bare_sqlite(folder: Path, payload: bytes, commits: int, rows: int) -> list[float]:
-    """Seconds of each of `commits` transactions of `rows` rows with a blob of `payload`, as durable as the registry's."""
+    """Seconds of each of `commits` transactions of `rows` rows with a blob of `payload`, as
+    durable as the registry's.
+    """
     file = folder / f"bare-{time.monotonic_ns()}.db"
     connection = sqlite3.connect(file, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
@@ -46,7 +50,7 @@ def bare_sqlite(folder: Path, payload: bytes, commits: int, rows: int) -> list[f
 
 
 def bare_postgres(url: str, payload: bytes, commits: int, rows: int) -> list[float]:
-    """The same on PostgreSQL, by psycopg."""
+    """As `bare_sqlite`, on PostgreSQL by psycopg."""
     import psycopg
 
     table = TABLE.replace("BLOB", "BYTEA").replace("DOUBLE", "DOUBLE PRECISION")
@@ -69,7 +73,7 @@ def bare_postgres(url: str, payload: bytes, commits: int, rows: int) -> list[flo
 
 
 class BareGrpc:
-    """Calls of a method that takes bytes and gives bytes, no message parsed on either side."""
+    """Calls of methods that take and return bytes. Neither side parses a message."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._unary = channel.unary_unary("/bare/Unary")
@@ -94,7 +98,7 @@ class BareGrpc:
 
 @contextmanager
 def bare_grpc() -> Iterator[BareGrpc]:
-    """A bare server in a process of its own, and its client."""
+    """Starts a bare server in a process of its own; yields a client."""
     process = subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

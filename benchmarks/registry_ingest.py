@@ -1,10 +1,14 @@
-"""Durable ingest of 500-tensor measurements: values per second against the floors and against peers, all in one run.
+"""Durable ingest of 500-tensor measurements: values per second against the floors and peers, all in
+one run.
 
-    python benchmarks/registry_ingest.py [--db URL|postgresql] [--rounds 5] [--peers .cache/peers/bin/python]
+    python benchmarks/registry_ingest.py [--db URL|postgresql] [--rounds 5]
+        [--peers .cache/peers/bin/python]
 
-The floor is the slower of the same rows in the same commits straight into the database, and the same bytes over a gRPC method
-that does nothing. Peers live in an environment of their own
-(`python -m venv .cache/peers; .cache/peers/bin/pip install mlflow optuna grpcio protobuf`).
+The floor is the slower of two: the same rows in the same commits straight into the database, and
+the same bytes over a gRPC method that does nothing. Peers need an environment of their own:
+
+    python -m venv .cache/peers
+    .cache/peers/bin/pip install mlflow optuna grpcio protobuf
 """
 
 from __future__ import annotations

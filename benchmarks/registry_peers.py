@@ -1,6 +1,7 @@
-"""Values per second that MLflow's tracking server and Optuna's gRPC proxy take, on SQLite, with their own clients.
+"""Values per second that MLflow's tracking server and Optuna's gRPC proxy store in SQLite, with
+their own clients.
 
-Runs under an interpreter that has both; prints one JSON object.
+Run it by an interpreter that has both. It prints one JSON object.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ TENSORS = 500
 
 
 def free_port() -> int:
-    """A port that is free at this moment."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def mlflow(folder: Path, steps: int = 10) -> dict[str, float]:
-    """One client, `log_batch` of 500 metrics a call, then all of them read back."""
+    """One client sends `log_batch` with 500 metrics a call and then reads all of them back."""
     import urllib.request
 
     os.environ["GIT_PYTHON_REFRESH"] = "quiet"
@@ -87,7 +88,7 @@ run_grpc_proxy_server(RDBStorage(sys.argv[1]), host="127.0.0.1", port=int(sys.ar
 
 
 def optuna(folder: Path, values: int = 100) -> dict[str, float]:
-    """One client; intermediate values go one by one, there is no other way."""
+    """One client sends intermediate values one by one, the only way that Optuna has."""
     import optuna as library
     from optuna.storages import GrpcStorageProxy, RDBStorage
 

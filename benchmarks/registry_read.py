@@ -1,7 +1,9 @@
-"""One trajectory read back: our gRPC against a bare stream of the same bytes, Parquet over HTTP against our gRPC, and
-the memory of both sides for a long one.
+"""One trajectory read back.
 
-python benchmarks/registry_read.py [--db URL|postgresql]
+    python benchmarks/registry_read.py [--db URL|postgresql]
+
+It compares gRPC with a bare stream of the same bytes, and Parquet over HTTP with gRPC, and prints
+the memory of both sides for a long trajectory.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ ROUNDS = 7
 
 
 def fill(server: Running, tensors: int, steps: int) -> str:
-    """A recording with so many rows; its id."""
+    """Stores a recording of `steps` rows and returns its id."""
     values = np.random.default_rng(0).random(tensors, np.float32)
     recording = start(server.stub, tensors)
     for first in range(1, steps + 1, 50):
@@ -42,7 +44,7 @@ def parquet(server: Running, recording: str) -> None:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """The seconds of one call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -70,7 +72,7 @@ def main() -> None:
         with registry(db, folder) as server, RegistryClient(f"grpc://{server.address}") as client:
             client.recording(long)
             idle, before = resident(server.pid), resident(os.getpid())
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is reset here
             values = client.trajectory(long).values
             peak, own = (
                 resident(server.pid, "VmHWM") - idle,

@@ -1,6 +1,7 @@
-"""Ingest by two servers on one PostgreSQL against one, in alternating rounds of one run.
+"""Ingest by two servers on one PostgreSQL against one server, in alternating rounds of one run.
 
-python benchmarks/registry_replicas.py --db postgresql://... [--clients 8] [--rows 50] [--seconds 10] [--rounds 3]
+python benchmarks/registry_replicas.py --db postgresql://...
+    [--clients 8] [--rows 50] [--seconds 10] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from flerm_proto.v1 import registry_pb2_grpc as rpc
 
 
 def values_per_second(addresses: list[str], clients: int, rows: int, seconds: float) -> float:
-    """What `clients` channels, shared out over the servers, get acknowledged."""
+    """The acknowledged values of `clients` channels that are shared out over the servers."""
     values = np.random.default_rng(0).random(TENSORS, np.float32)
     counts: list[int] = []
     end = time.monotonic() + seconds

@@ -1,9 +1,11 @@
-"""Targets and best rate with 100,000 recordings stored against the same with 100: median and 99th percentile.
+"""Targets and best rate with 100,000 recordings stored against the same with 100: median and 99th
+percentile.
 
     python benchmarks/registry_targets.py [--db URL|postgresql]
 
-The family asked has 100 recordings (5 rates, 20 seeds) of 20 tensors x 10 measurements; all others are of 999 other families,
-or, measured last, of the same family at 4,995 other rates.
+The family in question has 100 recordings (5 rates, 20 seeds) of 20 tensors x 10 measurements. All
+other recordings belong to 999 other families or, in the last measurement, to the same family at
+4,995 other rates.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ ASKED, ROUNDS, PATIENCE = "benchmark/asked", 100, 20.0
 
 
 def main() -> None:
-    """Prints a JSON object for each."""
+    """Prints one JSON object for each state of the database."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--db", default="")
     options = parser.parse_args()
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 def fill(store: SqlStore) -> None:
-    """The family that is asked."""
+    """Stores the family in question."""
     names = tuple(f"layers.{at}.weight" for at in range(20))
     parameters = ParameterList(names, ((4, 4),) * 20, ("feed-forward",) * 20)
     values = np.random.default_rng(0).random(20, np.float32)
@@ -84,7 +86,7 @@ def fill(store: SqlStore) -> None:
 
 
 def others(engine: sa.Engine, count: int, each: int) -> None:
-    """Further families, of recordings that are copies of one."""
+    """Stores further families, whose recordings are copies of one."""
     with engine.begin() as connection:
         row = dict(connection.execute(sa.select(recordings).limit(1)).mappings().one())
         family = dict(connection.execute(sa.select(families).limit(1)).mappings().one())
@@ -104,7 +106,7 @@ def others(engine: sa.Engine, count: int, each: int) -> None:
 
 
 def gather(engine: sa.Engine) -> None:
-    """Hands all recordings to the family that is asked, 20 at a rate above those that it has."""
+    """Moves all recordings to the family in question, 20 at each of the rates above its own."""
     with engine.begin() as connection:
         asked = connection.execute(
             sa.select(families.c.key).where(families.c.name == ASKED)
@@ -127,7 +129,7 @@ def gather(engine: sa.Engine) -> None:
 
 
 def ask(store: SqlStore) -> dict[str, list[float]]:
-    """Seconds of each query, by what was asked."""
+    """Seconds of each query, by its name."""
     query, best = TargetQuery(family=ASKED, lr=3e-4), BestQuery(family=ASKED)
     return {
         "targets": timed(lambda: queries.targets(store, query)),
@@ -136,7 +138,7 @@ def ask(store: SqlStore) -> dict[str, list[float]]:
 
 
 def timed(act: Callable[[], object]) -> list[float]:
-    """Seconds of each call, after one."""
+    """Seconds of each call after a first one."""
     act()
     seconds: list[float] = []
     began = time.monotonic()

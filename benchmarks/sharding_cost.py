@@ -1,10 +1,11 @@
-"""What a measured step costs beside a plain one, on one process and on 1, 2 and 4 ranks of DDP and FSDP2.
+"""The time of a measured step over that of a plain one, on one process and on 1, 2 and 4 ranks of
+DDP and FSDP2.
 
     python benchmarks/sharding_cost.py
 
-On each set of ranks a plain run and one that measures at every step (one draw of `example`, or of kronecker) take their steps
-in turn; a step's time is that of the slowest rank. Printed are the medians, their ratio, and that ratio over one process's.
-Reach: within 10 %.
+On each set of ranks two runs take their steps in turn: a plain one, and one that measures at every
+step (one draw of `example`, or of kronecker). The time of a step is that of the slowest rank. The
+program prints the medians, their ratio, and that ratio over one process's. Aim: within 10 %.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SETS = [("alone", 1), *((wrapper, ranks) for ranks in (1, 2, 4) for wrapper in (
 
 
 def wrapped(model: Any, wrapper: str) -> Any:
-    """The model, held by all ranks."""
+    """The model as all ranks hold it together."""
     if wrapper == "ddp":
         return DistributedDataParallel(model)
     if wrapper == "fsdp":
@@ -45,7 +46,9 @@ def wrapped(model: Any, wrapper: str) -> Any:
 
 
 def stepper(wrapper: str, estimator: str) -> Callable[[], None]:
-    """One training step of a model of its own; measured where an estimator is named."""
+    """A function that makes one training step of a new model, measured where an estimator is
+    named.
+    """
     workload = workload_named("decoder")
     model = wrapped(workload.build(Scale(width=4, depth=2), seed=0), wrapper)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
@@ -94,9 +97,10 @@ def job(wrapper: str) -> None:
 
 
 def main() -> None:
-    """All sets of ranks, one after the other."""
+    """Runs all sets of ranks, one after the other."""
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, one thread a rank, torch {torch.__version__}"
+        f"{platform.machine()}, {os.cpu_count()} cores, one thread a rank, "
+        f"torch {torch.__version__}"
     )
     alone: dict[str, float] = {}
     for wrapper, ranks in SETS:

@@ -1,6 +1,7 @@
 """`make deploy-check`: everything in deploy/ by the linter or the schema of its own kind.
 
-Runs in an environment of its own (deploy/check-requirements.txt). Prints what is wrong; ends with 1 if anything is.
+Runs in an environment of its own (deploy/check-requirements.txt). Prints what is wrong; ends with 1
+if anything is.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""`make demo`: the main job from end to end on this machine, in about a minute.
+"""`make demo`: the whole path on this machine, in about a minute.
 
-A registry on SQLite and free ports; a small residual MLP recorded at three learning rates and two seeds; the registry asked
-which rate is best; a model four times as wide trained by two DDP ranks at matched learning rates; what the registry holds then,
-read over HTTP. Ends with an error, and a non-zero code, where anything went otherwise. What was recorded stays in .cache/demo
-until the next demo, and the last lines tell how to look at it.
+The demo starts a registry on SQLite and free ports, records a small residual MLP at three learning
+rates and two seeds, and asks the registry which rate is best. Two DDP ranks then train a model four
+times as wide at matched learning rates, and the demo reads over HTTP what the registry holds. It
+ends with an error and a non-zero code where anything goes wrong. The recordings stay in .cache/demo
+until the next demo, and the last lines tell how to look at them.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ TRAIN = ("flerm_client.cli", "train", "resmlp", "--steps", str(STEPS), "--family
 
 
 def say(text: str = "") -> None:
-    """One line, at once, also into a pipe."""
+    """Prints one line and flushes, so that a pipe has it at once."""
     print(text, flush=True)  # noqa: T201
 
 
 def shown(command: tuple[str, ...]) -> str:
-    """The command as a user would type it."""
+    """The command as a user types it."""
     words = [word for word in command if word not in PYTHON]
     named = {
         "flerm_client.cli": "flerm",
@@ -54,7 +55,9 @@ def shown(command: tuple[str, ...]) -> str:
 
 @contextmanager
 def registry(folder: Path) -> Iterator[tuple[str, str]]:
-    """A server process on free ports; yields its gRPC and HTTP addresses. Stops it at the end and checks that it ended well."""
+    """Starts a server process on free ports; yields its gRPC and HTTP addresses. Stops it at the
+    end and checks that it ended well.
+    """
     command = (
         *PYTHON,
         *("flerm_server.cli", "serve", "--db", f"sqlite:///{DATABASE}"),
@@ -67,7 +70,8 @@ def registry(folder: Path) -> Iterator[tuple[str, str]]:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as server,
     ):
         try:
-            # One line says that both sides answer and where; the end of the stream, that the server is gone.
+            # The server prints one line with its addresses once both answer. An empty line means
+            # that it has ended.
             _, *addresses = (server.stdout.readline() if server.stdout else "").split() or [""]
             if len(addresses) == 2:
                 yield addresses[0], addresses[1].rstrip("/")
@@ -82,7 +86,9 @@ def registry(folder: Path) -> Iterator[tuple[str, str]]:
 def run(
     command: tuple[str, ...], environment: dict[str, str], out: Path, *, show: bool = False
 ) -> dict[str, Any]:
-    """Runs one training command that writes its result to `out`; returns that. A failed one ends the demo with its output."""
+    """Runs one training command that writes its result to `out`, and returns the result. A
+    failed command ends the demo with its output.
+    """
     done = subprocess.run(
         (*PYTHON, *command, "--json", str(out)),
         env=environment,
@@ -101,6 +107,87 @@ def run(
     return result
 
 
+class Demo:
+    """The demo's steps against one registry. Each raises `SystemExit` where the outcome is
+    wrong."""
+
+    def __init__(self, folder: Path, grpc: str, http: str) -> None:
+        self.folder = folder
+        self.http = http
+        self.environment = os.environ | {
+            "FLERM_REGISTRY": grpc,
+            "FLERM_SPOOL": str(folder / "spool"),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def get(self, path: str) -> Any:
+        """The registry's answer over HTTP."""
+        say(f"$ curl -s '{self.http}{path}'")
+        with urllib.request.urlopen(self.http + path, timeout=30) as answer:
+            return json.load(answer)
+
+    def record_base(self) -> int:
+        """Records the base model at all rates and seeds; returns the number of recordings."""
+        say(f"1. Record the base model: {len(RATES)} learning rates, {len(SEEDS)} seeds")
+        with ThreadPoolExecutor(RANKS) as pool:
+            return len(list(pool.map(self._record, *zip(*product(RATES, SEEDS), strict=True))))
+
+    def _record(self, rate: float, seed: int) -> None:
+        options = ("--lr", f"{rate:g}", "--seed", str(seed), "--record", "--every", str(EVERY))
+        command = (*TRAIN, *options)
+        result = run(command, self.environment, self.folder / f"base-{rate:g}-{seed}.json")
+        say(f"$ {shown(command)}\n    final loss {result['final_loss']:.4f}")
+
+    def best_rate(self) -> float:
+        """The learning rate that the registry recommends."""
+        say("\n2. Ask which learning rate to use")
+        best = self.get(f"/api/v1/families/{FAMILY}/best")
+        say(f"    {best['advice']}")
+        return float(best["lr"])
+
+    def train_matched(self, rate: float) -> dict[str, Any]:
+        """The result of the wide model, trained at matched rates."""
+        say(
+            f"\n3. Train a model {WIDTH} times as wide on {RANKS} DDP ranks, "
+            "at matched learning rates"
+        )
+        launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "-m")
+        command = (*launcher, *TRAIN, "--width", str(WIDTH), "--lr", f"{rate!r}", "--match")
+        say(f"$ {shown(command)}")
+        result = run(command, self.environment, self.folder / "matched.json", show=True)
+        if result["world"] != RANKS or not result["matched"]:
+            raise SystemExit(
+                f"the job matched {len(result['matched'])} tensors on {result['world']} ranks"
+            )
+        return result
+
+    def read_back(self, base_recordings: int) -> None:
+        """Reads over HTTP what the registry holds, and checks that it is complete."""
+        say("\n4. Read over HTTP what was recorded")
+        family = self.get(f"/api/v1/families/{FAMILY}")
+        rates = ", ".join(f"{lr:g}" for lr in family["learning_rates"])
+        say(f"    {family['recordings']} recordings, base learning rates {rates}")
+        recordings = self.get(f"/api/v1/recordings?family={FAMILY}")["recordings"]
+        for item in recordings:
+            kind = f"{item['role']} {item['variant']}"
+            say(
+                f"    {item['id']}  {kind:14}  lr {item['lr']:<6.4g} seed {item['seed']}  "
+                f"{item['status']}, {item['rows']} rows"
+            )
+        scaled = next(item for item in recordings if item["role"] == "scaled")
+        trajectory = self.get(f"/api/v1/recordings/{scaled['id']}/trajectory")
+        steps = ", ".join(str(row["step"]) for row in trajectory["rows"])
+        say(
+            f"    {len(trajectory['rows'])} measurements of {len(trajectory['names'])} tensors "
+            f"and depth groups, at steps {steps}"
+        )
+        expected = base_recordings + 1
+        if len(recordings) != expected or any(each["status"] != "completed" for each in recordings):
+            raise SystemExit(
+                f"the registry holds {len(recordings)} recordings, not {expected} completed ones"
+            )
+
+
 def main() -> None:
     """Runs the demo."""
     started = time.perf_counter()
@@ -110,87 +197,14 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="flerm-demo-") as name,
         registry(Path(name)) as (grpc, http),
     ):
-        folder = Path(name)
-        environment = os.environ | {
-            "FLERM_REGISTRY": grpc,
-            "FLERM_SPOOL": str(folder / "spool"),
-            "OMP_NUM_THREADS": "1",
-        }
         say(f"registry at {grpc} and {http}\n")
-
-        def get(path: str) -> Any:
-            say(f"$ curl -s '{http}{path}'")
-            with urllib.request.urlopen(http + path, timeout=30) as answer:
-                return json.load(answer)
-
-        def record(rate: float, seed: int) -> dict[str, Any]:
-            command = (
-                *TRAIN,
-                "--lr",
-                f"{rate:g}",
-                "--seed",
-                str(seed),
-                "--record",
-                "--every",
-                str(EVERY),
-            )
-            result = run(command, environment, folder / f"base-{rate:g}-{seed}.json")
-            say(f"$ {shown(command)}\n    final loss {result['final_loss']:.4f}")
-            return result
-
-        say(f"1. Record the base model: {len(RATES)} learning rates, {len(SEEDS)} seeds")
-        with ThreadPoolExecutor(RANKS) as pool:
-            base = list(pool.map(record, *zip(*product(RATES, SEEDS), strict=True)))
-
-        say("\n2. Ask which learning rate to use")
-        best = get(f"/api/v1/families/{FAMILY}/best")
-        say(f"    {best['advice']}")
-        rate = float(best["lr"])
-
-        say(
-            f"\n3. Train a model {WIDTH} times as wide on {RANKS} DDP ranks, at matched learning rates"
-        )
-        scaled = (*TRAIN, "--width", str(WIDTH), "--lr", f"{rate!r}", "--match")
-        torchrun = (
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(RANKS),
-            "-m",
-            *scaled,
-        )
-        say(f"$ {shown(torchrun)}")
-        matched = run(torchrun, environment, folder / "matched.json", show=True)
-        if matched["world"] != RANKS or not matched["matched"]:
-            raise SystemExit(
-                f"the job matched {len(matched['matched'])} tensors on {matched['world']} ranks"
-            )
-
-        say("\n4. Read over HTTP what was recorded")
-        family = get(f"/api/v1/families/{FAMILY}")
-        rates = ", ".join(f"{lr:g}" for lr in family["learning_rates"])
-        say(f"    {family['recordings']} recordings, base learning rates {rates}")
-        recordings = get(f"/api/v1/recordings?family={FAMILY}")["recordings"]
-        for item in recordings:
-            kind = f"{item['role']} {item['variant']}"
-            say(
-                f"    {item['id']}  {kind:14}  lr {item['lr']:<6.4g} seed {item['seed']}  {item['status']}, {item['rows']} rows"
-            )
-        own = next(item for item in recordings if item["role"] == "scaled")
-        trajectory = get(f"/api/v1/recordings/{own['id']}/trajectory")
-        steps = ", ".join(str(row["step"]) for row in trajectory["rows"])
-        say(
-            f"    {len(trajectory['rows'])} measurements of {len(trajectory['names'])} tensors and roles, at steps {steps}"
-        )
-        if len(recordings) != len(base) + 1 or any(
-            item["status"] != "completed" for item in recordings
-        ):
-            raise SystemExit(
-                f"the registry holds {len(recordings)} recordings, not {len(base) + 1} completed ones"
-            )
-    scripts = Path(sys.executable).parent
+        demo = Demo(Path(name), grpc, http)
+        base_recordings = demo.record_base()
+        matched = demo.train_matched(demo.best_rate())
+        demo.read_back(base_recordings)
+    flerm = os.path.relpath(Path(sys.executable).parent / "flerm")
     say("\nTo look at it:")
-    say(f"$ {os.path.relpath(scripts / 'flerm')} serve --db sqlite:///{os.path.relpath(DATABASE)}")
+    say(f"$ {flerm} serve --db sqlite:///{os.path.relpath(DATABASE)}")
     say(f"    and open http://127.0.0.1:8080/families/{FAMILY}")
     say(f"\n{time.perf_counter() - started:.0f} s in all")
     say(f"demo ok: {len(matched['matched'])} tensors matched on {matched['world']} ranks")

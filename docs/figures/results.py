@@ -1,9 +1,10 @@
 """Writes the tables and figures of docs/results.md from a registry that holds sweeps.
 
-`python docs/figures/results.py file:///FOLDER [PRESET:SEEDS …]`; without presets, all that have been begun. Each section of the
-page stands between a pair of comments that name its sweep; figures go into docs/figures/results/. `tables` before the registry
-(`python docs/figures/results.py tables file:///FOLDER …`) leaves the figures as they are. The overview is made of the page's
-sections.
+    python docs/figures/results.py file:///FOLDER [PRESET:SEEDS …]
+
+Without presets it writes all sweeps that were begun. Each section of the page stands between a pair
+of comments that name its sweep. Figures go into docs/figures/results/; with `tables` before the
+registry they stay as they are. The overview is made from the page's sections.
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ VARIANTS = {
     "mup": "µP",
 }
 DEFAULT = (
-    f"matched-{DEFAULT_DEPTH}"  # what `matched` is where every depth rule has a row of its own
+    f"matched-{DEFAULT_DEPTH}"  # stands for `matched` where every depth rule has a row of its own
 )
 
 
 def main(arguments: list[str]) -> None:
-    """Replaces the sections of those asked for; ones that the page does not have yet go to its end."""
+    """Replaces the sections of the named sweeps. Sections that the page does not have yet go to
+    its end.
+    """
     draw = arguments[0] != "tables"
     registry, *asked = arguments if draw else arguments[1:]
     for each in asked or presets():
@@ -85,7 +88,7 @@ def main(arguments: list[str]) -> None:
 
 
 def section(name: str, seeds: int, registry: str, *, draw: bool) -> str:
-    """The table, then the figures; empty for a sweep that was not begun."""
+    """Table and figures of a sweep; empty for a sweep that was not begun."""
     sweep = load(name)
     sweep = replace(sweep, seeds=seeds or sweep.seeds)
     entries = finished_trials(sweep, registry)
@@ -110,8 +113,11 @@ OVERVIEW = re.compile(r"<!-- overview -->.*?<!-- end overview -->", re.DOTALL)
 
 
 def overview(page: str) -> str:
-    """All systems beside all scales: how far the optimum shifts, and what the base's rate costs there over the best that plain
-    training reaches at any rate. Rows that a section has and no scale of the overview names are left to the section."""
+    """A table of all systems and scales.
+
+    Its entries are the shift of the optimum, and the loss at the base's rate over the lowest loss
+    of plain training at any rate. Only the scales in `SCALES` are in the overview.
+    """
     head = ["", "", *VARIANTS.values()]
     lines = [head, ["---"] * len(head)]
     for system, sections in SYSTEMS.items():

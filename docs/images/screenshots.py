@@ -1,7 +1,8 @@
-"""`make screenshots`: the README's pictures, of pages over runs that are really trained (about two minutes on 2 cores).
+"""`make screenshots`: the README's pictures, from runs that are trained for them.
 
-A base model at five learning rates and two seeds and one four times as wide, matched, at the same rates; then the family's page
-and one recording's, in both themes.
+It trains a base model at five learning rates and two seeds and a matched model four times as wide
+at the same rates (about two minutes on 2 cores). Then it takes the family's page and one
+recording's page in both themes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ RATES, SEEDS, WIDTH, STEPS, EVERY = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), (0, 1), 4,
 
 @contextmanager
 def registry(folder: Path) -> Iterator[tuple[str, str]]:
-    """A server on free ports: its gRPC and HTTP addresses."""
+    """Starts a server on free ports; yields its gRPC and HTTP addresses."""
     command = [
         sys.executable,
         "-m",
@@ -54,7 +55,8 @@ def registry(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Trains, looks, writes family-light.png, family-dark.png, recording-light.png and recording-dark.png beside this file."""
+    """Trains, looks, writes family-light.png, family-dark.png, recording-light.png and
+    recording-dark.png beside this file."""
     with (
         tempfile.TemporaryDirectory(prefix="flerm-screenshots-") as name,
         registry(Path(name)) as (grpc, http),
