@@ -73,7 +73,8 @@ class FLeRM:
                 `model(batch)`, or `model(**batch)` for a mapping.
 
         What is measured, and when:
-            every: optimiser steps between measurements; 0: once. The default costs about 1 %.
+            every: optimiser steps between measurements; 0: once. 100 costs a long run
+                about 1 % of its time.
             start: the first step that is measured, counted from 1. A tensor without an update there
                 (LoRA's A while B is 0) is measured at the next step.
             warmup: draws of the first measurement. 8, because matched runs begin with it.

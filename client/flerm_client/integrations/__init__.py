@@ -1,8 +1,9 @@
-"""FLeRM in the training frameworks that people already use; each module needs its framework (`pip install
-'flerm[transformers]'`, …).
+"""FLeRM in training frameworks.
+
+Each module needs its framework (`pip install 'flerm[transformers]'`, …).
 
 - `flerm_client.integrations.transformers`: `FLeRMCallback` for Hugging Face's Trainer
 - `flerm_client.integrations.lightning`: `FLeRMCallback` for Lightning's Trainer
 - `flerm_client.integrations.accelerate`: `record` and `match` for a loop around an Accelerator
-- `flerm_client.integrations.probe_batches`: `probe_of`, probe batches out of a training loader, for hand-written loops
+- `flerm_client.integrations.probe_batches`: `probe_of`, probe batches out of a training loader
 """

@@ -1,4 +1,4 @@
-"""The model's outputs, found by themselves: what `output=` is when a framework calls the model."""
+"""The default of `output=` where a framework calls the model: logits, found by convention."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from torch import Tensor, nn
 
 from flerm_core.errors import InvalidInput
 
-# What Hugging Face's data sets call the targets: with them a model would compute a loss that nobody asked for.
+# The names of the targets in Hugging Face's data sets. A model that gets them computes a loss,
+# which a measurement does not need.
 _TARGETS = frozenset({"labels", "label", "label_ids", "start_positions", "end_positions"})
 
 
 def output_of(model: nn.Module, batch: Any) -> Tensor:
-    """f for a batch as loaders give it: a tensor, a mapping of keyword arguments, or (inputs, targets).
+    """The outputs f for a batch of a loader: a tensor, a mapping of keyword arguments, or a pair.
 
-    Of what the model returns it takes the tensor itself, `.logits`, or the first of a tuple. Raises `InvalidInput` when
-    there is none of these: give `output=`.
+    Of a pair (inputs, targets), the model gets the inputs. Of what the model returns, f is the
+    tensor itself, `.logits`, or the first of a tuple. Raises `InvalidInput` when there is none of
+    these; `output=` then says what the outputs are.
     """
     if isinstance(batch, Mapping):
-        # An encoder-decoder makes its decoder's inputs of the labels.
+        # An encoder-decoder derives its decoder's inputs from the labels.
         keeps = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         returned = model(
             **{key: value for key, value in batch.items() if keeps or key not in _TARGETS}
@@ -46,7 +48,7 @@ def output_of(model: nn.Module, batch: Any) -> Tensor:
 
 
 def loss_in(returned: Any) -> Tensor | None:
-    """The loss that a model returned beside its outputs, by Hugging Face's convention; None when there is none."""
+    """The loss that a Hugging Face model returned beside its outputs; None when there is none."""
     loss = (
         returned.get("loss") if isinstance(returned, Mapping) else getattr(returned, "loss", None)
     )

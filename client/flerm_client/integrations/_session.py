@@ -1,4 +1,4 @@
-"""What all integrations share: a FLeRM begun with what the framework knows, and what its loggers are told."""
+"""What all integrations share: a run begun with what the framework knows, and its new metrics."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from flerm_client.flerm import FLeRM
+from flerm_client.integrations._checkpoint import restore
 from flerm_client.integrations._outputs import output_of
 from flerm_client.integrations.probe_batches import probe_of
 from flerm_core.errors import InvalidInput
@@ -18,9 +19,80 @@ from flerm_core.errors import InvalidInput
 MODES = ("record", "match")
 
 
-def check_keywords(mode: str, keywords: Mapping[str, Any]) -> None:
-    """Raises `InvalidInput` for a mode there is not, or a keyword that `FLeRM.record` (or `match`) does not take: told
-    where the user wrote it, not when training begins."""
+class CallbackState:
+    """The state of a framework's callback: what the user asked for, and the run under way.
+
+    flerm: the FLeRM of the run; None before the first run.
+
+    Raises `InvalidInput` for an unknown mode or keyword, and without a family: where the user wrote
+    the callback, not when training begins.
+    """
+
+    def __init__(self, mode: str, keywords: Mapping[str, Any]) -> None:
+        _check_keywords(mode, keywords)
+        self.flerm: FLeRM | None = None
+        self._mode = mode
+        self._keywords = dict(keywords)
+        self._measurements_logged = 0
+
+    def _attach(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        *,
+        loader: Iterable[Any],
+        batch_size: int | None = None,
+        total_steps: int | None = None,
+        checkpoint: bytes | None = None,
+        **keywords: Any,
+    ) -> FLeRM:
+        """`FLeRM.record` or `match`, with what the framework knows where the user leaves it open.
+
+        loader: the training data, for the probe.
+        batch_size: of the probe; None: the loader's.
+        total_steps: the length of the run, for `clock="fraction"`.
+        checkpoint: what `collect_state` made, of the run that goes on here.
+        keywords: take precedence over the user's.
+        """
+        self._end("interrupted")
+        given = {"output": output_of} | self._keywords | keywords
+        if "probe" not in given:
+            given["probe"] = probe_of(loader, batch_size)
+        if given.get("clock") == "fraction":
+            given.setdefault("total_steps", total_steps)
+        if "process_group" not in given and _is_replicated(model):
+            given["process_group"] = dist.group.WORLD
+        flerm: FLeRM = getattr(FLeRM, self._mode)(model, optimizer, **given)
+        self.flerm = flerm
+        if checkpoint is not None:
+            restore(flerm, checkpoint)
+        self._mark_logged()
+        return flerm
+
+    def _mark_logged(self) -> None:
+        """The measurements that are there now need not be logged: a checkpoint brought them."""
+        self._measurements_logged = 0 if self.flerm is None else self.flerm.measurements
+
+    def _new_metrics(self) -> dict[str, float]:
+        """The last measurement's metrics, once; empty where nothing was measured since.
+
+        `flerm/fslr/<tensor>` in output units per unit learning rate, and `flerm/lr/<tensor>`.
+        """
+        flerm = self.flerm
+        if flerm is None or flerm.measurements == self._measurements_logged:
+            return {}
+        self._mark_logged()
+        values = {f"flerm/fslr/{name}": value for name, value in flerm.fslr.items()}
+        rates = flerm.learning_rates()
+        return values | {f"flerm/lr/{name}": value for name, value in rates.items()}
+
+    def _end(self, status: str) -> None:
+        """Ends the recording of the run under way, if there is one."""
+        if self.flerm is not None:
+            self.flerm.close(status=status)
+
+
+def _check_keywords(mode: str, keywords: Mapping[str, Any]) -> None:
     if mode not in MODES:
         raise InvalidInput(f"mode={mode!r} is not known; there are: {', '.join(MODES)}")
     allowed = set(inspect.signature(getattr(FLeRM, mode)).parameters) - {"model", "optimizer"}
@@ -33,54 +105,8 @@ def check_keywords(mode: str, keywords: Mapping[str, Any]) -> None:
         raise InvalidInput("family= must be given: the models whose parameter names correspond")
 
 
-def attach(
-    mode: str,
-    model: nn.Module,
-    optimizer: Any,
-    keywords: Mapping[str, Any],
-    *,
-    loader: Iterable[Any],
-    batch_size: int | None = None,
-    total_steps: int | None = None,
-) -> FLeRM:
-    """`FLeRM.record` or `FLeRM.match` with `keywords`; where they leave it open the probe is of `loader`'s data, the
-    output the model's logits, the length that `clock="fraction"` needs the `total_steps` that the framework tells."""
-    found: dict[str, Any] = {"output": output_of} | dict(keywords)
-    if "probe" not in found:
-        found["probe"] = probe_of(loader, batch_size)
-    if found.get("clock") == "fraction":
-        found.setdefault("total_steps", total_steps)
-    if "process_group" not in found and _replicated(model):
-        found["process_group"] = dist.group.WORLD
-    made: FLeRM = getattr(FLeRM, mode)(model, optimizer, **found)
-    return made
-
-
-def _replicated(model: nn.Module) -> bool:
+def _is_replicated(model: nn.Module) -> bool:
     """Whether the framework replicates `model` over all ranks and holds the DDP wrapper itself."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return False
     return not any(isinstance(p, DTensor) for p in model.parameters())
-
-
-class UnloggedMetrics:
-    """What the loggers have not been told yet: a measurement's FSLRs and the rates that follow from it, once each."""
-
-    def __init__(self, flerm: FLeRM) -> None:
-        self._flerm = flerm
-        self._told = flerm.measurements
-
-    def mark_seen(self) -> None:
-        """What is there now is no news: a checkpoint brought it."""
-        self._told = self._flerm.measurements
-
-    def pop(self) -> dict[str, float]:
-        """`flerm/fslr/<tensor>` (output units per unit learning rate) and `flerm/lr/<tensor>`; empty when nothing was
-        measured since."""
-        if self._flerm.measurements == self._told:
-            return {}
-        self._told = self._flerm.measurements
-        values = {f"flerm/fslr/{name}": value for name, value in self._flerm.fslr.items()}
-        return values | {
-            f"flerm/lr/{name}": value for name, value in self._flerm.learning_rates().items()
-        }

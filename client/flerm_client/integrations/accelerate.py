@@ -1,6 +1,6 @@
 """FLeRM in a loop around Accelerate's Accelerator.
 
-flerm = record(accelerator, model, optimizer, loader, family="team/decoder")  # after accelerator.prepare
+flerm = record(accelerator, model, optimizer, loader, family="team/decoder")  # after prepare
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flerm_client.flerm import FLeRM
 from flerm_client.integrations._checkpoint import collect_state, restore
-from flerm_client.integrations._session import UnloggedMetrics, attach, check_keywords
+from flerm_client.integrations._session import CallbackState
 from flerm_client.training.optimizer_info import bare_optimizer
 from flerm_client.training.step_wrapper import StepWrapper
 from flerm_core._warnings import register_caller_package
@@ -31,13 +31,16 @@ def record(
     loader: Iterable[Any],
     **keywords: Any,
 ) -> FLeRM:
-    """`FLeRM.record` for what `accelerator.prepare` returned; `keywords` are its keywords, `family` is needed.
+    """`FLeRM.record` for what `accelerator.prepare` returned.
 
-    What they leave open is found: the probe in `loader`'s data (the loader itself is not touched), the outputs in
-    `.logits`, the loss as it goes into `accelerator.backward`. FSLRs and learning rates go to the trackers through
-    `accelerator.log`. The state goes with `accelerator.save_state` and `load_state`.
+    keywords: those of `FLeRM.record`; `family` is needed. What they leave open is found: the probe
+        in `loader`'s data (the loader itself is not read), the outputs in `.logits`, the loss as it
+        goes into `accelerator.backward`.
+
+    FSLRs and learning rates go to the trackers through `accelerator.log`. The state is saved and
+    loaded with `accelerator.save_state` and `load_state`. Raises as `FLeRM.record` does.
     """
-    return _begin("record", accelerator, model, optimizer, loader, keywords)
+    return _AcceleratedRun("record", keywords).begin(accelerator, model, optimizer, loader)
 
 
 def match(
@@ -47,44 +50,46 @@ def match(
     loader: Iterable[Any],
     **keywords: Any,
 ) -> FLeRM:
-    """`FLeRM.match`, as `record` is `FLeRM.record`."""
-    return _begin("match", accelerator, model, optimizer, loader, keywords)
+    """`FLeRM.match` for what `accelerator.prepare` returned; all else is as for `record`."""
+    return _AcceleratedRun("match", keywords).begin(accelerator, model, optimizer, loader)
 
 
-def _begin(
-    mode: Literal["record", "match"],
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Any,
-    loader: Iterable[Any],
-    keywords: dict[str, Any],
-) -> FLeRM:
-    check_keywords(mode, keywords)
-    flerm = attach(mode, model, optimizer, keywords, loader=loader)
-    news = UnloggedMetrics(flerm)
-    accelerator.register_for_checkpointing(_Saved(flerm, news))
-    _see_losses(accelerator, flerm)
-    _tell_trackers(accelerator, flerm, news, optimizer)
-    return flerm
+class _AcceleratedRun(CallbackState):
+    """One run, registered with the Accelerator for its checkpoints."""
 
+    def begin(
+        self, accelerator: Accelerator, model: nn.Module, optimizer: Any, loader: Iterable[Any]
+    ) -> FLeRM:
+        """Attaches a FLeRM, and wraps `backward` and the last optimiser's step."""
+        flerm = self._attach(model, optimizer, loader=loader)
+        accelerator.register_for_checkpointing(self)
+        _log_losses(accelerator, flerm)
 
-class _Saved:
-    """Accelerate saves what rank 0 hands it, and asks every rank."""
+        @contextmanager
+        def around_step() -> Iterator[None]:
+            yield
+            if metrics := self._new_metrics():
+                accelerator.log(metrics, step=flerm.steps)
 
-    def __init__(self, flerm: FLeRM, news: UnloggedMetrics) -> None:
-        self._flerm = flerm
-        self._news = news
+        last = optimizer[-1] if isinstance(optimizer, list | tuple) else optimizer
+        # Outside FLeRM's own wrapper, which has measured by then.
+        StepWrapper(bare_optimizer(last), around_step)
+        return flerm
 
     def state_dict(self) -> dict[str, Any]:
-        return {"checkpoint": collect_state(self._flerm)}
+        """Accelerate asks every rank, and saves what rank 0 returns."""
+        assert self.flerm is not None
+        return {"checkpoint": collect_state(self.flerm)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        restore(self._flerm, state["checkpoint"])
-        self._news.mark_seen()
+        """Goes on where `state_dict` was called."""
+        assert self.flerm is not None
+        restore(self.flerm, state["checkpoint"])
+        self._mark_logged()
 
 
-def _see_losses(accelerator: Accelerator, flerm: FLeRM) -> None:
-    """The loss of a step is the mean of what goes into `accelerator.backward` on the way to it."""
+def _log_losses(accelerator: Accelerator, flerm: FLeRM) -> None:
+    """Logs a step's loss: the mean of what went into `accelerator.backward` for the step."""
     inner = accelerator.backward
     parts: list[Tensor] = []
 
@@ -97,17 +102,3 @@ def _see_losses(accelerator: Accelerator, flerm: FLeRM) -> None:
         return inner(loss, **kwargs)
 
     accelerator.backward = backward
-
-
-def _tell_trackers(
-    accelerator: Accelerator, flerm: FLeRM, news: UnloggedMetrics, optimizer: Any
-) -> None:
-    @contextmanager
-    def around() -> Iterator[None]:
-        yield
-        values = news.pop()
-        if values:
-            accelerator.log(values, step=flerm.steps)
-
-    last = optimizer[-1] if isinstance(optimizer, list | tuple) else optimizer
-    StepWrapper(bare_optimizer(last), around)  # around FLeRM's own: it has measured by then

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import functools
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
-from flerm_client.flerm import FLeRM
-from flerm_client.integrations._checkpoint import collect_state, restore
+from flerm_client.integrations._checkpoint import collect_state
 from flerm_client.integrations._outputs import loss_in, output_of
-from flerm_client.integrations._session import UnloggedMetrics, attach, check_keywords
+from flerm_client.integrations._session import CallbackState
 from flerm_client.training.step_wrapper import CopySafeHook
 from flerm_core._warnings import register_caller_package, warn
 from flerm_core.errors import InvalidInput
@@ -28,50 +27,52 @@ from flerm_core.errors import InvalidInput
 register_caller_package("transformers")
 
 
-class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # Any: its types are not read
-    """Records, or matches, each run of `trainer.train()`. `keywords` are those of `FLeRM.record` or `FLeRM.match`; `family`
-    is needed.
+class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: ignore[misc]  # untyped
+    """Records, or matches, each run of `trainer.train()`.
 
-    What they leave open is found: the probe in the training data (the training's own loader is not touched), the outputs in
-    `.logits`. `.flerm` is the FLeRM of the run, None before its first. Its state goes into the checkpoints' trainer_state.json,
-    and a resumed run goes on from there.
+    mode: "record" or "match".
+    family: the models whose parameter names correspond.
+    keywords: those of `FLeRM.record` or `FLeRM.match`. What they leave open is found: the probe in
+        the training data (the training's own loader is not read), the outputs in `.logits`.
 
-    `add_to(trainer)` takes the losses that `Trainer.training_step` returns, and sends FSLRs and learning rates to the loggers,
-    through `Trainer.log`. `Trainer(callbacks=[...])` gives a callback no way to either: the loss is then that in what the model
-    returns, or without one, late, that in the Trainer's log.
+    `.flerm` is the FLeRM of the run, None before the first run. Its state is part of the
+    checkpoints' trainer_state.json, and a resumed run goes on from there.
 
-    Raises `InvalidInput` for a mode or keyword that there is not, or beside another one on the same Trainer; `train()` raises
-    what `FLeRM.record` and `FLeRM.match` do.
+    `add_to(trainer)` reads the losses that `Trainer.training_step` returns, and sends FSLRs and
+    learning rates to the loggers through `Trainer.log`. A callback in `Trainer(callbacks=[...])`
+    has access to neither: the loss is then read from what the model returns or, where it returns
+    none, from the Trainer's log, which comes late.
+
+    Raises `InvalidInput` for an unknown mode or keyword, and for a second callback on the same
+    Trainer; `train()` raises as `FLeRM.record` and `FLeRM.match` do.
     """
 
     def __init__(self, mode: Literal["record", "match"], *, family: str, **keywords: Any) -> None:
-        self._mode = mode
-        self._keywords = {"family": family} | keywords
-        check_keywords(mode, self._keywords)
-        self.flerm: FLeRM | None = None
+        super().__init__(mode, {"family": family} | keywords)
         self._trainer: weakref.ref[Trainer] | None = None
-        self._forward: torch.utils.hooks.RemovableHandle | None = None
-        self._losses: list[Tensor] = []
-        self._summed = False
-        self._told = False  # the losses of steps: on_log has none to add
+        self._forward_hook: torch.utils.hooks.RemovableHandle | None = None
+        self._losses: list[Tensor] = []  # of the micro-batches of the step at hand
+        self._losses_add_up = False  # else the step's loss is their mean
+        self._has_step_losses = False  # so that the Trainer's log is not needed
         self._running = False
-        self._asking = False
-        self._values: dict[str, float] = {}
-        self._saved: tuple[int, bytes] | None = None
+        self._computing_outputs = False
+        self._metrics: dict[str, float] = {}
+        self._checkpoint: tuple[int, bytes] | None = None  # the step, and the state after it
 
     def add_to(self, trainer: Trainer) -> FLeRMCallback:
-        """Adds this callback to `trainer`, and lets it hear the trainer's losses and speak to its loggers."""
-        _refuse_company(
+        """Adds this callback to `trainer`, with access to the trainer's losses and loggers."""
+        _refuse_second_callback(
             isinstance(each, FLeRMCallback) for each in trainer.callback_handler.callbacks
         )
-        self._refuse_rebuilding(trainer.args)
+        self._refuse_restored_callbacks(trainer.args)
         self._trainer = weakref.ref(trainer)
         trainer.add_callback(self)
         inner = trainer.training_step
 
         @functools.wraps(inner)
         def training_step(*args: Any, **kwargs: Any) -> Tensor:
-            loss: Tensor = inner(*args, **kwargs)  # of a micro-batch, divided by their number
+            # The loss of a micro-batch, divided by the number of micro-batches.
+            loss: Tensor = inner(*args, **kwargs)
             if self._running:
                 self._losses.append(loss.detach())
             return loss
@@ -84,88 +85,90 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuses what cannot work, before anything is trained."""
-        self._refuse_rebuilding(args)
+        """Raises `InvalidInput` for arguments that cannot work, before training."""
+        self._refuse_restored_callbacks(args)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begins the FLeRM: model and optimiser are wrapped, weights and optimiser state loaded."""
-        self._end("interrupted")
+        """Attaches a FLeRM: model and optimiser are wrapped, weights and states are loaded."""
         model: nn.Module = kwargs["model"]
         stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        _refuse_company(stored if isinstance(stored, list) else ())
+        _refuse_second_callback(stored if isinstance(stored, list) else ())
         checkpoint = stored["attributes"].get("checkpoint") if state.global_step else None
-        keywords = dict(self._keywords)
-        output = keywords.get("output", output_of)
+        self._attach(
+            model,
+            kwargs["optimizer"],
+            loader=kwargs["train_dataloader"],
+            batch_size=state.train_batch_size or args.train_batch_size,
+            total_steps=state.max_steps,
+            checkpoint=None if checkpoint is None else base64.b64decode(checkpoint),
+            output=self._noted_output(),
+        )
+        self._losses.clear()
+        self._has_step_losses = False
+        self._running = True
+        if self._trainer is not None:
+            self._losses_add_up = True
+        else:
+            self._read_losses_from(model, args)
 
-        def asked(model: nn.Module, batch: Any) -> Any:
-            self._asking = True
+    def _noted_output(self) -> Callable[[nn.Module, Any], Any]:
+        """The user's output function; while it runs, the forward hook reads no loss."""
+        output = self._keywords.get("output", output_of)
+
+        def noted(model: nn.Module, batch: Any) -> Any:
+            self._computing_outputs = True
             try:
                 return output(model, batch)
             finally:
-                self._asking = False
+                self._computing_outputs = False
 
-        keywords["output"] = asked
-        size = state.train_batch_size or args.train_batch_size
-        loader, steps = kwargs["train_dataloader"], state.max_steps
-        self.flerm = attach(
-            self._mode,
-            model,
-            kwargs["optimizer"],
-            keywords,
-            loader=loader,
-            batch_size=size,
-            total_steps=steps,
-        )
-        if checkpoint is not None:
-            restore(self.flerm, base64.b64decode(checkpoint))
-        self._news = UnloggedMetrics(self.flerm)
-        self._losses.clear()
-        self._told = False
-        self._running = True
-        if self._trainer is not None:
-            self._summed = True
-            return
-        self._forward = model.register_forward_hook(
-            CopySafeHook(self._see_outputs), with_kwargs=True
-        )
+        return noted
+
+    def _read_losses_from(self, model: nn.Module, args: TrainingArguments) -> None:
+        """Without `add_to`: losses come from what the model returns, metrics reach no logger."""
+        hook = CopySafeHook(self._note_returned_loss)
+        self._forward_hook = model.register_forward_hook(hook, with_kwargs=True)
         loggers = [name for name in args.report_to if name != "none"]
         if loggers:
             warn(
-                f"FSLRs will not reach {', '.join(loggers)}: use FLeRMCallback(...).add_to(trainer) instead of callbacks=[...]"
+                f"FSLRs will not reach {', '.join(loggers)}: "
+                "use FLeRMCallback(...).add_to(trainer) instead of callbacks=[...]"
             )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Tokens and loss of the step that follows: over micro-batches the losses' sum where each was divided by all, else the
-        mean."""
+        """Logs the tokens and the loss of the step that follows.
+
+        The loss is the micro-batches' sum where each was divided by their number, else their mean.
+        """
         if self.flerm is None:
             return
         self.flerm.log(tokens=state.num_input_tokens_seen or None)
         if self._losses:
             losses = torch.stack(self._losses)
-            self.flerm.log(loss=losses.sum() if self._summed else losses.mean())
+            self.flerm.log(loss=losses.sum() if self._losses_add_up else losses.mean())
             self._losses.clear()
-            self._told = True
+            self._has_step_losses = True
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """What was measured, at the rates of this step: the schedule moves on before it ends."""
-        self._values = {} if self.flerm is None else self._news.pop()
+        """Notes what was measured, at this step's rates: the schedule steps before the step ends."""
+        self._metrics = self._new_metrics()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """After a measurement: its FSLRs and rates to the loggers."""
+        """After a measurement, sends its FSLRs and rates to the loggers."""
         trainer = None if self._trainer is None else self._trainer()
-        if trainer is not None and self._values:
+        if trainer is not None and self._metrics:
             due = control.should_log
-            with _printing_nothing(trainer):
-                trainer.log(self._values)
-            control.should_log = due  # logging ours is not yet logging the loss
+            with _without_printers(trainer):
+                trainer.log(self._metrics)
+            control.should_log = due  # the loss is still to be logged
         self._prepare_checkpoint(control.should_save)
 
     def on_epoch_end(
@@ -177,14 +180,17 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A checkpoint may follow: with `save_strategy="best"` it is decided after this, and there is no event between."""
+        """A checkpoint may follow.
+
+        With `save_strategy="best"` the Trainer decides after this event, and has none between.
+        """
         self._prepare_checkpoint(control.should_save or args.save_strategy == "best")
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The loss as the Trainer reports it, where nothing else tells it (compute_loss_func, label smoothing)."""
-        if self.flerm is not None and not self._told and "loss" in kwargs["logs"]:
+        """Logs the Trainer's loss where there is no other (compute_loss_func, label smoothing)."""
+        if self.flerm is not None and not self._has_step_losses and "loss" in kwargs["logs"]:
             self.flerm.log(loss=kwargs["logs"]["loss"])
 
     def on_train_end(
@@ -196,56 +202,60 @@ class FLeRMCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # 
     # Checkpoints
 
     def state(self) -> dict[str, Any]:
-        """What trainer_state.json keeps of this run; it is read at the beginning of a resumed one."""
+        """This run's part of trainer_state.json, which a resumed run reads when it begins."""
         if self.flerm is None:
             return {"args": {}, "attributes": {}}
-        self._prepare_checkpoint(self._saved is None or self._saved[0] != self.flerm.steps)
-        assert self._saved is not None
-        return {"args": {}, "attributes": {"checkpoint": base64.b64encode(self._saved[1]).decode()}}
+        stale = self._checkpoint is None or self._checkpoint[0] != self.flerm.steps
+        self._prepare_checkpoint(stale)
+        assert self._checkpoint is not None
+        encoded = base64.b64encode(self._checkpoint[1]).decode()
+        return {"args": {}, "attributes": {"checkpoint": encoded}}
 
     def _prepare_checkpoint(self, due: bool) -> None:
-        # The Trainer asks rank 0 alone for it; what the other ranks have is collected while all are here.
+        # The Trainer asks rank 0 alone for the state. The other ranks' parts are collected here,
+        # where all ranks take part.
         if due and self.flerm is not None:
-            self._saved = (self.flerm.steps, collect_state(self.flerm))
+            self._checkpoint = (self.flerm.steps, collect_state(self.flerm))
 
-    def _refuse_rebuilding(self, args: TrainingArguments) -> None:
+    def _refuse_restored_callbacks(self, args: TrainingArguments) -> None:
         if args.restore_callback_states_from_checkpoint:
             raise InvalidInput(
-                "restore_callback_states_from_checkpoint=True is not allowed with FLeRMCallback: it would build the callback "
-                "anew out of JSON; leave it False, the callback takes its state from the checkpoint by itself"
+                "restore_callback_states_from_checkpoint=True is not allowed with FLeRMCallback: "
+                "it would build the callback anew out of JSON; leave it False, "
+                "the callback takes its state from the checkpoint by itself"
             )
 
     # The model
 
-    def _see_outputs(
+    def _note_returned_loss(
         self, model: nn.Module, args: Any, kwargs: dict[str, Any], returned: Any
     ) -> None:
-        if self._asking or not (model.training and torch.is_grad_enabled()):
+        if self._computing_outputs or not (model.training and torch.is_grad_enabled()):
             return
         loss = loss_in(returned)
         if loss is not None:
             self._losses.append(loss)
-            self._summed = kwargs.get("num_items_in_batch") is not None
+            self._losses_add_up = kwargs.get("num_items_in_batch") is not None
 
     def _end(self, status: str) -> None:
         self._running = False
-        if self._forward is not None:
-            self._forward.remove()
-            self._forward = None
-        if self.flerm is not None:
-            self.flerm.close(status=status)
+        if self._forward_hook is not None:
+            self._forward_hook.remove()
+            self._forward_hook = None
+        super()._end(status)
 
 
-def _refuse_company(others: Iterable[Any]) -> None:
+def _refuse_second_callback(others: Iterable[Any]) -> None:
     if any(others):
         raise InvalidInput(
-            "the Trainer has an FLeRMCallback already, and its checkpoints have a place for one: use one, or a second Trainer"
+            "the Trainer has an FLeRMCallback already, and its checkpoints have a place for one: "
+            "use one, or a second Trainer"
         )
 
 
 @contextmanager
-def _printing_nothing(trainer: Trainer) -> Iterator[None]:
-    """Two numbers a tensor are for loggers: what prints logs, on a console or beside the progress bar, does not hear them."""
+def _without_printers(trainer: Trainer) -> Iterator[None]:
+    """Inside, callbacks that print are not called: only loggers get the numbers of each tensor."""
     everyone = trainer.callback_handler.callbacks
     trainer.callback_handler.callbacks = [
         each for each in everyone if not isinstance(each, PrinterCallback | ProgressCallback)
