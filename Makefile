@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 unexport PYTHONPATH
 
-.PHONY: help docs hooks results-small openapi screenshots browser-tools install demo test test-fast test-all check format proto proto-check deploy-check clean
+.PHONY: help docs api-reference hooks results-small openapi screenshots browser-tools install demo test test-fast test-all check format proto proto-check deploy-check clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -102,6 +102,9 @@ browser-tools: $(AXE)  ## what the browser tests check accessibility with (Chrom
 
 openapi: install  ## write docs/openapi.json and the routes of docs/rest.md anew, after REST was changed on purpose
 	$(BIN)/python -m flerm_server.http.openapi
+
+api-reference:  ## write docs/api.md anew, after a public signature or docstring was changed
+	$(PYTHON) docs/api_reference.py
 
 screenshots: install  ## train small runs, and take the README's pictures of their pages
 	$(BIN)/python docs/images/screenshots.py

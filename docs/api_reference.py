@@ -54,7 +54,7 @@ SECTIONS: list[tuple[str, list[tuple[str, tuple[str, ...] | None]]]] = [
 ERRORS = "flerm_core.errors"
 INTRODUCTION = """# Python
 
-What users import. This page is written from the source by `python docs/api_reference.py`.
+What users import. This page is written from the source by `make api-reference`.
 
 ```py
 from flerm_client import FLeRM, RegistryClient
