@@ -1,6 +1,6 @@
 """Writes docs/api.md, the Python reference, from the signatures and docstrings of the source.
 
-    python docs/api_reference.py          # writes docs/api.md anew
+Run it after a public signature or docstring was changed: `make api-reference`.
 """
 
 from __future__ import annotations
