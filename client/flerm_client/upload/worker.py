@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 from flerm_client.registry.address import address_of, token_of
+from flerm_client.registry.calls import RegistryCalls
 from flerm_client.registry.connection import Connection, backoff
 from flerm_client.spool.paths import spool_files
 from flerm_client.spool.process_owner import ProcessOwner
@@ -116,16 +117,16 @@ class WakeupPoller:
 class Uploader:
     """Delivers the parent's file `path`, and then files of processes that have ended.
 
-    `connection`: to the registry. `poller`: waits for the parent.
+    `calls`: the calls to the registry. `poller`: waits for the parent.
     `grace`: seconds to go on after the parent's end.
     """
 
     def __init__(
-        self, path: Path, connection: Connection, poller: WakeupPoller, *, grace: float = GRACE
+        self, path: Path, calls: RegistryCalls, poller: WakeupPoller, *, grace: float = GRACE
     ) -> None:
-        self.own = SpoolDelivery(path, connection)
+        self.own = SpoolDelivery(path, calls)
         self.others: list[SpoolDelivery] = []
-        self._connection = connection
+        self._calls = calls
         self._poller = poller
         self._grace = grace
         self._deadline: float | None = None
@@ -169,7 +170,7 @@ class Uploader:
                     )
                 # The next try connects anew: the host name may have another address by now, or
                 # the old path may drop packets.
-                self._connection.close()
+                self._calls.close()
                 break
         self._failures = self._failures + 1 if failed else 0
         if self.own.started and not failed:
@@ -182,14 +183,14 @@ class Uploader:
         if self._searched:
             return
         self._searched = True
-        registry = self._connection.address.text
+        registry = self._calls.address.text
         for path in spool_files(self.own.path.parent):
             if path == self.own.path or not can_take_over(path)[0]:
                 continue
             origin = read_origin(path)
             if origin is not None and origin.registry == registry:
                 log.info("also delivering %s of %s", path.name, origin.owner)
-                self.others.append(SpoolDelivery(path, self._connection, unfinished="interrupted"))
+                self.others.append(SpoolDelivery(path, self._calls, unfinished="interrupted"))
 
     def _renew_lease(self) -> None:
         if self.own.done or time.monotonic() < self._lease_due:

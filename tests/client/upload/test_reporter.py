@@ -1,8 +1,12 @@
-"""What reporting takes from the training thread while nobody answers. The figures are benchmarks/client_spool.py's; the margins
-here are wide enough for a machine that does other things too."""
+"""The training process's side of reporting: a full disk, and the time that a measurement takes.
+
+The margins are wide enough for a machine that does other things too. The figures are those of
+benchmarks/client_spool.py. What happens when processes are killed is in tests/faults/test_uploader.py.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -10,7 +14,9 @@ import time
 
 import numpy as np
 import pytest
+from spooled import row_of, spec_of
 
+from flerm_client import RegistryClient
 from flerm_client.upload.reporter import SpoolReporter
 from flerm_core.records.recording import (
     Attempt,
@@ -59,3 +65,29 @@ def test_a_measurement_of_500_tensors_takes_well_under_a_millisecond(address, tm
     os.kill(reporter.uploader_pid, signal.SIGKILL)
     assert np.median(taken) < 500e-6
     assert np.percentile(busy, 99) < 1e-3
+
+
+def test_a_full_disk_leaves_no_empty_file_and_later_measurements_arrive(
+    registry, tmp_path, monkeypatch
+):
+    # A full disk cannot be had without root's mounts: this is what the kernel answers then.
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    spec = spec_of("full-disk")
+    with monkeypatch.context() as patched:
+        patched.setattr("flerm_client.spool.writer.os.write", full)
+        reporter = SpoolReporter.open(registry.address, spec, Attempt(), spool=tmp_path)
+        reporter.append(row_of(1))
+        assert list(tmp_path.glob("*.spool")) == []
+    reporter.append(row_of(2))
+    reporter.append(row_of(3))
+    delivery = reporter.finish(Ending(final_loss=0.5), timeout=30.0)
+    assert (
+        delivery.left == 1
+        and "1 of 3 measurements" in delivery.problem
+        and "are lost" in delivery.problem
+    )
+    with RegistryClient(registry.address) as client:
+        assert client.trajectory(spec.id).steps.tolist() == [2, 3]
+    assert list(tmp_path.glob("*.spool")) == []

@@ -1,0 +1,36 @@
+"""The calls of the wire contract that need no gRPC."""
+
+from __future__ import annotations
+
+from flerm_client.registry.calls import PAGE_SIZE, RegistryCalls
+from flerm_proto.v1 import registry_pb2 as pb
+
+
+class Listing(RegistryCalls):
+    """A registry with families "0" to "4", three on a page."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str]] = []
+
+    def unary(self, method, request, *, seconds=15.0):
+        self.asked.append((request.page_size, request.page_token))
+        start = int(request.page_token or 0)
+        names = [str(at) for at in range(5)][start : start + 3]
+        token = str(start + 3) if start + 3 < 5 else ""
+        return pb.ListFamiliesResponse(
+            families=[pb.Family(name=name) for name in names], next_page_token=token
+        )
+
+    def stream(self, method, request):
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+
+def test_pages_are_fetched_one_by_one_until_the_last():
+    listing = Listing()
+    pages = listing.pages("ListFamilies", pb.ListFamiliesRequest())
+    assert [each.name for each in next(pages).families] == ["0", "1", "2"]
+    assert listing.asked == [(PAGE_SIZE, "")]
+    assert [each.name for page in pages for each in page.families] == ["3", "4"]
+    assert listing.asked == [(PAGE_SIZE, ""), (PAGE_SIZE, "3")]

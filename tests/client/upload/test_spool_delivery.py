@@ -1,0 +1,159 @@
+"""The delivery of one spool file, with a registry that a test plays."""
+
+from __future__ import annotations
+
+import os
+import time
+from itertools import chain
+
+import pytest
+from played_calls import PlayedCalls
+from spooled import row_of, spec_of, write_run
+
+from flerm_client.spool import SpoolWriter, quarantined
+from flerm_client.upload.spool_delivery import (
+    SpoolDelivery,
+    can_take_over,
+    is_abandoned_empty,
+    is_permanent,
+)
+from flerm_core.errors import (
+    AlreadyExists,
+    DataLoss,
+    InvalidInput,
+    LimitExceeded,
+    NotFound,
+    Unauthenticated,
+    Unreachable,
+)
+from flerm_core.records.recording import Attempt
+
+
+def deliver(delivery: SpoolDelivery) -> None:
+    while delivery.advance():
+        pass
+
+
+def test_a_file_is_sent_in_order_and_removed_after_its_end_is_acknowledged(tmp_path):
+    path = write_run(tmp_path, spec_of("mlp"), range(1, 1202))
+    calls = PlayedCalls()
+    delivery = SpoolDelivery(path, calls)
+    deliver(delivery)
+    assert [len(steps) for steps in calls.steps] == [500, 500, 201]
+    assert list(chain.from_iterable(calls.steps)) == list(range(1, 1202))
+    assert calls.methods[0] == "StartRecording" and calls.methods[-1] == "FinishRecording"
+    assert delivery.done and delivery.progress.acknowledged == 1201
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_registry_that_cannot_be_reached_gets_the_batch_again(tmp_path):
+    path = write_run(tmp_path, spec_of("mlp"), [1, 2])
+    failures = iter([Unreachable("no network")])
+
+    def refuse(method, request):
+        if method == "Append" and (error := next(failures, None)):
+            raise error
+
+    calls = PlayedCalls(refuse)
+    delivery = SpoolDelivery(path, calls)
+    with pytest.raises(Unreachable):
+        delivery.advance()
+    assert delivery.progress.problem == "no network" and path.exists()
+    deliver(delivery)
+    assert calls.steps == [[1, 2]] and not path.exists()
+    assert calls.methods.count("StartRecording") == 1
+
+
+def test_a_row_that_is_refused_for_good_is_found_by_halving_and_the_rest_is_delivered(tmp_path):
+    path = write_run(tmp_path, spec_of("mlp"), range(1, 9))
+
+    def refuse(method, request):
+        if method == "Append" and any(row.step == 6 for row in request.measurements):
+            raise InvalidInput("a value is wrong")
+
+    calls = PlayedCalls(refuse)
+    delivery = SpoolDelivery(path, calls)
+    deliver(delivery)
+    assert sorted(chain.from_iterable(calls.steps)) == [1, 2, 3, 4, 5, 7, 8]
+    assert (delivery.progress.acknowledged, delivery.progress.refused) == (7, 1)
+    assert [why for _, why in quarantined(tmp_path)] == ["step 6: a value is wrong"]
+
+
+def test_a_registry_that_lost_the_recording_gets_all_of_it_again_three_times_at_most(tmp_path):
+    path = write_run(tmp_path, spec_of("mlp"), [1])
+
+    def refuse(method, request):
+        if method == "Append":
+            raise NotFound("recording is not here")
+
+    calls = PlayedCalls(refuse)
+    delivery = SpoolDelivery(path, calls)
+    deliver(delivery)
+    assert calls.methods.count("StartRecording") == 4
+    assert delivery.quarantined is not None
+
+
+def test_the_end_of_a_run_that_died_is_reported_when_it_is_known(tmp_path):
+    writer = SpoolWriter(tmp_path)
+    path = writer.start(spec_of("mlp"), Attempt())
+    writer.append(row_of(1))
+    writer.close()
+    calls = PlayedCalls()
+    delivery = SpoolDelivery(path, calls)
+    assert not delivery.advance() and not delivery.done
+    delivery.unfinished = "interrupted"
+    deliver(delivery)
+    assert delivery.done and calls.methods[-1] == "FinishRecording"
+
+
+def test_a_folder_registry_keeps_its_file(tmp_path):
+    path = write_run(tmp_path, spec_of("mlp"), [1])
+    delivery = SpoolDelivery(path, PlayedCalls(), keep=True)
+    deliver(delivery)
+    assert delivery.done and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (AlreadyExists(""), True),
+        (InvalidInput(""), True),
+        (NotFound(""), True),
+        (DataLoss(""), True),
+        (Unauthenticated(""), False),
+        (LimitExceeded(""), False),
+        (Unreachable(""), False),
+    ],
+)
+def test_which_errors_are_permanent(error, permanent):
+    assert is_permanent(error) is permanent
+
+
+def test_a_file_is_taken_over_when_its_owner_has_ended_or_its_end_is_written(tmp_path):
+    writer = SpoolWriter(tmp_path)
+    path = writer.start(spec_of("mlp"), Attempt())
+    taken, why = can_take_over(path)
+    assert not taken and why.endswith("which is still running")
+    writer.close()
+    child = os.fork()
+    if child == 0:
+        SpoolWriter(tmp_path / "dead").start(spec_of("mlp"), Attempt())
+        os._exit(0)
+    os.waitpid(child, 0)
+    (dead,) = (tmp_path / "dead").glob("*.spool")
+    assert can_take_over(dead) == (True, "")
+    ended = write_run(tmp_path / "ended", spec_of("mlp"), [1])
+    assert can_take_over(ended) == (True, "")
+    assert can_take_over(tmp_path / "none.spool") == (False, "none.spool is gone")
+
+
+def test_an_empty_file_is_abandoned_after_a_minute(tmp_path):
+    path = tmp_path / "empty.spool"
+    path.touch()
+    assert not is_abandoned_empty(path)
+    an_hour_ago = time.time() - 3600
+    os.utime(path, (an_hour_ago, an_hour_ago))
+    assert is_abandoned_empty(path)
+    written = write_run(tmp_path, spec_of("mlp"), [1])
+    os.utime(written, (an_hour_ago, an_hour_ago))
+    assert not is_abandoned_empty(written)
