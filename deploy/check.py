@@ -1,7 +1,7 @@
-"""`make deploy-check`: everything in deploy/ by the linter or the schema of its own kind.
+"""`make deploy-check`: checks each file in deploy/ by the linter or the schema of its kind.
 
-Runs in an environment of its own (deploy/check-requirements.txt). Prints what is wrong; ends with 1
-if anything is.
+It runs in an environment of its own (deploy/check-requirements.txt), prints what is wrong, and ends
+with exit code 1 if anything is.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ COMMANDS = (
 )
 
 
-def by_tools() -> list[str]:
-    """What the linters say."""
+def linter_errors() -> list[str]:
+    """The linters' output, for each linter that fails."""
     wrong = []
     for name, *arguments in COMMANDS:
         ended = subprocess.run(
@@ -48,8 +48,8 @@ def by_tools() -> list[str]:
     return [*wrong, *(f"nginx: {error}" for error in json.loads(parsed.stdout)["errors"])]
 
 
-def expressions() -> list[str]:
-    """What Prometheus would not take of the alerts' and the dashboard's expressions."""
+def expression_errors() -> list[str]:
+    """The expressions of the alerts and the dashboard that Prometheus would refuse."""
     alerts = yaml.safe_load((HERE / "observability" / "alerts.yml").read_text())
     asked = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
     panels = json.loads((HERE / "observability" / "grafana.json").read_text())["panels"]
@@ -67,9 +67,9 @@ def expressions() -> list[str]:
     return wrong
 
 
-def pytorchjob() -> list[str]:
-    """Fields of the PyTorchJob that Kubeflow's own models do not know."""
-    for name, kind in vars(models).items():  # where the Kubernetes client looks for them
+def pytorchjob_errors() -> list[str]:
+    """The fields of the PyTorchJob that Kubeflow's own models do not have."""
+    for name, kind in vars(models).items():  # the Kubernetes client looks there
         if isinstance(kind, type) and not hasattr(kubernetes.client.models, name):
             setattr(kubernetes.client.models, name, kind)
     given = yaml.safe_load((HERE / "jobs" / "pytorchjob.yaml").read_text())
@@ -77,29 +77,31 @@ def pytorchjob() -> list[str]:
     known = api.sanitize_for_serialization(
         api.deserialize(SimpleNamespace(data=json.dumps(given)), "KubeflowOrgV1PyTorchJob")
     )
-    return [f"pytorchjob.yaml: {path} is no field" for path in lost(given, known)]
+    return [f"pytorchjob.yaml: {path} is no field" for path in unknown_fields(given, known)]
 
 
-def lost(given: Any, known: Any, path: str = "") -> list[str]:
-    """The paths of what is in `given` and not in `known`."""
+def unknown_fields(given: Any, known: Any, path: str = "") -> list[str]:
+    """The paths of the fields that are in `given` and not in `known`."""
     if isinstance(given, dict):
         return [
             each
             for key in given
             for each in (
-                lost(given[key], known[key], f"{path}/{key}")
+                unknown_fields(given[key], known[key], f"{path}/{key}")
                 if key in (known or {})
                 else [f"{path}/{key}"]
             )
         ]
     if isinstance(given, list):
         return [
-            each for mine, its in zip(given, known, strict=True) for each in lost(mine, its, path)
+            each
+            for mine, its in zip(given, known, strict=True)
+            for each in unknown_fields(mine, its, path)
         ]
     return []
 
 
 if __name__ == "__main__":
-    found = [*by_tools(), *expressions(), *pytorchjob()]
+    found = [*linter_errors(), *expression_errors(), *pytorchjob_errors()]
     sys.stdout.write("".join(f"{each}\n" for each in found) or "deploy/: nothing wrong\n")
     sys.exit(bool(found))

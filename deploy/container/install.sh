@@ -1,5 +1,6 @@
 #!/bin/sh
-# What the container file runs, and a test too: the source in $1, installed with what a server needs into the environment $2.
+# Installs the source in $1, with what a server needs, into the environment $2.
+# The container file runs this script, and so does a test.
 set -eu
 source=$1
 target=$2
@@ -8,5 +9,5 @@ python3 -m venv "$target"
   --constraint "$source/constraints.txt" "${source}[server,postgres,traces]"
 "$target/bin/python" -c '
 import importlib.util, sys
-sys.exit("torch came along: the server must not need it" if importlib.util.find_spec("torch") else 0)'
+sys.exit("torch was installed too: the server must not need it" if importlib.util.find_spec("torch") else 0)'
 "$target/bin/flerm" serve --help > /dev/null

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A private certificate authority, and a certificate of it for the registry's names. Run again to renew the certificate:
-# running servers take it up by themselves. Keep ca.key away from the servers; hand ca.pem to the clients.
+# Creates a private certificate authority, and a certificate for the registry's names. Run it again to
+# renew the certificate: running servers load the new one by themselves. Keep ca.key away from the
+# servers; give ca.pem to the clients.
 #
 #   private-ca.sh FOLDER registry.example 10.0.0.7
 #
@@ -31,7 +32,8 @@ fi
 openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout server.key.new -out server.csr -subj "/CN=$1" 2> /dev/null
 printf 'subjectAltName=%s\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n' "$names" |
   openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 -extfile /dev/stdin -out server.pem.new 2> /dev/null
-# The key first: between the two moves the pair does not fit, and a running server keeps the old one.
+# The key first. Between the two moves key and certificate do not belong together, and a running
+# server keeps the old pair.
 mv server.key.new server.key
 mv server.pem.new server.pem
 chmod 644 ca.pem server.pem
