@@ -128,7 +128,7 @@ def test_the_table_is_filtered_by_its_address(open_page: Open, filled: Gallery):
     ).click()
     expect(rows).to_have_count(6)
     page = open_page(f"{filled.url}{FAMILY}?status=failed", scripts=False)
-    expect(page.get_by_text("No recording fits this filter.")).to_be_visible()
+    expect(page.get_by_text("No recording matches this filter.")).to_be_visible()
 
 
 def test_a_point_of_the_plot_leads_to_its_recordings(open_page: Open, filled: Gallery):
@@ -160,7 +160,7 @@ def test_recordings_are_chosen_and_compared(open_page: Open, filled: Gallery):
     page = open_page(f"{filled.url}{FAMILY}?lr_min=0.004&lr_max=0.004&role=scaled")
     for box in page.get_by_role("checkbox").all():
         box.check()
-    page.get_by_role("button", name="Compare the chosen").click()
+    page.get_by_role("button", name="Compare selected").click()
     chromium.wait_until_drawn(page)
     expect(page.locator("[data-figure]")).to_have_count(1)
     page.get_by_role("link", name="The other way round").click()

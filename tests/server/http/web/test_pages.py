@@ -55,9 +55,9 @@ def test_every_other_page_renders(http: httpx.Client, ids: dict[str, str]):
     assert "team/decoder" in page(http, "/")
     assert "Function-space learning rates" in page(http, f"/recordings/{ids['base']}")
     assert "FSLR over target" in page(http, "/compare", ids=f"{ids['base']},{ids['plain']}")
-    assert "Nothing is chosen yet" in page(http, "/compare")
+    assert "No recording is selected yet" in page(http, "/compare")
     match = {"family": "team/decoder", "lr": "0.004", "recording": ids["plain"]}
-    assert "Or by hand" in page(http, "/match", **match)
+    assert "Or set the rates by hand" in page(http, "/match", **match)
     assert "openapi.json" in page(http, "/docs")
 
 

@@ -1,13 +1,13 @@
 "use strict";
-// Draws the figures that the server makes, in the page's colours, and follows recordings that run.
+// Draws the figures that the server sends, in the colours of the page, and follows a running recording.
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
-// This script comes before plotly.js: figures are fetched while the browser compiles that.
+// This script comes before plotly.js, so that figures are fetched while the browser compiles plotly.js.
 const plotly = new Promise((done) => addEventListener("DOMContentLoaded", done));
 const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
 function colours() {
-  // light-dark() is resolved only where a property uses it, so it is read off a real one.
+  // light-dark() is resolved only where a property uses it, so the colours are read from an element.
   const probe = document.createElement("span");
   document.body.append(probe);
   const read = (name) => {
@@ -25,7 +25,7 @@ function themed(layout) {
   const result = { ...layout, font: { ...layout.font, color: quiet } };
   for (const name of Object.keys(layout).filter((each) => /^[xy]axis/.test(each))) {
     result[name] = { ...layout[name], gridcolor: grid, linecolor: line };
-    // The unit would not fit beside so low a plot; the note below it says it.
+    // The unit does not fit beside a narrow plot; the note below the plot has it.
     const title = layout[name].title;
     if (narrow && title) result[name].title = { ...title, text: title.text.replace(/ \(.*\)$/, "") };
   }
@@ -80,7 +80,7 @@ class Plot {
     if (first && this.element.dataset.click === "rate") this.drawing.on("plotly_click", (event) => toRate(event.points[0].x));
   }
 
-  // Words of ours, which wrap, and plotly's would not.
+  // Our own text, because it wraps; the text of plotly.js does not.
   empty(words) {
     this.wait.textContent = words;
     this.done();
@@ -128,7 +128,7 @@ if (followed) {
   };
   const following = () => {
     const status = document.querySelector('[data-live="status"]').textContent;
-    word.textContent = status === "running" ? "live" : "shown here as soon as it goes on";
+    word.textContent = status === "running" ? "live" : "waiting: new measurements will show here";
   };
   source.addEventListener("open", following);
   source.addEventListener("rows", (event) => show(JSON.parse(event.data)));
@@ -141,11 +141,11 @@ if (followed) {
     source.close();
     word.textContent = `no longer live: ${JSON.parse(event.data).detail}`;
   });
-  source.addEventListener("error", () => { word.textContent = "not live at the moment, trying again"; });
+  source.addEventListener("error", () => { word.textContent = "connection lost, trying again"; });
   addEventListener("pagehide", () => source.close());
 }
 
-// A model that is too long for an address is posted.
+// A model that is too long for an address is sent by POST.
 const matcher = document.getElementById("matcher");
 if (matcher) {
   matcher.addEventListener("submit", () => { matcher.method = matcher.elements.tensors.value.length > 4000 ? "post" : "get"; });
