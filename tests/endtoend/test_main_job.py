@@ -1,4 +1,4 @@
-"""The main job through every room: record a base, match on two ranks, read it over HTTP; what is said when that fails."""
+"""The main job from end to end: record a base, match on two ranks, read over HTTP; its errors."""
 
 from __future__ import annotations
 

@@ -63,10 +63,16 @@ def trainer_of(
     **settings: Any,
 ) -> Trainer:
     given = {
-        "max_steps": steps, "per_device_train_batch_size": BATCH, "learning_rate": 1e-2,
-        "logging_steps": 1, "report_to": "none",
-        "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "include_num_input_tokens_seen": "all",
-    }  # fmt: skip
+        "max_steps": steps,
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "include_num_input_tokens_seen": "all",
+    }
     arguments = TrainingArguments(output_dir=str(folder), **given | settings)
     model = gpt2() if model is None else model
     return Trainer(model, arguments, train_dataset=data or examples(), callbacks=callbacks)

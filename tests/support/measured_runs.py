@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +93,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 }
 
 
+UNIT_TARGETS = dict.fromkeys(dict(ResMLP().named_parameters()), 1.0)
+"""Target 1.0 for every tensor of the model called resmlp."""
+
+
 @dataclass
 class Trace:
     """All that a run leaves behind, as bytes or plain values, to be equal or not."""
@@ -101,7 +106,10 @@ class Trace:
 
 
 def fresh(name: str) -> tuple[nn.Module, list[Tensor]]:
-    """The model called `name` and eight training batches, the same every time; seeds every global generator."""
+    """The model called `name` and eight training batches, the same every time.
+
+    Seeds every global generator.
+    """
     torch.manual_seed(3)
     random.seed(3)
     np.random.seed(3)
@@ -157,3 +165,30 @@ def trained(model: nn.Module, optimizer: Optimizer, batches: Iterable[Any]) -> l
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def probe(width: int = 8) -> list[Tensor]:
+    """Eight probe batches [32, width] for the model called resmlp, the same every time."""
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randn(32, width, generator=generator) for _ in range(8)]
+
+
+def probe_stream() -> Iterator[Tensor]:
+    """Probe batches as those of `probe`, without end."""
+    generator = torch.Generator().manual_seed(11)
+    return (torch.randn(32, 8, generator=generator) for _ in itertools.count())
+
+
+def backward(model: nn.Module, batch: Tensor) -> float:
+    """The loss of `batch`, whose gradients are left in the model."""
+    model.zero_grad()
+    loss = loss_of(model(batch))
+    loss.backward()
+    return loss.item()
+
+
+def step(model: nn.Module, optimizer: Optimizer, batch: Tensor) -> float:
+    """One training step; returns its loss."""
+    loss = backward(model, batch)
+    optimizer.step()
+    return loss

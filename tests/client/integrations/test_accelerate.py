@@ -1,4 +1,4 @@
-"""FLeRM in a loop around an Accelerator: what a plain loop measures and applies, without a trace in the training."""
+"""FLeRM in a loop around an Accelerator measures and applies what a plain loop does."""
 
 from __future__ import annotations
 

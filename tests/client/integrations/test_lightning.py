@@ -1,4 +1,4 @@
-"""FLeRM in Lightning's Trainer: what a plain loop measures and applies, without a trace in the training."""
+"""FLeRM in Lightning's Trainer measures and applies what a plain loop does, without a trace."""
 
 from __future__ import annotations
 
@@ -79,9 +79,13 @@ def fit(
         "enable_model_summary": False,
     }
     trainer = Trainer(
-        max_steps=steps, accelerator="cpu", devices=1, default_root_dir=folder, callbacks=list(callbacks),
+        max_steps=steps,
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
         **settings | more,
-    )  # fmt: skip
+    )
     trainer.fit(module, DataLoader(data(size), batch_size=8, shuffle=shuffle), ckpt_path=resume)
     return module
 
@@ -197,7 +201,10 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 class Adversaries(LightningModule):
-    """Two optimisers by turns, each with the other's parameters switched off: what Lightning's guide to GANs does."""
+    """Two optimisers by turns, each with the other's parameters switched off.
+
+    Lightning's guide to GANs does so.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -266,6 +273,6 @@ def test_a_module_without_a_forward_is_asked_for_its_outputs(tmp_path: Path) -> 
     assert callback.flerm.fslr
 
 
-def test_an_unknown_keyword_is_told_where_it_is_written() -> None:
+def test_an_unknown_keyword_is_refused_where_it_is_written() -> None:
     with pytest.raises(InvalidInput, match=r"FLeRM.match takes no evry"):
         FLeRMCallback("match", family="net", evry=1)

@@ -1,5 +1,7 @@
-"""What W&B (offline) and MLflow (in a folder) hold after a run, told through each framework's own interfaces. TensorBoard's
-tests are beside the frameworks' own, and quick."""
+"""What W&B (offline) and MLflow (in a folder) hold after a run of each framework.
+
+TensorBoard is tested beside the frameworks.
+"""
 
 from __future__ import annotations
 
@@ -70,14 +72,14 @@ def compare(flerm: FLeRM, tensor: str, *, section: str = "") -> None:
     assert run.summary[f"{section}flerm/fslr/{tensor}"] == pytest.approx(column[-1])
 
 
-def test_the_trainers(tmp_path: Path) -> None:
+def test_the_transformers_trainer_fills_its_loggers(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path / "out", report_to=["wandb", "mlflow"])
     callback = FLeRMCallback("record", family="gpt2", **EVERY).add_to(trainer)
     trainer.train()
     compare(callback.flerm, "transformer.h.0.attn.c_attn.weight", section="train/")
 
 
-def test_lightnings(tmp_path: Path) -> None:
+def test_the_lightning_trainer_fills_its_loggers(tmp_path: Path) -> None:
     callback = LightningCallback("record", family="net", **EVERY)
     fit(
         tmp_path,
@@ -90,7 +92,7 @@ def test_lightnings(tmp_path: Path) -> None:
     compare(callback.flerm, "net.0.weight")
 
 
-def test_accelerates(tmp_path: Path) -> None:
+def test_the_accelerator_fills_its_trackers(tmp_path: Path) -> None:
     accelerator = Accelerator(
         cpu=True, log_with=["wandb", "mlflow"], project_config=ProjectConfiguration(str(tmp_path))
     )

@@ -1,9 +1,8 @@
-"""What integrations find by themselves: a probe that leaves the training's loader alone, and the outputs of any model."""
+"""Probe batches out of the training data leave the training's loader as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,49 +113,3 @@ class TestProbe:
             return seen
 
         assert order(probed=True) == order(probed=False)
-
-
-class TestOutputs:
-    @pytest.mark.parametrize(
-        "returned",
-        [
-            torch.ones(2),
-            {"loss": torch.zeros(()), "logits": torch.ones(2)},
-            SimpleNamespace(logits=torch.ones(2)),
-            (torch.ones(2), None),
-        ],
-        ids=["tensor", "mapping", "attribute", "tuple"],
-    )
-    def test_they_are_found_in_what_models_return(self, returned: Any) -> None:
-        assert torch.equal(output_of(Returning(returned), torch.zeros(2)), torch.ones(2))
-
-    def test_labels_stay_out_but_for_an_encoder_decoder(self) -> None:
-        model = Returning(torch.ones(2))
-        output_of(model, {"input_ids": 1, "labels": 2})
-        model.config = SimpleNamespace(is_encoder_decoder=True)
-        output_of(model, {"input_ids": 1, "labels": 2})
-        assert model.asked == [{"input_ids": 1}, {"input_ids": 1, "labels": 2}]
-
-    def test_of_inputs_and_targets_the_inputs_go_in(self) -> None:
-        assert output_of(nn.Identity(), [torch.ones(2), torch.zeros(2)]).tolist() == [1.0, 1.0]
-
-    def test_what_has_none_is_told_with_what_it_has(self) -> None:
-        with pytest.raises(
-            InvalidInput,
-            match=r"returns a dict with start_logits, end_logits, which has no logits: .*output=",
-        ):
-            output_of(
-                Returning({"start_logits": torch.ones(2), "end_logits": torch.ones(2)}),
-                torch.zeros(2),
-            )
-
-
-class Returning(nn.Module):
-    def __init__(self, returned: Any) -> None:
-        super().__init__()
-        self.returned = returned
-        self.asked: list[dict[str, Any]] = []
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.asked.append(kwargs)
-        return self.returned

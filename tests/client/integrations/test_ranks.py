@@ -1,4 +1,4 @@
-"""The frameworks on two real ranks, under DDP and FSDP2: untouched training, the same rates on both, bit-identical resume."""
+"""The frameworks on two ranks, under DDP and FSDP2: no trace, equal rates, bit-identical resume."""
 
 from __future__ import annotations
 

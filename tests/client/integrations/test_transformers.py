@@ -1,4 +1,4 @@
-"""FLeRM in Hugging Face's Trainer: what a plain loop measures and applies, without a trace in the training."""
+"""FLeRM in Hugging Face's Trainer measures and applies what a plain loop does, without a trace."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ class TestLoRA:
 
 
 class TestRefusals:
-    def test_an_unknown_keyword_is_told_where_it_is_written(self) -> None:
+    def test_an_unknown_keyword_is_refused_where_it_is_written(self) -> None:
         with pytest.raises(InvalidInput, match=r"FLeRM.record takes no evry; it takes .*every"):
             FLeRMCallback("record", family="gpt2", evry=10)
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""A run stopped at any step and resumed from its checkpoint is, bit for bit, the run that was not stopped."""
+"""A run resumed from a checkpoint at any step is, bit for bit, the run that was not stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clock of a matched run: its targets are the base's at the same step, at as many tokens, or at as large a fraction."""
+"""A matched run reads its targets at its base's same step, tokens, or fraction of the run."""
 
 from __future__ import annotations
 
@@ -167,13 +167,19 @@ def test_a_resumed_run_keeps_the_clock_of_its_checkpoint_and_says_so() -> None:
     state = first.flerm.state_dict()
     first.flerm.close()
     second = Job(targets=BASE, every=2, clock="fraction", total_steps=20)
-    said = "goes on by clock='fraction', total_steps=10, as its checkpoint has it, and not by clock='fraction', total_steps=20"
+    said = (
+        "goes on by clock='fraction', total_steps=10, as its checkpoint has it, "
+        "and not by clock='fraction', total_steps=20"
+    )
     with pytest.warns(UserWarning, match=said):
         second.flerm.load_state_dict(state)
     assert second.train(first=3, last=4).aims[-1] == pytest.approx(2**0.25, rel=1e-12)
 
 
-FORGOTTEN = r"clock='tokens': step 3 is to be matched and no tokens were logged for it \(on rank 0\): call flerm\.log\(tokens="
+FORGOTTEN = (
+    r"clock='tokens': step 3 is to be matched and no tokens were logged for it \(on rank 0\): "
+    r"call flerm\.log\(tokens="
+)
 
 
 def test_a_step_without_tokens_is_refused_before_it_begins_and_can_be_taken_again() -> None:
@@ -216,7 +222,8 @@ def test_steps_that_are_not_matched_need_no_tokens() -> None:
         ({"clock": "epoch"}, "clock='epoch' is not allowed; there are step, tokens, fraction"),
         (
             {"clock": "fraction"},
-            "clock='fraction' needs total_steps=, the number of optimiser steps that this run will have",
+            "clock='fraction' needs total_steps=, "
+            "the number of optimiser steps that this run will have",
         ),
         (
             {"clock": "fraction", "total_steps": 0},
@@ -236,7 +243,8 @@ def test_steps_that_are_not_matched_need_no_tokens() -> None:
         ),
         (
             {"clock": "tokens", "targets": dict.fromkeys(NAMES, 1.0)},
-            "clock='tokens': targets are FSLRs by name, the same at every step; give a Trajectory or a query's answer",
+            "clock='tokens': targets are FSLRs by name, the same at every step; "
+            "give a Trajectory or a query's answer",
         ),
     ],
 )
@@ -247,7 +255,7 @@ def test_what_is_no_clock_is_refused_in_one_sentence(
         Job(**({"targets": BASE} | options))
 
 
-def test_a_base_without_tokens_is_told_before_training(tmp_path: Path) -> None:
+def test_a_base_without_tokens_is_refused_before_training(tmp_path: Path) -> None:
     alone = Trajectory(NAMES, SHAPES, [1], [[1.0] * len(NAMES)])
     with pytest.raises(
         NotFound,

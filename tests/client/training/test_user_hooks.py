@@ -1,5 +1,4 @@
-"""Hooks that users put on parameters hear nothing of a measurement, and do not change it; those on a step see their own groups,
-and what they set there acts."""
+"""Hooks that users put on parameters are not called in a measurement, and do not change one."""
 
 from __future__ import annotations
 
@@ -8,13 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from measured_runs import Trace, fresh, leave, loss_of, same, trained, vectors
+from measured_runs import fresh, loss_of, vectors
 from torch import Tensor, nn
-from torch.optim import SGD, Adam
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim import Adam
 
 from flerm_client import FLeRM
 
@@ -74,7 +69,7 @@ def after_accumulation(model: nn.Module) -> list[int]:
 
 @pytest.mark.parametrize("attach", [on_tensors, after_accumulation])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_they_are_called_as_often_as_without_us(
+def test_hooks_on_parameters_are_called_as_often_as_without_us(
     estimator: str, attach: Callable[[nn.Module], Any]
 ) -> None:
     _, without = run(estimator, attach, measured=False)
@@ -84,7 +79,7 @@ def test_they_are_called_as_often_as_without_us(
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_hook_that_changes_gradients_changes_training_and_no_measurement(estimator: str) -> None:
-    """Adam's first step is the sign of the gradient, halved or not; so the FSLRs must be the same."""
+    """Adam's first step is the sign of the gradient, halved or not: the FSLRs must be the same."""
 
     def first(attach: Callable[[nn.Module], Any]) -> Any:
         flerm, _ = run(estimator, attach)
@@ -100,7 +95,7 @@ def test_a_hook_that_changes_gradients_changes_training_and_no_measurement(estim
     )
 
 
-def test_they_are_back_after_it_in_their_order_and_can_be_removed() -> None:
+def test_hooks_on_parameters_keep_their_order_after_a_measurement_and_can_be_removed() -> None:
     model, batches = fresh("resmlp")
     optimizer = Adam(model.parameters(), 1e-2)
     weight, calls = model.readout.weight, []
@@ -114,7 +109,7 @@ def test_they_are_back_after_it_in_their_order_and_can_be_removed() -> None:
     assert calls == [0, 2]
 
 
-def test_hooks_on_modules_are_told_when_it_is_a_measurement() -> None:
+def test_hooks_on_modules_can_ask_whether_it_is_a_measurement() -> None:
     model, batches = fresh("resmlp")
     optimizer = Adam(model.parameters(), 1e-2)
     flerm = FLeRM.record(
@@ -125,70 +120,3 @@ def test_hooks_on_modules_are_told_when_it_is_a_measurement() -> None:
     loss_of(model(batches[0])).backward()
     optimizer.step()
     assert calls == [False, True, True] and not flerm.measuring
-
-
-def scheduled(
-    by: str, flerm: Callable[[nn.Module, torch.optim.Optimizer], FLeRM]
-) -> tuple[FLeRM, Trace]:
-    """A run whose rate and momentum fall at each step: set by hand before it, or by a hook on it."""
-    model, batches = fresh("resmlp")
-    optimizer = SGD(model.parameters(), 1e-2, momentum=0.9)
-    made = flerm(model, optimizer)
-
-    def fall(*_: Any) -> None:
-        (group,) = optimizer.param_groups
-        group["lr"], group["momentum"] = group["lr"] * 0.8, group["momentum"] * 0.9
-
-    hooks = {
-        "pre-hook": optimizer.register_step_pre_hook,
-        "global pre-hook": register_optimizer_step_pre_hook,
-        "post-hook": optimizer.register_step_post_hook,
-        "global post-hook": register_optimizer_step_post_hook,
-    }
-    handle = hooks[by](fall) if by in hooks else None
-    trace = Trace()
-    for batch in batches:
-        if by == "before":
-            fall()
-        trace.losses += trained(model, optimizer, [batch])
-        if by == "after":
-            fall()
-    if handle is not None:
-        handle.remove()
-    return made, leave(trace, model, optimizer)
-
-
-@pytest.mark.parametrize(
-    ("hook", "by_hand"),
-    [
-        ("pre-hook", "before"),
-        ("global pre-hook", "before"),
-        ("post-hook", "after"),
-        ("global post-hook", "after"),
-    ],
-)
-@pytest.mark.parametrize("matched", [True, False])
-def test_hooks_on_a_step_see_and_set_the_users_own_groups(
-    matched: bool, hook: str, by_hand: str
-) -> None:
-    def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> FLeRM:
-        options: dict[str, Any] = {
-            "probe": [torch.ones(4, 8)],
-            "family": "f",
-            "every": 2,
-            "estimator": "exact",
-        }
-        if not matched:
-            return FLeRM.record(model, optimizer, **options)
-        return FLeRM.match(
-            model,
-            optimizer,
-            targets={n: 1.0 for n, _ in model.named_parameters()},
-            record_every=2,
-            **options,
-        )
-
-    (hooked, left), (plain, expected) = scheduled(hook, attach), scheduled(by_hand, attach)
-    assert same(left, expected)
-    assert hooked.trajectory == plain.trajectory
-    assert hooked.multipliers == plain.multipliers

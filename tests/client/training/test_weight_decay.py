@@ -1,4 +1,4 @@
-"""Weight decay of a matched run: multiplied like the rate ("coupled"), or as without matching ("independent")."""
+"""Weight decay of a matched run: multiplied with the rate, or independent of the multipliers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ KINDS: dict[str, Callable[[Any, float], Optimizer]] = {
 @pytest.mark.parametrize("mode", ["coupled", "independent"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_matched_run_is_a_loop_by_hand_from_the_first_step_on(kind: str, mode: str) -> None:
-    """By hand: every tensor decays by rate · λ (times its multiplier or not), then takes its step without decay."""
+    """Every tensor decays by rate · λ, with or without its multiplier, and then steps undecayed."""
     model, batches = fresh("resmlp")
     twin = copy.deepcopy(model)
     optimizer = KINDS[kind](matrices(model).values(), DECAY)
@@ -115,7 +115,8 @@ def test_a_decay_inside_the_gradient_cannot_be_independent(kind: Any) -> None:
     model, _ = fresh("resmlp")
     with pytest.raises(
         InvalidInput,
-        match=rf"weight_decay='independent' is not allowed with {kind.__name__}\(weight_decay=0.5\), which adds the decay "
+        match=rf"weight_decay='independent' is not allowed with {kind.__name__}"
+        r"\(weight_decay=0.5\), which adds the decay "
         r"to the gradient; optimisers that keep it apart \(AdamW, Muon\) are, or a decay of 0",
     ):
         FLeRM.record(

@@ -1,4 +1,4 @@
-"""On every rank: match what the registry does not know, three ways; each rank reports the sentences it was told."""
+"""On every rank: matches three times what the registry does not know, and reports the errors."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Trains by a framework's own launcher conventions on every rank, plain, recorded and resumed; each rank reports what it saw.
+"""Trains by a framework's own launcher conventions on every rank: plain, recorded and resumed.
+
+Each rank reports what it saw.
 
 Arguments: the framework (trainer, accelerate, lightning) and how the model is held (ddp, fsdp2).
 """
@@ -145,9 +147,15 @@ def lightning(mode: str | None, resume: str | None = None, **keywords: Any) -> d
         else "ddp"
     )
     made = Trainer(
-        max_steps=6, accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[each for each in (callback, saving) if each is not None],
-    )  # fmt: skip
+        max_steps=6,
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[each for each in (callback, saving) if each is not None],
+    )
     module = (Sharded if HELD == "fsdp2" else Classifier)(dropout=0.0)
     made.fit(
         module,

@@ -1,44 +1,39 @@
-"""Matching: after the first measured step every tensor moves as far in function space as its target says; groups stay the
-user's."""
+"""A session measures and matches the steps of a run; the user's loop stays as it is."""
 
 from __future__ import annotations
 
 import copy
-import warnings
-from pathlib import Path
+import itertools
 from typing import Any
 
 import pytest
 import torch
-from measured_runs import ResMLP, Trace, fresh, leave, loss_of, same, vectors
+from measured_runs import (
+    UNIT_TARGETS,
+    Trace,
+    backward,
+    fresh,
+    leave,
+    loss_of,
+    probe,
+    probe_stream,
+    same,
+    step,
+    vectors,
+)
 from torch import nn
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import (
+    SGD,
+    Adam,
+    AdamW,
+    Muon,
+)
 from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
     LambdaLR,
-    OneCycleLR,
-    ReduceLROnPlateau,
-    SequentialLR,
-    StepLR,
 )
 
 from flerm_client import FLeRM
 from flerm_core.errors import InvalidInput
-
-ONES = dict.fromkeys(dict(ResMLP().named_parameters()), 1.0)
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> float:
-    optimizer.zero_grad()
-    loss = loss_of(model(batch))
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-def probe() -> Any:
-    generator = torch.Generator().manual_seed(11)
-    return [torch.randn(32, 8, generator=generator) for _ in range(8)]
 
 
 def test_the_matched_step_has_the_targets_fslr() -> None:
@@ -46,7 +41,13 @@ def test_the_matched_step_has_the_targets_fslr() -> None:
     optimizer = Adam(model.parameters(), 1e-3)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     flerm = FLeRM.match(
-        model, optimizer, probe=probe(), family="f", targets=ONES, estimator="exact", warmup=8
+        model,
+        optimizer,
+        probe=probe(),
+        family="f",
+        targets=UNIT_TARGETS,
+        estimator="exact",
+        warmup=8,
     )
     step(model, optimizer, batches[0])
     for name, multiplier in flerm.multipliers.items():
@@ -62,7 +63,7 @@ def test_a_matched_run_is_a_plain_run_at_these_rates_from_the_first_step_on() ->
     model, batches = fresh("resmlp")
     twin = copy.deepcopy(model)
     optimizer = AdamW(model.parameters(), 1e-3, weight_decay=0.1)
-    flerm = FLeRM.match(model, optimizer, probe=probe(), family="f", targets=ONES)
+    flerm = FLeRM.match(model, optimizer, probe=probe(), family="f", targets=UNIT_TARGETS)
     for batch in batches:
         step(model, optimizer, batch)
     groups = [
@@ -73,103 +74,6 @@ def test_a_matched_run_is_a_plain_run_at_these_rates_from_the_first_step_on() ->
         step(twin, plain, batch)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, twin.get_parameter(name), rtol=1e-5, atol=1e-6)
-
-
-SCHEDULERS: dict[str, Any] = {
-    "lambda": lambda o: LambdaLR(o, lambda t: 0.9**t),
-    "step": lambda o: StepLR(o, 2),
-    "cosine": lambda o: CosineAnnealingLR(o, 8),
-    "onecycle": lambda o: OneCycleLR(o, 1e-2, total_steps=10),
-    "sequential": lambda o: SequentialLR(o, [StepLR(o, 1), CosineAnnealingLR(o, 8)], [3]),
-    "plateau": lambda o: ReduceLROnPlateau(o, patience=0, threshold=10.0),
-}
-
-
-@pytest.mark.parametrize("first", ["scheduler", "flerm"])
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_schedulers_and_checkpoints_do_not_see_us(scheduler: str, first: str) -> None:
-    def train(targets: dict[str, float] | None) -> tuple[Trace, list[Any]]:
-        model, batches = fresh("resmlp")
-        optimizer = SGD(
-            [{"params": model.blocks.parameters(), "weight_decay": 0.1}], 1e-2, momentum=0.9
-        )
-        optimizer.add_param_group(
-            {"params": [*model.input.parameters(), *model.readout.parameters()], "lr": 2e-2}
-        )
-        schedule = SCHEDULERS[scheduler](optimizer) if first == "scheduler" else None
-        if targets:
-            FLeRM.match(
-                model,
-                optimizer,
-                probe=probe(),
-                family="f",
-                targets=targets,
-                lr=1e-2,
-                clamp=(1.0, 1.0),
-            )
-        schedule = schedule or SCHEDULERS[scheduler](optimizer)
-        trace, seen = Trace(), []
-        for batch in batches:
-            loss = step(model, optimizer, batch)
-            schedule.step(*([loss] if scheduler == "plateau" else []))
-            trace.losses.append(loss)
-            seen.append(
-                [
-                    {k: v for k, v in group.items() if k != "params"}
-                    for group in optimizer.param_groups
-                ]
-            )
-        return leave(trace, model, optimizer), seen
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plain, matched = train(None), train(ONES)
-    assert same(plain, matched)
-
-
-def test_an_exception_in_step_leaves_the_groups_the_users() -> None:
-    model, batches = fresh("resmlp")
-    optimizer = SGD(model.parameters(), 1e-2)
-    FLeRM.match(model, optimizer, probe=probe(), family="f", targets=ONES)
-    step(model, optimizer, batches[0])
-    groups = optimizer.param_groups
-
-    def closure() -> float:
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        optimizer.step(closure)
-    assert optimizer.param_groups is groups
-    assert [group["lr"] for group in groups] == [1e-2]
-    step(model, optimizer, batches[1])
-
-
-def test_parameters_that_join_in_mid_run_train_unmatched() -> None:
-    model, batches = fresh("resmlp")
-    late = list(model.readout.parameters())
-    early = [p for p in model.parameters() if all(p is not q for q in late)]
-    optimizer = SGD(early, 1e-2)
-    targets = {n: v for n, v in ONES.items() if not n.startswith("readout")}
-    flerm = FLeRM.match(model, optimizer, probe=probe(), family="f", targets=targets)
-    step(model, optimizer, batches[0])
-    optimizer.add_param_group({"params": late, "lr": 5e-2})
-    before = model.readout.bias.detach().clone()
-    step(model, optimizer, batches[1])
-    torch.testing.assert_close(before - 5e-2 * model.readout.bias.grad, model.readout.bias.detach())
-    assert "readout.bias" not in flerm.multipliers
-
-
-def test_a_parameter_that_is_replaced_in_mid_run_trains_unmatched() -> None:
-    model, batches = fresh("resmlp")
-    optimizer = SGD(model.parameters(), 1e-2)
-    FLeRM.match(model, optimizer, probe=probe(), family="f", targets=ONES)
-    step(model, optimizer, batches[0])
-    step(model, optimizer, batches[1])
-    model.input.weight = nn.Parameter(model.input.weight.detach().clone())
-    optimizer.param_groups[0]["params"][0] = model.input.weight
-    before = model.input.weight.detach().clone()
-    step(model, optimizer, batches[2])
-    assert torch.equal(model.input.weight, before.sub(model.input.weight.grad, alpha=1e-2))
 
 
 def test_a_tensor_without_update_keeps_multiplier_one_and_trains_on() -> None:
@@ -207,39 +111,13 @@ def test_a_step_at_rate_zero_is_not_measured_but_the_next_one_is() -> None:
     assert flerm.trajectory.steps.tolist() == [2]
 
 
-def test_matching_begins_at_the_step_at_which_its_base_was_first_measured(tmp_path: Path) -> None:
-    folder = f"file://{tmp_path}"
-
-    def run(make: Any, **options: Any) -> FLeRM:
-        model, batches = fresh("resmlp")
-        optimizer = SGD(model.parameters(), 1e-2)
-        options |= {"probe": probe(), "family": "f", "registry": folder, "warmup": 1}
-        with make(model, optimizer, **options) as flerm:
-            for batch in batches[:4]:
-                step(model, optimizer, batch)
-        return flerm
-
-    run(FLeRM.record, start=3)
-    assert run(FLeRM.match).trajectory.steps.tolist() == [3]
-    assert run(FLeRM.match, start=2).trajectory.steps.tolist() == [2]
-
-
-def test_targets_that_miss_a_tensor_are_refused_by_name() -> None:
-    model, _ = fresh("resmlp")
-    some = {name: 1.0 for name in ONES if name != "readout.bias"}
-    with pytest.raises(
-        InvalidInput, match=r"targets has no value for readout\.bias; it has input\.weight"
-    ):
-        FLeRM.match(model, SGD(model.parameters(), 1e-2), probe=probe(), family="f", targets=some)
-
-
 def test_two_optimizers_on_one_model() -> None:
     model, batches = fresh("resmlp")
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors_ = [p for p in model.parameters() if p.ndim == 1]
     both = [SGD(matrices, 1e-2), Adam(vectors_, 1e-3)]
     flerm = FLeRM.match(
-        model, both, probe=probe(), family="f", lr=1e-2, targets=ONES, estimator="exact"
+        model, both, probe=probe(), family="f", lr=1e-2, targets=UNIT_TARGETS, estimator="exact"
     )
     for each in both:
         each.zero_grad()
@@ -264,7 +142,7 @@ def test_a_run_matched_once_goes_on_recording_its_own_fslrs() -> None:
             optimizer,
             probe=probe(),
             family="f",
-            targets=ONES,
+            targets=UNIT_TARGETS,
             estimator="exact",
             record_every=record_every,
         )
@@ -280,41 +158,11 @@ def test_a_run_matched_once_goes_on_recording_its_own_fslrs() -> None:
     assert same(silent, recorded)
 
 
-def test_matching_and_recording_each_keep_their_own_time() -> None:
-    model, batches = fresh("resmlp")
-    optimizer = SGD(model.parameters(), 1e-2)
-    flerm = FLeRM.match(
-        model,
-        optimizer,
-        probe=probe(),
-        family="f",
-        targets=ONES,
-        start=2,
-        every=4,
-        record_every=3,
-        estimator="exact",
-    )
-    matched: list[float] = []
-    for batch in batches:
-        step(model, optimizer, batch)
-        matched.append(flerm.multipliers["input.weight"])
-    assert flerm.trajectory.steps.tolist() == [2, 5, 6, 8]
-    assert [matched.index(m) + 1 for m in dict.fromkeys(matched)] == [1, 2, 6]
-
-
-def test_a_step_that_was_tried_again_does_not_shift_those_that_follow() -> None:
-    model, batches = fresh("resmlp")
-    optimizer = SGD(model.parameters(), 1e-2)
-    flerm = FLeRM.record(model, optimizer, probe=probe(), family="f", every=3)
-    schedule = LambdaLR(optimizer, lambda t: float(t > 1))
-    for batch in batches:
-        step(model, optimizer, batch)
-        schedule.step()
-    assert flerm.trajectory.steps.tolist() == [3, 4, 7]
-
-
 class Factored(nn.Module):
-    """Two weights, each with a low-rank term B·A beside it, B = 0 at first: A has a gradient once B has moved."""
+    """Two weights, each with a low-rank term B·A beside it.
+
+    B is 0 at first, so that A has a gradient once B has moved.
+    """
 
     def __init__(self, rank: int) -> None:
         super().__init__()
@@ -374,7 +222,7 @@ def test_a_tensor_without_an_update_at_the_first_step_is_matched_at_the_second(
         assert all(flerm.multipliers[name] > 2.5 for name in b), "B moves the outputs by 1 / rank"
 
 
-def test_a_tensor_that_is_late_and_noise_keeps_its_multiplier() -> None:
+def test_a_delayed_tensor_whose_fslr_is_noise_keeps_its_multiplier() -> None:
     class Faint(nn.Module):
         """A and B move the outputs a millionth as far as W does."""
 
@@ -404,7 +252,7 @@ def test_a_tensor_that_is_late_and_noise_keeps_its_multiplier() -> None:
     assert flerm.multipliers["w"] != 1.0
 
 
-def test_a_run_resumed_between_the_two_matches_what_was_late() -> None:
+def test_a_run_resumed_between_the_first_and_the_second_step_matches_the_delayed_tensors() -> None:
     base = factored(2)[1].trajectory
 
     def begun() -> tuple[nn.Module, Adam, FLeRM]:
@@ -436,3 +284,198 @@ def test_a_run_resumed_between_the_two_matches_what_was_late() -> None:
     assert resumed.multipliers == whole.multipliers
     assert resumed.targets == whole.targets
     assert all(resumed.multipliers[f"a.{layer}"] != 1 for layer in range(2))
+
+
+def test_muon_beside_adamw_leaves_no_trace() -> None:
+    def train(record: bool) -> Trace:
+        model, batches = fresh("resmlp")
+        both = [
+            Muon([p for p in model.parameters() if p.ndim == 2], 1e-2),
+            AdamW([p for p in model.parameters() if p.ndim == 1], 1e-3),
+        ]
+        if record:
+            FLeRM.record(model, both, probe=probe(), family="f", lr=1e-2, every=3)
+        trace = Trace()
+        for batch in batches:
+            trace.losses.append(backward(model, batch))
+            for each in both:
+                each.step()
+        return leave(trace, model, *both)
+
+    assert same(train(False), train(True))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_gradscaler_skips_is_measured_at_the_next(fused: bool) -> None:
+    def train(record: bool) -> tuple[Trace, list[int]]:
+        model, batches = fresh("resmlp")
+        optimizer = Adam(model.parameters(), 1e-2, fused=fused)
+        flerm = (
+            FLeRM.record(model, optimizer, probe=probe(), family="f", every=100) if record else None
+        )
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, growth_interval=100)
+        trace = Trace()
+        for batch in batches:
+            model.zero_grad()
+            loss = loss_of(model(batch))
+            scaler.scale(loss).backward()
+            if len(trace.losses) == 0:
+                next(model.parameters()).grad[0] = torch.inf  # the first step overflows
+            scaler.step(optimizer)
+            scaler.update()
+            trace.losses.append(loss.item())
+        return leave(trace, model, optimizer), flerm.trajectory.steps.tolist() if flerm else []
+
+    plain, _ = train(False)
+    recorded, steps = train(True)
+    assert same(plain, recorded)
+    assert len(steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("match", "match"), ("match", "record"), ("record", "match")]
+)
+def test_a_second_flerm_is_refused_where_either_matches(first: str, second: str) -> None:
+    model, batches = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2)
+
+    def begin(kind: str) -> FLeRM:
+        options: dict[str, Any] = {"targets": UNIT_TARGETS} if kind == "match" else {}
+        made: FLeRM = getattr(FLeRM, kind)(
+            model, optimizer, probe=probe_stream(), family="f", **options
+        )
+        return made
+
+    flerm = begin(first)
+    with pytest.raises(
+        InvalidInput, match=r"optimizer is at work in another FLeRM, .* close\(\) that one first"
+    ):
+        begin(second)
+    flerm.close()
+    again = begin(second)
+    step(model, optimizer, batches[0])
+    assert again.measurements == 1
+
+
+def test_two_recordings_of_one_run_read_the_same() -> None:
+    model, batches = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2)
+    first, second = (
+        FLeRM.record(model, optimizer, probe=probe_stream(), family="f") for _ in range(2)
+    )
+    step(model, optimizer, batches[0])
+    assert first.fslr == second.fslr
+
+
+def test_a_run_that_ctrl_c_stops_in_mid_measurement_goes_on_unchanged() -> None:
+    def train(interrupt: bool) -> tuple[dict[str, Any], FLeRM]:
+        model, batches = fresh("resmlp")
+        optimizer = Adam(model.parameters(), 1e-2)
+        calls = itertools.count()
+
+        def output(model: nn.Module, batch: Any) -> Any:
+            if interrupt and next(calls) == 2:
+                raise KeyboardInterrupt
+            return model(batch)
+
+        flerm = FLeRM.record(
+            model, optimizer, probe=probe_stream(), family="f", output=output, every=3
+        )
+        for batch in batches:
+            try:
+                step(model, optimizer, batch)
+            except KeyboardInterrupt:
+                assert not flerm.measuring
+        return model.state_dict(), flerm
+
+    plain, _ = train(False)
+    interrupted, flerm = train(True)
+    assert all(torch.equal(plain[name], interrupted[name]) for name in plain)
+    assert flerm.trajectory.steps.tolist() == [2, 4, 7]
+
+
+def test_an_optimizer_that_steps_again_before_the_other_is_measured_by_its_last_step() -> None:
+    def last_of(several: int) -> dict[str, float]:
+        model, _ = fresh("resmlp")
+        first, second = (
+            SGD(model.blocks.parameters(), 0.1),
+            SGD([*model.input.parameters(), *model.readout.parameters()], 0.1),
+        )
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        for _ in range(several - 1):
+            first.step()
+        with torch.no_grad():  # where the last step began in both cases
+            for p in model.blocks.parameters():
+                p.zero_()
+        flerm = FLeRM.record(
+            model,
+            [first, second],
+            probe=[vectors().zero_()],
+            family="f",
+            every=1,
+            estimator="exact",
+        )
+        for _ in range(several):
+            with torch.no_grad():
+                for p in model.blocks.parameters():
+                    p.zero_()
+            first.step()
+        second.step()
+        assert flerm.steps == 1
+        return flerm.fslr
+
+    assert last_of(3) == last_of(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_weights_are_measured_by_the_update_that_was_made(dtype: torch.dtype) -> None:
+    """The outputs see what the weights' own rounding leaves of the update; the rest is float32."""
+    model, batches = fresh("resmlp")
+    model.to(dtype)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = SGD(model.parameters(), 1.0)
+    flerm = FLeRM.record(
+        model, optimizer, probe=[b.to(dtype) for b in probe()], family="f", warmup=32
+    )
+    step(model, optimizer, batches[0].to(dtype))
+    high, _ = fresh("resmlp")
+    for name, parameter in high.named_parameters():
+        parameter.data.copy_(before[name].float())
+        parameter.grad = before[name].float() - model.get_parameter(name).detach().float()
+    reference = FLeRM.record(
+        high, (plain := SGD(high.parameters(), 1.0)), probe=probe(), family="f", estimator="exact"
+    )
+    plain.step()
+    errors = [flerm.fslr[name] / value - 1 for name, value in reference.fslr.items()]
+    assert max(abs(e) for e in errors) < 0.25
+    assert abs(sum(errors) / len(errors)) < 0.05
+
+
+def test_a_bias_before_batchnorm_is_noise_which_a_warning_says() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5))
+    optimizer = AdamW(model.parameters(), 1e-2)
+    targets = {name: 1.0 for name, _ in model.named_parameters()}
+    flerm = FLeRM.match(
+        model, optimizer, probe=probe(), family="f", targets=targets, estimator="exact"
+    )
+    with pytest.warns(UserWarning, match=r"1 tensors have too small an FSLR .*: 0\.bias") as told:
+        step(model, optimizer, torch.randn(12, 8))
+    assert told[0].filename == step.__code__.co_filename  # the line of the loop, not one of ours
+    assert flerm.multipliers["0.bias"] == 1.0
+    assert flerm.multipliers["0.weight"] != 1.0
+
+
+def test_a_diverged_run_keeps_its_last_finite_measurement_and_its_own_course() -> None:
+    model, batches = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2)
+    flerm = FLeRM.record(model, optimizer, probe=probe(), family="f", every=1)
+    step(model, optimizer, batches[0])
+    last = flerm.fslr
+    optimizer.zero_grad()
+    loss_of(model(batches[1] * torch.nan)).backward()
+    optimizer.step()
+    assert flerm.fslr == last
+    assert flerm.trajectory.steps.tolist() == [1]
+    assert all(p.isnan().all() for p in model.parameters())
