@@ -9,7 +9,7 @@ import numpy as np
 from flerm_core.errors import NotFound, join_names
 from flerm_core.figures.style import GREY, Figure, axis, layout, log_axis, nothing
 from flerm_core.figures.trajectory_figure import MAX_POINTS, band_traces
-from flerm_core.matching.match import match_rows, whole_run
+from flerm_core.matching.match import match_rows, thinned_columns
 from flerm_core.parameter_names import is_depth_group
 from flerm_core.trajectory import Trajectory
 
@@ -28,7 +28,11 @@ def ratios(base: Trajectory, other: Trajectory, *, blocks: Sequence[str] = ()) -
     bands = dict(zip(base.names, base.bands, strict=True))
     # By the default rule, which gives every tensor a target of its own.
     targets = match_rows(
-        base_columns, names, run=whole_run(base), bands=bands, blocks=tuple(blocks) or None
+        base_columns,
+        names,
+        whole_run=thinned_columns(base),
+        bands=bands,
+        blocks=tuple(blocks) or None,
     )
     wanted = np.stack([targets[name] for name in names], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

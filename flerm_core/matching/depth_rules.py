@@ -1,6 +1,7 @@
-"""Depth rules: how the B blocks of a base model answer for the B' blocks of a target, role by role (design, "Depth").
+"""Depth rules: which targets the B blocks of a base model give to the B' blocks of another model (docs/method.md, "Depth").
 
-A rule is a function of a `Role` and of the base's columns; registering another in `DEPTH_RULES` makes it available everywhere.
+A rule works on one depth group at a time. A new rule needs its function, an entry in `DEPTH_RULES`, and its name in
+`flerm_core.records.queries.DEPTH_RULE_NAMES`.
 """
 
 from __future__ import annotations
@@ -12,153 +13,142 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from flerm_core.errors import NotFound
-
 Array = NDArray[np.float64]
-Numbers = tuple[int, ...]
-Column = Callable[[str], Array]
+BlockNumbers = tuple[int, ...]
+Columns = Mapping[str, NDArray[np.floating]]
+"""Name in the base to its FSLRs [T]."""
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
-    """One role in both models: `template`, and in each model its tensors by their block numbers (one per axis), ascending.
+class DepthGroup:
+    """One depth group in two models: the tensors that stand at the same place in every block.
 
-    `joined`: the tensors whose joint change the base's recording holds under the name `joined_as`. These are the role's own,
-    or, where there are several and it holds that of more axes only (experts within layers), more.
+    template: the group's name (`layers.*.attn.q.weight`).
+    base, target: the group's tensors in each model by their block numbers (one number per axis), ascending.
+    joint_name: the name under which the base's recording may hold the FSLR of a joint change.
+    joint_members: the base's tensors whose joint change that is. They are those of `base`. A recording that holds only the
+        joint change along more axes (all experts of all layers) has more tensors there.
     """
 
     template: str
-    base: Mapping[Numbers, str]
-    target: Mapping[Numbers, str]
-    joined_as: str
-    joined: tuple[str, ...]
+    base: Mapping[BlockNumbers, str]
+    target: Mapping[BlockNumbers, str]
+    joint_name: str
+    joint_members: tuple[str, ...]
 
     @property
     def same_depth(self) -> bool:
-        """Whether both have equally many blocks everywhere, so that the n-th tensor of one is the n-th of the other."""
-        return _tree(list(self.base)) == _tree(list(self.target))
+        """Whether both models have equally many blocks everywhere. The n-th tensors of both then correspond."""
+        return _block_counts(list(self.base)) == _block_counts(list(self.target))
 
 
-DepthRule = Callable[[Role, Column, Column], dict[str, Array]]
-"""`rule(role, column, run)`: target name, or the role's template, to FSLRs [T]. `column(name)` gives a base column at the T
-steps asked for, `run(name)` one over the whole of the base's run."""
+DepthRule = Callable[[DepthGroup, Columns, Columns], dict[str, Array]]
+"""`rule(group, columns, whole_run)` gives the target FSLRs [T] of each tensor of `group.target`, by name.
+
+`columns` are the base's FSLRs at the T steps asked for, `whole_run` its FSLRs over all of its run."""
 
 
-def split(role: Role, column: Column, run: Column) -> dict[str, Array]:
-    """The paper's rule: target block j of B' takes the base mass of the interval [j/B', (j+1)/B').
+def split(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, Array]:
+    """The paper's rule: target block j of B' takes the base's FSLR on the interval [j/B', (j+1)/B').
 
-    Each base block's FSLR is spread evenly over its own interval, so B' = kB shares each out over k blocks, and any other
-    ratio, shallower too, keeps the total. Along several axes it is applied axis by axis. NaN where a block that counts is
-    unmeasured.
+    The FSLR of each base block is spread evenly over the block's own interval. So B' = kB gives FSLR/k to each of the k
+    blocks, and every other ratio, shallower models too, keeps the total. Several axes are split one after the other. NaN where
+    a base block that counts is unmeasured.
     """
-    masses = _split(list(role.base), list(role.target))
+    shares = _shares(list(group.base), list(group.target))
     return {
-        role.target[target]: np.sum(
-            [share * column(role.base[base]) for base, share in sorted(shares.items())], axis=0
+        group.target[target]: np.sum(
+            [share * _column(columns, group.base[base]) for base, share in sorted(taken.items())],
+            axis=0,
         )
-        for target, shares in masses.items()
+        for target, taken in shares.items()
     }
 
 
-def joint(role: Role, column: Column, run: Column) -> dict[str, Array]:
-    """The change of all blocks of the role at once keeps its size: the base's role column is the target's, under the name of
-    what it is the change of, where that is a wider role's too."""
-    source = role.joined_as if len(role.base) > 1 else next(iter(role.base.values()))
-    own = role.template if len(role.target) > 1 else next(iter(role.target.values()))
-    return {own if role.joined_as == role.template else role.joined_as: column(source)}
+def coherent(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, Array]:
+    """`split`, corrected for blocks whose changes of the output add up only in part.
 
-
-def coherent(role: Role, column: Column, run: Column) -> dict[str, Array]:
-    """`split`, corrected for blocks that move the output together only in part.
-
-    The targets f are `split`'s times one factor, so that blocks of the base's coherence ρ (`_coherence`) have the base's joint
-    change: (1 − ρ) Σf² + ρ (Σf)² = (1 − ρ) ΣF² + ρ (ΣF)². At ρ = 1 that is `split` itself, at ρ = 0 for B' = kB each block's
-    F/√k.
+    The targets f are those of `split` times one factor. The factor is such that blocks of the base's coherence ρ
+    (`_coherence`) have the joint change of the base's FSLRs F: (1 − ρ) Σf² + ρ (Σf)² = (1 − ρ) ΣF² + ρ (ΣF)². With ρ = 1 the
+    targets are those of `split`, with ρ = 0 and B' = kB they are F/√k.
     """
-    parts, whole = _sums(role.base.values(), column)
-    return _rescaled(
-        split(role, column, run), np.full_like(parts, _coherence(role, run)), parts, whole
-    )
+    return _rescaled(group, columns, _coherence(group, whole_run))
 
 
-def root(role: Role, column: Column, run: Column) -> dict[str, Array]:
-    """`split`, for blocks that move the output independently: Σf² is the base's, so that B' = kB gives each block F/√k."""
-    parts, whole = _sums(role.base.values(), column)
-    return _rescaled(split(role, column, run), np.zeros_like(parts), parts, whole)
+def root(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, Array]:
+    """`coherent` with ρ = 0: blocks change the output independently of each other. B' = kB gives F/√k to each block."""
+    return _rescaled(group, columns, 0.0)
 
 
-def _sums(names: Iterable[str], column: Column) -> tuple[Array, Array]:
-    """ΣF² and (ΣF)²."""
-    columns = np.stack([column(name) for name in names])
-    return np.sum(columns**2, axis=0), np.sum(columns, axis=0) ** 2
+DEPTH_RULES: dict[str, DepthRule] = {"split": split, "coherent": coherent, "root": root}
+DEFAULT_DEPTH = "coherent"
 
 
-def _coherence(role: Role, run: Column) -> float:
-    """How far two of the base's blocks move the outputs together, in [0, 1].
+def _column(columns: Columns, name: str) -> Array:
+    return np.asarray(columns[name], np.float64)
 
-    With FSLRs F_j of the blocks and J of their joint change, ρ = (J² − ΣF²) / ((ΣF)² − ΣF²). Its mean over the run: at the
-    first step an optimiser moves all blocks down one slope, later each goes a way of its own, and rates are set for the run.
-    Where J was never recorded (only `example` and `exact` have it) or there is one block, 1; where only that of a wider role
-    was, of that role's tensors.
+
+def _sums(names: Iterable[str], columns: Columns) -> tuple[Array, Array]:
+    """ΣF² and (ΣF)² over the tensors `names`."""
+    stack = np.stack([_column(columns, name) for name in names])
+    return np.sum(stack**2, axis=0), np.sum(stack, axis=0) ** 2
+
+
+def _coherence(group: DepthGroup, whole_run: Columns) -> float:
+    """How far the changes of two base blocks add up in the outputs: ρ in [0, 1].
+
+    With the FSLRs F of the tensors and the FSLR J of their joint change, ρ = (J² − ΣF²) / ((ΣF)² − ΣF²). The mean over the
+    whole run is taken: at the first step an optimiser moves all blocks down one slope and later each on its own, while the
+    learning rates are set for the run. 1 where J was not recorded (only the estimators `example` and `exact` measure it) and
+    where there is one block.
     """
-    parts, whole = _sums(role.joined, run)
-    crossed = whole - parts
-    try:
-        joined = run(role.joined_as) if len(role.joined) > 1 else np.sqrt(whole)
-    except NotFound:
+    squares, whole = _sums(group.joint_members, whole_run)
+    crossed = whole - squares
+    if len(group.joint_members) < 2 or group.joint_name not in whole_run:
         return 1.0
-    known = (crossed > 0) & ~np.isnan(joined)
+    joint = _column(whole_run, group.joint_name)
+    known = (crossed > 0) & ~np.isnan(joint)
     if not known.any():
         return 1.0
-    return float(np.clip(np.mean((joined[known] ** 2 - parts[known]) / crossed[known]), 0.0, 1.0))
+    return float(np.clip(np.mean((joint[known] ** 2 - squares[known]) / crossed[known]), 0.0, 1.0))
 
 
-def _rescaled(
-    targets: dict[str, Array], coherence: Array, parts: Array, whole: Array
-) -> dict[str, Array]:
-    """`targets` times what makes their joint change, of blocks with this coherence, that of the base's.
-
-    `parts` and `whole` are ΣF² and (ΣF)² of the base's blocks.
-    """
+def _rescaled(group: DepthGroup, columns: Columns, coherence: float) -> dict[str, Array]:
+    """The targets of `split` times the factor that gives them the joint change of the base, for blocks of this coherence."""
+    targets = split(group, columns, {})
+    squares, whole = _sums(group.base.values(), columns)
+    wanted = (1 - coherence) * squares + coherence * whole
     values = np.stack(list(targets.values()))
-    wanted = (1 - coherence) * parts + coherence * whole
     have = (1 - coherence) * np.sum(values**2, axis=0) + coherence * np.sum(values, axis=0) ** 2
     factor = np.sqrt(np.divide(wanted, have, out=np.ones_like(have), where=have > 0))
     return {name: value * factor for name, value in targets.items()}
 
 
-DEPTH_RULES: dict[str, DepthRule] = {
-    "split": split,
-    "joint": joint,
-    "coherent": coherent,
-    "root": root,
-}
-DEFAULT_DEPTH = "coherent"
-
-
-def _split(base: list[Numbers], target: list[Numbers]) -> dict[Numbers, dict[Numbers, float]]:
-    """For each target block the shares of base blocks that it takes. Both lists ascend and are not empty."""
+def _shares(
+    base: list[BlockNumbers], target: list[BlockNumbers]
+) -> dict[BlockNumbers, dict[BlockNumbers, float]]:
+    """For each target block the share that it takes of each base block. Both lists ascend and are not empty."""
     if base == [()]:
         return {target[0]: {(): 1.0}}
-    rows, columns = _grouped(base), _grouped(target)
-    result: dict[Numbers, dict[Numbers, float]] = {}
-    for at, (number, below) in enumerate(columns):
-        for source, (base_number, base_below) in enumerate(rows):
+    base_blocks, target_blocks = _by_first(base), _by_first(target)
+    result: dict[BlockNumbers, dict[BlockNumbers, float]] = {}
+    for j, (number, below) in enumerate(target_blocks):
+        for i, (base_number, base_below) in enumerate(base_blocks):
             # In units of 1/(B·B') base block i covers [i·B', (i+1)·B') and target block j [j·B, (j+1)·B).
-            start, end = (
-                max(at * len(rows), source * len(columns)),
-                min((at + 1) * len(rows), (source + 1) * len(columns)),
-            )
+            start = max(j * len(base_blocks), i * len(target_blocks))
+            end = min((j + 1) * len(base_blocks), (i + 1) * len(target_blocks))
             if end <= start:
                 continue
-            for tail, shares in _split(base_below, below).items():
-                taken = result.setdefault((number, *tail), {})
-                for base_tail, share in shares.items():
-                    taken[(base_number, *base_tail)] = share * (end - start) / len(columns)
+            for tail, taken in _shares(base_below, below).items():
+                shares = result.setdefault((number, *tail), {})
+                for base_tail, share in taken.items():
+                    part = share * (end - start) / len(target_blocks)
+                    shares[(base_number, *base_tail)] = part
     return result
 
 
-def _grouped(numbers: list[Numbers]) -> list[tuple[int, list[Numbers]]]:
+def _by_first(numbers: list[BlockNumbers]) -> list[tuple[int, list[BlockNumbers]]]:
+    """Block numbers grouped by the number along the first axis, which is taken off."""
     return [
         (first, [each[1:] for each in group])
         for first, group in groupby(numbers, key=lambda each: each[0])
@@ -168,6 +158,10 @@ def _grouped(numbers: list[Numbers]) -> list[tuple[int, list[Numbers]]]:
 Tree = tuple["Tree", ...]
 
 
-def _tree(numbers: list[Numbers]) -> Tree:
-    """How many blocks there are at each level, numbers themselves left out."""
-    return tuple(_tree(below) for _, below in _grouped(numbers)) if numbers and numbers[0] else ()
+def _block_counts(numbers: list[BlockNumbers]) -> Tree:
+    """How many blocks there are at each level, whatever their numbers."""
+    return (
+        tuple(_block_counts(below) for _, below in _by_first(numbers))
+        if numbers and numbers[0]
+        else ()
+    )

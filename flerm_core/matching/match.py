@@ -1,4 +1,4 @@
-"""From a base model's FSLRs to a target's: which base tensor each target tensor answers to, and the multipliers."""
+"""From a base model's FSLRs to the targets of another model, and from targets to multipliers of learning rates."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from flerm_core.matching.depth_rules import (
     DEFAULT_DEPTH,
     DEPTH_RULES,
     Array,
-    Column,
+    BlockNumbers,
+    Columns,
+    DepthGroup,
     DepthRule,
-    Role,
 )
 from flerm_core.parameter_names import (
     as_axes,
@@ -35,16 +36,17 @@ __all__ = [
     "DEPTH_RULES",
     "Multipliers",
     "depth_rule",
-    "held_as",
     "match_rows",
     "match_targets",
     "multipliers",
-    "whole_run",
+    "thinned_columns",
 ]
+
+MAX_ROWS = 256  # of a run, enough for a mean over it
 
 
 def depth_rule(depth: str) -> DepthRule:
-    """The rule called `depth`, the default for "". Raises `InvalidInput` for a name that `DEPTH_RULES` does not have."""
+    """The rule called `depth`; "" is the default rule. Raises `InvalidInput` for a name that is not in `DEPTH_RULES`."""
     rule = DEPTH_RULES.get(depth or DEFAULT_DEPTH)
     if rule is None:
         raise InvalidInput(f"depth: {depth!r} is not a rule; allowed are {', '.join(DEPTH_RULES)}")
@@ -59,30 +61,35 @@ def match_targets(
     blocks: str | Iterable[str] | None = None,
     depth: str = DEFAULT_DEPTH,
 ) -> dict[str, float]:
-    """Target FSLRs for the parameters `names` of another model of the family, by the base's `trajectory` at `step`.
+    """Target FSLRs for the parameters of another model of the family, from one recording of the base.
 
-    Where both models have the same number of blocks, a tensor's target is its namesake's FSLR, exactly. Where they differ, the
-    axes are those given as `blocks` ("layers.*"; several for several) or else found from the names, and `depth` names the rule
-    of `DEPTH_RULES` by which the base's blocks answer for the target's. Under `joint` the answer holds the role's name
-    (`layers.*.attn.q.weight`) in place of its tensors' names: it is the target of their joint change.
+    Where both models have equally many blocks, the target of a tensor is the FSLR of the base's tensor of that name, exactly.
+    Elsewhere the depth rule says how the base's blocks answer for the target's.
 
-    `step` None is the first row. Names may carry wrappers' prefixes, and are answered as asked. NaN: the base had not measured
-    that tensor at that step. Raises `NotFound` naming every name that cannot be matched and what there is, `InvalidInput` for a
-    wrong axis, rule or step.
+    trajectory: the base's FSLRs.
+    names: the other model's parameters. They may carry the prefixes of wrappers, and are answered as they were given.
+    step: the step of the base; None: its first row.
+    blocks: the axes that count blocks ("layers.*"), one or several; None: those on which the names of both models differ.
+    depth: the name of a rule in `DEPTH_RULES`.
+
+    A target is NaN where the base had not measured that tensor by that step. Raises `NotFound` for names that the base cannot
+    match, with all of these names and what the base has; `InvalidInput` for a wrong axis, rule or step.
     """
-    asked = list(names)
-    row = trajectory.at(step)
-    columns = {name: np.array([value]) for name, value in row.items()}
-    bands = dict(zip(trajectory.names, trajectory.bands, strict=True))
+    columns = {name: np.array([value]) for name, value in trajectory.at(step).items()}
     matched = match_rows(
-        columns, asked, run=whole_run(trajectory), bands=bands, blocks=blocks, depth=depth
+        columns,
+        names,
+        whole_run=thinned_columns(trajectory),
+        bands=dict(zip(trajectory.names, trajectory.bands, strict=True)),
+        blocks=blocks,
+        depth=depth,
     )
     return {name: float(values[0]) for name, values in matched.items()}
 
 
-def whole_run(trajectory: Trajectory) -> Mapping[str, NDArray[np.float32]]:
-    """A base's columns over its whole run, for `match_rows`: of long runs 256 rows, evenly spread, enough for a mean."""
-    rows = trajectory.thinned(256)
+def thinned_columns(trajectory: Trajectory) -> Mapping[str, NDArray[np.float32]]:
+    """A base's columns over its whole run, as `match_rows` needs them; of a long run 256 rows, evenly spread."""
+    rows = trajectory.thinned(MAX_ROWS)
     return dict(zip(rows.names, rows.values.T, strict=True))
 
 
@@ -90,23 +97,26 @@ def match_rows(
     base: Mapping[str, Array],
     names: Iterable[str],
     *,
-    run: Mapping[str, NDArray[np.floating]],
+    whole_run: Columns,
     bands: Mapping[str, str] | None = None,
     blocks: str | Iterable[str] | None = None,
     depth: str = DEFAULT_DEPTH,
 ) -> dict[str, Array]:
-    """`match_targets` for whole columns at once: base name to float64 [T], target (or role) name to float64 [T].
+    """`match_targets` for T steps at once: target name to float64 [T].
 
-    `run`: the base's columns over its whole run (`whole_run`), whichever steps are asked for.
-    `bands`, of the base, guard axes that were found, not given: an axis along which one role mixes several bands counts layers
-    of different kinds (a plain MLP in a `torch.nn.Sequential`) and is refused.
+    base: name to the base's FSLRs at these steps, float64 [T].
+    names: as in `match_targets`.
+    whole_run: the base's columns over its whole run (`thinned_columns`), whichever steps are asked for.
+    bands: the base's bands by name. They guard axes that were found rather than given: an axis along which a depth group
+        mixes several bands counts layers of different kinds (a plain MLP in a `torch.nn.Sequential`), and is refused.
+    blocks, depth: as in `match_targets`.
     """
     rule = depth_rule(depth)
-    asked = _asked(names)
+    asked = _canonical_by_name(names)
     given = as_axes(blocks)
     axes = given or find_axes(base, asked.values())
-    base_roles, target_roles = _roles(base, axes), _roles(asked.values(), axes)
-    origin = {short: name for name, short in asked.items()}
+    base_groups, target_groups = _depth_groups(base, axes), _depth_groups(asked.values(), axes)
+    name_of = {short: name for name, short in asked.items()}
     result: dict[str, Array] = {}
     unmatched: list[str] = []
     done: set[str] = set()
@@ -117,29 +127,27 @@ def match_rows(
                 result[name] = np.asarray(base[short], np.float64)
             else:
                 unmatched.append(name)
-        elif template not in base_roles:
+        elif template not in base_groups:
             unmatched.append(name)
         elif template not in done:
             done.add(template)
-            held = held_as(template, base) if len(base_roles[template]) > 1 else template
-            role = Role(
-                template,
-                base_roles[template],
-                target_roles[template],
-                held,
-                tuple(expand(held, base)),
+            # One block has no joint change, and how far a wider group coheres says nothing of it.
+            joint = _joint_name(template, base) if len(base_groups[template]) > 1 else template
+            members = tuple(expand(joint, base))
+            group = DepthGroup(
+                template, base_groups[template], target_groups[template], joint, members
             )
             if not given:
-                _refuse_mixture(role, bands or {})
-            for target, values in _answer(rule, role, base, run).items():
-                result[origin.get(target, target)] = values
+                _refuse_mixture(group, bands or {})
+            matched = _apply_rule(rule, group, base, whole_run)
+            result |= {name_of[target]: values for target, values in matched.items()}
     if unmatched:
         raise NotFound(_unmatched(unmatched, base, axes))
     return result
 
 
-def _asked(names: Iterable[str]) -> dict[str, str]:
-    """Name as asked to canonical name."""
+def _canonical_by_name(names: Iterable[str]) -> dict[str, str]:
+    """Name as given to canonical name."""
     asked: dict[str, str] = {}
     seen: dict[str, str] = {}
     for name in names:
@@ -152,54 +160,41 @@ def _asked(names: Iterable[str]) -> dict[str, str]:
     return asked
 
 
-def _roles(names: Iterable[str], axes: Sequence[str]) -> dict[str, dict[tuple[int, ...], str]]:
-    """Template to its tensors by their block numbers, ascending."""
-    roles: dict[str, dict[tuple[int, ...], str]] = {}
+def _depth_groups(names: Iterable[str], axes: Sequence[str]) -> dict[str, dict[BlockNumbers, str]]:
+    """Template to the group's tensors by their block numbers, ascending."""
+    groups: dict[str, dict[BlockNumbers, str]] = {}
     for name in names:
         template, numbers = split_name(name, axes)
         if numbers and not is_depth_group(name):
-            roles.setdefault(template, {})[numbers] = name
-    return {template: dict(sorted(members.items())) for template, members in roles.items()}
+            groups.setdefault(template, {})[numbers] = name
+    return {template: dict(sorted(members.items())) for template, members in groups.items()}
 
 
-def _answer(
-    rule: DepthRule, role: Role, base: Mapping[str, Array], run: Mapping[str, NDArray[np.floating]]
+def _joint_name(template: str, names: Collection[str]) -> str:
+    """The name under which the base recorded the group's joint change: its own, or that of the one wider group there is."""
+    if template in names:
+        return template
+    wider = [name for name in names if is_depth_group(name) and stands_for(name, template)]
+    return wider[0] if len(wider) == 1 else template
+
+
+def _apply_rule(
+    rule: DepthRule, group: DepthGroup, base: Mapping[str, Array], whole_run: Columns
 ) -> dict[str, Array]:
-    if role.same_depth:
-        pairs = zip(role.target.values(), role.base.values(), strict=True)
-        return {target: np.asarray(base[source], np.float64) for target, source in pairs}
-    return rule(role, _columns(base), _columns(run))
+    if not group.same_depth:
+        return rule(group, base, whole_run)
+    pairs = zip(group.target.values(), group.base.values(), strict=True)
+    return {target: np.asarray(base[source], np.float64) for target, source in pairs}
 
 
-def _columns(base: Mapping[str, NDArray[np.floating]]) -> Column:
-    def column(name: str) -> Array:
-        if name in base:
-            values = np.asarray(base[name], np.float64)
-            if (
-                is_depth_group(name)
-                and np.isnan(values).all()
-                and any(not np.isnan(base[each]).all() for each in expand(name, base))
-            ):
-                raise NotFound(
-                    f"depth: the base recording did not measure the joint change of {name!r}, only its tensors; "
-                    "the estimators 'example' and 'exact' do"
-                )
-            return values
-        raise NotFound(
-            f"depth: the base recording has no joint change of {name!r}, which the rule 'joint' needs; "
-            f"its roles are {join_names(other for other in base if is_depth_group(other))}"
-        )
-
-    return column
-
-
-def _refuse_mixture(role: Role, bands: Mapping[str, str]) -> None:
-    kinds = {bands[name]: name for name in role.base.values() if name in bands}
-    if not role.same_depth and len(kinds) > 1:
-        examples = ", ".join(f"{name!r} ({band})" for band, name in kinds.items())
+def _refuse_mixture(group: DepthGroup, bands: Mapping[str, str]) -> None:
+    by_band = {bands[name]: name for name in group.base.values() if name in bands}
+    if not group.same_depth and len(by_band) > 1:
+        examples = ", ".join(f"{name!r} ({band})" for band, name in by_band.items())
         raise InvalidInput(
-            f"blocks: {role.template!r} counts {len(role.base)} layers in the base and {len(role.target)} in the target, "
-            f"but they differ in kind: {examples}; give the axis that counts blocks, such as 'layers.*'"
+            f"blocks: {group.template!r} counts {len(group.base)} layers in the base and "
+            f"{len(group.target)} in the target, but they differ in kind: {examples}; "
+            "give the axis that counts blocks, such as 'layers.*'"
         )
 
 
@@ -212,12 +207,19 @@ def _unmatched(names: Sequence[str], base: Mapping[str, Array], axes: Sequence[s
     ]
     hint = f" (close: {', '.join(dict.fromkeys(near))})" if near else ""
     along = f"; block axes: {', '.join(axes)}" if axes else ""
-    return f"names: {join_names(names, 50)} not matched by the base, which has {join_names(tensors)}{hint}{along}"
+    return (
+        f"names: {join_names(names, 50)} not matched by the base, which has "
+        f"{join_names(tensors)}{hint}{along}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Multipliers:
-    """What the learning rate of each tensor is multiplied by, and what was left alone or bounded on the way (sorted names)."""
+    """What the learning rate of each tensor is multiplied by.
+
+    values: tensor to multiplier. The names of tensors that kept their multiplier, and why, sorted: `unmeasured` and `noisy`.
+    clamped: the tensors whose multiplier was bounded.
+    """
 
     values: dict[str, float]
     unmeasured: tuple[str, ...] = ()
@@ -234,17 +236,50 @@ def multipliers(
     noise: float = 1e-4,
     only: Collection[str] = (),
 ) -> Multipliers:
-    """m = target / measured (Eq. 19), rounded to 1/16 octave, for every tensor of `measured` and of `targets`.
+    """m = target / measured (Eq. 19), rounded to 1/16 octave, for every tensor in `measured` or `targets`.
 
-    A role in `targets` decides for all its tensors: m = targets[role] / measured[role]. Left alone, at their `previous`
-    multiplier or 1, are tensors that are unmeasured (absent, NaN, infinite or zero, here or in the base) and those whose
-    measurement is noise: below `noise` of the median over tensors. `only`: where there are any, all but these tensors (and
-    those of their roles in `targets`) are left alone, too. m is held within `clamp`. All is finite and positive, and the same
-    on every machine. Raises `NotFound` for a measured tensor without target, `InvalidInput` for a negative number or a
-    clamp that does not hold 1.
+    targets, measured: tensor to FSLR. Depth groups among them are passed over.
+    previous: tensor to the multiplier in force, which a tensor keeps that is left alone; where there is none, 1.
+    clamp: the least and the greatest multiplier.
+    noise: a measurement below `noise` times the median over tensors is noise, and its tensor is left alone.
+    only: where there are any, all other tensors are left alone.
+
+    Tensors whose measurement or target is absent, NaN, infinite or zero are left alone, too. All multipliers are finite and
+    positive, and the same on every machine. Raises `NotFound` for a measured tensor without a target, `InvalidInput` for a
+    negative number or a clamp that does not hold 1.
     """
     low, high = clamp
-    if not 0 < low <= 1 <= high < np.inf:
+    _check_input(targets, measured, clamp)
+    wanted, have = _tensors(targets), _tensors(measured)
+    lost = [name for name in have if name not in wanted]
+    if lost:
+        raise NotFound(
+            f"targets: none for {join_names(lost, 50)}; there are targets for {join_names(targets)}"
+        )
+    usable = [value for value in have.values() if _usable(value)]
+    floor = noise * median(usable) if usable else 0.0
+    result = {name: (previous or {}).get(name, 1.0) for name in wanted}
+    unmeasured, noisy, clamped = [], [], []
+    for name in wanted if not only else set(only):
+        value, target = have.get(name, np.nan), wanted[name]
+        if not (_usable(value) and _usable(target)):
+            unmeasured.append(name)
+        elif value < floor:
+            noisy.append(name)
+        else:
+            octaves = np.log2(target) - np.log2(value)
+            result[name] = float(np.clip(2.0 ** (np.round(16 * octaves) / 16), low, high))
+            if not np.log2(low) <= octaves <= np.log2(high):
+                clamped.append(name)
+    return Multipliers(
+        result, tuple(sorted(unmeasured)), tuple(sorted(noisy)), tuple(sorted(clamped))
+    )
+
+
+def _check_input(
+    targets: Mapping[str, float], measured: Mapping[str, float], clamp: tuple[float, float]
+) -> None:
+    if not 0 < clamp[0] <= 1 <= clamp[1] < np.inf:
         raise InvalidInput(
             f"clamp: {clamp} is not allowed; it is a pair of finite numbers above 0 with 1 between them"
         )
@@ -254,63 +289,11 @@ def multipliers(
             raise InvalidInput(
                 f"{field}: {values[wrong]} for {wrong!r}; allowed are numbers from 0, and NaN for unmeasured"
             )
-    source = _sources(targets, measured)
-    tensors = [
-        value for name, value in measured.items() if not is_depth_group(name) and _usable(value)
-    ]
-    floor = noise * median(tensors) if tensors else 0.0
-    result: dict[str, float] = {}
-    unmeasured, noisy, clamped = [], [], []
-    chosen = {source[name] for name in only}
-    for name, key in source.items():
-        kept = (previous or {}).get(name, 1.0)
-        if chosen and key not in chosen:
-            result[name] = kept
-            continue
-        have, want = measured.get(held_as(key, measured), np.nan), targets[key]
-        if not (_usable(have) and _usable(want)):
-            result[name] = kept
-            unmeasured.append(name)
-        elif have < floor:
-            result[name] = kept
-            noisy.append(name)
-        else:
-            octaves = np.log2(want) - np.log2(have)
-            result[name] = float(np.clip(2.0 ** (np.round(16 * octaves) / 16), low, high))
-            if not np.log2(low) <= octaves <= np.log2(high):
-                clamped.append(name)
-    return Multipliers(
-        result, tuple(sorted(unmeasured)), tuple(sorted(noisy)), tuple(sorted(clamped))
-    )
+
+
+def _tensors(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if not is_depth_group(name)}
 
 
 def _usable(value: float) -> bool:
     return bool(np.isfinite(value)) and value > 0
-
-
-def held_as(key: str, measured: Mapping[str, object]) -> str:
-    """Under which name `measured` holds a tensor or role. A role may be there along more axes only (experts within layers)."""
-    if key in measured or not is_depth_group(key):
-        return key
-    wider = [other for other in measured if is_depth_group(other) and stands_for(other, key)]
-    return wider[0] if len(wider) == 1 else key
-
-
-def _sources(targets: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, str]:
-    """Tensor to the key, its own name or its role's, under which its target stands."""
-    roles = [name for name in targets if is_depth_group(name)]
-    source = {name: name for name in targets if not is_depth_group(name)}
-    lost = []
-    for name in measured:
-        if is_depth_group(name) or name in source:
-            continue
-        role = next((role for role in roles if stands_for(role, name)), None)
-        if role is None:
-            lost.append(name)
-        else:
-            source[name] = role
-    if lost:
-        raise NotFound(
-            f"targets: none for {join_names(lost, 50)}; there are targets for {join_names(targets)}"
-        )
-    return source

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound
 from flerm_core.log_interpolation import blend, geometric_mean, interpolate_rows, log_spread
 from flerm_core.matching.base_selection import Sources, choose_sources
-from flerm_core.matching.match import DEFAULT_DEPTH, match_rows, whole_run
+from flerm_core.matching.match import DEFAULT_DEPTH, match_rows, thinned_columns
 from flerm_core.parameter_names import canonical, is_depth_group
 from flerm_core.records.packing import pack
 from flerm_core.records.queries import TargetQuery
@@ -34,7 +34,7 @@ PART_BYTES = 4 << 20
 class Targets(Mapping[str, float]):
     """Target FSLRs over a run, and where they come from. As a mapping it is the first row: name to FSLR (NaN: unmeasured).
 
-    names [L]: the asker's tensors; under depth rule `joint` a role's name (`layers.*.attn.q.weight`) in place of its tensors'.
+    names [L]: the asker's tensors.
     steps: int64 [T]. table: float32 [T, L], output units per unit learning rate. spread: float32 [T, L], standard deviation of
     ln FSLR over seeds, NaN where there is but one. tokens: int64 [T], -1 = not known. sources: ids of the recordings used;
     source_learning_rates: theirs, distinct, ascending; seeds: recordings averaged, the fewest at any of these rates. digest: of
@@ -149,7 +149,12 @@ def build_targets(
     def matched(trajectory: Trajectory, at: NDArray[np.int64]) -> dict[str, Array]:
         columns = dict(zip(trajectory.names, trajectory.resampled(at).T, strict=True))
         return match_rows(
-            columns, asked, run=whole_run(trajectory), bands=bands, blocks=axes, depth=depth
+            columns,
+            asked,
+            whole_run=thinned_columns(trajectory),
+            bands=bands,
+            blocks=axes,
+            depth=depth,
         )
 
     names = tuple(matched(means[0], steps[:1]))

@@ -12,7 +12,7 @@ from flerm_core.records.recording import EstimatorSettings
 POLICIES = ("exact", "nearest", "interpolate")
 """How a learning rate between two recorded ones is answered; see `TargetQuery.policy`."""
 
-DEPTH_RULE_NAMES = ("split", "joint", "coherent", "root")
+DEPTH_RULE_NAMES = ("split", "coherent", "root")
 """The names of `flerm_core.matching.depth_rules.DEPTH_RULES`, for code that checks a name but runs no rule."""
 
 

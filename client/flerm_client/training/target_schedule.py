@@ -16,7 +16,7 @@ from flerm_client.training.match_report import MatchReport, estimator_key, misma
 from flerm_client.training.run_options import MatchOptions
 from flerm_client.training.target_clock import TargetClock
 from flerm_core.errors import FlermError, InvalidInput, NotFound
-from flerm_core.matching.match import Multipliers, match_rows, multipliers, whole_run
+from flerm_core.matching.match import Multipliers, match_rows, multipliers, thinned_columns
 from flerm_core.matching.targets import Targets, targets_digest
 from flerm_core.records.queries import BestQuery, TargetQuery
 from flerm_core.records.recording import EstimatorSettings
@@ -183,7 +183,7 @@ def _of_trajectory(
     matched = match_rows(
         columns,
         names,
-        run=whole_run(base),
+        whole_run=thinned_columns(base),
         bands=bands,
         blocks=options.blocks,
         depth=options.depth,

@@ -87,17 +87,12 @@ def test_split_keeps_the_total_over_uneven_stages(
 
     columns = {name: np.array([float(at + 1)]) for at, name in enumerate(stages(base_stages))}
     matched = match_rows(
-        columns, stages(target_stages), run=columns, blocks=["stages.*", "stages.*.blocks.*"]
+        columns, stages(target_stages), whole_run=columns, blocks=["stages.*", "stages.*.blocks.*"]
     )
     assert list(matched) == stages(target_stages)
     assert sum(values[0] for values in matched.values()) == pytest.approx(
         sum(values[0] for values in columns.values())
     )
-
-
-def test_joint_asks_for_the_change_of_all_blocks_at_once() -> None:
-    targets = match_targets(base([1.0, 2.0], joint=2.5), decoder(4), depth="joint")
-    assert targets == {"embed.weight": 10, "layers.*.attn.q.weight": 2.5, "head.weight": 20}
 
 
 def test_coherent_keeps_the_joint_change_of_blocks_that_cohere_as_the_bases_do() -> None:
@@ -157,26 +152,24 @@ def test_coherent_reads_how_far_blocks_cohere_from_a_wider_role_where_there_is_n
     apart, together = (
         {**columns, "layers.*.experts.*.w": np.array([joint])} for joint in (6.0, 12.0)
     )
-    apart = match_rows(apart, tensors, run=apart, depth="coherent")
-    together = match_rows(together, tensors, run=together, depth="coherent")
+    apart = match_rows(apart, tensors, whole_run=apart, depth="coherent")
+    together = match_rows(together, tensors, whole_run=together, depth="coherent")
     assert [values[0] for values in apart.values()] == pytest.approx([1.5] * 16)
     assert [values[0] for values in together.values()] == pytest.approx([0.75] * 16)
 
 
 def test_the_joint_change_of_one_layer_within_blocks_counts_before_that_of_all_layers() -> None:
     """As a model of two square layers in each block has it: along both axes, along each for itself."""
-    tensors = [f"{block}.{layer}.weight" for block in range(4) for layer in range(2)]
-    columns = {name: np.array([1.0]) for name in tensors[:4]}
+    tensors = [f"{block}.{layer}.weight" for block in range(8) for layer in range(2)]
+    columns = {name: np.array([1.0]) for name in tensors[:8]}
     columns |= {
-        "*.*.weight": np.array([4.0]),
-        "*.0.weight": np.array([2.0]),
-        "*.1.weight": np.array([1.5]),
+        "*.*.weight": np.array([8.0]),
+        "*.0.weight": np.array([2.0]),  # of four blocks of FSLR 1: they do not cohere
+        "*.1.weight": np.array([4.0]),  # they cohere wholly
     }
-    matched = match_rows(columns, tensors, run=columns, depth="joint")
-    assert {name: values[0] for name, values in matched.items()} == {
-        "*.0.weight": 2.0,
-        "*.1.weight": 1.5,
-    }
+    matched = match_rows(columns, tensors, whole_run=columns, depth="coherent")
+    wanted = {name: 0.5**0.5 if name.endswith("0.weight") else 0.5 for name in tensors}
+    assert {name: values[0] for name, values in matched.items()} == pytest.approx(wanted)
 
 
 def test_coherent_from_a_single_block_shares_it_out_as_split_does() -> None:
@@ -190,66 +183,8 @@ def test_how_far_experts_cohere_says_nothing_of_layers() -> None:
         "layers.*.experts.*.w": np.array([math.sqrt(18)]),
         "layers.0.experts.*.w": np.array([math.sqrt(18)]),
     }
-    matched = match_rows(columns, tensors, run=columns, depth="coherent")
+    matched = match_rows(columns, tensors, whole_run=columns, depth="coherent")
     assert [values[0] for values in matched.values()] == pytest.approx([1.5] * 4)
-
-
-def test_joint_from_or_to_a_single_block_needs_no_role() -> None:
-    assert match_targets(base([3.0]), decoder(2), depth="joint")["layers.*.attn.q.weight"] == 3
-    assert (
-        match_targets(base([1.0, 2.0], joint=2.5), decoder(1), depth="joint")[
-            "layers.0.attn.q.weight"
-        ]
-        == 2.5
-    )
-
-
-def test_joint_takes_a_wider_role_that_the_base_recorded() -> None:
-    columns = {
-        f"layers.{layer}.experts.{at}.w": np.ones(1) for layer in range(2) for at in range(2)
-    }
-    columns["layers.*.experts.*.w"] = np.array([3.0])
-    matched = match_rows(
-        columns,
-        [f"layers.{layer}.experts.{at}.w" for layer in range(4) for at in range(2)],
-        run=columns,
-        depth="joint",
-    )
-    assert {name: values[0] for name, values in matched.items()} == {"layers.*.experts.*.w": 3.0}
-
-
-def test_a_wider_role_decides_for_its_tensors() -> None:
-    tensors = [f"layers.{layer}.experts.{at}.w" for layer in range(4) for at in range(2)]
-    columns = {
-        **{name: np.array([1.0]) for name in tensors[:4]},
-        "layers.*.experts.*.w": np.array([3.0]),
-    }
-    targets = {
-        name: float(column[0])
-        for name, column in match_rows(columns, tensors, run=columns, depth="joint").items()
-    }
-    # Whatever narrower roles were measured beside: the target is not theirs.
-    narrower = {"layers.*.experts.0.w": 3.5, "layers.*.experts.1.w": 3.5}
-    for others in ({}, narrower):
-        found = multipliers(
-            targets, {**dict.fromkeys(tensors, 1.0), "layers.*.experts.*.w": 6.0, **others}
-        )
-        assert found.values == dict.fromkeys(tensors, 0.5)
-
-
-def test_a_role_that_the_bases_estimator_did_not_measure_is_no_target_of_joint() -> None:
-    with pytest.raises(
-        NotFound,
-        match=r"did not measure the joint change of 'layers\.\*\.attn\.q\.weight', only its tensors",
-    ):
-        match_targets(base([1.0, 2.0], joint=math.nan), decoder(4), depth="joint")
-
-
-def test_joint_without_the_role_in_the_recording_says_so() -> None:
-    with pytest.raises(
-        NotFound, match=r"no joint change of 'layers\.\*\.attn\.q\.weight'.*its roles are none"
-    ):
-        match_targets(base([1.0, 2.0]), decoder(4), depth="joint")
 
 
 def test_an_encoder_and_a_decoder_deepen_each_by_itself() -> None:
@@ -320,7 +255,7 @@ def test_a_plain_mlp_of_another_depth_is_no_guess() -> None:
 
 def test_an_unknown_rule_is_named() -> None:
     with pytest.raises(
-        InvalidInput, match="depth: 'cubic' is not a rule; allowed are split, joint, coherent, root"
+        InvalidInput, match="depth: 'cubic' is not a rule; allowed are split, coherent, root"
     ):
         match_targets(base([1.0]), decoder(1), depth="cubic")
 
@@ -375,10 +310,17 @@ def test_a_clamp_is_reported() -> None:
     assert found.clamped == ("down", "up")
 
 
-def test_a_role_decides_for_its_tensors() -> None:
-    measured = {"layers.0.q": 0.7, "layers.1.q": NAN, "layers.*.q": 1.0, "head": 3.0}
-    found = multipliers({"layers.*.q": 4.0, "head": 3.0}, measured)
-    assert found.values == {"layers.0.q": 4.0, "layers.1.q": 4.0, "head": 1.0}
+def test_depth_groups_are_passed_over() -> None:
+    measured = {"layers.0.q": 2.0, "layers.*.q": 1.0}
+    found = multipliers({"layers.0.q": 4.0, "layers.*.q": 9.0}, measured)
+    assert found.values == {"layers.0.q": 2.0}
+    with pytest.raises(NotFound, match=r"targets: none for layers\.0\.q"):
+        multipliers({"layers.*.q": 4.0}, measured)
+
+
+def test_all_but_the_tensors_in_only_are_left_alone() -> None:
+    found = multipliers({"a": 4.0, "b": 4.0}, {"a": 1.0, "b": 1.0}, previous={"b": 2.0}, only=["a"])
+    assert found.values == {"a": 4.0, "b": 2.0}
 
 
 numbers = st.floats(0, width=32) | st.just(NAN)

@@ -255,7 +255,7 @@ QUERY = TargetQuery(family="demo", lr=1e-3)
     [
         (validation.validate_query, replace(QUERY, lr=-1.0), "lr: -1.0"),
         (validation.validate_query, replace(QUERY, policy="guess"), "policy: 'guess' is not allowed; it must be one of exact"),
-        (validation.validate_query, replace(QUERY, depth="guess"), "depth: 'guess' is not allowed; it must be one of split, joint"),
+        (validation.validate_query, replace(QUERY, depth="guess"), "depth: 'guess' is not allowed; it must be one of split, coherent, root"),
         (validation.validate_query, replace(QUERY, names=("a", "")), "names: '' is not allowed"),
         (validation.validate_query, replace(QUERY, names=("a", "b"), shapes=((),)), "it must be none, or 2"),
         (validation.validate_query, replace(QUERY, blocks=("a.*.b",)), "blocks: 'a.*.b' is not an axis"),
