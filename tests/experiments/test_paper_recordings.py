@@ -1,4 +1,5 @@
-"""The paper's files as trajectories: names, steps, unmeasured tensors, and files that are refused."""
+"""The paper's files as trajectories: names, steps, unmeasured tensors, and files that are
+refused."""
 
 from __future__ import annotations
 

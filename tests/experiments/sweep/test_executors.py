@@ -1,4 +1,5 @@
-"""Executors: as many jobs as cores, a dead process costs one job, and a Ray cluster gives the same losses."""
+"""Executors: as many jobs as cores, a dead process costs one job, and a Ray cluster gives the same
+losses."""
 
 from __future__ import annotations
 

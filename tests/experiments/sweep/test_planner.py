@@ -1,4 +1,5 @@
-"""What a sweep trains next: the base before its matched cells, every curve once before any twice, nothing twice."""
+"""What a sweep trains next: the base before its matched cells, every curve once before any twice,
+nothing twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a registry holds of a sweep: trainings that another sweep would do alike count, others do not."""
+"""What a registry holds of a sweep: trainings that another sweep would do alike count, others do
+not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Sweeps carried out: every training is in the registry, nothing is trained twice, failures are kept."""
+"""Sweeps carried out: every training is in the registry, nothing is trained twice, failures are
+kept."""
 
 from __future__ import annotations
 

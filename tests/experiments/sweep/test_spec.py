@@ -1,4 +1,5 @@
-"""Sweep files: fields out of their range are refused, and presets compare what the results page shows."""
+"""Sweep files: fields out of their range are refused, and presets compare what the results page
+shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Jobs of trials: their keys find stored recordings, and longer cells match as often as their base was measured."""
+"""Jobs of trials: their keys find stored recordings, and longer cells match as often as their base
+was measured."""
 
 from __future__ import annotations
 
