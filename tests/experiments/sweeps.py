@@ -1,4 +1,4 @@
-"""Small sweeps, and an executor in this process, for the tests of sweeps."""
+"""Small sweeps, an executor in this process, and the names in the paper's files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from flerm_experiments.sweep.spec import Cell, Sweep
 from flerm_experiments.sweep.worker import JobOutcome, run_job
 from flerm_experiments.workloads import Scale
 from flerm_experiments.workloads.train_loop import Job
+
+PAPER_NAMES = ("0.weight", "0.bias", "2.weight", "2.bias")
+"""The tensors of the paper's files: those of a `Sequential` of two linear layers."""
 
 WIDE = Scale(width=2)
 
@@ -36,7 +39,7 @@ LONGER = replace(
 
 
 class InProcessExecutor(Executor):
-    """Runs each job at once, in this process; fails those that `failing` names."""
+    """Runs each job at once in this process. Jobs of the variant `failing` fail."""
 
     slots = 2
 

@@ -12,26 +12,13 @@ import torch
 
 from flerm_core.errors import InvalidInput
 from flerm_experiments.paper_recordings import read_ptnorms
-
-NAMES = ("0.weight", "0.bias", "2.weight", "2.bias")
-
-
-@pytest.fixture
-def files(tmp_path):
-    """Two seeds, as the paper's scripts name and write them: a list of plain numbers for each
-    tensor."""
-    found = []
-    for seed in (0, 1):
-        path = tmp_path / f"basemodelmlpcifar10empiricalmasses_lr_0.01_seed_{seed}.ptnorms"
-        torch.save({name: [4.0 * 4**seed, 2.0, 1.0] for name in NAMES}, path)
-        found.append(str(path))
-    return found
+from tests.experiments.sweeps import PAPER_NAMES
 
 
-def test_a_file_is_a_trajectory_of_its_names_at_the_papers_steps(files):
-    found = read_ptnorms(Path(files[1]))
+def test_a_file_is_a_trajectory_of_its_names_at_the_papers_steps(paper_files):
+    found = read_ptnorms(Path(paper_files[1]))
     assert (found.lr, found.seed) == (0.01, 1)
-    assert found.trajectory.names == list(NAMES)
+    assert found.trajectory.names == list(PAPER_NAMES)
     assert found.trajectory.steps.tolist() == [1, 101, 201]
     assert found.trajectory.values[:, 0].tolist() == [16.0, 2.0, 1.0]
 
@@ -55,7 +42,7 @@ def test_an_unmeasured_tensor_stays_unmeasured(tmp_path):
         ({"a": ["much"]}, "a holds str; allowed are numbers"),
     ],
 )
-def test_what_is_no_such_file_is_refused(content, why, tmp_path):
+def test_a_file_of_another_form_is_refused(content, why, tmp_path):
     path = tmp_path / "some.ptnorms"
     torch.save(content, path)
     with pytest.raises(InvalidInput, match=why):

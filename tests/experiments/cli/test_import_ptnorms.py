@@ -10,20 +10,7 @@ from torch import nn
 
 from flerm_client import FLeRM, RegistryClient
 from flerm_client.cli import main
-
-NAMES = ("0.weight", "0.bias", "2.weight", "2.bias")
-
-
-@pytest.fixture
-def files(tmp_path):
-    """Two seeds, as the paper's scripts name and write them: a list of plain numbers for each
-    tensor."""
-    found = []
-    for seed in (0, 1):
-        path = tmp_path / f"basemodelmlpcifar10empiricalmasses_lr_0.01_seed_{seed}.ptnorms"
-        torch.save({name: [4.0 * 4**seed, 2.0, 1.0] for name in NAMES}, path)
-        found.append(str(path))
-    return found
+from tests.experiments.sweeps import PAPER_NAMES
 
 
 @pytest.fixture
@@ -31,8 +18,8 @@ def folder(tmp_path):
     return f"file://{tmp_path / 'registry'}"
 
 
-def test_runs_are_matched_to_imported_files_averaged_over_seeds(files, folder, capsys):
-    assert main(["import-ptnorms", "mlp", *files, "--registry", folder, "--json"]) == 0
+def test_runs_are_matched_to_imported_files_averaged_over_seeds(paper_files, folder, capsys):
+    assert main(["import-ptnorms", "mlp", *paper_files, "--registry", folder, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
     assert [(result["lr"], result["seed"], result["rows"]) for result in results] == [
         (0.01, 0, 3),
@@ -46,21 +33,21 @@ def test_runs_are_matched_to_imported_files_averaged_over_seeds(files, folder, c
     ) as flerm:
         model(torch.randn(16, 4)).square().mean().backward()
         optimizer.step()
-        assert flerm.targets == dict.fromkeys(NAMES, 8.0)  # the geometric mean of 4 and 16
+        assert flerm.targets == dict.fromkeys(PAPER_NAMES, 8.0)  # the geometric mean of 4 and 16
         wanted = {name: 8.0 / value for name, value in flerm.fslr.items()}
         assert flerm.multipliers == pytest.approx(wanted, rel=2 ** (1 / 32) - 1)
 
 
-def test_importing_twice_is_one_recording(files, folder, capsys):
+def test_importing_twice_is_one_recording(paper_files, folder, capsys):
     for _ in range(2):
-        assert main(["import-ptnorms", "mlp", files[0], "--registry", folder]) == 0
+        assert main(["import-ptnorms", "mlp", paper_files[0], "--registry", folder]) == 0
     with RegistryClient(folder) as registry:
         [recording] = registry.recordings(family="mlp")
     assert recording.spec.estimator.name == "kronecker"
     assert recording.spec.tags == {"source": "ptnorms"}
 
 
-def test_a_name_that_does_not_say_the_rate_needs_it_given(tmp_path, folder, capsys):
+def test_rate_and_seed_must_be_given_where_the_file_name_has_none(tmp_path, folder, capsys):
     path = tmp_path / "masses.ptnorms"
     torch.save({"0.weight": [1.0]}, path)
     assert main(["import-ptnorms", "mlp", str(path), "--registry", folder]) == 2

@@ -32,7 +32,7 @@ def test_the_table_lists_every_cell_with_its_shift(
     assert sum(line.startswith("| width ×2 |") for line in lines) == 3
 
 
-def test_a_longer_cells_row_and_figure_say_so(
+def test_table_and_figure_name_the_length_of_a_longer_cell(
     longer_registry: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "longer.toml"
@@ -97,7 +97,7 @@ def test_figures_are_drawn_from_the_registry(
         (("resmlp", "--figure", "here", "--ending", "gif"), 2, ["'gif'", "png, svg"]),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(
+def test_a_wrong_argument_ends_with_one_sentence_and_its_code(
     registry: str,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
@@ -111,7 +111,7 @@ def test_what_cannot_be_done_is_one_sentence(
     assert all(each in line for each in named)
 
 
-def test_presets_are_listed_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "--list"]) == 0
     listed = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert {"resmlp", "decoder-width", "decoder-depth"} <= set(listed)

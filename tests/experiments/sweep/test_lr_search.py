@@ -37,7 +37,7 @@ def test_an_optimum_that_was_expected_costs_three_trainings() -> None:
 
 
 @pytest.mark.parametrize(("optimum", "cost"), [(1.0, 4), (2.0, 5), (-3.0, 6)])
-def test_each_octave_of_error_costs_one_more(optimum: float, cost: int) -> None:
+def test_each_octave_of_error_costs_one_more_training(optimum: float, cost: int) -> None:
     assert len(train_until_settled(bowl(optimum))) == cost
 
 

@@ -68,7 +68,7 @@ def test_a_finished_sweep_trains_nothing_more_and_more_seeds_train_only_those(
     assert not set(keys) & before
 
 
-def test_a_longer_training_says_its_own_length_and_is_matched_along_its_base(
+def test_a_longer_training_records_its_own_length_and_is_matched_along_its_base(
     longer_registry: str,
 ) -> None:
     entries = finished_trials(LONGER, longer_registry)
@@ -94,7 +94,7 @@ def test_a_longer_training_says_its_own_length_and_is_matched_along_its_base(
             assert set(each.spec.targets_sources) == {
                 entries[Trial(None, trial.lr_index, seed)].recording for seed in (0, 1)
             }
-    # At step 5 of 8 the base is at its step 3 by step, its last, and at 2.5 by fraction.
+    # At step 5 of 8, the clock "step" reads the base's last measured step, 3; "fraction" reads 2.5.
     assert {variant: len(rows) for variant, rows in multipliers.items()} == dict(
         zip(LONGER_VARIANTS[1:], (1, 2, 2), strict=True)
     )
@@ -119,7 +119,7 @@ def test_a_cell_that_cannot_be_trained_is_refused_before_the_base_is(tmp_path: P
     assert place.jobs == []
 
 
-def test_failures_are_kept_and_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_failure_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
     address = f"file://{tmp_path}/registry"
     outcome = run_sweep(SWEEP, address, InProcessExecutor(failing="mup"))
     assert set(outcome.failures.values()) == {"no FSLR was measured"}
@@ -168,7 +168,7 @@ def test_targets_for_independent_decay_are_of_a_base_recorded_so(tmp_path: Path)
     assert len(set(losses.values())) == 1, "how a base is measured is no matter of its training"
 
 
-def test_progress_tells_what_is_done_what_is_missing_and_how_long_it_takes(tmp_path: Path) -> None:
+def test_progress_has_trials_done_trials_missing_and_the_time_left(tmp_path: Path) -> None:
     told: list[tuple[int, int, bool]] = []
     run_sweep(
         SWEEP,

@@ -44,7 +44,7 @@ def test_presets_hold_plain_and_matched_cells_of_every_scale(workload: str) -> N
     assert all(found.get(scale, set()) >= {"plain", "matched"} for scale in (*large, *usual))
 
 
-def test_presets_are_of_workloads_that_there_are() -> None:
+def test_presets_name_workloads_and_scales_that_exist() -> None:
     for sweep in map(load, presets()):
         for cell in sweep.cells:
             WORKLOADS[sweep.workload].check(cell.scale)

@@ -60,8 +60,8 @@ def test_a_longer_cell_matches_as_often_in_its_run_and_to_the_bases_recordings()
         "width ×4, steps ×3, plain",
         "width ×4, steps ×3, matched",
     ]
-    # As one of another sweep's own length a plain run is the same, a matched one is not: its base
-    # is another.
+    # In a sweep whose base has this length, a plain run is the same training. A matched run is not,
+    # because its base is another.
     other = parse(content | {"steps": 36, "cell": [table]}, "other")
     same = [
         job.tags == job_of(other, Trial(cell, 0, 0), None).tags

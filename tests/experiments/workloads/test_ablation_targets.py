@@ -20,8 +20,8 @@ def test_equal_targets_sum_to_one_over_the_tensors_of_the_model_they_belong_to(
     assert list(base.targets.values()) == pytest.approx([1 / 12] * 12)
     deep = train(Job(**fields, scale=Scale(depth=2)))  # type: ignore[arg-type]
     assert math.fsum(deep.targets.values()) == pytest.approx(1)
-    # Appendix C.3 shares the blocks' out and leaves the input's and readout's; C.4 gives all
-    # tensors the same.
+    # Appendix C.3 shares the FSLRs of blocks out and leaves those of input and readout; C.4 gives
+    # all tensors the same.
     share = {"equal": 1 / 24, "equal-throughout": 1 / 20}[targets]
     assert deep.targets["layers.3.weight"] == pytest.approx(share)
     assert deep.targets["readout.weight"] == pytest.approx(

@@ -1,5 +1,5 @@
-"""The paper's data sets and checkpoints: loaded from copies in the Hub's own formats, a sentence
-where they cannot be had."""
+"""The paper's data sets and checkpoints are loaded from copies in the Hub's own formats, and one
+sentence says where they cannot be loaded."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_decoder_reads_wikitext_by_gpt2s_tokenizer() -> None:
 @pytest.mark.parametrize(
     "name", ["lora-gpt2-law", "lora-gpt2-math", "lora-llama-law", "lora-llama-math"]
 )
-def test_adapters_go_on_from_a_checkpoint_on_the_papers_texts(name: str) -> None:
+def test_adapters_train_on_a_checkpoint_and_the_papers_texts(name: str) -> None:
     workload = WORKLOADS[name]
     inputs, labels = next(workload.batches(seed=0))
     assert inputs.shape == (8, 512)
@@ -167,7 +167,7 @@ def test_the_residual_mlp_trains_on_cifar10() -> None:
     assert result.losses[-1] < result.losses[0]
 
 
-def test_what_cannot_be_had_is_one_sentence_that_names_the_copys_place(
+def test_unreachable_data_raise_one_sentence_that_names_the_folder_for_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLERM_DATA", str(tmp_path))

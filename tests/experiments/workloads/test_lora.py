@@ -1,5 +1,5 @@
-"""LoRA on pretrained models: adapters alone train, A at its own rate, any rank; B is matched at
-step 1, A at step 2."""
+"""LoRA on pretrained models: only adapters train, A at a rate of its own, at any LoRA rank; B is
+matched at step 1, A at step 2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPES = ["gpt2", "llama"]
 
 @pytest.fixture(autouse=True, scope="module")
 def short_pretraining(tmp_path_factory: pytest.TempPathFactory):
-    """A few steps instead of 600, in a cache of their own."""
+    """Pretrains for a few steps and not 600, in a cache of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(module, "PRETRAINING_STEPS", 5)
@@ -29,7 +29,7 @@ def short_pretraining(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_adapters_of_any_rank_have_the_same_names_and_alone_train(shape: str) -> None:
+def test_adapters_of_any_rank_have_the_same_names_and_only_adapters_train(shape: str) -> None:
     workload = WORKLOADS[f"lora-{shape}"]
     base, big = (
         dict(workload.build(Scale(rank=rank), seed=0).named_parameters()) for rank in (1, 16)

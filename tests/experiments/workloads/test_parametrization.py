@@ -1,4 +1,4 @@
-"""µP and neural-tangent rates by width, and the optimisers: each against its own definition."""
+"""µP and neural-tangent rates by width, against their definitions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def rates(name: str, workload: str, optimizer: str, width: int) -> dict[str, flo
 
 @pytest.mark.parametrize("name", sorted(PARAMETRIZATIONS))
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_at_the_bases_own_width_all_are_the_standard_one(name: str, optimizer: str) -> None:
+def test_at_the_bases_own_width_all_parametrizations_are_the_standard_one(
+    name: str, optimizer: str
+) -> None:
     job = Job(workload="resmlp", lr=0.01, steps=5, optimizer=optimizer)
     assert set(rates(name, "decoder", optimizer, 1).values()) == {1.0}
     assert train(replace(job, parametrization=name)).losses == train(job).losses
@@ -75,7 +77,7 @@ def test_mup_rates_are_those_of_the_mup_package(optimizer: str) -> None:
         for p in group["params"]
     }
     for name, parameter in model.named_parameters():
-        # Their readout divides its output by the width in the forward pass instead; its rate is
+        # The mup package divides the readout's output by the width in the forward pass; its rate is
         # then 1 (Adam) or n (SGD).
         if name != "readout.weight":
             assert plain[id(parameter)] == expected[id(parameter)], name

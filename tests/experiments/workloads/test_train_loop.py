@@ -1,5 +1,5 @@
-"""The training loop: reproducible, the same on any number of ranks, untouched by recording, matched
-by a folder registry."""
+"""The training loop is reproducible, the same on any number of ranks and unchanged by recording,
+and it can be matched by a folder registry."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_recording_leaves_the_losses_bit_for_bit_and_measures_every_tensor(
 def test_matching_the_base_itself_changes_little(plain: Result, folder: str) -> None:
     matched = train(job(mode="match", registry=folder))
     assert len(matched.matched) == 12
-    # Two seeds' average against one of them: FSLRs scatter by 20 to 50 % between seeds, no more.
+    # The targets are the average of two seeds; FSLRs differ by 20 to 50 % between seeds.
     assert all(0.3 < matched.multipliers[name] < 3.0 for name in matched.matched)
 
 
@@ -114,7 +114,7 @@ def test_a_run_twice_as_long_follows_its_base_by_the_fraction(folder: str, tmp_p
     assert targets != pytest.approx(base.at(step=21), rel=1e-3)
 
 
-def test_at_as_many_tokens_a_step_tokens_are_steps(tmp_path: Path) -> None:
+def test_the_token_clock_is_the_step_clock_at_equal_tokens_a_step(tmp_path: Path) -> None:
     common: dict[str, object] = {
         "workload": "decoder",
         "registry": f"file://{tmp_path}/registry",
