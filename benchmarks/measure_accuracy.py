@@ -73,18 +73,18 @@ def updates(name: str, lr: float) -> Iterator[tuple[int, Any, WeightUpdate]]:
     workload = workload_named(name)
     model = workload.build(Scale(), seed=0)
     optimizer = Adam(model.parameters(), lr)
-    subject = make_measured_model(
+    measured_model = make_measured_model(
         model, [optimizer], None, (), MeasurementRanks(single_process=True)
     )  # no depth groups: tensors are compared
     batches = workload.batches(seed=0)
     for step, (inputs, labels) in zip(range(1, max(STEPS) + 1), batches, strict=False):
         optimizer.zero_grad()
         workload.loss(model(inputs), labels).backward()
-        update = WeightUpdate(subject.parameters)
+        update = WeightUpdate(measured_model.parameters)
         optimizer.step()
         if step in STEPS:
-            update.rates = dict.fromkeys(subject.parameters, lr)
-            yield step, subject, update
+            update.rates = dict.fromkeys(measured_model.parameters, lr)
+            yield step, measured_model, update
 
 
 def ratios(reading: dict[str, float], exact: dict[str, float]) -> list[float]:
@@ -105,7 +105,7 @@ def errors(readings: list[dict[str, float]], exact: dict[str, float]) -> float:
 
 def measured(
     estimator: str,
-    subject: Any,
+    measured_model: Any,
     update: WeightUpdate,
     batches: list[Tensor],
     case: Case,
@@ -113,7 +113,9 @@ def measured(
 ) -> str:
     """An estimator's error and the seconds of a measurement, for each number of draws."""
     meter = FSLRMeter(
-        subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+        measured_model,
+        make_estimator(estimator, measured_model),
+        MeasurementRanks(single_process=True),
     )
     cycle = itertools.cycle(batches)
     meter.measure(update, cycle, 1)  # the first measurement finds out the layout
@@ -128,14 +130,16 @@ def measured(
 
 def biased(
     estimator: str,
-    subject: Any,
+    measured_model: Any,
     update: WeightUpdate,
     batches: list[Tensor],
     exact: dict[str, float],
 ) -> str:
     """An estimator's mean over many draws, divided by the exact FSLR, and the error of one draw."""
     meter = FSLRMeter(
-        subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+        measured_model,
+        make_estimator(estimator, measured_model),
+        MeasurementRanks(single_process=True),
     )
     cycle = itertools.cycle(batches)
     single = [meter.measure(update, cycle, 1) for _ in range(len(batches))]
@@ -157,9 +161,11 @@ def main() -> None:
     for name in options.workload or CASES:
         case = CASES[name]
         batches = probes(name, case.batches)
-        for step, subject, update in updates(name, case.lr):
+        for step, measured_model, update in updates(name, case.lr):
             judge = FSLRMeter(
-                subject, make_estimator("exact", subject), MeasurementRanks(single_process=True)
+                measured_model,
+                make_estimator("exact", measured_model),
+                MeasurementRanks(single_process=True),
             )
             exact = judge.measure(update, iter(batches), len(batches))
             print(
@@ -171,9 +177,9 @@ def main() -> None:
                 else ("example", "kronecker")
             ):
                 if options.bias:
-                    line = biased(estimator, subject, update, batches, exact)
+                    line = biased(estimator, measured_model, update, batches, exact)
                 else:
-                    line = measured(estimator, subject, update, batches, case, exact)
+                    line = measured(estimator, measured_model, update, batches, case, exact)
                 print(f"  {estimator:<10} {line}", flush=True)
 
 

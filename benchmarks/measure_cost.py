@@ -62,17 +62,19 @@ def measurement(name: str, scale: Scale, batches: int, rounds: int) -> None:
         optimizer.zero_grad()
         workload.loss(model(inputs), labels).backward()
 
-    subject = make_measured_model(
+    measured_model = make_measured_model(
         model, [optimizer], None, None, MeasurementRanks(single_process=True)
     )
     forward_backward()
-    update = WeightUpdate(subject.parameters)
+    update = WeightUpdate(measured_model.parameters)
     optimizer.step()
-    update.rates = dict.fromkeys(subject.parameters, 1e-3)
+    update.rates = dict.fromkeys(measured_model.parameters, 1e-3)
     sides: dict[str, Callable[[], object]] = {"forward+backward": forward_backward}
     for estimator in ("example", "kronecker"):
         meter = FSLRMeter(
-            subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+            measured_model,
+            make_estimator(estimator, measured_model),
+            MeasurementRanks(single_process=True),
         )
         sides[estimator] = lambda meter=meter: meter.measure(update, itertools.repeat(inputs), 1)
         quarters = itertools.cycle(inputs.chunk(4))
@@ -82,7 +84,7 @@ def measurement(name: str, scale: Scale, batches: int, rounds: int) -> None:
     times = paired(sides, rounds)
     base = times.pop("forward+backward")
     size = sum(p.numel() for p in model.parameters())
-    shape = f"{len(subject.parameters)} tensors, {size / 1e6:.1f} M, {list(inputs.shape)}"
+    shape = f"{len(measured_model.parameters)} tensors, {size / 1e6:.1f} M, {list(inputs.shape)}"
     print(f"{name} ×{scale.width} wide ×{scale.depth} deep: {shape}")
     for estimator, seconds in times.items():
         print(

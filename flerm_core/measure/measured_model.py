@@ -1,4 +1,4 @@
-"""The model under measurement: its module, its tensors by name, and how ranks share these tensors."""
+"""The model under measurement: its module, its named tensors, and how ranks share these."""
 
 from __future__ import annotations
 

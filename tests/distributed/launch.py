@@ -1,4 +1,4 @@
-"""Runs a script on several real ranks, with a time limit, and hands back what each of them wrote."""
+"""Runs a script on several real ranks, within a time limit, and returns what each wrote."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ class Outcome:
 def on_ranks(
     ranks: int, script: str | Path, *arguments: str, folder: Path, seconds: float = 90.0
 ) -> Outcome:
-    """`script` (of jobs/, or a path) on `ranks` processes; each may torch.save to its `rank{r}.pt` in `folder`.
+    """Runs `script` (of jobs/, or a path) on `ranks` processes.
 
-    As `torchrun` would, in a tenth of the time: without its agent, and without importing torch in every process.
+    Each rank may torch.save to its `rank{r}.pt` in `folder`. It works like `torchrun` in a tenth
+    of the time: without its agent, and torch is imported once.
     """
     store, group = rendezvous(ranks)
     each = [own | _environment(folder) for own in group]

@@ -1,4 +1,4 @@
-"""In a rank: joining the others, telling the test what was found, counting what is sent."""
+"""What a job does in a rank: it joins the others, reports to the test, counts what is sent."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from flerm_core.measure.distributed.gloo_lifetime import retain_group
 
 
 def begin() -> None:
-    """Joins the others. A hang ends the rank and says where."""
+    """Joins the other ranks. After 80 seconds a rank ends and prints where it hangs."""
     faulthandler.dump_traceback_later(80.0, exit=True)
     warnings.filterwarnings(
         "ignore", message="FSDP2-wrapped module"
     )  # of the root, which returns a view as all do
-    # Restarted ranks share torchrun's store with those before them, and must not read the addresses of the dead there.
+    # Restarted ranks share torchrun's store with the earlier ones, and must not read their
+    # addresses there.
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
     )
@@ -37,14 +38,16 @@ def begin() -> None:
 
 
 def report(value: Any) -> None:
-    """What the test is handed back."""
+    """Saves what the test gets of this rank."""
     torch.save(value, Path(os.environ["FLERM_TEST_FOLDER"]) / f"rank{os.environ['RANK']}.pt")
 
 
 @contextmanager
 def sent(*names: str) -> Iterator[list[int]]:
-    """The bytes of what each collective of `names` is given first that is called inside by its public name; FSDP2's own and
-    DTensor's are not."""
+    """Lists the bytes that this rank gives to each collective of `names`.
+
+    Only calls by the public name count, and not those of FSDP2 and DTensor.
+    """
     found: list[int] = []
     names = names or ("all_reduce", "broadcast")
     collectives = {name: getattr(dist, name) for name in names}

@@ -1,4 +1,7 @@
-"""A small decoder, the ways to shard it, and what its measurement must be: computed in one process on the union of batches."""
+"""A small decoder, the ways to shard it, and the FSLRs that must be measured.
+
+These are computed in one process on the union of the ranks' batches.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Examples share its positions. Its last bias has one element: all ranks but one hold nothing of it."""
+    """Its positions are the same for all examples. Its last bias has one element, on one rank."""
 
     def __init__(self, tied: bool = False) -> None:
         super().__init__()
@@ -295,7 +298,10 @@ def scenarios(ranks: int) -> dict[str, Scenario]:
 
 
 def together(name: str, estimator: str, ranks: int, measurements: int = 1) -> dict[str, float]:
-    """What the ranks of a scenario must measure in one draw, when they do so for the first time or (not by Z) later."""
+    """What the ranks of a scenario must measure in one draw.
+
+    measurements: which measurement it is; of the estimators on Z the first only.
+    """
     model, batch = model_and_batches(name, ranks)
     if name == "frozen":
         _freeze(model)
@@ -314,15 +320,18 @@ def _of_ranks(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     update = take_step(parameters, steps_of(model))
     names, shapes = list(parameters), [tuple(p.shape) for p in parameters.values()]
-    roles = {
-        role: tuple(members)
-        for role, members in depth_groups(names, block_axes(names, shapes)).items()
+    groups = {
+        group: tuple(members)
+        for group, members in depth_groups(names, block_axes(names, shapes)).items()
     }
-    subject = MeasuredModel(model, parameters, lambda model, batch: model(batch), roles)
+    measured_model = MeasuredModel(model, parameters, lambda model, batch: model(batch), groups)
     squares: dict[str, float] = {}
     for rank, batch in enumerate(batches):
         meter = FSLRMeter(
-            subject, make_estimator(estimator, subject), single_process_as(rank), seed=SEED
+            measured_model,
+            make_estimator(estimator, measured_model),
+            single_process_as(rank),
+            seed=SEED,
         )
         for _ in range(measurements):
             found = meter.measure(update, iter([batch]), 1)
@@ -336,8 +345,10 @@ def _of_ranks(
 def _of_z(
     model: nn.Module, estimator: str, batches: list[Tensor], apart: set[str]
 ) -> dict[str, float]:
-    """Estimators on Z: one φ over the union of the batches. The tensors in `apart` have a φ of each rank instead, as their
-    gradients are never reduced."""
+    """Estimators on Z: one φ over the union of the batches.
+
+    apart: tensors whose gradients are never reduced. Each rank has a φ of its own for them.
+    """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     changes = {name: -step for name, step in steps_of(model).items()}
     gradients: dict[str, list[Tensor]] = {name: [] for name in parameters}

@@ -1,4 +1,4 @@
-"""DDP: every rank measures its own probe batch, one all-reduce joins them, all ranks apply the same rates."""
+"""DDP: each rank measures its own probe batch, and all apply the same rates."""
 
 from __future__ import annotations
 
@@ -41,10 +41,12 @@ def alone(
     """What one process measures that draws what rank `rank` does, and on how many examples."""
     case = models.build("embedding")
     update, _ = random_update(case.model)
-    subject = MeasuredModel(
+    measured_model = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
-    meter = FSLRMeter(subject, make_estimator(estimator, subject), single_process_as(rank), seed=4)
+    meter = FSLRMeter(
+        measured_model, make_estimator(estimator, measured_model), single_process_as(rank), seed=4
+    )
     meter.measurements = measurement
     return meter.measure(update, iter([case.batch(rank)[:examples]]), 1), examples
 
@@ -131,10 +133,12 @@ def test_no_bias_at_equal_samples(ranks: list[Any], estimator: str) -> None:
 def test_the_variance_falls_with_the_number_of_ranks(ranks: list[Any]) -> None:
     case = models.build("embedding")
     update, _ = random_update(case.model)
-    subject = MeasuredModel(
+    measured_model = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
-    meter = FSLRMeter(subject, make_estimator("example", subject), single_process_as(0), seed=11)
+    meter = FSLRMeter(
+        measured_model, make_estimator("example", measured_model), single_process_as(0), seed=11
+    )
     one = [meter.measure(update, iter([case.batch(0)]), 1) for _ in range(DRAWS)]
     many = ranks[0]["draws", "example"]
     ratios = [

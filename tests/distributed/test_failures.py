@@ -1,4 +1,4 @@
-"""What cannot be measured is said on every rank alike: refused by name at the start, or told by the rank that failed."""
+"""What cannot be measured raises the same error on every rank, at the start or in a run."""
 
 from __future__ import annotations
 
@@ -36,27 +36,33 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         ("plain", "Unsupported: 2 ranks run, but the model is in no DistributedDataParallel"),
         (
             "fsdp1",
-            "Unsupported: FSDP1 (FullyShardedDataParallel) flattens parameters and cannot be measured; move to FSDP2",
+            "Unsupported: FSDP1 (FullyShardedDataParallel) flattens parameters and cannot be "
+            "measured; move to FSDP2",
         ),
         (
             "experts",
-            "Unsupported: the model's parameters lie on different meshes of ranks: expert parallel cannot be measured",
+            "Unsupported: the model's parameters lie on different meshes of ranks: expert "
+            "parallel cannot be measured",
         ),
         (
             "expert mesh",
-            "Unsupported: the model's parameters lie on different meshes of ranks: expert parallel cannot be measured",
+            "Unsupported: the model's parameters lie on different meshes of ranks: expert "
+            "parallel cannot be measured",
         ),
         (
             "own experts",
-            "Unsupported: blocks.1.up.weight has other values on other ranks: replicas hold the same ones, and expert",
+            "Unsupported: blocks.1.up.weight has other values on other ranks: replicas hold "
+            "the same ones, and expert",
         ),
         (
             "ignored",
-            "Unsupported: DistributedDataParallel ignores blocks.0.up.weight, which may differ between ranks: such experts",
+            "Unsupported: DistributedDataParallel ignores blocks.0.up.weight, which may "
+            "differ between ranks: such experts",
         ),
         (
             "zero",
-            "Unsupported: ZeroRedundancyOptimizer cannot be measured or matched: each rank steps only its own part",
+            "Unsupported: ZeroRedundancyOptimizer cannot be measured or matched: each rank "
+            "steps only its own part",
         ),
         (
             "pipe",
@@ -76,11 +82,13 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         ),
         (
             "stages as replicas",
-            "Unsupported: the ranks hold different parameters: replicas hold the same ones, and pipeline",
+            "Unsupported: the ranks hold different parameters: replicas hold the same ones, "
+            "and pipeline",
         ),
         (
             "hooked",
-            "Unsupported: a hook set by set_all_reduce_hook reduces gradients in a way that cannot be known",
+            "Unsupported: a hook set by set_all_reduce_hook reduces gradients in a way that "
+            "cannot be known",
         ),
         ("empty", "MeasurementError: every probe batch of this measurement is empty"),
         (
@@ -99,5 +107,6 @@ def test_refused_by_name(refused: list[Any], how: str, sentence: str) -> None:
 
 def test_a_process_group_that_is_not_the_models_mesh(refused: list[Any]) -> None:
     assert refused[0]["group"] == (
-        "InvalidInput: process_group: the model is sharded over ranks [0, 1], it must be these or None"
+        "InvalidInput: process_group: the model is sharded over ranks [0, 1], "
+        "it must be these or None"
     )

@@ -1,4 +1,4 @@
-"""A rank ends when its script does, also when its process group goes before its model."""
+"""A rank ends when its script does, also where its process group is destroyed before its model."""
 
 from __future__ import annotations
 

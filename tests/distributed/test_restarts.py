@@ -1,4 +1,4 @@
-"""torchrun with restarts: a rank is killed, the group goes on from its checkpoint, the recording reads as one trajectory."""
+"""torchrun restarts a group whose rank was killed; the recording is one trajectory."""
 
 from __future__ import annotations
 

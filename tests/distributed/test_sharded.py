@@ -1,4 +1,4 @@
-"""However ranks share a model among them, they measure what one process does on the union of their batches."""
+"""However ranks share a model, they measure what one process does on all their batches."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def compare(found: list[Any], name: str, estimator: str) -> None:
     first = found[0][name, estimator]
     assert all(rank[name, estimator] == first for rank in found)
     assert first.keys() == expected.keys()
-    # Differences of forwards against forward mode; everything else is the same sums in another order.
+    # `exact` takes differences of forwards when sharded. All others only sum in another order.
     assert first == pytest.approx(expected, rel=1e-5 if estimator == "exact" else 1e-10)
 
 
@@ -112,7 +112,7 @@ def test_later_measurements_of_a_grid_gather_changes_together(four: list[Any], n
     assert four[0]["gathers", name, "example"] == 1
 
 
-# First of all one verdict of two float32: does every rank have its batches, did the step change anything?
+# The first all-reduce has two float32: does a rank lack batches, did the step change a weight?
 
 
 def test_bytes_of_example_when_sharded_are_a_number_for_each_fslr(two: list[Any]) -> None:
@@ -132,7 +132,7 @@ def test_bytes_of_example_when_all_ranks_share_a_batch_are_those_of_each_example
     assert lengths == [8, 8 * (2 + tensors * examples)]
 
 
-def test_bytes_of_example_when_some_ranks_share_a_batch_are_those_of_each_examples_part_among_them_too(
+def test_bytes_of_example_when_some_ranks_share_a_batch_are_those_of_both_sums(
     four: list[Any],
 ) -> None:
     lengths, _ = four[0]["bytes", "fsdp-sequence", "example"]

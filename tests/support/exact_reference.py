@@ -1,5 +1,4 @@
-"""The exact FSLR, written down once more and independently: forward-mode J·ΔW over the whole model, in float64 (Eq. 1 and
-2)."""
+"""The exact FSLR, computed independently: forward-mode J·ΔW in float64 (Eq. 1 and 2)."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ def exact_fslr(
 def random_update(
     model: nn.Module, *, rate: float = 1e-3, seed: int = 7
 ) -> tuple[WeightUpdate, dict[str, Tensor]]:
-    """A model that has just taken a random step of `rate`: the Update, and ΔW at learning rate 1 by name."""
+    """Takes a random step. Returns its WeightUpdate, and ΔW at learning rate 1 by name."""
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(model.named_parameters())
     update = WeightUpdate(parameters)

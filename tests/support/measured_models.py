@@ -1,4 +1,4 @@
-"""Small models of every kind, in float64, each with a batch maker: reference models for the measurement tests."""
+"""Small models of every kind, in float64, each with a function that makes its batches."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def convolution() -> Case:
 
 
 class Embedder(nn.Module):
-    """A tiny language model: embedding, a shared linear used twice, tied readout with its own bias."""
+    """A tiny language model: embedding, a linear used twice, tied readout with its own bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,11 @@ def embedding() -> Case:
 
 
 class Behind(nn.Module):
-    """Parameters that no leaf module holds, a weight read behind its module's back, packed attention, a recurrent cell."""
+    """Parameters whose uses are hard to observe.
+
+    One that no leaf module holds, a weight read without calling its module, packed attention, and a
+    recurrent cell.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +108,7 @@ def sequence_first() -> Case:
 
 
 class Positions(nn.Module):
-    """Activations that all examples share: positions looked up once, some added by broadcasting, some behind a dropout."""
+    """Activations that all examples share: positions looked up once, and added by broadcasting."""
 
     def __init__(self) -> None:
         super().__init__()

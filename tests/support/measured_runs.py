@@ -99,7 +99,7 @@ UNIT_TARGETS = dict.fromkeys(dict(ResMLP().named_parameters()), 1.0)
 
 @dataclass
 class Trace:
-    """All that a run leaves behind, as bytes or plain values, to be equal or not."""
+    """What a run leaves: losses, and everything else as plain values and tensors."""
 
     losses: list[float] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Activation checkpointing: non-reentrant changes nothing, reentrant is measured by kronecker, and said so."""
+"""Activation checkpointing: non-reentrant changes nothing; reentrant falls back to kronecker."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_non_reentrant_checkpoints_change_nothing(estimator: str) -> None:
 
 
 def test_a_measurement_keeps_what_checkpoints_save() -> None:
-    """Beside the activations a measurement needs W_old, the training's gradients and a few temporaries, checkpointed or not."""
+    """Beside activations a measurement needs W_old, the training's gradients and temporaries."""
 
     def peaks(how: str) -> dict[str, float]:
         job = [sys.executable, str(PEAK_MEMORY), how]

@@ -1,4 +1,4 @@
-"""Half precision: nothing is lost among the subnormal numbers, and rounding is not taken for a use that went unseen."""
+"""Half precision: no gradient vanishes, and rounding does not look like a missed use."""
 
 from __future__ import annotations
 
@@ -41,18 +41,20 @@ def test_the_same_draw_gives_what_it_gives_in_float64(estimator: str) -> None:
 
     def measured(dtype: torch.dtype) -> dict[str, float]:
         model = copy.deepcopy(old).to(dtype)
-        subject = make_measured_model(
+        measured_model = make_measured_model(
             model,
             [torch.optim.SGD(model.parameters())],
             None,
             None,
             MeasurementRanks(single_process=True),
         )
-        update = WeightUpdate(subject.parameters)
+        update = WeightUpdate(measured_model.parameters)
         model.load_state_dict(new.state_dict())
-        update.rates = dict.fromkeys(subject.parameters, 1.0)
+        update.rates = dict.fromkeys(measured_model.parameters, 1.0)
         meter = FSLRMeter(
-            subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+            measured_model,
+            make_estimator(estimator, measured_model),
+            MeasurementRanks(single_process=True),
         )
         return meter.measure(update, batches(dtype), 1)
 

@@ -1,4 +1,4 @@
-"""A measurement keeps nothing: what its forward has computed is gone when it ends, not at the next garbage collection."""
+"""A measurement frees its activations when it ends, without a garbage collection."""
 
 from __future__ import annotations
 

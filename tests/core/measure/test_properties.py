@@ -1,4 +1,4 @@
-"""Whatever the shapes, ranks, dtypes and parameter groups: what is set is put back, and one tensor has one rate."""
+"""Properties for any shape, dtype and parameter groups: rates, weights and FSLRs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_inside_a_step_every_tensor_has_its_rate_and_outside_the_user_sees_nothi
     FACTORS,
     st.integers(0, 99),
 )
-def test_old_weights_come_and_go_bit_for_bit_and_a_step_is_applied_again(
+def test_old_and_new_weights_are_swapped_bit_for_bit_and_a_step_is_reapplied(
     shape: tuple[int, ...], dtype: torch.dtype, factor: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -122,31 +122,34 @@ def test_example_and_exact_find_the_fslr_at_any_width(
         batch = torch.randn(examples, widths[0], dtype=torch.float64)
     update, changes = random_update(model, seed=seed)
     reference = exact_fslr(at_old(model, changes), changes, [batch])
-    subject = make_measured_model(
+    measured_model = make_measured_model(
         model, [SGD(model.parameters())], None, None, MeasurementRanks(single_process=True)
     )
 
     def measured(estimator: str, draws: int) -> dict[str, float]:
         meter = FSLRMeter(
-            subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+            measured_model,
+            make_estimator(estimator, measured_model),
+            MeasurementRanks(single_process=True),
         )
         found = meter.measure(update, iter([batch] * draws), draws)
         return {name: found[name] for name in reference}
 
     assert measured("exact", 1) == pytest.approx(reference, rel=1e-6)
-    # Σ c² over N examples and d draws has a relative deviation of at most √(2/Nd); its root half of that.
+    # Σ c² over N examples and d draws has a relative deviation of at most √(2/Nd); its root
+    # has half of that.
     assert measured("example", 32) == pytest.approx(reference, rel=5 * math.sqrt(0.5 / 32))
 
 
 @cheap
 @given(st.integers(1, 20), st.integers(0, 20), st.sets(st.integers(1, 60)))
-def test_a_clock_keeps_its_grid_whatever_steps_are_missed(
+def test_a_step_schedule_keeps_its_grid_whatever_steps_are_missed(
     start: int, every: int, missed: set[int]
 ) -> None:
-    clock, seen = StepSchedule(start, every), []
+    schedule, seen = StepSchedule(start, every), []
     for step in range(1, 61):
-        if clock.due(step) and step not in missed:
-            clock.done(step)
+        if schedule.due(step) and step not in missed:
+            schedule.done(step)
             seen.append(step)
     grid: Any = range(start, 61, every) if every else [start] * (start <= 60)
     for period, begin in enumerate(grid):

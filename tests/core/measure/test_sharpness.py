@@ -1,4 +1,4 @@
-"""The top Hessian eigenvalue of the training loss beside the FSLRs: exact, recorded, and without a trace."""
+"""Sharpness: equal to the explicit Hessian's top eigenvalue, recorded, without a trace."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""DDP runs matched by tokens that rank 0 logs, the other rank none or others beside it; a step for which rank 0 logs none is
-refused on both, and taken again."""
+"""DDP runs matched by the tokens that rank 0 logs; the other rank logs none, or other numbers.
+
+A step for which rank 0 logs none is refused on both ranks, and taken again.
+"""
 
 import sys
 from pathlib import Path

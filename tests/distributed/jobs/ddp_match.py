@@ -1,4 +1,7 @@
-"""DDP runs that match fixed targets, once or again and again; every rank reports its weights, multipliers, learning rates."""
+"""DDP runs that match fixed targets, once or every other step.
+
+Every rank reports its weights, multipliers and learning rates.
+"""
 
 import sys
 from pathlib import Path

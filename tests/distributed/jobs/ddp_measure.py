@@ -1,4 +1,7 @@
-"""Measures under DDP, each rank on its own probe batch, in float64; every rank reports what it measured and what it sent."""
+"""Measures under DDP in float64, each rank on its own probe batch.
+
+Every rank reports what it measured and what it sent.
+"""
 
 import math
 import sys
@@ -35,8 +38,10 @@ class Measured:
         optimizer = torch.optim.SGD(self.model.parameters(), 1e-3)
         self.update, _ = random_update(self.case.model)
         ranks = find_ranks(self.model, None)
-        self.subject = make_measured_model(self.model, [optimizer], None, None, ranks)
-        self.meter = FSLRMeter(self.subject, make_estimator(estimator, self.subject), ranks, seed=4)
+        self.measured_model = make_measured_model(self.model, [optimizer], None, None, ranks)
+        self.meter = FSLRMeter(
+            self.measured_model, make_estimator(estimator, self.measured_model), ranks, seed=4
+        )
 
     def once(self, batch: torch.Tensor) -> dict[str, float]:
         return self.meter.measure(self.update, iter([batch]), 1)

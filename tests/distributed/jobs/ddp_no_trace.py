@@ -1,5 +1,7 @@
-"""The same DDP training with and without a recording, under DDP's options; every rank reports whether they are the same, and
-the sharpness of each measurement."""
+"""The same DDP training with and without a recording, under DDP's options.
+
+Every rank reports whether the two are the same, and the sharpness of each measurement.
+"""
 
 import sys
 from pathlib import Path
@@ -29,7 +31,7 @@ rank = dist.get_rank()
 
 
 def accumulating(ddp: DistributedDataParallel) -> Any:
-    """The model, called: in front of each training batch another one leaves gradients that are not reduced yet."""
+    """The model; before each training batch another one leaves unreduced gradients."""
 
     def call(batch: torch.Tensor) -> torch.Tensor:
         with ddp.no_sync():

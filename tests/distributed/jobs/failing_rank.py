@@ -1,4 +1,7 @@
-"""Rank 1's probe breaks: every rank must raise the same sentence. Argument: ddp, or fsdp, where ranks' forwards wait."""
+"""Rank 1's probe fails; every rank must raise the same sentence.
+
+Argument: ddp, or fsdp, where the ranks' forwards wait for each other.
+"""
 
 import sys
 from datetime import timedelta

@@ -1,5 +1,8 @@
-"""Leaves process groups as scripts do, with the DDP model still alive, right after a collective. A gloo worker may then be
-waiting for the interpreter's lock, which the long switch interval keeps from it: one round meets that one time in three."""
+"""Leaves process groups right after a collective, while the DDP model still exists.
+
+A gloo worker may then be waiting for the interpreter's lock. The long switch interval makes that
+more likely: it happens in one round of three.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ways to hold a model that are not measured; every rank reports the sentences that it was refused with."""
+"""Ways to hold a model that cannot be measured; every rank reports the error of each."""
 
 import sys
 import warnings
@@ -79,7 +79,7 @@ def ignoring() -> Any:
 
 
 def stages() -> dict[str, str]:
-    """Torch's own pipeline: traced and cut by it, or a stage of the user's own making, and its schedule."""
+    """Torch's pipeline: a model that it cut, a stage that a user made, and a schedule."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     traced = pipeline(model, mb_args=(torch.zeros(2, 4),), split_spec={"1": SplitPoint.BEGINNING})
     own = model[rank]

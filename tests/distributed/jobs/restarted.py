@@ -1,6 +1,9 @@
-"""A run of ten steps with a checkpoint after the fourth; after the fifth rank 1 is killed, and torchrun starts the group again.
+"""A run of ten steps with a checkpoint after the fourth.
 
-`restarted.py ddp|fsdp REGISTRY`. Every rank reports what it has at the end, beside a run that nobody disturbed.
+After the fifth, rank 1 is killed, and torchrun starts the group again.
+
+`restarted.py ddp|fsdp REGISTRY`. Every rank reports what it has at the end, and what a run without
+the restart has.
 """
 
 import os

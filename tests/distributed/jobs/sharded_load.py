@@ -1,4 +1,4 @@
-"""Loads what two ranks of FSDP2 saved (jobs/sharded_train.py) on as many or four, held in other ways, and goes on."""
+"""Loads what two ranks of FSDP2 saved (jobs/sharded_train.py), sharded otherwise, and continues."""
 
 import os
 import sys

@@ -1,4 +1,7 @@
-"""Measures one and the same update in every scenario, each on its own probe batch; arguments: estimators:scenario ..."""
+"""Measures one update in every scenario, each rank on its own probe batch.
+
+Arguments: estimators:scenario ...
+"""
 
 import sys
 import warnings
@@ -29,10 +32,12 @@ for argument in sys.argv[1:]:
     model = wrap(model, mesh)
     ranks = find_ranks(model, None)
     moving = [p for p in model.parameters() if p.requires_grad]
-    subject = make_measured_model(model, [torch.optim.SGD(moving, 1e-3)], None, None, ranks)
-    update = sharded.take_step(dict(subject.parameters), steps)
+    measured_model = make_measured_model(model, [torch.optim.SGD(moving, 1e-3)], None, None, ranks)
+    update = sharded.take_step(dict(measured_model.parameters), steps)
     for estimator in estimators.split(","):
-        meter = FSLRMeter(subject, make_estimator(estimator, subject), ranks, seed=sharded.SEED)
+        meter = FSLRMeter(
+            measured_model, make_estimator(estimator, measured_model), ranks, seed=sharded.SEED
+        )
         batch = batches(ranks.data_parallel_rank)
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
@@ -42,7 +47,7 @@ for argument in sys.argv[1:]:
         results["gathers", name, estimator] = len(gathers)
         results["bytes", name, estimator] = (
             lengths,
-            sum(p.numel() * p.element_size() for p in subject.parameters.values()),
+            sum(p.numel() * p.element_size() for p in measured_model.parameters.values()),
         )
 report(results)
 dist.destroy_process_group()

@@ -70,7 +70,7 @@ def steps(model: Any, optimizer: Any, first: int, last: int, own: int = rank) ->
 
 
 def accumulating(model: Any) -> Any:
-    """The model, called: in front of each training batch another one leaves gradients that are not reduced yet."""
+    """The model; before each training batch another one leaves unreduced gradients."""
 
     def call(tokens: Tensor) -> Tensor:
         model.set_requires_gradient_sync(False)
@@ -153,7 +153,7 @@ def matched(kind: type, wrap: Any, on: Any, own: int) -> dict[str, Any]:
 
 
 def resumed() -> dict[str, Any]:
-    """A run that stops at step 3 and goes on from a distributed checkpoint, beside one that does not stop."""
+    """A run that resumes at step 3 from a distributed checkpoint, and one that does not stop."""
     options: dict[str, Any] = {"family": "f", "every": 2, "warmup": 2}
     targets = dict.fromkeys([name for name, _ in sharded.build().named_parameters()], 1.0)
 

@@ -1,6 +1,8 @@
-"""Prints, in MiB over the memory between steps: the peak of a plain step, of the first and a later measured one, what stays.
+"""Prints peaks of memory in MiB over the memory between steps, as JSON.
 
-Pages of files are left out: a first measurement touches some 7 MiB of torch's code, more or fewer by machine.
+"plain": of a plain step. "first", "later": of the first and of a later measured step. "stays": what
+is still used after them. Pages of files are left out: a first measurement loads some 7 MiB of
+torch's code, and how many depends on the machine.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a first measurement cannot see, because gradients are still zero there, is looked at again at the next."""
+"""A layout that zero gradients hide at the first measurement is found at the next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from flerm_core.measure.estimators.layout_probe import LayoutProbe
 
 
 class Adapted(nn.Module):
-    """LoRA on the flattened positions of sequences, position by position; B is 0 at first, and A has no gradient."""
+    """LoRA on the flattened positions of sequences, position by position.
+
+    B is 0 at first, so that A has no gradient.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +70,7 @@ def recorded(kind: type[nn.Module], estimator: str) -> FLeRM:
     return flerm
 
 
-def test_the_rows_of_an_activation_that_had_no_gradient_at_first() -> None:
+def test_rows_are_found_when_an_activation_gets_its_first_gradient() -> None:
     example, exact = recorded(Adapted, "example").trajectory, recorded(Adapted, "exact").trajectory
     assert example.names == ["a.weight", "b.weight"]
     for step in (2, 3):
@@ -75,11 +78,11 @@ def test_the_rows_of_an_activation_that_had_no_gradient_at_first() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:measuring by kronecker")
-def test_examples_that_couple_behind_weights_that_are_zero_at_first() -> None:
+def test_examples_coupled_behind_zero_weights_are_found_when_these_move() -> None:
     assert recorded(Normed, "example").estimator == "kronecker"
 
 
-def test_what_never_has_a_gradient_is_not_looked_at_for_ever(
+def test_a_gradient_that_stays_zero_starts_one_new_discovery_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Dead(nn.Module):

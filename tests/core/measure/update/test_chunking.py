@@ -1,4 +1,4 @@
-"""Z is formed slab by slab; what the estimators make of it is what the whole of it gives."""
+"""The size of the chunks in which Z is formed makes no difference to the FSLRs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flerm_core.measure.update import chunking
 
 
 class Tensors(nn.Module):
-    """One of each rank from 0 to 4."""
+    """One tensor of each number of dimensions from 0 to 4."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,16 +36,18 @@ def measured(estimator: str) -> dict[str, float]:
     torch.manual_seed(0)
     model = Tensors().double()
     update, _ = random_update(model)
-    subject = MeasuredModel(model, update.parameters, lambda model, batch: model(batch))
+    measured_model = MeasuredModel(model, update.parameters, lambda model, batch: model(batch))
     meter = FSLRMeter(
-        subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+        measured_model,
+        make_estimator(estimator, measured_model),
+        MeasurementRanks(single_process=True),
     )
     return meter.measure(update, itertools.repeat(torch.randn(9, 3, 5, 5, dtype=torch.float64)), 2)
 
 
 @pytest.mark.parametrize("estimator", ["kronecker", "iid", "full", "example"])
 @pytest.mark.parametrize("elements", [1, 20, 45])
-def test_the_size_of_the_slabs_makes_no_difference(
+def test_the_size_of_the_chunks_makes_no_difference(
     estimator: str, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = measured(estimator)
@@ -68,15 +70,18 @@ def test_the_size_of_the_slabs_makes_no_difference(
     ],
     ids=lambda whole: f"{list(whole.shape)}, {list(whole.stride())}",
 )
-def test_slabs_are_all_of_a_tensor_each_a_stretch_of_memory(
+def test_chunks_cover_a_tensor_and_each_is_one_stretch_of_memory(
     whole: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(chunking.CHUNK_NUMEL, "cpu", 10)
-    for (slab,) in chunking.iter_chunks(whole):
-        slab += 1
+    for (chunk,) in chunking.iter_chunks(whole):
+        chunk += 1
         reach = (
-            sum((size - 1) * stride for size, stride in zip(slab.shape, slab.stride(), strict=True))
+            sum(
+                (size - 1) * stride
+                for size, stride in zip(chunk.shape, chunk.stride(), strict=True)
+            )
             + 1
         )
-        assert reach == slab.numel() or not slab.numel()
+        assert reach == chunk.numel() or not chunk.numel()
     assert (whole == 1).all()

@@ -1,4 +1,4 @@
-"""`example` and `full` estimate the exact FSLR without bias; `exact` equals it; whatever modules hold the parameters."""
+"""`example` and `full` are unbiased, `exact` is exact, whatever modules hold the parameters."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def squares(
 ) -> dict[str, np.ndarray]:
     """FSLR² of `draws` single draws on the same batches, cycled."""
     parameters = dict(case.model.named_parameters())
-    subject = MeasuredModel(case.model, parameters, lambda model, batch: model(batch))
-    meter = FSLRMeter(subject, make_estimator(estimator, subject), MeasurementRanks())
+    measured_model = MeasuredModel(case.model, parameters, lambda model, batch: model(batch))
+    meter = FSLRMeter(measured_model, make_estimator(estimator, measured_model), MeasurementRanks())
     cycle = itertools.cycle(batches)
     readings = [meter.measure(update, cycle, 1) for _ in range(draws)]
     return {name: np.array([reading[name] for reading in readings]) ** 2 for name in parameters}
@@ -37,7 +37,8 @@ def test_mean_of_squares_is_the_exact_one_within_four_standard_errors(
     update, changes = random_update(case.model)
     batch = case.batch(1)
     if (name, estimator) == ("behind", "example"):
-        draws = 60  # each has a pass in forward mode for every weight that is read behind its module's back
+        # Slower: forward mode for each weight that is read without calling its module.
+        draws = 60
     exact = exact_fslr(at_old(case.model, changes), changes, [batch])
     for tensor, samples in squares(estimator, case, update, [batch], draws).items():
         error = abs(samples.mean() - exact[tensor] ** 2)
@@ -51,12 +52,12 @@ def test_exact_equals_forward_mode(name: str) -> None:
     case = models.build(name)
     update, changes = random_update(case.model)
     batches = [case.batch(seed) for seed in range(3)]
-    subject = MeasuredModel(
+    measured_model = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
-    measured = FSLRMeter(subject, make_estimator("exact", subject), MeasurementRanks()).measure(
-        update, iter(batches), 3
-    )
+    measured = FSLRMeter(
+        measured_model, make_estimator("exact", measured_model), MeasurementRanks()
+    ).measure(update, iter(batches), 3)
     assert measured == pytest.approx(
         exact_fslr(at_old(case.model, changes), changes, batches), rel=1e-9, abs=1e-12
     )
@@ -77,10 +78,12 @@ def test_kronecker_has_only_the_methods_own_bias() -> None:
     update, changes = random_update(case.model)
     batch = case.batch(1)
     exact = exact_fslr(at_old(case.model, changes), changes, [batch])
-    subject = MeasuredModel(
+    measured_model = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
-    meter = FSLRMeter(subject, make_estimator("kronecker", subject), MeasurementRanks())
+    meter = FSLRMeter(
+        measured_model, make_estimator("kronecker", measured_model), MeasurementRanks()
+    )
     measured = meter.measure(update, itertools.repeat(batch), 400)
     assert abs(np.median([measured[t] / exact[t] for t in exact]) - 1.0) < 0.15
 
@@ -90,38 +93,40 @@ def test_kronecker_is_unbiased_for_a_named_output_layer() -> None:
     update, changes = random_update(case.model)
     batch = case.batch(1)
     exact = exact_fslr(at_old(case.model, changes), changes, [batch])
-    subject = MeasuredModel(
+    measured_model = MeasuredModel(
         case.model, dict(case.model.named_parameters()), lambda model, batch: model(batch)
     )
-    estimator = make_estimator("kronecker", subject, output_weight="5.weight", output_bias="5.bias")
-    measured = FSLRMeter(subject, estimator, MeasurementRanks()).measure(
+    estimator = make_estimator(
+        "kronecker", measured_model, output_weight="5.weight", output_bias="5.bias"
+    )
+    measured = FSLRMeter(measured_model, estimator, MeasurementRanks()).measure(
         update, itertools.repeat(batch), 600
     )
     for name in ("5.weight", "5.bias"):
         assert measured[name] == pytest.approx(exact[name], rel=0.08)
 
 
-def test_a_role_is_the_joint_change_of_its_tensors() -> None:
+def test_a_depth_group_is_the_joint_change_of_its_tensors() -> None:
     case = models.build("embedding")
     update, changes = random_update(case.model)
     batch = case.batch(1)
-    roles = {"both": ("mix.weight", "mix.bias")}
+    groups = {"both": ("mix.weight", "mix.bias")}
     readings = {}
     for name, draws in (("exact", 1), ("example", 400)):
-        subject = MeasuredModel(
+        measured_model = MeasuredModel(
             case.model,
             dict(case.model.named_parameters()),
             lambda model, batch: model(batch),
-            roles,
+            groups,
         )
         readings[name] = FSLRMeter(
-            subject, make_estimator(name, subject), MeasurementRanks()
+            measured_model, make_estimator(name, measured_model), MeasurementRanks()
         ).measure(update, itertools.repeat(batch), draws)
     old = at_old(case.model, changes)
     with torch.no_grad():
         step = 1e-6
         before = old(batch)
-        for member in roles["both"]:
+        for member in groups["both"]:
             old.get_parameter(member).add_(changes[member], alpha=step)
         joint = ((old(batch) - before) / step).square().mean().sqrt().item()
     assert readings["exact"]["both"] == pytest.approx(joint, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Kronecker's own bias on the paper's architectures: it differs between tensors, and is small in the middle."""
+"""Kronecker's own bias on the paper's architectures: small in the median over tensors."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ def test_the_median_over_tensors_is_within_15_percent_of_exact(name: str) -> Non
     update = WeightUpdate(dict(model.named_parameters()))
     optimizer.step()
     update.rates = dict.fromkeys(update.parameters, 1e-3)
-    subject = MeasuredModel(model, update.parameters, lambda model, batch: model(batch))
+    measured_model = MeasuredModel(model, update.parameters, lambda model, batch: model(batch))
     probe = next(iter(workload.probe(seed=0)))
     readings = {}
     for estimator, draws in (("exact", 1), ("kronecker", 100)):
         meter = FSLRMeter(
-            subject, make_estimator(estimator, subject), MeasurementRanks(single_process=True)
+            measured_model,
+            make_estimator(estimator, measured_model),
+            MeasurementRanks(single_process=True),
         )
         readings[estimator] = meter.measure(update, itertools.repeat(probe), draws)
     ratios = [
