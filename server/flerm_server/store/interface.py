@@ -28,7 +28,7 @@ CHUNK_BYTES = 1 << 20  # of one item of `Store.read`, which has one row at least
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
-    """Part of a listing. `next_token` asks for the next part; empty: this was the last."""
+    """Part of a listing. `next_token` asks for the next part; empty: this is the last part."""
 
     items: tuple[Item, ...]
     next_token: str = ""
@@ -36,7 +36,7 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The attempt that a start opened, or found (`created` False)."""
+    """The attempt that `Store.start` opened, or found (`created` False)."""
 
     recording_id: str
     attempt: int
@@ -45,7 +45,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one attempt, stored whole or refused whole. `attempt` 0: the latest."""
+    """Rows of one attempt, which are stored whole or refused whole. `attempt` 0: the latest."""
 
     recording_id: str
     rows: MeasurementBatch
@@ -54,7 +54,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """`committed`: rows of the batch that are durable now; `duplicates`: those of them that were there before."""
+    """What became of a batch.
+
+    `committed`: rows of the batch that are durable now. `duplicates`: how many of these had been
+    stored before.
+    """
 
     committed: int
     duplicates: int
@@ -62,7 +66,10 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows of one attempt that readers see: steps from `first` up to `last`, both included."""
+    """Visible rows of one attempt: steps from `first` to `last`, both included.
+
+    `attempt_key` is the store's own name of the attempt; callers only hand it back.
+    """
 
     attempt_key: int
     first: int
@@ -71,7 +78,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rows a read will give: chosen once, so that rows which arrive meanwhile change nothing.
+    """Which rows `Store.read` gives. Rows that are stored after the selection do not change it.
 
     `steps` is int64 [T], ascending; `recording` has its full parameter list.
     """
@@ -83,9 +90,11 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Consecutive rows: `values` float32 [T, L]; NaN in losses and learning_rates and -1 in tokens: not logged.
+    """Consecutive rows: T steps, L columns.
 
-    `auxiliary`: the auxiliary values of each row, as `store.sql.auxiliary_codec` packs them.
+    `values` is float32 [T, L], NaN = unmeasured. The other arrays are [T]; NaN in `losses` and
+    `learning_rates` and -1 in `tokens` mean not logged. `auxiliary` has the scalars and
+    vectors of each row, as `store.sql.auxiliary_codec` packs them; None: the row has none.
     """
 
     steps: NDArray[np.int64]
@@ -96,80 +105,95 @@ class Rows:
     auxiliary: tuple[bytes | None, ...]
 
     def part(self, start: int, stop: int) -> Rows:
-        """The rows from place `start` up to `stop`, that one not included."""
+        """The rows from index `start` up to, but without, index `stop`."""
         return Rows(*(getattr(self, each.name)[start:stop] for each in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
-    """The schema's revision and the database's clock (UTC)."""
+    """The schema's revision and the database's time (UTC)."""
 
     schema_revision: str
     now: datetime
 
 
 Runs = dict[tuple[str, str, str], list[SweepRun]]
-"""Runs by role, variant and optimiser (`ComparabilityKey.optimizer_key`)."""
+"""Runs of a sweep by role, variant and optimiser (`ComparabilityKey.optimizer_key`)."""
 
 
 class Store(ABC):
     """Families, recordings, attempts and measurements, kept durably.
 
-    *Atomicity.* Every method is one transaction: it happens whole or not at all, and when it returns, what it did survives
-    a crash of the process and of the host. `append_many` is one transaction for all its batches, yet each batch is
-    stored or refused on its own.
+    *Atomicity.* Every method is one transaction: all of its changes happen, or none. When the
+    method returns, its changes survive a crash of the process and of the host. `append_many` is one
+    transaction for all its batches, yet each batch is stored or refused on its own.
 
-    *Idempotency.* Everything that writes may be sent again: `start` by (recording id, attempt id), `append_many` by
-    (recording, attempt, step), `finish` by (recording, attempt, status). The same again changes nothing and is no error;
-    the same key with other content is `AlreadyExists` naming what differs. A row's content is all but its `measured_at`.
+    *Idempotency.* Every write may be sent again: `start` is identified by (recording id, attempt
+    id), each row of `append_many` by (recording, attempt, step), `finish` by (recording, attempt,
+    status). The same content again changes nothing and is no error. The same key with other content
+    raises `AlreadyExists`, which names what differs. A row's content is all but its `measured_at`.
 
-    *Attempts.* Ordered by `flerm_core.records.recording.in_order`: by when they began, then by number, each behind the one it resumed
-    from. A row of attempt a at step s is visible unless a later
-    attempt b has `resume_at` ≤ s; an attempt takes no step before its own `resume_at`. Readers see visible rows only, one
-    at each step, ascending. Only `delete` deletes. The latest attempt's state is the recording's. An attempt takes rows until
-    it ended as completed, diverged or failed; `interrupted` can still be followed by late rows or another end.
+    *Attempts.* `flerm_core.records.recording.in_order` orders the attempts of a recording: by when
+    they began, then by number, each after the attempt that it resumed from. A row of an attempt at
+    step s is visible unless a later attempt has `resume_at` <= s. An attempt takes no step before
+    its own `resume_at`. Readers see visible rows only, one at each step, ascending. Hidden rows
+    stay stored: only `delete` deletes. The latest attempt's state is the recording's. An attempt
+    takes rows until it has ended as completed, diverged or failed. After `interrupted`, late rows
+    and another end may still follow.
 
-    *Leases.* A running recording whose lease (on the database's clock) ended reads as `interrupted`, everywhere. `start`,
-    `append_many` and `renew` of the latest attempt renew it.
+    *Leases.* A running recording whose lease has ended, by the database's clock, reads as
+    `interrupted` everywhere. `start`, `append_many` and `renew` of the latest attempt renew it.
 
-    *Ordering.* Families by name; recordings newest first, by (created_at, internal key); pages are cut by those immutable
-    keys, so every recording there at page one appears exactly once.
+    *Ordering.* Families are listed by name, recordings newest first, by (created_at, internal key).
+    These keys never change, and pages are cut by them: a recording that exists when the first page
+    is read appears on the pages exactly once.
 
-    *Threads.* All methods may be called from any thread at once, also of several processes on one database. Of two concurrent
-    writers of one key one wins, and the other gets what a later call would get.
+    *Threads.* Every method may be called from any number of threads at once, and from several
+    processes on one database. Of two concurrent writers of one key one succeeds, and the other gets
+    the result of a later call.
 
-    *Errors.* `InvalidInput`, `NotFound`, `AlreadyExists` and `Refused` as said; `Unreachable` when the database does not answer
-    (nothing was acknowledged: send again).
+    *Errors.* `InvalidInput`, `NotFound`, `AlreadyExists` and `Refused` as documented at each
+    method. `Unreachable` when the database does not answer: nothing was stored, and the caller may
+    send the same again.
     """
 
     @abstractmethod
     def info(self) -> StoreInfo:
-        """Revision and clock. Raises `Unreachable`: this is the readiness check."""
+        """Revision and time of the database: the readiness check. Raises `Unreachable`."""
 
     @abstractmethod
     def register_family(
         self, name: str, *, description: str = "", blocks: Sequence[str] = (), created_by: str = ""
     ) -> Family:
-        """Creates the family, or gives an existing one the description and the block axes that are not empty."""
+        """Creates a family, or completes an existing one.
+
+        An existing family gets `description` and the block axes `blocks` where these are not empty.
+        """
 
     @abstractmethod
     def family(self, name: str, *, within: str = "") -> Family:
-        """The family called `name`. Raises `NotFound` naming those that come near, of those `within` (see `families`)."""
+        """The family called `name`.
+
+        Raises `NotFound`, which suggests similar names of families that `within` allows (see
+        `families`).
+        """
 
     @abstractmethod
     def families(
         self, *, prefix: str = "", page_size: int = 0, page_token: str = "", within: str = ""
     ) -> Page[Family]:
-        """Families whose names begin with `prefix`, by name. `page_size` 0: 100; at most 1,000.
+        """Families whose names begin with `prefix`, by name.
 
-        `within` not empty: only the family of that name, or those of that team.
+        page_size: at most 1,000; 0: 100. page_token: `Page.next_token` of the page before. within:
+        only the family of this name, or the families of the team of this name; empty: all.
         """
 
     @abstractmethod
     def rename_family(self, name: str, new_name: str) -> Family:
-        """Gives a family another name. Renamed already (`name` is gone, `new_name` there) is no error.
+        """Gives a family another name.
 
-        Raises `NotFound`, and `AlreadyExists` when both are there.
+        That `name` is gone and `new_name` exists is no error: the family was renamed before. Raises
+        `NotFound`, and `AlreadyExists` when both exist.
         """
 
     @abstractmethod
@@ -183,22 +207,36 @@ class Store(ABC):
     ) -> Started:
         """Opens a recording (and its family), or a further attempt of one.
 
-        `attempt` None, or one whose id is the recording's own, means the first attempt, whatever id that was opened with. A
-        recording that is there may be named by a family's name of before a rename, as long as no other family has that.
-        Raises `LimitExceeded` for a new recording when `created_by` has `most_recordings` (0: any number) already.
+        attempt: None, or one whose id is the recording's own: the first attempt, whatever its id
+        was when it was opened. created_by: who starts it. most_recordings: how many recordings
+        `created_by` may have; 0: any number.
+
+        A recording that exists may be named by the former name of its family, as long as no other
+        family has that name. Raises `AlreadyExists` when the id is of another recording, and
+        `LimitExceeded` for a new recording beyond `most_recordings`.
         """
 
     @abstractmethod
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
-        """Stores the rows of many batches in one transaction. The answer at i, a result or the refusal, is that of batch i."""
+        """Stores the rows of many batches in one transaction.
+
+        The answer at index i is that of batch i: what was stored, or the error that refused it.
+        """
 
     @abstractmethod
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
-        """Ends an attempt (0: the latest); the end of an older one changes nothing that readers see."""
+        """Ends an attempt (0: the latest); the recording.
+
+        The end of an older attempt changes nothing that readers see. Raises `AlreadyExists` for an
+        attempt that has ended in another way.
+        """
 
     @abstractmethod
     def renew(self, recording_id: str, attempt: int = 0) -> float:
-        """Renews the lease; the seconds until it ends. An older attempt renews nothing and gets 0."""
+        """Renews the lease of a running recording; the seconds until the lease ends.
+
+        `attempt` 0: the latest. An older attempt, or one that has ended, renews nothing: 0.
+        """
 
     @abstractmethod
     def recording(self, recording_id: str) -> Recording:
@@ -206,7 +244,7 @@ class Store(ABC):
 
     @abstractmethod
     def family_of(self, recording_id: str) -> str:
-        """The name of the family that a recording is of. Raises `NotFound`."""
+        """The name of a recording's family. Raises `NotFound`."""
 
     @abstractmethod
     def recordings(
@@ -217,21 +255,23 @@ class Store(ABC):
         page_token: str = "",
         within: str = "",
     ) -> Page[Recording]:
-        """Recordings without their parameter lists, newest first. A family that is not there has none.
+        """Recordings without their parameter lists, newest first. An unknown family has none.
 
-        `within` as in `families`.
+        `page_size`, `page_token` and `within` as in `families`.
         """
 
     @abstractmethod
     def tag(
         self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str] = ()
     ) -> Recording:
-        """Sets `tags` on a recording and removes those of the keys `remove`; the recording. Raises `NotFound`, and
-        `InvalidInput` when it would have too many."""
+        """Sets `tags` of a recording and removes its tags with the keys `remove`; the recording.
+
+        Raises `NotFound`, and `InvalidInput` when the recording would have too many tags.
+        """
 
     @abstractmethod
     def delete(self, recording_id: str) -> int:
-        """Removes a recording, its attempts and rows; how many rows. 0 when it is not there."""
+        """Removes a recording, its attempts and rows; the number of rows. 0 when it does not exist."""
 
     @abstractmethod
     def select(
@@ -242,27 +282,35 @@ class Store(ABC):
         last_step: int | None = None,
         max_points: int = 0,
     ) -> Selection:
-        """Chooses visible rows from `first_step` to `last_step`, thinned evenly to `max_points` (0: all), both ends kept."""
+        """Selects the visible rows of a recording.
+
+        first_step, last_step: the range, both included; None: no limit. max_points: at most as many
+        rows, thinned evenly, the first and last kept; 0: all. Raises `NotFound`.
+        """
 
     @abstractmethod
     def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
-        """The chosen rows in blocks of at most `CHUNK_BYTES`, `columns` of them (None: all).
+        """The selected rows in chunks of at most `CHUNK_BYTES`, with `columns` only (None: all).
 
-        Holds no transaction between blocks: a reader that stalls stalls nobody.
+        No transaction is open between two chunks, so that a slow reader delays no writer. Raises
+        `NotFound` when the recording was deleted meanwhile, and `DataLoss`.
         """
 
     @abstractmethod
     def sources(self, query: TargetQuery, *, within: str = "") -> tuple[Sources, tuple[str, ...]]:
-        """The recordings that answer `query` by the core's rules (`choose_sources`, which says what it raises), and the block
-        axes of its family. Raises `NotFound` for an unknown family, as `family` does."""
+        """The recordings that answer `query`, and the block axes of its family.
+
+        The core's rules select them, and raise what `select_sources` documents. Raises `NotFound`
+        for an unknown family, as `family` does (`within` as there).
+        """
 
     @abstractmethod
     def runs(self, filters: RecordingFilter) -> Runs:
-        """What a loss curve needs of the recordings of a family that fit `filters`."""
+        """What a loss curve needs of the recordings that pass `filters`, which names their family."""
 
     @abstractmethod
     def close(self) -> None:
-        """Gives all connections back. The store is unusable afterwards."""
+        """Closes all connections. The store cannot be used afterwards."""
 
     def all_recordings(self, filters: RecordingFilter) -> Iterator[Recording]:
         """All pages of `recordings`, one after the other."""
@@ -279,7 +327,7 @@ class Store(ABC):
         return self.load(self.select(recording_id))
 
     def load(self, selection: Selection, columns: Sequence[int] | None = None) -> Trajectory:
-        """The chosen rows in memory, `columns` of them (None: all). Raises as `read` does."""
+        """The selected rows in memory, with `columns` only (None: all). Raises as `read` does."""
         parameters = selection.recording.spec.parameters
         if columns is not None:
             parameters = parameters.select(columns)

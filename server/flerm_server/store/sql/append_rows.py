@@ -1,8 +1,9 @@
-"""Storing rows: many batches, one transaction, each stored or refused on its own.
+"""Storing rows: many batches in one transaction, each stored or refused on its own.
 
-The ways to be fast: rows stay columns, no object is made for one; two statements read the state of all recordings concerned
-(the first locks them); a row above everything its attempt has cannot have been sent before, so nothing is looked up for it;
-three statements write, all on the driver's own cursor (see `prepared`).
+What makes it fast: rows stay columns, so that no object is made of each. Two statements read the
+state of all recordings that the batches name; the first locks them. A row whose step is above all
+steps of its attempt cannot have been stored before, so nothing is looked up for it. Three
+statements write, on the driver's own cursor (see `compiled_statements`).
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ COLUMNS = (
     "attempt_key", "step", "fslr", "loss", "learning_rate", "tokens", "extra", "measured_at", "committed_at",
 )  # fmt: skip
 STEP, TOKENS = COLUMNS.index("step"), COLUMNS.index("tokens")
-# What must be equal when a step is sent again.
+# The columns that must be equal when a step is sent again.
 CONTENT = COLUMNS[2:7]
 
 Row = tuple[Any, ...]
-"""One row as `COLUMNS` say."""
+"""One row, with its values in the order of `COLUMNS`."""
 
 _LOCK = PreparedIn(
     sa.select(
@@ -45,7 +46,9 @@ _LOCK = PreparedIn(
         recordings.c.last_step,
         recordings.c.tokens,
     )
-    .order_by(recordings.c.key)  # every server locks in one order: no deadlock
+    .order_by(
+        recordings.c.key
+    )  # all servers lock in one order, so that they never wait for each other
     .with_for_update(),
     recordings.c.id,
 )
@@ -92,7 +95,7 @@ _UPDATE_RECORDING = Prepared(
 
 @dataclass(slots=True)
 class _Recording:
-    """A recording's state while the transaction goes on."""
+    """A recording's state within the transaction."""
 
     key: int
     columns: int
@@ -101,11 +104,12 @@ class _Recording:
     first_step: int
     last_step: int
     tokens: int | None
-    touched: int = 0  # the attempt that got rows, the latest of them if it did
+    # The number of the attempt that a batch named, 0 for none; the latest attempt if any named it.
+    written: int = 0
     attempts: dict[int, _Attempt] = field(default_factory=dict)
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Counts visible rows, ascending by step, of which there is at least one."""
+        """Counts new visible rows, ascending by step and at least one."""
         first, last = rows[0][STEP], rows[-1][STEP]
         if not self.rows or last >= self.last_step:
             seen = (
@@ -125,9 +129,9 @@ class _Attempt:
     resume_at: int
     status: str
     visible_below: int
-    last_step: int  # of the rows stored before this transaction
-    pending: list[Row] = field(default_factory=list)  # rows of this transaction
-    highest: int = -1  # step of all these
+    last_step: int  # the greatest of the rows stored before this transaction
+    pending: list[Row] = field(default_factory=list)  # rows that this transaction stores
+    highest: int = -1  # the greatest step of stored and pending rows
 
     def __post_init__(self) -> None:
         self.highest = self.last_step
@@ -136,12 +140,15 @@ class _Attempt:
 def append(
     driver: Driver, batches: Sequence[Batch], now: int, lease_until: int
 ) -> list[Appended | FlermError]:
-    """Stores `batches` within the caller's transaction; the answer at i is that of batch i."""
+    """Stores `batches` within the caller's transaction; see `Store.append_many`.
+
+    now, lease_until: the database's time and the end of a renewed lease, in microseconds.
+    """
     states = _load(driver, {batch.recording_id for batch in batches})
     answers: list[Appended | FlermError] = []
     for batch in batches:
         try:
-            answers.append(_take(driver, states, batch, now))
+            answers.append(_plan(driver, states, batch, now))
         except FlermError as error:
             answers.append(error)
     _write(driver, states, now, lease_until)
@@ -149,27 +156,31 @@ def append(
 
 
 def _load(driver: Driver, ids: set[str]) -> dict[str, _Recording]:
+    """Locks the recordings with these `ids` and reads their state, by id."""
     states = {row[1]: _Recording(row[0], *row[2:]) for row in _LOCK.all(driver, list(ids))}
     by_key = {state.key: state for state in states.values()}
     if by_key:
-        # A statement of its own: it sees what was committed while the first waited for its locks.
+        # A statement of its own, so that it sees what others committed while the first one waited
+        # for its locks.
         for recording_key, number, *attempt in _ATTEMPTS.all(driver, list(by_key)):
             by_key[recording_key].attempts[number] = _Attempt(*attempt)
     return states
 
 
-def _take(driver: Driver, states: dict[str, _Recording], batch: Batch, now: int) -> Appended:
-    """Checks one batch and, all of it being right, plans its rows."""
+def _plan(driver: Driver, states: dict[str, _Recording], batch: Batch, now: int) -> Appended:
+    """Checks one batch and adds its new rows to those that `_write` stores. Raises its refusal."""
     state = states.get(batch.recording_id)
     if state is None:
         raise NotFound(
-            f"recording {batch.recording_id!r} is not in this registry: start it before appending to it"
+            f"recording {batch.recording_id!r} is not in this registry: "
+            "start it before appending to it"
         )
     number = batch.attempt or state.latest
     attempt = state.attempts.get(number)
     if attempt is None:
         raise NotFound(
-            f"recording {batch.recording_id} has no attempt {number}; it has {sorted(state.attempts)}"
+            f"recording {batch.recording_id} has no attempt {number}; "
+            f"it has {sorted(state.attempts)}"
         )
     steps = batch.rows.steps
     validation.validate_block(batch.rows, state.columns)
@@ -177,7 +188,8 @@ def _take(driver: Driver, states: dict[str, _Recording], batch: Batch, now: int)
         return Appended(0, 0)
     if steps[0] < attempt.resume_at:
         raise InvalidInput(
-            f"step {steps[0]} of recording {batch.recording_id}: attempt {number} owns steps from {attempt.resume_at} on only"
+            f"step {steps[0]} of recording {batch.recording_id}: "
+            f"attempt {number} owns steps from {attempt.resume_at} on only"
         )
     rows = _rows(batch, attempt.key, now)
     stored = _stored(driver, attempt, rows) if steps[0] <= attempt.highest else {}
@@ -192,8 +204,8 @@ def _take(driver: Driver, states: dict[str, _Recording], batch: Batch, now: int)
         visible = rows[: bisect_left(rows, attempt.visible_below, key=lambda row: row[STEP])]
         if visible:
             state.add(visible)
-    if state.touched != state.latest:
-        state.touched = number
+    if state.written != state.latest:
+        state.written = number
     return Appended(len(steps), len(stored))
 
 
@@ -212,28 +224,27 @@ def _rows(batch: Batch, attempt_key: int, now: int) -> list[Row]:
 
 
 def _stored(driver: Driver, attempt: _Attempt, rows: Sequence[Row]) -> dict[int, Row]:
-    """The content of those of `rows` that are there already: in the database or earlier in this transaction."""
+    """The content, by step, of those of `rows` that are stored or that this transaction stores."""
     wanted = {row[STEP] for row in rows}
-    there = {row[STEP]: row[2:7] for row in attempt.pending if row[STEP] in wanted}
-    old = [step for step in wanted if step <= attempt.last_step and step not in there]
+    known = {row[STEP]: row[2:7] for row in attempt.pending if row[STEP] in wanted}
+    old = [step for step in wanted if step <= attempt.last_step and step not in known]
     if old:
         span = {"attempt": attempt.key, "first": min(old), "last": max(old)}
-        there |= {
+        known |= {
             step: tuple(content) for step, *content in _STORED.all(driver, span) if step in wanted
         }
-    return there
+    return known
 
 
 def _refuse_other_content(
     rows: Sequence[Row], stored: dict[int, Row], batch: Batch, number: int
 ) -> None:
+    """Raises `AlreadyExists` for a row whose step is stored with other content."""
     for row in rows:
-        there = stored.get(row[STEP])
-        if there is not None and there != row[2:7]:
+        known = stored.get(row[STEP])
+        if known is not None and known != row[2:7]:
             differing = [
-                name
-                for name, mine, its in zip(CONTENT, row[2:7], there, strict=True)
-                if mine != its
+                name for name, new, old in zip(CONTENT, row[2:7], known, strict=True) if new != old
             ]
             raise AlreadyExists(
                 f"step {row[STEP]} of recording {batch.recording_id}, attempt {number}, "
@@ -242,9 +253,10 @@ def _refuse_other_content(
 
 
 def _write(driver: Driver, states: dict[str, _Recording], now: int, lease_until: int) -> None:
-    touched = [state for state in states.values() if state.touched]
+    """Stores the planned rows and the new state of attempts and recordings."""
+    written = [state for state in states.values() if state.written]
     changed = [
-        attempt for state in touched for attempt in state.attempts.values() if attempt.pending
+        attempt for state in written for attempt in state.attempts.values() if attempt.pending
     ]
     if changed:
         _INSERT.run(
@@ -256,7 +268,7 @@ def _write(driver: Driver, states: dict[str, _Recording], now: int, lease_until:
         _UPDATE_ATTEMPT.run(
             driver, [{"attempt": each.key, "greatest": each.highest} for each in changed]
         )
-    if touched:
+    if written:
         _UPDATE_RECORDING.run(
             driver,
             [
@@ -267,9 +279,9 @@ def _write(driver: Driver, states: dict[str, _Recording], now: int, lease_until:
                     "last": state.last_step,
                     "seen": state.tokens,
                     "now": now,
-                    "number": state.touched,
+                    "number": state.written,
                     "lease": lease_until,
                 }
-                for state in touched
+                for state in written
             ],
         )
