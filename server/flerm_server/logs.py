@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on stderr, lines for people when stderr is a terminal."""
+"""Structured logs on stderr: one JSON object a line, or readable lines where it is a terminal."""
 
 from __future__ import annotations
 
@@ -16,39 +16,44 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 class _Stderr(io.TextIOBase):
-    """The process's stderr, wherever it is now. Whoever read it may be gone: a call must not fail for a line nobody reads."""
+    """The process's present stderr, without its errors.
+
+    The process that reads it may have ended: a call must not fail for a line that nobody reads.
+    """
 
     def write(self, text: str) -> int:
-        """Writes, if that can be."""
+        """Writes `text` if possible."""
         with suppress(OSError, ValueError):
             sys.stderr.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flushes, if that can be."""
+        """Flushes if possible."""
         with suppress(OSError, ValueError):
             sys.stderr.flush()
 
 
 def configure(level: str) -> None:
-    """Sets up structlog, and lets the libraries' own warnings through likewise. Raises `InvalidInput` for an unknown level."""
+    """Sets up structlog from `level` on, and the same form for warnings of libraries.
+
+    Raises `InvalidInput` for a level that is not one of `LEVELS`.
+    """
     if level not in LEVELS:
         raise InvalidInput(f"log_level {level!r}: one of {', '.join(LEVELS)} is allowed")
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    people = sys.stderr.isatty()
     stderr: Any = _Stderr()
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    ending: list[structlog.typing.Processor] = (
+    rendering: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer()]
-        if people
+        if sys.stderr.isatty()
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
-        processors=[*shared, *ending],
+        processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.PrintLoggerFactory(stderr),
         cache_logger_on_first_use=True,
@@ -56,14 +61,14 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=ending_for_libraries(ending)
+            foreign_pre_chain=shared, processors=_rendering_of_libraries(rendering)
         )
     )
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
 
 
-def ending_for_libraries(
-    ending: list[structlog.typing.Processor],
+def _rendering_of_libraries(
+    rendering: list[structlog.typing.Processor],
 ) -> list[structlog.typing.Processor]:
     """The same rendering for records of the standard library's logging."""
-    return [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending]
+    return [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering]

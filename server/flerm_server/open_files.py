@@ -1,4 +1,4 @@
-"""What the process itself may hold open."""
+"""How many files the process may have open."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ log = structlog.get_logger("flerm.limits")
 
 
 def raise_open_files() -> int:
-    """As many open files as the system lets us have: each connection is one. The number; many systems begin with 1,024."""
+    """Raises the limit of open files as far as the system allows; the new limit.
+
+    Each connection is an open file, and many systems start with a limit of 1,024.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard != resource.RLIM_INFINITY else 1 << 20
     if soft < wanted:

@@ -1,4 +1,4 @@
-"""The certificate that both ports show, read again when it was renewed."""
+"""The certificate of both ports, which is read again when its files change."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ log = structlog.get_logger("flerm.tls")
 class Certificate:
     """A certificate chain and its key, in PEM files.
 
-    Every handshake looks whether the files have changed. What cannot be used (one file renewed, the other not yet) is not
-    taken: the last good pair serves on, and the log says so.
+    Every handshake checks whether the files have changed. While the new files do not fit together
+    (one is renewed, the other not yet), the last good pair stays in use, and the log has a warning.
     """
 
     def __init__(self, chain: Path, key: Path) -> None:
-        """Reads them. Raises `InvalidInput` for files that are no certificate and its key."""
+        """Reads the files. Raises `InvalidInput` unless they are a certificate and its key."""
         self._chain, self._key = chain, key
         self._lock = threading.Lock()
         try:
-            self._seen = self._stamps()
-            self._take()
+            self._loaded = self._stamps()
+            self._load()
         except (OSError, ssl.SSLError) as error:
             raise InvalidInput(
-                f"tls_cert {chain}, tls_key {key}: no certificate and its key in PEM ({_reason(error)})"
+                f"tls_cert {chain}, tls_key {key}: "
+                f"no certificate and its key in PEM ({_reason(error)})"
             ) from error
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """For gRPC."""
+        """The credentials of a gRPC server, which follow the files."""
 
         def renewed() -> grpc.ServerCertificateConfiguration:
-            self._look()
+            self._reload_if_changed()
             configuration: grpc.ServerCertificateConfiguration = self._configuration
             return configuration
 
@@ -48,24 +49,24 @@ class Certificate:
         return credentials
 
     def context(self) -> ssl.SSLContext:
-        """For HTTP: a context that hands each handshake to the present one."""
+        """The context of an HTTP server. Each handshake goes on with the present files' context."""
 
         def swap(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-            self._look()
+            self._reload_if_changed()
             connection.context = self._context
 
         entry = self._new_context()
-        entry.sni_callback = swap  # OpenSSL calls it for clients that send no name too
+        entry.sni_callback = swap  # OpenSSL calls it also for clients that send no name
         return entry
 
-    def _look(self) -> None:
+    def _reload_if_changed(self) -> None:
         with self._lock:
             try:
                 stamps = self._stamps()
-                if stamps == self._seen:
+                if stamps == self._loaded:
                     return
-                self._take()
-                self._seen = stamps
+                self._load()
+                self._loaded = stamps
                 log.info("certificate renewed", chain=str(self._chain))
             except (OSError, ssl.SSLError) as error:
                 log.warning(
@@ -74,8 +75,8 @@ class Certificate:
                     reason=_reason(error),
                 )
 
-    def _take(self) -> None:
-        context = self._new_context()  # raises for a pair that does not fit
+    def _load(self) -> None:
+        context = self._new_context()  # raises where certificate and key do not fit
         pair = (self._key.read_bytes(), self._chain.read_bytes())
         self._configuration: Any = grpc.ssl_server_certificate_configuration([pair])
         self._context = context

@@ -1,6 +1,7 @@
-"""Traces by OpenTelemetry, where the extra `traces` is installed and OTEL_EXPORTER_OTLP_ENDPOINT says where they go.
+"""Traces by OpenTelemetry.
 
-Everything else is set by OpenTelemetry's own environment variables (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, ...).
+They need the extra `traces`, and OTEL_EXPORTER_OTLP_ENDPOINT with the address that receives them.
+OpenTelemetry's own variables (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, ...) configure the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ _tracer: Any = None
 
 
 def configure() -> None:
-    """Begins to export, if told where. Raises `Refused` when told and not installed."""
+    """Begins to export traces where an address is set.
+
+    Raises `Refused` where an address is set and the extra is not installed.
+    """
     global _tracer
     if not (
         os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -31,7 +35,8 @@ def configure() -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise Refused(
-            f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but {error.name} is not installed: pip install 'flerm[traces]'"
+            f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but {error.name} is not installed: "
+            "pip install 'flerm[traces]'"
         ) from error
     os.environ.setdefault("OTEL_SERVICE_NAME", "flerm")
     provider = TracerProvider(resource=Resource.create())
@@ -41,7 +46,7 @@ def configure() -> None:
 
 
 def flush() -> None:
-    """Sends what was not sent yet."""
+    """Sends the spans that were not sent yet, and stops exporting."""
     if _tracer is not None:
         from opentelemetry import trace
 
@@ -52,7 +57,7 @@ def flush() -> None:
 def span(
     name: str, headers: Mapping[str, str], **attributes: str
 ) -> AbstractContextManager[object]:
-    """A span of a call that came with `headers`, whose traceparent makes it a part of the caller's trace."""
+    """A span for a call; `traceparent` among its `headers` makes it part of the caller's trace."""
     return nullcontext() if _tracer is None else _span(name, headers, attributes)
 
 
@@ -66,7 +71,8 @@ def _span(name: str, headers: Mapping[str, str], attributes: Mapping[str, str]) 
         kind=trace.SpanKind.SERVER,
         attributes=dict(attributes),
     )
-    # Not made the current one: calls are answered by generators, which may be continued in another context.
+    # The span does not become the current one: a call may be answered by a generator, whose next
+    # part runs in another context.
     try:
         yield began
     except GeneratorExit:

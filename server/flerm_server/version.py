@@ -1,4 +1,4 @@
-"""Which version of the distribution this is."""
+"""The version of the server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.metadata import version as installed_version
 
 
 def version() -> str:
-    """The installed distribution's version; "0+tree" when run from a source tree that is not installed."""
+    """The installed distribution's version; "0+tree" in a source tree that is not installed."""
     try:
         return installed_version("flerm")
     except PackageNotFoundError:

@@ -1,4 +1,7 @@
-"""What each call needs. gRPC's interceptor and HTTP's middleware both ask here; what has no rule needs admin."""
+"""Which scope each call needs.
+
+The gRPC interceptor and the HTTP middleware both ask here. A method without a rule needs admin.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +27,27 @@ RPCS: Mapping[str, Scope] = {
     "DeleteRecording": Scope.ADMIN,
 }
 
-# Says nothing that is not in the source: probes ask it without a token, and so do tools that look for the contract.
+# Open to everybody: probes ask for the health without a token, and the wire contract that
+# reflection gives is in the published source.
 OPEN_SERVICES = frozenset({"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"})
 
-# What probes and the login page need.
+# Open to everybody: what probes and the login page need.
 OPEN_PATHS = ("/healthz", "/readyz", "/login", "/static/")
-# Counts of the whole registry: not for a token that is bound to a family.
+# These count over the whole registry, so a token that is bound to a family may not read them.
 WHOLE_PATHS = ("/metrics",)
 
 
 def rpc_needs(method: str) -> Scope | None:
-    """What `/package.Service/Method` needs; None for what is open to everybody."""
+    """The scope that `/package.Service/Method` needs; None: open to everybody."""
     service, _, name = method.strip("/").partition("/")
     return None if service in OPEN_SERVICES else RPCS.get(name, Scope.ADMIN)
 
 
 def path_needs(path: str) -> Scope | None:
-    """What a request for `path` needs; None for what is open. Nothing that HTTP serves writes, so reading is enough."""
+    """The scope that an HTTP request for `path` needs; None: open to everybody.
+
+    Nothing that HTTP serves writes, so the scope to read is enough for all paths.
+    """
     opened = any(
         path.startswith(each) if each.endswith("/") else path == each for each in OPEN_PATHS
     )

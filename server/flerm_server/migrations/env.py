@@ -1,4 +1,4 @@
-"""Runs revisions on the connection that `flerm_server.store.sql.schema.upgrade` hands over, within its transaction."""
+"""Runs migrations within the transaction of `flerm_server.store.sql.schema.upgrade`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flerm_server.store.sql.tables import metadata
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
-    # SQLite's DDL is transactional too once the driver keeps its hands off.
+    # SQLite can undo changes of the schema too, as the driver opens no transactions of its own.
     transactional_ddl=True,
     render_as_batch=True,
 )

@@ -271,7 +271,7 @@ class Store(ABC):
 
     @abstractmethod
     def delete(self, recording_id: str) -> int:
-        """Removes a recording, its attempts and rows; the number of rows. 0 when it does not exist."""
+        """Removes a recording with its attempts and rows; the number of rows, 0 for no recording."""
 
     @abstractmethod
     def select(
@@ -306,7 +306,7 @@ class Store(ABC):
 
     @abstractmethod
     def runs(self, filters: RecordingFilter) -> Runs:
-        """What a loss curve needs of the recordings that pass `filters`, which names their family."""
+        """What a loss curve needs of the recordings that pass `filters`, which has their family."""
 
     @abstractmethod
     def close(self) -> None:

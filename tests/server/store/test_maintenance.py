@@ -18,7 +18,7 @@ from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_server.cli import app
 from flerm_server.store.interface import Appended, Batch, Store
-from flerm_server.store.sql.engine import open_engine, parse_url, refuse_network
+from flerm_server.store.sql.engine import open_engine, parse_url, refuse_network_file_system
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster, postgres_tool
 from tests.server.conftest import Backend, migrate
@@ -222,16 +222,16 @@ def test_a_file_on_a_network_disk_is_refused(tmp_path: Path):
     home.mkdir()
     written = str(home).replace(" ", "\\040")
     mounts.write_text(f"/dev/root / ext4 rw 0 0\nserver:/export {written} nfs4 rw,vers=4.2 0 0\n")
-    refuse_network(tmp_path / "registry.db", mounts)
+    refuse_network_file_system(tmp_path / "registry.db", mounts)
     with pytest.raises(
         Refused,
         match=r"registry.db: it lies on a network file system \(nfs4 at .*shared disk\), .* PostgreSQL",
     ):
-        refuse_network(home / "registry.db", mounts)
+        refuse_network_file_system(home / "registry.db", mounts)
     mounts.write_text(f"/dev/root / ext4 rw 0 0\nme@host: {written} fuse.sshfs rw 0 0\n")
     with pytest.raises(Refused, match=r"fuse\.sshfs"):
-        refuse_network(home / "registry.db", mounts)
-    refuse_network(home / "registry.db", tmp_path / "no list of mounts")
+        refuse_network_file_system(home / "registry.db", mounts)
+    refuse_network_file_system(home / "registry.db", tmp_path / "no list of mounts")
     open_engine(parse_url(f"sqlite:///{tmp_path}/registry.db")).dispose()
 
 

@@ -1,4 +1,7 @@
-"""An index for listing one family, newest first; PostgreSQL no longer tries to compress vectors. Older servers work on."""
+"""An index for listing one family, newest first; PostgreSQL does not try to compress vectors.
+
+Servers of the schema before work with this one.
+"""
 
 from __future__ import annotations
 
@@ -15,5 +18,5 @@ def upgrade() -> None:
         "ix_recordings_family_key_created_at_key", "recordings", ["family_key", "created_at", "key"]
     )
     if op.get_bind().dialect.name == "postgresql":
-        # Measured floats do not get smaller, and the attempt costs more than the write.
+        # Measured floats do not get smaller, and to try costs more time than the write itself.
         op.execute("ALTER TABLE measurements ALTER COLUMN fslr SET STORAGE EXTERNAL")

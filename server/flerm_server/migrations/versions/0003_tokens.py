@@ -1,4 +1,7 @@
-"""Tokens and the browser sessions made from them; who opened an attempt. Older servers work on, without tokens."""
+"""Tokens, the browser sessions made with them, and who opened an attempt.
+
+Servers of the schema before work with this one, without tokens.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("id", name="uq_sessions_id"),
         sa.ForeignKeyConstraint(["token_key"], ["tokens.key"], name="fk_sessions_token_key"),
     )
-    # A default, because servers of the schema before insert attempts without it.
+    # With a default, for servers of the schema before insert attempts without this column.
     op.add_column("attempts", sa.Column("created_by", sa.Text, nullable=False, server_default=""))
     op.create_index("ix_recordings_created_by", "recordings", ["created_by"])

@@ -1,6 +1,7 @@
-"""What makes recordings comparable, interned, and an index by it; which attempt one resumed from.
+"""A table of comparability keys, an index by them, and which attempt another one resumed from.
 
-Older servers work on: what they open has no kind yet.
+Servers of the schema before work with this one: the recordings that they open have no key yet, and
+newer servers add it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key", name="pk_kinds"),
         sa.UniqueConstraint("digest", name="uq_kinds_digest"),
     )
-    # No foreign key: SQLite would copy the whole table for one, and kinds are never deleted.
+    # No foreign key: SQLite would copy the whole table for one, and keys are never deleted.
     op.add_column("recordings", sa.Column("kind_key", key))
     op.create_index(
         "ix_recordings_family_key_role_variant_kind_key_status_lr",

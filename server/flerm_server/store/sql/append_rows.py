@@ -26,7 +26,8 @@ from flerm_server.store.sql.start_recording import attempt_ended
 from flerm_server.store.sql.tables import attempts, measurements, recordings
 
 COLUMNS = (
-    "attempt_key", "step", "fslr", "loss", "learning_rate", "tokens", "extra", "measured_at", "committed_at",
+    "attempt_key", "step", "fslr", "loss", "learning_rate", "tokens", "extra", "measured_at",
+    "committed_at",
 )  # fmt: skip
 STEP, TOKENS = COLUMNS.index("step"), COLUMNS.index("tokens")
 # The columns that must be equal when a step is sent again.

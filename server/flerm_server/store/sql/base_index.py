@@ -22,8 +22,8 @@ from flerm_server.store.sql.mappers import recording_from, select_recordings, st
 from flerm_server.store.sql.tables import comparability_keys, recording_tags, recordings
 
 LR_TOLERANCE = 2e-9  # wider than that of `same_lr`, which then decides
-# How many learning rates one statement looks up. Few at first: the rules as a rule stop at the first
-# rate that is not the same as the one before.
+# How many learning rates one statement looks up. Few at first: the rules as a rule stop at the
+# first rate that is not the same as the one before.
 FIRST_RATES, MORE_RATES = 4, 256
 
 

@@ -34,7 +34,7 @@ def intern(connection: sa.Connection, key: ComparabilityKey) -> int:
 
 
 def has_unkeyed(connection: sa.Connection, family_key: int) -> bool:
-    """Whether the family has base recordings without a key: servers of an older schema made them."""
+    """Whether the family has base recordings without a key, from servers of an older schema."""
     query = (
         sa.select(recordings.c.key)
         .where(*base_of(family_key), recordings.c.kind_key.is_(None))

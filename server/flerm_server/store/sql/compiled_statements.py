@@ -1,7 +1,7 @@
 """Statements of SQLAlchemy, compiled once and run on the driver's own cursor.
 
-To open a transaction and to execute a statement costs SQLAlchemy about 80 µs each, and the driver
-6 µs. Where each row has its own transaction, that is most of the time. Such statements are for plain
+To open a transaction and to execute a statement costs SQLAlchemy about 80 µs each, and the driver 6
+µs. Where each row has its own transaction, that is most of the time. Such statements are for plain
 columns only: values and results are the driver's, without SQLAlchemy's type conversion.
 """
 

@@ -97,7 +97,7 @@ def one_family(connection: sa.Connection, name: str, within: str = "") -> Family
 
 
 def family_record(connection: sa.Connection, name: str, within: str = "") -> sa.Row[Any]:
-    """The row of a family, without a count of its recordings. Raises `NotFound` as `Store.family`."""
+    """The row of a family, without a count of its recordings. Raises as `Store.family` does."""
     found = connection.execute(sa.select(families).where(families.c.name == name)).one_or_none()
     if found is None:
         query = (

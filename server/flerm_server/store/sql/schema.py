@@ -1,7 +1,8 @@
-"""The schema's revision: reading, checking, upgrading, backing up.
+"""The schema's revision: reading, checking and upgrading it, and backups.
 
-Migrations expand first and contract a release later, so old and new servers work side by side. `schema_support` in the database
-says from which revision on a server can work with it; `NEEDS` says which revision this server wants at least.
+A migration first adds what is new; what is old goes one release later. So servers of two versions
+can work on one database. The table `schema_support` has the oldest revision whose servers can still
+do so, and `NEEDS` is the oldest revision that this server can work with.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from flerm_server.store.sql.engine import database_file, transaction
 from flerm_server.store.sql.tables import metadata, schema_support
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
-NEEDS = "0004"  # the oldest schema that the statements of this version run on; revisions compare as text
-OLDEST = "0001"  # what the migrations so far have left in `schema_support`
+NEEDS = "0004"  # the oldest schema on which the statements of this version run; compared as text
+OLDEST = "0001"  # what all migrations together write to `schema_support`
 ALEMBIC_VERSION = """CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 )"""
-UPGRADE_LOCK = 0x666C65726D  # of PostgreSQL's advisory locks: "flerm"
+UPGRADE_LOCK = 0x666C65726D  # the number of a PostgreSQL advisory lock: the bytes of "flerm"
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaState:
-    """`current`: the database's revision ("" for an empty one). `head`: this version's newest. `oldest_server`: its wish."""
+    """Revisions of the schema.
+
+    `current`: the database's; empty for an empty database. `head`: the newest that this version
+    knows. `oldest_server`: the oldest whose servers the database still serves.
+    """
 
     current: str
     head: str
@@ -37,26 +42,29 @@ class SchemaState:
 
     @property
     def problem(self) -> str:
-        """Why this server cannot serve the database, in a sentence; empty when it can."""
+        """Why this server cannot serve the database; empty when it can."""
         if not self.current:
             return "the database is empty: make its tables with `flerm db upgrade`"
         if self.current < NEEDS:
-            return f"the database has schema {self.current}, this server needs {NEEDS} or newer: run `flerm db upgrade`"
+            return (
+                f"the database has schema {self.current}, this server needs {NEEDS} or newer: "
+                "run `flerm db upgrade`"
+            )
         if self.oldest_server > self.head:
             return (
-                f"the database has schema {self.current}, which only servers that know {self.oldest_server} can serve; "
-                f"this one knows {self.head}: install a newer flerm"
+                f"the database has schema {self.current}, which only servers that know "
+                f"{self.oldest_server} can serve; this one knows {self.head}: install a newer flerm"
             )
         return ""
 
 
 def head() -> str:
-    """The newest revision that this version knows: the migrations' files begin with theirs, four digits."""
+    """The newest revision that this version knows, from the first four characters of file names."""
     return max(file.name[:4] for file in (MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
 def state(engine: sa.Engine) -> SchemaState:
-    """Where the database stands. Raises `Unreachable`."""
+    """The revisions of a database. Raises `Unreachable`, and `Refused` for another program's."""
     with transaction(engine) as connection:
         return _state(connection)
 
@@ -66,12 +74,14 @@ def _state(connection: sa.Connection) -> SchemaState:
     if "alembic_version" not in tables:
         if tables and "recordings" in tables:
             raise Refused(
-                "the database has tables of a registry but no schema revision: it was not made by `flerm db upgrade`"
+                "the database has tables of a registry but no schema revision: "
+                "it was not made by `flerm db upgrade`"
             )
         return SchemaState("", head(), "")
     if "schema_support" not in tables:
         raise Refused(
-            "the database belongs to another program (its alembic_version is not a registry's): name one of its own"
+            "the database belongs to another program (its alembic_version is not a registry's): "
+            "name one of its own"
         )
     current = (
         connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one_or_none()
@@ -86,7 +96,7 @@ def _state(connection: sa.Connection) -> SchemaState:
 
 
 def check(engine: sa.Engine) -> SchemaState:
-    """The state of a database that this server can serve. Raises `Refused` with the sentence of `SchemaState.problem`."""
+    """The revisions of a database that this server can serve. Raises `Refused` for any other."""
     found = state(engine)
     if found.problem:
         raise Refused(found.problem)
@@ -94,9 +104,10 @@ def check(engine: sa.Engine) -> SchemaState:
 
 
 def upgrade(engine: sa.Engine) -> tuple[SchemaState, SchemaState]:
-    """Brings the database to this version's newest revision: (before, after). Several at once wait for one another.
+    """Brings the database to this version's newest revision; its revisions before and after.
 
-    One transaction on both databases: an upgrade that fails leaves the old schema. An existing SQLite file is copied first.
+    It is one transaction: an upgrade that fails leaves the old schema. Upgrades that run at the
+    same time wait for each other. An existing SQLite file is copied first.
     """
     with transaction(engine, writes=True) as connection:
         if connection.dialect.name == "postgresql":
@@ -104,18 +115,19 @@ def upgrade(engine: sa.Engine) -> tuple[SchemaState, SchemaState]:
         before = _state(connection)
         if before.current < before.head:
             if before.current and connection.dialect.name == "sqlite":
-                # While this one holds the write lock: what is copied is what will be changed, and nobody else copies.
+                # This transaction holds the write lock: nobody changes the file before it is
+                # upgraded, and nobody else copies it.
                 backup(engine, _backup_name(database_file(engine.url), before.current))
             if before.current or connection.dialect.name != "sqlite":
                 migrate(connection)
             else:
-                _make(connection)
+                _create_all(connection)
     return before, state(engine)
 
 
 def migrate(connection: sa.Connection) -> None:
-    """Runs the migrations that are missing, within the caller's transaction."""
-    # Here, not above: only who upgrades needs Alembic, and it takes a third of a second and 10 MiB.
+    """Runs the missing migrations within the caller's transaction."""
+    # Alembic takes a third of a second and 10 MiB, and only upgrades need it.
     from alembic.command import upgrade as alembic_upgrade
     from alembic.config import Config
 
@@ -125,9 +137,11 @@ def migrate(connection: sa.Connection) -> None:
     alembic_upgrade(config, "head")
 
 
-def _make(connection: sa.Connection) -> None:
-    """What all migrations together make of an empty SQLite database (a test compares): a server's first start need not wait
-    for them."""
+def _create_all(connection: sa.Connection) -> None:
+    """Makes the tables of an empty SQLite database at once, as all migrations together would.
+
+    So a server's first start does not wait for the migrations. A test compares the two.
+    """
     metadata.create_all(connection, checkfirst=False)
     connection.execute(schema_support.insert().values(oldest_server=OLDEST))
     for statement in (ALEMBIC_VERSION, f"INSERT INTO alembic_version VALUES ('{head()}')"):
@@ -143,9 +157,10 @@ def _backup_name(file: Path, revision: str) -> Path:
 
 
 def backup(engine: sa.Engine, destination: Path) -> Path:
-    """A consistent copy of a SQLite database in use, at `destination`, which must not exist yet.
+    """Copies a SQLite database, which may be in use, consistently to the new file `destination`.
 
-    Raises `InvalidInput` for a PostgreSQL database (that is pg_dump's work) and for an existing destination.
+    Raises `InvalidInput` for a PostgreSQL database (which pg_dump copies), and when `destination`
+    exists.
     """
     if engine.dialect.name != "sqlite":
         raise InvalidInput(

@@ -139,8 +139,8 @@ class StartRecording:
         )
         if self.connection.execute(theirs).scalar_one() >= self.most_recordings:
             raise LimitExceeded(
-                f"recordings_per_token: token {self.created_by} has {self.most_recordings} recordings, "
-                "the most that it may; "
+                f"recordings_per_token: token {self.created_by} has {self.most_recordings} "
+                "recordings, the most that it may; "
                 "delete old ones, or ask for another token"
             )
 

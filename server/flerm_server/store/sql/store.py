@@ -296,8 +296,8 @@ def open_store(url: str, *, lease_seconds: float = LEASE_SECONDS) -> SqlStore:
     """The store at `url`.
 
     A SQLite file is made, or copied and upgraded, first. A PostgreSQL database must have this
-    version's schema already. Raises `InvalidInput` for a URL of another database, `Unreachable`, and
-    `Refused` for a schema that this version cannot serve.
+    version's schema already. Raises `InvalidInput` for a URL of another database, `Unreachable`,
+    and `Refused` for a schema that this version cannot serve.
     """
     engine = open_engine(parse_url(url))
     try:

@@ -89,8 +89,8 @@ recordings = Table(
     Column("versions", JSON, nullable=False),
     Column("targets_digest", Text, nullable=False),
     Column("targets_sources", JSON, nullable=False),
-    # The state of the latest attempt, and the count, ends and tokens of the visible rows. Every write
-    # keeps them up to date.
+    # The state of the latest attempt, and the count, ends and tokens of the visible rows. Every
+    # write keeps them up to date.
     Column("status", Text, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("rows", BigInteger, nullable=False),
