@@ -10,7 +10,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -180,6 +180,13 @@ class Recording:
     def without_parameters(self) -> Recording:
         """The same, light enough for a listing."""
         return replace(self, spec=replace(self.spec, parameters=ParameterList((), (), ())))
+
+
+def flat_fields(recording: Recording) -> dict[str, Any]:
+    """The fields of a recording and of its specification by name, on one level, for JSON."""
+    content = {each.name: getattr(recording, each.name) for each in fields(recording)}
+    spec = content.pop("spec")
+    return {each.name: getattr(spec, each.name) for each in fields(spec)} | content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from flerm_client.cli.common import (
     print_table,
     tags_of,
 )
-from flerm_core.records.recording import Recording
+from flerm_core.records.recording import Recording, flat_fields
 
 
 def recordings(
@@ -104,8 +104,7 @@ def as_plain(recording: Recording, *, parameters: bool = False) -> dict[str, Any
 
     `parameters`: whether the parameter list is included.
     """
-    content: dict[str, Any] = plain(recording)
-    spec = content.pop("spec")
+    content = flat_fields(recording)
     if not parameters:
-        del spec["parameters"]
-    return {**spec, **content}
+        del content["parameters"]
+    return {name: plain(value) for name, value in content.items()}

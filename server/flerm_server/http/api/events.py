@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from flerm_core.errors import FlermError, LimitExceeded
 from flerm_core.records.recording import FINAL_STATUSES, Recording
 from flerm_server.http.api import examples
-from flerm_server.http.api.schemas import number
+from flerm_server.http.api.core_models import number
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.problems import PROBLEM
 from flerm_server.store.interface import Store

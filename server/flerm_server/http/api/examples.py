@@ -66,6 +66,7 @@ RECORDING_VALUE: dict[str, Any] = {
     "finished_at": TIME,
     "created_by": "",
     "parameter_count": 2,
+    "final_step": 401,
     "parameters": None,
 }
 _PARAMETERS = [

@@ -20,7 +20,6 @@ from flerm_server.http.api.schemas import (
     LossCurve,
     Losses,
     LossPointOut,
-    number,
 )
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.problems import PROBLEM
@@ -68,16 +67,7 @@ def losses(store: StoreDep, name: examples.FamilyName) -> Losses:
         LossCurve(
             role=role,
             variant=variant,
-            points=[
-                LossPointOut(
-                    lr=each.lr,
-                    loss=number(each.loss),
-                    spread=number(each.spread),
-                    seeds=each.seeds,
-                    diverged=each.diverged,
-                )
-                for each in points
-            ],
+            points=[LossPointOut.of(each) for each in points],
         )
         for (role, variant), points in queries.losses(store, name).items()
     ]

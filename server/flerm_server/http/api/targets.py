@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Query
 
 from flerm_core.records.queries import TargetQuery
 from flerm_server.http.api import examples
+from flerm_server.http.api.core_models import number
 from flerm_server.http.api.parameters import Tags
 from flerm_server.http.api.schemas import (
     Estimator,
@@ -15,7 +16,6 @@ from flerm_server.http.api.schemas import (
     MatchRequest,
     TargetsOut,
     TargetsRequest,
-    number,
 )
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.problems import PROBLEM
