@@ -6,7 +6,8 @@ The forms are the message of the wire contract, the row of the table, the model 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, make_dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -79,9 +80,7 @@ def test_the_values_of_this_file_differ_from_every_default() -> None:
     """A field that was lost on its way would come back as its default, so none may be sent."""
     plain = RecordingSpec(family="", lr=0.0, parameters=ParameterList((), (), ()))
     for full, default in ((SPEC, plain), (RECORDING, Recording(spec=plain)), (ENDING, Ending())):
-        assert [
-            name for name in names(full) if getattr(full, name) == getattr(default, name)
-        ] == []
+        assert [name for name in names(full) if getattr(full, name) == getattr(default, name)] == []
 
 
 def test_every_field_reaches_the_wire() -> None:
@@ -105,7 +104,7 @@ def test_every_field_reaches_rest_and_the_command_line() -> None:
 
 
 def test_every_field_reaches_the_table(tmp_path) -> None:
-    with open_store(f"sqlite:///{tmp_path}/registry.db") as store:
+    with closing(open_store(f"sqlite:///{tmp_path}/registry.db")) as store:
         store.start(SPEC)
         ended = store.finish(SPEC.id, 0, ENDING)
         found = store.recording(SPEC.id)
@@ -119,3 +118,73 @@ def test_every_field_reaches_the_table(tmp_path) -> None:
 def test_every_recording_field_has_a_column() -> None:
     derived = {"spec", "parameters", "family", "tags"}  # tables of their own
     assert (names(RECORDING) | names(SPEC)) - derived <= set(tables.recordings.c.keys())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WiderSpec(RecordingSpec):
+    """A specification with a field that no release has."""
+
+    cluster: str = ""
+
+
+WIDER = WiderSpec(
+    **{each.name: getattr(SPEC, each.name) for each in fields(SPEC)}, cluster="jupiter"
+)
+
+
+def wider_message() -> Any:
+    """`RecordingSpec` of the contract with the field `cluster`, as `registry.proto` would say it."""
+    file = descriptor_pb2.FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(file)
+    spec = next(each for each in file.message_type if each.name == "RecordingSpec")
+    kind = descriptor_pb2.FieldDescriptorProto
+    spec.field.add(name="cluster", number=99, type=kind.TYPE_STRING, label=kind.LABEL_OPTIONAL)
+    pool = descriptor_pool.DescriptorPool()
+    for dependency in (struct_pb2, timestamp_pb2):
+        pool.AddSerializedFile(dependency.DESCRIPTOR.serialized_pb)
+    pool.AddSerializedFile(file.SerializeToString())
+    return GetMessageClass(pool.FindMessageTypeByName("flerm.registry.v1.RecordingSpec"))
+
+
+def test_a_new_field_reaches_the_wire_without_a_converter_of_its_own() -> None:
+    parts = [recording_messages.PARAMETERS, recording_messages.ESTIMATOR]
+    with pytest.raises(TypeError, match=r"differ in \['cluster'\]"):
+        MessageCodec(WiderSpec, pb.RecordingSpec, parts=parts)
+    message = wider_message()
+    plain = recording_messages.spec_to_proto(SPEC).SerializeToString()
+    codec = MessageCodec(WiderSpec, message, parts=parts, value_only=["parameters", "estimator"])
+    found = codec.from_proto(
+        message.FromString(plain + message(cluster="jupiter").SerializeToString()),
+        parameters=SPEC.parameters,
+        estimator=SPEC.estimator,
+    )
+    assert found == WIDER
+
+
+def test_a_new_field_reaches_the_table_without_a_mapper_of_its_own() -> None:
+    elsewhere = ["family", "parameters", "tags"]
+    with pytest.raises(TypeError, match=r"no column for \['cluster'\]"):
+        mappers.RowMapper(WiderSpec, tables.recordings, elsewhere=elsewhere)
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "recordings",
+        metadata,
+        *(sa.Column(each.name, each.type) for each in tables.recordings.c),
+        sa.Column("cluster", sa.Text),
+    )
+    mapper = mappers.RowMapper(WiderSpec, table, elsewhere=elsewhere)
+    engine = sa.create_engine("sqlite://")
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        connection.execute(table.insert().values(mapper.to_row(WIDER)))
+        row = connection.execute(sa.select(table)).one()
+    kept_elsewhere = {name: getattr(WIDER, name) for name in elsewhere}
+    assert mapper.from_row(row, **kept_elsewhere) == WIDER
+
+
+def test_a_new_field_reaches_rest_and_the_command_line_without_a_word() -> None:
+    recording = replace(RECORDING, spec=WIDER)
+    assert as_plain(recording)["cluster"] == "jupiter"
+    model = fields_of(WiderSpec, without=["parameters", "estimator"])
+    assert model.of(WIDER).model_dump()["cluster"] == "jupiter"
+    assert model.model_json_schema()["properties"]["cluster"]["type"] == "string"

@@ -20,9 +20,9 @@ from flerm_server.store.interface import PAGE_SIZE, Page, Runs
 from flerm_server.store.sql.compiled_statements import Driver, Prepared
 from flerm_server.store.sql.engine import timestamp_to_column
 from flerm_server.store.sql.mappers import (
-    family_from,
-    parameters_from,
-    recording_from,
+    family_from_row,
+    parameters_from_row,
+    recording_from_row,
     select_recordings,
     status_at,
 )
@@ -141,7 +141,7 @@ def _with_counts(connection: sa.Connection, found: Sequence[sa.Row[Any]]) -> lis
         if role == "base":
             rates.setdefault(key, []).append(lr)
     return [
-        family_from(row, counts.get(row.key, 0), tuple(rates.get(row.key, ()))) for row in found
+        family_from_row(row, counts.get(row.key, 0), tuple(rates.get(row.key, ()))) for row in found
     ]
 
 
@@ -173,7 +173,7 @@ def list_recordings(
     found = connection.execute(query).all()
     rows = found[:limit]
     tags = tags_of(connection, [row.key for row in rows])
-    items = tuple(recording_from(row, tags.get(row.key, {})) for row in rows)
+    items = tuple(recording_from_row(row, tags.get(row.key, {})) for row in rows)
     more = len(found) > limit
     return Page(items, encode_page_token(rows[-1].created_at, rows[-1].key) if more else "")
 
@@ -264,7 +264,7 @@ def one_recording(connection: sa.Connection, recording_id: str, now: int) -> tup
     if row is None:
         raise unknown_recording(recording_id)
     tags = tags_of(connection, [row.key]).get(row.key, {})
-    return row.key, recording_from(row, tags, parameters_from(row.content))
+    return row.key, recording_from_row(row, tags, parameters_from_row(row.content))
 
 
 def family_of(driver: Driver, recording_id: str) -> str:

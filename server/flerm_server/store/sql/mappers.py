@@ -1,121 +1,147 @@
-"""Rows of the tables as core values."""
+"""Core values as rows of the tables and back, field by field, by equal names of field and column.
+
+A field is written once in the dataclass and once in the table. Its conversion follows from the two
+declarations.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from datetime import datetime
+from operator import attrgetter
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import sqlalchemy as sa
 
 from flerm_core.records.recording import (
-    EstimatorSettings,
+    Ending,
     Family,
     ParameterList,
     Recording,
     RecordingSpec,
 )
-from flerm_server.store.sql.engine import timestamp_from_column
+from flerm_server.store.sql.engine import timestamp_from_column, timestamp_to_column
 from flerm_server.store.sql.tables import families, recordings
+
+Value = TypeVar("Value")
 
 NO_PARAMETERS = ParameterList((), (), ())
 
 
-def parameters_to(parameters: ParameterList) -> dict[str, Any]:
+class RowMapper(Generic[Value]):
+    """Converts a dataclass to the columns of a table and back."""
+
+    def __init__(
+        self, value_type: type[Value], table: sa.Table, *, elsewhere: Sequence[str] = ()
+    ) -> None:
+        """Pairs fields and columns. The work by declaration is done here, once for each class.
+
+        value_type: the dataclass.
+        table: its table, which may have columns of its own besides.
+        elsewhere: fields that are not read from columns of this table by their name.
+
+        Raises `TypeError` where a field has no column.
+        """
+        self.value_type = value_type
+        hints = get_type_hints(value_type)
+        names = [each.name for each in fields(value_type) if each.name not in elsewhere]  # type: ignore[arg-type]
+        missing = [name for name in names if name not in table.c]
+        if missing:
+            raise TypeError(f"table {table.name} has no column for {missing}")
+        self._to = {name: _writer(name, hints[name]) for name in names}
+        self._from = {name: _reader(name, hints[name]) for name in names}
+
+    def to_row(self, value: Value) -> dict[str, Any]:
+        """The columns that `value` fills."""
+        return {name: write(value) for name, write in self._to.items()}
+
+    def from_row(self, row: sa.Row[Any], **elsewhere: Any) -> Value:
+        """The value in `row`; `elsewhere` are the fields that its columns do not hold."""
+        return self.value_type(
+            **{name: read(row) for name, read in self._from.items()}, **elsewhere
+        )
+
+
+def _writer(name: str, hint: Any) -> Callable[[Any], Any]:
+    """Reads a field from a value, as its column takes it."""
+    get = attrgetter(name)
+    if datetime in (hint, *get_args(hint)):
+        return lambda value: None if (each := get(value)) is None else timestamp_to_column(each)
+    if is_dataclass(hint):
+        return lambda value: asdict(get(value))
+    if get_origin(hint) is Mapping:
+        return lambda value: dict(get(value))
+    return (lambda value: list(get(value))) if get_origin(hint) is tuple else get
+
+
+def _reader(name: str, hint: Any) -> Callable[[Any], Any]:
+    """Reads a field from a row."""
+    get = attrgetter(name)
+    if datetime in (hint, *get_args(hint)):
+        return lambda row: None if (each := get(row)) is None else timestamp_from_column(each)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return lambda row: hint(**get(row))
+    return (lambda row: tuple(get(row))) if get_origin(hint) is tuple else get
+
+
+SPEC = RowMapper(RecordingSpec, recordings, elsewhere=["family", "parameters", "tags"])
+RECORDING = RowMapper(Recording, recordings, elsewhere=["spec", "status"])
+FAMILY = RowMapper(Family, families, elsewhere=["recordings", "learning_rates"])
+
+
+def parameters_to_row(parameters: ParameterList) -> dict[str, Any]:
     """A parameter list as the JSON of its table."""
-    return {"names": parameters.names, "shapes": parameters.shapes, "bands": parameters.bands}
+    return asdict(parameters)
 
 
-def parameters_from(content: Mapping[str, Any]) -> ParameterList:
+def parameters_from_row(content: Mapping[str, Any]) -> ParameterList:
     """A parameter list from the JSON of its table."""
-    return ParameterList(
-        tuple(content["names"]),
-        tuple(tuple(shape) for shape in content["shapes"]),
-        tuple(content["bands"]),
-    )
+    columns = {each.name: tuple(content[each.name]) for each in fields(ParameterList)}
+    return ParameterList(**columns | {"shapes": tuple(map(tuple, columns["shapes"]))})
 
 
-def spec_to(spec: RecordingSpec) -> dict[str, Any]:
+def spec_to_row(spec: RecordingSpec) -> dict[str, Any]:
     """The columns of `recordings` that the client's specification fills."""
-    return {
-        "id": spec.id,
-        "parameter_count": len(spec.parameters),
-        "lr": spec.lr,
-        "seed": spec.seed,
-        "role": spec.role,
-        "variant": spec.variant,
-        "optimizer": spec.optimizer,
-        "optimizer_config": dict(spec.optimizer_config),
-        "config": dict(spec.config),
-        "estimator": asdict(spec.estimator),
-        "world_size": spec.world_size,
-        "versions": dict(spec.versions),
-        "targets_digest": spec.targets_digest,
-        "targets_sources": list(spec.targets_sources),
-    }
+    return SPEC.to_row(spec) | {"parameter_count": len(spec.parameters)}
+
+
+def ending_to_row(ending: Ending) -> dict[str, Any]:
+    """The columns of `recordings` that the end of an attempt sets.
+
+    Tokens that the end does not state stay those of the last row.
+    """
+    stated = {each.name: getattr(ending, each.name) for each in fields(ending)}
+    return {name: value for name, value in stated.items() if name != "tokens" or value is not None}
 
 
 def status_at(now: int) -> sa.Case[str]:
-    """What a recording's status reads as at `now`: a running one without a lease is interrupted."""
+    """What a recording's status reads as at `now`, in microseconds.
+
+    A running recording whose lease has ended is interrupted.
+    """
     lapsed = sa.and_(recordings.c.status == "running", recordings.c.lease_until < now)
     return sa.case((lapsed, "interrupted"), else_=recordings.c.status)
 
 
 def select_recordings(now: int) -> sa.Select[Any]:
-    """All columns of recordings, their family's name, and `shown_status`."""
+    """All columns of recordings, the name of their family, and `shown_status`: see `status_at`."""
     return sa.select(
         recordings, families.c.name.label("family"), status_at(now).label("shown_status")
     ).join_from(recordings, families)
 
 
-def recording_from(
+def recording_from_row(
     row: sa.Row[Any], tags: Mapping[str, str], parameters: ParameterList = NO_PARAMETERS
 ) -> Recording:
     """A recording from a row of `select_recordings`."""
-    return Recording(
-        spec=RecordingSpec(
-            id=row.id,
-            family=row.family,
-            lr=row.lr,
-            parameters=parameters,
-            seed=row.seed,
-            role=row.role,
-            variant=row.variant,
-            optimizer=row.optimizer,
-            optimizer_config=row.optimizer_config,
-            config=row.config,
-            estimator=EstimatorSettings(**row.estimator),
-            tags=tags,
-            world_size=row.world_size,
-            versions=row.versions,
-            targets_digest=row.targets_digest,
-            targets_sources=tuple(row.targets_sources),
-        ),
-        status=row.shown_status,
-        attempt=row.attempt,
-        rows=row.rows,
-        first_step=row.first_step,
-        last_step=row.last_step,
-        final_loss=row.final_loss,
-        tokens=row.tokens,
-        created_at=timestamp_from_column(row.created_at),
-        updated_at=timestamp_from_column(row.updated_at),
-        finished_at=None if row.finished_at is None else timestamp_from_column(row.finished_at),
-        created_by=row.created_by,
-        parameter_count=row.parameter_count,
-        final_step=row.final_step,
-    )
+    spec = SPEC.from_row(row, family=row.family, parameters=parameters, tags=tags)
+    return RECORDING.from_row(row, spec=spec, status=row.shown_status)
 
 
-def family_from(row: sa.Row[Any], count: int, rates: tuple[float, ...]) -> Family:
-    """A family from its row, the number of its recordings and the learning rates of the base ones."""
-    return Family(
-        name=row.name,
-        description=row.description,
-        blocks=tuple(row.blocks),
-        created_at=timestamp_from_column(row.created_at),
-        updated_at=timestamp_from_column(row.updated_at),
-        created_by=row.created_by,
-        recordings=count,
-        learning_rates=rates,
-    )
+def family_from_row(row: sa.Row[Any], count: int, rates: tuple[float, ...]) -> Family:
+    """A family from its row.
+
+    count: the number of its recordings. rates: the learning rates of those with role base.
+    """
+    return FAMILY.from_row(row, recordings=count, learning_rates=rates)

@@ -15,7 +15,12 @@ from flerm_server.store.interface import Started
 from flerm_server.store.sql import comparability
 from flerm_server.store.sql.engine import insert_new, timestamp_from_column, timestamp_to_column
 from flerm_server.store.sql.listings import family_key
-from flerm_server.store.sql.mappers import parameters_to, recording_from, select_recordings, spec_to
+from flerm_server.store.sql.mappers import (
+    parameters_to_row,
+    recording_from_row,
+    select_recordings,
+    spec_to_row,
+)
 from flerm_server.store.sql.tables import (
     NEVER,
     attempts,
@@ -87,7 +92,7 @@ class StartRecording:
             .where(recordings.c.id == self.spec.id)
             .with_for_update(of=recordings)
         ).one()
-        stored = recording_from(row, {}).spec
+        stored = recording_from_row(row, {}).spec
         family = self.spec.family
         if stored.family != family and family_key(self.connection, family) is None:
             # The family was renamed: a client that knows the old name means this recording.
@@ -103,7 +108,7 @@ class StartRecording:
         if found is not None:
             return None
         self._check_quota()
-        values: dict[str, Any] = spec_to(self.spec) | {
+        values: dict[str, Any] = spec_to_row(self.spec) | {
             "family_key": ensure_family(
                 self.connection, self.spec.family, self.now, self.created_by
             ),
@@ -205,7 +210,7 @@ def intern_parameters(connection: sa.Connection, parameters: ParameterList) -> i
         content = {
             "digest": parameters.digest,
             "count": len(parameters),
-            "content": parameters_to(parameters),
+            "content": parameters_to_row(parameters),
         }
         key = insert_new(connection, parameter_lists, content)
     return key if key is not None else int(connection.execute(query).scalar_one())

@@ -43,6 +43,7 @@ from flerm_server.store.sql.engine import (
     timestamp_from_column,
     transaction,
 )
+from flerm_server.store.sql.mappers import ending_to_row
 from flerm_server.store.sql.start_recording import StartRecording, ensure_family
 from flerm_server.store.sql.tables import attempts, families, recordings
 
@@ -163,15 +164,7 @@ class SqlStore(Store):
                     .values(status=ending.status, finished_at=now)
                 )
                 if found.number == recording.attempt:
-                    values: dict[str, Any] = {
-                        "status": ending.status,
-                        "final_loss": ending.final_loss,
-                        "final_step": ending.final_step,
-                        "finished_at": now,
-                        "updated_at": now,
-                    }
-                    if ending.tokens is not None:
-                        values["tokens"] = ending.tokens
+                    values = ending_to_row(ending) | {"finished_at": now, "updated_at": now}
                     connection.execute(
                         recordings.update().where(recordings.c.key == recording.key).values(values)
                     )
