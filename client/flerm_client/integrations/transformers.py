@@ -156,7 +156,7 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Notes what was measured, at this step's rates: the schedule steps before the step ends."""
+        """Notes what was measured, at this step's rates: the schedule steps before its end."""
         self._metrics = self._new_metrics()
 
     def on_step_end(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flerm_core._warnings import warn
 from flerm_core.matching.match import Multipliers, multipliers
 from flerm_core.matching.targets import Targets
 from flerm_core.records.comparability import settings_in_force
@@ -107,6 +108,20 @@ class MatchReport:
         head = ("tensor", "target FSLR", "measured", "multiplier", "spread (ln)")
         names = dict.fromkeys([*self.targets, *factors])
         return [head, *((name, *(_figure(each.get(name)) for each in figures)) for name in names)]
+
+
+def warn_unmatched(outcome: Multipliers) -> None:
+    """Warns of tensors whose FSLR is noise or whose multiplier was bounded.
+
+    Tensors without an update yet (LoRA's A at first) are expected, and not mentioned.
+    """
+    reasons = [
+        (outcome.noisy, "have too small an FSLR to be matched and keep their multiplier"),
+        (outcome.clamped, "were clamped"),
+    ]
+    for names, reason in reasons:
+        if names:
+            warn(f"{len(names)} tensors {reason}: {', '.join(names)}")
 
 
 def mismatches(

@@ -93,6 +93,23 @@ def _stepped_parameters(
     return parameters
 
 
+def modules_that_show_autocast(model: nn.Module, measured: MeasuredModel) -> list[nn.Module]:
+    """The modules whose calls show in which autocast region the training's forward runs.
+
+    These are the model, and the first of its layers that is measured: a framework may open the
+    region inside the model's forward (accelerate), or not call the model as a whole (Lightning's
+    training_step).
+    """
+    own = {id(parameter) for parameter in measured.parameters.values()}
+    layers = (
+        module
+        for module in measured.module.modules()
+        if any(id(p) in own for p in module.parameters(recurse=False))
+    )
+    first = next(layers, model)
+    return [model] if first is model else [model, first]
+
+
 def default_output(model: nn.Module, batch: Any) -> Any:
     """The model's outputs: `model(batch)`, or `model(**batch)` for a mapping.
 

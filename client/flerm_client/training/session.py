@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from flerm_client.training.measured_model import make_measured_model, on_device
+from flerm_client.training.match_report import warn_unmatched
+from flerm_client.training.measured_model import (
+    make_measured_model,
+    modules_that_show_autocast,
+    on_device,
+)
 from flerm_client.training.optimizer_info import bare_optimizer, describe, initial_rate
 from flerm_client.training.parallelism import find_ranks
 from flerm_client.training.param_groups import ScaledParamGroups
@@ -28,12 +33,10 @@ from flerm_client.training.step_wrapper import CopySafeHook, StepWrapper
 from flerm_client.training.target_schedule import TargetSchedule
 from flerm_client.training.weight_decay import is_independent
 from flerm_client.upload.reporter import check_reporting
-from flerm_core._warnings import warn
 from flerm_core.errors import FlermError, InvalidInput, Unsupported
 from flerm_core.matching.match import Multipliers
 from flerm_core.measure.estimators.registry import make_estimator
 from flerm_core.measure.fslr_meter import FSLRMeter
-from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.sharpness import require_scipy
 from flerm_core.measure.state_guard import AutocastContext
 from flerm_core.measure.update.weight_update import WeightUpdate
@@ -151,7 +154,7 @@ class TrainingSession:
         ]
         self._forward_hooks = [
             each.register_forward_pre_hook(CopySafeHook(self._see_forward))
-            for each in _modules_that_show_autocast(self.options.model, self.measured_model)
+            for each in modules_that_show_autocast(self.options.model, self.measured_model)
         ]
         _live_sessions.add(self)
 
@@ -367,7 +370,7 @@ class TrainingSession:
             self._print_report(schedule, measured)
         outcome = schedule.multipliers(self._target_position, measured, self.multipliers, only)
         if self.ranks.is_rank0:
-            _warn_unmatched(outcome)
+            warn_unmatched(outcome)
         targets = schedule.targets_at(self._target_position)
         fslr = {name: value for name, value in self.fslr.items() if name in measured}
         if only:
@@ -426,34 +429,3 @@ def _drop_unmoved(update: WeightUpdate) -> bool:
     moved = {name for name, flag in zip(update.parameters, flags, strict=True) if flag}
     update.decays = {name: decay for name, decay in update.decays.items() if name in moved}
     return bool(moved)
-
-
-def _modules_that_show_autocast(model: nn.Module, measured: MeasuredModel) -> list[nn.Module]:
-    """The modules whose calls show in which autocast region the training's forward runs.
-
-    These are the model, and the first of its layers that is measured: a framework may open the
-    region inside the model's forward (accelerate), or not call the model as a whole (Lightning's
-    training_step).
-    """
-    own = {id(parameter) for parameter in measured.parameters.values()}
-    layers = (
-        module
-        for module in measured.module.modules()
-        if any(id(p) in own for p in module.parameters(recurse=False))
-    )
-    first = next(layers, model)
-    return [model] if first is model else [model, first]
-
-
-def _warn_unmatched(outcome: Multipliers) -> None:
-    """Warns of tensors whose FSLR is noise or whose multiplier was bounded.
-
-    Tensors without an update yet (LoRA's A at first) are expected, and not mentioned.
-    """
-    reasons = [
-        (outcome.noisy, "have too small an FSLR to be matched and keep their multiplier"),
-        (outcome.clamped, "were clamped"),
-    ]
-    for names, reason in reasons:
-        if names:
-            warn(f"{len(names)} tensors {reason}: {', '.join(names)}")
