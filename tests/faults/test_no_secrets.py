@@ -1,4 +1,4 @@
-"""A token's secret is where its holder keeps it and nowhere else: not in logs, process lists, errors, files, pages."""
+"""A token's secret appears nowhere: not in logs, process lists, errors, files or pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a run: what was measured reaches the registry, once, with the values it had."""
+"""SIGKILL at random moments of a run: measurements reach the registry once, with their values."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def at_a_random_moment(seed: int) -> None:
 def assert_holds(
     address: str, said: dict, values: np.ndarray, least: int, statuses: set[str]
 ) -> None:
-    """The registry has the steps from 1 on, `least` of them or more, each with the value of the undisturbed run."""
+    """The registry has at least `least` steps from 1 on, with the values of an undisturbed run."""
     with RegistryClient(address) as client:
         known = (
             {each.spec.id for each in client.recordings("killed")}
@@ -119,7 +119,7 @@ def test_the_training_process_is_killed(seed, uninterrupted, registry, tmp_path)
     at_a_random_moment(seed)
     kill(run.pid)
     said = run.wait()
-    # The uploader outlives it. Only where the run died before it had one, something is left to sync.
+    # The uploader outlives the run. Something is left only if the run died before it had one.
     until(
         lambda: spool_files(tmp_path) == [] or uploader_is_gone(tmp_path),
         "the uploader neither delivered nor left",

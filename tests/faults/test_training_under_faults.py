@@ -1,5 +1,7 @@
-"""Whatever befalls the registry while a run records or matches: the run ends with the bits it would have had, and afterwards
-the registry holds every measurement once."""
+"""Faults of the registry while a run records or matches.
+
+The run ends with the same bits as without the fault, and the registry holds every measurement once.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def base(ranks, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(ranks, base, tmp_path_factory):
-    """What each kind of run comes to when no registry server is near: recording is to be no different from plain training."""
+    """The outcome of each kind of run without a server: recording equals plain training."""
     spool = tmp_path_factory.mktemp("undisturbed")
     copy = spool / "registry"
     shutil.copytree(base, copy)
@@ -52,7 +54,10 @@ def undisturbed(ranks, base, tmp_path_factory):
 
 
 class Fault:
-    """A registry that something happens to. `address` is what the run is given; `strike` comes mid-run, `heal` at its end."""
+    """A registry with a fault: `strike` begins it during a run, `heal` ends it afterwards.
+
+    `address`: the address that the run gets.
+    """
 
     def __init__(self, request, tmp_path) -> None:
         self.request = request
@@ -122,7 +127,7 @@ class Refusing(Gated):
 
 
 class TokenExpires(Gated):
-    """The token ends in mid-run; a new one is put into its file afterwards."""
+    """The token expires in the middle of a run; its file gets a new one afterwards."""
 
     def begin(self):
         super().begin()
@@ -144,7 +149,7 @@ def fault(request, tmp_path):
 
 
 def assert_unharmed(fault: Fault, outcomes, undisturbed, steps) -> None:
-    """The weights of every rank are those of the run without a registry, and the registry holds `steps` once each."""
+    """Every rank has the weights of the run without a registry, which holds each step once."""
     assert [each["weights"] for each in outcomes] == [each["weights"] for each in undisturbed]
     run = outcomes[0]
     assert run["steps"] == steps
@@ -164,7 +169,7 @@ def test_weights_are_the_same_bits_and_every_measurement_arrives_once(
     matched = ranks.train(
         "match", fault.spool, family=FAMILY, every=3, pause_at=6, meanwhile=fault.strike, **common
     )
-    # Begun while it is still gone: recording needs no registry.
+    # This run begins while the registry is still gone: recording needs none.
     begin = time.monotonic()
     recorded = ranks.train("record", fault.spool, family=f"other-{uuid.uuid4().hex[:8]}", **common)
     assert time.monotonic() - begin < 5.0

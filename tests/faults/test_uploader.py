@@ -1,4 +1,4 @@
-"""What was measured reaches the registry once, whoever dies on the way."""
+"""Measurements reach the registry once, whichever process is killed on the way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flerm_core.records.recording import Attempt, Ending, Measurement
 
 SECONDS = 20.0
 
-# A training run: opens a reporter, appends what it is told on standard input, a line "finish" ends it.
+# A training run: it appends the steps that it reads from standard input. "finish" ends it.
 RUN = """
 import json, sys
 from spooled import *
@@ -42,7 +42,7 @@ for line in sys.stdin:
 
 
 class Run:
-    """A training process; `uploader` is the pid of what it started."""
+    """A training process; `uploader`: the process that it started."""
 
     def __init__(self, registry: str, recording_id: str, spool: Path) -> None:
         self.process = subprocess.Popen(
@@ -57,13 +57,13 @@ class Run:
         self.uploader = ProcessOwner.of(int(pid))
 
     def say(self, line: str) -> str:
-        """Tells it something; its answer."""
+        """Writes a line to the process; the line that it answers."""
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         return self.process.stdout.readline().strip()
 
     def end(self) -> None:
-        """Kills what is left."""
+        """Kills the process."""
         self.process.kill()
         self.process.wait()
         self.process.stdin.close()

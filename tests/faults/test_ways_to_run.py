@@ -1,4 +1,4 @@
-"""Wherever users run their training: a script without a main guard, `python -c`, a notebook, beside DataLoader workers."""
+"""Ways to run: a script without a main guard, `python -c`, a notebook, DataLoader workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from flerm_client import RegistryClient
 
-# What users write, without functions and guards. `{loader}` are the loader's arguments, `{rounds}` passes over it.
+# What users write, without functions and guards. `{loader}`: the loader's arguments;
+# `{rounds}`: passes over the data.
 TRAINING = """
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -42,9 +43,13 @@ def training(
 
 
 def guarded(code: str) -> str:
-    """The same in a main function behind a guard, as spawn needs it. All of the run is collected before the process ends."""
+    """The same in a main function behind a guard, as spawn needs it.
+
+    All objects of the run are collected before the process ends.
+    """
     body = "".join(f"    {line}\n" for line in code.splitlines())
-    return f'import gc\n\ndef main():\n{body}\nif __name__ == "__main__":\n    main()\n    gc.collect()\n'
+    guard = 'if __name__ == "__main__":\n    main()\n    gc.collect()\n'
+    return f"import gc\n\ndef main():\n{body}\n{guard}"
 
 
 @pytest.fixture
@@ -106,7 +111,9 @@ def test_a_script_that_fails_is_recorded_as_failed(registry, family, environment
 
 
 @pytest.mark.slow
-def test_a_prompt_that_is_left_says_nothing_of_the_run(registry, family, environment):
+def test_leaving_an_interactive_prompt_records_the_run_as_interrupted(
+    registry, family, environment
+):
     done = run([sys.executable, "-i", "-c", training(family)], environment)
     assert done.returncode == 0
     with RegistryClient(registry.address) as client:
@@ -202,7 +209,8 @@ def test_a_matched_script_without_targets_ends_on_every_rank_before_it_trains(tm
     for out, err in ended:
         assert out == ""
         assert re.search(
-            rf"^(\[rank\d\]: )?flerm_core\.errors\.Unreachable: {address} cannot be reached: .*refused$",
+            rf"^(\[rank\d\]: )?flerm_core\.errors\.Unreachable: {address} "
+            r"cannot be reached: .*refused$",
             err,
             re.MULTILINE,
         ), err

@@ -1,8 +1,9 @@
-"""Python scripts in processes of their own that start in milliseconds: they are forked from one that has imported torch.
+"""Runs Python scripts in processes that start in milliseconds.
 
-Run as a script this file is that process. It takes JSON lines, `{"fork": ...}` or `{"wait": ...}`, and answers each with one.
-A forked process is as a fresh one: its environment, arguments and output are those that it is given, its main module is the
-script, and it ends as an interpreter does.
+They are forked from one parent process that has imported torch. This file, run as a script, is that
+parent. It reads JSON lines, `{"fork": ...}` or `{"wait": ...}`, and answers each with a line. A
+forked process behaves as a new interpreter: it gets its own environment, arguments and output, its
+main module is the script, and it ends as an interpreter does.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Forked:
 
     def wait(self, seconds: float) -> list[int]:
         """Their exit codes. All are killed when one fails, or when the time is over."""
-        codes: list[int] = _asked({"wait": self.pids, "seconds": seconds})
+        codes: list[int] = _request({"wait": self.pids, "seconds": seconds})
         return codes
 
 
@@ -43,8 +44,10 @@ def fork(
     environments: Sequence[dict[str, str]],
     output: Path | None = None,
 ) -> Forked:
-    """A process for each of the environments, which are added to this process's own. What they print goes to `output`, by
-    default to this process's standard error."""
+    """Starts `script` once for each of `environments`, which are added to this process's own.
+
+    `output`: the file for what they print; None: this process's standard error.
+    """
     added = [os.environ | environment for environment in environments]
     order = {
         "script": str(script),
@@ -52,11 +55,14 @@ def fork(
         "environments": added,
         "output": str(output or ""),
     }
-    return Forked(_asked({"fork": order}))
+    return Forked(_request({"fork": order}))
 
 
 def rendezvous(ranks: int) -> tuple[dist.TCPStore, list[dict[str, str]]]:
-    """Environments in which `ranks` processes find each other, as torchrun's do; while the store lives."""
+    """Environments in which `ranks` processes find each other, as torchrun's do.
+
+    The store must live until they have met.
+    """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     group = {
         "WORLD_SIZE": ranks,
@@ -73,13 +79,14 @@ def rendezvous(ranks: int) -> tuple[dist.TCPStore, list[dict[str, str]]]:
     return store, [{name: str(value) for name, value in each.items()} for each in own]
 
 
-def _asked(question: dict[str, Any]) -> Any:
+def _request(question: dict[str, Any]) -> Any:
     parent = _parent()
     try:
         parent.stdin.write(json.dumps(question) + "\n")
         parent.stdin.flush()
         return json.loads(parent.stdout.readline())
-    except BaseException:  # a test's time limit among them: the answer is still to come, and is not the next question's
+    except BaseException:
+        # For one, a test's time limit. The late answer must not be read as that of the next one.
         parent.kill()
         parent.wait()
         _parent.cache_clear()
@@ -88,7 +95,7 @@ def _asked(question: dict[str, Any]) -> Any:
 
 @cache
 def _parent() -> Any:
-    """It ends with this process, which held its standard input."""
+    """The parent process. It ends with this process, which holds its standard input."""
     return subprocess.Popen(
         [sys.executable, __file__],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -102,12 +109,15 @@ def _parent() -> Any:
 
 # In the process that is forked
 
-_names: dict[str, Any] = {}  # of the script, which lose their values when the interpreter ends
+_names: dict[str, Any] = {}  # the script's globals, kept until the interpreter ends
 
 
 def _prepare() -> None:
-    """Imports what scripts do. No thread may run here: it would be missing in the forked processes, with its locks held."""
-    # torch._dynamo is imported by the first optimizer that is made, and takes as long as torch itself.
+    """Imports what scripts import.
+
+    No thread may run here: forked processes would lack the thread, and its locks would stay held.
+    """
+    # The first optimiser imports torch._dynamo, which takes as long as torch itself.
     for name in (
         "torch._dynamo",
         "torch.distributed.checkpoint",
@@ -116,10 +126,12 @@ def _prepare() -> None:
     ):
         import_module(name)
     assert len(list(Path("/proc/self/task").iterdir())) == 1
-    gc.freeze()  # else each forked process visits, and so copies, all of this at its garbage collections
+    # Without this, the garbage collections of each forked process would touch, and so copy, all
+    # imported objects.
+    gc.freeze()
 
 
-def _become(order: dict[str, Any], environment: dict[str, str]) -> None:
+def _run_script(order: dict[str, Any], environment: dict[str, str]) -> None:
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
@@ -159,7 +171,7 @@ def main() -> None:
             for environment in question["fork"]["environments"]:
                 answer.append(os.fork())
                 if answer[-1] == 0:
-                    _become(question["fork"], environment)
+                    _run_script(question["fork"], environment)
                     return
         print(json.dumps(answer), flush=True)
 

@@ -15,7 +15,7 @@ SECONDS = 60.0
 
 
 class TrainingRanks:
-    """`world` processes in one process group, told over a socket what to train."""
+    """`world` processes in one process group. They get their runs over a socket."""
 
     def __init__(self, world: int) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -40,7 +40,10 @@ class TrainingRanks:
         pause_at: int = 0,
         meanwhile: Callable[[], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """One run; what each rank says of it. `meanwhile` happens while it stands in front of step `pause_at`."""
+        """Trains one run; what each rank reports.
+
+        `meanwhile` is called while the run waits before step `pause_at`.
+        """
         run = {
             "mode": mode,
             "registry": registry or None,
@@ -48,13 +51,15 @@ class TrainingRanks:
             "every": every,
             "timeout": timeout,
         }
-        self._say({**run, "spool": str(spool), "token_file": str(token_file), "pause_at": pause_at})
+        self._send(
+            {**run, "spool": str(spool), "token_file": str(token_file), "pause_at": pause_at}
+        )
         if pause_at:
-            assert self._hear() == {"paused": pause_at}
+            assert self._receive() == {"paused": pause_at}
             if meanwhile is not None:
                 meanwhile()
-            self._say("go")
-        outcome: list[dict[str, Any]] = self._hear()
+            self._send("go")
+        outcome: list[dict[str, Any]] = self._receive()
         return outcome
 
     def close(self) -> None:
@@ -63,9 +68,9 @@ class TrainingRanks:
         self._socket.close()
         self._processes.wait(10.0)
 
-    def _say(self, content: Any) -> None:
+    def _send(self, content: Any) -> None:
         self._lines.write(json.dumps(content) + "\n")
         self._lines.flush()
 
-    def _hear(self) -> Any:
+    def _receive(self) -> Any:
         return json.loads(self._lines.readline())

@@ -57,7 +57,7 @@ def write_run(
     attempt: Attempt | None = None,
     ending: Ending | None = None,
 ):
-    """A spool file of `steps`, ended as completed unless told otherwise; its path."""
+    """Writes a spool file with the rows of `steps`; its path. `ending` None: completed."""
     writer = SpoolWriter(folder, registry)
     path = writer.start(spec, attempt or Attempt())
     for step in steps:

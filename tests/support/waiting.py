@@ -1,4 +1,4 @@
-"""Waiting for what other processes do, where they give no event to wait for."""
+"""Waits for what other processes do, when there is no event to wait for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SECONDS = 30.0
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Asks again and again; fails with `what` after half a minute."""
+    """Waits until `condition` holds; fails with `what` after half a minute."""
     end = time.monotonic() + SECONDS
     pause = threading.Event()
     while not condition():

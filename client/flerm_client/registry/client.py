@@ -200,7 +200,7 @@ class RegistryClient:
         a step is stored with other content.
 
         `recording_id`: a recording that was started.
-        `steps`: the optimizer steps of the rows, counted from 1.
+        `steps`: the optimiser steps of the rows, counted from 1.
         `values` [T, L]: FSLRs in the order of the recording's names, in output units per unit
         learning rate; NaN: not measured.
         `losses`, `learning_rates` [T]: the loss and the schedule's learning rate; NaN: not logged.
@@ -265,7 +265,7 @@ class RegistryClient:
         `recording_id`: a recording that was started.
         `status`: completed, diverged, failed or interrupted.
         `final_loss`: the mean of the last logged losses; None: `best` leaves the recording out.
-        `final_step`: the last optimizer step; None: unknown.
+        `final_step`: the last optimiser step; None: unknown.
         `tokens`: the number of tokens seen in all; None: unknown.
         """
         ending = Ending(status=status, final_loss=final_loss, final_step=final_step, tokens=tokens)
@@ -422,7 +422,7 @@ class RegistryClient:
         """The best base learning rate: recorded, fitted with its spread, and which to try next.
 
         `role`, `variant`, `optimizer`, `tags`: only recordings with these. Raises `Ambiguous` where
-        several optimizers were used and none is named.
+        several optimisers were used and none is named.
         """
         return self._backend.best(
             BestQuery(

@@ -23,7 +23,7 @@ from flerm_core.records.recording import Ending
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path):
-    """No registry and no spool of the user's."""
+    """The user's registry, token and spool are not used."""
     for name in ("FLERM_REGISTRY", "FLERM_TOKEN", "FLERM_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FLERM_SPOOL", str(tmp_path / "spool"))
@@ -31,7 +31,7 @@ def environment(monkeypatch, tmp_path):
 
 @pytest.fixture
 def sweep(registry, tmp_path, monkeypatch):
-    """A family of three recordings in the registry that FLERM_REGISTRY names; the family and the id at lr 0.002."""
+    """A family of three recordings, in FLERM_REGISTRY; its name, and the id at lr 0.002."""
     family = f"cli-{uuid.uuid4().hex[:12]}"
     specs = {lr: spec_of(family, lr) for lr in (1e-3, 2e-3, 4e-3)}
     for lr, spec in specs.items():
@@ -294,7 +294,7 @@ def test_sync_to_a_registry_that_is_down_ends_with_4_and_loses_nothing(tmp_path,
 
 
 def test_a_listing_takes_at_most_800_ms_of_processor_time_from_process_start(sweep, registry):
-    # Processor time, since that is what the command can be blamed for on a machine that does other things too.
+    # Processor time, because wall time depends on what else the machine does.
     command = [
         sys.executable,
         "-m",

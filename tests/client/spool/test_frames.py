@@ -31,7 +31,7 @@ def test_a_marker_within_a_payload_does_not_begin_a_frame():
     whole = encode(FrameType.GAP, FIRST)
     damaged = bytes([whole[0] ^ 1]) + whole[1:]
     found, tail = parse(damaged, 0)
-    # The frame in the payload is valid by itself; a reader cannot know better once the outer one is damaged.
+    # Once the outer frame is damaged, the frame in its payload is valid by itself.
     assert found == [Damage(0, OVERHEAD), Frame(1, b"{}", len(whole))]
     assert tail == len(whole)
     assert parse(whole, 0)[0] == [Frame(4, FIRST, len(whole))]

@@ -14,8 +14,8 @@ from flerm_client.spool.process_owner import ProcessOwner
 def test_an_owner_runs_until_its_process_has_ended(tmp_path):
     code = (
         "import sys; from pathlib import Path; from spooled import *; "
-        "w = SpoolWriter(Path(sys.argv[1])); w.start(spec_of('mlp'), Attempt()); w.append(row_of(1)); print('up', flush=True); "
-        "sys.stdin.read()"
+        "w = SpoolWriter(Path(sys.argv[1])); w.start(spec_of('mlp'), Attempt()); "
+        "w.append(row_of(1)); print('up', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],

@@ -1,7 +1,7 @@
 """The training process's side of reporting: a full disk, and the time that a measurement takes.
 
 The margins are wide enough for a machine that does other things too. The figures are those of
-benchmarks/client_spool.py. What happens when processes are killed is in tests/faults/test_uploader.py.
+benchmarks/client_spool.py. tests/faults/test_uploader.py kills processes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A training run that a test kills. Its argument is `{"registry", "spool", "seed", "steps", "pace"}` as JSON.
+"""A training run that a test kills.
 
-It prints JSON lines: `{"recording"}`, then one `{"step"}` after every optimiser step (whose measurement is then in the spool),
-at the end `{"values"}`. `pace`: seconds that a step takes at least.
+Its argument is `{"registry", "spool", "seed", "steps", "pace"}` as JSON. `pace`: seconds that a
+step takes at least. It prints JSON lines: `{"recording"}`, then `{"step"}` after every optimiser
+step (its measurement is then in the spool), at the end `{"values"}`.
 """
 
 import json

@@ -1,8 +1,10 @@
-"""A rank that trains on demand: rank 0 reads runs as JSON lines from a socket, all ranks make them, rank 0 answers.
+"""A rank that trains on demand.
 
-Arguments: the port to connect to. World and rank come by environment, as torchrun sets them. A run is `{"mode": "plain" |
-"record" | "match", "registry", "family", "spool", "token_file", "pause_at", "every", "timeout"}`; in front of step
-`pause_at` rank 0 says `{"paused": step}` and waits for a line.
+Rank 0 reads runs as JSON lines from a socket, all ranks train them, and rank 0 writes the results.
+The argument is the port to connect to. World size and rank come by environment, as torchrun sets
+them. A run is `{"mode": "plain" | "record" | "match", "registry", "family", "spool", "token_file",
+"pause_at", "every", "timeout"}`. Before step `pause_at`, rank 0 writes `{"paused": step}` and waits
+for a line.
 """
 
 import hashlib
