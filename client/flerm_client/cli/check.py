@@ -11,6 +11,7 @@ from flerm_client.cli.common import Json, Registry, Tag, client, print_json, say
 from flerm_core.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
+    from flerm_core.matching.targets import Targets
     from flerm_core.records.recording import RecordingSpec
     from flerm_core.trajectory import Trajectory
 
@@ -45,7 +46,7 @@ def check(
 
     Example: flerm check mlp wide.npz --lr 4e-3 --registry grpc://127.0.0.1:50051
     """
-    from flerm_client.training.match_report import MatchReport, mismatches
+    from flerm_client.training.match_report import MatchReport
 
     names, measured, spec = _model(model)
     with client(registry) as connected:
@@ -59,14 +60,7 @@ def check(
             optimizer=optimizer,
             tags=tags_of(tag),
         )
-    differing: tuple[str, ...] = ()
-    if spec is not None:
-        differing = mismatches(
-            found,
-            optimizer=spec.optimizer,
-            optimizer_config=spec.optimizer_config if spec.optimizer else None,
-            estimator=spec.estimator.kind,
-        )
+    differing = () if spec is None else _mismatches(found, spec)
     report = MatchReport.of(
         found, None if measured is None else measured.at(step), step=step, mismatches=differing
     )
@@ -76,6 +70,17 @@ def check(
         say(report.text())
     if differing:
         raise typer.Exit(5)
+
+
+def _mismatches(targets: Targets, spec: RecordingSpec) -> tuple[str, ...]:
+    from flerm_client.training.match_report import mismatches
+
+    return mismatches(
+        targets,
+        optimizer=spec.optimizer,
+        optimizer_config=spec.optimizer_config if spec.optimizer else None,
+        estimator=spec.estimator.kind,
+    )
 
 
 def _model(path: Path) -> tuple[list[str], Trajectory | None, RecordingSpec | None]:

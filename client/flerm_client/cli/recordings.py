@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from typing import Annotated, Any
 
@@ -19,6 +20,21 @@ from flerm_client.cli.common import (
     tags_of,
 )
 from flerm_core.records.recording import Recording, flat_fields
+
+_COLUMNS: dict[str, Callable[[Recording], object]] = {
+    "id": lambda each: each.spec.id,
+    "family": lambda each: each.spec.family,
+    "lr": lambda each: each.spec.lr,
+    "seed": lambda each: each.spec.seed,
+    "role": lambda each: f"{each.spec.role}/{each.spec.variant}",
+    "optimizer": lambda each: each.spec.optimizer,
+    "status": lambda each: each.status,
+    "rows": lambda each: each.rows,
+    "last step": lambda each: each.last_step,
+    "final loss": lambda each: each.final_loss,
+    "begun": lambda each: local_time(each.created_at),
+    "by": lambda each: each.created_by,
+}
 
 
 def recordings(
@@ -62,41 +78,8 @@ def recordings(
     if as_json:
         print_json([as_plain(recording) for recording in found])
         return
-    rows = [
-        (
-            each.spec.id,
-            each.spec.family,
-            each.spec.lr,
-            each.spec.seed,
-            f"{each.spec.role}/{each.spec.variant}",
-            each.spec.optimizer,
-            each.status,
-            each.rows,
-            each.last_step,
-            each.final_loss,
-            local_time(each.created_at),
-            each.created_by,
-        )
-        for each in found
-    ]
-    print_table(
-        (
-            "id",
-            "family",
-            "lr",
-            "seed",
-            "role",
-            "optimizer",
-            "status",
-            "rows",
-            "last step",
-            "final loss",
-            "begun",
-            "by",
-        ),
-        rows,
-        empty="no recordings match",
-    )
+    rows = [[value(each) for value in _COLUMNS.values()] for each in found]
+    print_table(list(_COLUMNS), rows, empty="no recordings match")
 
 
 def as_plain(recording: Recording, *, parameters: bool = False) -> dict[str, Any]:

@@ -47,6 +47,12 @@ def show(
             {**as_plain(found), "names": trajectory.names, "trajectory": series, "notes": notes}
         )
         return
+    _print_summary(found, notes)
+    if len(trajectory):
+        _print_parameters(trajectory)
+
+
+def _print_summary(found: Recording, notes: list[str]) -> None:
     spec = found.spec
     say(
         f"recording {spec.id}: {spec.family}, lr {number(spec.lr)}, seed {spec.seed}, "
@@ -64,8 +70,9 @@ def show(
     say(f"begun {local_time(found.created_at)}{by}, ended {local_time(found.finished_at)}")
     for note in notes:
         say(note)
-    if not len(trajectory):
-        return
+
+
+def _print_parameters(trajectory: Trajectory) -> None:
     first, last = trajectory.values[0], trajectory.values[-1]
     rows = [
         (name, band, "×".join(map(str, shape)) or "–", float(first[at]), float(last[at]))

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from flerm_client.registry.address import address_of, token_of
 from flerm_core.errors import InvalidInput
@@ -151,11 +151,6 @@ class RegistryClient:
         `resume_at`: the step from which a new attempt of the recording replaces the earlier rows;
         None: the first attempt. Needs `recording_id`.
         """
-        shape_tuples = tuple(tuple(int(size) for size in shape) for shape in shapes)
-        if len(shape_tuples) != len(names):
-            raise InvalidInput(
-                f"shapes: {len(shape_tuples)} given for {len(names)} names; one for each is allowed"
-            )
         if resume_at is not None and recording_id is None:
             raise InvalidInput(
                 f"resume_at: {resume_at} needs the recording_id of the recording to resume"
@@ -164,11 +159,7 @@ class RegistryClient:
             id=recording_id or str(uuid.uuid4()),
             family=family,
             lr=float(lr),
-            parameters=ParameterList(
-                tuple(names),
-                shape_tuples,
-                tuple(bands) if bands is not None else tuple(bands_of(list(names), shape_tuples)),
-            ),
+            parameters=_parameters(names, shapes, bands),
             seed=seed,
             role=role,
             variant=variant,
@@ -214,37 +205,24 @@ class RegistryClient:
                 f"values: an array of shape {list(array.shape)}; "
                 f"allowed is [{len(steps)} steps, number of names]"
             )
-        moment = now()
-        columns = {
-            "losses": _floats("losses", losses, len(steps)),
-            "learning_rates": _floats("learning_rates", learning_rates, len(steps)),
-        }
+        measured_at = now()
+        loss = _floats("losses", losses, len(steps))
+        rate = _floats("learning_rates", learning_rates, len(steps))
         counts = _floats("tokens", tokens, len(steps))
-        further = {
-            name: _floats(f"scalars {name!r}", column, len(steps))
-            for name, column in (scalars or {}).items()
-        }
-        tables = {name: np.asarray(table, np.float32) for name, table in (vectors or {}).items()}
-        for name, table in tables.items():
-            if table.shape != array.shape:
-                raise InvalidInput(
-                    f"vectors {name!r}: an array of shape {list(table.shape)}; "
-                    f"allowed is {list(array.shape)}, that of values"
-                )
+        auxiliary_scalars, auxiliary_vectors = (
+            _scalars(scalars, len(steps)),
+            _vectors(vectors, array),
+        )
         rows = [
             Measurement(
                 step=int(step),
                 values=array[at],
-                loss=columns["losses"][at],
-                learning_rate=columns["learning_rates"][at],
+                loss=loss[at],
+                learning_rate=rate[at],
                 tokens=None if tokens is None or counts[at] is None else int(tokens[at]),
-                measured_at=moment,
-                scalars={
-                    name: value
-                    for name, column in further.items()
-                    if (value := column[at]) is not None
-                },
-                vectors={name: table[at] for name, table in tables.items()},
+                measured_at=measured_at,
+                scalars=auxiliary_scalars[at],
+                vectors={name: table[at] for name, table in auxiliary_vectors.items()},
             )
             for at, step in enumerate(steps)
         ]
@@ -433,6 +411,44 @@ class RegistryClient:
                 tags=dict(tags or {}),
             )
         )
+
+
+def _parameters(
+    names: Sequence[str], shapes: Sequence[Sequence[int]], bands: Sequence[str] | None
+) -> ParameterList:
+    tuples = tuple(tuple(int(size) for size in shape) for shape in shapes)
+    if len(tuples) != len(names):
+        raise InvalidInput(
+            f"shapes: {len(tuples)} given for {len(names)} names; one for each is allowed"
+        )
+    found = bands if bands is not None else bands_of(list(names), tuples)
+    return ParameterList(tuple(names), tuples, tuple(found))
+
+
+def _scalars(scalars: Mapping[str, ArrayLike] | None, length: int) -> list[dict[str, float]]:
+    """The scalars of each row by name, without those that are NaN."""
+    columns = {
+        name: _floats(f"scalars {name!r}", column, length)
+        for name, column in (scalars or {}).items()
+    }
+    return [
+        {name: value for name, column in columns.items() if (value := column[at]) is not None}
+        for at in range(length)
+    ]
+
+
+def _vectors(
+    vectors: Mapping[str, ArrayLike] | None, values: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    """The vectors as arrays, each of the shape of `values`."""
+    tables = {name: np.asarray(table, np.float32) for name, table in (vectors or {}).items()}
+    for name, table in tables.items():
+        if table.shape != values.shape:
+            raise InvalidInput(
+                f"vectors {name!r}: an array of shape {list(table.shape)}; "
+                f"allowed is {list(values.shape)}, that of values"
+            )
+    return tables
 
 
 def _floats(name: str, values: ArrayLike | None, length: int) -> list[float | None]:
