@@ -196,7 +196,8 @@ def _listen(address: ListenAddress) -> socket.socket:
     except OSError as error:
         listener.close()
         raise Refused(
-            f"http {address.text}: cannot listen there ({error.strerror}); choose another with --http"
+            f"http {address.text}: cannot listen there ({error.strerror}); "
+            "choose another with --http"
         ) from error
     return listener
 
@@ -249,7 +250,7 @@ def _grpc_server(
 
 
 def _keepalive(seconds: float) -> list[tuple[str, int]]:
-    """Options by which a silent peer is asked whether it is there, and dropped without an answer."""
+    """Options by which a silent peer is asked whether it is there, and dropped if it is not."""
     milliseconds = round(seconds * 1000)
     return [
         ("grpc.keepalive_time_ms", milliseconds),

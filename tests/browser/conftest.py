@@ -100,16 +100,20 @@ Contexts = dict[tuple[bool, bool, bool, bool], BrowserContext]
 
 @pytest.fixture(scope="session")
 def contexts(browser: Browser) -> Contexts:
-    """Profiles by (dark, phone, bypass_csp, scripts), kept between tests: plotly.js is fetched once, as by a visitor."""
+    """Browser profiles by (dark, phone, bypass_csp, scripts).
+
+    They are kept between tests, so that plotly.js is fetched once, as by a visitor.
+    """
     return {}
 
 
 @pytest.fixture
 def open_page(browser: Browser, contexts: Contexts) -> Iterator[Open]:
-    """`open_page(url, dark=False, phone=False, bypass_csp=False, scripts=True, ok=200)`: a page with its plots drawn.
+    """Opens a page, and waits until its plots are drawn.
 
-    Without scripts nothing is drawn, and all that is text, a link or a form must work all the same. The test fails on errors
-    in its console, and on requests that leave the registry.
+    `open_page(url, dark=False, phone=False, bypass_csp=False, scripts=True, ok=200)`. Without
+    scripts no plot is drawn; text, links and forms must work all the same. The test fails on an
+    error in the browser's console, and on a request to another host.
     """
     pages: list[Page] = []
     errors: list[str] = []

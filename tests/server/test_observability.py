@@ -1,4 +1,4 @@
-"""What an operator sees: logs that name request and token, metrics that dashboard and alerts can ask for, traces."""
+"""What an operator sees: logs with request and token, metrics for dashboard and alerts, traces."""
 
 from __future__ import annotations
 

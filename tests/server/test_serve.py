@@ -79,7 +79,7 @@ def test_what_was_acknowledged_is_there_after_a_kill(start_registry: StartRegist
 
 
 def test_a_call_in_flight_ends_before_the_server_does(start_registry: StartRegistry):
-    """A trajectory that a client has begun to read when SIGTERM comes may be read to its end within the drain time."""
+    """A client that reads a trajectory when SIGTERM comes may read it to its end in the drain time."""
     registry = start_registry(options=("--drain", "10"))
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
@@ -169,7 +169,7 @@ def test_it_ends_when_it_cannot_announce_itself(tmp_path: Path):
 
 
 def test_it_is_told_to_stop_whichever_thread_the_signal_comes_to(start_registry: StartRegistry):
-    """The kernel may choose another thread than Python's main one, where it runs handlers, and which waits."""
+    """The kernel may give the signal to any thread, but Python runs handlers on its main thread."""
     process = start_registry().process
     thread = max(int(each.name) for each in Path(f"/proc/{process.pid}/task").iterdir())
     assert thread != process.pid

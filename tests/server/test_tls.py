@@ -1,4 +1,4 @@
-"""TLS on both ports, from files that are renewed while the server runs; a client with a private authority."""
+"""TLS on both ports, with files that are renewed while the server runs, and a private authority."""
 
 from __future__ import annotations
 

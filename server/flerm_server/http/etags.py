@@ -1,4 +1,4 @@
-"""ETags: the answer about a recording that has ended does not change, and need not be sent twice."""
+"""ETags: an answer about recordings that have ended does not change, and need not be sent twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from flerm_core.records.recording import FINAL_STATUSES, Recording
 from flerm_server.version import version
 
-# A browser keeps the answer, and asks each time whether it still holds: that is a 304 of a few bytes.
+# A browser keeps the answer and asks each time whether it still holds; 304 is a few bytes.
 REVALIDATE = "private, no-cache"
 
 

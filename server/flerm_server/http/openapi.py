@@ -1,4 +1,4 @@
-"""`python -m flerm_server.http.openapi`: writes docs/openapi.json and the routes of docs/rest.md."""
+"""`python -m flerm_server.http.openapi` writes docs/openapi.json and the routes of docs/rest.md."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from flerm_server.auth.authenticator import RECHECK_SECONDS, Authenticator
 from flerm_server.auth.permissions import rpc_needs
 from flerm_server.auth.principal import Principal
 
-# gRPC has a limit of its own, whose error does not name the limit. Ours is lower, and its error does.
+# gRPC has a limit of its own, whose error does not name it. Ours is lower, and its error does.
 MAX_MESSAGE_BYTES = 4 << 20
 HARD_MESSAGE_BYTES = 2 * MAX_MESSAGE_BYTES
 APPENDS_PER_CLIENT = 64

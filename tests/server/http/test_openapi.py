@@ -1,4 +1,5 @@
-"""The REST contract: its document is kept in the repository, its examples hold, and no input that it allows breaks it."""
+"""The REST contract: the kept document is current, its examples are valid, and no input that it
+allows breaks the server."""
 
 from __future__ import annotations
 

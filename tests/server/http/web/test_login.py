@@ -81,7 +81,7 @@ def test_a_page_leads_to_the_login_and_back(visit: Visit):
 
 
 def logged_in(visit: Visit) -> dict[str, str]:
-    """The cookie by hand: the browser of this test speaks http, to which a Secure one does not go."""
+    """The session's cookie as a header: the test's client, on http, would not send a Secure one."""
     return {"Cookie": visit.log_in().headers["set-cookie"].partition(";")[0]}
 
 

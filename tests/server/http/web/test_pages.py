@@ -1,4 +1,4 @@
-"""The pages without a browser: each renders for a registry that is empty, and for one that holds a sweep."""
+"""The pages without a browser: each renders, and gives the answers that REST and gRPC give."""
 
 from __future__ import annotations
 

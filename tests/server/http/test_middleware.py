@@ -1,22 +1,17 @@
-"""How HTTP is spoken: compression, caching, headers that keep a browser safe, other sites, events and their end."""
+"""What every HTTP request passes: Host and Origin, headers, compression, metrics."""
 
 from __future__ import annotations
 
 import base64
-import gzip
-import json
-import time
-from pathlib import Path
 
 import httpx
-import plotly
 import pytest
 
 from flerm_core.records.recording import Ending
-from flerm_server.http.api.events import POLL_SECONDS
 from flerm_server.server import Server
 from flerm_server.settings import ListenAddress, Settings
 from tests.server.conftest import Backend, serve
+from tests.server.http.answers import problem
 from tests.server.samples import batch, family, rows, spec
 
 
@@ -29,6 +24,18 @@ def backend(tmp_path_factory: pytest.TempPathFactory):
 def http(backend: Backend):
     with httpx.Client(base_url=f"http://{backend.server.http_address.text}", timeout=20) as client:
         yield client
+
+
+def test_only_this_host_is_answered(http: httpx.Client):
+    assert (
+        "evil.example"
+        in problem(http.get("/api/v1/families", headers={"Host": "evil.example"}), 400)["detail"]
+    )
+    assert (
+        "evil.example"
+        in problem(http.get("/", headers={"Origin": "https://evil.example"}), 403)["detail"]
+    )
+    assert http.get("/api/v1/families", headers={"Host": "localhost:1"}).status_code == 200
 
 
 def running(backend: Backend) -> str:
@@ -46,24 +53,6 @@ def test_text_is_gzipped_and_parquet_is_not(backend: Backend, http: httpx.Client
         "content-encoding"
         not in http.get(f"{url}?format=csv", headers={"Accept-Encoding": "identity"}).headers
     )
-
-
-def test_plotly_is_the_installed_one_and_is_kept_for_ever(http: httpx.Client):
-    with http.stream("GET", "/static/plotly.min.js") as answer:
-        packed = b"".join(answer.iter_raw())
-    installed = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-    assert gzip.decompress(packed) == installed.read_bytes()
-    assert answer.headers["cache-control"] == "no-cache"
-    version = answer.headers["etag"].removeprefix('W/"').removesuffix('"')
-    kept = http.get(f"/static/plotly.min.js?v={version}")
-    assert kept.headers["cache-control"] == "public, max-age=31536000, immutable"
-    assert (
-        http.get(
-            "/static/plotly.min.js", headers={"If-None-Match": answer.headers["etag"]}
-        ).status_code
-        == 304
-    )
-    assert http.get("/static/..%2Fpages.py").status_code == 404
 
 
 def test_browsers_are_told_to_load_nothing_from_outside(http: httpx.Client):
@@ -98,31 +87,6 @@ def test_without_a_name_no_other_site_is_answered(http: httpx.Client):
         http.get("/api/v1/families", headers={"Origin": "https://dash.example"}).status_code == 403
     )
     assert "access-control-allow-origin" not in http.get("/api/v1/families").headers
-
-
-def events(lines) -> list[tuple[str, dict]]:
-    names = {"rows", "end"}
-    found, name = [], ""
-    for line in lines:
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ")
-            assert name in names
-        elif line.startswith("data: "):
-            found.append((name, json.loads(line.removeprefix("data: "))))
-    return found
-
-
-def test_what_was_kept_of_a_renamed_family_is_sent_anew(backend: Backend, http: httpx.Client):
-    sent = spec(family())
-    backend.local.start(sent)
-    backend.local.finish(sent.id, 0, Ending(final_loss=0.5))
-    kept = http.get(f"/api/v1/recordings/{sent.id}")
-    name = family()
-    backend.local.rename_family(sent.family, name)
-    again = http.get(
-        f"/api/v1/recordings/{sent.id}", headers={"If-None-Match": kept.headers["etag"]}
-    )
-    assert (again.status_code, again.json()["family"]) == (200, name)
 
 
 def test_a_method_of_a_callers_making_makes_no_metric(http: httpx.Client):
@@ -170,26 +134,3 @@ def test_recordings_are_found_from_the_calendars_first_day_to_its_last(
     )
     answer = http.get("/api/v1/recordings", params={"created_after": moment})
     assert answer.status_code == 200
-
-
-def test_events_tell_of_the_end_and_stop(backend: Backend, http: httpx.Client):
-    recording = running(backend)
-    backend.local.finish(recording, 0, Ending(final_loss=0.5))
-    state = {"status": "completed", "rows": 99, "last_step": 99, "final_loss": 0.5}
-    with http.stream("GET", f"/api/v1/recordings/{recording}/events") as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        assert events(answer.iter_lines()) == [("rows", state), ("end", state)]
-
-
-def test_a_server_that_stops_ends_its_event_streams_at_once(tmp_path):
-    found = serve(f"sqlite:///{tmp_path}/registry.db")
-    backend = next(found)
-    url = f"http://{backend.server.http_address.text}/api/v1/recordings/{running(backend)}/events"
-    with httpx.stream("GET", url, timeout=20) as answer:
-        lines = answer.iter_lines()
-        assert next(lines) == "event: rows"
-        started = time.perf_counter()
-        next(found, None)  # stops the server
-        assert not [line for line in lines if line.startswith("event: ")]
-        # Its drain time is 2 s: streams that had to be waited for would take that long.
-        assert time.perf_counter() - started < 2 + POLL_SECONDS

@@ -1,0 +1,47 @@
+"""Targets and matched learning rates over REST."""
+
+from __future__ import annotations
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.server.conftest import Backend
+from tests.server.http.answers import recorded
+from tests.server.samples import NAMES, family
+
+
+@pytest.fixture
+def http(backend: Backend):
+    url = f"http://{backend.server.http_address.text}"
+    with httpx.Client(base_url=url, timeout=20) as client:
+        yield client
+
+
+def test_targets_by_get_and_post_are_the_same(backend: Backend, http: httpx.Client):
+    name = family()
+    recorded(backend, name, lr=1e-3)
+    recorded(backend, name, lr=4e-3)
+    by_get = http.get("/api/v1/targets", params={"family": name, "lr": 2e-3, "name": NAMES[:2]})
+    by_post = http.post("/api/v1/targets", json={"family": name, "lr": 2e-3, "names": NAMES[:2]})
+    assert by_get.json() == by_post.json()
+    found = by_post.json()
+    assert (found["names"], found["steps"], found["source_learning_rates"]) == (
+        list(NAMES[:2]),
+        [1, 101, 201],
+        [1e-3, 4e-3],
+    )
+    np.testing.assert_allclose(found["values"][0], [4, 2], rtol=1e-6)
+    assert found["spread"][0] == [None, None]
+
+
+def test_match_turns_measured_fslrs_into_learning_rates(backend: Backend, http: httpx.Client):
+    name = family()
+    recorded(backend, name, lr=1e-3)
+    measured = {NAMES[0]: 2.0, NAMES[1]: 8.0, NAMES[2]: None}
+    found = http.post(
+        "/api/v1/match", json={"family": name, "lr": 1e-3, "measured": measured}
+    ).json()
+    assert found["multipliers"] == {NAMES[0]: 2.0, NAMES[1]: 0.25, NAMES[2]: 1.0}
+    assert found["learning_rates"] == {NAMES[0]: 2e-3, NAMES[1]: 2.5e-4, NAMES[2]: 1e-3}
+    assert found["unmeasured"] == [NAMES[2]]
