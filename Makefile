@@ -79,8 +79,9 @@ $(PROTO_ENV)/.done:
 
 GENERATE = $(PROTO_ENV)/bin/python -m grpc_tools.protoc -I proto --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTO)
 
-proto: $(PROTO_ENV)/.done  ## regenerate the code of the wire contract
+proto: $(PROTO_ENV)/.done  ## regenerate the code of the wire contract, and docs/grpc.md
 	$(call GENERATE,proto)
+	$(PYTHON) docs/grpc_reference.py
 
 proto-check: $(PROTO_ENV)/.done  ## fail when the generated code is stale
 	rm -rf .cache/generated && mkdir -p .cache/generated && $(call GENERATE,.cache/generated)

@@ -64,10 +64,16 @@ def in_tree(path: str) -> Path | None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_fence_says_what_it_is(page: Path) -> None:
-    """Only `python` and `console` run as tests; other blocks are `text`, `json`, `proto` or `toml`."""
+    """Only `python` and `console` run as tests. `py` holds signatures."""
     fences = re.findall(r"^ *```(\S*)$", page.read_text(), re.MULTILINE)
-    assert set(fences[::2]) <= {"python", "console", "text", "json", "proto", "toml"}
+    assert set(fences[::2]) <= {"python", "console", "py", "text", "json", "proto", "toml"}
     assert set(fences[1::2]) <= {""}
+
+
+def test_the_grpc_page_holds_the_contract_of_today() -> None:
+    """`make proto` writes it."""
+    contract = (ROOT / "proto/flerm_proto/v1/registry.proto").read_text().strip()
+    assert f"```proto\n{contract}\n```" in (ROOT / "docs" / "grpc.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
