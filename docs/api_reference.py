@@ -165,7 +165,7 @@ def _markdown(text: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_ITEM = re.compile(r"^([a-z_][\w]*(?:, [a-z_]\w*)*)(?: \[[^\]]*\])?: ")
+_ITEM = re.compile(r"^(`?[a-z_]\w*`?(?:, `?[a-z_]\w*`?)*)(?: \[[^\]]*\])?: ")
 
 
 def _paragraph(text: str) -> str:
@@ -175,12 +175,14 @@ def _paragraph(text: str) -> str:
         if lines[0] == "Example:":
             return "\n".join(["Example:", "", "```py", *inner, "```"])
         return f"**{lines[0].removesuffix(':')}**\n\n" + _paragraph("\n".join(inner))
-    if all(_ITEM.match(line) or line.startswith("    ") for line in lines):
+    # With names in backticks, the lines that continue an item need not be indented.
+    marked = lines[0].startswith("`") and _ITEM.match(lines[0])
+    if marked or all(_ITEM.match(line) or line.startswith("    ") for line in lines):
         items: list[str] = []
         for line in lines:
             match = _ITEM.match(line)
             if match:
-                names = ", ".join(f"`{name}`" for name in match[1].split(", "))
+                names = ", ".join(f"`{name.strip('`')}`" for name in match[1].split(", "))
                 items.append("- " + names + line[len(match[1]) :])
             else:
                 items.append("  " + line.strip())
