@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from flerm_core._arrays import check_length, column_of, steps_of, values_of
 from flerm_core._files import atomic_path
 from flerm_core.errors import DataLoss, InvalidInput, NotFound, Unsupported, join_names
+from flerm_core.figures.notebook import mime_bundle
+from flerm_core.figures.trajectory_figure import fslr_figure
 from flerm_core.log_interpolation import geometric_mean, interpolate_rows, log_spread
 from flerm_core.parameter_bands import bands_of
 from flerm_core.records.recording import Measurement, ParameterList
@@ -30,13 +32,16 @@ _FORMAT = "flerm-trajectory-1"
 class Trajectory:
     """FSLRs of L parameters at T optimiser steps of one run.
 
-    names [L]: canonical; one with `*` for block numbers is a role (the joint change of its tensors). shapes [L]; bands [L]
-    (found from the names where not given). steps: int64 [T], ascending, counted from 1. values: float32 [T, L] in output units
-    per unit learning rate, NaN = unmeasured. losses and learning_rates: float64 [T], NaN = not logged. tokens: int64 [T], -1 =
-    not logged.
+    names [L]: canonical names. A name with `*` for block numbers is a depth group; its FSLR is that of a joint change.
+    shapes [L]: of the parameters; () for a depth group.
+    steps: int64 [T], ascending, counted from 1.
+    values: float32 [T, L] in output units per unit learning rate; NaN: unmeasured.
+    bands [L]: found from names and shapes where not given.
+    losses, learning_rates: float64 [T]; NaN: not logged.
+    tokens: int64 [T], seen by that step; -1: not logged.
 
-    The arrays are read-only views of what was given, where the types allow it. Raises `InvalidInput` for what does not fit
-    together.
+    The arrays are read-only, and share the memory of what was given where the types allow it. Raises `InvalidInput` for what
+    does not fit together.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class Trajectory:
     def from_measurements(
         cls, parameters: ParameterList, rows: Iterable[Measurement]
     ) -> Trajectory:
-        """The trajectory of measurements in the order of their steps; their scalars and extra vectors are left out."""
+        """The trajectory of measurements, given in the order of their steps. Auxiliary values are left out."""
         found = list(rows)
         for row in found:
             check_length(f"values at step {row.step}", len(row.values), len(parameters), "names")
@@ -122,16 +127,14 @@ class Trajectory:
         return f"Trajectory({len(self.names)} parameters, {len(self)} rows{span})"
 
     def figure(self, pattern: str = "") -> dict[str, Any]:
-        """The FSLRs over steps as a plotly figure dictionary (`flerm_core.figures.fslr_figure`), tensors that fit a shell-style
-        `pattern` as lines of their own: `plotly.graph_objects.Figure(trajectory.figure())`."""
-        from flerm_core.figures import fslr_figure
+        """The FSLRs over steps as a plotly figure dictionary: `plotly.graph_objects.Figure(trajectory.figure())`.
 
+        pattern: a shell-style pattern of tensors that get lines of their own. See `flerm_core.figures.fslr_figure`.
+        """
         return fslr_figure(self, self.select(pattern).names if pattern else ())
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
-        """What a notebook shows: the figure where it can draw one, else a table of bands."""
-        from flerm_core.figures.notebook import mime_bundle
-
+        """What a notebook shows: the figure where the notebook can draw one, else a table of bands."""
         return mime_bundle(self)
 
     def __eq__(self, other: object) -> bool:
@@ -168,10 +171,10 @@ class Trajectory:
         tokens: Reading | None = None,
         fraction: Reading | None = None,
     ) -> float:
-        """This run's step at a moment told by one of three clocks; by none: the first row's.
+        """The step of this run at a position given by one of three clocks; by none of them: the first row's step.
 
-        `fraction` is of the last row's step, for that is all a trajectory knows of the length of its run. Raises as
-        `Targets.step_at` does, and `NotFound` where there are no rows.
+        step: the step itself. tokens: tokens seen by then. fraction: of the last row's step, in [0, 1]; a trajectory does not
+        know where its run ended. Raises as `Targets.step_at` does, and `NotFound` where there are no rows.
         """
         if not len(self):
             raise NotFound(
@@ -185,9 +188,10 @@ class Trajectory:
     def resampled(self, steps: ArrayLike) -> NDArray[np.float64]:
         """FSLRs at any `steps` [S], not only the measured: float64 [S, L].
 
-        Between two measurements of a tensor its logarithm is linear in the step. Unmeasured rows are bridged. The last
-        measurement holds for ever after, the first row for everything before it; a tensor first measured in a later row is NaN
-        until then.
+        Between two measurements of a tensor the logarithm of the FSLR is linear in the step; rows where the tensor is
+        unmeasured are passed over. After the last measurement its value holds, and before the first row the first row's. A
+        tensor that is first measured in a later row is NaN until that row. Raises `InvalidInput` for a step that is negative or
+        not finite.
         """
         asked = np.asarray(steps, np.float64)
         if not np.isfinite(asked).all() or (asked < 0).any():
@@ -245,10 +249,13 @@ class Trajectory:
         )
 
     def smoothed(self, ema_decay: float) -> Trajectory:
-        """An exponential moving average over rows, of the squared FSLR: that is what a draw estimates without bias.
+        """The FSLRs as the root of an exponential moving average of their squares over rows.
 
-        Weights are normalised, so that the first rows are not drawn to 0. NaN stays NaN and is passed over. `ema_decay` in [0,
-        1); 0 changes nothing. It lags: with 0.9 and a measurement every 100 steps it reads a falling FSLR about twice too high.
+        The square is averaged because a draw estimates the squared FSLR without bias. Weights are normalised, so that the first
+        rows are not drawn towards 0. NaN stays NaN and does not enter the average.
+
+        ema_decay: in [0, 1), the weight of the row before; 0 changes nothing. The average lags: with 0.9 and a measurement every
+        100 steps a falling FSLR reads about twice too high. Raises `InvalidInput` for a value out of range.
         """
         if not 0 <= ema_decay < 1:
             raise InvalidInput(
@@ -266,12 +273,13 @@ class Trajectory:
 
     @classmethod
     def average(cls, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, NDArray[np.float64]]:
-        """One trajectory for several seeds of one model: its geometric mean, and the spread of it.
+        """The geometric mean of several seeds of one model, and their spread (docs/decisions.md, 7).
 
-        The spread is the standard deviation of ln FSLR over the seeds, float64 [T, L], NaN where only one measured. Where the
-        runs were measured at different steps, all are read at the union of them. Seeds that did not measure a tensor do not
-        count for it. Losses and learning rates are averaged (over those that logged), tokens kept where all agree. Why
-        geometric: docs/decisions.md. Raises `InvalidInput` when there are none or their parameters differ.
+        The spread is the standard deviation of ln FSLR over the seeds, float64 [T, L]; NaN where fewer than two seeds measured.
+        Runs that were measured at different steps are all read at the union of their steps. A seed that did not measure a
+        tensor does not count for that tensor. Losses and learning rates are averaged over the seeds that logged them; tokens
+        stay where all seeds agree, and are -1 elsewhere. Raises `InvalidInput` when there are no trajectories or their
+        parameters differ.
         """
         if not trajectories:
             raise InvalidInput("trajectories: none given; an average needs at least one")
@@ -282,16 +290,16 @@ class Trajectory:
                 raise InvalidInput(f"trajectories: {apart}; only runs of one model can be averaged")
         steps = np.unique(np.concatenate([each.steps for each in trajectories]))
         stack = np.stack([each.resampled(steps) for each in trajectories])
-        extras = [_extras(each, steps) for each in trajectories]
-        tokens = np.stack([extra[2] for extra in extras])
+        columns = [_logged_columns(each, steps) for each in trajectories]
+        tokens = np.stack([each[2] for each in columns])
         mean = cls(
             first.names,
             first.shapes,
             steps,
             geometric_mean(stack),
             bands=first.bands,
-            losses=_mean(np.stack([extra[0] for extra in extras])),
-            learning_rates=_mean(np.stack([extra[1] for extra in extras])),
+            losses=_mean(np.stack([each[0] for each in columns])),
+            learning_rates=_mean(np.stack([each[1] for each in columns])),
             tokens=np.where((tokens == tokens[0]).all(axis=0), tokens[0], -1),
         )
         return mean, log_spread(stack)
@@ -315,7 +323,7 @@ class Trajectory:
         return pandas.concat([pandas.DataFrame(logged, index=index), values], axis=1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything to one .npz file without pickles, whole or not at all."""
+        """Writes everything to one .npz file without pickles. A failed write leaves the old file as it was."""
         target = Path(path)
         header = {
             "format": _FORMAT,
@@ -336,7 +344,7 @@ class Trajectory:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
-        """What `save` wrote. Raises `NotFound` for a missing file, `DataLoss` for one that is damaged or something else."""
+        """The trajectory that `save` wrote. Raises `NotFound` for a missing file, `DataLoss` for a damaged file or another format."""
         if not Path(path).is_file():
             raise NotFound(f"path: there is no file {os.fspath(path)}")
         try:
@@ -370,7 +378,7 @@ class Trajectory:
 
 
 def thin(rows: int, max_points: int) -> NDArray[np.int64]:
-    """Which of `rows` rows to keep so that at most `max_points` stay: evenly spread, the first and the last among them."""
+    """The indices of at most `max_points` of `rows` rows, evenly spread, the first and the last among them."""
     if rows <= max_points:
         return np.arange(rows)
     if max_points == 1:
@@ -379,7 +387,7 @@ def thin(rows: int, max_points: int) -> NDArray[np.int64]:
 
 
 def difference(first: Trajectory, other: Trajectory) -> str:
-    """In words, how the parameters of two trajectories differ; empty when they are the same."""
+    """A sentence on how the parameters of two trajectories differ; empty when they are the same."""
     if set(first.names) != set(other.names):
         apart = sorted(set(first.names) ^ set(other.names))
         return f"only some of them have {join_names(apart)}"
@@ -395,10 +403,10 @@ def difference(first: Trajectory, other: Trajectory) -> str:
     )
 
 
-def _extras(
+def _logged_columns(
     trajectory: Trajectory, steps: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Losses, learning rates and tokens at `steps`: those of the row, nothing where there is no such row."""
+    """Losses, learning rates and tokens at `steps`; NaN or -1 at a step that has no row."""
     at = np.searchsorted(steps, trajectory.steps)
     losses, rates, tokens = (
         np.full(len(steps), np.nan),
@@ -414,7 +422,7 @@ def _extras(
 
 
 def _mean(stack: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean over axis 0 of what is not NaN; NaN where nothing is."""
+    """The mean over axis 0 of the values that are not NaN; NaN where all are."""
     seen = ~np.isnan(stack)
     count = seen.sum(axis=0)
     total = np.where(seen, stack, 0.0).sum(axis=0)

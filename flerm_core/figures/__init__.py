@@ -6,7 +6,7 @@ rounded to five digits, names from outside are escaped, because plotly reads tex
 
 from flerm_core.figures.loss_figure import Curve, curves_of, loss_figure
 from flerm_core.figures.style import Figure
-from flerm_core.figures.target_ratio_figure import ratio_figure, ratios
+from flerm_core.figures.target_ratio_figure import ratio_figure
 from flerm_core.figures.trajectory_figure import fslr_figure, run_figure
 from flerm_core.figures.transfer_figure import transfer_figure
 
@@ -17,7 +17,6 @@ __all__ = [
     "fslr_figure",
     "loss_figure",
     "ratio_figure",
-    "ratios",
     "run_figure",
     "transfer_figure",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +10,9 @@ from flerm_core.figures.style import text
 from flerm_core.figures.trajectory_figure import fslr_figure
 from flerm_core.parameter_bands import BANDS
 from flerm_core.parameter_names import is_depth_group
-from flerm_core.trajectory import Trajectory
+
+if TYPE_CHECKING:  # trajectories draw themselves by this module
+    from flerm_core.trajectory import Trajectory
 
 PLOTLY = "application/vnd.plotly.v1+json"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,9 @@ from flerm_core.figures.style import (
 )
 from flerm_core.parameter_bands import BANDS
 from flerm_core.parameter_names import is_depth_group
-from flerm_core.trajectory import Trajectory
+
+if TYPE_CHECKING:  # trajectories draw themselves by this module
+    from flerm_core.trajectory import Trajectory
 
 QUANTILES = (0.1, 0.9)  # of the ribbon
 MAX_POINTS = 400  # more than a plot has pixels to show
@@ -42,7 +44,7 @@ def fslr_figure(
 ) -> Figure:
     """FSLRs over steps on a logarithmic axis, as in the paper's Figure 1.
 
-    Per band a median line over its tensors and a ribbon from their 10 % to their 90 % quantile; roles (joint changes) count in
+    Per band a median line over its tensors and a ribbon from their 10 % to their 90 % quantile; depth groups count in
     no band. `tensors`, at most 40, are drawn as lines of their own, and bands step back. Rows are thinned to 400. Raises
     `NotFound` for a tensor that is not there.
     """
@@ -59,7 +61,7 @@ def fslr_figure(
     ]
     data = [*band_traces(thinned, faint=bool(lines)), *lines]
     if not data:
-        return nothing("Roles only, which count in no band: name one to draw it")
+        return nothing("Depth groups only, which count in no band: name one to draw it")
     hover = {"hovermode": "closest"} if lines else {"hovermode": "x unified"}
     return {"data": data, "layout": layout(axis("step"), log_axis(title, data), **hover)}
 

@@ -1,4 +1,4 @@
-"""Which recordings a question about targets means: the rules by which one set of targets has one origin (design, method 8)."""
+"""Which recordings answer a question for targets, so that one set of targets has one origin."""
 
 from __future__ import annotations
 
@@ -14,61 +14,68 @@ from flerm_core.records.queries import POLICIES, TargetQuery
 from flerm_core.records.recording import Recording, same_lr
 
 Sources = dict[float, tuple[Recording, ...]]
-"""Learning rate to its recordings, one a seed, both ascending: one rate, or the two neighbours of the one asked."""
+"""Learning rate to its recordings, one for each seed, both ascending: one rate, or the two neighbours of the rate asked for."""
 
 
 class BaseRecordingIndex(Protocol):
-    """The base recordings of one family (role base, variant plain), as the rules ask for them.
+    """The base recordings of one family (role base, variant plain), as `select_sources` reads them.
 
-    But for `statuses`, all speak of the completed ones that have all of `tags`.
+    All methods but `statuses` see only the completed recordings that have all of `tags`.
     """
 
     def statuses(self, lr: float | None = None) -> Counter[str]:
-        """How many there are of each status, at one learning rate only where it is given."""
+        """How many recordings there are of each status. `lr`: only those at this learning rate."""
 
     def tag_values(self, key: str, tags: Mapping[str, str]) -> set[str]:
-        """What the tag `key` is set to."""
+        """The values of the tag `key`."""
 
-    def kinds(self, tags: Mapping[str, str]) -> set[ComparabilityKey]:
-        """Their kinds."""
+    def keys(self, tags: Mapping[str, str]) -> set[ComparabilityKey]:
+        """The comparability keys of the recordings."""
 
-    def count(self, kind: ComparabilityKey, tags: Mapping[str, str]) -> int:
-        """How many are of one kind."""
+    def count(self, key: ComparabilityKey, tags: Mapping[str, str]) -> int:
+        """How many recordings have this comparability key."""
 
     def rates(
         self,
-        kinds: Collection[ComparabilityKey],
+        keys: Collection[ComparabilityKey],
         tags: Mapping[str, str],
         start: float,
         *,
         down: bool = False,
     ) -> Iterator[float]:
-        """The distinct learning rates of `kinds`: those from `start` on, ascending, or those below it, descending."""
+        """The distinct learning rates of recordings with one of `keys`: from `start` on, ascending; `down`: below it, descending."""
 
-    def newest(
+    def newest_per_seed(
         self,
-        kinds: Collection[ComparabilityKey],
+        keys: Collection[ComparabilityKey],
         tags: Mapping[str, str],
-        first: float,
-        last: float,
+        lr_min: float,
+        lr_max: float,
     ) -> list[Recording]:
-        """Of `kinds` and of learning rates from `first` to `last`: of each seed the newest, older ones need not be there."""
+        """The newest recording of each seed, with one of `keys` and a learning rate from `lr_min` to `lr_max`.
+
+        Older recordings may be among them.
+        """
 
 
 def choose_sources(recordings: Iterable[Recording], query: TargetQuery) -> Sources:
-    """Those of a family's `recordings` (listings do) that answer `query`, by learning rate: see `select_sources`."""
+    """The recordings of a family that answer `query`, by learning rate. See `select_sources`.
+
+    Recordings without their parameters (`Recording.without_parameters`) are enough.
+    """
     return select_sources(
         _InMemoryIndex([each for each in recordings if _is_base(each, query.family)]), query
     )
 
 
-def select_sources(shelf: BaseRecordingIndex, query: TargetQuery) -> Sources:
-    """The recordings of `shelf` that answer `query`, by learning rate.
+def select_sources(index: BaseRecordingIndex, query: TargetQuery) -> Sources:
+    """The recordings of `index` that answer `query`, by learning rate.
 
-    They have role base, variant plain, status completed, what the query asks for, and among themselves one optimiser (its
-    betas, decay and such too) and one estimator. Where a seed was recorded more than once at a rate, the newest recording
-    counts. Raises `NotFound` where nothing fits, with what there is; `Ambiguous` for several optimisers or estimators, with how
-    to choose.
+    They have role base, variant plain, status completed and what the query asks for. Among themselves they have one optimiser,
+    settings included, and one estimator. Where a seed was recorded more than once at a rate, the newest recording counts.
+
+    Raises `NotFound` where nothing fits, with what there is; `Ambiguous` for several optimisers or estimators, with how to
+    choose; `InvalidInput` for an unknown policy and for a learning rate that is not finite and above 0.
     """
     if query.policy not in POLICIES:
         raise InvalidInput(
@@ -78,13 +85,16 @@ def select_sources(shelf: BaseRecordingIndex, query: TargetQuery) -> Sources:
         raise InvalidInput(
             f"lr: {query.lr} is not a learning rate; allowed are finite numbers above 0"
         )
-    kinds = _fitting(shelf, query)
+    keys = _keys_that_fit(index, query)
     optimizers, estimators = "optimizer and optimizer_config (or tags)", "estimator (or tags)"
-    _refuse_several(shelf, query, kinds, lambda kind: kind.optimizer_key, "optimisers", optimizers)
-    _refuse_several(shelf, query, kinds, lambda kind: kind.estimator, "estimators", estimators)
-    around = _grouped(_around(shelf, kinds, query))
-    rates = _rates_for(query, shelf, kinds, list(around))
-    return {rate: _by_seed(shelf.newest(kinds, query.tags, rate, around[rate])) for rate in rates}
+    _refuse_several(index, query, keys, lambda key: key.optimizer_key, "optimisers", optimizers)
+    _refuse_several(index, query, keys, lambda key: key.estimator, "estimators", estimators)
+    around = _grouped(_neighbouring_rates(index, keys, query))
+    rates = _answering_rates(query, index, keys, list(around))
+    return {
+        rate: _one_per_seed(index.newest_per_seed(keys, query.tags, rate, around[rate]))
+        for rate in rates
+    }
 
 
 def _is_base(recording: Recording, family: str) -> bool:
@@ -92,11 +102,11 @@ def _is_base(recording: Recording, family: str) -> bool:
     return spec.family == family and spec.role == "base" and spec.variant == "plain"
 
 
-def _fitting(shelf: BaseRecordingIndex, query: TargetQuery) -> set[ComparabilityKey]:
-    """The kinds with what the query asks for; each condition that leaves none says what there is."""
-    left = shelf.kinds({})
+def _keys_that_fit(index: BaseRecordingIndex, query: TargetQuery) -> set[ComparabilityKey]:
+    """The comparability keys with what the query asks for. A condition that leaves none raises, with what there is."""
+    left = index.keys({})
     if not left:
-        statuses = shelf.statuses()
+        statuses = index.statuses()
         if not statuses:
             raise NotFound(
                 f"family: {query.family!r} has no base recording (role base, variant plain) to take targets from"
@@ -105,31 +115,31 @@ def _fitting(shelf: BaseRecordingIndex, query: TargetQuery) -> set[Comparability
             f"family: {query.family!r} has no completed base recording; there are {_counted(statuses)}"
         )
     tags: dict[str, str] = {}
-    for key, value in query.tags.items():
-        left = shelf.kinds(tags | {key: value})
+    for tag, value in query.tags.items():
+        left = index.keys(tags | {tag: value})
         if not left:
-            raise _nothing(f"tags: {key}={value!r}", sorted(shelf.tag_values(key, tags)), query)
-        tags[key] = value
+            raise _not_found(f"tags: {tag}={value!r}", sorted(index.tag_values(tag, tags)), query)
+        tags[tag] = value
     if query.optimizer:
-        names = sorted({kind.optimizer for kind in left})
-        left = _kept(
+        names = sorted({key.optimizer for key in left})
+        left = _filter_or_raise(
             left,
-            lambda kind: kind.optimizer == query.optimizer,
+            lambda key: key.optimizer == query.optimizer,
             f"optimizer: {query.optimizer!r}",
             names,
             query,
         )
     if query.optimizer_config is not None:
         wanted = settings_line(query.optimizer_config)
-        lines = sorted({kind.optimizer_key for kind in left})
+        lines = sorted({key.optimizer_key for key in left})
         field_ = f"optimizer_config: {wanted[1:-1] or 'an empty one'}"
-        left = _kept(left, lambda kind: kind.settings == wanted, field_, lines, query)
+        left = _filter_or_raise(left, lambda key: key.settings == wanted, field_, lines, query)
     if query.estimator is not None:
-        estimator = query.estimator.kind
-        lines = sorted({kind.estimator for kind in left})
-        left = _kept(
+        estimator = query.estimator.comparability
+        lines = sorted({key.estimator for key in left})
+        left = _filter_or_raise(
             left,
-            lambda kind: kind.estimator == estimator,
+            lambda key: key.estimator == estimator,
             f"estimator: {estimator!r}",
             lines,
             query,
@@ -137,38 +147,38 @@ def _fitting(shelf: BaseRecordingIndex, query: TargetQuery) -> set[Comparability
     return left
 
 
-def _kept(
-    kinds: set[ComparabilityKey],
+def _filter_or_raise(
+    keys: set[ComparabilityKey],
     test: Callable[[ComparabilityKey], bool],
     wish: str,
     there: Sequence[str],
     query: TargetQuery,
 ) -> set[ComparabilityKey]:
-    kept = set(filter(test, kinds))
+    kept = set(filter(test, keys))
     if not kept:
-        raise _nothing(wish, there, query)
+        raise _not_found(wish, there, query)
     return kept
 
 
-def _nothing(wish: str, there: Sequence[str], query: TargetQuery) -> NotFound:
+def _not_found(wish: str, there: Sequence[str], query: TargetQuery) -> NotFound:
     return NotFound(
         f"{wish} fits no completed base recording of {query.family!r}; there is {join_names(there)}"
     )
 
 
 def _refuse_several(
-    shelf: BaseRecordingIndex,
+    index: BaseRecordingIndex,
     query: TargetQuery,
-    kinds: set[ComparabilityKey],
+    keys: set[ComparabilityKey],
     part: Callable[[ComparabilityKey], str],
     what: str,
     how: str,
 ) -> None:
-    parts = {part(kind) for kind in kinds}
+    parts = {part(key) for key in keys}
     if len(parts) > 1:
         counts: Counter[str] = Counter()
-        for kind in kinds:
-            counts[part(kind)] += shelf.count(kind, query.tags)
+        for key in keys:
+            counts[part(key)] += index.count(key, query.tags)
         there = join_names(f"{each} ({count} recordings)" for each, count in sorted(counts.items()))
         raise Ambiguous(
             f"family: {query.family!r} has base recordings of {len(parts)} {what}: {there}; name one by {how}"
@@ -179,16 +189,18 @@ def _counted(statuses: Counter[str]) -> str:
     return join_names(f"{count} {status}" for status, count in sorted(statuses.items()))
 
 
-def _around(
-    shelf: BaseRecordingIndex, kinds: Collection[ComparabilityKey], query: TargetQuery
+def _neighbouring_rates(
+    index: BaseRecordingIndex, keys: Collection[ComparabilityKey], query: TargetQuery
 ) -> list[float]:
-    """The learning rates on both sides of the query's, each with all that are one key with it: no policy needs others."""
-    below = _run(shelf.rates(kinds, query.tags, query.lr, down=True))
-    return [*reversed(below), *_run(shelf.rates(kinds, query.tags, query.lr))]
+    """The nearest learning rates below and from the query's on, each with all rates that `same_lr` takes for the same.
+
+    No policy needs more."""
+    below = _leading_run(index.rates(keys, query.tags, query.lr, down=True))
+    return [*reversed(below), *_leading_run(index.rates(keys, query.tags, query.lr))]
 
 
-def _run(rates: Iterable[float]) -> list[float]:
-    """The first of `rates` and those after it up to a gap that no two equal rates have between them."""
+def _leading_run(rates: Iterable[float]) -> list[float]:
+    """The first of `rates` and those that follow, as long as neighbours are the same rate by `same_lr`."""
     found: list[float] = []
     for rate in rates:
         if found and not same_lr(found[-1], rate):
@@ -198,18 +210,18 @@ def _run(rates: Iterable[float]) -> list[float]:
 
 
 def _grouped(rates: Iterable[float]) -> dict[float, float]:
-    """Ascending rates by key: the first of those that are the same to the last of them."""
+    """Ascending rates, grouped by `same_lr`: the first rate of each group to its last."""
     groups: dict[float, float] = {}
-    key: float | None = None
+    first: float | None = None
     for rate in rates:
-        if key is None or not same_lr(key, rate):
-            key = rate
-        groups[key] = rate
+        if first is None or not same_lr(first, rate):
+            first = rate
+        groups[first] = rate
     return groups
 
 
-def _by_seed(recordings: Iterable[Recording]) -> tuple[Recording, ...]:
-    """The newest of each seed, in an order that does not depend on that of the listing."""
+def _one_per_seed(recordings: Iterable[Recording]) -> tuple[Recording, ...]:
+    """The newest recording of each seed, by seed, in whatever order they are given."""
     newest = {
         each.spec.seed: each
         for each in sorted(recordings, key=lambda each: (each.created_at, each.spec.id))
@@ -217,13 +229,15 @@ def _by_seed(recordings: Iterable[Recording]) -> tuple[Recording, ...]:
     return tuple(found for _, found in sorted(newest.items()))
 
 
-def _rates_for(
+def _answering_rates(
     query: TargetQuery,
-    shelf: BaseRecordingIndex,
-    kinds: Collection[ComparabilityKey],
+    index: BaseRecordingIndex,
+    keys: Collection[ComparabilityKey],
     near: Sequence[float],
 ) -> list[float]:
-    """Which of the rates `near` the query's, ascending and there is at least one, answer it."""
+    """The rates that answer the query: one, or the two that it lies between.
+
+    `near`: the rates nearest to the query's, ascending, at least one."""
     same = next((rate for rate in near if same_lr(rate, query.lr)), None)
     if same is not None:
         return [same]
@@ -238,9 +252,9 @@ def _rates_for(
     )
     if query.policy == "interpolate" and below and above:
         return [below[-1], above[0]]
-    known = list(_grouped(shelf.rates(kinds, query.tags, 0.0)))
+    known = list(_grouped(index.rates(keys, query.tags, 0.0)))
     there = join_names(f"{rate:g}" for rate in known)
-    unfinished = shelf.statuses(query.lr)
+    unfinished = index.statuses(query.lr)
     del unfinished["completed"]
     rest = f"; at {query.lr:g} itself there are {_counted(unfinished)}" if unfinished else ""
     if query.policy == "exact":
@@ -254,7 +268,7 @@ def _rates_for(
 
 
 class _InMemoryIndex:
-    """The shelf of base recordings that are at hand."""
+    """An index over recordings in memory."""
 
     def __init__(self, recordings: Sequence[Recording]) -> None:
         self._all = recordings
@@ -268,37 +282,37 @@ class _InMemoryIndex:
     def tag_values(self, key: str, tags: Mapping[str, str]) -> set[str]:
         return {each.spec.tags[key] for _, each in self._tagged(tags) if key in each.spec.tags}
 
-    def kinds(self, tags: Mapping[str, str]) -> set[ComparabilityKey]:
-        return {kind for kind, _ in self._tagged(tags)}
+    def keys(self, tags: Mapping[str, str]) -> set[ComparabilityKey]:
+        return {key for key, _ in self._tagged(tags)}
 
-    def count(self, kind: ComparabilityKey, tags: Mapping[str, str]) -> int:
-        return sum(its == kind for its, _ in self._tagged(tags))
+    def count(self, key: ComparabilityKey, tags: Mapping[str, str]) -> int:
+        return sum(each == key for each, _ in self._tagged(tags))
 
     def rates(
         self,
-        kinds: Collection[ComparabilityKey],
+        keys: Collection[ComparabilityKey],
         tags: Mapping[str, str],
         start: float,
         *,
         down: bool = False,
     ) -> Iterator[float]:
-        rates = {each.spec.lr for kind, each in self._tagged(tags) if kind in kinds}
+        rates = {each.spec.lr for key, each in self._tagged(tags) if key in keys}
         return iter(sorted((rate for rate in rates if (rate < start) is down), reverse=down))
 
-    def newest(
+    def newest_per_seed(
         self,
-        kinds: Collection[ComparabilityKey],
+        keys: Collection[ComparabilityKey],
         tags: Mapping[str, str],
-        first: float,
-        last: float,
+        lr_min: float,
+        lr_max: float,
     ) -> list[Recording]:
         return [
             each
-            for kind, each in self._tagged(tags)
-            if kind in kinds and first <= each.spec.lr <= last
+            for key, each in self._tagged(tags)
+            if key in keys and lr_min <= each.spec.lr <= lr_max
         ]
 
     def _tagged(self, tags: Mapping[str, str]) -> Iterator[tuple[ComparabilityKey, Recording]]:
         return (
-            (kind, each) for kind, each in self._completed if tags.items() <= each.spec.tags.items()
+            (key, each) for key, each in self._completed if tags.items() <= each.spec.tags.items()
         )

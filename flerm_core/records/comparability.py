@@ -16,7 +16,7 @@ class ComparabilityKey:
     """What recordings must share to stand in one set of targets, in comparable form.
 
     optimizer: the class name. settings: the optimiser's settings as `settings_line` writes them. estimator:
-    `EstimatorSettings.kind`.
+    `EstimatorSettings.comparability`.
     """
 
     optimizer: str
@@ -28,7 +28,7 @@ class ComparabilityKey:
         cls, optimizer: str, config: Mapping[str, Any], estimator: EstimatorSettings
     ) -> ComparabilityKey:
         """The key of these settings. Numbers compare by value (0 equals 0.0), sequences by content."""
-        return cls(optimizer, settings_line(config), estimator.kind)
+        return cls(optimizer, settings_line(config), estimator.comparability)
 
     @property
     def optimizer_key(self) -> str:

@@ -67,7 +67,7 @@ class TargetQuery:
     blocks: block axes ("layers.*"); empty: the family's, else those found from the names.
     optimizer: the optimiser's class name.
     optimizer_config: all settings of the optimiser but the learning rate.
-    estimator: compared by `EstimatorSettings.kind`.
+    estimator: compared by `EstimatorSettings.comparability`.
     tags: every one of these must be set on a source recording.
     step: only the targets at this step; None: at every measured step.
     """

@@ -1,6 +1,6 @@
-"""What a recording is, as everyone who handles one knows it: client, spool, store, views.
+"""What a recording is, for client, spool, store and pages alike.
 
-Plain values, no behaviour beyond their own consistency. The rules for what may be stored are in `flerm_core.records.validation`.
+Plain values. `flerm_core.records.validation` has the rules for what may be stored.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from flerm_core.records.auxiliary import Auxiliary
 
 ROLES = ("base", "scaled")
 FINAL_STATUSES = ("completed", "diverged", "failed")
-"""Of attempts and recordings that take no more rows."""
+"""The statuses of attempts and recordings that take no more rows."""
 ENDING_STATUSES = ("interrupted", *FINAL_STATUSES)
-"""With which a run can end. An interrupted run still takes late rows, and another end."""
+"""The statuses that a run can end with. After "interrupted" late rows and another end are still taken."""
 STATUSES = ("running", *ENDING_STATUSES)
 ESTIMATORS = ("example", "kronecker", "iid", "full", "exact")
 
 
 def now() -> datetime:
-    """The present moment, UTC, with a time zone."""
+    """The current time in UTC, with its time zone."""
     return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterList:
-    """What a recording's vectors are indexed by: canonical names, shapes and bands, all of one length.
+    """The parameters of a recording, which its vectors are indexed by: canonical names, shapes and bands, all of one length.
 
-    A name with `*` in place of block numbers is a *role* (the joint change of its tensors), with shape ().
+    A name with `*` in place of block numbers is a depth group: the joint change of its tensors. Its shape is ().
     """
 
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ class ParameterList:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the content: equal lists have equal digests on every machine."""
+        """SHA-256 (hex) of the content. Equal lists have equal digests on every machine."""
         return content_digest([self.names, self.shapes, self.bands])
 
     def select(self, indices: Sequence[int]) -> ParameterList:
@@ -69,9 +69,11 @@ def content_digest(content: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EstimatorSettings:
-    """How FSLRs were estimated. Two recordings compare only when `name` and the output layer agree.
+    """How FSLRs were estimated.
 
-    `every` 0: measured once, at step `start`.
+    name: one of `ESTIMATORS`. samples: draws per measurement. warmup: draws of the first measurement. every: steps between
+    measurements; 0: one measurement, at step `start`. output_weight, output_bias: the parameters of the output layer, which
+    `kronecker` needs. Recordings compare only when `comparability` is equal.
     """
 
     name: str = "example"
@@ -83,8 +85,8 @@ class EstimatorSettings:
     output_bias: str = ""
 
     @property
-    def kind(self) -> str:
-        """What must agree between targets and measurement (they differ in bias otherwise)."""
+    def comparability(self) -> str:
+        """What must agree between two recordings, because estimators differ in bias."""
         outputs = [name for name in (self.output_weight, self.output_bias) if name]
         return (
             f"{self.name}({', '.join(outputs)})"
@@ -95,7 +97,13 @@ class EstimatorSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingSpec:
-    """What the client says of a recording when it starts. `lr` is the base learning rate, the key within the family."""
+    """What a client tells of a recording when it starts.
+
+    lr: the base learning rate, by which the recording is found within its family. role: one of `ROLES`. variant: how the run
+    was trained ("plain", "matched", ...). optimizer: the class name; optimizer_config: its settings without the learning rate.
+    config: settings of the model. targets_digest, targets_sources: the targets that a matched run used, and the ids of their
+    recordings.
+    """
 
     family: str
     lr: float
@@ -117,11 +125,14 @@ class RecordingSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One run of the training process that wrote a recording. A resume at step k opens a new one, which owns the steps from
-    k on.
+    """One run of a training process that wrote a recording.
 
-    started_at: by the clock of the process's host; sent_at: when that was told, by the same clock (None: it is right).
-    after: the id of the attempt whose checkpoint it resumed from, where it knows.
+    A resume at step k opens a new attempt, which owns the steps from k on.
+
+    resume_at: k; 0 for the first attempt.
+    started_at: by the clock of the process's host.
+    sent_at: when the start was sent, by the same clock; None: that clock is right.
+    after: the id of the attempt whose checkpoint this one resumed from, where it is known.
     """
 
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
@@ -132,10 +143,11 @@ class Attempt:
 
 
 def in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Attempts of one recording, given as they arrived, in the order in which they took turns.
+    """The attempts of one recording, given in the order of arrival, in the order in which they ran.
 
-    By `started_at`, for the spool of a dead one may arrive after its successor has begun; but none comes before the one that it
-    resumed from, whatever a clock that stepped back says. Ties: as they arrived.
+    They are ordered by `started_at`, because the spool of an attempt that died may arrive after its successor has begun. But
+    no attempt comes before the one that it resumed from, even if the clock of its host stepped back. Ties keep the order of
+    arrival.
     """
     known = {each.id: each for each in attempts}
     moments: dict[
@@ -157,9 +169,11 @@ def in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """A recording as the registry knows it. In listings `spec.parameters` is empty and `parameter_count` tells its length.
+    """A recording as a registry knows it. In listings `spec.parameters` is empty, and `parameter_count` is its length.
 
-    `final_step`: where the run ended, if it said so; `last_step` is that of its last measurement.
+    attempt: the number of the latest attempt. rows: measurements that count. first_step, last_step: of these measurements.
+    final_step: the step at which the run ended, where the run told it. tokens: seen by the end, or by the last row that logged
+    them. created_by: the name of the token.
     """
 
     spec: RecordingSpec
@@ -178,7 +192,7 @@ class Recording:
     final_step: int | None = None
 
     def without_parameters(self) -> Recording:
-        """The same, light enough for a listing."""
+        """The recording as a listing holds it."""
         return replace(self, spec=replace(self.spec, parameters=ParameterList((), (), ())))
 
 
@@ -191,8 +205,11 @@ def flat_fields(recording: Recording) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One row: all FSLRs at one optimiser step. `values` is float32 [L] in output units per unit learning rate; NaN =
-    unmeasured."""
+    """One row: all FSLRs at one optimiser step.
+
+    values: float32 [L] in output units per unit learning rate; NaN: unmeasured. tokens: seen by the end of the step. scalars,
+    vectors: auxiliary values (`flerm_core.records.auxiliary`).
+    """
 
     step: int
     values: NDArray[np.float32]
@@ -211,7 +228,11 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an attempt ended. `final_loss`: the mean over the last 200 logged losses, of fewer than 1,000 over the last fifth."""
+    """How an attempt ended.
+
+    status: one of `ENDING_STATUSES`. final_loss: the mean of the last 200 logged losses, or of the last fifth where fewer than
+    1,000 were logged. final_step: the last optimiser step. tokens: seen by the end.
+    """
 
     status: str = "completed"
     final_loss: float | None = None
@@ -234,5 +255,5 @@ class Family:
 
 
 def same_lr(a: float, b: float) -> bool:
-    """Whether two learning rates are one key: equal to within a relative 1e-9, so that 3e-4 printed and read back is itself."""
+    """Whether two learning rates are the same: equal to a relative 1e-9, so that a rate survives being printed and read back."""
     return math.isclose(a, b, rel_tol=1e-9)

@@ -79,7 +79,7 @@ def _mismatches(targets: Targets, spec: RecordingSpec) -> tuple[str, ...]:
         targets,
         optimizer=spec.optimizer,
         optimizer_config=spec.optimizer_config if spec.optimizer else None,
-        estimator=spec.estimator.kind,
+        estimator=spec.estimator.comparability,
     )
 
 

@@ -59,7 +59,7 @@ def _print_summary(found: Recording, notes: list[str]) -> None:
         f"{spec.role}/{spec.variant}, {found.status}"
     )
     say(
-        f"{spec.optimizer or 'optimiser unknown'}, estimator {spec.estimator.kind}, "
+        f"{spec.optimizer or 'optimiser unknown'}, estimator {spec.estimator.comparability}, "
         f"world size {spec.world_size}"
     )
     say(

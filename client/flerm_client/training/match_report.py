@@ -136,9 +136,9 @@ def mismatches(
     An argument that is empty or None is not known, and not compared.
     """
     differences = []
-    if estimator and estimator != found.estimator.kind:
+    if estimator and estimator != found.estimator.comparability:
         differences.append(
-            f"estimator: the model's is {estimator}, the targets' {found.estimator.kind}"
+            f"estimator: the model's is {estimator}, the targets' {found.estimator.comparability}"
         )
     if optimizer and optimizer != found.optimizer:
         differences.append(f"optimizer: the model's is {optimizer}, the targets' {found.optimizer}")
@@ -155,7 +155,7 @@ def mismatches(
 
 def estimator_key(settings: EstimatorSettings | None) -> str:
     """The part of an estimator's settings that must agree with the targets'; empty for None."""
-    return "" if settings is None else settings.kind
+    return "" if settings is None else settings.comparability
 
 
 def _figure(value: float | None) -> str:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from flerm_core.errors import Ambiguous, NotFound, join_names
-from flerm_core.figures import Curve, curves_of, ratios
+from flerm_core.figures import Curve, curves_of
+from flerm_core.matching import target_ratios as ratios
 from flerm_core.matching.match import Multipliers, multipliers
 from flerm_core.matching.targets import Targets, build_targets
 from flerm_core.records import validation
@@ -128,14 +129,14 @@ def target_ratios(store: Store, base_id: str, other_id: str, *, max_points: int 
     """FSLRs of recording `other_id` over the targets that recording `base_id` gives for its
     tensors; 1 is matched.
 
-    Both are thinned to `max_points` rows (0: all). Raises `NotFound` as `ratios` does.
+    Both are thinned to `max_points` rows (0: all). Raises `NotFound` as `flerm_core.matching.target_ratios` does.
     """
     base, other = (
         trajectory(store, TrajectoryQuery(recording_id=each, max_points=max_points))
         for each in (base_id, other_id)
     )
     family = store.recording(base_id).spec.family
-    return ratios(base, other, blocks=store.family(family).blocks)
+    return ratios.target_ratios(base, other, blocks=store.family(family).blocks)
 
 
 def best(store: Store, query: BestQuery) -> Best:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from flerm_core.figures import (
     fslr_figure,
     loss_figure,
     ratio_figure,
-    ratios,
     run_figure,
     transfer_figure,
 )
@@ -82,7 +80,7 @@ def test_single_tensors_are_lines_of_their_own_whose_hover_names_them():
         fslr_figure(trajectory([[1, 2, 3, 7]]), ["nothing"])
 
 
-def test_roles_count_in_no_band():
+def test_groups_count_in_no_band():
     names = ["layers.0.w", "layers.1.w", "layers.*.w"]
     joint = Trajectory(names, [(2, 2), (2, 2), ()], [1], [[1, 3, 100]], bands=["feed-forward"] * 3)
     assert by_name(fslr_figure(joint), "feed-forward (2)")["y"] == [2.0]
@@ -127,11 +125,9 @@ def test_what_is_not_there_is_said():
     assert "No measurement yet" in json.dumps(fslr_figure(trajectory([])))
     assert "flerm.log" in json.dumps(run_figure(trajectory([[1] * 4])))
     assert "No finished run" in json.dumps(loss_figure([]))
-    roles = Trajectory(["layers.*.attn.q.weight"], [()], [1], [[2.0]])
-    assert "Roles only" in json.dumps(fslr_figure(roles))
-    assert [each["y"] for each in fslr_figure(roles, roles.names)["data"]] == [[2.0]]
-    with pytest.raises(NotFound, match="are roles; there is no tensor to compare"):
-        ratios(roles, roles)
+    groups = Trajectory(["layers.*.attn.q.weight"], [()], [1], [[2.0]])
+    assert "Depth groups only" in json.dumps(fslr_figure(groups))
+    assert [each["y"] for each in fslr_figure(groups, groups.names)["data"]] == [[2.0]]
 
 
 def test_curves_are_told_apart_by_role_variant_and_the_settings_that_differ():
@@ -188,22 +184,8 @@ def test_losses_far_apart_stand_on_a_logarithmic_axis():
     assert (near["layout"]["yaxis"]["type"], far["layout"]["yaxis"]["type"]) == ("linear", "log")
 
 
-def test_a_matched_run_has_ratio_1_and_a_deeper_one_is_compared_with_its_targets():
-    base = trajectory([[1, 2, 3, 8], [2, 4, 6, 16]])
-    same = ratios(base, trajectory([[1, 2, 3, 8], [4, 8, 12, 32]]))
-    assert same.values.tolist() == [[1, 1, 1, 1], [2, 2, 2, 2]]
-    names = [f"layers.{at}.attn.q.weight" for at in range(6)] + ["readout.weight"]
-    deep = Trajectory(names, [(4, 4)] * 6 + [(2, 4)], [1], [[0.5, 0.5, 1, 1, 1.5, np.nan, 8]])
-    found = ratios(base, deep).values[0].tolist()
-    assert found[:5] == [1, 1, 1, 1, 1]
-    assert math.isnan(found[5])
-    assert ratio_figure(same)["layout"]["shapes"][0]["y0"] == 1
-
-
-def test_models_that_do_not_correspond_are_refused_by_name():
-    other = Trajectory(["conv.weight"], [(3, 3)], [1], [[1]])
-    with pytest.raises(NotFound, match=r"conv\.weight"):
-        ratios(trajectory([[1] * 4]), other)
+def test_the_ratio_figure_has_a_line_at_1():
+    assert ratio_figure(trajectory([[1, 1, 1, 1]]))["layout"]["shapes"][0]["y0"] == 1
 
 
 def test_a_notebook_gets_the_figure_and_a_table():

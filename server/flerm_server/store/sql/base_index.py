@@ -64,7 +64,7 @@ class SqlBaseIndex(BaseRecordingIndex):
         return set(self._connection.execute(query).scalars())
 
     @override
-    def kinds(self, tags: Mapping[str, str]) -> set[ComparabilityKey]:
+    def keys(self, tags: Mapping[str, str]) -> set[ComparabilityKey]:
         # For each key of the registry, whether the family has such a recording: keys are few.
         recorded = sa.select(recordings.c.key).where(
             *self._completed(tags), recordings.c.kind_key == comparability_keys.c.key
@@ -83,14 +83,14 @@ class SqlBaseIndex(BaseRecordingIndex):
         return set(found)
 
     @override
-    def count(self, kind: ComparabilityKey, tags: Mapping[str, str]) -> int:
+    def count(self, key: ComparabilityKey, tags: Mapping[str, str]) -> int:
         query = sa.select(sa.func.count()).select_from(recordings)
-        return int(self._connection.execute(query.where(*self._of([kind], tags))).scalar_one())
+        return int(self._connection.execute(query.where(*self._of([key], tags))).scalar_one())
 
     @override
     def rates(
         self,
-        kinds: Collection[ComparabilityKey],
+        keys: Collection[ComparabilityKey],
         tags: Mapping[str, str],
         start: float,
         *,
@@ -98,7 +98,7 @@ class SqlBaseIndex(BaseRecordingIndex):
     ) -> Iterator[float]:
         rate = recordings.c.lr
         order = rate.desc() if down else rate
-        nearest = sa.select(rate).where(*self._of(kinds, tags)).order_by(order).limit(1)
+        nearest = sa.select(rate).where(*self._of(keys, tags)).order_by(order).limit(1)
         last = self._connection.execute(
             nearest.where(rate < start if down else rate >= start)
         ).scalar()
@@ -124,17 +124,17 @@ class SqlBaseIndex(BaseRecordingIndex):
             count = MORE_RATES
 
     @override
-    def newest(
+    def newest_per_seed(
         self,
-        kinds: Collection[ComparabilityKey],
+        keys: Collection[ComparabilityKey],
         tags: Mapping[str, str],
-        first: float,
-        last: float,
+        lr_min: float,
+        lr_max: float,
     ) -> list[Recording]:
         age = sa.func.rank().over(
             partition_by=recordings.c.seed, order_by=recordings.c.created_at.desc()
         )
-        where = *self._of(kinds, tags), recordings.c.lr.between(first, last)
+        where = *self._of(keys, tags), recordings.c.lr.between(lr_min, lr_max)
         ranked = sa.select(recordings.c.key, age.label("age")).where(*where).subquery()
         query = (
             select_recordings(self._now)
