@@ -1,4 +1,5 @@
-"""The mathematics of function-space learning rates (arXiv 2502.17405). Knows no network and no database; needs numpy only.
+"""The mathematics of function-space learning rates (arXiv 2502.17405). Knows no network and no
+database; needs numpy only.
 
 `flerm_core.measure` alone imports torch.
 """

@@ -1,4 +1,4 @@
-"""What the arrays of a trajectory must be: checked once, then read-only."""
+"""Checks of the arrays of a trajectory. The arrays that come back are read-only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from flerm_core.errors import InvalidInput
 
 
 def check_length(field: str, length: int, wanted: int, of: str) -> None:
-    """Raises `InvalidInput` unless there is one of `field` for each of the `wanted` `of`."""
+    """Raises `InvalidInput` unless `field` has as many entries as there are `of`, which are
+    `wanted`.
+    """
     if length != wanted:
         raise InvalidInput(f"{field}: {length} given for {wanted} {of}; one each is allowed")
 
@@ -34,8 +36,12 @@ def steps_of(steps: ArrayLike) -> NDArray[np.int64]:
 
 
 def values_of(values: ArrayLike, rows: int, columns: int) -> NDArray[np.float32]:
-    """FSLRs [rows, columns] as float32: finite from 0, or NaN. Raises `InvalidInput` for anything else."""
-    with np.errstate(over="ignore"):  # What overflows becomes infinite, and is refused below.
+    """FSLRs [rows, columns] as float32: finite from 0, or NaN. Raises `InvalidInput` for anything
+    else.
+    """
+    with np.errstate(
+        over="ignore"
+    ):  # a value that overflows becomes infinite, and is refused below
         found = np.asarray(values, np.float32)
     if found.size == 0 and rows * columns == 0:
         found = found.reshape(rows, columns)
@@ -55,7 +61,9 @@ def values_of(values: ArrayLike, rows: int, columns: int) -> NDArray[np.float32]
 def column_of(
     field: str, values: ArrayLike | None, rows: int, missing: float, dtype: type[np.generic]
 ) -> NDArray[Any]:
-    """One value for each row as `dtype`; all `missing` where None was given. Raises `InvalidInput` for another shape."""
+    """`values` [rows] as `dtype`; None: `missing` for every row. Raises `InvalidInput` for another
+    shape.
+    """
     found = np.full(rows, missing, dtype) if values is None else np.asarray(values, dtype)
     if found.shape != (rows,):
         raise InvalidInput(

@@ -12,8 +12,9 @@ from pathlib import Path
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to, which replaces `path` when the block ends.
 
-    A block that raises leaves `path` as it was. Two processes may write the same file at once: the last one to finish wins.
-    No fsync: the content outlives the process, not a crash of the host. Raises `OSError` where the disk does.
+    A block that raises leaves `path` as it was. Two processes may write the same file at once: the
+    last one to finish wins. No fsync: the content outlives the process, not a crash of the host.
+    Raises `OSError` where the disk does.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -1,7 +1,7 @@
-"""Every error that FLeRM raises on purpose.
+"""The errors that FLeRM raises on purpose.
 
-One hierarchy, mapped to gRPC status codes in `flerm_proto.status_codes` and to HTTP problems in the server's REST view.
-A message is one sentence that names the field, the value and what is allowed.
+One hierarchy, mapped to gRPC status codes in `flerm_proto.status_codes` and to HTTP problems in the
+server's REST view. A message is one sentence that names the field, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -10,37 +10,43 @@ from collections.abc import Iterable
 
 
 class FlermError(Exception):
-    """Base of all. `exit_code` is what the `flerm` command ends with."""
+    """The base of all errors of FLeRM. `exit_code`: that of the `flerm` command."""
 
     exit_code = 1
 
 
 class InvalidInput(FlermError, ValueError):
-    """A field is wrong in itself: its type, range, length or spelling."""
+    """A value has the wrong type, range, length or spelling."""
 
     exit_code = 2
 
 
 class NotFound(FlermError, LookupError):
-    """A family, recording, learning rate or parameter that is not there. The message says what is."""
+    """There is no such family, recording, learning rate or parameter.
+
+    The message says what there is.
+    """
 
     exit_code = 3
 
 
 class Unreachable(FlermError, ConnectionError):
-    """The registry did not answer in time, or cannot at the moment. Worth another try."""
+    """The registry did not answer in time, or cannot answer now. A later try may succeed."""
 
     exit_code = 4
 
 
 class Refused(FlermError):
-    """Well formed, but the registry's state or rules forbid it. Trying again changes nothing."""
+    """The registry's state or rules forbid a request that is valid in itself.
+
+    Another try changes nothing.
+    """
 
     exit_code = 5
 
 
 class AlreadyExists(Refused):
-    """The same key was stored before with other content."""
+    """The same key is stored already with other content."""
 
 
 class Ambiguous(Refused):
@@ -60,11 +66,11 @@ class LimitExceeded(Refused):
 
 
 class DataLoss(FlermError):
-    """Stored or spooled bytes are damaged. Names the place."""
+    """Stored or spooled bytes are damaged. The message says where."""
 
 
 class MeasurementError(FlermError):
-    """An FSLR could not be measured. Raised on every rank alike."""
+    """An FSLR could not be measured. Every rank raises the same error."""
 
 
 class EstimatorNotApplicable(MeasurementError):
@@ -72,13 +78,16 @@ class EstimatorNotApplicable(MeasurementError):
 
 
 class Unsupported(FlermError, TypeError):
-    """A model wrapper, optimiser or module that FLeRM knows it cannot measure rightly. Says what to do instead."""
+    """A wrapper, optimiser or module with which FLeRM would measure wrongly.
+
+    The message says what to do instead.
+    """
 
     exit_code = 2
 
 
 def join_names(items: Iterable[object], most: int = 20) -> str:
-    """Items as a phrase, at most `most` of them spelled out."""
+    """The items as a phrase, at most `most` of them by name."""
     found = [str(item) for item in items]
     rest = len(found) - most
     return ", ".join(found[:most]) + (f" and {rest} more" if rest > 0 else "") if found else "none"

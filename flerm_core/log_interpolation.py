@@ -1,7 +1,7 @@
-"""Arithmetic on FSLRs. They are positive scales: between steps, between learning rates and over seeds it goes by logarithms.
+"""Interpolation and means of FSLRs by their logarithms, because FSLRs are positive scales.
 
-NaN means unmeasured everywhere. A zero (an update that moved nothing) has no logarithm: where one takes part, interpolation is
-linear, and a mean leaves it out unless nothing else is there.
+NaN means unmeasured everywhere. A zero (an update that changed nothing) has no logarithm:
+interpolation with a zero is linear, and a mean leaves zeros out unless all values are zero.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ Array = NDArray[np.float64]
 
 
 def interpolate_rows(steps: NDArray[np.int64], values: NDArray[np.float32], asked: Array) -> Array:
-    """Rows of `values` [T, L], measured at `steps` [T], read at `asked` [S]: float64 [S, L]. See `Trajectory.resampled`."""
+    """`values` [T, L], measured at `steps` [T], at the steps `asked` [S]: float64 [S, L]. See
+    `Trajectory.resampled`.
+    """
     result = np.full((len(asked), values.shape[1]), np.nan)
     if not len(steps):
         return result
@@ -32,7 +34,7 @@ def interpolate_rows(steps: NDArray[np.int64], values: NDArray[np.float32], aske
 
 
 def _between(steps: NDArray[np.int64], values: Array, asked: Array) -> Array:
-    """The same for columns without NaN; past the last step its value holds."""
+    """`interpolate_rows` for values without NaN. After the last step its values hold."""
     upper = np.clip(np.searchsorted(steps, asked, "left"), 0, len(steps) - 1)
     lower = np.where(steps[upper] <= asked, upper, np.maximum(upper - 1, 0))
     gap = (steps[upper] - steps[lower]).astype(np.float64)
@@ -41,9 +43,9 @@ def _between(steps: NDArray[np.int64], values: Array, asked: Array) -> Array:
 
 
 def blend(left: Array, right: Array, weight: Array | float) -> Array:
-    """`left`^(1 - weight) · `right`^weight: exactly `left` at weight 0 and `right` at 1.
+    """`left`^(1 - weight) · `right`^weight, exactly `left` at weight 0 and `right` at weight 1.
 
-    Linear where either is 0; NaN where a side of weight above 0 is.
+    Linear where one of them is 0. NaN where one of them is NaN and has a weight above 0.
     """
     weights = np.broadcast_to(
         np.asarray(weight, np.float64), np.broadcast_shapes(left.shape, np.shape(weight))
@@ -53,12 +55,16 @@ def blend(left: Array, right: Array, weight: Array | float) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         geometric = np.exp((1 - weights) * np.log(left) + weights * np.log(right))
     mixed: Array = np.where(positive, geometric, (1 - weights) * left + weights * right)
-    # The mean of two equal numbers is that number, to the last bit: a held value must not drift.
+    # The mean of two equal numbers is that number, bit for bit, so that a held value does not
+    # drift.
     return np.where((weights == 0) | (left == right), left, np.where(weights == 1, right, mixed))
 
 
 def geometric_mean(stack: Array) -> Array:
-    """Over axis 0 of [seeds, ...]. One seed gives itself, to the last bit."""
+    """The geometric mean over axis 0 of [seeds, ...].
+
+    The mean of one seed is that seed, bit for bit.
+    """
     if len(stack) == 1:
         alone: Array = stack[0]
         return alone
@@ -69,7 +75,9 @@ def geometric_mean(stack: Array) -> Array:
 
 
 def log_spread(stack: Array) -> Array:
-    """Sample standard deviation of ln FSLR over axis 0 of [seeds, ...]; NaN where fewer than two are positive."""
+    """The sample standard deviation of ln FSLR over axis 0 of [seeds, ...]; NaN where fewer than
+    two values are positive.
+    """
     logs, count = _logs(stack)
     known = np.where(np.isnan(logs), 0.0, logs)
     mean = np.divide(known.sum(axis=0), count, out=np.zeros(stack.shape[1:]), where=count > 0)

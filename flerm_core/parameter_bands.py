@@ -1,4 +1,4 @@
-"""Bands: what kind of tensor a parameter is, by which figures group hundreds of them."""
+"""Bands: what kind of tensor a parameter is. Figures group parameters by band."""
 
 from __future__ import annotations
 
@@ -70,11 +70,12 @@ _FEED_FORWARD = re.compile(
 
 
 def band_of(name: str, shape: Sequence[int], module_kind: str = "") -> str:
-    """The band (one of `BANDS`) of a parameter, by its canonical name, its shape and its module's class name.
+    """The band (one of `BANDS`) of a parameter, by its canonical name, its shape and its module's
+    class name.
 
-    Knows the names of GPT-2, Llama, BERT, T5, timm and torch.nn modules. A fused query-key-value projection is `query/key`; the
-    bias of a norm is `norm`. A matrix that no name gives away is `other` here; `bands_of`, which sees the whole model, can tell
-    more.
+    Knows the names of GPT-2, Llama, BERT, T5, timm and torch.nn modules. A fused query-key-value
+    projection is `query/key`; the bias of a norm is `norm`. A matrix whose names say nothing is
+    `other`; `bands_of`, which sees the whole model, may know better.
     """
     path = [part.lower() for part in name.split(".")]
     leaf, owners = path[-1], path[:-1]
@@ -120,12 +121,14 @@ def bands_of(
     kinds: Sequence[str] | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """The band of each of a model's parameters, in the order of `names`, which is the order of the model.
+    """The band of each of a model's parameters, in the order of `names`, which is the order of the
+    model.
 
-    `kinds`: the class names of the owning modules. `overrides`: shell-style pattern of names to band; the first that matches
-    wins. In a model without an embedding, the first matrix is the input and the last the readout unless names say otherwise;
-    matrices between them are feed-forward, as in an MLP, a residual MLP or a convolutional net. A role has the band of its
-    tensors. Raises `InvalidInput` for an override that is no band or matches nothing.
+    `kinds`: the class names of the owning modules. `overrides`: shell-style pattern of names to
+    band; the first that matches wins. In a model without an embedding, the first matrix is the
+    input and the last the readout unless names say otherwise; matrices between them are
+    feed-forward, as in an MLP, a residual MLP or a convolutional net. A depth group has the band of
+    its tensors. Raises `InvalidInput` for an override that is no band or matches nothing.
     """
     kinds = kinds if kinds is not None else [""] * len(names)
     bands = [
@@ -156,7 +159,9 @@ def _place_ends(names: Sequence[str], shapes: Sequence[Sequence[int]], bands: li
 
 
 def _in_block(name: str, axes: Sequence[str]) -> bool:
-    """Whether the parameter is one of several blocks, or lies in a numbered module of modules: neither can be an end."""
+    """Whether the parameter is one of several blocks, or lies in a numbered module of modules:
+    neither can be an end.
+    """
     return bool(split_name(name, axes)[1]) or any(part.isdecimal() for part in name.split(".")[:-2])
 
 

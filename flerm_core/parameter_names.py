@@ -1,10 +1,13 @@
-"""What a parameter is called, whatever wraps the model, and which numbers in a name count blocks.
+"""Canonical names of parameters, and which numbers in a name count blocks.
 
-A *path* is a name split at its dots. A *template* is a name in which `*` stands for the block numbers of one or more axes
-(`layers.*.attn.q.weight`); an *axis* is a path that ends in `*` (`layers.*`, `encoder.layers.*`, `stages.*.blocks.*`), and it
-matches where its components first stand in a row in a name, so `layers.*` also counts the blocks of
-`model.layers.3.mlp.weight`. One that begins with `*`, for a model that is itself a `torch.nn.Sequential`, matches at a name's
-beginning only. A *role* is a template that stands for several tensors of one model; its FSLR is that of their joint change.
+A *path* is a name split at its dots. A *template* is a name in which `*` stands for the block
+numbers of one or more axes (`layers.*.attn.q.weight`). A *depth group* is a template that stands
+for several tensors of one model; its FSLR is that of their joint change.
+
+An *axis* is a path that ends in `*` (`layers.*`, `encoder.layers.*`, `stages.*.blocks.*`). An axis
+matches a name at the first place where all its components follow each other, so `layers.*` also
+counts the blocks of `model.layers.3.mlp.weight`. An axis that begins with `*`, for a model that is
+itself a `torch.nn.Sequential`, matches only at the beginning of a name.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ Shapes = Sequence[Sequence[int]]
 
 
 def canonical(name: str) -> str:
-    """`name` as the bare model gives it: without the components that DDP, FSDP, torch.compile and checkpointing put in.
+    """`name` as the unwrapped model has it, without the components that DDP, FSDP, torch.compile
+    and checkpointing add.
 
-    PEFT's leading `base_model.model.` goes too, and the adapter's name where it is PEFT's `default` (`lora_A.default.weight`).
-    A name of nothing but wrappers stays as it is.
+    PEFT's leading `base_model.model.` is removed too, and so is its adapter name `default`
+    (`lora_A.default.weight`). A name that consists of wrappers only stays as it is.
     """
     path = [part for part in name.split(".") if part not in _WRAPPERS]
     while path[:2] == ["base_model", "model"] and len(path) > 2:
@@ -39,7 +43,10 @@ def canonical(name: str) -> str:
 
 
 def canonical_names(names: Iterable[str]) -> list[str]:
-    """The canonical form of each of `names`, in order. Raises `InvalidInput` when two of them become one."""
+    """The canonical form of each of `names`, in order.
+
+    Raises `InvalidInput` when two of them become one.
+    """
     origin: dict[str, str] = {}
     for name in names:
         short = canonical(name)
@@ -52,12 +59,15 @@ def canonical_names(names: Iterable[str]) -> list[str]:
 
 
 def is_depth_group(name: str) -> bool:
-    """Whether `name` is a template, and so a role: some component is `*`."""
+    """Whether `name` is the template of a depth group: one of its components is `*`."""
     return "*" in name.split(".")
 
 
 def as_axes(blocks: str | Iterable[str] | None) -> tuple[str, ...]:
-    """Block axes as a tuple. Raises `InvalidInput` for one that does not end in the component `*` or has empty components."""
+    """Block axes as a tuple.
+
+    Raises `InvalidInput` for one that does not end in the component `*` or has empty components.
+    """
     axes = (blocks,) if isinstance(blocks, str) else tuple(blocks or ())
     for axis in axes:
         path = axis.split(".")
@@ -71,8 +81,8 @@ def as_axes(blocks: str | Iterable[str] | None) -> tuple[str, ...]:
 def split_name(name: str, axes: Sequence[str]) -> tuple[str, tuple[int, ...]]:
     """The template of `name` along `axes` and its block numbers, one for each `*` of the template.
 
-    `split_name("layers.3.attn.q.weight", ["layers.*"]) == ("layers.*.attn.q.weight", (3,))`. A name that no axis matches is its
-    own template, with no numbers; so is a role.
+    `split_name("layers.3.attn.q.weight", ["layers.*"]) == ("layers.*.attn.q.weight", (3,))`. A name
+    that no axis matches is its own template and has no numbers. The same holds for a depth group.
     """
     path = name.split(".")
     starred: set[int] = set()
@@ -102,15 +112,17 @@ def _fits(pattern: Sequence[str], path: Sequence[str]) -> bool:
 
 
 def expand(template: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that are tensors of the role `template`, in their order."""
+    """The tensors among `names` that belong to the depth group `template`, in their order."""
     return [name for name in names if not is_depth_group(name) and stands_for(template, name)]
 
 
 def find_axes(base: Iterable[str], target: Iterable[str]) -> tuple[str, ...]:
-    """The block axes on which two models of a family differ: places where both have numbers, and not equally many.
+    """The block axes on which two models of a family differ, sorted: places where both have
+    numbers, and not equally many.
 
-    Where they have equally many, the numbers are plain names: `0.weight` and `2.weight` of two `torch.nn.Sequential` of one
-    length stay what they are. Nested axes are found too (`stages.*.blocks.*`). Roles are passed over. Sorted.
+    Numbers of which both models have equally many are plain names: `0.weight` and `2.weight` of two
+    `torch.nn.Sequential` of one length correspond by name. Nested axes are found too
+    (`stages.*.blocks.*`). Depth groups are passed over.
     """
     found: set[str] = set()
     _compare((), _paths(base), _paths(target), found)
@@ -149,12 +161,13 @@ def _joined(children: dict[str, set[Path]], parts: Iterable[str]) -> set[Path]:
 
 
 def block_axes(names: Sequence[str], shapes: Shapes) -> tuple[str, ...]:
-    """The block axes of one model, with no other to compare it with: where a recording looks for its roles.
+    """The block axes of one model, sorted. A recording finds its depth groups along them.
 
-    A place counts blocks when its numbers run from 0 without a gap, there are two or more, and equal paths below them have
-    equal shapes: all of them where the numbers name layers or tensors (`blocks.0.weight`), at least one where they name modules
-    of modules (the first block of a convolutional stage may differ from the rest). So the layers of a plain MLP in a
-    `torch.nn.Sequential` are not blocks. Nested axes are found; roles are passed over. Sorted.
+    A place counts blocks when its numbers run from 0 without a gap, there are two or more, and
+    equal paths below them have equal shapes: all of them where the numbers name layers or tensors
+    (`blocks.0.weight`), at least one where they name modules of modules (the first block of a
+    convolutional stage may differ from the rest). So the layers of a plain MLP in a
+    `torch.nn.Sequential` are not blocks. Nested axes are found; depth groups are passed over.
     """
     shape_of = {
         tuple(name.split(".")): tuple(shape)
@@ -198,22 +211,24 @@ def _are_blocks(blocks: list[dict[Path, set[tuple[int, ...]]]], numbers: set[str
 
 
 def depth_groups(names: Iterable[str], axes: Sequence[str]) -> dict[str, list[str]]:
-    """Role template to the tensors that it stands for, both in the order of `names`.
+    """The depth groups among `names`: template to its tensors, both in the order of `names`.
 
-    Where names have numbers along several axes (experts within layers), there is a role for each choice among them: another
-    model may differ in any. A role of a single tensor is left out: its joint change is that tensor's own, which is there under
-    the tensor's name.
+    Names with numbers along several axes (experts within layers) have one group for each choice
+    among the axes, because another model may differ on any of them. A group of a single tensor is
+    left out: its joint change is that tensor's own.
     """
-    roles: dict[str, list[str]] = defaultdict(list)
+    groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         if not is_depth_group(name):
             for template in _templates(name, split_name(name, axes)[0]):
-                roles[template].append(name)
-    return {template: members for template, members in roles.items() if len(members) > 1}
+                groups[template].append(name)
+    return {template: members for template, members in groups.items() if len(members) > 1}
 
 
 def _templates(name: str, widest: str) -> Iterator[str]:
-    """`widest`, the template of `name`, and all between the two: each choice of its stars but none."""
+    """The templates of `name` with one or more of the stars of `widest`, its template along all
+    axes.
+    """
     pairs = list(zip(name.split("."), widest.split("."), strict=True))
     stars = [at for at, (part, wide) in enumerate(pairs) if part != wide]
     for count in range(len(stars), 0, -1):

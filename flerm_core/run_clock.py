@@ -1,4 +1,6 @@
-"""Moments of a run, told by one of three clocks: its step, the tokens it has seen by then, the fraction of it that is over."""
+"""Positions in a run, given by one of three clocks: the step, the tokens seen by that step, the
+fraction of the run.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,20 @@ def step_at(
     final_step: int,
     source: str,
 ) -> float:
-    """The step of a run at which a clock shows what `readings` has for it; its first measured step where no clock is read.
+    """The step of a run at a position.
 
-    The run was measured at `steps` [T], at each of which it had seen `tokens` [T] (-1: not known), and ended at `final_step`.
-    Tokens are as `tokens_at` has them; before the first and after the last of these steps they are not told apart from it. A
-    fraction is of `final_step`, and a `Fraction` names a step exactly. Raises `InvalidInput` for more than one clock, a value
-    out of range or tokens that do not grow from row to row (those of one batch, or logged once), `NotFound` for tokens where
-    none are known; `source` is what logged them so.
+    readings: clock ("step", "tokens" or "fraction") to the position on it, or None; where all are
+        None, the answer is the first measured step. A fraction is of `final_step`, in [0, 1]; a
+        `Fraction` gives a step without rounding.
+    steps: int64 [T], the measured steps, ascending.
+    tokens: int64 [T], the tokens seen by these steps; -1: not known. Between steps they are those
+        of `tokens_at`. A position before the first step or after the last one is that step.
+    final_step: the step at which the run ended.
+    source: the name of what logged the tokens, for error messages.
+
+    Raises `InvalidInput` for more than one clock, a value out of range, or tokens that do not grow
+    from row to row (tokens of single batches, or logged only once); `NotFound` for tokens where
+    none are known.
     """
     given = {name: value for name, value in readings.items() if value is not None}
     if len(given) > 1:
@@ -54,13 +63,14 @@ def step_at(
 def tokens_at(
     steps: NDArray[np.int64], tokens: NDArray[np.int64], asked: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Tokens that a run had seen by the steps `asked`, from those at `steps`, of which one at least is known.
+    """The tokens that a run had seen by the steps `asked` [S]: float64 [S].
 
-    Linear between what is known, and beyond it by the run's tokens a step.
+    steps, tokens: as in `step_at`; at least one count is known. The result is linear between known
+    counts, and beyond them it grows by the run's tokens per step.
     """
     at, seen = steps[tokens >= 0], tokens[tokens >= 0]
-    pace = (seen[-1] - seen[0]) / (at[-1] - at[0]) if len(at) > 1 else seen[0] / max(at[0], 1)
-    beyond: NDArray[np.float64] = pace * (asked - np.clip(asked, at[0], at[-1]))
+    per_step = (seen[-1] - seen[0]) / (at[-1] - at[0]) if len(at) > 1 else seen[0] / max(at[0], 1)
+    beyond: NDArray[np.float64] = per_step * (asked - np.clip(asked, at[0], at[-1]))
     return np.maximum(np.interp(asked, at, seen) + beyond, 0.0)
 
 

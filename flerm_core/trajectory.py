@@ -32,7 +32,8 @@ _FORMAT = "flerm-trajectory-1"
 class Trajectory:
     """FSLRs of L parameters at T optimiser steps of one run.
 
-    names [L]: canonical names. A name with `*` for block numbers is a depth group; its FSLR is that of a joint change.
+    names [L]: canonical names. A name with `*` for block numbers is a depth group; its FSLR is that
+    of a joint change.
     shapes [L]: of the parameters; () for a depth group.
     steps: int64 [T], ascending, counted from 1.
     values: float32 [T, L] in output units per unit learning rate; NaN: unmeasured.
@@ -40,8 +41,8 @@ class Trajectory:
     losses, learning_rates: float64 [T]; NaN: not logged.
     tokens: int64 [T], seen by that step; -1: not logged.
 
-    The arrays are read-only, and share the memory of what was given where the types allow it. Raises `InvalidInput` for what
-    does not fit together.
+    The arrays are read-only, and share the memory of what was given where the types allow it.
+    Raises `InvalidInput` for what does not fit together.
     """
 
     def __init__(
@@ -79,7 +80,10 @@ class Trajectory:
     def from_measurements(
         cls, parameters: ParameterList, rows: Iterable[Measurement]
     ) -> Trajectory:
-        """The trajectory of measurements, given in the order of their steps. Auxiliary values are left out."""
+        """The trajectory of measurements, given in the order of their steps.
+
+        Auxiliary values are left out.
+        """
         found = list(rows)
         for row in found:
             check_length(f"values at step {row.step}", len(row.values), len(parameters), "names")
@@ -127,9 +131,11 @@ class Trajectory:
         return f"Trajectory({len(self.names)} parameters, {len(self)} rows{span})"
 
     def figure(self, pattern: str = "") -> dict[str, Any]:
-        """The FSLRs over steps as a plotly figure dictionary: `plotly.graph_objects.Figure(trajectory.figure())`.
+        """The FSLRs over steps as a plotly figure dictionary:
+        `plotly.graph_objects.Figure(trajectory.figure())`.
 
-        pattern: a shell-style pattern of tensors that get lines of their own. See `flerm_core.figures.fslr_figure`.
+        pattern: a shell-style pattern of tensors that get lines of their own. See
+        `flerm_core.figures.fslr_figure`.
         """
         return fslr_figure(self, self.select(pattern).names if pattern else ())
 
@@ -158,7 +164,9 @@ class Trajectory:
     __hash__ = None  # type: ignore[assignment]
 
     def at(self, step: float | None = None) -> dict[str, float]:
-        """Name to FSLR at `step` (None: the first row), NaN where a tensor had not been measured by then. See `resampled`."""
+        """Name to FSLR at `step` (None: the first row), NaN where a tensor had not been measured by
+        then. See `resampled`.
+        """
         if not len(self):
             raise NotFound(f"step: {step} asked of a trajectory without rows")
         row = self.resampled([self.steps[0] if step is None else step])[0]
@@ -171,10 +179,12 @@ class Trajectory:
         tokens: Reading | None = None,
         fraction: Reading | None = None,
     ) -> float:
-        """The step of this run at a position given by one of three clocks; by none of them: the first row's step.
+        """The step of this run at a position given by one of three clocks; by none of them: the
+        first row's step.
 
-        step: the step itself. tokens: tokens seen by then. fraction: of the last row's step, in [0, 1]; a trajectory does not
-        know where its run ended. Raises as `Targets.step_at` does, and `NotFound` where there are no rows.
+        step: the step itself. tokens: tokens seen by then. fraction: of the last row's step, in [0,
+        1]; a trajectory does not know where its run ended. Raises as `Targets.step_at` does, and
+        `NotFound` where there are no rows.
         """
         if not len(self):
             raise NotFound(
@@ -188,10 +198,10 @@ class Trajectory:
     def resampled(self, steps: ArrayLike) -> NDArray[np.float64]:
         """FSLRs at any `steps` [S], not only the measured: float64 [S, L].
 
-        Between two measurements of a tensor the logarithm of the FSLR is linear in the step; rows where the tensor is
-        unmeasured are passed over. After the last measurement its value holds, and before the first row the first row's. A
-        tensor that is first measured in a later row is NaN until that row. Raises `InvalidInput` for a step that is negative or
-        not finite.
+        Between two measurements of a tensor the logarithm of the FSLR is linear in the step; rows
+        where the tensor is unmeasured are passed over. After the last measurement its value holds,
+        and before the first row the first row's. A tensor that is first measured in a later row is
+        NaN until that row. Raises `InvalidInput` for a step that is negative or not finite.
         """
         asked = np.asarray(steps, np.float64)
         if not np.isfinite(asked).all() or (asked < 0).any():
@@ -223,7 +233,10 @@ class Trajectory:
         )
 
     def select(self, pattern: str | Sequence[str]) -> Trajectory:
-        """The parameters whose names match a shell-style pattern, or any of several. Raises `NotFound` when none does."""
+        """The parameters whose names match a shell-style pattern, or any of several.
+
+        Raises `NotFound` when none does.
+        """
         patterns = [pattern] if isinstance(pattern, str) else list(pattern)
         at = [
             i
@@ -251,11 +264,13 @@ class Trajectory:
     def smoothed(self, ema_decay: float) -> Trajectory:
         """The FSLRs as the root of an exponential moving average of their squares over rows.
 
-        The square is averaged because a draw estimates the squared FSLR without bias. Weights are normalised, so that the first
-        rows are not drawn towards 0. NaN stays NaN and does not enter the average.
+        The square is averaged because a draw estimates the squared FSLR without bias. Weights are
+        normalised, so that the first rows are not drawn towards 0. NaN stays NaN and does not enter
+        the average.
 
-        ema_decay: in [0, 1), the weight of the row before; 0 changes nothing. The average lags: with 0.9 and a measurement every
-        100 steps a falling FSLR reads about twice too high. Raises `InvalidInput` for a value out of range.
+        ema_decay: in [0, 1), the weight of the row before; 0 changes nothing. The average lags:
+        with 0.9 and a measurement every 100 steps a falling FSLR reads about twice too high. Raises
+        `InvalidInput` for a value out of range.
         """
         if not 0 <= ema_decay < 1:
             raise InvalidInput(
@@ -273,13 +288,15 @@ class Trajectory:
 
     @classmethod
     def average(cls, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, NDArray[np.float64]]:
-        """The geometric mean of several seeds of one model, and their spread (docs/decisions.md, 7).
+        """The geometric mean of several seeds of one model, and their spread (docs/decisions.md,
+        7).
 
-        The spread is the standard deviation of ln FSLR over the seeds, float64 [T, L]; NaN where fewer than two seeds measured.
-        Runs that were measured at different steps are all read at the union of their steps. A seed that did not measure a
-        tensor does not count for that tensor. Losses and learning rates are averaged over the seeds that logged them; tokens
-        stay where all seeds agree, and are -1 elsewhere. Raises `InvalidInput` when there are no trajectories or their
-        parameters differ.
+        The spread is the standard deviation of ln FSLR over the seeds, float64 [T, L]; NaN where
+        fewer than two seeds measured. Runs that were measured at different steps are all read at
+        the union of their steps. A seed that did not measure a tensor does not count for that
+        tensor. Losses and learning rates are averaged over the seeds that logged them; tokens stay
+        where all seeds agree, and are -1 elsewhere. Raises `InvalidInput` when there are no
+        trajectories or their parameters differ.
         """
         if not trajectories:
             raise InvalidInput("trajectories: none given; an average needs at least one")
@@ -305,9 +322,11 @@ class Trajectory:
         return mean, log_spread(stack)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """A pandas DataFrame indexed by `step`: columns `loss`, `learning_rate`, `tokens`, then a column for each parameter.
+        """A pandas DataFrame indexed by `step`: columns `loss`, `learning_rate`, `tokens`, then a
+        column for each parameter.
 
-        What was not logged or measured is missing (NaN; <NA> for tokens). Raises `Unsupported` where pandas is not installed.
+        What was not logged or measured is missing (NaN; <NA> for tokens). Raises `Unsupported`
+        where pandas is not installed.
         """
         try:
             import pandas
@@ -323,7 +342,10 @@ class Trajectory:
         return pandas.concat([pandas.DataFrame(logged, index=index), values], axis=1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything to one .npz file without pickles. A failed write leaves the old file as it was."""
+        """Writes everything to one .npz file without pickles.
+
+        A failed write leaves the old file as it was.
+        """
         target = Path(path)
         header = {
             "format": _FORMAT,
@@ -344,7 +366,10 @@ class Trajectory:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
-        """The trajectory that `save` wrote. Raises `NotFound` for a missing file, `DataLoss` for a damaged file or another format."""
+        """The trajectory that `save` wrote.
+
+        Raises `NotFound` for a missing file, `DataLoss` for a damaged file or another format.
+        """
         if not Path(path).is_file():
             raise NotFound(f"path: there is no file {os.fspath(path)}")
         try:
@@ -378,7 +403,9 @@ class Trajectory:
 
 
 def thin(rows: int, max_points: int) -> NDArray[np.int64]:
-    """The indices of at most `max_points` of `rows` rows, evenly spread, the first and the last among them."""
+    """The indices of at most `max_points` of `rows` rows, evenly spread, the first and the last
+    among them.
+    """
     if rows <= max_points:
         return np.arange(rows)
     if max_points == 1:

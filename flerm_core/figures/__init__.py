@@ -1,7 +1,9 @@
-"""The paper's figures as plotly figure dictionaries: `{"data": [...], "layout": {...}}`, made without plotly.
+"""The paper's figures as plotly figure dictionaries: `{"data": [...], "layout": {...}}`, made
+without plotly.
 
-Pages hand them to plotly.js, `flerm plot` to plotly, a notebook to its own renderer: one source for all three. Numbers are
-rounded to five digits, names from outside are escaped, because plotly reads text as a kind of HTML.
+Pages hand them to plotly.js, `flerm plot` to plotly, a notebook to its own renderer: one source for
+all three. Numbers are rounded to five digits, names from outside are escaped, because plotly reads
+text as a kind of HTML.
 """
 
 from flerm_core.figures.loss_figure import Curve, curves_of, loss_figure

@@ -32,7 +32,10 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """The runs of one role, variant and scale. `scale`: the settings that differ within the family (`width 128`), or empty."""
+    """The runs of one role, variant and scale.
+
+    `scale`: the settings that differ within the family (`width 128`), or empty.
+    """
 
     role: str
     variant: str
@@ -46,7 +49,9 @@ class Curve:
 
 
 def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
-    """The curves of a family's recordings, base first, then by scale; those without a finished run are left out."""
+    """The curves of a family's recordings, base first, then by scale; those without a finished run
+    are left out.
+    """
     found = list(recordings)
     keys = _scale_keys(each.spec.config for each in found)
     runs: dict[tuple[Any, ...], list[SweepRun]] = defaultdict(list)
@@ -79,8 +84,8 @@ def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
 def _scale_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
     """Settings that differ between recordings, in few values: width, depth, rank.
 
-    As few as tell the scales apart, briefest first: where `width` does, a count of parameters that follows
-    from it adds nothing.
+    As few as tell the scales apart, briefest first: where `width` does, a count of parameters that
+    follows from it adds nothing.
     """
     found = [
         {key: value for key, value in each.items() if isinstance(value, str | int | float)}
@@ -108,9 +113,11 @@ def _order(value: object) -> tuple[int, float, str]:
 
 
 def loss_figure(curves: Sequence[Curve], best: Best | None = None) -> Figure:
-    """Final loss against learning rate, log₂-spaced, with the spread over seeds; `best` is marked with a line.
+    """Final loss against learning rate, log₂-spaced, with the spread over seeds; `best` is marked
+    with a line.
 
-    A rate at which a run diverged has a cross at the top. Losses more than 20 × apart stand on a logarithmic axis.
+    A rate at which a run diverged has a cross at the top. Losses more than 20 × apart stand on a
+    logarithmic axis.
     """
     losses = [point.loss for curve in curves for point in curve.points if math.isfinite(point.loss)]
     if not losses:

@@ -18,7 +18,9 @@ PLOTLY = "application/vnd.plotly.v1+json"
 
 
 def mime_bundle(trajectory: Trajectory) -> dict[str, Any]:
-    """The figure for notebooks that draw plotly by themselves (JupyterLab with plotly, VS Code, Colab), a table for others."""
+    """The figure for notebooks that draw plotly by themselves (JupyterLab with plotly, VS Code,
+    Colab), a table for others.
+    """
     html = as_table(trajectory)
     return {PLOTLY: fslr_figure(trajectory), "text/html": html, "text/plain": repr(trajectory)}
 

@@ -10,11 +10,13 @@ from typing import Any
 from flerm_core.parameter_bands import BANDS
 
 Figure = dict[str, Any]
-"""A plotly figure: its traces under `data`, its axes and legend under `layout`; nothing but JSON."""
+"""A plotly figure: its traces under `data`, its axes and legend under `layout`; nothing but JSON.
+"""
 
-# Middle tones: at least 3:1 against white and against near-black, so that one figure serves light and dark pages. So little
-# room in lightness cannot keep eleven hues apart for every eye: bands of one kind share a dash, and within a kind colours stay
-# apart under protanopia, deuteranopia and tritanopia too (tests/core/figures/test_style.py).
+# Middle tones: at least 3:1 against white and against near-black, so that one figure serves light
+# and dark pages. So little room in lightness cannot keep eleven hues apart for every eye: bands of
+# one kind share a dash, and within a kind colours stay apart under protanopia, deuteranopia and
+# tritanopia too (tests/core/figures/test_style.py).
 PALETTE = (
     "#537def",
     "#c27d5a",
@@ -61,7 +63,9 @@ def positive(values: Iterable[float]) -> list[float | None]:
 
 
 def text(words: str) -> str:
-    """Text from outside as plotly may show it: it reads tags and some entities (quotes' not), and never writes attributes."""
+    """Text from outside as plotly may show it: it reads tags and some entities (quotes' not), and
+    never writes attributes.
+    """
     return html.escape(words, quote=False)
 
 
@@ -81,10 +85,12 @@ def axis(title: str, *, log: bool = False, **more: Any) -> dict[str, Any]:
 
 
 def log_axis(title: str, traces: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """A logarithmic axis for the `y` of traces: labels at 1, 2 and 5 over few decades, at powers of ten over many."""
+    """A logarithmic axis for the `y` of traces: labels at 1, 2 and 5 over few decades, at powers of
+    ten over many.
+    """
     values = [value for trace in traces for value in trace["y"] if value is not None]
-    # As many labels as make plotly choose so, here and where one zooms in; with a few more it would write every digit, and
-    # 7, 8 and 9 over each other.
+    # As many labels as make plotly choose so, here and where one zooms in; with a few more it would
+    # write every digit, and 7, 8 and 9 over each other.
     few = not values or math.log10(max(values) / min(values)) < 1.2
     return axis(title, log=True, nticks=3 if few else 4)
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def ratio_figure(ratios: Trajectory) -> Figure:
-    """`flerm_core.matching.target_ratios.target_ratios` by band over steps, on a logarithmic axis with a line at 1."""
+    """`flerm_core.matching.target_ratios.target_ratios` by band over steps, on a logarithmic axis
+    with a line at 1.
+    """
     if not len(ratios):
         return nothing("No measurement to compare yet")
     even = {

@@ -44,9 +44,9 @@ def fslr_figure(
 ) -> Figure:
     """FSLRs over steps on a logarithmic axis, as in the paper's Figure 1.
 
-    Per band a median line over its tensors and a ribbon from their 10 % to their 90 % quantile; depth groups count in
-    no band. `tensors`, at most 40, are drawn as lines of their own, and bands step back. Rows are thinned to 400. Raises
-    `NotFound` for a tensor that is not there.
+    Per band a median line over its tensors and a ribbon from their 10 % to their 90 % quantile;
+    depth groups count in no band. `tensors`, at most 40, are drawn as lines of their own, and bands
+    step back. Rows are thinned to 400. Raises `NotFound` for a tensor that is not there.
     """
     unknown = [name for name in tensors if name not in trajectory.names]
     if unknown:
@@ -145,7 +145,9 @@ def _line(trajectory: Trajectory, name: str, place: int) -> dict[str, Any]:
 
 
 def run_figure(trajectory: Trajectory) -> Figure:
-    """Loss (left axis) and learning rate (right axis) at the measured steps; what was not logged is left out."""
+    """Loss (left axis) and learning rate (right axis) at the measured steps; what was not logged is
+    left out.
+    """
     thinned = trajectory.thinned(MAX_POINTS)
     steps = thinned.steps.tolist()
     mode = "lines+markers" if len(steps) < 30 else "lines"

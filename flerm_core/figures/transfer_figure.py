@@ -1,4 +1,6 @@
-"""Loss against learning rate at several scales, one panel per way of training: the paper's Figures 2 to 5."""
+"""Loss against learning rate at several scales, one panel per way of training: the paper's Figures
+2 to 5.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,13 @@ HEADROOM = 0.35  # of the losses' range at the curves' optima and beside them, a
 
 
 def transfer_figure(panels: Mapping[str, Mapping[str, Points]]) -> Figure:
-    """Panels by title, each with its curves by label; a label has one colour in all panels, and one entry in the legend.
+    """Panels by title, each with its curves by label; a label has one colour in all panels, and one
+    entry in the legend.
 
-    A dotted line marks the optimum of the first curve, the base's, in every panel: where learning rates transfer, the others
-    have their lowest point on it. Rates where a run diverged are left out. Panels share the axis of losses, which ends above
-    the neighbourhoods of the optima: what is far off is no matter.
+    A dotted line marks the optimum of the first curve, the base's, in every panel: where learning
+    rates transfer, the others have their lowest point on it. Rates where a run diverged are left
+    out. Panels share the axis of losses, which ends above the neighbourhoods of the optima: what is
+    far off is no matter.
     """
     drawn = {
         title: {label: _finite(points) for label, points in curves.items()}

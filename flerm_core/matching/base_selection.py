@@ -14,7 +14,9 @@ from flerm_core.records.queries import POLICIES, TargetQuery
 from flerm_core.records.recording import Recording, same_lr
 
 Sources = dict[float, tuple[Recording, ...]]
-"""Learning rate to its recordings, one for each seed, both ascending: one rate, or the two neighbours of the rate asked for."""
+"""Learning rate to its recordings, one for each seed, both ascending: one rate, or the two
+neighbours of the rate asked for.
+"""
 
 
 class BaseRecordingIndex(Protocol):
@@ -43,7 +45,9 @@ class BaseRecordingIndex(Protocol):
         *,
         down: bool = False,
     ) -> Iterator[float]:
-        """The distinct learning rates of recordings with one of `keys`: from `start` on, ascending; `down`: below it, descending."""
+        """The distinct learning rates of recordings with one of `keys`: from `start` on, ascending;
+        `down`: below it, descending.
+        """
 
     def newest_per_seed(
         self,
@@ -52,7 +56,8 @@ class BaseRecordingIndex(Protocol):
         lr_min: float,
         lr_max: float,
     ) -> list[Recording]:
-        """The newest recording of each seed, with one of `keys` and a learning rate from `lr_min` to `lr_max`.
+        """The newest recording of each seed, with one of `keys` and a learning rate from `lr_min`
+        to `lr_max`.
 
         Older recordings may be among them.
         """
@@ -71,11 +76,13 @@ def choose_sources(recordings: Iterable[Recording], query: TargetQuery) -> Sourc
 def select_sources(index: BaseRecordingIndex, query: TargetQuery) -> Sources:
     """The recordings of `index` that answer `query`, by learning rate.
 
-    They have role base, variant plain, status completed and what the query asks for. Among themselves they have one optimiser,
-    settings included, and one estimator. Where a seed was recorded more than once at a rate, the newest recording counts.
+    They have role base, variant plain, status completed and what the query asks for. Among
+    themselves they have one optimiser, settings included, and one estimator. Where a seed was
+    recorded more than once at a rate, the newest recording counts.
 
-    Raises `NotFound` where nothing fits, with what there is; `Ambiguous` for several optimisers or estimators, with how to
-    choose; `InvalidInput` for an unknown policy and for a learning rate that is not finite and above 0.
+    Raises `NotFound` where nothing fits, with what there is; `Ambiguous` for several optimisers or
+    estimators, with how to choose; `InvalidInput` for an unknown policy and for a learning rate
+    that is not finite and above 0.
     """
     if query.policy not in POLICIES:
         raise InvalidInput(
@@ -103,7 +110,10 @@ def _is_base(recording: Recording, family: str) -> bool:
 
 
 def _keys_that_fit(index: BaseRecordingIndex, query: TargetQuery) -> set[ComparabilityKey]:
-    """The comparability keys with what the query asks for. A condition that leaves none raises, with what there is."""
+    """The comparability keys with what the query asks for.
+
+    A condition that leaves none raises, with what there is.
+    """
     left = index.keys({})
     if not left:
         statuses = index.statuses()
@@ -192,15 +202,19 @@ def _counted(statuses: Counter[str]) -> str:
 def _neighbouring_rates(
     index: BaseRecordingIndex, keys: Collection[ComparabilityKey], query: TargetQuery
 ) -> list[float]:
-    """The nearest learning rates below and from the query's on, each with all rates that `same_lr` takes for the same.
+    """The nearest learning rates below and from the query's on, each with all rates that `same_lr`
+    takes for the same.
 
-    No policy needs more."""
+    No policy needs more.
+    """
     below = _leading_run(index.rates(keys, query.tags, query.lr, down=True))
     return [*reversed(below), *_leading_run(index.rates(keys, query.tags, query.lr))]
 
 
 def _leading_run(rates: Iterable[float]) -> list[float]:
-    """The first of `rates` and those that follow, as long as neighbours are the same rate by `same_lr`."""
+    """The first of `rates` and those that follow, as long as neighbours are the same rate by
+    `same_lr`.
+    """
     found: list[float] = []
     for rate in rates:
         if found and not same_lr(found[-1], rate):

@@ -1,7 +1,8 @@
-"""Depth rules: which targets the B blocks of a base model give to the B' blocks of another model (docs/method.md, "Depth").
+"""Depth rules: which targets the B blocks of a base model give to the B' blocks of another model
+(docs/method.md, "Depth").
 
-A rule works on one depth group at a time. A new rule needs its function, an entry in `DEPTH_RULES`, and its name in
-`flerm_core.records.queries.DEPTH_RULE_NAMES`.
+A rule works on one depth group at a time. A new rule needs its function, an entry in `DEPTH_RULES`,
+and its name in `flerm_core.records.queries.DEPTH_RULE_NAMES`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ class DepthGroup:
     """One depth group in two models: the tensors that stand at the same place in every block.
 
     template: the group's name (`layers.*.attn.q.weight`).
-    base, target: the group's tensors in each model by their block numbers (one number per axis), ascending.
+    base, target: the group's tensors in each model by their block numbers (one number per axis),
+    ascending.
     joint_name: the name under which the base's recording may hold the FSLR of a joint change.
-    joint_members: the base's tensors whose joint change that is. They are those of `base`. A recording that holds only the
-        joint change along more axes (all experts of all layers) has more tensors there.
+    joint_members: the base's tensors whose joint change that is. They are those of `base`. A
+        recording that holds only the joint change along more axes (all experts of all layers) has
+        more tensors there.
     """
 
     template: str
@@ -38,22 +41,28 @@ class DepthGroup:
 
     @property
     def same_depth(self) -> bool:
-        """Whether both models have equally many blocks everywhere. The n-th tensors of both then correspond."""
+        """Whether both models have equally many blocks everywhere.
+
+        The n-th tensors of both then correspond.
+        """
         return _block_counts(list(self.base)) == _block_counts(list(self.target))
 
 
 DepthRule = Callable[[DepthGroup, Columns, Columns], dict[str, Array]]
-"""`rule(group, columns, whole_run)` gives the target FSLRs [T] of each tensor of `group.target`, by name.
+"""`rule(group, columns, whole_run)` gives the target FSLRs [T] of each tensor of `group.target`, by
+name.
 
-`columns` are the base's FSLRs at the T steps asked for, `whole_run` its FSLRs over all of its run."""
+`columns` are the base's FSLRs at the T steps asked for, `whole_run` its FSLRs over all of its run.
+"""
 
 
 def split(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, Array]:
-    """The paper's rule: target block j of B' takes the base's FSLR on the interval [j/B', (j+1)/B').
+    """The paper's rule: target block j of B' takes the base's FSLR on the interval [j/B',
+    (j+1)/B').
 
-    The FSLR of each base block is spread evenly over the block's own interval. So B' = kB gives FSLR/k to each of the k
-    blocks, and every other ratio, shallower models too, keeps the total. Several axes are split one after the other. NaN where
-    a base block that counts is unmeasured.
+    The FSLR of each base block is spread evenly over the block's own interval. So B' = kB gives
+    FSLR/k to each of the k blocks, and every other ratio, shallower models too, keeps the total.
+    Several axes are split one after the other. NaN where a base block that counts is unmeasured.
     """
     shares = _shares(list(group.base), list(group.target))
     return {
@@ -68,15 +77,18 @@ def split(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, 
 def coherent(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, Array]:
     """`split`, corrected for blocks whose changes of the output add up only in part.
 
-    The targets f are those of `split` times one factor. The factor is such that blocks of the base's coherence ρ
-    (`_coherence`) have the joint change of the base's FSLRs F: (1 − ρ) Σf² + ρ (Σf)² = (1 − ρ) ΣF² + ρ (ΣF)². With ρ = 1 the
-    targets are those of `split`, with ρ = 0 and B' = kB they are F/√k.
+    The targets f are those of `split` times one factor. The factor is such that blocks of the
+    base's coherence ρ (`_coherence`) have the joint change of the base's FSLRs F: (1 − ρ) Σf² + ρ
+    (Σf)² = (1 − ρ) ΣF² + ρ (ΣF)². With ρ = 1 the targets are those of `split`, with ρ = 0 and B' =
+    kB they are F/√k.
     """
     return _rescaled(group, columns, _coherence(group, whole_run))
 
 
 def root(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, Array]:
-    """`coherent` with ρ = 0: blocks change the output independently of each other. B' = kB gives F/√k to each block."""
+    """`coherent` with ρ = 0: blocks change the output independently of each other. B' = kB gives
+    F/√k to each block.
+    """
     return _rescaled(group, columns, 0.0)
 
 
@@ -97,10 +109,11 @@ def _sums(names: Iterable[str], columns: Columns) -> tuple[Array, Array]:
 def _coherence(group: DepthGroup, whole_run: Columns) -> float:
     """How far the changes of two base blocks add up in the outputs: ρ in [0, 1].
 
-    With the FSLRs F of the tensors and the FSLR J of their joint change, ρ = (J² − ΣF²) / ((ΣF)² − ΣF²). The mean over the
-    whole run is taken: at the first step an optimiser moves all blocks down one slope and later each on its own, while the
-    learning rates are set for the run. 1 where J was not recorded (only the estimators `example` and `exact` measure it) and
-    where there is one block.
+    With the FSLRs F of the tensors and the FSLR J of their joint change, ρ = (J² − ΣF²) / ((ΣF)² −
+    ΣF²). The mean over the whole run is taken: at the first step an optimiser moves all blocks down
+    one slope and later each on its own, while the learning rates are set for the run. 1 where J was
+    not recorded (only the estimators `example` and `exact` measure it) and where there is one
+    block.
     """
     squares, whole = _sums(group.joint_members, whole_run)
     crossed = whole - squares
@@ -114,7 +127,9 @@ def _coherence(group: DepthGroup, whole_run: Columns) -> float:
 
 
 def _rescaled(group: DepthGroup, columns: Columns, coherence: float) -> dict[str, Array]:
-    """The targets of `split` times the factor that gives them the joint change of the base, for blocks of this coherence."""
+    """The targets of `split` times the factor that gives them the joint change of the base, for
+    blocks of this coherence.
+    """
     targets = split(group, columns, {})
     squares, whole = _sums(group.base.values(), columns)
     wanted = (1 - coherence) * squares + coherence * whole
@@ -127,14 +142,18 @@ def _rescaled(group: DepthGroup, columns: Columns, coherence: float) -> dict[str
 def _shares(
     base: list[BlockNumbers], target: list[BlockNumbers]
 ) -> dict[BlockNumbers, dict[BlockNumbers, float]]:
-    """For each target block the share that it takes of each base block. Both lists ascend and are not empty."""
+    """For each target block the share that it takes of each base block.
+
+    Both lists ascend and are not empty.
+    """
     if base == [()]:
         return {target[0]: {(): 1.0}}
     base_blocks, target_blocks = _by_first(base), _by_first(target)
     result: dict[BlockNumbers, dict[BlockNumbers, float]] = {}
     for j, (number, below) in enumerate(target_blocks):
         for i, (base_number, base_below) in enumerate(base_blocks):
-            # In units of 1/(B·B') base block i covers [i·B', (i+1)·B') and target block j [j·B, (j+1)·B).
+            # In units of 1/(B·B') base block i covers [i·B', (i+1)·B') and target block j [j·B,
+            # (j+1)·B).
             start = max(j * len(base_blocks), i * len(target_blocks))
             end = min((j + 1) * len(base_blocks), (i + 1) * len(target_blocks))
             if end <= start:

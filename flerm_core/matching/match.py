@@ -1,4 +1,6 @@
-"""From a base model's FSLRs to the targets of another model, and from targets to multipliers of learning rates."""
+"""From a base model's FSLRs to the targets of another model, and from targets to multipliers of
+learning rates.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ MAX_ROWS = 256  # of a run, enough for a mean over it
 
 
 def depth_rule(depth: str) -> DepthRule:
-    """The rule called `depth`; "" is the default rule. Raises `InvalidInput` for a name that is not in `DEPTH_RULES`."""
+    """The rule called `depth`; "" is the default rule. Raises `InvalidInput` for a name that is not
+    in `DEPTH_RULES`.
+    """
     rule = DEPTH_RULES.get(depth or DEFAULT_DEPTH)
     if rule is None:
         raise InvalidInput(f"depth: {depth!r} is not a rule; allowed are {', '.join(DEPTH_RULES)}")
@@ -61,19 +65,24 @@ def match_targets(
     blocks: str | Iterable[str] | None = None,
     depth: str = DEFAULT_DEPTH,
 ) -> dict[str, float]:
-    """Target FSLRs for the parameters of another model of the family, from one recording of the base.
+    """Target FSLRs for the parameters of another model of the family, from one recording of the
+    base.
 
-    Where both models have equally many blocks, the target of a tensor is the FSLR of the base's tensor of that name, exactly.
-    Elsewhere the depth rule says how the base's blocks answer for the target's.
+    Where both models have equally many blocks, the target of a tensor is the FSLR of the base's
+    tensor of that name, exactly. Elsewhere the depth rule says how the base's blocks answer for the
+    target's.
 
     trajectory: the base's FSLRs.
-    names: the other model's parameters. They may carry the prefixes of wrappers, and are answered as they were given.
+    names: the other model's parameters. They may carry the prefixes of wrappers, and are answered
+    as they were given.
     step: the step of the base; None: its first row.
-    blocks: the axes that count blocks ("layers.*"), one or several; None: those on which the names of both models differ.
+    blocks: the axes that count blocks ("layers.*"), one or several; None: those on which the names
+    of both models differ.
     depth: the name of a rule in `DEPTH_RULES`.
 
-    A target is NaN where the base had not measured that tensor by that step. Raises `NotFound` for names that the base cannot
-    match, with all of these names and what the base has; `InvalidInput` for a wrong axis, rule or step.
+    A target is NaN where the base had not measured that tensor by that step. Raises `NotFound` for
+    names that the base cannot match, with all of these names and what the base has; `InvalidInput`
+    for a wrong axis, rule or step.
     """
     columns = {name: np.array([value]) for name, value in trajectory.at(step).items()}
     matched = match_rows(
@@ -88,7 +97,9 @@ def match_targets(
 
 
 def thinned_columns(trajectory: Trajectory) -> Mapping[str, NDArray[np.float32]]:
-    """A base's columns over its whole run, as `match_rows` needs them; of a long run 256 rows, evenly spread."""
+    """A base's columns over its whole run, as `match_rows` needs them; of a long run 256 rows,
+    evenly spread.
+    """
     rows = trajectory.thinned(MAX_ROWS)
     return dict(zip(rows.names, rows.values.T, strict=True))
 
@@ -106,9 +117,11 @@ def match_rows(
 
     base: name to the base's FSLRs at these steps, float64 [T].
     names: as in `match_targets`.
-    whole_run: the base's columns over its whole run (`thinned_columns`), whichever steps are asked for.
-    bands: the base's bands by name. They guard axes that were found rather than given: an axis along which a depth group
-        mixes several bands counts layers of different kinds (a plain MLP in a `torch.nn.Sequential`), and is refused.
+    whole_run: the base's columns over its whole run (`thinned_columns`), whichever steps are asked
+    for.
+    bands: the base's bands by name. They guard axes that were found rather than given: an axis
+        along which a depth group mixes several bands counts layers of different kinds (a plain MLP
+        in a `torch.nn.Sequential`), and is refused.
     blocks, depth: as in `match_targets`.
     """
     rule = depth_rule(depth)
@@ -171,7 +184,9 @@ def _depth_groups(names: Iterable[str], axes: Sequence[str]) -> dict[str, dict[B
 
 
 def _joint_name(template: str, names: Collection[str]) -> str:
-    """The name under which the base recorded the group's joint change: its own, or that of the one wider group there is."""
+    """The name under which the base recorded the group's joint change: its own, or that of the one
+    wider group there is.
+    """
     if template in names:
         return template
     wider = [name for name in names if is_depth_group(name) and stands_for(name, template)]
@@ -217,7 +232,8 @@ def _unmatched(names: Sequence[str], base: Mapping[str, Array], axes: Sequence[s
 class Multipliers:
     """What the learning rate of each tensor is multiplied by.
 
-    values: tensor to multiplier. The names of tensors that kept their multiplier, and why, sorted: `unmeasured` and `noisy`.
+    values: tensor to multiplier. The names of tensors that kept their multiplier, and why, sorted:
+    `unmeasured` and `noisy`.
     clamped: the tensors whose multiplier was bounded.
     """
 
@@ -236,17 +252,21 @@ def multipliers(
     noise: float = 1e-4,
     only: Collection[str] = (),
 ) -> Multipliers:
-    """m = target / measured (Eq. 19), rounded to 1/16 octave, for every tensor in `measured` or `targets`.
+    """m = target / measured (Eq. 19), rounded to 1/16 octave, for every tensor in `measured` or
+    `targets`.
 
     targets, measured: tensor to FSLR. Depth groups among them are passed over.
-    previous: tensor to the multiplier in force, which a tensor keeps that is left alone; where there is none, 1.
+    previous: tensor to the multiplier in force, which a tensor keeps that is left alone; where
+    there is none, 1.
     clamp: the least and the greatest multiplier.
-    noise: a measurement below `noise` times the median over tensors is noise, and its tensor is left alone.
+    noise: a measurement below `noise` times the median over tensors is noise, and its tensor is
+    left alone.
     only: where there are any, all other tensors are left alone.
 
-    Tensors whose measurement or target is absent, NaN, infinite or zero are left alone, too. All multipliers are finite and
-    positive, and the same on every machine. Raises `NotFound` for a measured tensor without a target, `InvalidInput` for a
-    negative number or a clamp that does not hold 1.
+    Tensors whose measurement or target is absent, NaN, infinite or zero are left alone, too. All
+    multipliers are finite and positive, and the same on every machine. Raises `NotFound` for a
+    measured tensor without a target, `InvalidInput` for a negative number or a clamp that does not
+    hold 1.
     """
     low, high = clamp
     _check_input(targets, measured, clamp)

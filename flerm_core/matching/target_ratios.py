@@ -1,4 +1,6 @@
-"""Two recordings beside each other: each tensor's FSLR over the target that the other recording gives the tensor."""
+"""Two recordings beside each other: each tensor's FSLR over the target that the other recording
+gives the tensor.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,17 @@ from flerm_core.trajectory import Trajectory
 
 
 def target_ratios(base: Trajectory, other: Trajectory, *, blocks: Sequence[str] = ()) -> Trajectory:
-    """The FSLRs of `other` over the targets that `base` gives for the same steps: 1 is matched, NaN is unmeasured.
+    """The FSLRs of `other` over the targets that `base` gives for the same steps: 1 is matched, NaN
+    is unmeasured.
 
-    base: the recording that targets are taken from, by the default depth rule. Steps beyond its last are compared with its
-    last.
+    base: the recording that targets are taken from, by the default depth rule. Steps beyond its
+    last are compared with its last.
     other: a recording of a model of the same family. Its depth groups are left out.
     blocks: the family's axes; empty: found from the names.
 
-    Returns a trajectory [T, tensors] without unit at the steps of `other`. Raises `NotFound` for tensors that have no
-    counterpart in `base`, where there is no tensor to compare, and for a base without rows.
+    Returns a trajectory [T, tensors] without unit at the steps of `other`. Raises `NotFound` for
+    tensors that have no counterpart in `base`, where there is no tensor to compare, and for a base
+    without rows.
     """
     columns = [at for at, name in enumerate(other.names) if not is_depth_group(name)]
     names = [other.names[at] for at in columns]

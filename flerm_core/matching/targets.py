@@ -1,4 +1,6 @@
-"""Targets: the FSLRs that a matched run aims for, from base recordings at a learning rate, for the asker's architecture."""
+"""Targets: the FSLRs that a matched run aims for, computed from base recordings for the asking
+model.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,24 @@ PART_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Targets(Mapping[str, float]):
-    """Target FSLRs over a run, and where they come from. As a mapping it is the first row: name to FSLR (NaN: unmeasured).
+    """Target FSLRs over a run, and where they come from.
 
-    names [L]: the asker's tensors.
-    steps: int64 [T]. table: float32 [T, L], output units per unit learning rate. spread: float32 [T, L], standard deviation of
-    ln FSLR over seeds, NaN where there is but one. tokens: int64 [T], -1 = not known. sources: ids of the recordings used;
-    source_learning_rates: theirs, distinct, ascending; seeds: recordings averaged, the fewest at any of these rates. digest: of
-    names, steps and values. final_step: where the longest of the base runs ended (its last measured step, if it did not say);
-    final_tokens: what they saw by their end.
+    As a mapping this is the first row: tensor to FSLR, NaN where the base had not measured the
+    tensor.
+
+    names [L]: the asking model's tensors.
+    steps: int64 [T], of the base runs.
+    table: float32 [T, L], in output units per unit learning rate.
+    spread: float32 [T, L], the standard deviation of ln FSLR over seeds; NaN for one seed.
+    tokens: int64 [T], seen by these steps; -1: not known.
+    sources: the ids of the recordings used.
+    source_learning_rates: of these recordings, distinct, ascending.
+    seeds: how many recordings were averaged, at the learning rate where there are fewest.
+    digest: `targets_digest` of names, steps and table.
+    final_step: the step at which the longest of the base runs ended; its last measured step where
+    the run did not tell.
+    final_tokens: the tokens that the base runs saw by their end, at most; None where a run did not
+    tell.
     """
 
     family: str
@@ -87,13 +99,14 @@ class Targets(Mapping[str, float]):
         tokens: Reading | None = None,
         fraction: Reading | None = None,
     ) -> dict[str, float]:
-        """Name to FSLR at one moment of the run, by one of three clocks; by none: the first row.
+        """Tensor to FSLR at a position given by one of three clocks; by none of them: the first
+        row.
 
-        `fraction` is of `final_step`, in [0, 1]. Between rows the logarithm is linear in the step, after the last row it holds.
-        Raises as `step_at` does.
+        step, tokens, fraction: as in `step_at`. Between rows the logarithm of the FSLR is linear in
+        the step. After the last row its values hold. Raises as `step_at` does.
         """
-        moment = self.step_at(step=step, tokens=tokens, fraction=fraction)
-        row = interpolate_rows(self.steps, self.table, np.array([moment], np.float64))[0]
+        position = self.step_at(step=step, tokens=tokens, fraction=fraction)
+        row = interpolate_rows(self.steps, self.table, np.array([position], np.float64))[0]
         return dict(zip(self.names, row.tolist(), strict=True))
 
     def step_at(
@@ -103,10 +116,12 @@ class Targets(Mapping[str, float]):
         tokens: Reading | None = None,
         fraction: Reading | None = None,
     ) -> float:
-        """The base's step at one moment of the run, by one of three clocks; by none: the first row's.
+        """The base's step at a position given by one of three clocks; by none of them: the first
+        row's step.
 
-        Raises `InvalidInput` for more than one clock or a value out of range, `NotFound` for tokens that the sources did not
-        log.
+        step: the step itself. tokens: tokens seen by then. fraction: of `final_step`, in [0, 1].
+        Raises `InvalidInput` for more than one clock or a value out of range, `NotFound` for tokens
+        where the sources logged none.
         """
         readings = {"step": step, "tokens": tokens, "fraction": fraction}
         recordings = f"the recordings {', '.join(self.sources)}"
@@ -121,12 +136,18 @@ def build_targets(
     *,
     blocks: Sequence[str] = (),
 ) -> Targets:
-    """The answer to `query` from what `choose_sources` chose.
+    """The targets that answer `query`.
 
-    Seeds are averaged at each learning rate (`Trajectory.average`), rates blended log-log at the query's, the depth rule
-    applied to every row. `load` reads a recording's trajectory; `blocks` are the family's axes, used where the query names
-    none. Raises `Ambiguous` when the sources are not of one model, `NotFound` for names that cannot be matched or sources
-    without rows, `InvalidInput` for shapes whose number of dimensions is not the base's.
+    Seeds are averaged at each learning rate, as in `Trajectory.average`. The depth rule is applied
+    to every row. Two learning rates are blended at the query's rate, log-log.
+
+    sources: what `choose_sources` chose.
+    load: reads the trajectory of a recording.
+    blocks: the family's block axes, used where the query names none.
+
+    Raises `Ambiguous` when the sources are not of one model, `NotFound` for names that cannot be
+    matched and for sources without rows, `InvalidInput` for shapes whose number of dimensions is
+    not the base's.
     """
     loaded = {rate: [load(each) for each in recordings] for rate, recordings in sources.items()}
     _refuse_other_models(sources, loaded)
@@ -135,7 +156,7 @@ def build_targets(
     base, spec = everything[0], recordings[0].spec
     asked = query.names or tuple(name for name in base.names if not is_depth_group(name))
     depth = query.depth or DEFAULT_DEPTH
-    _check_ranks(query, base)
+    _check_dimensions(query, base)
     steps = np.unique(
         np.concatenate([each.steps for each in everything])
         if query.step is None
@@ -201,7 +222,10 @@ def build_targets(
 def targets_digest(
     names: Sequence[str], steps: NDArray[np.int64], values: NDArray[np.float32]
 ) -> str:
-    """SHA-256 (hex) of names, steps and values: the same for equal targets on every machine, whatever the bits of a NaN."""
+    """SHA-256 (hex) of names, steps and values.
+
+    Equal targets have equal digests on every machine; all NaNs count as equal.
+    """
     plain = np.where(np.isnan(values), np.float32(np.nan), values)
     content = hashlib.sha256(json.dumps(list(names)).encode())
     content.update(np.ascontiguousarray(steps, "<i8").tobytes())
@@ -230,7 +254,7 @@ def _refuse_other_models(sources: Sources, loaded: Mapping[float, Sequence[Traje
 
 
 def _mean(group: Sequence[Trajectory]) -> Trajectory:
-    """The geometric mean over seeds at the union of their steps, as `Trajectory.average` has it, in bounded memory."""
+    """The mean of `Trajectory.average`, in bounded memory."""
     first = group[0]
     steps = np.unique(np.concatenate([each.steps for each in group]))
     values = np.empty((len(steps), len(first.names)), np.float32)
@@ -240,21 +264,24 @@ def _mean(group: Sequence[Trajectory]) -> Trajectory:
 
 
 def _parts(rows: int, width: int) -> Iterator[slice]:
-    """Rows by so many that `width` float64 values a row stay within `PART_BYTES`, at least one each.
+    """Slices of so many rows that `width` float64 values a row stay within `PART_BYTES`; at least
+    one row each.
 
-    Seeds are held as the float32 they are stored in; only one part at a time exists as float64.
+    Trajectories hold float32, and only one part of them at a time is converted to float64.
     """
     size = max(1, PART_BYTES // (8 * max(width, 1)))
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def _table(columns: Mapping[str, Array], steps: NDArray[np.int64]) -> Array:
-    """Columns [T] side by side: [T, L]."""
+    """The columns [T] as one array [T, L]."""
     return np.stack(list(columns.values()), axis=1) if columns else np.empty((len(steps), 0))
 
 
 def _weight(query: TargetQuery, rates: Sequence[float]) -> float:
-    """Where the query's rate lies between two, by logarithms: 0 at the lower, 1 at the upper."""
+    """The position of the query's rate between two rates, by logarithms: 0 at the lower, 1 at the
+    upper.
+    """
     return math.log(query.lr / rates[0]) / math.log(rates[1] / rates[0])
 
 
@@ -263,7 +290,7 @@ def _blend_rates(query: TargetQuery, rates: Sequence[float], tables: Sequence[Ar
 
 
 def _blend_spreads(query: TargetQuery, rates: Sequence[float], spreads: Sequence[Array]) -> Array:
-    """The spread of a weighted mean of two logarithms that vary independently."""
+    """The spread of the blended targets: that of a weighted mean of two independent logarithms."""
     if len(spreads) == 1:
         return spreads[0]
     weight = _weight(query, rates)
@@ -272,7 +299,9 @@ def _blend_spreads(query: TargetQuery, rates: Sequence[float], spreads: Sequence
 
 
 def _tokens(trajectories: Sequence[Trajectory], steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tokens seen at `steps`, as `tokens_at` has them for a run, the mean over runs; -1 everywhere when a run logged none."""
+    """Tokens seen by `steps`, by `tokens_at`, as the mean over the runs; -1 everywhere when one of
+    the runs logged none.
+    """
     if not all((each.tokens >= 0).any() for each in trajectories):
         return np.full(len(steps), -1, np.int64)
     counts = [tokens_at(each.steps, each.tokens, steps) for each in trajectories]
@@ -280,10 +309,13 @@ def _tokens(trajectories: Sequence[Trajectory], steps: NDArray[np.int64]) -> NDA
     return mean
 
 
-def _check_ranks(query: TargetQuery, base: Trajectory) -> None:
-    """Tensors of one role have one number of dimensions, whatever the width: another number means another architecture.
+def _check_dimensions(query: TargetQuery, base: Trajectory) -> None:
+    """Raises `InvalidInput` for a shape whose number of dimensions the base's tensors at that place
+    do not have.
 
-    A base where no shape is known (all empty: imported recordings) can be held against nothing.
+    Tensors at one place of a family have one number of dimensions at every width, so another number
+    means another architecture. Without shapes in the query or in the base (imported recordings have
+    none) nothing is checked.
     """
     if not query.shapes or not any(base.shapes):
         return
@@ -291,12 +323,12 @@ def _check_ranks(query: TargetQuery, base: Trajectory) -> None:
         raise InvalidInput(
             f"shapes: {len(query.shapes)} given for {len(query.names)} names; one each is allowed, or none at all"
         )
-    ranks: dict[str, set[int]] = {}
+    dimensions: dict[str, set[int]] = {}
     for name, shape in zip(base.names, base.shapes, strict=True):
         if not is_depth_group(name):
-            ranks.setdefault(_role_of(name), set()).add(len(shape))
+            dimensions.setdefault(_starred(name), set()).add(len(shape))
     for name, shape in zip(query.names, query.shapes, strict=True):
-        known = ranks.get(_role_of(canonical(name)), set())
+        known = dimensions.get(_starred(canonical(name)), set())
         if not is_depth_group(name) and known and len(shape) not in known:
             raise InvalidInput(
                 f"shapes: {name!r} has {len(shape)} dimensions ({list(shape)}); {sorted(known)} allowed, "
@@ -304,6 +336,6 @@ def _check_ranks(query: TargetQuery, base: Trajectory) -> None:
             )
 
 
-def _role_of(name: str) -> str:
-    """The name with every number starred."""
+def _starred(name: str) -> str:
+    """`name` with `*` for every number."""
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))

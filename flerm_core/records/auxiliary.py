@@ -1,6 +1,7 @@
 """Auxiliary values: what rows hold beside their FSLRs.
 
-Scalars (sharpness) are one number a row; vectors (the multipliers in force) one number a parameter and row.
+Scalars (sharpness) are one number a row; vectors (the multipliers in force) one number a parameter
+and row.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 
 
 class Auxiliary(NamedTuple):
-    """The auxiliary values of one row, by name. vectors: float32 [L] each, in the order of the recording's parameters."""
+    """The auxiliary values of one row, by name.
+
+    vectors: float32 [L] each, in the order of the recording's parameters.
+    """
 
     scalars: Mapping[str, float]
     vectors: Mapping[str, NDArray[np.float32]]
@@ -24,8 +28,8 @@ class Auxiliary(NamedTuple):
 class AuxiliaryColumns:
     """The auxiliary values of T rows, by name; NaN where a row has none.
 
-    steps: int64 [T], ascending. scalars: float64 [T] each. vectors: float32 [T, L] each, in the order of the recording's
-    parameters.
+    steps: int64 [T], ascending. scalars: float64 [T] each. vectors: float32 [T, L] each, in the
+    order of the recording's parameters.
     """
 
     steps: NDArray[np.int64]
@@ -36,7 +40,9 @@ class AuxiliaryColumns:
     def of(
         cls, steps: Sequence[int] | NDArray[np.int64], rows: Sequence[Auxiliary | None], width: int
     ) -> AuxiliaryColumns:
-        """The columns of `rows` [T] at `steps` [T], for `width` = L parameters; None: a row without auxiliary values."""
+        """The columns of `rows` [T] at `steps` [T], for `width` = L parameters; None: a row without
+        auxiliary values.
+        """
         found = cls(np.array(steps, np.int64), {}, {})
         for at, row in enumerate(rows):
             if row is None:

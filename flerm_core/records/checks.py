@@ -1,4 +1,7 @@
-"""Checks of single values at the edge, each raising `InvalidInput` in one sentence: field, value, what is allowed."""
+"""Checks of single values.
+
+Each raises `InvalidInput` in one sentence with the field, the value and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ MAX_INTEGER = (
 
 
 def quote_value(value: object) -> str:
-    """A value for a sentence, cut to a readable length."""
+    """`value` as an error message shows it, at most 80 characters."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check(holds: bool, field: str, value: object, allowed: str) -> None:
-    """Raises unless `holds`."""
+    """Raises `InvalidInput` unless `holds`."""
     if not holds:
         raise InvalidInput(f"{field}: {quote_value(value)} is not allowed; it must be {allowed}")
 
@@ -55,7 +58,9 @@ def check_number(
 
 
 def check_text(field: str, value: object, most: int, *, least: int = 0) -> None:
-    """Printable text (no line breaks, control characters or lone surrogates) of `least` to `most` characters."""
+    """Printable text (no line breaks, control characters or lone surrogates) of `least` to `most`
+    characters.
+    """
     holds = isinstance(value, str) and least <= len(value) <= most and value.isprintable()
     check(holds, field, value, f"printable text of {least} to {most} characters")
 
@@ -82,12 +87,12 @@ def check_uuid(field: str, value: object) -> None:
 
 
 def check_timestamp(field: str, value: object) -> None:
-    """A moment with a time zone."""
+    """A date and time with a time zone."""
     check(
         isinstance(value, datetime) and value.tzinfo is not None,
         field,
         value,
-        "a moment with a time zone",
+        "a date and time with a time zone",
     )
 
 
@@ -105,7 +110,9 @@ def check_count(field: str, values: Sized, most: int) -> None:
 
 
 def check_json(field: str, value: object, depth: int = 0) -> None:
-    """JSON-like: text keys, finite numbers that a double holds exactly, at most 16 levels. NaN and the like have no JSON."""
+    """A value that JSON can hold: text keys, finite numbers that are exact as a double, at most 16
+    levels deep.
+    """
     check(depth <= 16, field, value, "nested at most 16 levels deep")
     if isinstance(value, Mapping):
         for key, item in value.items():

@@ -1,4 +1,6 @@
-"""Which recordings compare (same optimiser, same estimator), and which specification means a recording that exists."""
+"""Which recordings compare (same optimiser, same estimator), and which specification means a
+recording that exists.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from flerm_core.records.recording import EstimatorSettings, RecordingSpec, same_
 class ComparabilityKey:
     """What recordings must share to stand in one set of targets, in comparable form.
 
-    optimizer: the class name. settings: the optimiser's settings as `settings_line` writes them. estimator:
-    `EstimatorSettings.comparability`.
+    optimizer: the class name. settings: the optimiser's settings as `settings_line` writes them.
+    estimator: `EstimatorSettings.comparability`.
     """
 
     optimizer: str
@@ -27,7 +29,10 @@ class ComparabilityKey:
     def of(
         cls, optimizer: str, config: Mapping[str, Any], estimator: EstimatorSettings
     ) -> ComparabilityKey:
-        """The key of these settings. Numbers compare by value (0 equals 0.0), sequences by content."""
+        """The key of these settings.
+
+        Numbers compare by value (0 equals 0.0), sequences by content.
+        """
         return cls(optimizer, settings_line(config), estimator.comparability)
 
     @property
@@ -51,8 +56,9 @@ def refuse_other_recording(
 ) -> None:
     """Raises `AlreadyExists` unless `sent`, which has the id of `stored`, means the same recording.
 
-    World size, versions, tags and the like may differ between the attempts of one recording; what is compared here may
-    not. `stored_digest`: that of the stored parameters, for a caller that holds `stored` without them.
+    World size, versions, tags and the like may differ between the attempts of one recording; what
+    is compared here may not. `stored_digest`: that of the stored parameters, for a caller that
+    holds `stored` without them.
     """
     there, here = comparability_of(stored), comparability_of(sent)
     digest = stored_digest or stored.parameters.digest

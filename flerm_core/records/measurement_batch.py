@@ -1,4 +1,7 @@
-"""Measurements column by column: the form in which many rows are checked, stored and sent without an object for each."""
+"""Measurements as columns.
+
+Many rows are checked, stored and sent in this form, without an object for each row.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,15 @@ MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasurementBatch:
-    """T rows of one attempt; entry t of every column is of row t.
+    """T rows of one attempt. Entry t of every column belongs to row t.
 
-    steps: optimiser steps. fslr: packed float32 (`flerm_core.records.packing`), one vector a row. losses, learning_rates, tokens: None
-    where not logged. measured_at: microseconds since 1970 UTC, or None. auxiliary: None for a row that has no auxiliary values.
+    steps: optimiser steps.
+    fslr: packed float32 (`flerm_core.records.packing`), one vector for each row.
+    losses, learning_rates, tokens: None where not logged.
+    measured_at: microseconds since 1970 UTC, or None.
+    auxiliary: None for a row that has no auxiliary values.
 
-    Nothing is checked here: that is `flerm_core.records.validation.validate_block`.
+    Nothing is checked here; `flerm_core.records.validation.validate_batch` checks.
     """
 
     steps: Sequence[int]
@@ -38,7 +44,7 @@ class MeasurementBatch:
 
     @classmethod
     def of(cls, rows: Sequence[Measurement]) -> MeasurementBatch:
-        """The same rows as columns."""
+        """The rows as columns."""
         return cls(
             steps=[row.step for row in rows],
             fslr=[pack(row.values) for row in rows],
@@ -53,17 +59,21 @@ class MeasurementBatch:
         )
 
     def __iter__(self) -> Iterator[Measurement]:
-        """One row at a time. Raises `InvalidInput` for bytes that are not whole float32 values and moments beyond year 9999."""
+        """The rows one by one.
+
+        Raises `InvalidInput` for bytes that are not whole float32 values and for times beyond the
+        year 9999.
+        """
         for at, step in enumerate(self.steps):
-            moment, auxiliary = self.measured_at[at], self.auxiliary[at]
+            micros, auxiliary = self.measured_at[at], self.auxiliary[at]
             try:
                 values = unpack(self.fslr[at], 1)[:, 0]
-                measured_at = None if moment is None else EPOCH + moment * MICROSECOND
+                measured_at = None if micros is None else EPOCH + micros * MICROSECOND
             except DataLoss as error:
                 raise InvalidInput(f"values at step {step}: {error}") from error
             except OverflowError as error:
                 raise InvalidInput(
-                    f"measured_at at step {step}: {moment} µs is no date; allowed are years 1 to 9999"
+                    f"measured_at at step {step}: {micros} µs is no date; allowed are years 1 to 9999"
                 ) from error
             yield Measurement(
                 step=step,

@@ -1,5 +1,7 @@
-"""Vectors of FSLRs as bytes: little-endian IEEE float32, NaN = unmeasured. The same on the wire, in the spool and in the
-database."""
+"""Vectors of FSLRs as bytes: little-endian IEEE float32, NaN for unmeasured.
+
+Wire, spool and database use the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def pack(values: NDArray[np.floating] | Sequence[float]) -> bytes:
 
 
 def unpack(data: bytes, columns: int) -> NDArray[np.float32]:
-    """The float32 array [len(data) / (4 * columns), columns] that `pack` made; a read-only view of `data`.
+    """The float32 array [len(data) / (4 * columns), columns] that `pack` made; a read-only view of
+    `data`.
 
     Raises `DataLoss` when the length is not a whole number of rows.
     """

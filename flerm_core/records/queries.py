@@ -1,4 +1,7 @@
-"""The questions that a registry answers, as plain values. `flerm_core.records.validation` has their rules."""
+"""The questions that a registry answers, as plain values.
+
+`flerm_core.records.validation` has their rules.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,17 @@ POLICIES = ("exact", "nearest", "interpolate")
 """How a learning rate between two recorded ones is answered; see `TargetQuery.policy`."""
 
 DEPTH_RULE_NAMES = ("split", "coherent", "root")
-"""The names of `flerm_core.matching.depth_rules.DEPTH_RULES`, for code that checks a name but runs no rule."""
+"""The names of `flerm_core.matching.depth_rules.DEPTH_RULES`, for code that checks a name but runs
+no rule.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingFilter:
     """Which recordings a listing holds. A field that is empty or None does not filter.
 
-    `lr_min` and `lr_max` are inclusive; the other fields must be equal. `created_after` and `created_before` bound
-    `Recording.created_at`.
+    `lr_min` and `lr_max` are inclusive; the other fields must be equal. `created_after` and
+    `created_before` bound `Recording.created_at`.
     """
 
     family: str = ""
@@ -40,9 +45,9 @@ class RecordingFilter:
 class TrajectoryQuery:
     """Which part of a recording's trajectory to read.
 
-    recording_id: the recording. first_step, last_step: the range of steps, both included; None: no bound. pattern: a
-    shell-style pattern of parameter names; empty: every parameter. max_points: at most so many rows, evenly spread; 0:
-    every row.
+    recording_id: the recording. first_step, last_step: the range of steps, both included; None: no
+    bound. pattern: a shell-style pattern of parameter names; empty: every parameter. max_points: at
+    most so many rows, evenly spread; 0: every row.
     """
 
     recording_id: str
@@ -56,7 +61,8 @@ class TrajectoryQuery:
 class TargetQuery:
     """A question for targets.
 
-    A field that is empty or None does not restrict the source recordings, but the sources must then agree among themselves.
+    A field that is empty or None does not restrict the source recordings, but the sources must then
+    agree among themselves.
 
     family: the family to search.
     lr: the base learning rate of the asking run.
@@ -88,7 +94,10 @@ class TargetQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestQuery:
-    """A question for the best learning rate of a family. An empty field does not restrict the recordings."""
+    """A question for the best learning rate of a family.
+
+    An empty field does not restrict the recordings.
+    """
 
     family: str
     role: str = "base"

@@ -23,7 +23,10 @@ ROLES = ("base", "scaled")
 FINAL_STATUSES = ("completed", "diverged", "failed")
 """The statuses of attempts and recordings that take no more rows."""
 ENDING_STATUSES = ("interrupted", *FINAL_STATUSES)
-"""The statuses that a run can end with. After "interrupted" late rows and another end are still taken."""
+"""The statuses that a run can end with.
+
+After "interrupted" late rows and another end are still taken.
+"""
 STATUSES = ("running", *ENDING_STATUSES)
 ESTIMATORS = ("example", "kronecker", "iid", "full", "exact")
 
@@ -35,9 +38,11 @@ def now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class ParameterList:
-    """The parameters of a recording, which its vectors are indexed by: canonical names, shapes and bands, all of one length.
+    """The parameters of a recording, which its vectors are indexed by: canonical names, shapes and
+    bands, all of one length.
 
-    A name with `*` in place of block numbers is a depth group: the joint change of its tensors. Its shape is ().
+    A name with `*` in place of block numbers is a depth group: the joint change of its tensors. Its
+    shape is ().
     """
 
     names: tuple[str, ...]
@@ -71,9 +76,10 @@ def content_digest(content: object) -> str:
 class EstimatorSettings:
     """How FSLRs were estimated.
 
-    name: one of `ESTIMATORS`. samples: draws per measurement. warmup: draws of the first measurement. every: steps between
-    measurements; 0: one measurement, at step `start`. output_weight, output_bias: the parameters of the output layer, which
-    `kronecker` needs. Recordings compare only when `comparability` is equal.
+    name: one of `ESTIMATORS`. samples: draws per measurement. warmup: draws of the first
+    measurement. every: steps between measurements; 0: one measurement, at step `start`.
+    output_weight, output_bias: the parameters of the output layer, which `kronecker` needs.
+    Recordings compare only when `comparability` is equal.
     """
 
     name: str = "example"
@@ -99,10 +105,11 @@ class EstimatorSettings:
 class RecordingSpec:
     """What a client tells of a recording when it starts.
 
-    lr: the base learning rate, by which the recording is found within its family. role: one of `ROLES`. variant: how the run
-    was trained ("plain", "matched", ...). optimizer: the class name; optimizer_config: its settings without the learning rate.
-    config: settings of the model. targets_digest, targets_sources: the targets that a matched run used, and the ids of their
-    recordings.
+    lr: the base learning rate, by which the recording is found within its family. role: one of
+    `ROLES`. variant: how the run was trained ("plain", "matched", ...). optimizer: the class name;
+    optimizer_config: its settings without the learning rate.
+    config: settings of the model. targets_digest, targets_sources: the targets that a matched run
+    used, and the ids of their recordings.
     """
 
     family: str
@@ -145,9 +152,9 @@ class Attempt:
 def in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
     """The attempts of one recording, given in the order of arrival, in the order in which they ran.
 
-    They are ordered by `started_at`, because the spool of an attempt that died may arrive after its successor has begun. But
-    no attempt comes before the one that it resumed from, even if the clock of its host stepped back. Ties keep the order of
-    arrival.
+    They are ordered by `started_at`, because the spool of an attempt that died may arrive after its
+    successor has begun. But no attempt comes before the one that it resumed from, even if the clock
+    of its host stepped back. Ties keep the order of arrival.
     """
     known = {each.id: each for each in attempts}
     moments: dict[
@@ -169,11 +176,13 @@ def in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """A recording as a registry knows it. In listings `spec.parameters` is empty, and `parameter_count` is its length.
+    """A recording as a registry knows it. In listings `spec.parameters` is empty, and
+    `parameter_count` is its length.
 
-    attempt: the number of the latest attempt. rows: measurements that count. first_step, last_step: of these measurements.
-    final_step: the step at which the run ended, where the run told it. tokens: seen by the end, or by the last row that logged
-    them. created_by: the name of the token.
+    attempt: the number of the latest attempt. rows: measurements that count. first_step, last_step:
+    of these measurements.
+    final_step: the step at which the run ended, where the run told it. tokens: seen by the end, or
+    by the last row that logged them. created_by: the name of the token.
     """
 
     spec: RecordingSpec
@@ -207,7 +216,8 @@ def flat_fields(recording: Recording) -> dict[str, Any]:
 class Measurement:
     """One row: all FSLRs at one optimiser step.
 
-    values: float32 [L] in output units per unit learning rate; NaN: unmeasured. tokens: seen by the end of the step. scalars,
+    values: float32 [L] in output units per unit learning rate; NaN: unmeasured. tokens: seen by the
+    end of the step. scalars,
     vectors: auxiliary values (`flerm_core.records.auxiliary`).
     """
 
@@ -230,8 +240,9 @@ class Measurement:
 class Ending:
     """How an attempt ended.
 
-    status: one of `ENDING_STATUSES`. final_loss: the mean of the last 200 logged losses, or of the last fifth where fewer than
-    1,000 were logged. final_step: the last optimiser step. tokens: seen by the end.
+    status: one of `ENDING_STATUSES`. final_loss: the mean of the last 200 logged losses, or of the
+    last fifth where fewer than 1,000 were logged. final_step: the last optimiser step. tokens: seen
+    by the end.
     """
 
     status: str = "completed"
@@ -255,5 +266,7 @@ class Family:
 
 
 def same_lr(a: float, b: float) -> bool:
-    """Whether two learning rates are the same: equal to a relative 1e-9, so that a rate survives being printed and read back."""
+    """Whether two learning rates are the same: equal to a relative 1e-9, so that a rate survives
+    being printed and read back.
+    """
     return math.isclose(a, b, rel_tol=1e-9)

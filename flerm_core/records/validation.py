@@ -1,7 +1,8 @@
-"""What may be stored and asked: validation at the edge, the same for server, spool and client.
+"""Validation of whole objects that are stored or asked for, the same in server, spool and client.
 
-Everything here raises `InvalidInput` in one sentence that names field, value and what is allowed, and returns nothing.
-Sizes are such that one message of any kind stays below gRPC's default limit of 4 MiB in ordinary use.
+Every function returns nothing, or raises `InvalidInput` in one sentence with the field, the value
+and what is allowed. The limits are such that a message stays below gRPC's default limit of 4 MiB in
+ordinary use.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ RESERVED = (
     "figure",
     "recordings",
     "targets",
-)  # what REST says of a family, under its name
+)  # paths that REST has below a family's name
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -103,10 +104,10 @@ def validate_family_name(name: str) -> None:
 
 
 def validate_family(name: str, description: str = "", blocks: Sequence[str] = ()) -> None:
-    """A family as it is registered."""
+    """The values that a family is registered with."""
     validate_family_name(name)
     check_prose("description", description, MAX_DESCRIPTION)
-    _validate_blocks(blocks)
+    _validate_batchs(blocks)
 
 
 def validate_spec(spec: RecordingSpec) -> None:
@@ -181,7 +182,7 @@ def validate_estimator(settings: EstimatorSettings, field: str = "estimator") ->
 
 
 def validate_attempt(attempt: Attempt) -> None:
-    """An attempt as it is opened."""
+    """An attempt at its start."""
     check_uuid("attempt_id", attempt.id)
     check_integer("resume_at", attempt.resume_at)
     check_timestamp("started_at", attempt.started_at)
@@ -192,9 +193,11 @@ def validate_attempt(attempt: Attempt) -> None:
 
 
 def validate_measurements(rows: Sequence[Measurement], columns: int) -> None:
-    """The rows of one request, for `columns` parameters: steps from 0 and ascending, values finite and from 0, or NaN.
+    """The rows of one request, for `columns` parameters: steps from 0 and ascending, values finite
+    and from 0, or NaN.
 
-    Losses and learning rates must be finite where they are given: what is not a number is left out (None), not sent.
+    Losses and learning rates must be finite where they are given; a client sends None for one that
+    is not a number.
     """
     check_count("measurements", rows, MAX_ROWS)
     previous = -1
@@ -208,30 +211,32 @@ def validate_measurements(rows: Sequence[Measurement], columns: int) -> None:
         _validate_row(row, columns)
 
 
-def validate_block(block: MeasurementBatch, columns: int) -> None:
-    """The same for rows in column form, about a hundred times faster for rows that are in order.
+def validate_batch(batch: MeasurementBatch, columns: int) -> None:
+    """`validate_measurements` for a batch in column form, about a hundred times faster for valid
+    rows.
 
-    What is not evidently in order is looked at row by row, by `validate_measurements`: it has the last word, and the sentence.
+    Rows that the fast test does not recognise as valid go through `validate_measurements`, which
+    alone has the rules and the error messages.
     """
-    check_count("measurements", block, MAX_ROWS)
-    if not _evidently_valid(block, columns):
-        validate_measurements(tuple(block), columns)
+    check_count("measurements", batch, MAX_ROWS)
+    if not _evidently_valid(batch, columns):
+        validate_measurements(tuple(batch), columns)
 
 
-def _evidently_valid(block: MeasurementBatch, columns: int) -> bool:
-    steps = block.steps
+def _evidently_valid(batch: MeasurementBatch, columns: int) -> bool:
+    steps = batch.steps
     if not len(steps):
         return True
-    if any(block.auxiliary) or steps[0] < 0 or steps[-1] > MAX_INTEGER:
+    if any(batch.auxiliary) or steps[0] < 0 or steps[-1] > MAX_INTEGER:
         return False
     if len(steps) > 1 and not all(map(int.__lt__, steps, steps[1:])):
         return False
-    if set(map(len, block.fslr)) != {4 * columns}:
+    if set(map(len, batch.fslr)) != {4 * columns}:
         return False
-    rates = [rate for rate in block.learning_rates if rate is not None]
-    losses = [loss for loss in block.losses if loss is not None]
-    tokens = [count for count in block.tokens if count is not None]
-    moments = [moment for moment in block.measured_at if moment is not None]
+    rates = [rate for rate in batch.learning_rates if rate is not None]
+    losses = [loss for loss in batch.losses if loss is not None]
+    tokens = [count for count in batch.tokens if count is not None]
+    moments = [moment for moment in batch.measured_at if moment is not None]
     return (
         all(map(math.isfinite, losses))
         and all(map(math.isfinite, rates))
@@ -239,13 +244,16 @@ def _evidently_valid(block: MeasurementBatch, columns: int) -> bool:
         and (not tokens or (min(tokens) >= 0 and max(tokens) <= MAX_INTEGER))
         and (not moments or (min(moments) >= 0 and max(moments) <= MAX_MOMENT))
         and _finite_or_nan(
-            np.frombuffer(block.fslr[0] if len(steps) == 1 else b"".join(block.fslr), FLOAT32)
+            np.frombuffer(batch.fslr[0] if len(steps) == 1 else b"".join(batch.fslr), FLOAT32)
         )
     )
 
 
 def _finite_or_nan(values: NDArray[np.float32]) -> bool:
-    """Whether all are finite and not negative, or NaN. The bits of such numbers, as integers, lie below those of infinity."""
+    """Whether all values are finite from 0, or NaN.
+
+    As integers, the bits of finite numbers from 0 are below those of infinity.
+    """
     bits = values.view("<u4")
     if bits.max() < INFINITY_BITS:
         return True
@@ -307,7 +315,7 @@ def validate_ending(ending: Ending) -> None:
 
 
 def validate_filter(filters: RecordingFilter) -> None:
-    """Which recordings to list."""
+    """A filter of recordings."""
     if filters.family:
         validate_family_name(filters.family)
     for field, rate in (("lr_min", filters.lr_min), ("lr_max", filters.lr_max)):
@@ -344,7 +352,7 @@ def validate_page_size(page_size: int) -> None:
 
 
 def validate_query(query: TargetQuery) -> None:
-    """A question for targets."""
+    """A query for targets."""
     validate_family_name(query.family)
     check_number("lr", query.lr, above=0)
     check_choice("policy", query.policy, POLICIES)
@@ -366,7 +374,7 @@ def validate_query(query: TargetQuery) -> None:
             list(shape),
             f"of at most {MAX_DIMENSIONS} dimensions",
         )
-    _validate_blocks(query.blocks)
+    _validate_batchs(query.blocks)
     check_text("optimizer", query.optimizer, MAX_LABEL)
     _validate_config("optimizer_config", query.optimizer_config or {})
     if query.estimator is not None:
@@ -377,7 +385,7 @@ def validate_query(query: TargetQuery) -> None:
 
 
 def validate_best_query(query: BestQuery) -> None:
-    """A question for the best rate."""
+    """A query for the best learning rate."""
     validate_family_name(query.family)
     check_choice("role", query.role, ROLES)
     check_text("variant", query.variant, MAX_LABEL)
@@ -386,7 +394,7 @@ def validate_best_query(query: BestQuery) -> None:
 
 
 def validate_trajectory_query(query: TrajectoryQuery) -> None:
-    """A question for a trajectory."""
+    """A query for a trajectory."""
     check_uuid("recording_id", query.recording_id)
     for field, step in (("first_step", query.first_step), ("last_step", query.last_step)):
         if step is not None:
@@ -395,7 +403,7 @@ def validate_trajectory_query(query: TrajectoryQuery) -> None:
     check_integer("max_points", query.max_points)
 
 
-def _validate_blocks(blocks: Sequence[str]) -> None:
+def _validate_batchs(blocks: Sequence[str]) -> None:
     check_count("blocks", blocks, MAX_BLOCKS)
     for axis in blocks:
         check_text("blocks", axis, MAX_PARAMETER_NAME, least=1)

@@ -1,4 +1,6 @@
-"""The best learning rate of a sweep: where its optimum lies, how sure that is, and which rate to try next."""
+"""The best learning rate of a sweep, the spread of the optimum over seeds, and which rate to try
+next.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ _CLOSE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepRun:
-    """One run of a sweep. `loss` is its final loss; only completed runs with a loss and diverged runs count."""
+    """One run of a sweep.
+
+    loss: its final loss. Only completed runs with a loss, and diverged runs, count.
+    """
 
     lr: float
     seed: int
@@ -28,14 +33,19 @@ class SweepRun:
 
     @classmethod
     def of(cls, recording: Recording) -> SweepRun:
-        """A recording's."""
+        """The run of a recording."""
         spec = recording.spec
         return cls(lr=spec.lr, seed=spec.seed, loss=recording.final_loss, status=recording.status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossPoint:
-    """One learning rate: mean and standard deviation (NaN for too few) of the loss over `seeds` finite runs; diverged runs."""
+    """One learning rate of a loss curve.
+
+    loss, spread: mean and standard deviation of the final loss over `seeds` runs whose loss is
+    finite; NaN for too few of them.
+    diverged: the number of diverged runs.
+    """
 
     lr: float
     loss: float
@@ -46,11 +56,14 @@ class LossPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """The answer.
+    """The answer to a `BestQuery`.
 
-    `lr` and `loss`: the best recorded rate. `optimum`: the fitted one; `optimum_spread`: its standard deviation over
-    seeds in octaves, NaN for fewer than two. `next_lr`: what to try next (the optimum itself when there is nothing left to
-    try). `advice`: why, in a sentence. `points`: the curve, ascending by rate.
+    lr, loss: the best recorded learning rate, and its mean loss.
+    optimum: the learning rate of the fitted optimum.
+    optimum_spread: its standard deviation over seeds in octaves; NaN for fewer than two seeds.
+    next_lr: the rate to try next; `optimum` where nothing is left to try.
+    advice: the reason for `next_lr`, in a sentence.
+    points: the loss curve, ascending by rate.
     """
 
     family: str
@@ -64,14 +77,17 @@ class Best:
 
     @property
     def rate(self) -> float:
-        """The rate to use now: the fitted optimum where nothing is left to try, else the best that was recorded."""
+        """The rate to use now: the fitted optimum where nothing is left to try, else the best
+        recorded rate.
+        """
         return self.optimum if self.next_lr == self.optimum else self.lr
 
 
 def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
-    """The best rate by a family's `recordings` (listings do).
+    """The best rate of a family's recordings. Recordings without their parameters are enough.
 
-    Raises `NotFound` when none is completed with a final loss, `Ambiguous` when several optimisers would mix.
+    Raises `NotFound` when none is completed with a final loss, `Ambiguous` when several optimisers
+    would mix.
     """
     runs: dict[str, list[SweepRun]] = {}
     for each in recordings:
@@ -81,7 +97,10 @@ def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
 
 
 def best_of_runs(runs: Mapping[str, Sequence[SweepRun]], query: BestQuery) -> Best:
-    """The best rate by the runs that `query` asks for, by optimiser (`ComparabilityKey.optimizer_key`). Raises as `best_of` does."""
+    """The best rate of the runs that `query` asks for, given by `ComparabilityKey.optimizer_key`.
+
+    Raises as `best_of` does.
+    """
     if len(runs) > 1:
         raise Ambiguous(
             f"family: {query.family!r} was recorded with {len(runs)} optimisers: {join_names(sorted(runs))}; "
@@ -91,12 +110,17 @@ def best_of_runs(runs: Mapping[str, Sequence[SweepRun]], query: BestQuery) -> Be
 
 
 def loss_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
-    """Loss against learning rate, ascending by rate, over the `runs` that count; empty when none does."""
+    """Loss against learning rate, ascending by rate, of the runs that count; empty when no run
+    counts.
+    """
     return tuple(_point(rate, at) for rate, at in _curve(runs).items())
 
 
 def curve_optimum(points: Sequence[LossPoint]) -> float:
-    """The learning rate of a curve's optimum, by the parabola of `best_rate`. Raises `NotFound` where no loss is finite."""
+    """The learning rate at a curve's optimum, fitted as in `best_rate`.
+
+    Raises `NotFound` where no loss is finite.
+    """
     best = _lowest(points)
     if best is None:
         raise NotFound("points: none of the curve's rates has a finite loss")
@@ -104,11 +128,12 @@ def curve_optimum(points: Sequence[LossPoint]) -> float:
 
 
 def best_rate(family: str, runs: Iterable[SweepRun]) -> Best:
-    """The best rate by the final losses of `runs`.
+    """The best rate of `runs` by their final losses.
 
-    A rate at which a run diverged is taken only if there is no other. The optimum is the vertex of the parabola in log2 lr
-    through the mean losses at the best rate and at its two neighbours; without two neighbours it is the best rate itself.
-    Raises `NotFound` when no run is completed with a finite loss.
+    A rate at which a run diverged is taken only where every rate has such a run. The optimum is the
+    vertex of the parabola in log2 lr through the mean losses at the best rate and at its two
+    neighbours; without two neighbours it is the best rate itself. Raises `NotFound` when no run is
+    completed with a finite loss.
     """
     found = list(runs)
     points = loss_curve(found)
@@ -141,7 +166,7 @@ def _asked(recording: Recording, query: BestQuery) -> bool:
 
 
 def _curve(runs: Iterable[SweepRun]) -> dict[float, list[SweepRun]]:
-    """Runs that count, by rate, ascending."""
+    """The runs that count, by rate, ascending."""
     curve: dict[float, list[SweepRun]] = {}
     for run in sorted(runs, key=lambda run: (run.lr, run.seed)):
         if run.status == "diverged" or (run.status == "completed" and run.loss is not None):
@@ -180,7 +205,8 @@ def _optimum(points: Sequence[LossPoint], best: int) -> float:
     middle = points[best]
     low, high = (math.log2(points[at].lr / middle.lr) for at in (best - 1, best + 1))
     rise_low, rise_high = points[best - 1].loss - middle.loss, points[best + 1].loss - middle.loss
-    # a x² + b x through (low, rise_low), (0, 0), (high, rise_high); the common denominator of a and b falls out of the vertex.
+    # a x² + b x through (low, rise_low), (0, 0), (high, rise_high); the common denominator of a and
+    # b cancels in the vertex.
     curvature = (rise_low / low - rise_high / high) / (low - high)
     if not curvature > 0:
         return middle.lr
@@ -189,7 +215,9 @@ def _optimum(points: Sequence[LossPoint], best: int) -> float:
 
 
 def _spread(runs: Sequence[SweepRun]) -> float:
-    """Of the optimum over seeds, each fitted to its own curve, in octaves. A seed with fewer than three rates has no curve."""
+    """The standard deviation over seeds of the optimum of each seed's own curve, in octaves.
+
+    A seed with fewer than three rates is left out."""
     optima = []
     for seed in sorted({run.seed for run in runs}):
         points = tuple(
@@ -243,7 +271,9 @@ def _advice(points: Sequence[LossPoint], best: int, optimum: float) -> tuple[flo
 
 
 def _neighbour(points: Sequence[LossPoint], best: int, optimum: float) -> int:
-    """The neighbour on whose side the optimum lies; at the best rate itself, the one further away."""
+    """The index of the neighbour on whose side the optimum lies, or of the further neighbour where
+    it lies at the best rate.
+    """
     rate = points[best].lr
     if optimum != rate:
         return best + 1 if optimum > rate else best - 1

@@ -19,8 +19,11 @@ _DRAWS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
-    """`octaves`: log2 of the optimum over the base's. `low`, `high`: the 90 % bootstrap interval over the seeds of both curves;
-    NaN where one has a single seed."""
+    """How far an optimum lies from the base's.
+
+    octaves: log2 of the optimum over the base's optimum. low, high: its 90 % bootstrap interval
+    over the seeds of both curves; NaN where a curve has a single seed.
+    """
 
     octaves: float
     low: float
@@ -28,7 +31,10 @@ class Shift:
 
 
 def complete_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
-    """Loss against rate, over the rates that every seed was run at: seeds differ in level, so a mean of some is none of all."""
+    """Loss against learning rate, over the rates that every seed was run at.
+
+    Seeds differ in the level of their loss, so means over different seeds cannot be compared.
+    """
     found = list(runs)
     points = loss_curve(found)
     most = max((point.seeds + point.diverged for point in points), default=0)
@@ -36,10 +42,12 @@ def complete_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
 
 
 def shift(runs: Iterable[SweepRun], base: Iterable[SweepRun]) -> Shift:
-    """Of the optimum of `runs` from that of `base`. Raises `NotFound` where a curve has no finite loss.
+    """The shift of the optimum of `runs` from that of `base`. Raises `NotFound` where a curve has
+    no finite loss.
 
-    The interval resamples seeds with replacement, each curve's for itself, and fits each mean curve anew (Efron's percentile
-    bootstrap, from a fixed stream of draws). With few seeds it is coarse: three have ten different means.
+    The interval is Efron's percentile bootstrap with a fixed stream of draws: the seeds of each
+    curve are resampled with replacement, and each mean curve is fitted anew. With few seeds the
+    interval is coarse: three seeds have ten different means.
     """
     ours, theirs = list(runs), list(base)
     octaves = math.log2(curve_optimum(complete_curve(ours)) / curve_optimum(complete_curve(theirs)))
@@ -53,7 +61,9 @@ def shift(runs: Iterable[SweepRun], base: Iterable[SweepRun]) -> Shift:
 
 
 def _resampled(runs: Sequence[SweepRun]) -> list[float]:
-    """log2 of the optimum for resamples of the seeds: all of them where they are few, else 1,000."""
+    """log2 of the optimum of resamples of the seeds: all resamples for up to four seeds, else
+    1,000.
+    """
     rates = [point.lr for point in complete_curve(runs)]
     seeds = sorted({run.seed for run in runs if run.status in ("completed", "diverged")})
     losses = np.full((len(seeds), len(rates)), np.nan)
@@ -74,7 +84,7 @@ def _resampled(runs: Sequence[SweepRun]) -> list[float]:
         points = [_point(rate, float(loss)) for rate, loss in zip(rates, each, strict=True)]
         try:
             found.append(math.log2(curve_optimum(points)))
-        except NotFound:  # this resample diverged everywhere
+        except NotFound:  # every rate of this resample diverged
             continue
     return found
 

@@ -116,7 +116,8 @@ def test_coherent_is_split_for_blocks_that_move_together_and_root_for_blocks_tha
 
 def test_coherent_takes_the_coherence_of_the_whole_run_at_every_step() -> None:
     names = ["layers.0.w", "layers.1.w", "layers.*.w"]
-    # Blocks of FSLR 1 move the outputs together at the first step (J = 2), in quadrature later: ρ is 1, 0, 0, on average ⅓.
+    # Blocks of FSLR 1 move the outputs together at the first step (J = 2), in quadrature later: ρ
+    # is 1, 0, 0, on average ⅓.
     run = Trajectory(
         names,
         [(4, 4)] * 3,

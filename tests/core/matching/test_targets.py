@@ -37,7 +37,9 @@ def recording(
 def trajectory(
     scale: float, *, steps: tuple[int, ...] = (1, 101), tokens: tuple[int, ...] | None = (10, 1010)
 ) -> Trajectory:
-    """Embedding 1, blocks 2 and 4, role 5 at the first step, all times `scale`; halved with each further step."""
+    """Embedding 1, blocks 2 and 4, role 5 at the first step, all times `scale`; halved with each
+    further step.
+    """
     rows = [[scale * value * 0.5**at for value in (1, 2, 4, 5)] for at in range(len(steps))]
     return Trajectory(NAMES, SHAPES, steps, rows, tokens=tokens)
 

@@ -77,9 +77,9 @@ def test_a_family_within_a_team_is_not_called_as_a_rest_route() -> None:
 
 def test_rows_in_column_form_get_the_same_sentences() -> None:
     good = [row(0), row(1), row(7, (0.0, 3e38), loss=-1.5, learning_rate=0.0, tokens=0)]
-    validation.validate_block(MeasurementBatch.of(good), 2)
-    validation.validate_block(MeasurementBatch.of([]), 2)
-    validation.validate_block(
+    validation.validate_batch(MeasurementBatch.of(good), 2)
+    validation.validate_batch(MeasurementBatch.of([]), 2)
+    validation.validate_batch(
         MeasurementBatch.of([row(1, (NAN, 0.0), scalars={"sharpness": 2.0})]), 2
     )
     for wrong, sentence in (
@@ -94,13 +94,13 @@ def test_rows_in_column_form_get_the_same_sentences() -> None:
         ([row(1, scalars={"": 1.0})], "a name of scalars at step 1"),
         ([row(at) for at in range(1001)], "measurements: 1001 entries"),
     ):
-        refused(sentence, validation.validate_block, MeasurementBatch.of(wrong), 2)
+        refused(sentence, validation.validate_batch, MeasurementBatch.of(wrong), 2)
     torn = replace(MeasurementBatch.of([row(1)]), fslr=[b"1234567"])
     refused(
-        "values at step 1: 7 packed bytes are not whole rows", validation.validate_block, torn, 2
+        "values at step 1: 7 packed bytes are not whole rows", validation.validate_batch, torn, 2
     )
     late = replace(MeasurementBatch.of([row(1)]), measured_at=[2**62])
-    refused("measured_at at step 1: ", validation.validate_block, late, 2)
+    refused("measured_at at step 1: ", validation.validate_batch, late, 2)
 
 
 def test_a_family_has_a_description_and_axes() -> None:
@@ -197,7 +197,7 @@ def test_ordinary_rows_pass() -> None:
             "learning_rate at step 1: -0.1 is not allowed; it must be a finite number not below 0",
         ),
         (row(tokens=-1), "tokens at step 1: -1 is not allowed"),
-        (row(measured_at=datetime(2025, 1, 1)), "it must be a moment with a time zone"),
+        (row(measured_at=datetime(2025, 1, 1)), "it must be a date and time with a time zone"),
         (row(scalars={"": 1.0}), "a name of scalars at step 1: '' is not allowed"),
         (row(scalars={"sharpness": INF}), "scalar sharpness at step 1: inf is not allowed"),
         (

@@ -33,7 +33,8 @@ def test_the_interval_spans_what_resampled_seeds_say() -> None:
     runs = [run for seed, optimum in enumerate((-0.4, 0.0, 0.4)) for run in bowl(optimum, seed)]
     found = shift(runs, [*bowl(0.0), *bowl(0.0, 1)])
     assert found.octaves == pytest.approx(0, abs=1e-9)
-    # Means of three draws from (-0.4, 0, 0.4): the outermost has probability 1/27, the next, ±0.8/3, 3/27.
+    # Means of three draws from (-0.4, 0, 0.4): the outermost has probability 1/27, the next,
+    # ±0.8/3, 3/27.
     assert (found.low, found.high) == pytest.approx((-0.8 / 3, 0.8 / 3), abs=1e-6)
     assert shift(runs, [*bowl(0.0), *bowl(0.0, 1)]) == found, "the same every time"
 

@@ -184,7 +184,7 @@ def _plan(driver: Driver, states: dict[str, _Recording], batch: Batch, now: int)
             f"it has {sorted(state.attempts)}"
         )
     steps = batch.rows.steps
-    validation.validate_block(batch.rows, state.columns)
+    validation.validate_batch(batch.rows, state.columns)
     if not steps:
         return Appended(0, 0)
     if steps[0] < attempt.resume_at:
