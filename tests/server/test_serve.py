@@ -79,7 +79,7 @@ def test_what_was_acknowledged_is_there_after_a_kill(start_registry: StartRegist
 
 
 def test_a_call_in_flight_ends_before_the_server_does(start_registry: StartRegistry):
-    """A client that reads a trajectory when SIGTERM comes may read it to its end in the drain time."""
+    """A client that reads a trajectory when SIGTERM comes may read it to its end in that time."""
     registry = start_registry(options=("--drain", "10"))
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)

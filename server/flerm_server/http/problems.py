@@ -74,7 +74,7 @@ class ErrorPages(Protocol):
 
 
 def install(app: FastAPI, pages: ErrorPages) -> None:
-    """Answers each error of `app` with a problem document, or with a page where one was asked for."""
+    """Answers each error of `app` with a problem document, or with a page if one was asked for."""
 
     def answer(request: Request, status: int, detail: str, **more: Any) -> Response:
         return (
