@@ -25,7 +25,8 @@ def steps_of(steps: ArrayLike) -> NDArray[np.int64]:
         found = found.astype(np.int64)
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise InvalidInput(
-            f"steps: an array of {found.ndim} dimensions of {found.dtype} given; a list of integers is allowed"
+            f"steps: an array of {found.ndim} dimensions of {found.dtype} given; a list of "
+            "integers is allowed"
         )
     if (found < 0).any():
         raise InvalidInput(f"steps: {found.min()} is negative; allowed are steps from 0")
@@ -47,13 +48,15 @@ def values_of(values: ArrayLike, rows: int, columns: int) -> NDArray[np.float32]
         found = found.reshape(rows, columns)
     if found.shape != (rows, columns):
         raise InvalidInput(
-            f"values: shape {list(found.shape)} given; [steps, names] = [{rows}, {columns}] is allowed"
+            f"values: shape {list(found.shape)} given; [steps, names] = [{rows}, {columns}] is "
+            "allowed"
         )
     wrong = np.isinf(found) | (found < 0)
     if wrong.any():
         row, column = (int(place[0]) for place in np.nonzero(wrong))
         raise InvalidInput(
-            f"values: {found[row, column]} at row {row}, column {column}; allowed are finite numbers from 0, and NaN"
+            f"values: {found[row, column]} at row {row}, column {column}; allowed are finite "
+            "numbers from 0, and NaN"
         )
     return _read_only(found)
 
@@ -67,7 +70,8 @@ def column_of(
     found = np.full(rows, missing, dtype) if values is None else np.asarray(values, dtype)
     if found.shape != (rows,):
         raise InvalidInput(
-            f"{field}: shape {list(found.shape)} given; one value for each of the {rows} steps is allowed"
+            f"{field}: shape {list(found.shape)} given; one value for each of the {rows} steps is "
+            "allowed"
         )
     return _read_only(found)
 

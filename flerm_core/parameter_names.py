@@ -52,7 +52,8 @@ def canonical_names(names: Iterable[str]) -> list[str]:
         short = canonical(name)
         if short in origin:
             raise InvalidInput(
-                f"names: {origin[short]!r} and {name!r} both mean {short!r}; each parameter needs a name of its own"
+                f"names: {origin[short]!r} and {name!r} both mean {short!r}; each parameter needs "
+                "a name of its own"
             )
         origin[short] = name
     return list(origin)
@@ -73,7 +74,8 @@ def as_axes(blocks: str | Iterable[str] | None) -> tuple[str, ...]:
         path = axis.split(".")
         if path[-1] != "*" or not all(path):
             raise InvalidInput(
-                f"blocks: {axis!r} is not an axis; an axis is a dotted path that ends in '*', such as 'layers.*'"
+                f"blocks: {axis!r} is not an axis; an axis is a dotted path that ends in '*', "
+                "such as 'layers.*'"
             )
     return axes
 

@@ -82,6 +82,7 @@ def _refuse_stuck(
     if stuck.size:
         here, there = stuck[0], stuck[0] + 1
         raise InvalidInput(
-            f"tokens: {asked:g} asked, but {source} logged {seen[here]} at step {at[here]} and {seen[there]} at step "
+            f"tokens: {asked:g} asked, but {source} logged {seen[here]} at step {at[here]} and "
+            f"{seen[there]} at step "
             f"{at[there]}, and tokens seen so far grow from step to step; ask by step"
         )

@@ -63,7 +63,8 @@ class Trajectory:
         repeated = len(self.names) - len(set(self.names))
         if repeated:
             raise InvalidInput(
-                f"names: {repeated} of the {len(self.names)} names are there twice; each is allowed once"
+                f"names: {repeated} of the {len(self.names)} names are there twice; each is "
+                "allowed once"
             )
         self.bands = list(bands) if bands is not None else bands_of(self.names, self.shapes)
         check_length("bands", len(self.bands), len(self.names), "names")
@@ -140,7 +141,7 @@ class Trajectory:
         return fslr_figure(self, self.select(pattern).names if pattern else ())
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
-        """What a notebook shows: the figure where the notebook can draw one, else a table of bands."""
+        """What a notebook shows: the figure where it can draw figures, else a table of bands."""
         return mime_bundle(self)
 
     def __eq__(self, other: object) -> bool:
@@ -245,7 +246,8 @@ class Trajectory:
         ]
         if not at:
             raise NotFound(
-                f"pattern: {pattern!r} matches none of the parameters; there are {join_names(self.names)}"
+                f"pattern: {pattern!r} matches none of the parameters; there are "
+                f"{join_names(self.names)}"
             )
         return self._with(self.parameters.select(at), self.values[:, at])
 
@@ -274,7 +276,8 @@ class Trajectory:
         """
         if not 0 <= ema_decay < 1:
             raise InvalidInput(
-                f"ema_decay: {ema_decay} is out of range; allowed are numbers from 0 up to, not including, 1"
+                f"ema_decay: {ema_decay} is out of range; allowed are numbers from 0 up to, not "
+                "including, 1"
             )
         squares = self.values.astype(np.float64) ** 2
         mean, weight = np.zeros(len(self.names)), np.zeros(len(self.names))
@@ -377,7 +380,8 @@ class Trajectory:
                 header: dict[str, Any] = json.loads(file["header"].tobytes())
                 if header.get("format") != _FORMAT:
                     raise DataLoss(
-                        f"{os.fspath(path)} has the format {header.get('format')!r}; this version reads {_FORMAT!r}"
+                        f"{os.fspath(path)} has the format {header.get('format')!r}; this version "
+                        f"reads {_FORMAT!r}"
                     )
                 return cls(
                     header["names"],

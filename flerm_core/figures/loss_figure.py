@@ -200,7 +200,8 @@ def _trace(curve: Curve, scale: int) -> dict[str, Any]:
         "line": {"color": colour, "width": 2, "dash": DASHES[scale % len(DASHES)]},
         "marker": {"size": 7, "symbol": _SYMBOLS[scale % len(_SYMBOLS)]},
         "customdata": seeds,
-        "hovertemplate": f"<b>{text(curve.label)}</b><br>lr %{{x:.4~g}}: loss %{{y:.5~g}}, %{{customdata}}<extra></extra>",
+        "hovertemplate": f"<b>{text(curve.label)}</b><br>lr %{{x:.4~g}}: "
+        "loss %{y:.5~g}, %{customdata}<extra></extra>",
     }
 
 

@@ -26,9 +26,10 @@ def mime_bundle(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def as_table(trajectory: Trajectory) -> str:
-    """Per band the number of tensors and their median FSLR at the first and the last step, as HTML."""
+    """For each band the number of tensors and their median FSLR at both ends, as HTML."""
     first, last = (trajectory.steps[0], trajectory.steps[-1]) if len(trajectory) else ("–", "–")
-    head = f"<tr><th>band</th><th>tensors</th><th>FSLR at step {first}</th><th>at step {last}</th></tr>"
+    ends = f"<th>FSLR at step {first}</th><th>at step {last}</th>"
+    head = f"<tr><th>band</th><th>tensors</th>{ends}</tr>"
     rows = []
     for band in BANDS:
         columns = [
@@ -37,11 +38,12 @@ def as_table(trajectory: Trajectory) -> str:
             if its == band and not is_depth_group(name)
         ]
         if columns:
-            ends = [_median(trajectory, at, columns) for at in (0, -1)]
+            medians = [_median(trajectory, at, columns) for at in (0, -1)]
             rows.append(
-                f"<tr><td>{text(band)}</td><td>{len(columns)}</td><td>{ends[0]}</td><td>{ends[1]}</td></tr>"
+                f"<tr><td>{text(band)}</td><td>{len(columns)}</td><td>{medians[0]}</td><td>{medians[1]}</td></tr>"
             )
-    return f"<p>{text(repr(trajectory))}</p><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+    table = f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<p>{text(repr(trajectory))}</p>{table}"
 
 
 def _median(trajectory: Trajectory, row: int, columns: list[int]) -> str:

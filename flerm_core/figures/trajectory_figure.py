@@ -51,7 +51,8 @@ def fslr_figure(
     unknown = [name for name in tensors if name not in trajectory.names]
     if unknown:
         raise NotFound(
-            f"tensors: {join_names(unknown)} not in the trajectory, which has {join_names(trajectory.names)}"
+            f"tensors: {join_names(unknown)} not in the trajectory, which has "
+            f"{join_names(trajectory.names)}"
         )
     if not len(trajectory):
         return nothing("No measurement yet")
@@ -140,7 +141,8 @@ def _line(trajectory: Trajectory, name: str, place: int) -> dict[str, Any]:
             "dash": DASHES[place // len(PALETTE)],
         },
         "connectgaps": True,
-        "hovertemplate": f"<b>{text(name)}</b><br>{text(trajectory.bands[at])}<br>step %{{x}}: %{{y:.4~g}}<extra></extra>",
+        "hovertemplate": f"<b>{text(name)}</b><br>{text(trajectory.bands[at])}<br>"
+        "step %{x}: %{y:.4~g}<extra></extra>",
     }
 
 
@@ -175,7 +177,8 @@ def run_figure(trajectory: Trajectory) -> Figure:
         )
     if not data:
         return nothing(
-            "No loss and no learning rate was logged: flerm.log(loss=…) in the training loop adds them"
+            "No loss and no learning rate was logged: flerm.log(loss=…) in the training loop adds "
+            "them"
         )
     right = axis(
         "learning rate",

@@ -23,7 +23,8 @@ from flerm_core.tuning.best_lr import LossPoint, curve_optimum
 
 Points = Sequence[LossPoint]
 GAP = 0.03  # between panels, of the figure's width
-HEADROOM = 0.35  # of the losses' range at the curves' optima and beside them, above which curves are cut off
+# Of the range of losses at the curves' optima and their neighbours. Curves are cut off above.
+HEADROOM = 0.35
 
 
 def transfer_figure(panels: Mapping[str, Mapping[str, Points]]) -> Figure:
@@ -71,23 +72,30 @@ def transfer_figure(panels: Mapping[str, Mapping[str, Points]]) -> Figure:
             data.append(_trace(label, points, colour, f"x{suffix}", legend=not seen))
         first = next(iter(curves.values()), ())
         if first:
-            place = number(math.log2(curve_optimum(first)))
-            line = {"color": GREY, "width": 1.5, "dash": "dot"}
-            shapes.append({
-                "type": "line", "x0": place, "x1": place, "xref": f"x{suffix}", "y0": 0, "y1": 1, "yref": "paper", "line": line,
-            })  # fmt: skip
-    low, high = (
-        min(losses),
-        max(_high(points) for curves in drawn.values() for points in curves.values() if points),
-    )
-    room = HEADROOM * (high - low) or 1.0
-    y = axis("final loss", range=[number(low - room / 4), number(high + room)])
+            shapes.append(_optimum_line(first, f"x{suffix}"))
+    y = _loss_axis(drawn, losses)
     figure = layout(
         axes.pop("xaxis"), y, shapes=shapes, annotations=notes, hovermode="closest", **axes
     )
     figure["margin"] = {**figure["margin"], "t": 40}
     figure["legend"] = {**figure["legend"], "y": 1.1}
     return {"data": data, "layout": figure}
+
+
+def _optimum_line(points: Points, x: str) -> dict[str, Any]:
+    """A dotted line at the optimum of a curve."""
+    optimum = number(math.log2(curve_optimum(points)))
+    line = {"color": GREY, "width": 1.5, "dash": "dot"}
+    across = {"x0": optimum, "x1": optimum, "xref": x}
+    return {"type": "line", **across, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+
+
+def _loss_axis(panels: Mapping[str, Mapping[str, Points]], losses: Sequence[float]) -> Any:
+    """The axis of all panels, from the lowest loss to above the neighbours of each optimum."""
+    low = min(losses)
+    high = max(_high(points) for curves in panels.values() for points in curves.values() if points)
+    room = HEADROOM * (high - low) or 1.0
+    return axis("final loss", range=[number(low - room / 4), number(high + room)])
 
 
 def _ends(panels: Mapping[str, Mapping[str, Points]]) -> list[float | None]:
@@ -135,5 +143,6 @@ def _trace(label: str, points: Points, colour: str, x: str, *, legend: bool) -> 
         "line": {"color": colour, "width": 2},
         "marker": {"size": 7},
         "customdata": [f"{point.seeds} seed{'s' if point.seeds != 1 else ''}" for point in points],
-        "hovertemplate": f"<b>{text(label)}</b><br>lr 2^%{{x}}: loss %{{y:.5~g}}, %{{customdata}}<extra></extra>",
+        "hovertemplate": f"<b>{text(label)}</b><br>lr 2^%{{x}}: "
+        "loss %{y:.5~g}, %{customdata}<extra></extra>",
     }

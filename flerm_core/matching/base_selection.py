@@ -119,10 +119,12 @@ def _keys_that_fit(index: BaseRecordingIndex, query: TargetQuery) -> set[Compara
         statuses = index.statuses()
         if not statuses:
             raise NotFound(
-                f"family: {query.family!r} has no base recording (role base, variant plain) to take targets from"
+                f"family: {query.family!r} has no base recording (role base, variant plain) to "
+                "take targets from"
             )
         raise NotFound(
-            f"family: {query.family!r} has no completed base recording; there are {_counted(statuses)}"
+            f"family: {query.family!r} has no completed base recording; there are "
+            f"{_counted(statuses)}"
         )
     tags: dict[str, str] = {}
     for tag, value in query.tags.items():
@@ -191,7 +193,8 @@ def _refuse_several(
             counts[part(key)] += index.count(key, query.tags)
         there = join_names(f"{each} ({count} recordings)" for each, count in sorted(counts.items()))
         raise Ambiguous(
-            f"family: {query.family!r} has base recordings of {len(parts)} {what}: {there}; name one by {how}"
+            f"family: {query.family!r} has base recordings of {len(parts)} {what}: {there}; name "
+            f"one by {how}"
         )
 
 
@@ -273,10 +276,12 @@ def _answering_rates(
     rest = f"; at {query.lr:g} itself there are {_counted(unfinished)}" if unfinished else ""
     if query.policy == "exact":
         raise NotFound(
-            f"lr: no completed base recording of {query.family!r} has {query.lr:g}; recorded are {there}{rest}"
+            f"lr: no completed base recording of {query.family!r} has {query.lr:g}; recorded are "
+            f"{there}{rest}"
         )
     raise NotFound(
-        f"lr: {query.lr:g} lies outside the recorded range {known[0]:g} to {known[-1]:g} of {query.family!r} "
+        f"lr: {query.lr:g} lies outside the recorded range {known[0]:g} to {known[-1]:g} of "
+        f"{query.family!r} "
         f"(recorded are {there}); record it, or ask for policy 'nearest'{rest}"
     )
 

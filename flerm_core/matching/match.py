@@ -167,7 +167,8 @@ def _canonical_by_name(names: Iterable[str]) -> dict[str, str]:
         short = canonical(name)
         if short in seen:
             raise InvalidInput(
-                f"names: {name!r} and {seen[short]!r} are the same parameter {short!r}; each is allowed once"
+                f"names: {name!r} and {seen[short]!r} are the same parameter {short!r}; each is "
+                "allowed once"
             )
         asked[name], seen[short] = short, name
     return asked
@@ -301,13 +302,15 @@ def _check_input(
 ) -> None:
     if not 0 < clamp[0] <= 1 <= clamp[1] < np.inf:
         raise InvalidInput(
-            f"clamp: {clamp} is not allowed; it is a pair of finite numbers above 0 with 1 between them"
+            f"clamp: {clamp} is not allowed; it is a pair of finite numbers above 0 with 1 "
+            "between them"
         )
     for field, values in (("targets", targets), ("measured", measured)):
         wrong = next((name for name, value in values.items() if value < 0), None)
         if wrong is not None:
             raise InvalidInput(
-                f"{field}: {values[wrong]} for {wrong!r}; allowed are numbers from 0, and NaN for unmeasured"
+                f"{field}: {values[wrong]} for {wrong!r}; allowed are numbers from 0, and NaN for "
+                "unmeasured"
             )
 
 

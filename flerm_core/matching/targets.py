@@ -88,7 +88,8 @@ class Targets(Mapping[str, float]):
     def __repr__(self) -> str:
         rates = ", ".join(f"{rate:g}" for rate in self.source_learning_rates)
         return (
-            f"Targets({self.family!r}, lr={self.lr:g}, {len(self.names)} tensors, {len(self.steps)} rows, "
+            f"Targets({self.family!r}, lr={self.lr:g}, {len(self.names)} tensors, "
+            f"{len(self.steps)} rows, "
             f"from lr {rates}, {self.seeds} seeds, {self.digest[:12]})"
         )
 
@@ -153,53 +154,23 @@ def build_targets(
     _refuse_other_models(sources, loaded)
     everything = [each for group in loaded.values() for each in group]
     recordings = [each for group in sources.values() for each in group]
-    base, spec = everything[0], recordings[0].spec
-    asked = query.names or tuple(name for name in base.names if not is_depth_group(name))
-    depth = query.depth or DEFAULT_DEPTH
-    _check_dimensions(query, base)
-    steps = np.unique(
-        np.concatenate([each.steps for each in everything])
+    spec = recordings[0].spec
+    _check_dimensions(query, everything[0])
+    steps = (
+        np.unique(np.concatenate([each.steps for each in everything]))
         if query.step is None
         else np.array([query.step])
     )
-    bands = dict(zip(base.names, base.bands, strict=True))
-
-    axes = query.blocks or tuple(blocks)
-    means = [_mean(group) for group in loaded.values()]
-
-    def matched(trajectory: Trajectory, at: NDArray[np.int64]) -> dict[str, Array]:
-        columns = dict(zip(trajectory.names, trajectory.resampled(at).T, strict=True))
-        return match_rows(
-            columns,
-            asked,
-            whole_run=thinned_columns(trajectory),
-            bands=bands,
-            blocks=axes,
-            depth=depth,
-        )
-
-    names = tuple(matched(means[0], steps[:1]))
-    values, spread = (np.empty((len(steps), len(names)), np.float32) for _ in range(2))
-    for part in _parts(len(steps), len(everything) * max(len(base.names), len(names))):
-        at = steps[part]
-        values[part] = _blend_rates(
-            query, tuple(loaded), [_table(matched(mean, at), at) for mean in means]
-        )
-        # The spread of a target is that of what each seed alone would have given.
-        spreads = [
-            log_spread(np.stack([_table(matched(each, at), at) for each in group]))
-            for group in loaded.values()
-        ]
-        spread[part] = _blend_spreads(query, tuple(loaded), spreads)
+    names, table, spread = _tables(query, loaded, steps, query.blocks or tuple(blocks))
     ends = [each.tokens for each in recordings if each.tokens is not None]
     return Targets(
         family=query.family,
         lr=query.lr,
         policy=query.policy,
-        depth=depth,
+        depth=query.depth or DEFAULT_DEPTH,
         names=names,
         steps=steps,
-        table=values,
+        table=table,
         spread=spread,
         tokens=_tokens(everything, steps),
         optimizer=spec.optimizer,
@@ -208,7 +179,7 @@ def build_targets(
         sources=tuple(each.spec.id for each in recordings),
         source_learning_rates=tuple(sources),
         seeds=min(len(group) for group in sources.values()),
-        digest=targets_digest(names, steps, values),
+        digest=targets_digest(names, steps, table),
         final_step=max(
             [
                 *(int(each.steps[-1]) for each in everything),
@@ -217,6 +188,43 @@ def build_targets(
         ),
         final_tokens=max(ends) if len(ends) == len(recordings) else None,
     )
+
+
+def _tables(
+    query: TargetQuery,
+    loaded: Mapping[float, Sequence[Trajectory]],
+    steps: NDArray[np.int64],
+    blocks: Sequence[str],
+) -> tuple[tuple[str, ...], NDArray[np.float32], NDArray[np.float32]]:
+    """Names [L], targets and their spread at `steps`, float32 [T, L] each."""
+    everything = [each for group in loaded.values() for each in group]
+    base = everything[0]
+    asked = query.names or tuple(name for name in base.names if not is_depth_group(name))
+    bands = dict(zip(base.names, base.bands, strict=True))
+
+    def matched(trajectory: Trajectory, at: NDArray[np.int64]) -> dict[str, Array]:
+        return match_rows(
+            dict(zip(trajectory.names, trajectory.resampled(at).T, strict=True)),
+            asked,
+            whole_run=thinned_columns(trajectory),
+            bands=bands,
+            blocks=blocks,
+            depth=query.depth or DEFAULT_DEPTH,
+        )
+
+    rates, means = tuple(loaded), [_mean(group) for group in loaded.values()]
+    names = tuple(matched(means[0], steps[:1]))
+    table, spread = (np.empty((len(steps), len(names)), np.float32) for _ in range(2))
+    for part in _parts(len(steps), len(everything) * max(len(base.names), len(names))):
+        at = steps[part]
+        table[part] = _blend_rates(query, rates, [_table(matched(mean, at), at) for mean in means])
+        # The spread of a target is that of the targets which each seed alone would have given.
+        spreads = [
+            log_spread(np.stack([_table(matched(each, at), at) for each in group]))
+            for group in loaded.values()
+        ]
+        spread[part] = _blend_spreads(query, rates, spreads)
+    return names, table, spread
 
 
 def targets_digest(
@@ -243,12 +251,14 @@ def _refuse_other_models(sources: Sources, loaded: Mapping[float, Sequence[Traje
     for each, trajectory in pairs:
         if not len(trajectory):
             raise NotFound(
-                f"recording {each.spec.id} of {each.spec.family!r} is completed but has no measurements"
+                f"recording {each.spec.id} of {each.spec.family!r} is completed but has no "
+                "measurements"
             )
         apart = difference(its, trajectory)
         if apart:
             raise Ambiguous(
-                f"family: the base recordings {first.spec.id} and {each.spec.id} of {each.spec.family!r} "
+                f"family: the base recordings {first.spec.id} and {each.spec.id} of "
+                f"{each.spec.family!r} "
                 f"are not of one model: {apart}; name one by tags"
             )
 
@@ -321,7 +331,8 @@ def _check_dimensions(query: TargetQuery, base: Trajectory) -> None:
         return
     if len(query.shapes) != len(query.names):
         raise InvalidInput(
-            f"shapes: {len(query.shapes)} given for {len(query.names)} names; one each is allowed, or none at all"
+            f"shapes: {len(query.shapes)} given for {len(query.names)} names; one each is "
+            "allowed, or none at all"
         )
     dimensions: dict[str, set[int]] = {}
     for name, shape in zip(base.names, base.shapes, strict=True):
@@ -331,7 +342,8 @@ def _check_dimensions(query: TargetQuery, base: Trajectory) -> None:
         known = dimensions.get(_starred(canonical(name)), set())
         if not is_depth_group(name) and known and len(shape) not in known:
             raise InvalidInput(
-                f"shapes: {name!r} has {len(shape)} dimensions ({list(shape)}); {sorted(known)} allowed, "
+                f"shapes: {name!r} has {len(shape)} dimensions ({list(shape)}); {sorted(known)} "
+                "allowed, "
                 f"as in the base of {query.family!r}"
             )
 

@@ -1,1 +1,1 @@
-"""What is stored and asked: recordings, measurements, queries, and the rules that they must keep."""
+"""Recordings, measurements and queries as plain values, and the rules that they keep."""

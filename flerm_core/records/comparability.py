@@ -91,7 +91,7 @@ def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_line(config: Mapping[str, Any]) -> str:
-    """An optimiser's settings in force as one comparable line: `(betas=[0.9, 0.999], eps=1e-08)`."""
+    """An optimiser's settings in force as one line: `(betas=[0.9, 0.999], eps=1e-08)`."""
     settings = settings_in_force(config).items()
     return f"({', '.join(f'{key}={json.dumps(value, sort_keys=True)}' for key, value in settings)})"
 

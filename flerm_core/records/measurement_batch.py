@@ -73,7 +73,8 @@ class MeasurementBatch:
                 raise InvalidInput(f"values at step {step}: {error}") from error
             except OverflowError as error:
                 raise InvalidInput(
-                    f"measured_at at step {step}: {micros} µs is no date; allowed are years 1 to 9999"
+                    f"measured_at at step {step}: {micros} µs is no date; allowed are years 1 to "
+                    "9999"
                 ) from error
             yield Measurement(
                 step=step,

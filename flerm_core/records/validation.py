@@ -73,9 +73,8 @@ MAX_LABEL = 128  # optimiser, variant, ...
 MAX_MOMENT = 253_402_300_799_999_999  # microseconds since 1970: the last of year 9999
 INFINITY_BITS = 0x7F800000
 
-_FAMILY = re.compile(
-    rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_FAMILY_PART - 1}}})(/[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_FAMILY_PART - 1}}})?"
-)
+_PART = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_FAMILY_PART - 1}}}"
+_FAMILY = re.compile(rf"({_PART})(/{_PART})?")
 RESERVED = (
     "best",
     "losses",
@@ -87,12 +86,13 @@ _VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def validate_family_name(name: str) -> None:
-    """`name` or `team/name`: letters, digits, `.`, `_` and `-`, beginning with a letter or digit."""
+    """`name` or `team/name` of letters, digits, `.`, `_` and `-`, each from a letter or digit on."""
     check(
         isinstance(name, str) and _FAMILY.fullmatch(name) is not None,
         "family",
         name,
-        f"'name' or 'team/name', each of 1 to {MAX_FAMILY_PART} letters, digits, '.', '_' or '-', the first a letter or digit",
+        f"'name' or 'team/name', each of 1 to {MAX_FAMILY_PART} letters, digits, '.', '_' or '-', "
+        "the first a letter or digit",
     )
     team, _, own = name.rpartition("/")
     check(

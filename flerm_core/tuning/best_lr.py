@@ -14,9 +14,9 @@ from flerm_core.records.comparability import comparability_of
 from flerm_core.records.queries import BestQuery
 from flerm_core.records.recording import Recording, same_lr
 
-_CLOSE = (
-    1 / 16
-)  # octaves: a rate this near to the optimum is the optimum, for matched rates are rounded as coarsely
+# In octaves. A rate this near to the optimum counts as the optimum, because matched rates are
+# rounded to this.
+_CLOSE = 1 / 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,8 @@ def best_of_runs(runs: Mapping[str, Sequence[SweepRun]], query: BestQuery) -> Be
     """
     if len(runs) > 1:
         raise Ambiguous(
-            f"family: {query.family!r} was recorded with {len(runs)} optimisers: {join_names(sorted(runs))}; "
+            f"family: {query.family!r} was recorded with {len(runs)} optimisers: "
+            f"{join_names(sorted(runs))}; "
             "name one by optimizer, tags"
         )
     return best_rate(query.family, [run for each in runs.values() for run in each])
@@ -239,12 +240,14 @@ def _advice(points: Sequence[LossPoint], best: int, optimum: float) -> tuple[flo
     if best == len(points) - 1:
         return (
             2 * rate,
-            f"The best rate {rate:.3g} is the highest recorded, so the optimum may lie above it: try {2 * rate:.3g}.",
+            f"The best rate {rate:.3g} is the highest recorded, so the optimum may lie above it: "
+            f"try {2 * rate:.3g}.",
         )
     if best == 0:
         return (
             rate / 2,
-            f"The best rate {rate:.3g} is the lowest recorded, so the optimum may lie below it: try {rate / 2:.3g}.",
+            f"The best rate {rate:.3g} is the lowest recorded, so the optimum may lie below it: "
+            f"try {rate / 2:.3g}.",
         )
     towards = _neighbour(points, best, optimum)
     gap = abs(math.log2(points[towards].lr / rate))
@@ -252,21 +255,25 @@ def _advice(points: Sequence[LossPoint], best: int, optimum: float) -> tuple[flo
         between = math.sqrt(points[towards].lr * rate)
         return (
             between,
-            f"Around the best rate {rate:.3g} the rates are {gap:.2g} octaves apart: try {between:.3g}, towards the optimum.",
+            f"Around the best rate {rate:.3g} the rates are {gap:.2g} octaves apart: try "
+            f"{between:.3g}, towards the optimum.",
         )
     if not points[best + 1].seeds:
         return (
             optimum,
-            f"Use {rate:.3g}: above it, at {points[best + 1].lr:.3g}, runs diverge, and below it losses are higher.",
+            f"Use {rate:.3g}: above it, at {points[best + 1].lr:.3g}, runs diverge, and below it "
+            "losses are higher.",
         )
     if abs(math.log2(optimum / rate)) <= _CLOSE:
         return (
             optimum,
-            f"Use {optimum:.3g}: the optimum lies at the recorded rate {rate:.3g}, between two higher losses.",
+            f"Use {optimum:.3g}: the optimum lies at the recorded rate {rate:.3g}, between two "
+            "higher losses.",
         )
     return (
         optimum,
-        f"Use {optimum:.3g}: the optimum lies between recorded rates no more than an octave apart (best: {rate:.3g}).",
+        f"Use {optimum:.3g}: the optimum lies between recorded rates no more than an octave apart "
+        f"(best: {rate:.3g}).",
     )
 
 

@@ -186,7 +186,8 @@ def test_ordinary_rows_pass() -> None:
         (row(True), "step: True is not allowed"),
         (
             row(values=(1.0, INF)),
-            "values at step 1, parameter 1: inf is not allowed; it must be finite and not negative, or NaN",
+            "values at step 1, parameter 1: inf is not allowed; it must be finite and not "
+            "negative, or NaN",
         ),
         (row(values=(-1.0, 1.0)), "values at step 1, parameter 0: -1.0 is not allowed"),
         (row(values=(1.0,)), "an array of shape [1]"),
