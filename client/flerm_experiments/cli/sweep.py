@@ -6,12 +6,13 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flerm_client.cli.common import Json, Registry, client, complain, print_json, print_table, say
 from flerm_core.errors import InvalidInput
+from flerm_experiments.cli.imports import import_for
 
 if TYPE_CHECKING:
     from flerm_experiments.sweep.runner import SweepProgress
@@ -72,7 +73,7 @@ def sweep(
     flerm sweep decoder-width --on slurm --cell base -r ADDRESS | sbatch, and once that job is done
     flerm sweep decoder-width --on slurm -r ADDRESS | sbatch
     """
-    spec = _import_spec()
+    spec = import_for("sweep", "sweep.spec")
     if listing:
         for name in spec.presets():
             say(f"{name}: {spec.load(name).title}")
@@ -103,19 +104,6 @@ def sweep(
             f"{len(failures)} trainings failed; the same command tries them again and nothing else"
         )
         raise typer.Exit(1)
-
-
-def _import_spec() -> Any:
-    """The module `spec`. Raises `InvalidInput` when a package that it needs is not installed."""
-    try:
-        from flerm_experiments.sweep import spec
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "sklearn"):
-            raise
-        raise InvalidInput(
-            f"'flerm sweep' needs the package {error.name}: pip install 'flerm[workloads]'"
-        ) from error
-    return spec
 
 
 def _train(chosen: Sweep, registry: str | None, on: str, jobs: int | None) -> dict[Trial, str]:

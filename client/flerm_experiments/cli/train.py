@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flerm_core.errors import InvalidInput
+from flerm_experiments.cli.imports import import_for
 
 if TYPE_CHECKING:
     from flerm_experiments.workloads.train_loop import Job, Result
@@ -99,21 +100,11 @@ def train(
             "--record and --match were both given, but a run is one of the two (a matched run "
             "reports itself too)"
         )
-    # Imported here, because `flerm --help` must not wait for torch.
-    try:
-        from flerm_experiments.workloads import Scale
-        from flerm_experiments.workloads.train_loop import Job
-        from flerm_experiments.workloads.train_loop import train as run
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "sklearn"):
-            raise
-        raise InvalidInput(
-            f"'flerm train' needs the package {error.name}: pip install 'flerm[workloads]'"
-        ) from error
-    job = Job(
+    loop = import_for("train", "workloads.train_loop")
+    job = loop.Job(
         workload=workload,
         lr=lr,
-        scale=Scale(width=width, depth=depth, init_scale=init_scale, rank=rank),
+        scale=loop.Scale(width=width, depth=depth, init_scale=init_scale, rank=rank),
         steps=steps,
         seed=seed,
         optimizer=optimizer,
@@ -126,9 +117,9 @@ def train(
         clock=clock,
     )
     if int(os.environ.get("RANK", "0")) != 0:
-        run(job)
+        loop.train(job)
         return
-    result = _with_progress(job, run)
+    result = _with_progress(job, loop.train)
     if json_file is not None:
         json_file.write_text(json.dumps(result.to_dict()) + "\n")
     _report(result)

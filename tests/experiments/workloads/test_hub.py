@@ -45,11 +45,58 @@ def documents(count: int, words: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """WikiText as Parquet with its empty lines, the law as CSV of its two columns, MathPile as JSON
-    lines, CIFAR-10 as Parquet of PNG files, a GPT-2 and a Llama of two layers with a tokenizer
-    beside them."""
+    """A folder of small data sets and models in the Hub's formats."""
+    root = tmp_path_factory.mktemp("copies")
+    for name in ("wikitext", "law", "math", "cifar10", "gpt2", "llama"):
+        (root / name).mkdir()
+    lines = [line for each in documents(400, 60) for line in ("", each)]
+    write_texts(root, lines)
+    write_images(root / "cifar10")
+    write_models(root, lines)
+    return root
+
+
+def write_texts(root: Path, lines: list[str]) -> None:
+    """WikiText as Parquet with empty lines, the law as CSV, MathPile as JSON lines."""
     import pandas as pd
+
+    pq.write_table(pa.table({"text": lines}), root / "wikitext" / "train-00000-of-00001.parquet")
+    law = {
+        "texte_contexte": documents(600, 5),
+        "article_contenu_markdown": documents(600, 300),
+        "other": 1,
+    }
+    pd.DataFrame(law).to_csv(root / "law" / "cold.csv", index=False)
+    pd.DataFrame({"text": documents(600, 300)}).to_json(
+        root / "math" / "chunk.jsonl", orient="records", lines=True
+    )
+
+
+def write_images(folder: Path) -> None:
+    """CIFAR-10 as Parquet of PNG files; the first image is white."""
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as Picture
     from PIL import Image
+
+    def png(image: np.ndarray) -> bytes:
+        content = io.BytesIO()
+        Image.fromarray(image).save(content, "png")
+        return content.getvalue()
+
+    pixels = np.random.default_rng(1).integers(0, 256, (150, 32, 32, 3), dtype=np.uint8)
+    pixels[0] = 255
+    features = Features({"img": Picture(), "label": ClassLabel(num_classes=10)})
+    rows = {
+        "img": [{"bytes": png(image), "path": None} for image in pixels],
+        "label": [index % 10 for index in range(150)],
+    }
+    Dataset.from_dict(rows, features=features).to_parquet(
+        str(folder / "train-00000-of-00001.parquet")
+    )
+
+
+def write_models(root: Path, lines: list[str]) -> None:
+    """A GPT-2 and a Llama of one layer, each with a tokenizer that is trained on `lines`."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import (
         GPT2Config,
@@ -59,41 +106,6 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
         PreTrainedTokenizerFast,
     )
 
-    root = tmp_path_factory.mktemp("copies")
-    for name in ("wikitext", "law", "math", "cifar10", "gpt2", "llama"):
-        (root / name).mkdir()
-    lines = [line for each in documents(400, 60) for line in ("", each)]
-    pq.write_table(pa.table({"text": lines}), root / "wikitext" / "train-00000-of-00001.parquet")
-    law = pd.DataFrame(
-        {
-            "texte_contexte": documents(600, 5),
-            "article_contenu_markdown": documents(600, 300),
-            "other": 1,
-        }
-    )
-    law.to_csv(root / "law" / "cold.csv", index=False)
-    pd.DataFrame({"text": documents(600, 300)}).to_json(
-        root / "math" / "chunk.jsonl", orient="records", lines=True
-    )
-    pixels = np.random.default_rng(1).integers(0, 256, (150, 32, 32, 3), dtype=np.uint8)
-    pixels[0] = 255
-
-    def png(image: np.ndarray) -> bytes:
-        content = io.BytesIO()
-        Image.fromarray(image).save(content, "png")
-        return content.getvalue()
-
-    from datasets import ClassLabel, Dataset, Features
-    from datasets import Image as Picture
-
-    features = Features({"img": Picture(), "label": ClassLabel(num_classes=10)})
-    rows = {
-        "img": [{"bytes": png(image), "path": None} for image in pixels],
-        "label": [index % 10 for index in range(150)],
-    }
-    Dataset.from_dict(rows, features=features).to_parquet(
-        str(root / "cifar10" / "train-00000-of-00001.parquet")
-    )
     encoding = ByteLevelBPETokenizer()
     encoding.train_from_iterator(
         lines, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False
@@ -102,21 +114,20 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer_object=encoding._tokenizer, eos_token="<|endoftext|>"
     )
     sizes = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0}
-    small = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=512, n_embd=8, n_layer=1, n_head=2))
+    gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=512, n_embd=8, n_layer=1, n_head=2))
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
-    other = LlamaForCausalLM(
+    llama = LlamaForCausalLM(
         LlamaConfig(
             **sizes, **heads, hidden_size=8, intermediate_size=16, max_position_embeddings=512
         )
     )
-    for name, model in (("gpt2", small), ("llama", other)):
+    for name, model in (("gpt2", gpt2), ("llama", llama)):
         model.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
-    return root
 
 
 @pytest.fixture(autouse=True)
-def there(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def hub_is_the_copies(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLERM_DATA", str(copies))
     for cached in (hub.hub_corpus, hub.tokenizer, hub.load_cifar10):
         cached.cache_clear()

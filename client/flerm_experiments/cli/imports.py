@@ -1,0 +1,23 @@
+"""Modules that a command imports when it runs, because `flerm --help` must not wait for torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from flerm_core.errors import InvalidInput
+
+
+def import_for(command: str, module: str) -> Any:
+    """The module `flerm_experiments.<module>`.
+
+    Raises `InvalidInput` with the extra to install where torch or scikit-learn is missing.
+    """
+    try:
+        return import_module(f"flerm_experiments.{module}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "sklearn"):
+            raise
+        raise InvalidInput(
+            f"'flerm {command}' needs the package {error.name}: pip install 'flerm[workloads]'"
+        ) from error
