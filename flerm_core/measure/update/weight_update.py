@@ -51,9 +51,11 @@ class WeightUpdate:
         wide = _wide(new.dtype)
         if rate == 0.0:
             return torch.zeros_like(new, dtype=wide)
-        step = new.to(wide) - old.to(wide)
+        if new.dtype != wide:
+            new, old = new.to(wide), old.to(wide)
+        step = new - old
         if decay := self.decays.get(name):
-            step.add_(old.to(wide), alpha=decay)
+            step.add_(old, alpha=decay)
         return step.div_(rate)
 
     def changed_tensors(self) -> dict[str, Tensor]:
