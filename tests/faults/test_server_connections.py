@@ -1,4 +1,4 @@
-"""Clients that stall, vanish or talk nonsense cost the others nothing."""
+"""Clients that stall, vanish or send garbage do not affect other clients."""
 
 from __future__ import annotations
 
@@ -42,8 +42,11 @@ def connect(address: str, data: bytes) -> socket.socket:
     return connection
 
 
-def test_clients_that_stop_reading_hold_up_nobody(start_registry: StartRegistry):
-    """Eight of them, each in the middle of 32 MB: the server waits with a few messages of 1 MiB each, others append."""
+def test_clients_that_stop_reading_delay_no_others(start_registry: StartRegistry):
+    """Eight clients stop in the middle of 32 MB each.
+
+    The server holds a few messages of 1 MiB for each, and other clients append.
+    """
     registry = start_registry()
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
@@ -80,7 +83,7 @@ def test_half_open_connections_leave_room_for_others(start_registry: StartRegist
         stub = rpc.RegistryStub(channel)
         stub.ServerInfo(pb.ServerInfoRequest(), timeout=20)
         before = descriptors(registry)
-        # Some say nothing, some stop in the middle of the preface, some in the middle of a frame.
+        # Some send nothing, some stop within the preface of HTTP/2, some within a frame.
         beginnings = (b"", PREFACE[:10], PREFACE + EMPTY_SETTINGS + b"\x00\x00\xff\x00")
         connections = [connect(registry.grpc, beginnings[at % 3]) for at in range(300)]
         for _ in range(20):
@@ -94,7 +97,7 @@ def test_half_open_connections_leave_room_for_others(start_registry: StartRegist
 
 
 def test_a_peer_that_vanished_is_dropped(tmp_path: Path):
-    """It takes part in the handshake and then answers nothing, not even a ping."""
+    """The peer takes part in the handshake and then answers nothing, not even a ping."""
     here = ListenAddress("127.0.0.1", 0)
     server = Server(
         Settings(
@@ -109,12 +112,12 @@ def test_a_peer_that_vanished_is_dropped(tmp_path: Path):
     try:
         with connect(server.grpc_address.text, PREFACE + EMPTY_SETTINGS + SETTINGS_TAKEN) as peer:
             while peer.recv(65536):
-                pass  # until the server hangs up: else the socket's timeout fails the test
+                pass  # until the server closes the connection; otherwise the timeout fails the test
     finally:
         server.stop()
 
 
-def test_random_bytes_at_the_port_cost_nothing(start_registry: StartRegistry):
+def test_random_bytes_at_the_port_leave_nothing_behind(start_registry: StartRegistry):
     registry = start_registry()
     source = random.Random(0)
 
@@ -128,7 +131,7 @@ def test_random_bytes_at_the_port_cost_nothing(start_registry: StartRegistry):
                     while connection.recv(65536):
                         pass
             except (ConnectionResetError, BrokenPipeError):
-                continue  # hanging up on nonsense is an answer too
+                continue  # the server may close a connection that sends garbage
 
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)

@@ -1,4 +1,8 @@
-"""An acknowledgement means: on the disk. A database that fails refuses, loses nothing, and is used again when it is back."""
+"""What was acknowledged is on the disk.
+
+While the database fails, appends are refused and nothing is lost; when it works again, so does the
+server.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +57,8 @@ def steps(stub: rpc.RegistryStub, recording: str) -> list[int]:
 
 
 def test_sqlite_syncs_its_log_before_each_acknowledgement(tmp_path: Path):
-    """strace writes a line before the traced call returns: what is in its file at the answer came before the answer.
+    """strace writes a line before the traced call returns: what is in its file at the answer came
+    before the answer.
 
     Fails, not skips, without it.
     """
@@ -109,10 +114,10 @@ def test_sqlite_syncs_its_log_before_each_acknowledgement(tmp_path: Path):
 
 
 @pytest.mark.parametrize("default", ["on", "off"])
-def test_postgresql_has_flushed_its_log_before_each_acknowledgement(
+def test_postgresql_flushes_its_log_before_each_acknowledgement(
     start_registry: StartRegistry, postgres: PostgresCluster, default: str
 ):
-    """Also where the database's own default would acknowledge first."""
+    """Also where the database is configured to acknowledge a commit before it is on disk."""
     url = migrate(postgres.new_database())
     with psycopg.connect(url, autocommit=True) as connection:
         name = connection.info.dbname
@@ -146,7 +151,7 @@ def test_postgresql_restarts_under_a_running_server(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB. Fails, not skips, where none may be mounted."""
+    """A file system of 4 MiB. Where none may be mounted the test fails; it is not skipped."""
     folder = tmp_path / "small"
     folder.mkdir()
     as_root = [] if os.getuid() == 0 else ["sudo", "-n"]
@@ -162,7 +167,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill_up(stub: rpc.RegistryStub, recording: str) -> int:
-    """Appends until refused; the last acknowledged step."""
+    """Appends until an append is refused; the last acknowledged step."""
     for step in range(1, 10_000):
         try:
             append(stub, recording, step)

@@ -1,4 +1,8 @@
-"""Every field of every rpc, with anything in it: a status and a sentence, never a bug, and nothing that stays behind."""
+"""Every RPC with random content in every field.
+
+Each call is answered by a status and a sentence, never by an internal error, and leaves no memory
+and no file behind.
+"""
 
 from __future__ import annotations
 
@@ -71,14 +75,14 @@ def repeated(field: FieldDescriptor) -> bool:
 
 
 def values(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
-    """What one entry of a field may hold."""
+    """Values of one entry of a field."""
     if field.message_type is None:
         return SCALARS.get(field.type, st.integers(0, 1))
     return messages(field.message_type, depth + 1)
 
 
 def messages(descriptor: Descriptor, depth: int = 0) -> st.SearchStrategy[Any]:
-    """Messages of a kind with some of their fields set, to anything."""
+    """Messages of a type with some of their fields set to random values."""
 
     @st.composite
     def build(draw: st.DrawFn) -> Any:
@@ -109,7 +113,7 @@ def messages(descriptor: Descriptor, depth: int = 0) -> st.SearchStrategy[Any]:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def fuzzed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """A registry of its own on each database, with one recording that the messages may hit."""
+    """A registry on each database, with one recording that random messages may name."""
     folder = tmp_path_factory.mktemp("fuzz")
     on_file = request.param == "sqlite"
     db = (
@@ -231,7 +235,8 @@ def test_thousands_of_bad_calls_leave_nothing_behind(
             method, request = bad[at % len(bad)]
             assert call(stub, method, request)[0] not in (grpc.StatusCode.OK, *BUGS)
 
-    # Threads, pools and caches reach their size first: that of the most calls at once, not of how many a busy machine overlaps.
+    # First threads, pools and caches grow to their full size, which the greatest number of calls at
+    # the same time decides.
     with ThreadPoolExecutor(AT_ONCE) as clients:
         list(clients.map(calls, [50] * AT_ONCE))
     before = held(registry)

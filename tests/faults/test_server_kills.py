@@ -1,4 +1,7 @@
-"""SIGKILL hits the server at random moments of ingest; it restarts, clients go on. Nothing acknowledged is lost or doubled."""
+"""The server is killed (SIGKILL) at random moments while clients append, and restarted.
+
+Every acknowledged row is stored, and stored once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from tests.server.samples import family, spec
 
 SECONDS = 60
 KILLS = [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
-# Short, so that a test need not wait for gRPC's patience.
+# Short, so that a test does not wait until gRPC reconnects.
 RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -32,7 +35,10 @@ RECONNECT = [
 
 
 class Writer(threading.Thread):
-    """A client that sends rows of one recording, and what was not acknowledged again, until told to stop."""
+    """A client that appends rows to one recording until it is stopped.
+
+    What was not acknowledged it sends again.
+    """
 
     def __init__(self, address: str, seed: int, *, pipelined: bool) -> None:
         super().__init__()
@@ -64,7 +70,7 @@ class Writer(threading.Thread):
             self.failure = error
 
     def calls(self, call) -> bool:
-        """Whether it succeeded; False when the server went away meanwhile."""
+        """Whether the call succeeded; False when the server was killed meanwhile."""
         try:
             call()
         except grpc.RpcError as error:
@@ -74,7 +80,7 @@ class Writer(threading.Thread):
         return True
 
     def request(self, first: int) -> tuple[pb.AppendRequest, int]:
-        """Rows from index `first` on, new ones where those sent before do not reach."""
+        """Rows from index `first` on: those sent before, then new ones."""
         count = int(self.random.integers(1, 20))
         while len(self.sent) < first + count:
             values = self.random.random(3, np.float32)

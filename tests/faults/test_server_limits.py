@@ -1,4 +1,4 @@
-"""Every limit says its name, and whatever comes at the ports the server lives."""
+"""Every limit is named where it refuses, and the server survives whatever its ports receive."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def served(folder: Path, **settings: object) -> Iterator[Server]:
 
 
 def refusal(call: object) -> str:
-    """The sentence of a call that met a limit."""
+    """The sentence with which a limit refuses a call."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
     assert caught.value.code() == EXHAUSTED
@@ -122,7 +122,7 @@ def test_appends_in_flight_are_limited_by_client(tmp_path: Path, monkeypatch: py
         released.set()
         assert [each.result().committed for each in in_flight] == [1, 1]
         deadline = time.monotonic() + 5
-        while True:  # the count goes down just after the client hears of the end
+        while True:  # the server counts a call as ended shortly after its client got the answer
             try:
                 assert stub.Append(append(recording, 4), timeout=10).committed == 1
                 break
@@ -175,10 +175,10 @@ def test_recordings_of_one_token_are_limited(tmp_path: Path):
     store.close()
 
 
-def test_a_head_or_a_body_that_does_not_come_is_not_waited_for(
+def test_a_request_whose_head_or_body_does_not_arrive_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A slow loris: each byte in time, the whole never."""
+    """A slowloris attack: each byte comes in time, the whole request never."""
     monkeypatch.setattr(request_timeout, "HEAD_SECONDS", 0.5)
     monkeypatch.setattr(middleware, "BODY_SECONDS", 0.5)
     with served(tmp_path) as server:
@@ -201,7 +201,9 @@ def test_a_head_or_a_body_that_does_not_come_is_not_waited_for(
             )
             assert b"body_seconds" in b"".join(iter(lambda: slow.recv(65536), b""))
         with httpx.Client(base_url=f"http://{server.http_address.text}") as http:
-            for _ in range(3):  # who keeps a connection and pauses within it is served on
+            for _ in range(
+                3
+            ):  # a client that pauses between two requests of one connection is still served
                 assert http.get("/readyz").status_code == 200
                 time.sleep(0.2)
 
@@ -210,7 +212,10 @@ def test_a_head_or_a_body_that_does_not_come_is_not_waited_for(
     "count", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
 )
 def test_thousands_of_connections_are_refused_or_served(start_registry: StartRegistry, count: int):
-    """Half say nothing, half stop in the middle of a request; the rest of the world is answered meanwhile and afterwards."""
+    """Half of them send nothing, half stop within a request.
+
+    Other clients are answered meanwhile and afterwards.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     registry = start_registry()

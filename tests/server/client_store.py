@@ -1,4 +1,4 @@
-"""The store as it looks through `RegistryClient`, so that one suite holds for it too."""
+"""The store of a server, reached by `RegistryClient`, for the suite that tests the store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.server.grpc_store import GrpcStore
 
 
 class ClientStore(GrpcStore):
-    """Everything that a client offers by the client; numbered attempts, leases and pages, which it does not, as before."""
+    """What the client offers, by the client; numbered attempts, leases and pages, over gRPC."""
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
@@ -51,10 +51,21 @@ class ClientStore(GrpcStore):
             there = 0
         parameters = spec.parameters
         self.client.start_recording(
-            spec.family, spec.lr, parameters.names, parameters.shapes, bands=parameters.bands, recording_id=spec.id,
-            seed=spec.seed, role=spec.role, variant=spec.variant, optimizer=spec.optimizer, config=spec.config,
-            optimizer_config=spec.optimizer_config, estimator=spec.estimator, tags=spec.tags,
-        )  # fmt: skip
+            spec.family,
+            spec.lr,
+            parameters.names,
+            parameters.shapes,
+            bands=parameters.bands,
+            recording_id=spec.id,
+            seed=spec.seed,
+            role=spec.role,
+            variant=spec.variant,
+            optimizer=spec.optimizer,
+            config=spec.config,
+            optimizer_config=spec.optimizer_config,
+            estimator=spec.estimator,
+            tags=spec.tags,
+        )
         return Started(spec.id, there or 1, not there)
 
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
@@ -105,9 +116,20 @@ class ClientStore(GrpcStore):
 
 
 def given_to_client(spec: RecordingSpec) -> RecordingSpec:
-    """`spec` as far as a client can say it: versions, world size and targets are what a training run knows."""
+    """`spec` as far as a client can say it: versions, world size and targets are what a training
+    run knows.
+    """
     return RecordingSpec(
-        id=spec.id, family=spec.family, lr=spec.lr, parameters=spec.parameters, seed=spec.seed, role=spec.role,
-        variant=spec.variant, optimizer=spec.optimizer, optimizer_config=spec.optimizer_config, config=spec.config,
-        estimator=spec.estimator, tags=spec.tags,
-    )  # fmt: skip
+        id=spec.id,
+        family=spec.family,
+        lr=spec.lr,
+        parameters=spec.parameters,
+        seed=spec.seed,
+        role=spec.role,
+        variant=spec.variant,
+        optimizer=spec.optimizer,
+        optimizer_config=spec.optimizer_config,
+        config=spec.config,
+        estimator=spec.estimator,
+        tags=spec.tags,
+    )

@@ -1,4 +1,7 @@
-"""Stores to test: SQL on both databases, gRPC in front of each, and `RegistryClient` in front of that."""
+"""Stores to test.
+
+SQL on both databases, a gRPC server in front of each, and `RegistryClient` in front of the server.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store as it looks through gRPC, so that one suite holds for both."""
+"""The store of a server, reached over gRPC, for the suite that tests the store directly."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ PARAMETERS = ParameterList(
 
 
 def family() -> str:
-    """A name that no other test has."""
+    """The name of a family that no other test uses."""
     return f"team{uuid.uuid4().hex[:12]}/resmlp"
 
 
@@ -34,7 +34,7 @@ def spec(family: str, **changes: Any) -> RecordingSpec:
 
 
 def attempt(resume_at: int, minute: int) -> Attempt:
-    """One that began at 12:`minute` by the client's clock."""
+    """An attempt that began at 12:`minute` by the client's clock."""
     return Attempt(resume_at=resume_at, started_at=datetime(2026, 1, 1, 12, minute, tzinfo=UTC))
 
 
@@ -55,7 +55,9 @@ def batch(recording_id: str, *measurements: Measurement, attempt: int = 0) -> Ba
 
 
 def long_recording(stub: rpc.RegistryStub, *, rows: int, tensors: int = 2000) -> str:
-    """The id of a recording of `rows` rows, more than a stream that nobody reads holds on its way: 8 KB a row."""
+    """The id of a recording of `rows` rows, more than a stream that nobody reads holds on its way:
+    8 KB a row.
+    """
     names = tuple(f"layers.{at}.weight" for at in range(tensors))
     parameters = ParameterList(names, ((1,),) * tensors, ("other",) * tensors)
     sent = spec(family(), parameters=parameters)

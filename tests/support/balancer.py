@@ -1,4 +1,4 @@
-"""One address before several servers: a TCP proxy that takes them in turn and passes over those that do not answer."""
+"""A TCP proxy before several servers: it takes them in turn and skips those that do not answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from itertools import count
 
 
 class Balancer:
-    """Listens on 127.0.0.1; `address` is host:port. `backends` may change at any time; `taken` counts connections to each."""
+    """Listens on 127.0.0.1; `address` is host:port.
+
+    `backends` may change at any time; `taken` counts connections to each.
+    """
 
     def __init__(self, *backends: str) -> None:
         self.backends = list(backends)

@@ -1,7 +1,8 @@
-"""A front before a registry that has faults: it hands calls on, slowly; it refuses them; it asks for a token.
+"""A proxy before a registry that can delay calls, refuse them, and ask for a token.
 
-Run as `python gate.py TARGET`: one JSON line on standard output names its address. Each JSON line on standard input sets what
-it does from then on, `{"delay": seconds, "code": status name or "", "token": wanted or ""}`, and is answered by a line.
+Run as `python gate.py TARGET`: one JSON line on standard output names its address. Each JSON line
+on standard input sets what it does from then on, `{"delay": seconds, "code": status name or "",
+"token": wanted or ""}`, and is answered by a line.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Front(grpc.GenericRpcHandler):
 
 
 class Gate:
-    """The front in a process of its own; `address` is what a client is given."""
+    """The proxy in a process of its own; clients use its `address`."""
 
     def __init__(self, target: str) -> None:
         command = [sys.executable, str(Path(__file__)), target]
@@ -72,7 +73,9 @@ class Gate:
         self.address: str = json.loads(self._line())["address"]
 
     def behave(self, *, delay: float = 0.0, code: str = "", token: str = "") -> None:
-        """From now on: wait `delay` seconds before each reply, refuse with status `code`, ask for `token`."""
+        """From now on: wait `delay` seconds before each reply, refuse with status `code`, ask for
+        `token`.
+        """
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"delay": delay, "code": code, "token": token}) + "\n")
         self.process.stdin.flush()

@@ -1,4 +1,4 @@
-"""A real PostgreSQL cluster, thrown away afterwards: for tests and benchmarks."""
+"""A temporary PostgreSQL cluster for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ class PostgresCluster:
 
 @contextmanager
 def throwaway_cluster() -> Iterator[PostgresCluster]:
-    """A throw-away cluster made by initdb (as the user postgres when root: PostgreSQL does not run as root)."""
+    """A temporary cluster made by initdb.
+
+    For root it runs as the user postgres: PostgreSQL does not run as root.
+    """
     folder = Path(tempfile.mkdtemp(prefix="flerm-postgres-"))
     user = "postgres" if os.getuid() == 0 else None
     if user:
@@ -85,7 +88,10 @@ def throwaway_cluster() -> Iterator[PostgresCluster]:
 
 
 def postgres_tool(name: str) -> str:
-    """The path of a tool of PostgreSQL's; Debian keeps them outside PATH. Raises `FileNotFoundError` without it."""
+    """The path of a tool of PostgreSQL's; Debian keeps them outside PATH.
+
+    Raises `FileNotFoundError` without it.
+    """
     found = shutil.which(name) or next(
         (
             str(path)

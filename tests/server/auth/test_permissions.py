@@ -1,4 +1,4 @@
-"""Who may do what: every RPC and every route, with every kind of token."""
+"""Every RPC and every route with every kind of token: who may do what."""
 
 from __future__ import annotations
 
@@ -47,7 +47,11 @@ KINDS = (*NOBODYS, "read", "write", "admin", "own team", "other family", "near n
 
 @dataclass
 class Locked:
-    """A registry with tokens: `tokens` has the text of each kind, `family` is the one that everything asked for is of."""
+    """A registry with tokens.
+
+    `tokens`: the text of a token of each kind. `family`: the family of everything that is asked
+    for.
+    """
 
     server: Server
     store: SqlStore
@@ -94,7 +98,10 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
 
 
 def expected(kind: str, needed: Scope, *, of_family: bool) -> str:
-    """The table: what a kind of token may do with a call that needs a scope, and is of one family or of the whole registry."""
+    """What a token of a kind gets for a call that needs a scope.
+
+    `of_family`: the call is of the one family, not of the whole registry.
+    """
     if kind in NOBODYS:
         return NOBODY
     if kind in ("other family", "near name"):
@@ -109,7 +116,7 @@ def expected(kind: str, needed: Scope, *, of_family: bool) -> str:
 
 
 def request(locked: Locked, method: str) -> Any:
-    """A request of that method for something of the family, that succeeds when it may."""
+    """A request of that method for something of the family; it succeeds with the right token."""
     start = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(spec(locked.family)))
     if method == "RenameFamily":
         old = f"{locked.family.split('/')[0]}/{family().replace('/', '-')}"
@@ -141,7 +148,7 @@ def request(locked: Locked, method: str) -> Any:
 
 
 def call(channel: grpc.Channel, method: str, message: Any, token: str) -> tuple[str, str, Any]:
-    """What came of a call: ok, unauthenticated or denied; the sentence; the answer."""
+    """The outcome of a call (ok, unauthenticated or denied), the error's sentence, the answer."""
     kind = SERVICE.methods_by_name[method]
     metadata = [("authorization", f"Bearer {token}")] if token else []
     try:
@@ -177,7 +184,7 @@ def test_every_rpc_asks_for_the_right_token(locked: Locked, method: str):
         ), sentence
 
 
-def test_a_bound_token_that_renames_what_is_not_there_hears_no_names_of_others(locked: Locked):
+def test_a_bound_token_that_renames_an_unknown_family_learns_no_names_of_others(locked: Locked):
     other = family()
     locked.store.register_family(other)
     with grpc.insecure_channel(locked.server.grpc_address.text) as channel:
@@ -245,7 +252,7 @@ def test_health_and_reflection_need_no_token(locked: Locked):
     assert rpc_needs("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") is None
 
 
-def test_what_has_no_rule_needs_admin():
+def test_a_method_without_a_rule_needs_admin():
     assert {method.name for method in SERVICE.methods} == set(RPCS)
     assert rpc_needs("/flerm.registry.v1.Registry/Forgotten") is Scope.ADMIN
     assert rpc_needs("/other.Service/GetRecording") is Scope.READ
@@ -253,7 +260,7 @@ def test_what_has_no_rule_needs_admin():
     assert path_needs("/login/../api") is Scope.READ
 
 
-def test_who_wrote_is_kept(locked: Locked):
+def test_what_a_token_made_is_signed_with_its_name(locked: Locked):
     token = locked.tokens["write"]
     with grpc.insecure_channel(locked.server.grpc_address.text) as channel:
         sent = spec(f"{locked.family}-signed")
@@ -271,7 +278,8 @@ def test_who_wrote_is_kept(locked: Locked):
     assert locked.store.family(sent.family).created_by == signed
 
 
-# What each route is asked for. {f}: the family, {r}: a recording of it. `whole`: of the registry as a whole.
+# The path with which each route is tested, and whether the route is of the registry as a whole.
+# {f}: the family, {r}: a recording of it.
 ROUTES: dict[str, tuple[str, bool]] = {
     "/": ("", True),
     "/families/{name:path}": ("/families/{f}", False),
@@ -364,7 +372,7 @@ def test_probes_and_the_login_page_need_no_token(locked: Locked, path: str):
 
 
 def test_a_first_token_locks_an_open_registry_and_revoking_ends_what_is_open(tmp_path, monkeypatch):
-    """Seen by a server that runs, though another store made and revoked it; streams that are open end."""
+    """A running server notices both, though another process does them, and ends open streams."""
     db = f"sqlite:///{tmp_path}/registry.db"
     released = hold_trajectories(monkeypatch)
     server = Server(Settings(db=db, grpc=HERE, http=HERE, drain_seconds=1))

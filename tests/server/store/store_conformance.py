@@ -169,7 +169,7 @@ class StoreConformance:
         ):
             append(store, sent.id, *rows(101))
 
-    def test_a_late_delivery_of_an_older_attempt_does_not_disturb(self, store: Store):
+    def test_rows_of_an_older_attempt_that_arrive_late_stay_hidden(self, store: Store):
         """Attempts are ordered by when they began, not by when they arrive."""
         sent = spec(family())
         store.start(sent, attempt(300, 3))
@@ -189,7 +189,7 @@ class StoreConformance:
     def test_a_resume_comes_after_the_attempt_it_resumed_from_whatever_the_clocks_say(
         self, store: Store
     ):
-        """The second and the third went on from the first's checkpoint, on hosts whose clocks are late."""
+        """The second and third resume from the first's checkpoint, on hosts whose clocks are slow."""
         sent = spec(family())
         first, second, third = attempt(0, 30), attempt(150, 2), attempt(120, 1)
         store.start(sent, first)
@@ -204,8 +204,10 @@ class StoreConformance:
         values = np.concatenate([block.values for block in store.read(store.select(sent.id))])
         assert values[:, 0].tolist() == [1, 101, 6]
 
-    def test_a_clock_that_is_off_is_set_right(self, store: Store):
-        """The second began a minute after the first, by a clock that is a year late; the first's spool arrives afterwards."""
+    def test_a_client_s_clock_that_differs_is_corrected(self, store: Store):
+        """The second began a minute after the first, by a clock that is a year late; the first's
+        spool arrives afterwards.
+        """
         sent = spec(family())
         moment = datetime.now(UTC)
         second = Attempt(
@@ -222,7 +224,7 @@ class StoreConformance:
         values = np.concatenate([block.values for block in store.read(store.select(sent.id))])
         assert values[:, 0].tolist() == [1, 2]
 
-    def test_a_start_that_was_long_on_its_way_is_not_taken_for_a_clock_that_is_off(
+    def test_a_start_that_travelled_for_seconds_does_not_correct_the_client_s_clock(
         self, store: Store
     ):
         sent = spec(family())

@@ -53,10 +53,16 @@ def recorded(draw: st.DrawFn) -> tuple[RecordingSpec, str]:
     """A recording, in most cases one that answers a query, and its status."""
     optimizer, config = draw(st.sampled_from((OPTIMIZERS[0],) * 24 + OPTIMIZERS))
     made = spec(
-        "", lr=draw(RATES), seed=draw(st.integers(0, 1)), tags=draw(TAGS), optimizer=optimizer, optimizer_config=config,
-        role=draw(st.sampled_from(("base",) * 5 + ("scaled",))), variant=draw(st.sampled_from(("plain",) * 5 + ("matched",))),
+        "",
+        lr=draw(RATES),
+        seed=draw(st.integers(0, 1)),
+        tags=draw(TAGS),
+        optimizer=optimizer,
+        optimizer_config=config,
+        role=draw(st.sampled_from(("base",) * 5 + ("scaled",))),
+        variant=draw(st.sampled_from(("plain",) * 5 + ("matched",))),
         estimator=draw(st.sampled_from((ESTIMATORS[0],) * 24 + ESTIMATORS)),
-    )  # fmt: skip
+    )
     return made, draw(st.sampled_from(("completed",) * 5 + ("running", "diverged")))
 
 

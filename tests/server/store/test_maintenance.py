@@ -1,4 +1,4 @@
-"""Renaming, tagging, deleting, keeping for a time; where a database may lie, and getting one back."""
+"""Renaming, tagging, deleting, pruning; where a database may be, and restoring one."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_a_family_is_renamed_with_its_recordings(store: Store):
         store.rename_family(old, "team/best")
 
 
-def test_a_job_that_holds_the_name_of_before_a_rename_goes_on(store: Store):
-    """Its uploader sends the start again, and a resume opens an attempt, both by the name that they know."""
+def test_a_job_goes_on_under_the_name_that_its_family_had_before_a_rename(store: Store):
+    """Its uploader sends the start again, and a resume opens an attempt, both by the old name."""
     old, new = family(), family()
     sent = spec(old)
     first = attempt(0, 1)
@@ -52,7 +52,7 @@ def test_a_job_that_holds_the_name_of_before_a_rename_goes_on(store: Store):
     assert not store.start(sent, first).created
     assert store.start(sent, attempt(5, 2)).attempt == 2
     assert store.recording(sent.id).spec.family == new
-    store.register_family(old)  # another one by now
+    store.register_family(old)  # a new family takes the old name
     with pytest.raises(AlreadyExists, match=f"exists with family '{new}', not '{old}'"):
         store.start(sent, first)
 
@@ -94,7 +94,7 @@ def test_a_deleted_recording_is_gone_with_all_its_attempts(store: Store):
     assert store.start(sent).created
 
 
-def test_where_a_run_ended_is_told(store: Store):
+def test_the_final_step_of_a_run_is_kept(store: Store):
     sent = spec(family())
     store.start(sent)
     store.append_many([batch(sent.id, *rows(1))])
@@ -103,7 +103,7 @@ def test_where_a_run_ended_is_told(store: Store):
     assert store.recordings(RecordingFilter(family=sent.family)).items[0].final_step == 300
 
 
-def test_further_scalars_and_vectors_travel_when_asked(backend: Backend):
+def test_auxiliary_values_are_sent_when_they_are_asked_for(backend: Backend):
     sent = spec(family())
     backend.local.start(sent)
     vector = np.array([1, 2, 0.5], np.float32)
@@ -127,7 +127,7 @@ def test_further_scalars_and_vectors_travel_when_asked(backend: Backend):
     )
 
 
-def test_many_further_vectors_come_in_bounded_messages(sqlite_backend: Backend):
+def test_many_auxiliary_vectors_come_in_bounded_messages(sqlite_backend: Backend):
     width, steps = 2000, range(1, 41)
     names = tuple(f"layers.{at}.weight" for at in range(width))
     sent = spec(
@@ -211,12 +211,14 @@ def test_a_postgresql_registry_is_dumped_and_restored(postgres: PostgresCluster)
     restored = open_store(restored_url)
     assert restored.recording(sent.id).spec == store.recording(sent.id).spec
     assert restored.trajectory(sent.id) == store.trajectory(sent.id)
-    assert restored.start(spec(sent.family)).created  # keys go on where they were
+    assert restored.start(
+        spec(sent.family)
+    ).created  # the restored database goes on counting keys where the old one was
     store.close()
     restored.close()
 
 
-def test_a_file_on_a_network_disk_is_refused(tmp_path: Path):
+def test_a_file_on_a_network_file_system_is_refused(tmp_path: Path):
     mounts = tmp_path / "mounts"
     home = tmp_path / "shared disk"
     home.mkdir()

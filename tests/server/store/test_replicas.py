@@ -1,4 +1,7 @@
-"""Several server processes on one PostgreSQL behind one address: they answer as one, and are replaced one by one."""
+"""Several server processes on one PostgreSQL database, behind one address.
+
+Each answers as the others do, and each can be replaced while the others run.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ class Pair:
         self.asked: set[str] = set()
 
     def call(self, method: str, **fields: Any) -> Any:
-        """The answer of the server whose turn it is: never the one that answered before."""
+        """The answer of the next server: never the one that answered the call before."""
         self.asked.add(method)
         kind = SERVICE.methods_by_name[method]
         request = getattr(pb, f"{method}Request")(**fields)
@@ -75,8 +78,8 @@ def pair(postgres: PostgresCluster, tmp_path_factory: pytest.TempPathFactory) ->
             assert each.stop() == 0, "".join(each.output)
 
 
-def test_what_one_wrote_the_other_answers(pair: Pair):
-    """Every RPC, each by another server than the one before."""
+def test_each_server_answers_what_the_other_wrote(pair: Pair):
+    """Every RPC, each answered by another server than the RPC before."""
     name = family()
     assert pair.call("ServerInfo").schema_revision == pair.call("ServerInfo").schema_revision
     pair.call("RegisterFamily", name=name, description="two servers")
@@ -120,8 +123,8 @@ def test_what_one_wrote_the_other_answers(pair: Pair):
     assert pair.asked == {method.name for method in SERVICE.methods}
 
 
-def test_the_same_rows_sent_to_both_at_once_are_there_once(pair: Pair):
-    """Eight clients of each server, all writing the same two recordings: their group commits meet in the database."""
+def test_rows_sent_to_both_servers_at_the_same_time_are_stored_once(pair: Pair):
+    """Eight clients of each server write the same two recordings at the same time."""
     sent = [spec(family()) for _ in range(2)]
     for each in sent:
         pair.call("StartRecording", spec=recording_messages.spec_to_proto(each))
@@ -150,14 +153,14 @@ def test_the_same_rows_sent_to_both_at_once_are_there_once(pair: Pair):
     assert {committed for committed, _ in counts} == {1}
     assert (
         sum(1 - duplicates for _, duplicates in counts) == 2 * 20
-    )  # each row was new to one of all who sent it
+    )  # one of the clients that sent a row stored it, the others repeated it
     for each in sent:
         chunks = pair.call("GetTrajectory", recording_id=each.id)
         assert [step for chunk in chunks for step in chunk.rows.steps] == list(range(1, 21))
 
 
 @pytest.mark.slow
-def test_a_lease_that_either_renews_holds_for_both(pair: Pair):
+def test_a_lease_that_one_server_renewed_counts_on_both(pair: Pair):
     sent = spec(family())
     pair.call("StartRecording", spec=recording_messages.spec_to_proto(sent))
     begun = time.monotonic()
@@ -175,7 +178,7 @@ def test_a_lease_that_either_renews_holds_for_both(pair: Pair):
     assert pair.call("GetRecording", recording_id=sent.id).status == "interrupted"
 
 
-def test_a_page_of_one_follows_rows_that_the_other_takes(pair: Pair):
+def test_events_of_one_server_tell_of_rows_that_the_other_stored(pair: Pair):
     sent = spec(family())
     pair.stubs[0].StartRecording(
         pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent)), timeout=20
@@ -200,7 +203,7 @@ def test_a_page_of_one_follows_rows_that_the_other_takes(pair: Pair):
         assert [each["status"] for each in data][-1] == "completed"
 
 
-def test_connections_grow_old_so_that_servers_share_the_load(postgres: PostgresCluster):
+def test_old_connections_are_closed_so_that_servers_share_the_load(postgres: PostgresCluster):
     db, here = migrate(postgres.new_database()), ListenAddress("127.0.0.1", 0)
     servers = [
         Server(Settings(db=db, grpc=here, http=here, drain_seconds=1, connection_seconds=0.5))
@@ -246,7 +249,7 @@ def test_a_token_revoked_on_the_console_is_refused_by_both_at_once(
 
 
 class Load:
-    """One client for each address, recording until told to stop; whatever goes wrong is kept."""
+    """A client for each address, which records until it is stopped, and collects all errors."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self.errors: list[Exception] = []
@@ -283,7 +286,7 @@ class Load:
 
 
 def run(program: tuple[str, ...], *arguments: str) -> str:
-    """A command of a version's."""
+    """Runs a command of one version; its output."""
     ended = subprocess.run(
         [sys.executable, *program, *arguments],
         capture_output=True,
@@ -297,7 +300,7 @@ def run(program: tuple[str, ...], *arguments: str) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_servers_are_upgraded_one_by_one_under_load(postgres: PostgresCluster, tmp_path: Path):
-    """Old servers, the schema's upgrade, new servers: each client records on, and none sees an error."""
+    """Old servers, an upgrade of the schema, new servers: no client sees an error."""
     db = migrate(postgres.new_database())
     servers = [
         launch_registry(db, tmp_path / f"old-{at}.json", options=("--drain", "5"))

@@ -64,7 +64,7 @@ def test_a_running_recording_without_lease_reads_as_interrupted(backend: Backend
     lapsing.close()
 
 
-def test_an_unknown_family_names_its_neighbours(backend: Backend):
+def test_the_error_for_an_unknown_family_suggests_similar_names(backend: Backend):
     name = family()
     backend.local.register_family(name)
     with pytest.raises(NotFound, match=name):
@@ -72,11 +72,11 @@ def test_an_unknown_family_names_its_neighbours(backend: Backend):
 
 
 def test_many_threads_append_at_once_and_every_row_is_there_once(backend: Backend):
-    """Group commit: 16 clients, two recordings, every row sent by two of them."""
+    """16 threads append through one group commit; two of them send each row."""
     recordings = [spec(family()) for _ in range(2)]
     for each in recordings:
         backend.local.start(each)
-    ingest = GroupCommit(backend.local)
+    group_commit = GroupCommit(backend.local)
     answers: list[Appended] = []
     errors: list[Exception] = []
 
@@ -84,7 +84,7 @@ def test_many_threads_append_at_once_and_every_row_is_there_once(backend: Backen
         try:
             sent = recordings[number % 2]
             answers.extend(
-                ingest.append(batch(sent.id, row(1000 * (number // 4) + step)))
+                group_commit.append(batch(sent.id, row(1000 * (number // 4) + step)))
                 for step in range(1, 41)
             )
         except Exception as error:
@@ -103,7 +103,7 @@ def test_many_threads_append_at_once_and_every_row_is_there_once(backend: Backen
 
 
 def test_two_servers_on_one_database_do_not_lose_counts(backend: Backend):
-    """The gRPC server and this process append to one recording at the same time, and open the same attempt."""
+    """The gRPC server and this process start one recording and append to it at the same time."""
     sent = spec(family())
     stores = (backend.local, backend.remote)
     starts: list[Started] = []

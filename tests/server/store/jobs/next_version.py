@@ -1,7 +1,8 @@
-"""The server's commands as the next version would have them: one more migration, which its statements need.
+"""The server's commands as the next version would have them: one more migration, which its
+statements need.
 
-It adds, as the first half of a change: a column with a default that older servers do not know, and an index. Every start and
-every append of this version touches the column.
+It adds, as the first half of a change: a column with a default that older servers do not know, and
+an index. Every start and every append of this version touches the column.
 """
 
 from __future__ import annotations
