@@ -64,7 +64,8 @@ def test_sqlite_syncs_its_log_before_each_acknowledgement(tmp_path: Path):
     """
     if shutil.which("strace") is None:
         pytest.fail(
-            "strace is not installed: it shows what the server asks of the kernel (Debian: apt-get install strace)"
+            "strace is not installed: it shows what the server asks of the kernel "
+            "(Debian: apt-get install strace)"
         )
     calls, announce = tmp_path / "calls", tmp_path / "announce.json"
     command = [
@@ -160,7 +161,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mounted = subprocess.run(mount, capture_output=True, text=True)
     if mounted.returncode:
         pytest.fail(
-            f"the tests must be allowed to mount a tmpfs, as root or by sudo: {mounted.stderr.strip()}"
+            "the tests must be allowed to mount a tmpfs, as root or by sudo: "
+            f"{mounted.stderr.strip()}"
         )
     yield folder
     subprocess.run([*as_root, "umount", "--lazy", str(folder)], check=True)

@@ -186,7 +186,10 @@ def test_bytes_that_are_no_request_are_the_sender_s_mistake(fuzzed: tuple[Regist
             *(service for file in open_to_all for service in file.services_by_name.values()),
         ]
         for method in (method for service in services for method in service.methods):
-            kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+            kind = "_".join(
+                "stream" if streaming else "unary"
+                for streaming in (method.client_streaming, method.server_streaming)
+            )
             ask = getattr(channel, kind)(f"/{method.containing_service.full_name}/{method.name}")
             with pytest.raises(grpc.RpcError) as refusal:
                 answer = ask(

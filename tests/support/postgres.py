@@ -71,7 +71,10 @@ def throwaway_cluster() -> Iterator[PostgresCluster]:
             **run,
             **quiet,
         )
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c max_connections=200"
+        options = (
+            f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} "
+            "-c max_connections=200"
+        )
         log = str(folder / "log")
         start = [tools["pg_ctl"], "-D", str(data), "-l", log, "-o", options, "-w"]
         subprocess.run([*start, "start"], **run, **quiet)
@@ -101,7 +104,8 @@ def postgres_tool(name: str) -> str:
     )
     if found is None:
         raise FileNotFoundError(
-            f"{name}: PostgreSQL's server binaries are not installed (Debian: apt-get install postgresql)"
+            f"{name}: PostgreSQL's server binaries are not installed "
+            "(Debian: apt-get install postgresql)"
         )
     return found
 

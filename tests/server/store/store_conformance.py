@@ -189,7 +189,7 @@ class StoreConformance:
     def test_a_resume_comes_after_the_attempt_it_resumed_from_whatever_the_clocks_say(
         self, store: Store
     ):
-        """The second and third resume from the first's checkpoint, on hosts whose clocks are slow."""
+        """Two attempts resume from the first's checkpoint, on hosts whose clocks are slow."""
         sent = spec(family())
         first, second, third = attempt(0, 30), attempt(150, 2), attempt(120, 1)
         store.start(sent, first)

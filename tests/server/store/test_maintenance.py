@@ -227,7 +227,7 @@ def test_a_file_on_a_network_file_system_is_refused(tmp_path: Path):
     refuse_network_file_system(tmp_path / "registry.db", mounts)
     with pytest.raises(
         Refused,
-        match=r"registry.db: it lies on a network file system \(nfs4 at .*shared disk\), .* PostgreSQL",
+        match=r"it lies on a network file system \(nfs4 at .*shared disk\), .* PostgreSQL",
     ):
         refuse_network_file_system(home / "registry.db", mounts)
     mounts.write_text(f"/dev/root / ext4 rw 0 0\nme@host: {written} fuse.sshfs rw 0 0\n")

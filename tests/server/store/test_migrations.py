@@ -1,4 +1,4 @@
-"""The schema: made from nothing, upgraded after a copy, refused when this version cannot serve it."""
+"""The schema: made, upgraded after a copy, refused when this version cannot serve it."""
 
 from __future__ import annotations
 
