@@ -70,12 +70,6 @@ def test_every_fence_says_what_it_is(page: Path) -> None:
     assert set(fences[1::2]) <= {""}
 
 
-def test_the_grpc_page_holds_the_contract_of_today() -> None:
-    """`make proto` writes it."""
-    contract = (ROOT / "proto/flerm_proto/v1/registry.proto").read_text().strip()
-    assert f"```proto\n{contract}\n```" in (ROOT / "docs" / "grpc.md").read_text()
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_path_that_a_page_names_exists(page: Path) -> None:
     named = {each for each in spans(page) if FILE.fullmatch(each) and "/" in each}

@@ -124,21 +124,21 @@ def test_every_recording_field_has_a_column() -> None:
 class WiderSpec(RecordingSpec):
     """A specification with a field that no release has."""
 
-    cluster: str = ""
+    imaginary: str = ""
 
 
 WIDER = WiderSpec(
-    **{each.name: getattr(SPEC, each.name) for each in fields(SPEC)}, cluster="jupiter"
+    **{each.name: getattr(SPEC, each.name) for each in fields(SPEC)}, imaginary="jupiter"
 )
 
 
 def wider_message() -> Any:
-    """`RecordingSpec` of the contract with the field `cluster`, as `registry.proto` would say it."""
+    """`RecordingSpec` of the contract with the field `imaginary`."""
     file = descriptor_pb2.FileDescriptorProto()
     pb.DESCRIPTOR.CopyToProto(file)
     spec = next(each for each in file.message_type if each.name == "RecordingSpec")
     kind = descriptor_pb2.FieldDescriptorProto
-    spec.field.add(name="cluster", number=99, type=kind.TYPE_STRING, label=kind.LABEL_OPTIONAL)
+    spec.field.add(name="imaginary", number=99, type=kind.TYPE_STRING, label=kind.LABEL_OPTIONAL)
     pool = descriptor_pool.DescriptorPool()
     for dependency in (struct_pb2, timestamp_pb2):
         pool.AddSerializedFile(dependency.DESCRIPTOR.serialized_pb)
@@ -148,13 +148,13 @@ def wider_message() -> Any:
 
 def test_a_new_field_reaches_the_wire_without_a_converter_of_its_own() -> None:
     parts = [recording_messages.PARAMETERS, recording_messages.ESTIMATOR]
-    with pytest.raises(TypeError, match=r"differ in \['cluster'\]"):
+    with pytest.raises(TypeError, match=r"differ in \['imaginary'\]"):
         MessageCodec(WiderSpec, pb.RecordingSpec, parts=parts)
     message = wider_message()
     plain = recording_messages.spec_to_proto(SPEC).SerializeToString()
     codec = MessageCodec(WiderSpec, message, parts=parts, value_only=["parameters", "estimator"])
     found = codec.from_proto(
-        message.FromString(plain + message(cluster="jupiter").SerializeToString()),
+        message.FromString(plain + message(imaginary="jupiter").SerializeToString()),
         parameters=SPEC.parameters,
         estimator=SPEC.estimator,
     )
@@ -163,14 +163,14 @@ def test_a_new_field_reaches_the_wire_without_a_converter_of_its_own() -> None:
 
 def test_a_new_field_reaches_the_table_without_a_mapper_of_its_own() -> None:
     elsewhere = ["family", "parameters", "tags"]
-    with pytest.raises(TypeError, match=r"no column for \['cluster'\]"):
+    with pytest.raises(TypeError, match=r"no column for \['imaginary'\]"):
         mappers.RowMapper(WiderSpec, tables.recordings, elsewhere=elsewhere)
     metadata = sa.MetaData()
     table = sa.Table(
         "recordings",
         metadata,
         *(sa.Column(each.name, each.type) for each in tables.recordings.c),
-        sa.Column("cluster", sa.Text),
+        sa.Column("imaginary", sa.Text),
     )
     mapper = mappers.RowMapper(WiderSpec, table, elsewhere=elsewhere)
     engine = sa.create_engine("sqlite://")
@@ -184,7 +184,7 @@ def test_a_new_field_reaches_the_table_without_a_mapper_of_its_own() -> None:
 
 def test_a_new_field_reaches_rest_and_the_command_line_without_a_word() -> None:
     recording = replace(RECORDING, spec=WIDER)
-    assert as_plain(recording)["cluster"] == "jupiter"
+    assert as_plain(recording)["imaginary"] == "jupiter"
     model = fields_of(WiderSpec, without=["parameters", "estimator"])
-    assert model.of(WIDER).model_dump()["cluster"] == "jupiter"
-    assert model.model_json_schema()["properties"]["cluster"]["type"] == "string"
+    assert model.of(WIDER).model_dump()["imaginary"] == "jupiter"
+    assert model.model_json_schema()["properties"]["imaginary"]["type"] == "string"

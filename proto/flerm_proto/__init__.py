@@ -1,1 +1,1 @@
-"""The registry's wire contract: generated messages in `v1`, their conversion to core values, errors as status codes."""
+"""The wire contract of the registry: generated code, and conversion from and to core values."""

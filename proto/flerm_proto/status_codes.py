@@ -1,4 +1,4 @@
-"""Errors of `flerm_core.errors` as gRPC status codes, and back. The one place where the two meet."""
+"""The errors of `flerm_core.errors` as gRPC status codes, and back."""
 
 from __future__ import annotations
 

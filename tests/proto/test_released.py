@@ -1,4 +1,4 @@
-"""The wire contract only grows: what clients of the last releases were built with still means the same.
+"""The wire contract only grows: what clients of earlier releases send still means the same.
 
 `proto/released/` keeps the descriptors of each release, written by `protoc --descriptor_set_out`.
 """

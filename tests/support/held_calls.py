@@ -15,7 +15,7 @@ SECONDS = 20  # a test that fails does not hold its server for longer
 
 
 def hold_trajectories(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Servers made from now on send a trajectory's header at once, and its rows when the event is set."""
+    """Servers made from now on send a trajectory's header, and its rows when the event is set."""
     released, original = threading.Event(), RegistryService.GetTrajectory
 
     def held(
@@ -31,7 +31,10 @@ def hold_trajectories(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 def hold_appends(monkeypatch: pytest.MonkeyPatch, holds: Callable[[Any], bool]) -> threading.Event:
-    """Servers made from now on answer the appends that `holds` chooses when the event is set; the others at once."""
+    """Servers made from now on answer the appends that `holds` chooses when the event is set.
+
+    They answer other appends at once.
+    """
     released, original = threading.Event(), RegistryService.Append
 
     def held(service: RegistryService, request: Any, context: grpc.ServicerContext) -> Any:

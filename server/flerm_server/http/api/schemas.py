@@ -158,13 +158,19 @@ class TargetsOut(_TARGETS_FIELDS, CoreModel):  # type: ignore[misc, valid-type]
 
 
 class MatchRequest(TargetsRequest):
-    """Measured FSLRs of the asker's tensors, to be matched. `names` may be left out: they are those measured."""
+    """Measured FSLRs of the asker's tensors, to be matched.
+
+    Without `names`, the names of `measured` count.
+    """
 
     measured: dict[str, float | None] = Field(description="name to FSLR; null: unmeasured")
 
 
 class MatchOut(BaseModel):
-    """Matched learning rates: lr · target / measured, tensor by tensor, multipliers rounded to 1/16 octave."""
+    """Matched learning rates: lr · target / measured for each tensor.
+
+    Multipliers are rounded to 1/16 octave.
+    """
 
     family: str
     lr: float
@@ -179,7 +185,7 @@ class MatchOut(BaseModel):
 
 
 class FigureOut(BaseModel):
-    """A plotly figure: `Plotly.newPlot(element, data, layout)`, or `plotly.graph_objects.Figure(figure)`."""
+    """A plotly figure, for `Plotly.newPlot` or `plotly.graph_objects.Figure`."""
 
     data: list[dict[str, Any]]
     layout: dict[str, Any]

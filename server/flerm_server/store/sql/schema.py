@@ -17,10 +17,9 @@ import sqlalchemy as sa
 from flerm_core._files import atomic_path
 from flerm_core.errors import InvalidInput, Refused
 from flerm_server.store.sql.engine import database_file, transaction
-from flerm_server.store.sql.tables import metadata, schema_support
+from flerm_server.store.sql.tables import NEEDS, metadata, schema_support
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
-NEEDS = "0004"  # the oldest schema on which the statements of this version run; compared as text
 OLDEST = "0001"  # what all migrations together write to `schema_support`
 ALEMBIC_VERSION = """CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
