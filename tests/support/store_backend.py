@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flerm_client.registry.backend import RegistryBackend
 from flerm_core.matching.targets import Targets
-from flerm_core.records.auxiliary import Auxiliary
+from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import (
@@ -84,15 +84,13 @@ class StoreBackend(RegistryBackend):
             progress(len(found), len(found))
         return found
 
-    def extras(self, recording_id: str, first_step: int | None, last_step: int | None) -> Auxiliary:
+    def extras(
+        self, recording_id: str, first_step: int | None, last_step: int | None
+    ) -> AuxiliaryColumns:
         selection = self._store.select(recording_id, first_step=first_step, last_step=last_step)
-        rows = [
-            Measurement(step=int(step), values=values, scalars=scalars, vectors=vectors)
-            for part in self._store.read(selection)
-            for step, values, packed in zip(part.steps, part.values, part.extras, strict=True)
-            for scalars, vectors in [decode(packed)]
-        ]
-        return Auxiliary.of(rows, len(selection.recording.spec.parameters))
+        rows = [decode(packed) for part in self._store.read(selection) for packed in part.auxiliary]
+        width = len(selection.recording.spec.parameters)
+        return AuxiliaryColumns.of(selection.steps, rows, width)
 
     def targets(self, query: TargetQuery) -> Targets:
         return queries.targets(self._store, query)
