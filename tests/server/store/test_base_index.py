@@ -198,13 +198,13 @@ def test_an_answer_comes_from_one_snapshot(
     only = replace(spec("", lr=1e-3), id=spec("").id, family=name)
     store.start(only)
     store.finish(only.id, 0, Ending())
-    original = SqlBaseIndex.kinds
+    original = SqlBaseIndex.keys
 
     def and_delete(index: SqlBaseIndex, tags: Mapping[str, str]) -> set[ComparabilityKey]:
         found = original(index, tags)
         store.delete(only.id)
         return found
 
-    monkeypatch.setattr(SqlBaseIndex, "kinds", and_delete)
+    monkeypatch.setattr(SqlBaseIndex, "keys", and_delete)
     found = sources(store, TargetQuery(family=name, lr=1e-3, policy=policy))
     assert [each.spec.id for each in found[1e-3]] == [only.id]
