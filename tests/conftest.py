@@ -1,4 +1,4 @@
-"""What tests share: a real registry in a process of its own, and a real PostgreSQL cluster, thrown away afterwards."""
+"""What tests share: a real registry in its own process, and a real PostgreSQL cluster."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ settings.load_profile("unhurried")
 
 @dataclass
 class RegistryProcess:
-    """A `flerm serve` that answers. `grpc` is host:port, `http` a URL, `output` what it has printed so far."""
+    """A `flerm serve` that answers.
+
+    grpc: host:port. http: a URL. output: the lines that the process has printed so far.
+    """
 
     process: subprocess.Popen[str]
     grpc: str
@@ -60,7 +63,10 @@ StartRegistry = Callable[..., RegistryProcess]
 
 @pytest.fixture
 def start_registry(tmp_path: Path) -> Iterator[StartRegistry]:
-    """Starts registries: `start_registry(db=..., grpc="127.0.0.1:0", options=(...))`; all are stopped after the test."""
+    """Starts registries: `start_registry(db=..., grpc="127.0.0.1:0", options=(...))`.
+
+    All of them are stopped after the test.
+    """
     started: list[RegistryProcess] = []
 
     def start(
@@ -99,7 +105,10 @@ def launch_registry(
     options: tuple[str, ...] = (),
     program: tuple[str, ...] = ("-m", "flerm_server.cli"),
 ) -> RegistryProcess:
-    """A registry that answers on both ports. Fails with its output when it does not come up. `program`: what Python runs."""
+    """Starts a registry and waits until it answers on both ports.
+
+    program: what Python runs. The test fails with the output of a registry that does not start.
+    """
     command = [sys.executable, *program, "serve", "--db", db, "--grpc", grpc, "--http", http]
     process = subprocess.Popen(
         [*command, "--announce", str(announce), *options],

@@ -295,8 +295,8 @@ class FLeRM:
         return self._session.run_log.trajectory
 
     @property
-    def extras(self) -> AuxiliaryColumns:
-        """What the rows hold besides FSLRs, as `RegistryClient.extras` has it.
+    def auxiliary(self) -> AuxiliaryColumns:
+        """What the rows hold besides FSLRs, as `RegistryClient.auxiliary` has it.
 
         These are sharpness and multipliers, where there are any.
         """

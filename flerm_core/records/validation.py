@@ -86,7 +86,7 @@ _VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def validate_family_name(name: str) -> None:
-    """`name` or `team/name` of letters, digits, `.`, `_` and `-`, each from a letter or digit on."""
+    """`name` or `team/name`: letters, digits, `.`, `_`, `-`; each begins with a letter or digit."""
     check(
         isinstance(name, str) and _FAMILY.fullmatch(name) is not None,
         "family",

@@ -31,7 +31,7 @@ TARGET_QUERY = MessageCodec(
     TargetQuery, pb.GetTargetsRequest, parts=[ESTIMATOR], empty_is_default=True
 )
 TRAJECTORY_QUERY = MessageCodec(
-    TrajectoryQuery, pb.GetTrajectoryRequest, message_only=["extras"], empty_is_default=True
+    TrajectoryQuery, pb.GetTrajectoryRequest, message_only=["auxiliary"], empty_is_default=True
 )
 BEST_QUERY = MessageCodec(BestQuery, pb.GetBestRequest, empty_is_default=True)
 LOSS_POINT = MessageCodec(LossPoint, pb.LossPoint)
@@ -138,7 +138,7 @@ def trajectory_from_proto(
 
 
 def auxiliary_from_proto(chunks: Iterable[pb.TrajectoryChunk]) -> AuxiliaryColumns:
-    """The auxiliary scalars and vectors of a trajectory that was asked for with `extras`.
+    """The auxiliary scalars and vectors of a trajectory that was asked for with `auxiliary`.
 
     Raises `DataLoss` where the header is missing, or where the stream has more or fewer rows than
     the header says.

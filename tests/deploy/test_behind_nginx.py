@@ -1,4 +1,4 @@
-"""The proxy's configuration in a real nginx before two real servers: TLS, gRPC, pages behind a login, events."""
+"""The proxy's configuration, in a real nginx before two real servers: TLS, gRPC, login, events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each extra in an environment of its own: what it promises runs, and what it does not need is not there."""
+"""Each extra in an environment of its own: what it promises runs, and nothing else is there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 # All that some extra brings; each brings its own and none of the rest.
 TELLTALES = (
-    "grpc", "typer", "torch", "sklearn", "transformers", "lightning", "accelerate", "sqlalchemy", "fastapi", "plotly",
-    "psycopg", "pytest", "peft",
+    "grpc", "typer", "torch", "sklearn", "transformers", "lightning", "accelerate", "sqlalchemy",
+    "fastapi", "plotly", "psycopg", "pytest", "peft",
 )  # fmt: skip
 
 CORE = """
@@ -34,7 +34,8 @@ import torch
 from flerm_client import FLeRM
 model = torch.nn.Linear(3, 2)
 optimizer = torch.optim.Adam(model.parameters(), 0.1)
-with FLeRM.record(model, optimizer, probe=[torch.randn(4, 3)], family="f", registry="file:///{folder}/registry") as flerm:
+probe, registry = [torch.randn(4, 3)], "file:///{folder}/registry"
+with FLeRM.record(model, optimizer, probe=probe, family="f", registry=registry) as flerm:
     model(torch.randn(4, 3)).square().mean().backward()
     optimizer.step()
 assert set(flerm.fslr) == {{"weight", "bias"}}
@@ -43,9 +44,12 @@ TRAINER = """
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 from flerm_client.integrations.transformers import FLeRMCallback
-model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=4, n_embd=4, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0))
+sizes = dict(vocab_size=9, n_positions=4, n_embd=4, n_layer=1, n_head=1)
+model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
 rows = [{{"input_ids": torch.arange(4), "labels": torch.arange(4)}}] * 8
-arguments = TrainingArguments("{folder}/out", max_steps=2, use_cpu=True, report_to="none", save_strategy="no")
+arguments = TrainingArguments(
+    "{folder}/out", max_steps=2, use_cpu=True, report_to="none", save_strategy="no"
+)
 trainer = Trainer(model, arguments, train_dataset=rows)
 callback = FLeRMCallback("record", family="f").add_to(trainer)
 trainer.train()
@@ -66,7 +70,9 @@ class Module(LightningModule):
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), 0.1)
 callback = FLeRMCallback("record", family="f")
-trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[callback])
+trainer = Trainer(
+    max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[callback]
+)
 trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8, 3), batch_size=4))
 assert callback.flerm.fslr
 """
@@ -77,7 +83,8 @@ from flerm_client.integrations.accelerate import record
 accelerator = Accelerator(cpu=True)
 model = torch.nn.Linear(3, 2)
 loader = torch.utils.data.DataLoader(torch.randn(8, 3), batch_size=4)
-model, optimizer, loader = accelerator.prepare(model, torch.optim.Adam(model.parameters(), 0.1), loader)
+optimizer = torch.optim.Adam(model.parameters(), 0.1)
+model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 flerm = record(accelerator, model, optimizer, loader, family="f")
 for batch in loader:
     accelerator.backward(model(batch).square().mean())

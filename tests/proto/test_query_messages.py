@@ -120,8 +120,9 @@ points = st.builds(
 )
 
 
-@given(st.builds(Best, family=texts, lr=positives, loss=numbers, optimum=positives, optimum_spread=numbers, next_lr=positives,
-                 advice=texts, points=st.lists(points, max_size=3).map(tuple)))  # fmt: skip
+@given(st.builds(Best, family=texts, lr=positives, loss=numbers, optimum=positives,
+                 optimum_spread=numbers, next_lr=positives, advice=texts,
+                 points=st.lists(points, max_size=3).map(tuple)))  # fmt: skip
 def test_the_best_rate_comes_back_as_it_went(best: Best) -> None:
     assert (
         convert.best_from_proto(pb.Best.FromString(convert.best_to_proto(best).SerializeToString()))
@@ -238,7 +239,8 @@ def trajectory_chunks(recording: Recording, run: Trajectory) -> list[pb.Trajecto
 def trajectory(values: np.ndarray) -> tuple[Recording, Trajectory]:
     rows, columns = values.shape
     run = Trajectory(
-        [f"w{at}" for at in range(columns)], [(2, at) for at in range(columns)], np.arange(rows) * 10, values,
+        [f"w{at}" for at in range(columns)], [(2, at) for at in range(columns)],
+        np.arange(rows) * 10, values,
         losses=np.where(np.arange(rows) % 2, np.nan, 1.5), tokens=np.arange(rows) - 1,
     )  # fmt: skip
     return Recording(

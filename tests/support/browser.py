@@ -40,5 +40,8 @@ def chromium() -> Iterator[Browser]:
 
 
 def wait_until_drawn(page: Page) -> None:
-    """Until every plot of the page is drawn. (Not by a function in the page: the pages' own policy forbids making one.)"""
+    """Waits until every plot of the page is drawn.
+
+    By a selector, because the pages' content policy forbids functions made from text.
+    """
     page.wait_for_selector("main:not(:has([data-figure]:not([data-drawn])))", timeout=20_000)

@@ -1,4 +1,4 @@
-"""Registries as pages meet them: a family with a sweep, its scaled runs, one run that is going on; and large ones."""
+"""Registries to show on pages: a family with a sweep, scaled runs and a live run; large ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
 
 
 def parameters(blocks: int = 2, width: int = 32) -> ParameterList:
-    """A decoder's: per block query, value, two feed-forward matrices and two norms; embedding and readout."""
+    """A decoder's parameters: embedding, readout; a block has query, value, feed-forward, norms."""
     roles = {
         "attn.q": "query/key",
         "attn.v": "value/output",
@@ -35,7 +35,7 @@ def parameters(blocks: int = 2, width: int = 32) -> ParameterList:
 
 
 def fslrs(listed: ParameterList, steps: np.ndarray, seed: int, scale: float = 1.0) -> np.ndarray:
-    """FSLRs [steps, parameters] that fall as those of real runs do, each tensor at a level of its own."""
+    """FSLRs [steps, parameters] that fall as in real runs, each tensor at a level of its own."""
     noise = np.random.default_rng(seed)
     level = 20 * scale * np.exp(0.5 * noise.standard_normal(len(listed)))
     fall = (1 + np.asarray(steps)[:, None] / 60) ** -0.6
@@ -103,7 +103,7 @@ def append(
 
 
 def sweep(store: Store, family: str = "team/decoder") -> dict[str, str]:
-    """Base, plain and matched runs over five rates; the ids of one of each, and of one that runs."""
+    """Base, plain and matched runs over five rates. Returns an id of each, and of a live run."""
     store.register_family(family, description="Prenorm decoder on bytes, 2,000 steps of 16 × 64")
     ids: dict[str, str] = {}
     for seed in range(3):

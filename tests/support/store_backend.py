@@ -20,8 +20,8 @@ from flerm_core.records.recording import (
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best
 from flerm_server.store import queries
+from flerm_server.store.auxiliary_codec import decode
 from flerm_server.store.interface import Batch, Store
-from flerm_server.store.sql.auxiliary_codec import decode
 
 
 class StoreBackend(RegistryBackend):
@@ -84,7 +84,7 @@ class StoreBackend(RegistryBackend):
             progress(len(found), len(found))
         return found
 
-    def extras(
+    def auxiliary(
         self, recording_id: str, first_step: int | None, last_step: int | None
     ) -> AuxiliaryColumns:
         selection = self._store.select(recording_id, first_step=first_step, last_step=last_step)

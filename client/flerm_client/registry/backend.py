@@ -100,7 +100,7 @@ class RegistryBackend(ABC):
         """
 
     @abstractmethod
-    def extras(
+    def auxiliary(
         self, recording_id: str, first_step: int | None, last_step: int | None
     ) -> AuxiliaryColumns:
         """The auxiliary scalars and vectors of the same rows, both steps included."""

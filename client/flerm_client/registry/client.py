@@ -197,7 +197,8 @@ class RegistryClient:
         `losses`, `learning_rates` [T]: the loss and the schedule's learning rate; NaN: not logged.
         `tokens` [T]: the number of tokens seen so far.
         `scalars`: further numbers by name, [T] each; NaN: none.
-        `vectors`: further numbers for each tensor by name, [T, L] each. `extras` reads both back.
+        `vectors`: further numbers for each tensor by name, [T, L] each. The method `auxiliary`
+            reads scalars and vectors back.
         """
         array = np.asarray(values, np.float32)
         if array.ndim != 2 or len(array) != len(steps):
@@ -337,14 +338,14 @@ class RegistryClient:
             progress=progress,
         )
 
-    def extras(
+    def auxiliary(
         self, recording_id: str, *, first_step: int | None = None, last_step: int | None = None
     ) -> AuxiliaryColumns:
         """The auxiliary scalars [T] and vectors [T, L] of a recording's rows, by name.
 
         `first_step`, `last_step`: range of the steps, both included; None: no limit.
         """
-        return self._backend.extras(recording_id, first_step, last_step)
+        return self._backend.auxiliary(recording_id, first_step, last_step)
 
     def targets(
         self,

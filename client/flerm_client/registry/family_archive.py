@@ -88,7 +88,7 @@ def _write(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
     (folder / f"{recording_id}.json").write_text(MessageToJson(recording) + "\n")
     # The auxiliary columns are known only at the end, so a recording is held in memory as a whole.
     answers = calls.stream(
-        "GetTrajectory", pb.GetTrajectoryRequest(recording_id=recording_id, extras=True)
+        "GetTrajectory", pb.GetTrajectoryRequest(recording_id=recording_id, auxiliary=True)
     )
     chunks = [chunk.rows for chunk in answers if chunk.HasField("rows")]
     pq.write_table(

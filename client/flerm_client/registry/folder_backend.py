@@ -243,7 +243,7 @@ class FolderBackend(RegistryBackend):
             progress(len(found), len(found))
         return found
 
-    def extras(
+    def auxiliary(
         self, recording_id: str, first_step: int | None, last_step: int | None
     ) -> AuxiliaryColumns:
         """The auxiliary columns of the rows that count."""

@@ -156,12 +156,12 @@ class GrpcBackend(RegistryBackend):
 
         return query_messages.trajectory_from_proto(counted())[1]
 
-    def extras(
+    def auxiliary(
         self, recording_id: str, first_step: int | None, last_step: int | None
     ) -> AuxiliaryColumns:
-        """GetTrajectory, with `extras` set."""
+        """GetTrajectory, with `auxiliary` set."""
         request = pb.GetTrajectoryRequest(
-            recording_id=recording_id, first_step=first_step, last_step=last_step, extras=True
+            recording_id=recording_id, first_step=first_step, last_step=last_step, auxiliary=True
         )
         return query_messages.auxiliary_from_proto(self._calls.stream("GetTrajectory", request))
 

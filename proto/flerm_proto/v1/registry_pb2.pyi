@@ -392,20 +392,20 @@ class ListRecordingsResponse(_message.Message):
     def __init__(self, recordings: _Optional[_Iterable[_Union[Recording, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class GetTrajectoryRequest(_message.Message):
-    __slots__ = ("recording_id", "first_step", "last_step", "pattern", "max_points", "extras")
+    __slots__ = ("recording_id", "first_step", "last_step", "pattern", "max_points", "auxiliary")
     RECORDING_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     LAST_STEP_FIELD_NUMBER: _ClassVar[int]
     PATTERN_FIELD_NUMBER: _ClassVar[int]
     MAX_POINTS_FIELD_NUMBER: _ClassVar[int]
-    EXTRAS_FIELD_NUMBER: _ClassVar[int]
+    AUXILIARY_FIELD_NUMBER: _ClassVar[int]
     recording_id: str
     first_step: int
     last_step: int
     pattern: str
     max_points: int
-    extras: bool
-    def __init__(self, recording_id: _Optional[str] = ..., first_step: _Optional[int] = ..., last_step: _Optional[int] = ..., pattern: _Optional[str] = ..., max_points: _Optional[int] = ..., extras: bool = ...) -> None: ...
+    auxiliary: bool
+    def __init__(self, recording_id: _Optional[str] = ..., first_step: _Optional[int] = ..., last_step: _Optional[int] = ..., pattern: _Optional[str] = ..., max_points: _Optional[int] = ..., auxiliary: bool = ...) -> None: ...
 
 class TrajectoryHeader(_message.Message):
     __slots__ = ("recording", "parameters", "rows")

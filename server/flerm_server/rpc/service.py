@@ -24,8 +24,8 @@ from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.metrics import Metrics
 from flerm_server.store import queries
+from flerm_server.store.auxiliary_codec import decode
 from flerm_server.store.interface import Batch, Rows
-from flerm_server.store.sql.auxiliary_codec import decode
 from flerm_server.version import version
 
 API_VERSIONS = ("v1",)
@@ -197,7 +197,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         width = selection.recording.parameter_count
         for rows in (
             (part for chunk in chunks for part in _parts(chunk, width))
-            if request.extras
+            if request.auxiliary
             else chunks
         ):
             yield pb.TrajectoryChunk(
@@ -209,7 +209,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
                     tokens=rows.tokens.tolist(),
                     **(
                         _auxiliary(rows, columns, selection.recording.parameter_count)
-                        if request.extras
+                        if request.auxiliary
                         else {}
                     ),
                 )

@@ -94,7 +94,7 @@ class Rows:
 
     `values` is float32 [T, L], NaN = unmeasured. The other arrays are [T]; NaN in `losses` and
     `learning_rates` and -1 in `tokens` mean not logged. `auxiliary` has the scalars and
-    vectors of each row, as `store.sql.auxiliary_codec` packs them; None: the row has none.
+    vectors of each row, as `store.auxiliary_codec` packs them; None: the row has none.
     """
 
     steps: NDArray[np.int64]
@@ -271,7 +271,7 @@ class Store(ABC):
 
     @abstractmethod
     def delete(self, recording_id: str) -> int:
-        """Removes a recording with its attempts and rows; the number of rows, 0 for no recording."""
+        """Removes a recording, its attempts and its rows. Returns how many rows there were."""
 
     @abstractmethod
     def select(

@@ -129,7 +129,8 @@ def target_ratios(store: Store, base_id: str, other_id: str, *, max_points: int 
     """FSLRs of recording `other_id` over the targets that recording `base_id` gives for its
     tensors; 1 is matched.
 
-    Both are thinned to `max_points` rows (0: all). Raises `NotFound` as `flerm_core.matching.target_ratios` does.
+    Both are thinned to `max_points` rows (0: all). Raises `NotFound` as
+    `flerm_core.matching.target_ratios` does.
     """
     base, other = (
         trajectory(store, TrajectoryQuery(recording_id=each, max_points=max_points))

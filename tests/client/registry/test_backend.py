@@ -211,13 +211,13 @@ def test_auxiliary_values_come_back(backend, family):
         replace(row_of(2), scalars={"sharpness": 7.5}, vectors={"multiplier": multipliers}),
     ]
     backend.append(spec.id, rows)
-    found = backend.extras(spec.id, None, None)
+    found = backend.auxiliary(spec.id, None, None)
     assert found.steps.tolist() == [1, 2]
     np.testing.assert_array_equal(found.scalars["sharpness"], [np.nan, 7.5])
     np.testing.assert_array_equal(
         found.vectors["multiplier"], np.stack([np.full(3, np.nan), multipliers])
     )
-    assert backend.extras(spec.id, None, 1).steps.tolist() == [1]
+    assert backend.auxiliary(spec.id, None, 1).steps.tolist() == [1]
 
 
 def test_targets_are_interpolated_between_the_recorded_rates(backend, family):
@@ -266,7 +266,7 @@ def test_all_backends_give_the_same_targets(opened, family):
     [
         lambda backend, family: backend.recording(unknown_id()),
         lambda backend, family: backend.trajectory(unknown_id()),
-        lambda backend, family: backend.extras(unknown_id(), None, None),
+        lambda backend, family: backend.auxiliary(unknown_id(), None, None),
         lambda backend, family: backend.append(unknown_id(), [row_of(1)]),
         lambda backend, family: backend.finish(unknown_id(), Ending()),
         lambda backend, family: backend.targets(TargetQuery(family=family, lr=1e-2)),

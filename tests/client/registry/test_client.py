@@ -99,14 +99,14 @@ def test_further_scalars_and_vectors_are_read_back(address, family):
         )
         client.append(recording_id, [101, 201], values, scalars=scalars, vectors=vectors)
         client.finish(recording_id)
-        found = client.extras(recording_id)
+        found = client.auxiliary(recording_id)
         assert found.steps.tolist() == [1, 101, 201]
         np.testing.assert_array_equal(found.scalars["sharpness"], [np.nan, 7.5, np.nan])
         np.testing.assert_array_equal(found.scalars["norm"], [np.nan, 1.0, 2.0])
         np.testing.assert_array_equal(
             found.vectors["multipliers"], np.concatenate([np.full((1, 3), np.nan), 2 * values])
         )
-        assert client.extras(recording_id, last_step=101).steps.tolist() == [1, 101]
+        assert client.auxiliary(recording_id, last_step=101).steps.tolist() == [1, 101]
         with pytest.raises(
             InvalidInput, match=r"vectors 'm': an array of shape \[3\]; allowed is \[2, 3\]"
         ):

@@ -101,12 +101,12 @@ def test_every_row_goes_to_the_registry_with_it_and_back_from_a_checkpoint(tmp_p
     state = flerm.state_dict()
     flerm.close()
     with RegistryClient(f"file://{tmp_path}") as client:
-        kept = client.extras(flerm.recording_id)
+        kept = client.auxiliary(flerm.recording_id)
     assert kept.steps.tolist() == [1, 4, 7]
     assert (kept.scalars["sharpness"] > 0.0).all() and kept.scalars["sharpness"][
         -1
     ] == flerm.sharpness
-    assert flerm.extras.scalars["sharpness"].tolist() == kept.scalars["sharpness"].tolist()
+    assert flerm.auxiliary.scalars["sharpness"].tolist() == kept.scalars["sharpness"].tolist()
     model, _ = fresh("resmlp")
     again = FLeRM.record(
         model,

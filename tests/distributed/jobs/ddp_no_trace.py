@@ -75,5 +75,5 @@ for how in OPTIONS:
 sharp, flerm = train("hook", "example", sharpness=lambda model, batch: loss_of(model(batch)))
 results["hook", "sharpness"] = same(plain, sharp)
 assert flerm is not None
-report({"same": results, "sharpness": flerm.extras.scalars["sharpness"]})
+report({"same": results, "sharpness": flerm.auxiliary.scalars["sharpness"]})
 dist.destroy_process_group()

@@ -76,7 +76,7 @@ def test_a_longer_training_records_its_own_length_and_is_matched_along_its_base(
     with RegistryClient(longer_registry) as client:
         found = {each.spec.id: each for each in client.recordings("resmlp")}
         multipliers = {
-            trial.cell.variant: client.extras(entry.recording).vectors["multiplier"]
+            trial.cell.variant: client.auxiliary(entry.recording).vectors["multiplier"]
             for trial, entry in entries.items()
             if trial.cell is not None
             and trial.cell.matches

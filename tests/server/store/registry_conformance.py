@@ -32,8 +32,8 @@ from flerm_core.records.recording import (
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best, best_of
 from flerm_server.store import queries
+from flerm_server.store.auxiliary_codec import decode
 from flerm_server.store.interface import Store
-from flerm_server.store.sql.auxiliary_codec import decode
 from tests.server.samples import NAMES, PARAMETERS, attempt, family, row, rows, spec
 from tests.server.store.store_conformance import append
 
@@ -75,7 +75,7 @@ class RegistryConformance:
         multipliers = np.array([1, 2, 0.5], np.float32)
         measured = row(1, scalars={"sharpness": 12.5}, vectors={"multipliers": multipliers})
         registry.append(sent.id, [measured, row(2)])
-        found = registry.extras(sent.id, None, None)
+        found = registry.auxiliary(sent.id, None, None)
         np.testing.assert_array_equal(found.scalars["sharpness"], [12.5, np.nan])
         np.testing.assert_array_equal(found.vectors["multipliers"][0], multipliers)
         assert np.isnan(found.vectors["multipliers"][1]).all()
@@ -252,7 +252,7 @@ class StoreRegistry:
     def trajectory(self, recording_id: str, **wanted: Any) -> Trajectory:
         return queries.trajectory(self.store, TrajectoryQuery(recording_id=recording_id, **wanted))
 
-    def extras(
+    def auxiliary(
         self, recording_id: str, first_step: int | None, last_step: int | None
     ) -> AuxiliaryColumns:
         selection = self.store.select(recording_id, first_step=first_step, last_step=last_step)

@@ -117,11 +117,11 @@ def test_auxiliary_values_are_sent_when_they_are_asked_for(backend: Backend):
 
     plain = rows_of()
     assert (dict(plain.scalars), dict(plain.vectors)) == ({}, {})
-    asked = rows_of(extras=True)
+    asked = rows_of(auxiliary=True)
     np.testing.assert_array_equal(asked.scalars["sharpness"].values, [np.nan, 12.5])
     table = np.frombuffer(asked.vectors["multipliers"], "<f4").reshape(2, 3)
     np.testing.assert_array_equal(table, [[np.nan] * 3, vector])
-    one = rows_of(extras=True, pattern="readout.*")
+    one = rows_of(auxiliary=True, pattern="readout.*")
     np.testing.assert_array_equal(
         np.frombuffer(one.vectors["multipliers"], "<f4"), np.array([np.nan, 0.5], np.float32)
     )
@@ -141,7 +141,7 @@ def test_many_auxiliary_vectors_come_in_bounded_messages(sqlite_backend: Backend
     ]
     sqlite_backend.local.append_many([batch(sent.id, *written)])
     with RegistryClient(f"grpc://{sqlite_backend.server.grpc_address.text}") as client:
-        found = client.extras(sent.id)
+        found = client.auxiliary(sent.id)
     assert found.steps.tolist() == list(steps)
     for name, vector in vectors.items():
         np.testing.assert_array_equal(found.vectors[name], np.tile(vector, (len(steps), 1)))

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from flerm_core.records.recording import ParameterList
 from flerm_server.http.api.schemas import RecordingOut
 from flerm_server.http.problems import NotAcceptable
+from flerm_server.store.auxiliary_codec import decode
 from flerm_server.store.interface import Rows, Selection
-from flerm_server.store.sql.auxiliary_codec import decode
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 MEDIA_TYPES = {"json": JSON, "csv": CSV, "parquet": PARQUET}  # by the word that `format=` takes

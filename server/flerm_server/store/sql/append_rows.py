@@ -19,8 +19,8 @@ import sqlalchemy as sa
 from flerm_core.errors import AlreadyExists, FlermError, InvalidInput, NotFound
 from flerm_core.records import validation
 from flerm_core.records.recording import FINAL_STATUSES
+from flerm_server.store.auxiliary_codec import encode
 from flerm_server.store.interface import Appended, Batch
-from flerm_server.store.sql.auxiliary_codec import encode
 from flerm_server.store.sql.compiled_statements import Driver, InsertMany, Prepared, PreparedIn
 from flerm_server.store.sql.start_recording import attempt_ended
 from flerm_server.store.sql.tables import attempts, measurements, recordings
