@@ -87,8 +87,10 @@ class PrivateRandomness:
         try:
             yield
         finally:
-            self.state = RandomState()
-            outside.restore()
+            try:
+                self.state = RandomState()
+            finally:
+                outside.restore()
 
 
 @contextmanager

@@ -6,8 +6,7 @@ flerm = record(accelerator, model, optimizer, loader, family="team/decoder")  # 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -65,11 +64,13 @@ class _AcceleratedRun(CallbackState):
         accelerator.register_for_checkpointing(self)
         _log_losses(accelerator, flerm)
 
-        @contextmanager
-        def around_step() -> Iterator[None]:
-            yield
+        def around_step(
+            step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
+            result = step(*args, **kwargs)
             if metrics := self._new_metrics():
                 accelerator.log(metrics, step=flerm.steps)
+            return result
 
         last = optimizer[-1] if isinstance(optimizer, list | tuple) else optimizer
         # Outside FLeRM's own wrapper, which has measured by then.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
 from operator import is_
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from flerm_client.training.step_wrapper import between_user_hooks
+from flerm_client.training.signal_deferral import SignalDeferral
+from flerm_client.training.step_wrapper import between_user_hooks, with_closure
 
 Group = dict[str, Any]
 
@@ -29,7 +30,7 @@ class ScaledParamGroups:
     def __init__(
         self, optimizer: Optimizer, names: Mapping[int, str], *, independent_decay: bool = False
     ) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._names = names
         self._independent_decay = independent_decay
         self._split: list[_GroupSplit] = []
@@ -56,49 +57,52 @@ class ScaledParamGroups:
         }
 
     def _named(self) -> Iterator[tuple[str, Group]]:
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 if (name := self._names.get(id(parameter))) is not None:
                     yield name, group
 
-    @contextmanager
-    def swapped_in(
-        self, multipliers: Mapping[str, float], on_rates_ready: Callable[[], None]
-    ) -> Iterator[None]:
-        """A step runs inside, with a group for each multiplier in `optimizer.param_groups`.
+    def run_step(
+        self,
+        step: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        multipliers: Mapping[str, float],
+        on_rates_ready: Callable[[], None],
+        signals: SignalDeferral,
+    ) -> Any:
+        """`step(*args, **kwargs)`, with a group for each multiplier in `optimizer.param_groups`.
 
-        The user's hooks on the step see the user's own groups, and so does everyone afterwards,
+        The user's closure and hooks see the user's own groups, and so does everyone afterwards,
         also after an exception. `on_rates_ready` is called when `current` gives the rates of the
-        step: at the beginning, and again after hooks that may have set others.
+        step: at the beginning, and again after a closure or hooks, which may have set others.
         """
-        users: list[Group] | None = None
+        swap = _Swap(self, multipliers, on_rates_ready)
 
-        def swap_out() -> None:
-            nonlocal users
-            if users is not None:
-                self._optimizer.param_groups, users = users, None
-                for each in self._split:
-                    each.sync_to_user()
+        def wrap(closure: Callable[[], Any]) -> Callable[[], Any]:
+            def on_users_groups() -> Any:
+                signals.run_closed(swap.out)
+                result = closure()
+                signals.run_closed(swap.into)
+                return result
 
-        def swap_in() -> None:
-            nonlocal users
-            if multipliers and users is None:
-                users = self._optimizer.param_groups
-                split = self._split_groups(users, multipliers)
-                for each in split:
-                    each.sync_from_user()
-                self._optimizer.param_groups = [ours for each in split for ours in each.ours]
+            return on_users_groups
 
-        def begin() -> None:
-            on_rates_ready()
-            swap_in()
-
-        begin()
+        args, kwargs = with_closure(args, kwargs, wrap)
+        closed = (partial(signals.run_closed, each) for each in (swap.out, swap.into, swap.back))
         try:
-            with between_user_hooks(self._optimizer, swap_out, begin, swap_in):
-                yield
+            swap.into()
+            with between_user_hooks(self.optimizer, *closed):
+                return signals.run_open(partial(step, *args, **kwargs))
         finally:
-            swap_out()
+            swap.out()
+
+    def split_for(self, multipliers: Mapping[str, float]) -> list[_GroupSplit]:
+        """The user's groups, each with its groups for `multipliers`, in step with the user's."""
+        split = self._split_groups(self.optimizer.param_groups, multipliers)
+        for each in split:
+            each.sync_from_user()
+        return split
 
     def _split_groups(
         self, groups: list[Group], multipliers: Mapping[str, float]
@@ -115,6 +119,42 @@ class ScaledParamGroups:
                 self._split.append(_GroupSplit(group, members, self._independent_decay))
             self._multipliers, self._split_for = multipliers, key
         return self._split
+
+
+class _Swap:
+    """Scaled groups in place of the user's during one step of `groups`."""
+
+    def __init__(
+        self,
+        groups: ScaledParamGroups,
+        multipliers: Mapping[str, float],
+        on_rates_ready: Callable[[], None],
+    ) -> None:
+        self._groups, self._multipliers = groups, multipliers
+        self._on_rates_ready = on_rates_ready
+        self._users: list[Group] | None = None
+        self._split: list[_GroupSplit] = []
+
+    def into(self) -> None:
+        """The rates of the step are those of the user's groups as they are now."""
+        if self._users is None:
+            self._on_rates_ready()
+        self.back()
+
+    def back(self) -> None:
+        """Puts the scaled groups in again, at the same rates."""
+        optimizer = self._groups.optimizer
+        if self._multipliers and self._users is None:
+            self._split = self._groups.split_for(self._multipliers)
+            self._users = optimizer.param_groups
+            optimizer.param_groups = [ours for each in self._split for ours in each.ours]
+
+    def out(self) -> None:
+        """Puts the user's groups back, with what the step has changed in them."""
+        if self._users is not None:
+            self._groups.optimizer.param_groups, self._users = self._users, None
+            for each in self._split:
+                each.sync_to_user()
 
 
 class _GroupSplit:

@@ -6,8 +6,7 @@ import math
 import sys
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,6 +27,7 @@ from flerm_client.training.probe import Probe
 from flerm_client.training.run_log import RunLog
 from flerm_client.training.run_metadata import RunMetadata, parameter_list
 from flerm_client.training.run_options import RunOptions
+from flerm_client.training.signal_deferral import SignalDeferral
 from flerm_client.training.step_schedule import StepSchedule, check_settings
 from flerm_client.training.step_wrapper import CopySafeHook, StepWrapper
 from flerm_client.training.target_schedule import TargetSchedule
@@ -223,20 +223,28 @@ class TrainingSession:
 
     # One step
 
-    @contextmanager
-    def _around_step(self, index: int) -> Iterator[None]:
-        """The step of optimiser `index` runs inside."""
-        self._before_step(index)
-        try:
-            note_rates = partial(self._note_rates, index)
-            with self.param_groups[index].swapped_in(self.multipliers, note_rates):
-                yield
-        except BaseException:
-            self._abandon_update()
-            raise
-        self._stepped.add(index)
-        if len(self._stepped) == len(self.optimizers):
-            self._after_step()
+    def _around_step(
+        self, index: int, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs `step(*args, **kwargs)`, the step of optimiser `index`, and returns its result."""
+        with SignalDeferral() as signals:
+            try:
+                self._before_step(index)
+                result = self.param_groups[index].run_step(
+                    step,
+                    args,
+                    kwargs,
+                    self.multipliers,
+                    partial(self._note_rates, index),
+                    signals,
+                )
+            except BaseException:
+                self._abandon_update()
+                raise
+            self._stepped.add(index)
+            if len(self._stepped) == len(self.optimizers):
+                self._after_step(signals)
+            return result
 
     def _before_step(self, index: int) -> None:
         """Captures the weights where the model's step that begins here is due."""
@@ -260,13 +268,13 @@ class TrainingSession:
         self._update.rates |= groups.current(self.multipliers)
         self._update.decays |= groups.decays()
 
-    def _after_step(self) -> None:
+    def _after_step(self, signals: SignalDeferral) -> None:
         """The model's step is over: what was captured of the step is measured."""
         self._stepped.clear()
         self.steps += 1
         update, self._update = self._update, None
         if update is not None:
-            self._measure(update)
+            self._measure(update, signals)
         self.run_log.end_step(self.steps)
 
     def _abandon_update(self) -> None:
@@ -300,7 +308,7 @@ class TrainingSession:
 
     # One measurement
 
-    def _measure(self, update: WeightUpdate) -> None:
+    def _measure(self, update: WeightUpdate, signals: SignalDeferral) -> None:
         """Measures the step just made, matches it where that is due, and logs it."""
         # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing. The measurement is
         # then tried again at the next step.
@@ -311,7 +319,8 @@ class TrainingSession:
             return
         first = self.meter.measurements == 0
         draws = self.settings.warmup if first or self.delayed else self.settings.samples
-        measured = self.meter.measure(update, self.probe, draws, weights_changed=moved)
+        batches = signals.between(self.probe)
+        measured = self.meter.measure(update, batches, draws, weights_changed=moved)
         if not measured:
             return
         delayed, self.delayed = self.delayed, frozenset()

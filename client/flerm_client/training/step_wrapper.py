@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from types import MethodType
 from typing import Any
 
@@ -33,27 +33,29 @@ class CopySafeHook:
         return CopySafeHook, ()
 
 
+Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
 class StepWrapper:
-    """`optimizer.step` of this instance runs inside `around()`, until `detach`.
+    """`optimizer.step(...)` of this instance calls `around(step, args, kwargs)`, until `detach`.
+
+    around: calls `step(*args, **kwargs)` once, and returns what that call returned.
 
     `step` is replaced by a bound method with the signature and attributes of the original, because
     LR schedulers and GradScaler look at both. Either may wrap `step` in turn, before or after.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, around: Callable[[], AbstractContextManager[None]]
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, around: Around) -> None:
         self._optimizer = optimizer
         self._before: Any = optimizer.__dict__.get("step")
-        self._around: Callable[[], AbstractContextManager[None]] | None = around
+        self._around: Around | None = around
         inner = optimizer.step
 
         @functools.wraps(inner)
         def step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
             if self._around is None:
                 return inner(*args, **kwargs)
-            with self._around():
-                return inner(*args, **kwargs)
+            return self._around(inner, args, kwargs)
 
         self._own = MethodType(step, optimizer)
         optimizer.step = self._own  # type: ignore[method-assign]
@@ -69,6 +71,17 @@ class StepWrapper:
                 del self._optimizer.step
             else:
                 self._optimizer.step = self._before  # type: ignore[method-assign]
+
+
+def with_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[Callable[[], Any]], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a `step`, with `wrap(closure)` in place of a closure among them."""
+    if args and callable(args[0]):
+        return (wrap(args[0]), *args[1:]), kwargs
+    if callable(kwargs.get("closure")):
+        return args, kwargs | {"closure": wrap(kwargs["closure"])}
+    return args, kwargs
 
 
 @contextmanager

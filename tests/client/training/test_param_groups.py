@@ -194,3 +194,47 @@ def test_tensors_that_no_optimizer_steps_any_more_are_unmeasured() -> None:
         == set(flerm.learning_rates())
         == {f"blocks.{i}.{leaf}" for i in range(3) for leaf in ("weight", "bias")}
     )
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+@pytest.mark.parametrize("matched", [False, True])
+def test_rates_and_decays_set_inside_a_closure_count_as_those_set_before_the_step(
+    matched: bool, by_keyword: bool
+) -> None:
+    """All of a Lightning training step runs inside the closure."""
+
+    def train(inside: bool) -> tuple[FLeRM, Trace]:
+        model, batches = fresh("resmlp")
+        wide = [p for p in model.parameters() if p.ndim == 2]
+        narrow = [p for p in model.parameters() if p.ndim == 1]
+        optimizer = torch.optim.AdamW([{"params": wide}, {"params": narrow}], 1e-2)
+        options: dict[str, Any] = {"probe": probe(), "family": "f", "estimator": "exact"}
+        if matched:
+            options |= {"targets": UNIT_TARGETS, "record_every": 2}
+            flerm = FLeRM.match(model, optimizer, **options)
+        else:
+            flerm = FLeRM.record(model, optimizer, every=2, **options)
+        seen = []
+        for number, batch in enumerate(batches, 1):
+
+            def set_rates(number: int = number) -> None:
+                first, second = optimizer.param_groups
+                first["lr"], second["lr"] = 1e-2 * number, 1e-3 * number
+                first["weight_decay"], second["weight_decay"] = 0.1 * number, 0.0
+
+            def closure(set_rates: Any = set_rates, batch: Any = batch) -> float:
+                if inside:
+                    set_rates()
+                return backward(model, batch)
+
+            if not inside:
+                set_rates()
+            optimizer.step(closure=closure) if by_keyword else optimizer.step(closure)
+            seen.append([(g["lr"], g["weight_decay"]) for g in optimizer.param_groups])
+        assert seen == [[(1e-2 * n, 0.1 * n), (1e-3 * n, 0.0)] for n in range(1, len(seen) + 1)]
+        return flerm, leave(Trace(), model, optimizer)
+
+    (inside, left), (before, expected) = train(True), train(False)
+    assert same(left, expected)
+    assert inside.trajectory == before.trajectory
+    assert inside.multipliers == before.multipliers

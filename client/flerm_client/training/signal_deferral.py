@@ -1,0 +1,143 @@
+"""Signal handlers wait while a step changes what must not be left half changed."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+_Handler = Callable[[int, FrameType | None], Any]
+_CATCHABLE = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+
+
+class SignalDeferral:
+    """Inside, Python's signal handlers wait; they run when the block is left.
+
+    A handler may raise (Ctrl-C does) between any two instructions, also inside a `finally`, which
+    then does not end its work: weights would stay at W_old, parameter groups at scaled rates.
+
+    `run_open` lets handlers run at once, in the user's code. `run_pending` runs those that wait.
+    Python runs all handlers in the main thread, so that nothing is deferred in another thread.
+    """
+
+    def __init__(self) -> None:
+        self._deferred: dict[int, _DeferredHandler] = {}
+        self._pending: list[Callable[[], Any]] = []
+        self._open = False
+        self._ended = False
+
+    def __enter__(self) -> SignalDeferral:
+        try:
+            self._defer_handlers()
+        except BaseException:  # raised by a handler that was not deferred yet
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def run_open(self, call: Callable[[], Any]) -> Any:
+        """What `call` returns. Handlers run at once meanwhile.
+
+        When a handler has raised, all others wait again: the exception is on its way out.
+        """
+        try:
+            self._open = True
+            self.run_pending()
+            return call()
+        finally:
+            self._open = False
+            self._defer_handlers()  # also those that `call` has set
+
+    def run_closed(self, call: Callable[[], None]) -> None:
+        """Runs `call` within `run_open`; handlers wait meanwhile."""
+        before, self._open = self._open, False
+        try:
+            call()
+        finally:
+            self._open = before
+            if before:
+                self.run_pending()
+
+    def run_pending(self) -> None:
+        """Runs all handlers that wait; the first exception of theirs is raised after the last."""
+        try:
+            while self._pending:
+                self._pending.pop(0)()
+        finally:
+            if self._pending:
+                self.run_pending()
+
+    def between(self, items: Iterator[Any]) -> Iterator[Any]:
+        """`items`, and before each one the handlers that wait."""
+        return _Interruptible(items, self)
+
+    def handle(self, call: Callable[[], Any]) -> None:
+        """A signal has come whose handler is `call`."""
+        if self._ended:
+            call()
+        elif self._open:
+            # Closed first: where `call` raises, no other handler may raise in a `finally`.
+            self._open = False
+            call()
+            self._open = True
+            self.run_pending()
+        else:
+            self._pending.append(call)
+
+    def _defer_handlers(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for signum in _CATCHABLE:
+            handler = signal.getsignal(signum)
+            if callable(handler) and handler is not self._deferred.get(signum):
+                self._deferred[signum] = _DeferredHandler(handler, self)
+                signal.signal(signum, self._deferred[signum])
+
+    def _end(self) -> None:
+        """Puts the handlers back, and runs those that wait."""
+        self._open, self._ended = False, True  # from now on signals are passed on
+        try:
+            while self._deferred:
+                signum, handler = next(reversed(self._deferred.items()))
+                if signal.getsignal(signum) is handler:
+                    # First runs handlers whose signals have come, and these may raise.
+                    signal.signal(signum, handler.original)
+                del self._deferred[signum]
+        finally:
+            if self._deferred:
+                self._end()
+            self.run_pending()
+
+
+class _DeferredHandler:
+    """Stands in place of a signal's handler."""
+
+    def __init__(self, original: _Handler, signals: SignalDeferral) -> None:
+        self.original = original
+        self._signals = signals
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self._signals.handle(lambda: self.original(signum, frame))
+
+
+class _Interruptible:
+    """An iterator between whose items signal handlers run."""
+
+    def __init__(self, items: Iterator[Any], signals: SignalDeferral) -> None:
+        self._items, self._signals = items, signals
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self._signals.run_pending()
+        return next(self._items)
