@@ -108,7 +108,7 @@ class SignalDeferral:
         try:
             while self._deferred:
                 signum, handler = next(reversed(self._deferred.items()))
-                if signal.getsignal(signum) is handler:
+                if handler is signal.getsignal(signum):
                     # First runs handlers whose signals have come, and these may raise.
                     signal.signal(signum, handler.original)
                 del self._deferred[signum]
