@@ -107,10 +107,10 @@ class SignalDeferral:
         self._open, self._ended = False, True  # from now on signals are passed on
         try:
             while self._deferred:
-                signum, handler = next(reversed(self._deferred.items()))
-                if handler is signal.getsignal(signum):
+                signum = next(reversed(self._deferred))
+                if signal.getsignal(signum) is self._deferred[signum]:
                     # First runs handlers whose signals have come, and these may raise.
-                    signal.signal(signum, handler.original)
+                    signal.signal(signum, self._deferred[signum].original)
                 del self._deferred[signum]
         finally:
             if self._deferred:
