@@ -80,7 +80,8 @@ def test_the_values_of_this_file_differ_from_every_default() -> None:
     """A field that was lost on its way would come back as its default, so none may be sent."""
     plain = RecordingSpec(family="", lr=0.0, parameters=ParameterList((), (), ()))
     for full, default in ((SPEC, plain), (RECORDING, Recording(spec=plain)), (ENDING, Ending())):
-        assert [name for name in names(full) if getattr(full, name) == getattr(default, name)] == []
+        same = [name for name in names(full) if getattr(full, name) == getattr(default, name)]
+        assert same == [], "give each of these fields a value of its own in this file"
 
 
 def test_every_field_reaches_the_wire() -> None:

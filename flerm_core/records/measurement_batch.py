@@ -28,7 +28,7 @@ class MeasurementBatch:
     measured_at: microseconds since 1970 UTC, or None.
     auxiliary: None for a row that has no auxiliary values.
 
-    Nothing is checked here; `flerm_core.records.validation.validate_batch` checks.
+    Nothing is checked here; `flerm_core.records.measurement_validation.validate_batch` checks.
     """
 
     steps: Sequence[int]

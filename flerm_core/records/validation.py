@@ -8,18 +8,15 @@ ordinary use.
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import cache, partial
+from typing import Any, get_type_hints
 
-import numpy as np
-from numpy.typing import NDArray
-
-from flerm_core.errors import InvalidInput
 from flerm_core.parameter_bands import BANDS
 from flerm_core.parameter_names import as_axes
 from flerm_core.records.checks import (
-    MAX_INTEGER,
     check,
     check_choice,
     check_count,
@@ -31,8 +28,6 @@ from flerm_core.records.checks import (
     check_timestamp,
     check_uuid,
 )
-from flerm_core.records.measurement_batch import MeasurementBatch
-from flerm_core.records.packing import FLOAT32
 from flerm_core.records.queries import (
     DEPTH_RULE_NAMES,
     POLICIES,
@@ -49,10 +44,12 @@ from flerm_core.records.recording import (
     Attempt,
     Ending,
     EstimatorSettings,
-    Measurement,
     ParameterList,
     RecordingSpec,
 )
+
+Rule = Callable[[str, Any], None]
+"""A check of a field: takes its name and its value, and raises `InvalidInput`."""
 
 MAX_FAMILY_PART = 100  # characters of a family's name, and of its team's
 MAX_DESCRIPTION = 4_096
@@ -71,7 +68,6 @@ MAX_SOURCES = 1_000
 MAX_PAGE_SIZE = 1_000
 MAX_LABEL = 128  # optimiser, variant, ...
 MAX_MOMENT = 253_402_300_799_999_999  # microseconds since 1970: the last of year 9999
-INFINITY_BITS = 0x7F800000
 
 _PART = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_FAMILY_PART - 1}}}"
 _FAMILY = re.compile(rf"({_PART})(/{_PART})?")
@@ -107,34 +103,29 @@ def validate_family(name: str, description: str = "", blocks: Sequence[str] = ()
     """The values that a family is registered with."""
     validate_family_name(name)
     check_prose("description", description, MAX_DESCRIPTION)
-    _validate_batchs(blocks)
+    _validate_blocks(blocks)
 
 
 def validate_spec(spec: RecordingSpec) -> None:
     """A recording's specification, its parameters included."""
-    check_uuid("id", spec.id)
-    validate_family_name(spec.family)
-    check_number("lr", spec.lr, above=0)
-    check_integer("seed", spec.seed, -(2**63), 2**63 - 1)
-    check_choice("role", spec.role, ROLES)
-    check(
-        _VARIANT.fullmatch(spec.variant) is not None,
-        "variant",
-        spec.variant,
-        "1 to 64 of a-z, 0-9, '.', '_' and '-'",
-    )
-    check_text("optimizer", spec.optimizer, MAX_LABEL)
-    _validate_config("optimizer_config", spec.optimizer_config)
-    _validate_config("config", spec.config)
-    validate_estimator(spec.estimator)
-    _validate_tags("tags", spec.tags)
-    _validate_tags("versions", spec.versions)
-    check_integer("world_size", spec.world_size, 1)
-    check_text("targets_digest", spec.targets_digest, MAX_LABEL)
-    check_count("targets_sources", spec.targets_sources, MAX_SOURCES)
-    for source in spec.targets_sources:
-        check_uuid("targets_sources", source)
-    validate_parameters(spec.parameters)
+    spec_type: type = type(spec)
+    for name, rule in _spec_rules(spec_type).items():
+        rule(name, getattr(spec, name))
+
+
+@cache
+def _spec_rules(spec_type: type) -> Mapping[str, Rule]:
+    """The rule of each field of a specification: from `_SPEC_RULES`, or by the field's type.
+
+    Raises `TypeError` for a field that has neither, so that no field goes unchecked.
+    """
+    hints = get_type_hints(spec_type)
+    by_type: dict[Any, Rule] = {str: _label, int: check_integer}
+    others = [each.name for each in fields(spec_type) if each.name not in _SPEC_RULES]
+    missing = [name for name in others if hints[name] not in by_type]
+    if missing:
+        raise TypeError(f"{spec_type.__name__}: no rule for {missing} in _SPEC_RULES")
+    return {**_SPEC_RULES, **{name: by_type[hints[name]] for name in others}}
 
 
 def validate_parameters(parameters: ParameterList) -> None:
@@ -190,117 +181,6 @@ def validate_attempt(attempt: Attempt) -> None:
         check_timestamp("sent_at", attempt.sent_at)
     if attempt.after:
         check_uuid("after", attempt.after)
-
-
-def validate_measurements(rows: Sequence[Measurement], columns: int) -> None:
-    """The rows of one request, for `columns` parameters: steps from 0 and ascending, values finite
-    and from 0, or NaN.
-
-    Losses and learning rates must be finite where they are given; a client sends None for one that
-    is not a number.
-    """
-    check_count("measurements", rows, MAX_ROWS)
-    previous = -1
-    for row in rows:
-        check_integer("step", row.step)
-        if row.step <= previous:
-            raise InvalidInput(
-                f"step: {row.step} follows {previous} in one request; steps must ascend"
-            )
-        previous = row.step
-        _validate_row(row, columns)
-
-
-def validate_batch(batch: MeasurementBatch, columns: int) -> None:
-    """`validate_measurements` for a batch in column form, about a hundred times faster for valid
-    rows.
-
-    Rows that the fast test does not recognise as valid go through `validate_measurements`, which
-    alone has the rules and the error messages.
-    """
-    check_count("measurements", batch, MAX_ROWS)
-    if not _evidently_valid(batch, columns):
-        validate_measurements(tuple(batch), columns)
-
-
-def _evidently_valid(batch: MeasurementBatch, columns: int) -> bool:
-    steps = batch.steps
-    if not len(steps):
-        return True
-    if any(batch.auxiliary) or steps[0] < 0 or steps[-1] > MAX_INTEGER:
-        return False
-    if len(steps) > 1 and not all(map(int.__lt__, steps, steps[1:])):
-        return False
-    if set(map(len, batch.fslr)) != {4 * columns}:
-        return False
-    rates = [rate for rate in batch.learning_rates if rate is not None]
-    losses = [loss for loss in batch.losses if loss is not None]
-    tokens = [count for count in batch.tokens if count is not None]
-    moments = [moment for moment in batch.measured_at if moment is not None]
-    return (
-        all(map(math.isfinite, losses))
-        and all(map(math.isfinite, rates))
-        and (not rates or min(rates) >= 0)
-        and (not tokens or (min(tokens) >= 0 and max(tokens) <= MAX_INTEGER))
-        and (not moments or (min(moments) >= 0 and max(moments) <= MAX_MOMENT))
-        and _finite_or_nan(
-            np.frombuffer(batch.fslr[0] if len(steps) == 1 else b"".join(batch.fslr), FLOAT32)
-        )
-    )
-
-
-def _finite_or_nan(values: NDArray[np.float32]) -> bool:
-    """Whether all values are finite from 0, or NaN.
-
-    As integers, the bits of finite numbers from 0 are below those of infinity.
-    """
-    bits = values.view("<u4")
-    if bits.max() < INFINITY_BITS:
-        return True
-    return bool(((bits < INFINITY_BITS) | np.isnan(values)).all())
-
-
-def _validate_row(row: Measurement, columns: int) -> None:
-    at = f"at step {row.step}"
-    _validate_vector(f"values {at}", row.values, columns, negative=False)
-    if row.loss is not None:
-        check_number(f"loss {at}", row.loss)
-    if row.learning_rate is not None:
-        check_number(f"learning_rate {at}", row.learning_rate, low=0)
-    if row.tokens is not None:
-        check_integer(f"tokens {at}", row.tokens)
-    if row.measured_at is not None:
-        check_timestamp(f"measured_at {at}", row.measured_at)
-    check_count(f"scalars {at}", row.scalars, MAX_SCALARS)
-    for name, value in row.scalars.items():
-        check_text(f"a name of scalars {at}", name, MAX_TAG_KEY, least=1)
-        check_number(f"scalar {name} {at}", value)
-    check_count(f"vectors {at}", row.vectors, MAX_VECTORS)
-    for name, vector in row.vectors.items():
-        check_text(f"a name of vectors {at}", name, MAX_TAG_KEY, least=1)
-        _validate_vector(f"vector {name} {at}", vector, columns, negative=True)
-
-
-def _validate_vector(
-    field: str, vector: NDArray[np.float32], columns: int, *, negative: bool
-) -> None:
-    check(
-        vector.shape == (columns,),
-        field,
-        f"an array of shape {list(vector.shape)}",
-        f"one value for each of the {columns} parameters",
-    )
-    wrong = (
-        np.isinf(vector) if negative else ~((vector >= 0) & (vector < np.inf) | np.isnan(vector))
-    )
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        allowed = (
-            "finite, or NaN for none"
-            if negative
-            else "finite and not negative, or NaN for unmeasured"
-        )
-        check(False, f"{field}, parameter {at}", float(vector[at]), allowed)
 
 
 def validate_ending(ending: Ending) -> None:
@@ -374,7 +254,7 @@ def validate_query(query: TargetQuery) -> None:
             list(shape),
             f"of at most {MAX_DIMENSIONS} dimensions",
         )
-    _validate_batchs(query.blocks)
+    _validate_blocks(query.blocks)
     check_text("optimizer", query.optimizer, MAX_LABEL)
     _validate_config("optimizer_config", query.optimizer_config or {})
     if query.estimator is not None:
@@ -403,7 +283,7 @@ def validate_trajectory_query(query: TrajectoryQuery) -> None:
     check_integer("max_points", query.max_points)
 
 
-def _validate_batchs(blocks: Sequence[str]) -> None:
+def _validate_blocks(blocks: Sequence[str]) -> None:
     check_count("blocks", blocks, MAX_BLOCKS)
     for axis in blocks:
         check_text("blocks", axis, MAX_PARAMETER_NAME, least=1)
@@ -421,3 +301,38 @@ def _validate_tags(field: str, tags: Mapping[str, str]) -> None:
     for key, value in tags.items():
         check_text(f"a key of {field}", key, MAX_TAG_KEY, least=1)
         check_text(f"{field}.{key}", value, MAX_TAG_VALUE)
+
+
+def _label(field: str, value: object) -> None:
+    check_text(field, value, MAX_LABEL)
+
+
+def _validate_variant(field: str, variant: str) -> None:
+    holds = isinstance(variant, str) and _VARIANT.fullmatch(variant) is not None
+    check(holds, field, variant, "1 to 64 of a-z, 0-9, '.', '_' and '-'")
+
+
+def _validate_sources(field: str, sources: Sequence[str]) -> None:
+    check_count(field, sources, MAX_SOURCES)
+    for source in sources:
+        check_uuid(field, source)
+
+
+# The fields of RecordingSpec that need a rule of their own. Other texts are labels of at most
+# MAX_LABEL characters, other integers are from 0 on.
+_SPEC_RULES: Mapping[str, Rule] = {
+    "id": check_uuid,
+    "family": lambda field, value: validate_family_name(value),
+    "lr": partial(check_number, above=0),
+    "seed": partial(check_integer, low=-(2**63), high=2**63 - 1),
+    "role": partial(check_choice, choices=ROLES),
+    "variant": _validate_variant,
+    "optimizer_config": _validate_config,
+    "config": _validate_config,
+    "estimator": lambda field, value: validate_estimator(value),
+    "tags": _validate_tags,
+    "versions": _validate_tags,
+    "world_size": partial(check_integer, low=1),
+    "targets_sources": _validate_sources,
+    "parameters": lambda field, value: validate_parameters(value),
+}

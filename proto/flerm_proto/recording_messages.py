@@ -90,7 +90,7 @@ def measurement_from_proto(message: pb.Measurement) -> Measurement:
 def batch_from_proto(messages: Sequence[pb.Measurement]) -> MeasurementBatch:
     """Measurements as columns, without an object for each.
 
-    Nothing is checked here: `flerm_core.records.validation` does.
+    Nothing is checked here: `flerm_core.records.measurement_validation` does.
     """
     return MeasurementBatch(
         steps=[row.step for row in messages],

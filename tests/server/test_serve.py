@@ -26,6 +26,7 @@ from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.cli import app
 from flerm_server.settings import ListenAddress, Settings
+from flerm_server.store.sql import schema
 from tests.conftest import PostgresCluster, RegistryProcess, StartRegistry
 from tests.server.conftest import migrate
 from tests.server.samples import attempt, family, long_recording, row, spec
@@ -40,7 +41,7 @@ def test_it_announces_its_addresses_and_stops_cleanly(
     with grpc.insecure_channel(registry.grpc) as channel:
         info = rpc.RegistryStub(channel).ServerInfo(pb.ServerInfoRequest(), timeout=10)
         assert (info.schema_revision, list(info.api_versions), info.max_rows_per_append) == (
-            "0004",
+            schema.head(),
             ["v1"],
             1000,
         )
@@ -95,7 +96,7 @@ def test_a_call_in_flight_ends_before_the_server_does(start_registry: StartRegis
 
 def test_it_serves_postgresql(start_registry: StartRegistry, postgres: PostgresCluster):
     registry = start_registry(db=migrate(postgres.new_database()))
-    assert httpx.get(f"{registry.http}/readyz").json()["schema_revision"] == "0004"
+    assert httpx.get(f"{registry.http}/readyz").json()["schema_revision"] == schema.head()
     assert registry.stop() == 0
 
 

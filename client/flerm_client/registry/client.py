@@ -20,6 +20,7 @@ from flerm_core.matching.targets import Targets
 from flerm_core.parameter_bands import bands_of
 from flerm_core.parameter_names import as_axes
 from flerm_core.records.auxiliary import AuxiliaryColumns
+from flerm_core.records.measurement_validation import validate_measurements
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
     Attempt,
@@ -32,7 +33,7 @@ from flerm_core.records.recording import (
     RecordingSpec,
     now,
 )
-from flerm_core.records.validation import validate_measurements, validate_spec
+from flerm_core.records.validation import validate_spec
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best
 

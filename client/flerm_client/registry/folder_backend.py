@@ -25,6 +25,7 @@ from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused
 from flerm_core.matching.targets import Targets, build_targets, choose_sources
 from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.comparability import refuse_other_recording
+from flerm_core.records.measurement_validation import validate_measurements
 from flerm_core.records.packing import pack
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
@@ -37,7 +38,7 @@ from flerm_core.records.recording import (
     in_order,
     now,
 )
-from flerm_core.records.validation import validate_family, validate_measurements, validate_spec
+from flerm_core.records.validation import validate_family, validate_spec
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best, best_of
 

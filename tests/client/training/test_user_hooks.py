@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from flerm_client import FLeRM
-
-ESTIMATORS = ["example", "kronecker", "iid", "full", "exact"]
+from flerm_core.records.recording import ESTIMATORS
 
 
 def run(

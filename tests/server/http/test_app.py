@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from flerm_server.store.sql import schema
 from tests.server.conftest import Backend
 from tests.server.http.answers import recorded
 from tests.server.samples import batch, family, rows, spec
@@ -19,7 +20,7 @@ def http(backend: Backend):
 
 def test_health_and_metrics(backend: Backend, http: httpx.Client):
     assert http.get("/healthz").json()["status"] == "alive"
-    assert http.get("/readyz").json()["schema_revision"] == "0004"
+    assert http.get("/readyz").json()["schema_revision"] == schema.head()
     sent = spec(family())
     backend.remote.start(sent)
     backend.remote.append_many([batch(sent.id, *rows(1, 2))])

@@ -26,10 +26,9 @@ from flerm_server.store.sql.store import open_store
 from flerm_server.store.sql.tables import metadata
 from tests.conftest import PostgresCluster
 from tests.server.conftest import migrate
+from tests.server.store.dump_schema import SCHEMAS
 
-SCHEMAS = (
-    Path(__file__).parent / "schemas"
-)  # what `iterdump` wrote of a database of each past revision
+HEAD = schema.head()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -62,8 +61,8 @@ def test_the_migrations_make_the_tables_that_the_code_uses(empty: str):
     engine = open_engine(parse_url(migrate(empty)))
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    assert schema.check(engine) == schema.SchemaState("0004", "0004", "0001")
-    assert schema.upgrade(engine)[0].current == "0004"
+    assert schema.check(engine) == schema.SchemaState(HEAD, HEAD, schema.OLDEST)
+    assert schema.upgrade(engine)[0].current == HEAD
     engine.dispose()
 
 
@@ -120,14 +119,14 @@ def test_an_empty_postgresql_database_is_refused_with_the_command_to_run(postgre
 def test_a_schema_that_asks_for_newer_servers_is_refused(empty: str):
     engine = open_engine(parse_url(migrate(empty)))
     with engine.begin() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0009'"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9009'"))
     open_store(empty).close()  # newer, but made so that this version can go on
     with engine.begin() as connection:
-        connection.execute(sa.text("UPDATE schema_support SET oldest_server = '0008'"))
+        connection.execute(sa.text("UPDATE schema_support SET oldest_server = '9008'"))
     engine.dispose()
     with pytest.raises(
         Refused,
-        match=r"schema 0009, which only servers that know 0008 can serve; this one knows 0004",
+        match=f"schema 9009, which only servers that know 9008 can serve; this one knows {HEAD}",
     ):
         open_store(empty)
 
@@ -142,7 +141,18 @@ def test_the_database_of_another_program_is_refused(empty: str):
         migrate(empty)
 
 
-@pytest.mark.parametrize("dump", sorted(SCHEMAS.glob("*.sql")), ids=lambda path: path.stem)
+def test_every_revision_has_a_database_of_its_time():
+    revisions = [path.name[:4] for path in sorted((schema.MIGRATIONS / "versions").glob("0*.py"))]
+    assert [path.stem for path in sorted(SCHEMAS.glob("*.sql"))] == revisions, (
+        "run: python -m tests.server.store.dump_schema"
+    )
+
+
+@pytest.mark.parametrize(
+    "dump",
+    [path for path in sorted(SCHEMAS.glob("*.sql")) if path.stem != HEAD],
+    ids=lambda path: path.stem,
+)
 def test_every_past_schema_is_copied_and_upgraded_with_its_content(dump: Path, tmp_path: Path):
     with closing(sqlite3.connect(tmp_path / "old.db")) as old:
         old.executescript(dump.read_text())
@@ -196,13 +206,13 @@ def test_the_db_commands(tmp_path: Path):
         missing.stderr
         == f"Error: db {db}: there is no such file; `flerm serve` or `flerm db upgrade` makes it\n"
     )
-    assert run("db", "upgrade", "--db", db).stdout == "schema (empty) -> 0004\n"
-    assert run("db", "upgrade", "--db", db).stdout == "schema 0004, up to date\n"
-    assert run("db", "check", "--db", db).stdout == "schema 0004: this version can serve it\n"
+    assert run("db", "upgrade", "--db", db).stdout == f"schema (empty) -> {HEAD}\n"
+    assert run("db", "upgrade", "--db", db).stdout == f"schema {HEAD}, up to date\n"
+    assert run("db", "check", "--db", db).stdout == f"schema {HEAD}: this version can serve it\n"
     assert run("db", "backup", f"{tmp_path}/copy.db", "--db", db).exit_code == 0
     assert (
         run("db", "current", "--db", f"sqlite:///{tmp_path}/copy.db").stdout
-        == "schema 0004, this version has 0004\n"
+        == f"schema {HEAD}, this version has {HEAD}\n"
     )
     again = run("db", "backup", f"{tmp_path}/copy.db", "--db", db)
     assert (again.exit_code, "exists already" in again.stderr) == (2, True)

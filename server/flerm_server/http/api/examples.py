@@ -5,28 +5,30 @@ A test checks the examples against their models.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Path
 
+from flerm_core.records.recording import EstimatorSettings, ParameterList, Recording, RecordingSpec
+from flerm_server.http.api.schemas import Estimator, RecordingOut
+
 ID = "6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11"
 NAME = "resmlp"
 TIME = "2026-03-01T12:00:00Z"
+_TIME = datetime.fromisoformat(TIME)
 
 FamilyName = Annotated[
     str, Path(description="A family's name: `name` or `team/name`", examples=[NAME])
 ]
 RecordingId = Annotated[str, Path(description="A recording's id, a UUID", examples=[ID])]
 
-_ESTIMATOR = {
-    "name": "example",
-    "samples": 1,
-    "warmup": 8,
-    "every": 100,
-    "start": 1,
-    "output_weight": "",
-    "output_bias": "",
-}
+_ESTIMATOR = Estimator.of(EstimatorSettings()).model_dump()
+
+
+def _shown(recording: Recording) -> dict[str, Any]:
+    return RecordingOut.of(recording).model_dump(mode="json")
+
 
 FAMILY_VALUE: dict[str, Any] = {
     "name": NAME,
@@ -38,41 +40,34 @@ FAMILY_VALUE: dict[str, Any] = {
     "recordings": 7,
     "learning_rates": [0.001, 0.004, 0.016],
 }
-RECORDING_VALUE: dict[str, Any] = {
-    "id": ID,
-    "family": NAME,
-    "lr": 0.004,
-    "seed": 0,
-    "role": "base",
-    "variant": "plain",
-    "status": "completed",
-    "attempt": 1,
-    "rows": 5,
-    "first_step": 1,
-    "last_step": 401,
-    "final_loss": 0.0123,
-    "tokens": None,
-    "optimizer": "Adam",
-    "optimizer_config": {"betas": [0.9, 0.999]},
-    "config": {"width": 32},
-    "estimator": _ESTIMATOR,
-    "tags": {"project": "digits"},
-    "world_size": 1,
-    "versions": {"flerm": "0.1.0"},
-    "targets_digest": "",
-    "targets_sources": [],
-    "created_at": TIME,
-    "updated_at": TIME,
-    "finished_at": TIME,
-    "created_by": "",
-    "parameter_count": 2,
-    "final_step": 401,
-    "parameters": None,
-}
-_PARAMETERS = [
-    {"name": "layers.0.weight", "shape": [32, 32], "band": "feed-forward"},
-    {"name": "readout.weight", "shape": [10, 32], "band": "readout"},
-]
+_RECORDING = Recording(
+    spec=RecordingSpec(
+        id=ID,
+        family=NAME,
+        lr=0.004,
+        parameters=ParameterList(
+            ("layers.0.weight", "readout.weight"),
+            ((32, 32), (10, 32)),
+            ("feed-forward", "readout"),
+        ),
+        optimizer="Adam",
+        optimizer_config={"betas": [0.9, 0.999]},
+        config={"width": 32},
+        tags={"project": "digits"},
+        versions={"flerm": "0.1.0"},
+    ),
+    status="completed",
+    rows=5,
+    first_step=1,
+    last_step=401,
+    final_loss=0.0123,
+    created_at=_TIME,
+    updated_at=_TIME,
+    finished_at=_TIME,
+    parameter_count=2,
+    final_step=401,
+)
+RECORDING_VALUE: dict[str, Any] = _shown(_RECORDING.without_parameters())
 _POINTS = [
     {"lr": 0.001, "loss": 0.05, "spread": 0.002, "seeds": 2, "diverged": 0},
     {"lr": 0.004, "loss": 0.0123, "spread": 0.001, "seeds": 2, "diverged": 0},
@@ -159,7 +154,7 @@ def _json(value: object) -> Responses:
 
 FAMILY = _json(FAMILY_VALUE)
 FAMILIES = _json({"families": [FAMILY_VALUE], "next_page_token": ""})
-RECORDING = _json({**RECORDING_VALUE, "parameters": _PARAMETERS})
+RECORDING = _json(_shown(_RECORDING))
 RECORDINGS = _json({"recordings": [RECORDING_VALUE], "next_page_token": ""})
 BEST = _json(BEST_VALUE)
 LOSSES = _json(

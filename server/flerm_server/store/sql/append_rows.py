@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from flerm_core.errors import AlreadyExists, FlermError, InvalidInput, NotFound
-from flerm_core.records import validation
+from flerm_core.records.measurement_validation import validate_batch
 from flerm_core.records.recording import FINAL_STATUSES
 from flerm_server.store.auxiliary_codec import encode
 from flerm_server.store.interface import Appended, Batch
@@ -184,7 +184,7 @@ def _plan(driver: Driver, states: dict[str, _Recording], batch: Batch, now: int)
             f"it has {sorted(state.attempts)}"
         )
     steps = batch.rows.steps
-    validation.validate_batch(batch.rows, state.columns)
+    validate_batch(batch.rows, state.columns)
     if not steps:
         return Appended(0, 0)
     if steps[0] < attempt.resume_at:
