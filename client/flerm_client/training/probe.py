@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from flerm_client.training.forked_reader import ForkedReader
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.state_guard import RandomState
 
@@ -97,6 +98,12 @@ class Probe:
             self._states = [each.get_state() for each in self._generators]
             for each, state in zip(self._generators, outside, strict=True):
                 each.set_state(state)
+
+    def close(self) -> None:
+        """Ends the present pass, and the processes that read it."""
+        self._pass = None
+        if isinstance(self._batches, ForkedReader):
+            self._batches.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The probe's position and random states, for a checkpoint."""

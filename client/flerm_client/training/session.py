@@ -172,6 +172,7 @@ class TrainingSession:
         for hook in self._forward_hooks:
             hook.remove()
         self._update = None
+        self.probe.close()
         self.run_log.finish(status, timeout)
 
     def on_rank0(self, ask: Callable[[], Any]) -> Any:

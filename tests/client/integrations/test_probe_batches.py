@@ -70,11 +70,10 @@ class TestProbe:
         assert stream.position == 2
         assert next(loader)[:, 0].tolist() == [3.0, 4.0]
 
-    def test_a_stream_that_cannot_be_read_twice_is_refused(self) -> None:
-        with pytest.raises(
-            InvalidInput, match=r"Unique is a stream that cannot be read twice .* give probe="
-        ):
-            probe_of(DataLoader(Unique(), batch_size=2))
+    def test_a_stream_that_cannot_be_copied_is_read_by_a_copy_of_the_process(self) -> None:
+        stream = Unique()
+        assert next(iter(probe_of(DataLoader(stream, batch_size=2))))[:, 0].tolist() == [1.0, 2.0]
+        assert stream.position == 0
 
     def test_a_generator_is_refused_and_a_list_is_a_probe(self) -> None:
         assert probe_of(batches := [torch.zeros(2)]) is batches

@@ -1,0 +1,252 @@
+"""Batches that a copy of this process reads, so that the training's data set stays untouched."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pickle
+import random
+import signal
+import socket
+import stat
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flerm_core.errors import InvalidInput, MeasurementError
+
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class ForkedReader:
+    """An iterable whose batches are read in a copy of this process.
+
+    read: gives the batches of one pass. It is called in the copy, once for each pass.
+    name: what is read, for error messages.
+
+    The copy is made here, by `os.fork`, and again by the first pass after `close`. It has its own
+    generators of every kind, and its own file for each file that is open for reading. Sockets and
+    pipes are closed in the copy. Each pass is read by a copy of that copy, so all passes begin at
+    the same state; only the global generators begin at a seed drawn from torch's generator.
+
+    Iterating raises `InvalidInput` where the data cannot be read or sent, `MeasurementError` where
+    the reading process was killed.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[Any]], name: str) -> None:
+        self._read = read
+        self.name = name
+        self._close: Callable[[], None] | None = None
+        self._start()
+
+    def __iter__(self) -> Iterator[Any]:
+        return _Pass(self, int(torch.randint(2**62, ())))
+
+    def open_pass(self, seed: int) -> Connection:
+        """A connection to a new process that reads one pass."""
+        if self._close is None:
+            self._start()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._control, [seed.to_bytes(8, "little")], [theirs.fileno()])
+        return Connection(ours.detach())
+
+    def close(self) -> None:
+        """Ends the reading processes. A later pass starts them again."""
+        if self._close is not None:
+            self._close()
+            self._close = None
+
+    def _start(self) -> None:
+        self._control, theirs = socket.socketpair()
+        with warnings.catch_warnings():
+            # Python warns of threads. The copy runs one thread, as a DataLoader's workers do.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            _never_return(lambda: _serve(theirs, self._read))
+        theirs.close()
+        self._close = weakref.finalize(self, _end, self._control, pid, os.getpid())
+
+
+class _Pass:
+    """One pass over the batches."""
+
+    def __init__(self, reader: ForkedReader, seed: int) -> None:
+        self._reader = reader
+        self._seed = seed
+        self._position = 0
+        self._connection: Connection | None = None
+        self._hang_up: Callable[[], None] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._connection is None:
+            # The first batch, or the first after an interrupt.
+            connection = self._connection = self._reader.open_pass(self._seed)
+            self._hang_up = weakref.finalize(self, _hang_up, connection, os.getpid())
+            for _ in range(self._position):
+                self._request(connection)
+        batch = self._request(self._connection)
+        self._position += 1
+        return batch
+
+    def _request(self, connection: Connection) -> Any:
+        name = self._reader.name
+        try:
+            connection.send_bytes(b"next")
+            kind, content = pickle.loads(connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            self._forget_connection()
+            raise MeasurementError(
+                f"the process that reads {name} for the probe has ended ({error!r}), as one does "
+                "that was killed for its memory: give probe=, fresh input batches"
+            ) from error
+        except BaseException:
+            self._forget_connection()  # an interrupt may have left half an answer in it
+            raise
+        if kind == "end":
+            raise StopIteration
+        if kind == "error":
+            raise InvalidInput(
+                f"{name} cannot be read in a process of its own ({content}): "
+                "give probe=, fresh input batches"
+            )
+        return content
+
+    def _forget_connection(self) -> None:
+        assert self._hang_up is not None
+        self._hang_up()
+        self._connection = None
+
+
+def _end(control: socket.socket, pid: int, owner: int) -> None:
+    # Later copies of this process (a DataLoader's workers) hold the socket too, and must not end
+    # what is not theirs. Closing alone would not be seen while they live.
+    if os.getpid() == owner:
+        control.shutdown(socket.SHUT_RDWR)
+        with suppress(ChildProcessError):  # someone else has waited for all children
+            os.waitpid(pid, 0)
+    control.close()
+
+
+def _hang_up(connection: Connection, owner: int) -> None:
+    if os.getpid() == owner:
+        with socket.socket(fileno=os.dup(connection.fileno())) as peer, suppress(OSError):
+            peer.shutdown(socket.SHUT_RDWR)
+    connection.close()
+
+
+def _never_return(run: Callable[[], None]) -> None:
+    """Runs `run` in a copy, which then leaves without the original's exit handlers."""
+    try:
+        run()
+    finally:
+        os._exit(0)
+
+
+def _serve(control: socket.socket, read: Callable[[], Iterable[Any]]) -> None:
+    """The copy: makes a process for each pass that is asked for, until the original is gone."""
+    # What the original does at a signal (a checkpoint, say) is not the copy's to do.
+    signal.set_wakeup_fd(-1)
+    for each in _IGNORED:
+        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    torch.set_num_threads(1)  # OpenMP's other threads are not in the copy
+    _take_own_files({control.fileno()})
+    while True:
+        message, descriptors, *_ = socket.recv_fds(control, 8, 1)
+        if not message:
+            return
+        if os.fork() == 0:
+            control.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _take_own_files({descriptors[0]})
+            _read_pass(Connection(descriptors[0]), read, int.from_bytes(message, "little"))
+            return
+        os.close(descriptors[0])
+
+
+def _read_pass(connection: Connection, read: Callable[[], Iterable[Any]], seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    batches: Iterator[Any] | None = None
+    while True:
+        try:
+            connection.recv_bytes()
+        except (EOFError, OSError):
+            return  # the pass is over, or the original gone
+        try:
+            batches = iter(read()) if batches is None else batches
+            answer = _pickled(("batch", next(batches)))
+        except StopIteration:
+            answer = _pickled(("end", None))
+        except BaseException as error:
+            answer = _pickled(("error", f"{type(error).__name__}: {error}"))
+        with suppress(OSError):  # the next request then finds that the pass is over
+            connection.send_bytes(answer)
+
+
+def _take_own_files(kept: set[int]) -> None:
+    """Opens every file anew that is open for reading, at its place, under the same number.
+
+    Copies of a process share the position in a file. Sockets and pipes, which cannot be opened
+    anew, are replaced by /dev/null; so is a file where the system has no /proc. Standard streams,
+    devices and files that are open for writing alone stay.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for entry in list(Path("/dev/fd").iterdir()):
+        descriptor = int(entry.name)
+        if descriptor <= 2 or descriptor == null or descriptor in kept:
+            continue
+        try:
+            kind = os.fstat(descriptor).st_mode
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        except OSError:
+            continue  # the listing's own
+        if stat.S_ISSOCK(kind) or stat.S_ISFIFO(kind):
+            os.dup2(null, descriptor, inheritable=False)
+        elif stat.S_ISREG(kind) and flags & os.O_ACCMODE != os.O_WRONLY:
+            _open_anew(descriptor, flags, null)
+    os.close(null)
+
+
+def _open_anew(descriptor: int, flags: int, null: int) -> None:
+    at = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        own = os.open(f"/proc/self/fd/{descriptor}", flags & (os.O_ACCMODE | os.O_APPEND))
+    except OSError:
+        os.dup2(null, descriptor, inheritable=False)
+        return
+    os.lseek(own, at, os.SEEK_SET)
+    os.dup2(own, descriptor, inheritable=False)
+    os.close(own)
+
+
+class _Pickler(pickle.Pickler):
+    """Sends of a tensor that is a part of a bigger one that part alone."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """As `pickle.Pickler` asks."""
+        is_dense = isinstance(value, Tensor) and value.layout is torch.strided
+        if is_dense and value.untyped_storage().nbytes() > value.nbytes:
+            return value.detach().clone().__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return NotImplemented
+
+
+def _pickled(content: Any) -> bytes:
+    stream = io.BytesIO()
+    _Pickler(stream, pickle.HIGHEST_PROTOCOL).dump(content)
+    return stream.getvalue()
