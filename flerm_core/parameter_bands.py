@@ -74,8 +74,8 @@ def band_of(name: str, shape: Sequence[int], module_kind: str = "") -> str:
     class name.
 
     Knows the names of GPT-2, Llama, BERT, T5, timm and torch.nn modules. A fused query-key-value
-    projection is `query/key`; the bias of a norm is `norm`. A matrix whose names say nothing is
-    `other`; `bands_of`, which sees the whole model, may know better.
+    projection is `query/key`; the bias of a norm is `norm`. A matrix whose name is not known is
+    `other`. `bands_of` may place it better, because it knows the rest of the model.
     """
     path = [part.lower() for part in name.split(".")]
     leaf, owners = path[-1], path[:-1]
@@ -121,14 +121,19 @@ def bands_of(
     kinds: Sequence[str] | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """The band of each of a model's parameters, in the order of `names`, which is the order of the
-    model.
+    """The band of each of a model's parameters, in the order of `names`.
 
-    `kinds`: the class names of the owning modules. `overrides`: shell-style pattern of names to
-    band; the first that matches wins. In a model without an embedding, the first matrix is the
-    input and the last the readout unless names say otherwise; matrices between them are
-    feed-forward, as in an MLP, a residual MLP or a convolutional net. A depth group has the band of
-    its tensors. Raises `InvalidInput` for an override that is no band or matches nothing.
+    names: canonical names, in the order of the model.
+    shapes: one for each name.
+    kinds: the class name of the module that holds each parameter; None: not known.
+    overrides: bands by shell-style pattern of names. The first pattern that matches counts.
+
+    In a model without an embedding, the first matrix is the input and the last one the readout,
+    unless their names say otherwise. Every other matrix whose name is not known is feed-forward, as
+    in an MLP, a residual MLP or a convolutional net. A depth group has the band of its tensors.
+
+    Raises `InvalidInput` for an override whose band is not one of `BANDS`, or whose pattern matches
+    nothing.
     """
     kinds = kinds if kinds is not None else [""] * len(names)
     bands = [
@@ -159,8 +164,9 @@ def _place_ends(names: Sequence[str], shapes: Sequence[Sequence[int]], bands: li
 
 
 def _in_block(name: str, axes: Sequence[str]) -> bool:
-    """Whether the parameter is one of several blocks, or lies in a numbered module of modules:
-    neither can be an end.
+    """Whether the parameter lies in a block or in a numbered module of modules.
+
+    Such a parameter is neither the input nor the readout.
     """
     return bool(split_name(name, axes)[1]) or any(part.isdecimal() for part in name.split(".")[:-2])
 

@@ -119,12 +119,12 @@ def expand(template: str, names: Iterable[str]) -> list[str]:
 
 
 def find_axes(base: Iterable[str], target: Iterable[str]) -> tuple[str, ...]:
-    """The block axes on which two models of a family differ, sorted: places where both have
-    numbers, and not equally many.
+    """The block axes along which two models of a family differ, sorted.
 
-    Numbers of which both models have equally many are plain names: `0.weight` and `2.weight` of two
-    `torch.nn.Sequential` of one length correspond by name. Nested axes are found too
-    (`stages.*.blocks.*`). Depth groups are passed over.
+    An axis is a place in the names at which both models have numbers, but not equally many. Where
+    both have equally many, the numbers are ordinary parts of names: `0.weight` and `2.weight` of
+    two `torch.nn.Sequential` of one length correspond by name. Nested axes (`stages.*.blocks.*`)
+    are found too. Depth groups among the names are ignored.
     """
     found: set[str] = set()
     _compare((), _paths(base), _paths(target), found)
@@ -165,11 +165,17 @@ def _joined(children: dict[str, set[Path]], parts: Iterable[str]) -> set[Path]:
 def block_axes(names: Sequence[str], shapes: Shapes) -> tuple[str, ...]:
     """The block axes of one model, sorted. A recording finds its depth groups along them.
 
-    A place counts blocks when its numbers run from 0 without a gap, there are two or more, and
-    equal paths below them have equal shapes: all of them where the numbers name layers or tensors
-    (`blocks.0.weight`), at least one where they name modules of modules (the first block of a
-    convolutional stage may differ from the rest). So the layers of a plain MLP in a
-    `torch.nn.Sequential` are not blocks. Nested axes are found; depth groups are passed over.
+    Numbers at one place of the names count blocks when three conditions hold:
+
+    1. There are two or more numbers.
+    2. They run from 0 without a gap.
+    3. Tensors of equal name in different blocks have equal shapes. Where the blocks are single
+       layers or tensors (`blocks.0.weight`), all such tensors must agree. Where the blocks hold
+       modules themselves, one name that agrees is enough, because the first block of a
+       convolutional stage may differ from the rest.
+
+    So the layers of a plain MLP in a `torch.nn.Sequential` are not blocks. Nested axes are found
+    too. Depth groups among the names are ignored.
     """
     shape_of = {
         tuple(name.split(".")): tuple(shape)
@@ -228,8 +234,9 @@ def depth_groups(names: Iterable[str], axes: Sequence[str]) -> dict[str, list[st
 
 
 def _templates(name: str, widest: str) -> Iterator[str]:
-    """The templates of `name` with one or more of the stars of `widest`, its template along all
-    axes.
+    """The templates of `name` that have one or more of the stars of `widest`.
+
+    widest: the template of `name` along all axes.
     """
     pairs = list(zip(name.split("."), widest.split("."), strict=True))
     stars = [at for at, (part, wide) in enumerate(pairs) if part != wide]

@@ -1,9 +1,9 @@
-"""The paper's figures as plotly figure dictionaries: `{"data": [...], "layout": {...}}`, made
-without plotly.
+"""The paper's figures as plotly figure dictionaries: `{"data": [...], "layout": {...}}`.
 
-Pages hand them to plotly.js, `flerm plot` to plotly, a notebook to its own renderer: one source for
-all three. Numbers are rounded to five digits, names from outside are escaped, because plotly reads
-text as a kind of HTML.
+The dictionaries are made without plotly. Pages give them to plotly.js, `flerm plot` gives them to
+plotly, and a notebook gives them to its own renderer, so all three show the same figure. Numbers
+are rounded to five digits. Names are escaped, because plotly reads text as a kind of HTML, and a
+user may choose any name.
 """
 
 from flerm_core.figures.loss_figure import Curve, curves_of, loss_figure

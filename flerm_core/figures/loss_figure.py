@@ -44,13 +44,14 @@ class Curve:
 
     @property
     def label(self) -> str:
-        """As a legend names it: `scaled, matched, width 128`."""
+        """The curve's name in a legend, such as `scaled, matched, width 128`."""
         return ", ".join(part for part in (self.role, self.variant, self.scale) if part)
 
 
 def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
-    """The curves of a family's recordings, base first, then by scale; those without a finished run
-    are left out.
+    """The curves of a family's recordings, base first, then by scale.
+
+    A curve without a finished run is left out.
     """
     found = list(recordings)
     keys = _scale_keys(each.spec.config for each in found)
@@ -82,10 +83,11 @@ def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
 
 
 def _scale_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Settings that differ between recordings, in few values: width, depth, rank.
+    """The settings that tell the scales apart, such as width, depth or rank.
 
-    As few as tell the scales apart, briefest first: where `width` does, a count of parameters that
-    follows from it adds nothing.
+    A setting tells scales apart when it has from two to `MOST_SCALES` values. Settings with short
+    values are taken first. A setting is left out when the earlier ones already tell as many scales
+    apart: the count of parameters says nothing new beside the width.
     """
     found = [
         {key: value for key, value in each.items() if isinstance(value, str | int | float)}
@@ -113,11 +115,10 @@ def _order(value: object) -> tuple[int, float, str]:
 
 
 def loss_figure(curves: Sequence[Curve], best: Best | None = None) -> Figure:
-    """Final loss against learning rate, log₂-spaced, with the spread over seeds; `best` is marked
-    with a line.
+    """Final loss with its spread over seeds, against learning rate on a logarithmic axis.
 
-    A rate at which a run diverged has a cross at the top. Losses more than 20 × apart stand on a
-    logarithmic axis.
+    A vertical line marks the rate of `best`. A rate at which a run diverged has a cross at the top.
+    The axis of losses is logarithmic where the highest is more than 20 times the lowest.
     """
     losses = [point.loss for curve in curves for point in curve.points if math.isfinite(point.loss)]
     if not losses:
@@ -148,7 +149,7 @@ def loss_figure(curves: Sequence[Curve], best: Best | None = None) -> Figure:
 
 
 def _mark(rate: float, ends: Sequence[float]) -> dict[str, Any]:
-    """A line at the rate to use, and above the curves, where it covers none of them, what it is."""
+    """A line at the rate to use, with its value written above the curves."""
     place = math.log10(rate)
     line = {"color": GREY, "width": 1.5, "dash": "dot"}
     shape = {

@@ -18,8 +18,10 @@ PLOTLY = "application/vnd.plotly.v1+json"
 
 
 def mime_bundle(trajectory: Trajectory) -> dict[str, Any]:
-    """The figure for notebooks that draw plotly by themselves (JupyterLab with plotly, VS Code,
-    Colab), a table for others.
+    """A trajectory by media type: a plotly figure, an HTML table and plain text.
+
+    Notebooks that draw plotly (JupyterLab with plotly, VS Code, Colab) show the figure, others the
+    table.
     """
     html = as_table(trajectory)
     return {PLOTLY: fslr_figure(trajectory), "text/html": html, "text/plain": repr(trajectory)}

@@ -13,10 +13,11 @@ Figure = dict[str, Any]
 """A plotly figure: its traces under `data`, its axes and legend under `layout`; nothing but JSON.
 """
 
-# Middle tones: at least 3:1 against white and against near-black, so that one figure serves light
-# and dark pages. So little room in lightness cannot keep eleven hues apart for every eye: bands of
-# one kind share a dash, and within a kind colours stay apart under protanopia, deuteranopia and
-# tritanopia too (tests/core/figures/test_style.py).
+# Middle tones, with a contrast of at least 3:1 against white and against near-black, so that one
+# figure can be read on light and dark pages. Eleven colours of so similar lightness cannot all be
+# told apart by people with protanopia, deuteranopia or tritanopia. So bands of one kind share a
+# dash pattern, and only their colours need to differ for everyone
+# (tests/core/figures/test_style.py).
 PALETTE = (
     "#537def",
     "#c27d5a",

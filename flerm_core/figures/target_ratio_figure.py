@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 
 def ratio_figure(ratios: Trajectory) -> Figure:
-    """`flerm_core.matching.target_ratios.target_ratios` by band over steps, on a logarithmic axis
-    with a line at 1.
+    """Measured FSLR over target, by band over steps, on a logarithmic axis with a line at 1.
+
+    ratios: what `flerm_core.matching.target_ratios.target_ratios` gives.
     """
     if not len(ratios):
         return nothing("No measurement to compare yet")

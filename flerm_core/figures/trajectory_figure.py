@@ -44,9 +44,12 @@ def fslr_figure(
 ) -> Figure:
     """FSLRs over steps on a logarithmic axis, as in the paper's Figure 1.
 
-    Per band a median line over its tensors and a ribbon from their 10 % to their 90 % quantile;
-    depth groups count in no band. `tensors`, at most 40, are drawn as lines of their own, and bands
-    step back. Rows are thinned to 400. Raises `NotFound` for a tensor that is not there.
+    For each band a line shows the median over its tensors, and a ribbon reaches from their 10 % to
+    their 90 % quantile. Depth groups count in no band. Rows are thinned to 400.
+
+    tensors: names to draw as lines of their own, of which the first 40 are drawn. Bands are then
+        fainter. Raises `NotFound` for a name that is not in the trajectory.
+    title: the name of the vertical axis.
     """
     unknown = [name for name in tensors if name not in trajectory.names]
     if unknown:
@@ -68,7 +71,10 @@ def fslr_figure(
 
 
 def band_traces(trajectory: Trajectory, *, faint: bool = False) -> list[dict[str, Any]]:
-    """Three traces per band: the ribbon's lower and upper edge, the median."""
+    """The traces of each band: the lower and upper edge of the ribbon, and the median.
+
+    A band of one tensor has the median alone. faint: draw all fainter, behind other lines.
+    """
     traces: list[dict[str, Any]] = []
     steps = trajectory.steps.tolist()
     for band in BANDS:
@@ -97,7 +103,7 @@ def band_traces(trajectory: Trajectory, *, faint: bool = False) -> list[dict[str
             }
             fill = {"fill": "tonexty", "fillcolor": see_through(colour, 0.06 if faint else 0.16)}
             traces += [{**edge, "y": positive(low)}, {**edge, **fill, "y": positive(high)}]
-        # A single row is no line.
+        # A line through a single row would be invisible, so few rows are marked.
         mode = {"mode": "lines+markers"} if len(steps) < 30 else {}
         line = {"color": colour, "width": 1 if faint else 2, "dash": BAND_DASHES[band]}
         hover = f"{text(band)}, median: %{{y:.4~g}}<extra></extra>"
@@ -147,8 +153,9 @@ def _line(trajectory: Trajectory, name: str, place: int) -> dict[str, Any]:
 
 
 def run_figure(trajectory: Trajectory) -> Figure:
-    """Loss (left axis) and learning rate (right axis) at the measured steps; what was not logged is
-    left out.
+    """Loss (left axis) and learning rate (right axis) at the measured steps.
+
+    Of the two, one that was never logged is left out.
     """
     thinned = trajectory.thinned(MAX_POINTS)
     steps = thinned.steps.tolist()

@@ -1,5 +1,6 @@
-"""Loss against learning rate at several scales, one panel per way of training: the paper's Figures
-2 to 5.
+"""Loss against learning rate at several scales, one panel for each way of training.
+
+These are the paper's Figures 2 to 5.
 """
 
 from __future__ import annotations
@@ -23,18 +24,20 @@ from flerm_core.tuning.best_lr import LossPoint, curve_optimum
 
 Points = Sequence[LossPoint]
 GAP = 0.03  # between panels, of the figure's width
-# Of the range of losses at the curves' optima and their neighbours. Curves are cut off above.
+# Space above the losses at the optima and their neighbours, as a part of the range of these losses.
 HEADROOM = 0.35
 
 
 def transfer_figure(panels: Mapping[str, Mapping[str, Points]]) -> Figure:
-    """Panels by title, each with its curves by label; a label has one colour in all panels, and one
-    entry in the legend.
+    """One panel for each way of training, with one curve for each scale.
 
-    A dotted line marks the optimum of the first curve, the base's, in every panel: where learning
-    rates transfer, the others have their lowest point on it. Rates where a run diverged are left
-    out. Panels share the axis of losses, which ends above the neighbourhoods of the optima: what is
-    far off is no matter.
+    panels: the points of each curve, by the panel's title and the curve's label. A label has one
+        colour in all panels, and one entry in the legend.
+
+    In every panel a dotted line marks the optimum of the panel's first curve, the base's. Where
+    learning rates transfer, the other curves have their lowest point on this line. Rates at which a
+    run diverged are left out. All panels share one axis of losses. It shows each optimum and its
+    neighbours, and cuts off higher losses.
     """
     drawn = {
         title: {label: _finite(points) for label, points in curves.items()}

@@ -16,25 +16,26 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 class _Stderr(io.TextIOBase):
-    """The process's present stderr, without its errors.
+    """Writes to the process's present stderr, and ignores its errors.
 
-    The process that reads it may have ended: a call must not fail for a line that nobody reads.
+    The process that reads stderr may have ended. No call may fail because its line cannot be
+    written.
     """
 
     def write(self, text: str) -> int:
-        """Writes `text` if possible."""
+        """Writes `text` to stderr. An error of stderr is ignored."""
         with suppress(OSError, ValueError):
             sys.stderr.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flushes if possible."""
+        """Flushes stderr. An error of stderr is ignored."""
         with suppress(OSError, ValueError):
             sys.stderr.flush()
 
 
 def configure(level: str) -> None:
-    """Sets up structlog from `level` on, and the same form for warnings of libraries.
+    """Makes structlog write lines of `level` and above, and warnings of libraries likewise.
 
     Raises `InvalidInput` for a level that is not one of `LEVELS`.
     """

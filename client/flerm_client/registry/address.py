@@ -32,7 +32,7 @@ class RegistryAddress:
 
     @property
     def local(self) -> bool:
-        """Whether the address is on the loopback interface, which is never reached by a proxy."""
+        """Whether the address is on the loopback interface, to which no proxy leads."""
         host = self.target.rpartition(":")[0].strip("[]")
         return host in ("localhost", "::1") or host.startswith("127.")
 

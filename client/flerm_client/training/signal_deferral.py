@@ -1,4 +1,4 @@
-"""Signal handlers wait while a step changes what must not be left half changed."""
+"""Makes signal handlers wait while a step changes weights and parameter groups."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ class SignalDeferral:
         self._end()
 
     def run_open(self, call: Callable[[], Any]) -> Any:
-        """What `call` returns. Handlers run at once meanwhile.
+        """Calls `call` and returns its result. Meanwhile handlers run at once.
 
-        When a handler has raised, all others wait again: the exception is on its way out.
+        After a handler has raised, all others wait again, so that none interrupts while the
+        exception leaves the step.
         """
         try:
             self._open = True
@@ -58,7 +59,7 @@ class SignalDeferral:
             self._defer_handlers()  # also those that `call` has set
 
     def run_closed(self, call: Callable[[], None]) -> None:
-        """Runs `call` within `run_open`; handlers wait meanwhile."""
+        """Runs `call`, which is called within `run_open`. Meanwhile handlers wait."""
         before, self._open = self._open, False
         try:
             call()
@@ -68,7 +69,10 @@ class SignalDeferral:
                 self.run_pending()
 
     def run_pending(self) -> None:
-        """Runs all handlers that wait; the first exception of theirs is raised after the last."""
+        """Runs all handlers that wait, the remaining ones also after one has raised.
+
+        Where several raise, the last exception is raised, and the others are its context.
+        """
         try:
             while self._pending:
                 self._pending.pop(0)()
@@ -77,11 +81,11 @@ class SignalDeferral:
                 self.run_pending()
 
     def between(self, items: Iterator[Any]) -> Iterator[Any]:
-        """`items`, and before each one the handlers that wait."""
+        """An iterator over `items` that runs the waiting handlers before it fetches each item."""
         return _Interruptible(items, self)
 
     def handle(self, call: Callable[[], Any]) -> None:
-        """A signal has come whose handler is `call`."""
+        """Runs `call`, the handler of a signal that has come, now or when handlers may run."""
         if self._ended:
             call()
         elif self._open:

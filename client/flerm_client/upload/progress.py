@@ -26,16 +26,16 @@ class DeliveryProgress:
 
     @classmethod
     def of(cls, path: Path) -> DeliveryProgress:
-        """What was last written for the spool file `path`; zeros when nothing was."""
+        """The progress last written for the spool file `path`; all zero when none was written."""
         try:
             return cls(**json.loads(sidecar(path, ".progress").read_text()))
         except (OSError, ValueError, TypeError):
             return cls()
 
     def write(self, path: Path) -> bool:
-        """Writes it for the spool file `path`; False when that failed, as on a full disk.
+        """Writes the progress for the spool file `path`, and returns whether it was written.
 
-        The delivery itself does not need the file.
+        A full disk makes it fail. The delivery does not depend on this file.
         """
         target = sidecar(path, ".progress")
         try:

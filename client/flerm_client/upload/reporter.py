@@ -329,7 +329,7 @@ class SpoolReporter:
 
 
 def _finite(row: Measurement) -> Measurement:
-    """`row`, without its loss where that is not finite (a run diverges): registries refuse it."""
+    """`row`, with no loss where its loss is not finite, because registries refuse such a loss."""
     if row.loss is None or math.isfinite(row.loss):
         return row
     return replace(row, loss=None)

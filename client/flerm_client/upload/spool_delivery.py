@@ -86,7 +86,7 @@ class SpoolDelivery:
         self._written_progress = DeliveryProgress()
 
     def advance(self) -> bool:
-        """Sends the next batch, if there is one; whether there may be more right now.
+        """Sends the next batch, if there is one. Returns whether the file may hold more rows now.
 
         Raises `Unreachable` and other transient errors, after which it may be called again.
         Permanent refusals are not raised: see `quarantined`.
@@ -256,8 +256,8 @@ def is_abandoned_empty(path: Path) -> bool:
 def can_take_over(path: Path) -> tuple[bool, str]:
     """Whether another process than its owner may deliver `path`, and if not, why.
 
-    It may when the owner is known to have ended, or when the file holds the end of the attempt:
-    then a second delivery does no harm.
+    It may when the owner is known to have ended. It also may when the file holds the end of the
+    attempt, because a second delivery of a whole file changes nothing.
     """
     try:
         frames = iter(SpoolReader(path))

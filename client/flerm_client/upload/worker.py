@@ -4,7 +4,7 @@
 its own, one for each attempt of a recording. All gRPC objects live in this process, and it does not
 import torch. Its standard input and output are one socket: the parent writes a byte when there is
 something new, and the uploader writes one line of JSON when it is done with the parent's file. Its
-standard error is a log file beside the spool file. The token comes by environment.
+standard error is a log file beside the spool file. Its environment holds the token.
 
 The uploader runs while its parent runs and its file has no end. After that it has `--grace` seconds
 to deliver the rest, and ends. What is left stays in the spool for `flerm sync` or the next run. It

@@ -37,9 +37,10 @@ _NEGLIGIBLE = 1e-4
 class LayoutProbe:
     """Fills in the `HookPlan` and the `ParameterOwners` of `contributions`.
 
-    `zero_outputs` are the outputs whose gradient was zero throughout, so that any layout explained
-    it (LoRA's A while B is zero). `uncertain`: whether these are not the same as at the discovery
-    before, so that it is worth to look again once they have gradients.
+    `zero_outputs` are the outputs whose gradient was zero everywhere (LoRA's A while B is zero).
+    Any layout explains such a gradient, so the layout of these outputs stays unknown.
+    `uncertain`: whether there are such outputs, and others than at the discovery before. Another
+    discovery may then find out their layout.
     """
 
     def __init__(self, contributions: ExampleContributions) -> None:
@@ -54,7 +55,9 @@ class LayoutProbe:
     def discover(
         self, batch: Any, update: WeightUpdate, generator: torch.Generator
     ) -> tuple[Tensor, Tensor] | None:
-        """The contributions c [tensors, N] on `batch` and its outputs, once all is found out.
+        """Finds out how every module is observed; then gives c [tensors, N] and the outputs.
+
+        c holds the contribution of each example of `batch` to each tensor's Δφ.
 
         1. Run the forward with hooks, and find the layout of every output (`example_layout`).
         2. Where an output has none, all examples share it, or its module mixes them. Expand it to
@@ -67,7 +70,7 @@ class LayoutProbe:
         Every pass has a forward of its own, from the same random state: a graph that is kept for
         another pass would hold what activation checkpointing recomputed for the last one.
 
-        None where no rank's batch has examples. Raises `EstimatorNotApplicable` with the reason
+        Returns None where no rank's batch has examples. Raises `EstimatorNotApplicable` with the reason
         where examples cannot be told apart, and `MeasurementError` where only some ranks of a
         sharded model have examples.
         """

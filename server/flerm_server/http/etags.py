@@ -48,7 +48,7 @@ def unchanged(request: Request, etag: str | None) -> Response | None:
 
 
 def headers(etag: str | None) -> dict[str, str]:
-    """The headers of an answer with that ETag; an answer without one must not be kept."""
+    """The headers of an answer with this ETag. Browsers may not keep an answer without one."""
     return (
         {"Cache-Control": "no-store"}
         if etag is None

@@ -12,9 +12,9 @@ MAX_COMPARED = 8  # recordings on one page of comparisons
 
 
 def matching_names(names: Sequence[str], pattern: str) -> list[str]:
-    """The parameters to draw one by one: `pattern` itself where it is a name, else what it matches.
+    """The parameters to draw one by one, at most `MAX_TENSORS`, the most that a figure shows.
 
-    pattern: shell style; empty: none. At most `MAX_TENSORS` names, the most that a figure shows.
+    pattern: the name of a parameter, or a shell-style pattern of names; empty: no parameter.
     """
     if pattern in names:
         return [pattern]

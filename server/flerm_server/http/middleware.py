@@ -170,9 +170,9 @@ class _LimitedBody:
 
 
 class _BodyRefused(BaseException):
-    """A body that is not read further.
+    """Raised where the rest of a request's body will not be read.
 
-    No `Exception`: no handler between here and `LimitBody` may turn it into an answer of its own.
+    It is no `Exception`, so that no handler below `LimitBody` catches it and answers in its own way.
     """
 
     def __init__(self, answer: Response) -> None:

@@ -29,7 +29,7 @@ _WILDCARDS = {"*/*": JSON, "application/*": JSON, "text/*": CSV}
 
 
 def choose(word: str | None, accept: str) -> str:
-    """The media type of the answer: what `format=word` says, else what the client likes best.
+    """The media type of the answer: that of `format=word`, else the one that the client prefers.
 
     accept: the Accept header; empty: JSON. Raises `NotAcceptable` where no format fits.
     """

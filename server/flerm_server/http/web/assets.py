@@ -38,7 +38,7 @@ class Asset:
 
     @classmethod
     def of(cls, file: Path) -> Asset:
-        """Reads the file once, for its version."""
+        """The asset of `file`. Reads the file, because the version is computed from its content."""
         return cls(file, hashlib.sha256(file.read_bytes()).hexdigest()[:16])
 
     def gzipped(self) -> bytes:

@@ -161,7 +161,7 @@ def form(
 async def posted(
     store: StoreDep, pages: PagesDep, address: PublicAddressDep, request: Request
 ) -> HTMLResponse:
-    """The same, filled in from a form: an address has no room for a long model."""
+    """The matcher's page, filled in from a posted form, because addresses are too short for models."""
     body = b""
     async for part in request.stream():
         body += part

@@ -97,7 +97,7 @@ def time(value: datetime) -> str:
 
 
 def path(name: str) -> str:
-    """A name as a part of an address; the slash of team/name stays."""
+    """A name, escaped as a part of an address. The slash of team/name is kept."""
     return quote(name, safe="/")
 
 
