@@ -130,6 +130,8 @@ class FSLRMeter:
         self.measuring = True
         try:
             with ExitStack() as stack:
+                # Compiled code does not see hooks that were added after it was compiled.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
                 stack.enter_context(preserve_model_state(self.model.module))
                 stack.enter_context(mean_reduction(self.model.module))
                 stack.enter_context(self.randomness.active())

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
+from flerm_client.training.autocast_listener import AutocastListener
 from flerm_client.training.match_report import warn_unmatched
 from flerm_client.training.measured_model import (
     make_measured_model,
@@ -29,7 +29,7 @@ from flerm_client.training.run_metadata import RunMetadata, parameter_list
 from flerm_client.training.run_options import RunOptions
 from flerm_client.training.signal_deferral import SignalDeferral
 from flerm_client.training.step_schedule import StepSchedule, check_settings
-from flerm_client.training.step_wrapper import CopySafeHook, StepWrapper
+from flerm_client.training.step_wrapper import StepWrapper
 from flerm_client.training.target_schedule import TargetSchedule
 from flerm_client.training.weight_decay import is_independent
 from flerm_client.upload.reporter import check_reporting
@@ -152,10 +152,11 @@ class TrainingSession:
             StepWrapper(each, partial(self._around_step, index))
             for index, each in enumerate(self.optimizers)
         ]
-        self._forward_hooks = [
-            each.register_forward_pre_hook(CopySafeHook(self._see_forward))
-            for each in modules_that_show_autocast(self.options.model, self.measured_model)
-        ]
+        self._autocast = AutocastListener(
+            modules_that_show_autocast(self.options.model, self.measured_model),
+            self.measured_model.device.type,
+            self._hear_autocast,
+        )
         _live_sessions.add(self)
 
     def end(self, status: str, timeout: float = 10.0) -> None:
@@ -169,8 +170,7 @@ class TrainingSession:
         _live_sessions.discard(self)
         for wrapper in self._wrappers:
             wrapper.detach()
-        for hook in self._forward_hooks:
-            hook.remove()
+        self._autocast.detach()
         self._update = None
         self.probe.close()
         self.run_log.finish(status, timeout)
@@ -301,11 +301,9 @@ class TrainingSession:
         tokens = self.ranks.broadcast_object(self.run_log.pending_tokens) if by_tokens else None
         return schedule.base_step(self.steps + 1, tokens)
 
-    def _see_forward(self, module: nn.Module, args: Any) -> None:
-        # The optimiser steps outside the user's autocast region, so the region of the training's
-        # forward is noted here and opened for the probe's forward.
-        if self._due(self.steps + 1) and not self.meter.measuring:
-            self.meter.autocast = AutocastContext.current(self.measured_model.device.type)
+    def _hear_autocast(self, context: AutocastContext) -> None:
+        if not self.meter.measuring:
+            self.meter.autocast = context
 
     # One measurement
 
