@@ -180,11 +180,14 @@ class Trajectory:
         tokens: Reading | None = None,
         fraction: Reading | None = None,
     ) -> float:
-        """The step of this run at a position given by one of three clocks; by none of them: the
-        first row's step.
+        """The step of this run at a position, which at most one of the arguments gives.
 
-        step: the step itself. tokens: tokens seen by then. fraction: of the last row's step, in [0,
-        1]; a trajectory does not know where its run ended. Raises as `Targets.step_at` does, and
+        step: the step itself.
+        tokens: the number of tokens that the run had seen at the position.
+        fraction: the position as a part of the last row's step, in [0, 1]. (A trajectory does not
+            know at which step its run ended.)
+
+        Without an argument it is the first row's step. Raises as `Targets.step_at` does, and
         `NotFound` where there are no rows.
         """
         if not len(self):

@@ -41,9 +41,8 @@ def as_table(trajectory: Trajectory) -> str:
         ]
         if columns:
             medians = [_median(trajectory, at, columns) for at in (0, -1)]
-            rows.append(
-                f"<tr><td>{text(band)}</td><td>{len(columns)}</td><td>{medians[0]}</td><td>{medians[1]}</td></tr>"
-            )
+            cells = [text(band), len(columns), *medians]
+            rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     table = f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
     return f"<p>{text(repr(trajectory))}</p>{table}"
 

@@ -47,7 +47,7 @@ class RandomState:
     def from_state_dict(cls, state: dict[str, Any]) -> RandomState:
         """The state that `state_dict` gave.
 
-        Where the number of accelerators has changed since, theirs is left out.
+        Where the number of accelerators has changed since, the states of theirs are left out.
         """
         self = cls.__new__(cls)
         python = state["python"]

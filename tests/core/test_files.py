@@ -19,7 +19,7 @@ def test_the_file_holds_what_was_written_and_nothing_is_beside_it(tmp_path: Path
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_until_the_block_ends_the_old_content_is_there(tmp_path: Path) -> None:
+def test_a_file_has_its_old_content_until_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "file"
     atomic_write(target, "old")
     with atomic_path(target) as partial:

@@ -73,7 +73,9 @@ def test_matrices_are_known_by_the_names_of_their_models(name: str, band: str) -
         ("mystery.weight", (8, 8), "", "other"),
     ],
 )
-def test_vectors_and_module_kinds(name: str, shape: tuple[int, ...], kind: str, band: str) -> None:
+def test_vectors_are_known_by_their_names_and_by_the_class_of_their_module(
+    name: str, shape: tuple[int, ...], kind: str, band: str
+) -> None:
     assert band_of(name, shape, kind) == band
 
 
@@ -114,12 +116,12 @@ def test_a_tied_decoder_has_no_readout() -> None:
     assert bands_of(names, [(9, 4), (4, 12), (16, 4)]) == ["embedding", "query/key", "feed-forward"]
 
 
-def test_a_role_has_the_band_of_its_tensors() -> None:
+def test_a_depth_group_has_the_band_of_its_tensors() -> None:
     names = ["first.weight", "blocks.0.weight", "blocks.1.weight", "last.weight", "blocks.*.weight"]
     assert bands_of(names, [(4, 2), (4, 4), (4, 4), (2, 4), ()])[-1] == "feed-forward"
 
 
-def test_the_user_has_the_last_word() -> None:
+def test_overrides_come_before_what_names_say() -> None:
     names, shapes = ["a.weight", "b.weight", "c.weight"], [(2, 2)] * 3
     assert bands_of(names, shapes, overrides={"b.*": "norm", "*": "other"}) == [
         "other",

@@ -149,7 +149,7 @@ def test_blocks_of_layers_in_nested_sequentials_are_counted_and_their_layers_are
     assert list(depth_groups(nested, block_axes(nested, shapes))) == ["*.0.weight", "*.1.weight"]
 
 
-def test_a_role_stands_for_several_tensors() -> None:
+def test_a_depth_group_stands_for_several_tensors() -> None:
     model = ["embed.weight", *names("layers.{}.attn.q", 2), "layers.0.only"]
     assert depth_groups(model, ["layers.*"]) == {
         "layers.*.attn.q": ["layers.0.attn.q", "layers.1.attn.q"]
@@ -160,7 +160,7 @@ def test_a_role_stands_for_several_tensors() -> None:
     ]
 
 
-def test_several_axes_have_a_role_for_each_choice_among_them() -> None:
+def test_several_axes_have_a_depth_group_for_each_choice_among_them() -> None:
     model = names("layers.{}.experts.{}.w", 2, 3)
     roles = depth_groups(model, ["layers.*", "layers.*.experts.*"])
     assert roles["layers.*.experts.*.w"] == model

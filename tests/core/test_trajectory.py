@@ -32,7 +32,7 @@ def two() -> Trajectory:
     )
 
 
-def test_it_says_what_it_is() -> None:
+def test_the_repr_says_how_many_rows_and_parameters_there_are() -> None:
     trajectory = two()
     assert repr(trajectory) == "Trajectory(2 parameters, 3 rows, steps 1 to 21)"
     assert len(trajectory) == 3
@@ -103,7 +103,7 @@ def test_between_measurements_the_logarithm_is_linear_in_the_step() -> None:
     assert trajectory.at(26)["w"] == pytest.approx(2**0.5, rel=1e-12)
 
 
-def test_it_is_held_outside_the_measurements() -> None:
+def test_outside_the_measured_steps_the_nearest_row_is_read() -> None:
     trajectory = one([3.0, 5.0], [10, 20])
     assert trajectory.at(0) == {"w": 3.0}
     assert trajectory.at(20) == {"w": 5.0}
@@ -210,7 +210,7 @@ values = hnp.arrays(
 
 
 @given(values, st.data())
-def test_files_keep_everything(
+def test_a_saved_trajectory_is_loaded_with_all_its_content(
     tmp_path_factory: pytest.TempPathFactory, values: np.ndarray, data: st.DataObject
 ) -> None:
     values[data.draw(hnp.arrays(np.bool_, values.shape))] = np.nan

@@ -28,14 +28,18 @@ def warned_at(call: Callable[[], None]) -> str:
     return caught[0].filename
 
 
-def test_the_line_that_calls_us() -> None:
+def test_a_warning_names_the_line_that_calls_flerm() -> None:
     assert warned_at(lambda: warn("look here")) == __file__
 
 
-def test_a_line_of_a_package_that_is_not_registered(trainer: Callable[[], None]) -> None:
+def test_a_warning_names_the_line_of_a_package_that_is_not_registered(
+    trainer: Callable[[], None],
+) -> None:
     assert warned_at(lambda: trainer()) == FRAMEWORK
 
 
-def test_the_line_that_calls_a_registered_package(trainer: Callable[[], None]) -> None:
+def test_a_warning_names_the_line_that_calls_a_registered_package(
+    trainer: Callable[[], None],
+) -> None:
     register_caller_package("a_framework")
     assert warned_at(lambda: trainer()) == __file__

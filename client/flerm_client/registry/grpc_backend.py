@@ -38,7 +38,7 @@ class GrpcBackend(RegistryBackend):
         self._calls.close()
 
     def info(self) -> RegistryInfo:
-        """ServerInfo."""
+        """Calls ServerInfo."""
         answer = self._calls.unary("ServerInfo", pb.ServerInfoRequest())
         return RegistryInfo(
             version=answer.version,
@@ -50,22 +50,22 @@ class GrpcBackend(RegistryBackend):
         )
 
     def register_family(self, name: str, description: str, blocks: Sequence[str]) -> Family:
-        """RegisterFamily."""
+        """Calls RegisterFamily."""
         request = pb.RegisterFamilyRequest(name=name, description=description, blocks=blocks)
         return recording_messages.family_from_proto(self._calls.unary("RegisterFamily", request))
 
     def families(self, prefix: str = "") -> Iterator[Family]:
-        """ListFamilies, page by page."""
+        """Calls ListFamilies, page by page."""
         for page in self._calls.pages("ListFamilies", pb.ListFamiliesRequest(prefix=prefix)):
             yield from map(recording_messages.family_from_proto, page.families)
 
     def rename_family(self, name: str, new_name: str) -> Family:
-        """RenameFamily."""
+        """Calls RenameFamily."""
         request = pb.RenameFamilyRequest(name=name, new_name=new_name)
         return recording_messages.family_from_proto(self._calls.unary("RenameFamily", request))
 
     def start(self, spec: RecordingSpec, attempt: Attempt | None) -> None:
-        """StartRecording."""
+        """Calls StartRecording."""
         if attempt is None:
             request = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(spec))
             self._calls.unary("StartRecording", request)
@@ -75,7 +75,7 @@ class GrpcBackend(RegistryBackend):
         self._attempts[spec.id] = self._calls.unary("StartRecording", request).attempt
 
     def append(self, recording_id: str, rows: Sequence[Measurement]) -> None:
-        """Append, in requests of bounded size."""
+        """Calls Append, in requests of bounded size."""
         batch: list[pb.Measurement] = []
         size = 0
         for message in map(recording_messages.measurement_to_proto, rows):
@@ -96,7 +96,7 @@ class GrpcBackend(RegistryBackend):
         )
 
     def finish(self, recording_id: str, ending: Ending) -> Recording:
-        """FinishRecording."""
+        """Calls FinishRecording."""
         attempt = self._attempts.get(recording_id, 0)
         request = recording_messages.ending_to_proto(
             ending, recording_id=recording_id, attempt=attempt
@@ -106,23 +106,23 @@ class GrpcBackend(RegistryBackend):
         )
 
     def tag(self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str]) -> Recording:
-        """TagRecording."""
+        """Calls TagRecording."""
         request = pb.TagRecordingRequest(recording_id=recording_id, set=tags, remove=remove)
         return recording_messages.recording_from_proto(self._calls.unary("TagRecording", request))
 
     def delete(self, recording_id: str) -> int:
-        """DeleteRecording."""
+        """Calls DeleteRecording."""
         request = pb.DeleteRecordingRequest(recording_id=recording_id)
         return int(self._calls.unary("DeleteRecording", request).rows)
 
     def recordings(self, filters: RecordingFilter) -> Iterator[Recording]:
-        """ListRecordings, page by page."""
+        """Calls ListRecordings, page by page."""
         request = recording_messages.filter_to_proto(filters)
         for page in self._calls.pages("ListRecordings", request):
             yield from map(recording_messages.recording_from_proto, page.recordings)
 
     def recording(self, recording_id: str) -> Recording:
-        """GetRecording."""
+        """Calls GetRecording."""
         request = pb.GetRecordingRequest(recording_id=recording_id)
         return recording_messages.recording_from_proto(self._calls.unary("GetRecording", request))
 
@@ -136,7 +136,7 @@ class GrpcBackend(RegistryBackend):
         max_points: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Trajectory:
-        """GetTrajectory."""
+        """Calls GetTrajectory."""
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id,
             first_step=first_step,
@@ -159,20 +159,20 @@ class GrpcBackend(RegistryBackend):
     def auxiliary(
         self, recording_id: str, first_step: int | None, last_step: int | None
     ) -> AuxiliaryColumns:
-        """GetTrajectory, with `auxiliary` set."""
+        """Calls GetTrajectory, with `auxiliary` set."""
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id, first_step=first_step, last_step=last_step, auxiliary=True
         )
         return query_messages.auxiliary_from_proto(self._calls.stream("GetTrajectory", request))
 
     def targets(self, query: TargetQuery) -> Targets:
-        """GetTargets."""
+        """Calls GetTargets."""
         return query_messages.targets_from_proto(
             self._calls.stream("GetTargets", query_messages.target_query_to_proto(query))
         )
 
     def best(self, query: BestQuery) -> Best:
-        """GetBest."""
+        """Calls GetBest."""
         return query_messages.best_from_proto(
             self._calls.unary("GetBest", query_messages.best_query_to_proto(query))
         )

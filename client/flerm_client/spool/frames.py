@@ -60,7 +60,10 @@ class FrameType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One valid frame. `end`: the file offset after it. `type`: may be one that is unknown here."""
+    """One valid frame.
+
+    `end`: the file offset after the frame. `type`: a `FrameType`, or a number unknown here.
+    """
 
     type: int
     payload: bytes

@@ -193,7 +193,7 @@ class _GroupSplit:
                 ours["weight_decay"] = group["weight_decay"] / m
 
     def sync_to_user(self) -> None:
-        """Copies to the user's group what the step has set in `ours`."""
+        """Copies to the user's group the settings that the step changed in the groups `ours`."""
         before, size = self._before, len(self._group)
         for ours in self.ours:
             if len(ours) != size:

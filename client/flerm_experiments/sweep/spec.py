@@ -71,7 +71,8 @@ class Cell:
     def shares_base_lr(self) -> bool:
         """Whether a learning rate means the same to this cell as to the base.
 
-        Not for equal FSLRs, by which the scale of the rates is another.
+        With targets that are equal for all tensors it means something else, because rates are then
+        on another scale.
         """
         return "targets" not in VARIANTS[self.variant]
 

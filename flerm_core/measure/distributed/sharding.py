@@ -222,7 +222,7 @@ class Sharding:
         return gathered if is_cut else gathered.to_local()
 
     def forward_placements(self, name: str, shard: LocalShard) -> tuple[Placement, ...]:
-        """The placements of what the module of tensor `name` computes with."""
+        """How the tensor `name` is placed on the mesh while its module computes with it."""
         axes = shard.mesh.mesh_dim_names or ("",) * len(shard.placements)
         return tuple(
             Replicate()

@@ -70,9 +70,9 @@ class LayoutProbe:
         Every pass has a forward of its own, from the same random state: a graph that is kept for
         another pass would hold what activation checkpointing recomputed for the last one.
 
-        Returns None where no rank's batch has examples. Raises `EstimatorNotApplicable` with the reason
-        where examples cannot be told apart, and `MeasurementError` where only some ranks of a
-        sharded model have examples.
+        Returns None where no rank's batch has examples. Raises `EstimatorNotApplicable` with the
+        reason where examples cannot be told apart, and `MeasurementError` where only some ranks of
+        a sharded model have examples.
         """
         self._plan.earliest = set()
         random_state = RandomState()

@@ -172,7 +172,7 @@ class _LimitedBody:
 class _BodyRefused(BaseException):
     """Raised where the rest of a request's body will not be read.
 
-    It is no `Exception`, so that no handler below `LimitBody` catches it and answers in its own way.
+    It is no `Exception`, so that no handler below `LimitBody` catches it and answers by itself.
     """
 
     def __init__(self, answer: Response) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,10 +49,10 @@ def answer(
     query: TargetQuery,
     trajectories: dict[str, Trajectory],
     recordings: list[Recording],
-    **more: object,
+    **more: Any,
 ) -> Targets:
     sources = choose_sources(recordings, query)
-    return build_targets(query, sources, lambda found: trajectories[found.spec.id], **more)  # type: ignore[arg-type]
+    return build_targets(query, sources, lambda found: trajectories[found.spec.id], **more)
 
 
 def grid(scales: dict[tuple[float, int], float]) -> tuple[dict[str, Trajectory], list[Recording]]:
@@ -128,7 +129,7 @@ def test_the_spread_of_a_split_target_is_that_of_the_seeds() -> None:
     np.testing.assert_allclose(targets.spread, [[1 / np.sqrt(2)]] * 2, rtol=1e-6)
 
 
-def test_it_is_a_mapping_of_the_first_row() -> None:
+def test_targets_are_a_mapping_of_the_first_row() -> None:
     targets = answer(TargetQuery(family="demo", lr=1e-3), *grid({(1e-3, 0): 1.0}))
     assert list(targets.values()) == [1.0, 2.0, 4.0]
     assert len(targets) == 3
@@ -140,7 +141,7 @@ def test_it_is_a_mapping_of_the_first_row() -> None:
     )
 
 
-def test_it_is_read_by_step_tokens_or_fraction() -> None:
+def test_targets_are_read_by_step_tokens_or_fraction() -> None:
     targets = answer(TargetQuery(family="demo", lr=1e-3), *grid({(1e-3, 0): 1.0}))
     half = np.sqrt(0.5)
     assert targets.at() == dict(targets)
@@ -249,7 +250,7 @@ def test_a_seed_that_was_measured_less_long_does_not_shift_the_moments_of_the_ot
     assert targets.step_at(tokens=2010) == 201
 
 
-def test_one_row_can_be_asked_for() -> None:
+def test_targets_at_a_single_step_can_be_asked_for() -> None:
     targets = answer(TargetQuery(family="demo", lr=1e-3, step=51), *grid({(1e-3, 0): 1.0}))
     assert targets.steps.tolist() == [51]
     assert targets["embed.weight"] == pytest.approx(np.sqrt(0.5))
@@ -323,7 +324,8 @@ def test_rates_outside_the_range_or_unrecorded_are_errors_that_name_what_there_i
     there = [recording(1e-3), recording(4e-3), recording(1e-2, status="running")]
     with pytest.raises(
         NotFound,
-        match=r"lr: 0\.01 lies outside the recorded range 0\.001 to 0\.004 of 'demo' .*there are 1 running",
+        match=r"lr: 0\.01 lies outside the recorded range 0\.001 to 0\.004 of 'demo' "
+        ".*there are 1 running",
     ):
         choose_sources(there, TargetQuery(family="demo", lr=1e-2))
     with pytest.raises(
@@ -346,7 +348,8 @@ def test_a_mixture_of_optimisers_is_refused_until_one_is_named() -> None:
     )
     with pytest.raises(
         Ambiguous,
-        match=r"base recordings of 2 optimisers: Adam\(betas=\[.*SGD\(momentum=0\.9\).*name one by optimizer",
+        match=r"base recordings of 2 optimisers: Adam\(betas=\[.*SGD\(momentum=0\.9\)"
+        ".*name one by optimizer",
     ):
         choose_sources([adam, sgd], TargetQuery(family="demo", lr=1e-3))
     query = TargetQuery(family="demo", lr=1e-3, optimizer="SGD")
@@ -384,7 +387,7 @@ def test_a_mixture_of_estimators_is_refused_until_one_is_named() -> None:
     assert choose_sources([ours, theirs], query) == {1e-3: (theirs,)}
 
 
-def test_tags_choose() -> None:
+def test_tags_choose_the_source_recordings() -> None:
     small, large = (
         recording(1e-3, tags={"width": "32"}),
         recording(1e-3, tags={"width": "64"}, minute=1),
@@ -405,7 +408,8 @@ def test_sources_of_two_models_are_refused() -> None:
     narrow = Trajectory(["embed.weight"], [(8, 4)], [1], [[1.0]])
     with pytest.raises(
         Ambiguous,
-        match=r"are not of one model: 'embed\.weight' is of shape \[8, 4\] in one and \[8, 8\] in another",
+        match=r"are not of one model: 'embed\.weight' is of shape \[8, 4\] in one "
+        r"and \[8, 8\] in another",
     ):
         answer(
             TargetQuery(family="demo", lr=1e-3),

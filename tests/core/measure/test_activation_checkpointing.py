@@ -81,7 +81,7 @@ def test_a_measurement_keeps_what_checkpoints_save() -> None:
     assert max(whole["stays"], checkpointed["stays"]) < 4.0  # of weights there are 6 MiB
 
 
-def test_reentrant_ones_are_measured_by_kronecker() -> None:
+def test_reentrant_checkpoints_are_measured_by_kronecker() -> None:
     with pytest.warns(
         UserWarning,
         match="measuring by kronecker instead of example: .*use_reentrant=True hides the modules",
@@ -91,7 +91,7 @@ def test_reentrant_ones_are_measured_by_kronecker() -> None:
     assert found == pytest.approx(measured(None, "kronecker")[1], rel=1e-12)
 
 
-def test_reentrant_ones_are_refused_where_targets_are_of_example() -> None:
+def test_reentrant_checkpoints_are_refused_where_targets_are_of_example() -> None:
     model = Checkpointed()
     model.reentrant = True
     optimizer = SGD(model.parameters(), 1e-2)
@@ -105,7 +105,7 @@ def test_reentrant_ones_are_refused_where_targets_are_of_example() -> None:
         optimizer.step()
 
 
-def test_hooks_on_accumulated_gradients_do_not_hear_of_it() -> None:
+def test_hooks_on_accumulated_gradients_are_not_called() -> None:
     model: nn.Module = Checkpointed()
     model.reentrant = True
     heard: list[Tensor] = []

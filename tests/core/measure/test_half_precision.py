@@ -96,7 +96,7 @@ def test_what_autocast_rounds_off_is_no_use_that_went_unseen() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_unit_of_many_outputs_is_a_normal_number_exact_in_their_dtype(
+def test_the_scale_of_a_projection_is_a_normal_number_exact_in_the_outputs_dtype(
     dtype: torch.dtype,
 ) -> None:
     unit = projection_scale(torch.zeros((), dtype=dtype).expand(2**20, 2**17))

@@ -16,7 +16,7 @@ from flerm_client import FLeRM
 
 @pytest.mark.parametrize("estimator", ["example", "kronecker", "full", "exact"])
 @pytest.mark.parametrize("name", ["resmlp", "decoder"])
-def test_no_activation_outlives_it(name: str, estimator: str) -> None:
+def test_no_activation_outlives_a_measurement(name: str, estimator: str) -> None:
     model, batches = fresh(name)
     optimizer = Adam(model.parameters(), 1e-2)
     probe = [MODELS[name][1]() for _ in range(4)]

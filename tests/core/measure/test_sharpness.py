@@ -40,7 +40,7 @@ def by_hand(model: nn.Module, loss: Any) -> float:
 
 
 @pytest.mark.parametrize("name", ["resmlp", "convnet"])
-def test_it_is_the_largest_eigenvalue_of_the_explicit_hessian(name: str) -> None:
+def test_sharpness_is_the_largest_eigenvalue_of_the_explicit_hessian(name: str) -> None:
     model, batches = fresh(name)
     model.double()
     loss = loss_of(model(batches[0].double()))
@@ -49,7 +49,7 @@ def test_it_is_the_largest_eigenvalue_of_the_explicit_hessian(name: str) -> None
     )
 
 
-def test_the_largest_not_the_one_of_largest_size() -> None:
+def test_sharpness_is_the_largest_eigenvalue_and_not_the_one_of_largest_size() -> None:
     weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
     loss = (torch.tensor([-5.0, 1.0, 2.0]) * weight.square()).sum() / 2
     assert top_eigenvalue(loss, [weight]) == pytest.approx(2.0, rel=2e-3)
@@ -82,7 +82,7 @@ def run(name: str, registry: str | None, **options: Any) -> tuple[Trace, FLeRM |
 
 @pytest.mark.filterwarnings("ignore:measuring by kronecker")
 @pytest.mark.parametrize("name", MODELS)
-def test_it_leaves_no_trace_and_changes_no_fslr(name: str) -> None:
+def test_sharpness_leaves_no_trace_and_changes_no_fslr(name: str) -> None:
     plain, _ = run(name, None)
     without, before = run(name, None, every=3, warmup=2)
     recorded, flerm = run(name, None, every=3, warmup=2, sharpness=training_loss)

@@ -83,13 +83,13 @@ def test_a_resume_that_adds_or_drops_a_setting_that_is_off_is_the_same_recording
         ({"parameters": ParameterList(("v",), ((2, 2),), ("other",))}, "parameters 'digest "),
     ],
 )
-def test_what_differs_from_the_stored_recording_is_named(
+def test_the_fields_that_differ_from_the_stored_recording_are_named(
     changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(AlreadyExists, match=f"recording {SPEC.id} exists with {sentence}"):
         refuse_other_recording(SPEC, replace(SPEC, **changes))
 
 
-def test_what_belongs_to_one_attempt_may_differ() -> None:
+def test_fields_that_belong_to_one_attempt_may_differ() -> None:
     refuse_other_recording(SPEC, replace(SPEC, world_size=8, versions={"torch": "3"}, tags={}))
     refuse_other_recording(SPEC, replace(SPEC, lr=SPEC.lr * (1 + 1e-12)))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -94,29 +95,78 @@ def test_an_ordinary_specification_passes() -> None:
         ({"seed": 2**63}, "seed: 9223372036854775808 is not allowed; it must be an integer from"),
         ({"role": "main"}, "role: 'main' is not allowed; it must be one of base, scaled"),
         ({"variant": ""}, "variant: '' is not allowed; it must be 1 to 64 of a-z"),
-        ({"optimizer": "A\0"}, "optimizer: 'A\\x00' is not allowed; it must be printable text of 0 to 128 characters"),
-        ({"optimizer_config": {"lr": INF}}, "optimizer_config.lr: inf is not allowed; it must be a finite number"),
-        ({"optimizer_config": {"lr": [1, {"a": NAN}]}}, "optimizer_config.lr[1].a: nan is not allowed"),
-        ({"config": {"n": 2**60}}, "config.n: 1152921504606846976 is not allowed; it must be at most 9007199254740991 in size"),
+        (
+            {"optimizer": "A\0"},
+            "optimizer: 'A\\x00' is not allowed; it must be printable text of 0 to 128 characters",
+        ),
+        (
+            {"optimizer_config": {"lr": INF}},
+            "optimizer_config.lr: inf is not allowed; it must be a finite number",
+        ),
+        (
+            {"optimizer_config": {"lr": [1, {"a": NAN}]}},
+            "optimizer_config.lr[1].a: nan is not allowed",
+        ),
+        (
+            {"config": {"n": 2**60}},
+            "config.n: 1152921504606846976 is not allowed; "
+            "it must be at most 9007199254740991 in size",
+        ),
         ({"config": {"x": object}}, "it must be JSON: null, a boolean"),
         ({"config": {1: 1}}, "a key of config: 1 is not allowed"),
-        ({"config": {"x": ["y" * 1000] * 70}}, "bytes of JSON' is not allowed; it must be at most 65536"),
-        ({"estimator": EstimatorSettings(name="guess")}, "estimator.name: 'guess' is not allowed; it must be one of example"),
-        ({"estimator": EstimatorSettings(every=-1)}, "estimator.every: -1 is not allowed; it must be an integer from 0"),
+        (
+            {"config": {"x": ["y" * 1000] * 70}},
+            "bytes of JSON' is not allowed; it must be at most 65536",
+        ),
+        (
+            {"estimator": EstimatorSettings(name="guess")},
+            "estimator.name: 'guess' is not allowed; it must be one of example",
+        ),
+        (
+            {"estimator": EstimatorSettings(every=-1)},
+            "estimator.every: -1 is not allowed; it must be an integer from 0",
+        ),
         ({"tags": {"a": "b\n"}}, "tags.a: 'b\\n' is not allowed"),
-        ({"tags": {str(at): "" for at in range(65)}}, "tags: 65 entries are not allowed; it must be at most 64"),
+        (
+            {"tags": {str(at): "" for at in range(65)}},
+            "tags: 65 entries are not allowed; it must be at most 64",
+        ),
         ({"world_size": 0}, "world_size: 0 is not allowed"),
         ({"targets_sources": ("x",)}, "targets_sources: 'x' is not allowed"),
-        ({"parameters": ParameterList((), (), ())}, "parameters.names: [] is not allowed; it must be at least one name"),
-        ({"parameters": ParameterList(("a",) * 2, ((),) * 2, ("bias",) * 2)}, "'a' is not allowed; it must be there only once"),
-        ({"parameters": ParameterList(("",), ((),), ("bias",))}, "parameters.names: '' is not allowed"),
-        ({"parameters": ParameterList(("a" * 513,), ((),), ("bias",))}, "printable text of 1 to 512 characters"),
-        ({"parameters": ParameterList(("a",), ((-1,),), ("bias",))}, "shape of a: -1 is not allowed"),
-        ({"parameters": ParameterList(("a",), ((1,) * 17,), ("bias",))}, "of at most 16 dimensions"),
-        ({"parameters": ParameterList(("a",), ((),), ("blue",))}, "band of a: 'blue' is not allowed; it must be one of input"),
-        ({"parameters": ParameterList(("a", "b"), ((),), ("bias", "bias"))}, "one shape for each of the 2 names"),
+        (
+            {"parameters": ParameterList((), (), ())},
+            "parameters.names: [] is not allowed; it must be at least one name",
+        ),
+        (
+            {"parameters": ParameterList(("a",) * 2, ((),) * 2, ("bias",) * 2)},
+            "'a' is not allowed; it must be there only once",
+        ),
+        (
+            {"parameters": ParameterList(("",), ((),), ("bias",))},
+            "parameters.names: '' is not allowed",
+        ),
+        (
+            {"parameters": ParameterList(("a" * 513,), ((),), ("bias",))},
+            "printable text of 1 to 512 characters",
+        ),
+        (
+            {"parameters": ParameterList(("a",), ((-1,),), ("bias",))},
+            "shape of a: -1 is not allowed",
+        ),
+        (
+            {"parameters": ParameterList(("a",), ((1,) * 17,), ("bias",))},
+            "of at most 16 dimensions",
+        ),
+        (
+            {"parameters": ParameterList(("a",), ((),), ("blue",))},
+            "band of a: 'blue' is not allowed; it must be one of input",
+        ),
+        (
+            {"parameters": ParameterList(("a", "b"), ((),), ("bias", "bias"))},
+            "one shape for each of the 2 names",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_specification_that_is_wrong_somewhere_is_refused(
     change: dict[str, object], sentence: str
 ) -> None:
@@ -144,9 +194,9 @@ class WiderSpec(RecordingSpec):
 def test_a_new_field_is_checked_by_its_type_where_it_has_no_rule_of_its_own(
     change: dict[str, object], sentence: str
 ) -> None:
-    known = {each.name: getattr(SPEC, each.name) for each in fields(SPEC)}
+    known: dict[str, Any] = {each.name: getattr(SPEC, each.name) for each in fields(SPEC)}
     validation.validate_spec(WiderSpec(**known))
-    refused(sentence, validation.validate_spec, WiderSpec(**known | change))  # type: ignore[arg-type]
+    refused(sentence, validation.validate_spec, WiderSpec(**known | change))
 
 
 def test_a_new_field_of_another_type_needs_a_rule() -> None:
@@ -159,7 +209,7 @@ def test_a_new_field_of_another_type_needs_a_rule() -> None:
         validation.validate_spec(WithMachines(**known))
 
 
-def test_endless_nesting_is_refused() -> None:
+def test_a_configuration_that_contains_itself_is_refused() -> None:
     nested: dict[str, object] = {}
     nested["again"] = nested
     refused("nested at most 16 levels deep", validation.validate_spec, replace(SPEC, config=nested))
@@ -186,20 +236,52 @@ QUERY = TargetQuery(family="demo", lr=1e-3)
     ("call", "question", "sentence"),
     [
         (validation.validate_query, replace(QUERY, lr=-1.0), "lr: -1.0"),
-        (validation.validate_query, replace(QUERY, policy="guess"), "policy: 'guess' is not allowed; it must be one of exact"),
-        (validation.validate_query, replace(QUERY, depth="guess"), "depth: 'guess' is not allowed; it must be one of split, coherent, root"),
+        (
+            validation.validate_query,
+            replace(QUERY, policy="guess"),
+            "policy: 'guess' is not allowed; it must be one of exact",
+        ),
+        (
+            validation.validate_query,
+            replace(QUERY, depth="guess"),
+            "depth: 'guess' is not allowed; it must be one of split, coherent, root",
+        ),
         (validation.validate_query, replace(QUERY, names=("a", "")), "names: '' is not allowed"),
-        (validation.validate_query, replace(QUERY, names=("a", "b"), shapes=((),)), "it must be none, or 2"),
-        (validation.validate_query, replace(QUERY, blocks=("a.*.b",)), "blocks: 'a.*.b' is not an axis"),
+        (
+            validation.validate_query,
+            replace(QUERY, names=("a", "b"), shapes=((),)),
+            "it must be none, or 2",
+        ),
+        (
+            validation.validate_query,
+            replace(QUERY, blocks=("a.*.b",)),
+            "blocks: 'a.*.b' is not an axis",
+        ),
         (validation.validate_query, replace(QUERY, step=-1), "step: -1"),
         (validation.validate_best_query, BestQuery(family="demo", role="x"), "role: 'x'"),
-        (validation.validate_trajectory_query, TrajectoryQuery(recording_id="x"), "recording_id: 'x'"),
-        (validation.validate_trajectory_query, TrajectoryQuery(recording_id=UUID, max_points=-1), "max_points: -1"),
-        (validation.validate_filter, RecordingFilter(status="done"), "status: 'done' is not allowed; it must be one of running"),
+        (
+            validation.validate_trajectory_query,
+            TrajectoryQuery(recording_id="x"),
+            "recording_id: 'x'",
+        ),
+        (
+            validation.validate_trajectory_query,
+            TrajectoryQuery(recording_id=UUID, max_points=-1),
+            "max_points: -1",
+        ),
+        (
+            validation.validate_filter,
+            RecordingFilter(status="done"),
+            "status: 'done' is not allowed; it must be one of running",
+        ),
         (validation.validate_filter, RecordingFilter(lr_min=NAN), "lr_min: nan"),
-        (validation.validate_page_size, 1001, "page_size: 1001 is not allowed; it must be an integer from 0 to 1000"),
+        (
+            validation.validate_page_size,
+            1001,
+            "page_size: 1001 is not allowed; it must be an integer from 0 to 1000",
+        ),
     ],
-)  # fmt: skip
+)
 def test_questions_that_are_wrong_somewhere_are_refused(
     call: Callable[..., None], question: object, sentence: str
 ) -> None:

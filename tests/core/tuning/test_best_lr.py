@@ -52,7 +52,7 @@ def test_one_seed_has_no_spread() -> None:
     assert math.isnan(best.points[0].spread)
 
 
-def test_at_the_edge_of_the_range_it_goes_on_outwards() -> None:
+def test_at_an_end_of_the_recorded_range_the_next_rate_lies_outside() -> None:
     assert best_rate("demo", bowl(-3, -9, -8, -7)).next_lr == 2.0**-6
     assert "highest recorded" in best_rate("demo", bowl(-3, -9, -8, -7)).advice
     assert best_rate("demo", bowl(-20, -9, -8, -7)).next_lr == 2.0**-10
@@ -60,7 +60,7 @@ def test_at_the_edge_of_the_range_it_goes_on_outwards() -> None:
     assert best_rate("demo", bowl(-8, -8)).next_lr == 2.0**-7
 
 
-def test_in_a_coarse_grid_it_tries_between_the_best_and_its_neighbour() -> None:
+def test_in_a_coarse_grid_the_next_rate_lies_between_the_best_and_its_neighbour() -> None:
     assert best_rate("demo", bowl(-7.5, -11, -8, -5)).next_lr == pytest.approx(2.0**-6.5)
     assert best_rate("demo", bowl(-8.5, -11, -8, -5)).next_lr == pytest.approx(2.0**-9.5)
 
@@ -70,7 +70,8 @@ def test_in_a_fine_grid_the_optimum_is_the_answer() -> None:
     assert best.next_lr == best.optimum == pytest.approx(2.0**-8.3)
     assert (
         best.advice
-        == "Use 0.00317: the optimum lies between recorded rates no more than an octave apart (best: 0.00391)."
+        == "Use 0.00317: the optimum lies between recorded rates no more than an octave apart "
+        "(best: 0.00391)."
     )
 
 

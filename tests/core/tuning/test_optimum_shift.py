@@ -24,12 +24,12 @@ def test_the_shift_is_between_the_parabolas_vertices() -> None:
     assert math.isnan(found.high)
 
 
-def test_seeds_that_agree_leave_no_doubt() -> None:
+def test_seeds_that_agree_give_an_interval_of_width_0() -> None:
     found = shift([*bowl(1.2), *bowl(1.2, 1)], [*bowl(-0.3), *bowl(-0.3, 1)])
     assert (found.octaves, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5), abs=1e-9)
 
 
-def test_the_interval_spans_what_resampled_seeds_say() -> None:
+def test_the_interval_spans_the_shifts_of_resampled_seeds() -> None:
     runs = [run for seed, optimum in enumerate((-0.4, 0.0, 0.4)) for run in bowl(optimum, seed)]
     found = shift(runs, [*bowl(0.0), *bowl(0.0, 1)])
     assert found.octaves == pytest.approx(0, abs=1e-9)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,8 @@ from flerm_experiments.workloads.train_loop import Job, Result, train
 STEPS = 20
 
 
-def job(**fields: object) -> Job:
-    return Job(**{"workload": "resmlp", "lr": 4e-3, "steps": STEPS, "every": None, **fields})  # type: ignore[arg-type]
+def job(**fields: Any) -> Job:
+    return Job(**{"workload": "resmlp", "lr": 4e-3, "steps": STEPS, "every": None, **fields})
 
 
 def torchrun(*arguments: str, registry: str = "") -> subprocess.CompletedProcess[str]:

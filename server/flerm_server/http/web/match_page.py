@@ -161,7 +161,7 @@ def form(
 async def posted(
     store: StoreDep, pages: PagesDep, address: PublicAddressDep, request: Request
 ) -> HTMLResponse:
-    """The matcher's page, filled in from a posted form, because addresses are too short for models."""
+    """The matcher's page, filled in from a posted form: a model is too long for an address."""
     body = b""
     async for part in request.stream():
         body += part

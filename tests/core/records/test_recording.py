@@ -29,7 +29,7 @@ ARRIVED = st.permutations(IDS).flatmap(
 
 
 @given(ARRIVED)
-def test_none_comes_before_the_one_that_it_resumed_from(arrived: tuple[Attempt, ...]) -> None:
+def test_no_attempt_comes_before_the_one_that_it_resumed_from(arrived: tuple[Attempt, ...]) -> None:
     ordered = in_order(arrived)
     assert sorted(each.id for each in ordered) == list(IDS)
     by_id = {each.id: each for each in arrived}
@@ -51,14 +51,14 @@ def test_none_comes_before_the_one_that_it_resumed_from(arrived: tuple[Attempt, 
 
 
 @given(ARRIVED)
-def test_otherwise_they_come_as_they_began_and_then_as_they_arrived(
+def test_attempts_are_ordered_by_their_start_and_then_by_their_arrival(
     arrived: tuple[Attempt, ...],
 ) -> None:
     plain = [Attempt(id=each.id, started_at=each.started_at) for each in arrived]
     assert in_order(plain) == sorted(plain, key=lambda each: each.started_at)
 
 
-def test_the_calendar_s_last_moment_has_successors_too() -> None:
+def test_an_attempt_may_resume_one_that_began_at_the_last_moment_of_the_calendar() -> None:
     last = datetime.max.replace(tzinfo=UTC)
     first = Attempt(id="a", started_at=last)
     assert in_order([Attempt(id="b", started_at=NOON, after="a"), first])[0] == first
