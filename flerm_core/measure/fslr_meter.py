@@ -200,15 +200,14 @@ class FSLRMeter:
             if self.ranks.lockstep and not isinstance(error, EstimatorNotApplicable):
                 raise
         inapplicable = isinstance(problem, EstimatorNotApplicable)
-        flags = [float(inapplicable), float(self.estimator.discovery_uncertain)]
-        failed, uncertain = self.ranks.sum(torch.tensor(flags, device=self.model.device)).tolist()
-        if failed:
+        flag = torch.tensor([float(inapplicable)], device=self.model.device)
+        if self.ranks.sum(flag).item():
             self._take_fallback(
                 str(problem) if inapplicable else "it does not apply on another rank"
             )
             random_state.restore()
             return self._draw(batch, update, index)
-        self.estimator.end_discovery(uncertain=bool(uncertain))
+        self.estimator.end_discovery()
         if problem is not None:
             raise problem
         assert found is not None

@@ -22,11 +22,20 @@ class Layout:
     """Where the rows of example n are in a tensor of N examples.
 
     "axis": along dimension `axis`, which counts the examples. "major": rows n·k … n·k+k−1 of
-    dimension 0, k for each example. "minor": rows n, n+N, n+2N, … of dimension 0.
+    dimension 0, k for each example. "minor": rows n, n+N, n+2N, … of dimension 0. "single": there
+    is one example, so that all rows are its own. That says nothing about several examples.
     """
 
-    kind: Literal["axis", "major", "minor"]
+    kind: Literal["axis", "major", "minor", "single"]
     axis: int = 0
+
+    def fits(self, shape: torch.Size, n_examples: int) -> bool:
+        """Whether a tensor of `shape` can hold the rows of N examples in this way."""
+        if self.kind == "single" or n_examples == 1:
+            return n_examples == 1
+        if self.kind == "axis":
+            return self.axis < len(shape) and shape[self.axis] == n_examples
+        return len(shape) > 0 and shape[0] % n_examples == 0
 
     def sum_by_example(self, values: Tensor, n_examples: int) -> Tensor:
         """`values` summed over everything but the examples: [n_examples].
@@ -36,6 +45,8 @@ class Layout:
         if n_examples == 0:
             return values.new_zeros(0)
         axis = self.axis
+        if n_examples == 1:
+            return values.sum().reshape(1)
         if self.kind == "major":
             values, axis = values.reshape(n_examples, -1), 0
         elif self.kind == "minor":
@@ -66,11 +77,23 @@ def random_half(n_examples: int, generator: torch.Generator) -> Tensor:
 def find_layout(gradient: Tensor, chosen: Tensor) -> Layout | None:
     """The layout of an activation, from its gradient under an ω that is zero outside `chosen`.
 
-    None where no layout explains the zeros. Any layout explains a gradient that is zero throughout.
+    None where no layout explains the zeros. Of several that do, the one that gives most examples of
+    `chosen` a gradient: where only one position of a sequence has one, its number may lie in
+    `chosen` by chance. Any layout explains a gradient that is zero throughout. NaN tells nothing.
     """
     n_examples = len(chosen)
-    nonzero = (gradient != 0).to(torch.float32)
+    if n_examples == 1:
+        return Layout("single")
+    nonzero = has_gradient(gradient).to(torch.float32)
+    found, most = None, -1
     for layout in possible_layouts(gradient.shape, n_examples):
-        if not layout.sum_by_example(nonzero, n_examples)[~chosen].any():
-            return layout
-    return None
+        of_examples = layout.sum_by_example(nonzero, n_examples) > 0
+        reached = int(of_examples.sum())
+        if reached > most and not of_examples[~chosen].any():
+            found, most = layout, reached
+    return found
+
+
+def has_gradient(gradient: Tensor) -> Tensor:
+    """Where a gradient is neither zero nor NaN: bool, shaped like it."""
+    return (gradient != 0) & ~gradient.isnan()

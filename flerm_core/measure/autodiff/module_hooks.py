@@ -5,7 +5,7 @@ Neither outputs nor inputs are held longer than training holds them (`saved_inpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +40,9 @@ class ModuleHooks:
         new or unit dimension 0, one row per example. Whoever broadcasts it computes the same
         values, but each example has a gradient of its own.
     n_examples: how many rows the outputs of `shared` get.
-    earliest: what `find_earliest` gave for an earlier forward; empty where there was none.
+
+    `edges` are the observed outputs in the order of the forward, and `shapes` their shapes.
+    `known_earliest`: the last order of outputs that was seen, and what `find_earliest` gave for it.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class ModuleHooks:
         modules: Collection[nn.Module],
         shared: Collection[nn.Module] = (),
         n_examples: int = 0,
-        earliest: Collection[ModuleOutput] = (),
+        known_earliest: KnownEarliest | None = None,
     ) -> None:
         self._modules = modules
         self._shared = shared
@@ -58,7 +60,8 @@ class ModuleHooks:
         self._forward_running = False
         self._sink = _GradientSink()
         self.edges: dict[ModuleOutput, GradientEdge] = {}
-        self.earliest = earliest
+        self.shapes: dict[ModuleOutput, torch.Size] = {}
+        self.known_earliest = known_earliest or KnownEarliest()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -80,17 +83,27 @@ class ModuleHooks:
             for handle in handles:
                 handle.remove()
 
-    def backward(self, outputs: Tensor, direction: Tensor, on_gradient: OnGradient) -> None:
+    def backward(
+        self,
+        outputs: Tensor,
+        direction: Tensor,
+        on_gradient: OnGradient,
+        tensors: Sequence[Tensor] = (),
+    ) -> list[Tensor | None]:
         """Sends `direction` = ∂φ/∂f back through the graph, once.
 
         `on_gradient` is called with each observed output, its call and its gradient, as the pass
-        reaches it.
+        reaches it. Returns the gradients of `tensors`; None for one that φ does not depend on.
         """
-        if not self.edges:
-            return
+        if not self.edges and not tensors:
+            return []
         # Autograd keeps the gradients of the edges that it is asked for until the pass ends, and
         # frees all others at once. The pass reaches all edges on the way to the earliest ones.
-        earliest = self.earliest or self.find_earliest()
+        # What ran, and in which order, may differ from the forward before (layer drop).
+        known = self.known_earliest
+        if known.order != tuple(self.edges):
+            known.order, known.earliest = tuple(self.edges), tuple(self.find_earliest())
+        wanted = [self.edges[each] for each in known.earliest]
         # Checkpointed modules run again in this pass, and must save the same tensors as before.
         handles = [
             module.register_forward_hook(self._after_recomputation, with_kwargs=True, prepend=True)
@@ -98,9 +111,9 @@ class ModuleHooks:
         ]
         self._sink.on_gradient = on_gradient
         try:
-            torch.autograd.grad(
-                outputs, [self.edges[each] for each in earliest], direction, allow_unused=True
-            )
+            inputs: Sequence[Any] = [*wanted, *tensors]  # tensors and edges may be mixed
+            gradients = torch.autograd.grad(outputs, inputs, direction, allow_unused=True)
+            return list(gradients[len(wanted) :])
         finally:
             self._sink.on_gradient = None
             for handle in handles:
@@ -142,6 +155,7 @@ class ModuleHooks:
             if output.requires_grad:
                 observed = ModuleOutput(module, number, index)
                 self.edges[observed] = get_gradient_edge(output)
+                self.shapes[observed] = output.shape
                 inputs = SavedInputs(args, kwargs)
                 output.register_hook(_gradient_hook(self._sink, observed, call, inputs))
         return result if is_shared else None
@@ -160,6 +174,14 @@ class ModuleHooks:
     def _expand_to_examples(self, output: Tensor) -> Tensor:
         rows = output if output.shape[0] == 1 else output.unsqueeze(0)
         return rows.expand(self._n_examples, *rows.shape[1:])
+
+
+@dataclass(slots=True)
+class KnownEarliest:
+    """The outputs that depend on no other observed output, for one `order` of the outputs."""
+
+    order: tuple[ModuleOutput, ...] = ()
+    earliest: tuple[ModuleOutput, ...] = ()
 
 
 @dataclass(slots=True)

@@ -66,20 +66,12 @@ class Estimator(ABC):
         """Whether the next draw finds out how to measure the model, so that ranks must agree."""
         return False
 
-    @property
-    def discovery_uncertain(self) -> bool:
-        """Whether the last draw of discovery left open what a later measurement may find."""
-        return False
-
     def begin_measurement(self) -> None:
         """Called before the first draw of each measurement."""
         return
 
-    def end_discovery(self, *, uncertain: bool) -> None:
-        """Called after a draw of discovery that succeeded on all ranks.
-
-        uncertain: whether `discovery_uncertain` is set on any rank.
-        """
+    def end_discovery(self) -> None:
+        """Called after a draw of discovery that succeeded on all ranks."""
         return
 
     @property

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flerm_core.errors import EstimatorNotApplicable
-from flerm_core.measure.autodiff.example_layout import Layout
-from flerm_core.measure.autodiff.module_hooks import ModuleHooks, ModuleOutput
+from flerm_core.measure.autodiff.example_layout import Layout, has_gradient
+from flerm_core.measure.autodiff.module_hooks import KnownEarliest, ModuleHooks, ModuleOutput
 from flerm_core.measure.autodiff.module_products import (
     ModuleCall,
     closed_form_products,
@@ -23,29 +22,56 @@ from flerm_core.measure.autodiff.module_products import (
     jvp_products,
 )
 from flerm_core.measure.autodiff.sharded_products import sharded_products
-from flerm_core.measure.distributed.sharding import Sharding
+from flerm_core.measure.distributed.sharding import Sharding, to_local
+from flerm_core.measure.estimators.gradient_moments import sum_of_z
 from flerm_core.measure.estimators.parameter_owners import ParameterOwners
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import tensors_in
+from flerm_core.measure.state_guard import hooks_disabled
 from flerm_core.measure.update.allgather import AllGather
 from flerm_core.measure.update.weight_update import WeightUpdate
+
+# How far Σ_n c_n and ⟨ΔW, ∂φ/∂W⟩ may differ by rounding, relative to their size. A use of a tensor
+# that no hook observed shows as an error of the size of its part.
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.15, torch.float16: 0.05}
+
+# A tensor that does not move φ (a bias before BatchNorm) is all rounding. Differences below this
+# fraction of the median tensor's size are not looked at.
+_NEGLIGIBLE = 1e-4
+
+# Above this fraction a gradient of which no hook saw anything is no rounding of a zero.
+_UNOBSERVED = 1e-12
 
 
 @dataclass
 class HookPlan:
     """How the model is observed. `LayoutProbe` finds it out.
 
-    layouts: where the examples' rows are in each observed output.
+    layouts: where the examples' rows are in each output that was observed in any discovery.
     shared: the modules whose output is the same for all examples, as `ModuleHooks` takes them. A
         dictionary, for its order.
-    earliest: the outputs that depend on no other observed output; empty while unknown.
     batch_axis: which tensor of a batch counts the examples, and along which dimension.
+    idle_outputs: those whose gradient was always zero, so that any layout explained it (LoRA's A
+        while B is zero).
+    idle_tensors: those that hardly moved φ so far, so that nothing shows where they are used.
+    known_earliest: as `ModuleHooks` keeps it from forward to forward.
     """
 
     layouts: dict[ModuleOutput, Layout] = field(default_factory=dict)
     shared: dict[nn.Module, None] = field(default_factory=dict)
-    earliest: set[ModuleOutput] = field(default_factory=set)
     batch_axis: tuple[int, int] | None = None
+    idle_outputs: set[ModuleOutput] = field(default_factory=set)
+    idle_tensors: set[str] = field(default_factory=set)
+    known_earliest: KnownEarliest = field(default_factory=KnownEarliest)
+
+    def rows_of(self, batch: Any) -> int:
+        """How many examples `batch` has by `batch_axis`; 0 where it has no such dimension."""
+        if self.batch_axis is None:
+            return 0
+        index, axis = self.batch_axis
+        shapes = [tensor.shape for tensor in tensors_in(batch)]
+        has_axis = index < len(shapes) and axis < len(shapes[index])
+        return shapes[index][axis] if has_axis else 0
 
 
 class ExampleContributions:
@@ -61,26 +87,49 @@ class ExampleContributions:
 
     def forward(self, batch: Any) -> tuple[ModuleHooks, Tensor]:
         """Runs the model on `batch` with hooks. Returns these and the outputs f [N, ...]."""
-        plan, n_examples = self.plan, 0
-        if plan.shared and plan.batch_axis is not None:
-            index, axis = plan.batch_axis
-            n_examples = list(tensors_in(batch))[index].shape[axis]
-        hooks = ModuleHooks(self.owners.owners, plan.shared, n_examples, plan.earliest)
+        plan = self.plan
+        n_examples = plan.rows_of(batch) if plan.shared else 0
+        shared = plan.shared if n_examples else {}
+        hooks = ModuleHooks(self.owners.owners, shared, n_examples, plan.known_earliest)
         with hooks.attached():
             return hooks, self.model.outputs(batch)
 
+    def fits(self, batch: Any, hooks: ModuleHooks, outputs: Tensor) -> bool:
+        """Whether the plan holds for the forward of `batch` that gave `hooks` and `outputs`.
+
+        It does not where a module ran that did not run before, or more often (layer drop, loops),
+        or where an activation has another shape than the plan's rows can have.
+        """
+        n_examples = len(outputs)
+        if n_examples == 0:
+            return True
+        if self.plan.shared and self.plan.rows_of(batch) != n_examples:
+            return False
+        layouts = self.plan.layouts
+        return all(
+            output in layouts and layouts[output].fits(shape, n_examples)
+            for output, shape in hooks.shapes.items()
+        )
+
     def backward(
         self, hooks: ModuleHooks, outputs: Tensor, direction: Tensor, update: WeightUpdate
-    ) -> Tensor:
-        """c [tensors, N] float64, for ∂φ/∂f = `direction`; this rank's part of it."""
+    ) -> tuple[Tensor, bool]:
+        """c [tensors, N] float64, for ∂φ/∂f = `direction`; this rank's part of it.
+
+        And whether the plan holds: no output or tensor that was idle matters by now.
+        """
         n_examples = len(outputs)
+        idle_moved = False
         contributions = torch.zeros(
             len(self.positions), n_examples, dtype=torch.float64, device=outputs.device
         )
         gathered = AllGather(self.sharding, update, self._gather_order)
 
         def add(output: ModuleOutput, call: ModuleCall, gradient: Tensor) -> None:
-            layout = self._layout(output, n_examples)
+            nonlocal idle_moved
+            layout = self.plan.layouts[output]
+            if output in self.plan.idle_outputs:
+                idle_moved = idle_moved or bool(has_gradient(to_local(gradient)).any())
             for name in dict.fromkeys(self.owners.owners[call.module].values()):
                 change = gathered.change(name)
                 products = self._products(output, call, name, change, gradient)
@@ -89,9 +138,63 @@ class ExampleContributions:
                         layout.sum_by_example(products, n_examples)
                     )
 
-        hooks.backward(outputs, direction, add)
+        idle = self._idle_parameters()
+        with hooks_disabled(list(idle.values())):
+            gradients = hooks.backward(outputs, direction, add, list(idle.values()))
         self._gather_order = gathered.requested
-        return contributions
+        gradient_sums = contributions.sum(1)
+        for name, gradient in zip(idle, gradients, strict=True):
+            if gradient is not None:
+                gradient = gradient.to_dense()
+                gradient_sums[self.positions[name]] = sum_of_z(self.model, update, name, gradient)
+        differ = bool(idle) and bool(self.compare(contributions, gradient_sums, outputs)[0])
+        return contributions, not (idle_moved or differ)
+
+    def _idle_parameters(self) -> dict[str, nn.Parameter]:
+        """The idle tensors whose gradient a backward pass gives; none where ranks share tensors.
+
+        There only FSDP2 itself can reduce it.
+        """
+        if self.model.sharding is not None:
+            return {}
+        parameters = self.model.parameters
+        return {
+            name: parameters[name]
+            for name in sorted(self.plan.idle_tensors)
+            if parameters[name].requires_grad
+        }
+
+    def compare(
+        self, contributions: Tensor, gradient_sums: Tensor, outputs: Tensor
+    ) -> tuple[list[str], list[str]]:
+        """The tensors for which Σ_n c_n is not ⟨ΔW, ∂φ/∂W⟩ [tensors], up to rounding.
+
+        And those that hardly move φ, for which the comparison tells nothing. Alike on all ranks.
+        """
+        sums, gradient_sums, squares = self.sharding.sum_world(
+            torch.stack([contributions.sum(1), gradient_sums, contributions.square().sum(1)])
+        ).unbind()
+        size = squares.sqrt() + gradient_sums.abs()
+        typical = size.median()
+        differ = (sums - gradient_sums).abs() > (
+            self._rounding(outputs) * size + _NEGLIGIBLE * typical
+        )
+        # Nothing is too small to be measured where no use of the tensor was observed at all.
+        differ |= (squares == 0.0) & (size > _UNOBSERVED * typical)
+        negligible = size <= _NEGLIGIBLE * typical
+        names = list(self.positions)
+        return (
+            [name for name, flag in zip(names, differ.tolist(), strict=True) if flag],
+            [name for name, flag in zip(names, negligible.tolist(), strict=True) if flag],
+        )
+
+    def _rounding(self, outputs: Tensor) -> float:
+        """The allowance of the coarsest dtype that the model computes in."""
+        device = outputs.device.type
+        dtypes = {outputs.dtype, *(p.dtype for p in self.model.parameters.values())}
+        if torch.is_autocast_enabled(device):
+            dtypes.add(torch.get_autocast_dtype(device))
+        return max(_ROUNDING.get(dtype, 1e-2) for dtype in dtypes)
 
     def _products(
         self, output: ModuleOutput, call: ModuleCall, name: str, change: Tensor, gradient: Tensor
@@ -105,12 +208,3 @@ class ExampleContributions:
         if "." not in path and has_closed_form(call.module):
             return closed_form_products(call, path, change, gradient)
         return jvp_products(call, held, name, change, output.index, gradient)
-
-    def _layout(self, output: ModuleOutput, n_examples: int) -> Layout:
-        if n_examples == 1:
-            return Layout("major")
-        if output not in self.plan.layouts:
-            raise EstimatorNotApplicable(
-                f"{type(output.module).__name__} ran more often than at first: its rows are unknown"
-            )
-        return self.plan.layouts[output]

@@ -1,4 +1,4 @@
-"""Finds out how a model is observed example by example, on the first probe batch.
+"""Finds out how a model is observed example by example, on a probe batch.
 
 What must be known is which module answers for which tensor, which activations all examples share,
 and where the rows of each example are. `LayoutProbe.discover` gives the steps.
@@ -6,13 +6,14 @@ and where the rows of each example are. `LayoutProbe.discover` gives the steps.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flerm_core.errors import EstimatorNotApplicable, MeasurementError
-from flerm_core.measure.autodiff.example_layout import Layout, random_half
+from flerm_core.measure.autodiff.example_layout import Layout, has_gradient, random_half
 from flerm_core.measure.autodiff.gradient_stream import is_reentrant, stream_gradients
 from flerm_core.measure.autodiff.module_hooks import ModuleHooks, ModuleOutput
 from flerm_core.measure.autodiff.module_products import ModuleCall
@@ -25,22 +26,11 @@ from flerm_core.measure.output_projection import draw_projection, tensors_in
 from flerm_core.measure.state_guard import RandomState
 from flerm_core.measure.update.weight_update import WeightUpdate
 
-# How far Σ_n c_n and ⟨ΔW, ∂φ/∂W⟩ may differ by rounding, relative to their size. A use of a tensor
-# that no hook observed shows as an error of the size of its part.
-_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.15, torch.float16: 0.05}
-
-# A tensor that does not move φ (a bias before BatchNorm) is all rounding. Differences below this
-# fraction of the median tensor's size are not looked at.
-_NEGLIGIBLE = 1e-4
-
 
 class LayoutProbe:
     """Fills in the `HookPlan` and the `ParameterOwners` of `contributions`.
 
-    `zero_outputs` are the outputs whose gradient was zero everywhere (LoRA's A while B is zero).
-    Any layout explains such a gradient, so the layout of these outputs stays unknown.
-    `uncertain`: whether there are such outputs, and others than at the discovery before. Another
-    discovery may then find out their layout.
+    Each discovery adds to what earlier ones found, because forwards may differ in what runs.
     """
 
     def __init__(self, contributions: ExampleContributions) -> None:
@@ -49,8 +39,7 @@ class LayoutProbe:
         self._sharding = contributions.sharding
         self._plan = contributions.plan
         self._owners = contributions.owners
-        self.zero_outputs: frozenset[ModuleOutput] = frozenset()
-        self.uncertain = False
+        self._used_tensors: set[str] = set()  # that were seen to move φ
 
     def discover(
         self, batch: Any, update: WeightUpdate, generator: torch.Generator
@@ -74,7 +63,7 @@ class LayoutProbe:
         reason where examples cannot be told apart, and `MeasurementError` where only some ranks of
         a sharded model have examples.
         """
-        self._plan.earliest = set()
+        shared_before, self._plan.shared = self._plan.shared, {}
         random_state = RandomState()
         hooks, outputs = self._contributions.forward(batch)
         if not self._sharding.any_rank(len(outputs) > 0):
@@ -85,7 +74,6 @@ class LayoutProbe:
         direction = draw_projection(reference, generator)
         chosen = random_half(len(reference), generator).to(reference.device)
         tried_as_shared: list[nn.Module] = []
-        zero_before = self.zero_outputs
         while True:
             unclear = self._find_layouts(hooks, outputs, direction, chosen)
             del hooks, outputs  # their graph is used up
@@ -93,15 +81,13 @@ class LayoutProbe:
                 self._resolve_unclear(unclear, tried_as_shared)
             hooks, outputs = self._forward_again(batch, reference, random_state, tried_as_shared)
             if unclear is None:
-                hooks.earliest = self._plan.earliest = hooks.find_earliest()
-                found = self._contributions.backward(hooks, outputs, direction, update)
-                random_state.restore()
-                plain_outputs = self._model.outputs(batch)
-                if self._verify_against_gradients(plain_outputs, direction, found, update):
-                    zero = self.zero_outputs
-                    self.uncertain = bool(zero) and zero != zero_before
+                found, _ = self._contributions.backward(hooks, outputs, direction, update)
+                wrong = self.unexplained(batch, random_state, direction, found, update)
+                if not wrong:
+                    ran = {output.module for output in hooks.edges}
+                    self._plan.shared |= dict.fromkeys(m for m in shared_before if m not in ran)
                     return found, reference
-                self._plan.earliest = set()
+                self._promote(wrong)
                 hooks, outputs = self._forward_again(
                     batch, reference, random_state, tried_as_shared
                 )
@@ -135,7 +121,7 @@ class LayoutProbe:
             is_equal = False
             try:
                 hooks, outputs = self._contributions.forward(batch)
-                is_equal = torch.equal(to_local(outputs), to_local(reference))
+                is_equal = _equal(to_local(outputs), to_local(reference))
             except Exception:
                 if not (tried_as_shared and tried_as_shared[-1] in self._plan.shared):
                     raise
@@ -153,22 +139,22 @@ class LayoutProbe:
         have one. chosen: the half of the examples whose ω is not zero, bool [N].
         """
         if len(outputs) == 1 and not self._sharding.shards:
+            self._keep_layouts(dict.fromkeys(hooks.edges, Layout("single")), set(), hooks, 1)
             return None
         found: dict[ModuleOutput, Layout | None] = {}
-        zero: set[ModuleOutput] = set()
+        idle: set[ModuleOutput] = set()
 
         def find(output: ModuleOutput, call: ModuleCall, gradient: Tensor) -> None:
             found[output] = find_sharded_layout(gradient, chosen)
-            if not to_local(gradient).any():
-                zero.add(output)
+            if not has_gradient(to_local(gradient)).any():
+                idle.add(output)
 
         mask = chosen.reshape(-1, *[1] * (outputs.ndim - 1)).to(direction.dtype)
         hooks.backward(outputs, direction * sharded_like(direction, mask), find)
         self._sharding.check_order(
             [(type(each.module).__name__, each.call, each.index) for each in found]
         )
-        self._plan.layouts = {each: layout for each, layout in found.items() if layout is not None}
-        self.zero_outputs = frozenset(zero)
+        self._keep_layouts(found, idle, hooks, len(outputs))
         missing = self._sharding.sum_world(
             torch.tensor([float(layout is None) for layout in found.values()], device=mask.device)
         )
@@ -176,6 +162,27 @@ class LayoutProbe:
             output.module for output, flag in zip(found, missing.tolist(), strict=True) if flag
         }
         return next((output.module for output in hooks.edges if output.module in modules), None)
+
+    def _keep_layouts(
+        self,
+        found: Mapping[ModuleOutput, Layout | None],
+        idle: Collection[ModuleOutput],
+        hooks: ModuleHooks,
+        n_examples: int,
+    ) -> None:
+        """Adds what one backward pass showed, unless an earlier one showed more that still fits."""
+        layouts = self._plan.layouts
+        for output, layout in found.items():
+            if output in idle or layout == Layout("single"):
+                known = layouts.get(output)
+                if known is not None and known.fits(hooks.shapes[output], n_examples):
+                    continue
+            layouts.pop(output, None)
+            self._plan.idle_outputs.discard(output)
+            if layout is not None:
+                layouts[output] = layout
+                if output in idle:
+                    self._plan.idle_outputs.add(output)
 
     def _resolve_unclear(self, module: nn.Module, tried_as_shared: list[nn.Module]) -> None:
         """The rows of `module`'s output belong to no single example: shares it, or mixes them."""
@@ -203,13 +210,18 @@ class LayoutProbe:
                 "routing), or dimension 0 of the output does not count them"
             )
 
-    def _verify_against_gradients(
-        self, outputs: Tensor, direction: Tensor, contributions: Tensor, update: WeightUpdate
-    ) -> bool:
-        """Whether Σ_n c_n = ⟨ΔW, ∂φ/∂W⟩ for every tensor, up to rounding.
+    def unexplained(
+        self,
+        batch: Any,
+        random_state: RandomState,
+        direction: Tensor,
+        contributions: Tensor,
+        update: WeightUpdate,
+    ) -> list[str]:
+        """The tensors for which Σ_n c_n is not ⟨ΔW, ∂φ/∂W⟩ of a plain forward and backward.
 
-        Moves tensors that differ to the parents of their owners. Raises `EstimatorNotApplicable`
-        where the model itself owns one already. outputs: of a forward without hooks.
+        random_state: at the start of the forward that gave `contributions`. Notes which tensors
+        move φ.
         """
         gradient_sums = torch.zeros_like(contributions[:, 0])
         positions = self._contributions.positions
@@ -217,29 +229,30 @@ class LayoutProbe:
         def add(name: str, gradient: Tensor) -> None:
             gradient_sums[positions[name]] = sum_of_z(self._model, update, name, gradient)
 
+        random_state.restore()
+        outputs = self._model.outputs(batch)
         stream_gradients(outputs, direction, self._model, add)
-        sums, gradient_sums, squares = self._sharding.sum_world(
-            torch.stack([contributions.sum(1), gradient_sums, contributions.square().sum(1)])
-        ).unbind()
-        size = squares.sqrt() + gradient_sums.abs()
-        tolerance = self._rounding(outputs) * size + _NEGLIGIBLE * size.median()
-        differ = ((sums - gradient_sums).abs() > tolerance).tolist()
-        wrong = [name for name, position in positions.items() if differ[position]]
-        stuck = [name for name in wrong if not self._owners.promote(name)]
+        wrong, negligible = self._contributions.compare(contributions, gradient_sums, outputs)
+        self._used_tensors |= positions.keys() - negligible
+        self._plan.idle_tensors = positions.keys() - self._used_tensors
+        return wrong
+
+    def _promote(self, tensors: list[str]) -> None:
+        """Moves `tensors` to the parents of their owners.
+
+        Raises `EstimatorNotApplicable` where the model itself owns one already.
+        """
+        stuck = [name for name in tensors if not self._owners.promote(name)]
         if stuck:
             raise EstimatorNotApplicable(
                 "the derivative of the model itself does not account for the gradient of "
                 f"{', '.join(stuck)}"
             )
-        return not wrong
 
-    def _rounding(self, outputs: Tensor) -> float:
-        """The allowance of the coarsest dtype that the model computes in."""
-        device = outputs.device.type
-        dtypes = {outputs.dtype, *(p.dtype for p in self._model.parameters.values())}
-        if torch.is_autocast_enabled(device):
-            dtypes.add(torch.get_autocast_dtype(device))
-        return max(_ROUNDING.get(dtype, 1e-2) for dtype in dtypes)
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether all elements are the same; NaN is the same as NaN."""
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _batch_axis(batch: Any, n_examples: int) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@
 3. c_n comes from the gradients of activations alone (`example_contributions`).
 
 The first draw finds out how the model is observed, and proves on a plain backward that no use of a
-tensor was missed (`layout_probe`).
+tensor was missed (`layout_probe`). A later draw finds out anew where that does not hold for it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flerm_core._warnings import warn
+from flerm_core.errors import EstimatorNotApplicable, MeasurementError, join_names
+from flerm_core.measure.autodiff.gradient_stream import stream_gradients
 from flerm_core.measure.estimators.base import Draw, Estimator, OutputLayer
 from flerm_core.measure.estimators.example_contributions import ExampleContributions
+from flerm_core.measure.estimators.gradient_moments import sum_of_z
 from flerm_core.measure.estimators.layout_probe import LayoutProbe
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import draw_projection, projection_scale
+from flerm_core.measure.state_guard import RandomState
 from flerm_core.measure.update.weight_update import WeightUpdate
 
 
@@ -44,7 +49,9 @@ class PerExample(Estimator):
         # The `requires_grad` flags for which discovery succeeded: on this rank, and on all ranks.
         self._discovered_for: tuple[bool, ...] = ()
         self._agreed_for: tuple[bool, ...] = ()
-        self._rediscover = False
+        self._measurements = 0
+        self._verify = False
+        self._coupled = False  # whether a later batch showed that examples cannot be told apart
         if self._contributions.sharding.is_model_parallel:
             self.reduction = "model_parallel"
 
@@ -58,28 +65,17 @@ class PerExample(Estimator):
         """True at first, and again when a tensor was frozen or unfrozen."""
         return self._agreed_for != self._requires_grad()
 
-    @property
-    def discovery_uncertain(self) -> bool:
-        """Whether gradients that were zero may have hidden the layout of an activation."""
-        return self._probe.uncertain
-
-    def end_discovery(self, *, uncertain: bool) -> None:
-        """What the last draw found out holds from now on.
-
-        Where it is uncertain on any rank, it holds until the next measurement only.
-        """
+    def end_discovery(self) -> None:
+        """What the last draw found out holds from now on."""
         self._agreed_for = self._requires_grad()
-        self._rediscover = uncertain
 
     def begin_measurement(self) -> None:
-        """Starts a new discovery where the last one was uncertain.
+        """Has the second, fourth, eighth, … measurement verified like the first.
 
-        It was uncertain because of zero gradients, behind which lie unknown layouts, or coupled
-        examples. A gradient may be zero for ever, so each set of them gives one new discovery.
+        A use of a tensor may begin to matter at any time (behind a gate that is 0 at first).
         """
-        if self._rediscover:
-            self._rediscover = False
-            self._agreed_for = self._discovered_for = ()
+        self._measurements += 1
+        self._verify = self._measurements > 1 and self._measurements.bit_count() == 1
 
     def _requires_grad(self) -> tuple[bool, ...]:
         return tuple(p.requires_grad for p in self.model.parameters.values())
@@ -91,21 +87,70 @@ class PerExample(Estimator):
         batch is empty finds out nothing, and does so on its next draw.
         """
         if self._discovered_for != self._requires_grad():
-            discovered = self._probe.discover(batch, update, generator)
-            if discovered is None:
-                length = 0 if self.reduction == "model_parallel" else self.n_statistics
-                device = self.model.device
-                return Draw(torch.zeros(length, dtype=torch.float64, device=device), 0)
-            contributions, outputs = discovered
-            self._discovered_for = self._requires_grad()
+            found = self._probe.discover(batch, update, generator)
+            if found is not None:
+                self._discovered_for = self._requires_grad()
+        elif self._coupled:
+            found = self._one_sample(batch, update, generator)
         else:
-            hooks, outputs = self._contributions.forward(batch)
-            direction = draw_projection(outputs, generator)
-            contributions = self._contributions.backward(hooks, outputs, direction, update)
+            found = self._by_plan(batch, update, generator)
+        if found is None:
+            length = 0 if self.reduction == "model_parallel" else self.n_statistics
+            return Draw(torch.zeros(length, dtype=torch.float64, device=self.model.device), 0)
+        contributions, outputs = found
+        _check_finite(contributions)
         scale = projection_scale(outputs)  # of ∂φ/∂f; a draw is of ω itself
         if self.reduction == "model_parallel":
             return Draw((contributions / scale).reshape(-1), outputs.numel())
         return Draw(self._sums_of_squares(contributions) / scale**2, outputs.numel())
+
+    def _by_plan(
+        self, batch: Any, update: WeightUpdate, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor] | None:
+        """c and the outputs by what is known, which is found out anew where that does not hold.
+
+        Without an all-reduce, unless forwards of ranks wait for each other: other ranks may go on.
+        """
+        sharding = self._contributions.sharding
+        random_state = RandomState()
+        hooks, outputs = self._contributions.forward(batch)
+        if not sharding.any_rank(not self._contributions.fits(batch, hooks, outputs)):
+            direction = draw_projection(outputs, generator)
+            found, holds = self._contributions.backward(hooks, outputs, direction, update)
+            if holds and self._verify and len(outputs) > 0:
+                self._verify = False
+                holds = not self._probe.unexplained(batch, random_state, direction, found, update)
+            if not sharding.any_rank(not holds):
+                return found, outputs.detach()
+        del hooks, outputs
+        random_state.restore()
+        try:
+            return self._probe.discover(batch, update, generator)
+        except EstimatorNotApplicable as error:
+            self._discovered_for = self._agreed_for = ()
+            if sharding.shards or self.reduction == "model_parallel":
+                raise
+            warn(f"`example` has one sample a draw from now on, no longer one per example: {error}")
+            self._coupled, self._discovered_for = True, self._requires_grad()
+            self._agreed_for = self._discovered_for
+            random_state.restore()
+            return self._one_sample(batch, update, generator)
+
+    def _one_sample(
+        self, batch: Any, update: WeightUpdate, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Σ_n c_n as the only column, and the outputs: unbiased also where examples are mixed."""
+        outputs = self.model.outputs(batch)
+        sums = torch.zeros(
+            len(self.model.parameters), 1, dtype=torch.float64, device=outputs.device
+        )
+        positions = self._contributions.positions
+
+        def add(name: str, gradient: Tensor) -> None:
+            sums[positions[name]] = sum_of_z(self.model, update, name, gradient)
+
+        stream_gradients(outputs, draw_projection(outputs, generator), self.model, add)
+        return sums, outputs.detach()
 
     def reduce_parts(self, partial_sums: Tensor) -> Tensor:
         """Σ_n c_n² of every tensor and depth group."""
@@ -128,3 +173,17 @@ class PerExample(Estimator):
         """The root of each mean."""
         names = [*self.model.parameters, *self.model.depth_groups]
         return dict(zip(names, np.sqrt(mean).tolist(), strict=True))
+
+
+def _check_finite(contributions: Tensor) -> None:
+    """Raises `MeasurementError` where c is finite for some examples only.
+
+    Where it is finite for none, the run has diverged, which the meter's numbers show.
+    """
+    finite = contributions.isfinite().all(0)
+    if finite.any() and not finite.all():
+        broken = join_names((~finite).nonzero().flatten().tolist(), most=8)
+        raise MeasurementError(
+            f"the outputs of a probe batch are not finite for its examples {broken} (dimension 0): "
+            "leave these out of the probe, or return finite outputs for them with output=..."
+        )
