@@ -29,12 +29,13 @@ from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.http.api.events import EventStreams
 from flerm_server.http.app import create_app
-from flerm_server.http.request_timeout import RequestHeadTimeoutProtocol
+from flerm_server.http.request_timeout import TimeLimitProtocol
 from flerm_server.http.web.templating import PublicAddress
 from flerm_server.metrics import Metrics
 from flerm_server.open_files import raise_open_files
-from flerm_server.rpc.admission import HARD_MESSAGE_BYTES, Admission
+from flerm_server.rpc.admission import OPEN_THREADS, Admission
 from flerm_server.rpc.interceptors import CallInterceptor
+from flerm_server.rpc.receiver import HARD_MESSAGE_BYTES
 from flerm_server.rpc.service import RegistryService
 from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.interface import Store
@@ -45,6 +46,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Registry"].full_name
 # Each open stream occupies a thread, so many clients need many threads.
 THREADS = 256
 THREADS_FOR_UNARY_CALLS = 64  # never occupied by streams
+MAX_CALLS = 4096  # those that wait for a thread included
 HANDSHAKE_SECONDS = 20.0
 SIGNAL_SECONDS = 0.5  # how often the main thread looks whether a signal came
 
@@ -73,6 +75,9 @@ class Server:
         metrics, authenticator = Metrics(), Authenticator(tokens)
         authorized = AuthorizedStore(store, recordings_per_token=settings.recordings_per_token)
         self._health = health.HealthServicer()
+        self._admission = Admission(
+            authenticator, calls=THREADS, streams=THREADS - THREADS_FOR_UNARY_CALLS
+        )
         try:
             settings.check(has_tokens=tokens.any_exist())
             self._socket = _listen(settings.http)
@@ -80,7 +85,7 @@ class Server:
                 self._grpc = _grpc_server(
                     RegistryService(authorized, metrics),
                     metrics,
-                    authenticator,
+                    self._admission,
                     self._health,
                     settings,
                 )
@@ -113,6 +118,7 @@ class Server:
 
         Raises `Refused` where the announcement cannot be written.
         """
+        self._admission.start()
         self._grpc.start()
         self._http_thread.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -139,6 +145,7 @@ class Server:
         drained = self._grpc.stop(self.settings.drain_seconds)
         self._http_thread.join()
         drained.wait()
+        self._admission.stop()
         self._store.close()
 
     def wait(self) -> None:
@@ -207,7 +214,7 @@ def _http_server(
 ) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
-        http=RequestHeadTimeoutProtocol,
+        http=TimeLimitProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -222,7 +229,7 @@ def _http_server(
 def _grpc_server(
     service: RegistryService,
     metrics: Metrics,
-    authenticator: Authenticator,
+    admission: Admission,
     health_service: health.HealthServicer,
     settings: Settings,
 ) -> grpc.Server:
@@ -230,9 +237,12 @@ def _grpc_server(
         ThreadPoolExecutor(THREADS, thread_name_prefix="grpc"),
         interceptors=[
             CallInterceptor(
-                metrics, Admission(authenticator, streams=THREADS - THREADS_FOR_UNARY_CALLS)
+                metrics,
+                admission,
+                ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="grpc-open"),
             )
         ],
+        maximum_concurrent_rpcs=MAX_CALLS,
         options=[
             ("grpc.so_reuseport", 0),  # two servers must not share a port by accident
             ("grpc.max_receive_message_length", HARD_MESSAGE_BYTES),

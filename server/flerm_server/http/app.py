@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
@@ -16,7 +17,14 @@ from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.http import health, problems
 from flerm_server.http.api import events, families, figures, recordings, targets, trajectory_formats
 from flerm_server.http.authentication import Authenticate
-from flerm_server.http.middleware import LimitBody, Observe, RefuseOtherSites, SecurityHeaders
+from flerm_server.http.middleware import (
+    LimitBody,
+    Observe,
+    RefuseOtherSites,
+    SecurityHeaders,
+    SendInPieces,
+    ShareThreads,
+)
 from flerm_server.http.web import assets, login, match_page, pages
 from flerm_server.http.web.templating import Pages, PublicAddress
 from flerm_server.metrics import Metrics
@@ -62,6 +70,7 @@ def create_app(
     app.state.secure = secure
     app.state.event_streams = event_streams or events.EventStreams(metrics.event_streams)
     app.state.public_address = public_address or PublicAddress()
+    app.state.probe_threads = CapacityLimiter(health.PROBE_THREADS)
     app.state.assets = assets.Assets()
     app.state.pages = Pages(app.state.assets)
     problems.install(app, pages.ErrorPage(app.state.pages))
@@ -78,6 +87,7 @@ def create_app(
 
 def _add_middleware(app: FastAPI, *, local_only: bool, allowed_origins: Sequence[str]) -> None:
     """What every request passes. The one that is added last sees a request first."""
+    app.add_middleware(ShareThreads)
     app.add_middleware(
         Authenticate, authenticator=app.state.authenticator, metrics=app.state.metrics
     )
@@ -97,6 +107,7 @@ def _add_middleware(app: FastAPI, *, local_only: bool, allowed_origins: Sequence
             allow_headers=["Authorization", "Content-Type", "If-None-Match"],
             expose_headers=["ETag", "Content-Disposition"],
         )
+    app.add_middleware(SendInPieces)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RefuseOtherSites, local_only=local_only, allowed_origins=allowed_origins)
     app.add_middleware(Observe, metrics=app.state.metrics)

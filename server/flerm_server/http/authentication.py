@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import quote, urlsplit
 
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
@@ -18,6 +18,7 @@ from flerm_server.auth.principal import Principal, act_as
 from flerm_server.http.problems import problem, status_of
 from flerm_server.metrics import Metrics
 
+THREADS = 8  # for looking up tokens, which slow requests must not hold up
 COOKIE = "flerm_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -55,6 +56,7 @@ class Authenticate:
         self._app = app
         self._authenticator = authenticator
         self._metrics = metrics
+        self._threads = CapacityLimiter(THREADS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers 401, 403 or 303, or passes the request on."""
@@ -65,7 +67,7 @@ class Authenticate:
         headers = Headers(scope=scope)
         authenticate = self._authentication(headers, scope["method"])
         try:
-            principal = await run_in_threadpool(authenticate)
+            principal = await to_thread.run_sync(authenticate, limiter=self._threads)
             principal.require(needed)
             if scope["path"] in WHOLE_PATHS:
                 principal.require_unbound()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated, Any
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -14,17 +17,27 @@ from flerm_server.version import version
 api = APIRouter(include_in_schema=False)
 
 
+# Threads that no other request can take. Probes answer even while requests have all the others.
+PROBE_THREADS = 2
+
+
 @api.get("/healthz")
-def alive() -> dict[str, str]:
-    """Answers as long as the process does."""
+async def alive() -> dict[str, str]:
+    """Answers as long as the process does. It needs no thread."""
     return {"status": "alive", "version": version()}
 
 
+async def _threads(request: Request) -> Any:
+    return request.app.state.probe_threads
+
+
 @api.get("/readyz")
-def ready(store: StoreDep) -> JSONResponse:
+async def ready(
+    store: StoreDep, threads: Annotated[CapacityLimiter, Depends(_threads)]
+) -> JSONResponse:
     """Answers 200 when the database does, else 503."""
     try:
-        info = store.info()
+        info = await to_thread.run_sync(store.info, limiter=threads)
     except FlermError as error:
         return problem(503, str(error))
     return JSONResponse(

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flerm_server.auth.permissions import path_needs
 from flerm_server.http.problems import problem
 from flerm_server.metrics import Metrics
 from flerm_server.tracing import span
@@ -21,7 +23,11 @@ from flerm_server.tracing import span
 REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID = 64  # characters
 MAX_BODY_BYTES = 8 << 20
+MAX_OPEN_BODY_BYTES = 64 << 10  # where no token is needed: to log in
+REQUESTS_PER_TOKEN = 20  # of the 40 that have a thread at once
+WAITING_PER_TOKEN = 200
 BODY_SECONDS = 60.0
+PIECE_BYTES = 32 << 10
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 # A name or an address: anything more would get into the addresses that our pages show. It may be
@@ -113,6 +119,32 @@ class SecurityHeaders:
         await self._app(scope, receive, add_headers if scope["type"] == "http" else send)
 
 
+class SendInPieces:
+    """Hands long answers to the server piece by piece, each once the client has read what was
+    before.
+
+    The server would otherwise copy the whole answer for each client that does not read it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, and cuts its answer."""
+
+        async def cut(message: Message) -> None:
+            body = message.get("body", b"")
+            if len(body) <= PIECE_BYTES:
+                await send(message)
+                return
+            for at in range(0, len(body), PIECE_BYTES):
+                last = at + PIECE_BYTES >= len(body)
+                more = message.get("more_body", False) if last else True
+                await send({**message, "body": body[at : at + PIECE_BYTES], "more_body": more})
+
+        await self._app(scope, receive, cut if scope["type"] == "http" else send)
+
+
 class LimitBody:
     """Refuses a body that is too large, or that does not end in time."""
 
@@ -124,11 +156,12 @@ class LimitBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        most = MAX_BODY_BYTES if path_needs(scope["path"]) else MAX_OPEN_BODY_BYTES
         announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
-            await _too_large(int(announced))(scope, receive, send)
+        if announced.isdecimal() and int(announced) > most:
+            await _too_large(int(announced), most)(scope, receive, send)
             return
-        body = _LimitedBody(receive)
+        body = _LimitedBody(receive, most)
         answered = False
 
         async def note_answer(message: Message) -> None:
@@ -146,8 +179,10 @@ class LimitBody:
 class _LimitedBody:
     """`receive` of one request, until its body exceeds a limit."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, most: int) -> None:
+        """most: how many bytes the body may have."""
         self._receive = receive
+        self._most = most
         self._deadline = time.monotonic() + BODY_SECONDS
         self._size = 0
         self._ended = False
@@ -163,8 +198,8 @@ class _LimitedBody:
             sentence = f"body_seconds: the request's body did not come within {BODY_SECONDS:.0f} s"
             raise _BodyRefused(problem(408, sentence)) from None
         self._size += len(message.get("body", b""))
-        if self._size > MAX_BODY_BYTES:
-            raise _BodyRefused(_too_large(self._size))
+        if self._size > self._most:
+            raise _BodyRefused(_too_large(self._size, self._most))
         self._ended = not message.get("more_body", False)
         return message
 
@@ -179,10 +214,57 @@ class _BodyRefused(BaseException):
         self.answer = answer
 
 
-def _too_large(size: int) -> Response:
+def _too_large(size: int, most: int) -> Response:
     return problem(
-        413, f"max_body_bytes: a body of {size} bytes or more; at most {MAX_BODY_BYTES} are allowed"
+        413, f"max_body_bytes: a body of {size} bytes or more; at most {most} are allowed"
     )
+
+
+class ShareThreads:
+    """Answers at most `REQUESTS_PER_TOKEN` requests of one token at once; its others wait.
+
+    One token can so not take the threads that all need. Requests that follow a recording take no
+    thread for long, and `EventStreams` counts them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._in_flight: Counter[str] = Counter()  # those that wait included
+        self._slots: dict[str, asyncio.Semaphore] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 429, or passes the request on once there is a thread for it."""
+        caller = caller_of(scope)
+        if not caller or scope["path"].endswith("/events"):
+            await self._app(scope, receive, send)
+            return
+        if self._in_flight[caller] >= REQUESTS_PER_TOKEN + WAITING_PER_TOKEN:
+            sentence = (
+                f"requests_per_token: {self._in_flight[caller]} requests of one caller are in "
+                "flight, the most that may be; wait for answers"
+            )
+            await problem(429, sentence)(scope, receive, send)
+            return
+        slots = self._slots.setdefault(caller, asyncio.Semaphore(REQUESTS_PER_TOKEN))
+        self._in_flight[caller] += 1
+        try:
+            async with slots:
+                await self._app(scope, receive, send)
+        finally:
+            self._in_flight[caller] -= 1
+            if not self._in_flight[caller]:
+                del self._in_flight[caller], self._slots[caller]
+
+
+def caller_of(scope: Scope) -> str:
+    """Whose share of the limits a request takes: its token's id, else the client's address.
+
+    Empty for a request that nobody authenticated.
+    """
+    principal = scope.get("state", {}).get("principal")
+    if principal is None:
+        return ""
+    return principal.token_id or (scope.get("client") or ("unknown",))[0]
 
 
 class Observe:

@@ -1,41 +1,86 @@
-"""uvicorn's HTTP protocol, with a time limit for the head of a request."""
+"""uvicorn's HTTP protocol, with limits on clients that send or read slowly, or do nothing."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 20.0
+READ_SECONDS = 20.0
+MAX_WAITING = 1000
+WRITE_BUFFER_BYTES = 32 << 10
 
 
-class RequestHeadTimeoutProtocol(H11Protocol):
-    """Closes a connection on which no whole request head comes within `HEAD_SECONDS`.
+class TimeLimitProtocol(H11Protocol):
+    """Closes connections whose clients take too long.
 
-    The time runs from the connection's start, and again from each answer. uvicorn's own timeout
-    runs between requests only, and stops at the first byte of the next one.
+    A whole request head has `HEAD_SECONDS`, from the connection's start and again from each answer.
+    uvicorn's own timeout runs between requests only, and stops at the first byte of the next one.
+    A client that does not read has `READ_SECONDS`, each time the buffer of its answer is full.
+    At most `MAX_WAITING` connections are without a request: a further one closes the oldest.
     """
 
+    _waiting: ClassVar[dict[TimeLimitProtocol, None]] = {}  # without a request, oldest first
     _timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
     _answered_before: Any = None  # the request that was already answered at the last check
 
     def connection_made(self, transport: Any) -> None:
-        """Starts the timer."""
+        """Starts the timer of the head."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._timer = self.loop.call_later(HEAD_SECONDS, self._check)
+        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Stops the timers."""
+        for timer in (self._timer, self._read_timer):
+            if timer is not None:
+                timer.cancel()
+        self._waiting.pop(self, None)
         super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        """Takes what came. The connection no longer waits once that is a request."""
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._waiting.pop(self, None)
+
+    def on_response_complete(self) -> None:
+        """The connection waits for its next request."""
+        super().on_response_complete()
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+            self._wait()
+
+    def pause_writing(self) -> None:
+        """The buffer is full: the client has time to read."""
+        super().pause_writing()
+        if self._read_timer is None:
+            self._read_timer = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _wait(self) -> None:
+        self._waiting.pop(self, None)
+        self._waiting[self] = None
+        if len(self._waiting) > MAX_WAITING:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.transport.abort()
 
     def _check(self) -> None:
         request = self.cycle  # the last one whose head came, or None
         waiting = request is None or request.response_complete
         if waiting and request is self._answered_before:
-            self.transport.close()
+            # Not `close`, which waits until the client has read what is left of the last answer.
+            self.transport.abort()
             return
         # A request that was answered since the last check: its successor has until the next one.
         if request is not None and waiting:

@@ -1,4 +1,4 @@
-"""Which gRPC calls reach the service: checks of the token, the message's size and the load."""
+"""Which gRPC calls reach the service: checks of the token and of the load."""
 
 from __future__ import annotations
 
@@ -6,72 +6,87 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-from google.protobuf.message import DecodeError
-
-from flerm_core.errors import FlermError, InvalidInput, LimitExceeded
+from flerm_core.errors import LimitExceeded
 from flerm_server.auth.authenticator import RECHECK_SECONDS, Authenticator
 from flerm_server.auth.permissions import rpc_needs
 from flerm_server.auth.principal import Principal
+from flerm_server.rpc.receiver import HARD_MESSAGE_BYTES, Receiver
+from flerm_server.shared_limit import SharedLimit
 
-# gRPC has a limit of its own, whose error does not name it. Ours is lower, and its error does.
-MAX_MESSAGE_BYTES = 4 << 20
-HARD_MESSAGE_BYTES = 2 * MAX_MESSAGE_BYTES
 APPENDS_PER_CLIENT = 64
+MESSAGE_SECONDS = 60.0
+MESSAGE_MEMORY = 32 * HARD_MESSAGE_BYTES
+MESSAGE_MEMORY_SHARE = 0.25
+MEMORY_SECONDS = 10.0  # for how long a call waits for memory
+# Calls without a token: probes send their message along with the call.
+OPEN_MESSAGE_SECONDS = 5.0
+OPEN_WAITING = 6
+OPEN_STREAMS = 20
+OPEN_REQUEST_STREAMS = 4  # those that take one message after another: reflection
+OPEN_THREADS = OPEN_STREAMS + OPEN_REQUEST_STREAMS + OPEN_WAITING + 8
 
 
 @dataclass(frozen=True, slots=True)
-class RejectedMessage:
-    """Stands in for a message that was not read, and says why not."""
+class CallKind:
+    """What the limits of a call depend on.
 
-    error: FlermError
-
-
-def size_limited(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """`deserializer` for messages of at most `MAX_MESSAGE_BYTES`.
-
-    Gives a `RejectedMessage` instead of raising: gRPC would report an exception in a deserialiser
-    as a fault of the server.
+    method: `/package.Service/Method`. Whether the call's answers, and its messages, are a stream:
+    `streaming` and `requests`.
     """
 
-    def read(data: bytes) -> Any:
-        size = len(data)
-        if size > MAX_MESSAGE_BYTES:
-            most = f"at most {MAX_MESSAGE_BYTES} are allowed: send fewer rows"
-            return RejectedMessage(
-                LimitExceeded(f"max_message_bytes: a message of {size} bytes; {most}")
-            )
-        try:
-            return deserializer(data)
-        except DecodeError as error:
-            return RejectedMessage(
-                InvalidInput(f"message: {size} bytes that are no request of this call ({error})")
-            )
+    method: str
+    streaming: bool = False
+    requests: bool = False
 
-    return read
+    @property
+    def needs_token(self) -> bool:
+        """Whether the call is not open to everybody."""
+        return rpc_needs(self.method) is not None
 
-
-def raise_if_rejected(message: Any) -> Any:
-    """The message; raises the error of a `RejectedMessage`."""
-    if isinstance(message, RejectedMessage):
-        raise message.error
-    return message
+    @property
+    def appends(self) -> bool:
+        """Whether the call appends rows."""
+        return self.method.rsplit("/", 1)[-1] == "Append"
 
 
 class Admission:
     """Decides which calls are let in, and counts those in flight."""
 
-    def __init__(self, authenticator: Authenticator, *, streams: int) -> None:
-        """streams: how many streaming calls may be open at once, so that threads are left for the
-        other calls."""
+    def __init__(self, authenticator: Authenticator, *, calls: int, streams: int) -> None:
+        """calls: how many calls with a token there may be at once. streams: how many of these may
+        be streaming calls, so that threads are left for the others."""
         self._authenticator = authenticator
-        self._max_streams = streams
+        self._calls = SharedLimit("calls", calls, "calls are in flight")
+        self._streams = SharedLimit("streams", streams, "streams are open")
+        self._open_streams = SharedLimit("streams", OPEN_STREAMS, "streams are open", share=1)
+        self._open_request_streams = SharedLimit(
+            "streams", OPEN_REQUEST_STREAMS, "streams are open", share=1
+        )
+        self._memory = SharedLimit(
+            "message_memory",
+            MESSAGE_MEMORY,
+            "bytes of messages are held",
+            share=MESSAGE_MEMORY_SHARE,
+        )
+        self.receiver = Receiver("message_seconds", MESSAGE_SECONDS)
+        self.open_receiver = Receiver(
+            "message_seconds", OPEN_MESSAGE_SECONDS, most_waiting=OPEN_WAITING
+        )
         self._lock = threading.Lock()
-        self._streams: Counter[bool] = Counter()  # by whether the call needs no token
         self._appends: Counter[str] = Counter()  # by the client's connection
+
+    def start(self) -> None:
+        """Begins to end the calls whose messages do not come."""
+        self.receiver.start()
+        self.open_receiver.start()
+
+    def stop(self) -> None:
+        """Ends the threads that `start` began."""
+        self.receiver.stop()
+        self.open_receiver.stop()
 
     def authenticate(self, method: str, authorization: str) -> Principal | None:
         """Whose call of `method` this is; None for a method that needs no token.
@@ -102,34 +117,58 @@ class Admission:
         return recheck
 
     @contextmanager
-    def in_flight(self, method: str, peer: str, *, streaming: bool) -> Iterator[None]:
+    def in_flight(self, kind: CallKind, caller: str, peer: str) -> Iterator[None]:
         """Counts a call as long as the block runs.
 
-        peer: the client's connection. Raises `LimitExceeded`, which names the limit.
+        caller: the token's id, or the client's connection on a registry without tokens. peer: the
+        client's connection. Raises `LimitExceeded`, which names the limit.
         """
-        appends = method.rsplit("/", 1)[-1] == "Append"
-        # Calls without a token, such as watching the health, have a small share of the streams of
-        # their own, so that they cannot take those of clients with a token.
-        open_to_all = rpc_needs(method) is None
-        most = self._max_streams // 8 if open_to_all else self._max_streams
+        with ExitStack() as held:
+            if kind.needs_token:
+                if kind.streaming:
+                    held.enter_context(self._streams.held(caller))
+                held.enter_context(self._calls.held(caller))
+                if kind.appends:
+                    held.enter_context(self._append(peer))
+            elif kind.requests:
+                held.enter_context(self._open_request_streams.held(caller))
+            elif kind.streaming:
+                held.enter_context(self._open_streams.held(caller))
+            yield
+
+    @contextmanager
+    def message_memory(self, caller: str) -> Iterator[Callable[[int], None]]:
+        """Keeps memory for the largest message that gRPC receives, as long as the block runs.
+
+        Gives a function that takes the bytes of the message that came, and gives the rest back.
+        Raises `LimitExceeded` where others do not give back enough in time.
+        """
+        reserved = HARD_MESSAGE_BYTES
+        self._memory.take(caller, reserved, wait=MEMORY_SECONDS)
+
+        def keep(size: int) -> None:
+            nonlocal reserved
+            self._memory.give_back(caller, reserved - size)
+            reserved = size
+
+        try:
+            yield keep
+        finally:
+            self._memory.give_back(caller, reserved)
+
+    @contextmanager
+    def _append(self, peer: str) -> Iterator[None]:
         with self._lock:
-            if streaming and self._streams[open_to_all] >= most:
-                raise LimitExceeded(
-                    f"streams: {most} streams are open at this server, the most that may be; "
-                    "try again later"
-                )
-            if appends and self._appends[peer] >= APPENDS_PER_CLIENT:
+            if self._appends[peer] >= APPENDS_PER_CLIENT:
                 raise LimitExceeded(
                     f"appends_per_client: {APPENDS_PER_CLIENT} appends of this connection are in "
                     "flight, the most that may be; wait for answers"
                 )
-            self._streams[open_to_all] += streaming
-            self._appends[peer] += appends
+            self._appends[peer] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._streams[open_to_all] -= streaming
-                self._appends[peer] -= appends
+                self._appends[peer] -= 1
                 if not self._appends[peer]:
                     del self._appends[peer]

@@ -5,20 +5,25 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor_pool import Default as default_pool
 
 from flerm_core.errors import FlermError, PermissionDenied, Unauthenticated
 from flerm_proto.status_codes import code_of
 from flerm_server.auth.permissions import RPCS
 from flerm_server.auth.principal import Principal, Scope, act_as
 from flerm_server.metrics import Metrics
-from flerm_server.rpc.admission import Admission, raise_if_rejected, size_limited
+from flerm_server.rpc.admission import Admission, CallKind
+from flerm_server.rpc.receiver import parse
 from flerm_server.tracing import span
 
 REQUEST_ID = "x-request-id"
@@ -50,6 +55,11 @@ class Call:
         self.request_id = given if given.isprintable() and given else uuid.uuid4().hex
 
     @property
+    def caller(self) -> str:
+        """Whose share of the limits the call takes: the token's id, else the connection."""
+        return self.token or self.context.peer()
+
+    @property
     def authorization(self) -> str:
         """The metadata of that name; empty: none."""
         return self.metadata.get("authorization", "")
@@ -58,14 +68,25 @@ class Call:
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-ignore]
     """Wraps every handler, unary or streaming.
 
+    gRPC waits for the message of a unary call, and parses it, before it calls the handler; each
+    such call takes a thread. The wrapped handlers therefore take a stream of bytes: they look at
+    the token first, and only then receive a message. On the wire both are the same.
+
     A `FlermError` of a handler becomes its status code and sentence. Any other exception is a bug:
     the client gets INTERNAL with the request's id, the log the traceback.
     """
 
-    def __init__(self, metrics: Metrics, admission: Admission) -> None:
-        """metrics: counts the calls. admission: decides which calls reach their handler."""
+    def __init__(
+        self, metrics: Metrics, admission: Admission, open_threads: ThreadPoolExecutor
+    ) -> None:
+        """metrics: counts the calls. admission: decides which calls reach their handler.
+
+        open_threads: for calls that need no token, so that these and the others cannot take each
+        other's threads.
+        """
         self._metrics = metrics
         self._admission = admission
+        self._open_threads = open_threads
 
     def intercept_service(
         self,
@@ -77,67 +98,75 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         if handler is None:
             return None
         method = handler_call_details.method
+        kind = CallKind(
+            method, streaming=handler.response_streaming, requests=handler.request_streaming
+        )
         metadata = {
             key: str(value) for key, value in handler_call_details.invocation_metadata or ()
         }
-        reader = size_limited(handler.request_deserializer)
-        if handler.response_streaming:
-            return self._streaming_handler(handler, method, metadata, reader)
 
-        def unary(request: Any, context: grpc.ServicerContext) -> Any:
+        def unary(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             call = Call(method, metadata, context)
             with (
                 self._observed(call),
-                self._admission.in_flight(method, context.peer(), streaming=False),
+                self._admitted(call, kind) as principal,
+                self._received(call, kind, handler, messages) as message,
             ):
-                principal = self._authenticate(call)
-                message = raise_if_rejected(request)
                 return copy_context().run(_act, principal, handler.unary_unary, message, context)
 
-        return grpc.unary_unary_rpc_method_handler(unary, reader, handler.response_serializer)
-
-    def _streaming_handler(
-        self, handler: Any, method: str, metadata: dict[str, str], reader: Callable[[bytes], Any]
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            act = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        def stream(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             call = Call(method, metadata, context)
-            with (
-                self._observed(call),
-                self._admission.in_flight(method, context.peer(), streaming=True),
-            ):
-                yield from self._answers(call, act, request)
+            with self._observed(call), self._admitted(call, kind) as principal:
+                if kind.requests:  # reflection, which needs no token
+                    read = (_parse(handler, method, each) for each in messages)
+                    yield from handler.stream_stream(read, context)
+                    return
+                with self._received(call, kind, handler, messages) as message:
+                    yield from self._answers(call, principal, handler.unary_stream, message)
 
+        act: Any = stream if kind.streaming else unary
+        if not kind.needs_token:
+            act.experimental_thread_pool = self._open_threads
         make = (
             grpc.stream_stream_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_stream_rpc_method_handler
+            if kind.streaming
+            else grpc.stream_unary_rpc_method_handler
         )
-        return make(stream, reader, handler.response_serializer)
+        return make(act, None, handler.response_serializer)
 
-    def _authenticate(self, call: Call) -> Principal | None:
+    @contextmanager
+    def _admitted(self, call: Call, kind: CallKind) -> Iterator[Principal | None]:
+        """Whose call it is, which is counted as long as the block runs."""
         principal = self._admission.authenticate(call.method, call.authorization)
         call.token = principal.token_id if principal else ""
-        return principal
+        with self._admission.in_flight(kind, call.caller, call.context.peer()):
+            yield principal
 
-    def _answers(self, call: Call, act: Any, request: Any) -> Iterator[Any]:
+    @contextmanager
+    def _received(
+        self, call: Call, kind: CallKind, handler: Any, messages: Iterator[bytes]
+    ) -> Iterator[Any]:
+        """The call's one message; memory is kept for it as long as the block runs."""
+        if not kind.needs_token:
+            data = self._admission.open_receiver.receive(messages, call.context)
+            yield _parse(handler, call.method, data)
+            return
+        with self._admission.message_memory(call.caller) as keep:
+            data = self._admission.receiver.receive(messages, call.context)
+            keep(len(data))
+            yield _parse(handler, call.method, data)
+
+    def _answers(
+        self, call: Call, principal: Principal | None, act: Any, message: Any
+    ) -> Iterator[Any]:
         """The answers of a streaming call.
 
         They are made in a context of their own, because gRPC may continue and close a generator on
         any thread.
         """
         context = copy_context()
-        principal = self._authenticate(call)
-        if principal is None:
-            # Only reflection takes a stream of requests, and it needs no token.
-            several = isinstance(request, Iterator)
-            yield from act(
-                map(raise_if_rejected, request) if several else raise_if_rejected(request),
-                call.context,
-            )
-            return
         recheck = self._admission.recheck_token(call.method, call.authorization)
-        answers = context.run(_act, principal, act, raise_if_rejected(request), call.context)
+        answers = context.run(_act, principal, act, message, call.context)
         end = object()
         while (answer := context.run(next, answers, end)) is not end:
             yield answer
@@ -159,6 +188,9 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         except GeneratorExit:
             code = grpc.StatusCode.CANCELLED
             raise
+        except grpc.RpcError:
+            code = grpc.StatusCode.CANCELLED  # the client left before its message came
+            message = "the client has left"
         except Exception:
             code = grpc.StatusCode.INTERNAL
             message = f"internal error of the registry; its log has it as request {call.request_id}"
@@ -191,3 +223,16 @@ def _act(principal: Principal | None, act: Any, request: Any, context: grpc.Serv
     if principal is not None:
         act_as(principal)
     return act(request, context)
+
+
+def _parse(handler: Any, method: str, data: bytes) -> Any:
+    return parse(data, handler.request_deserializer, _message_type(method))
+
+
+@cache
+def _message_type(method: str) -> Descriptor:
+    """What a call of `/package.Service/Method` is asked with."""
+    found: Descriptor = (
+        default_pool().FindMethodByName(method.strip("/").replace("/", ".")).input_type
+    )
+    return found

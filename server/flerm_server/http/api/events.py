@@ -16,13 +16,16 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from prometheus_client import Gauge
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
-from flerm_core.errors import FlermError, LimitExceeded
+from flerm_core.errors import FlermError
 from flerm_core.records.recording import FINAL_STATUSES, Recording
 from flerm_server.http.api import examples
 from flerm_server.http.api.core_models import number
 from flerm_server.http.dependencies import StoreDep
+from flerm_server.http.middleware import caller_of
 from flerm_server.http.problems import PROBLEM
+from flerm_server.shared_limit import SharedLimit
 from flerm_server.store.interface import Store
 
 POLL_SECONDS = 1.0
@@ -30,6 +33,7 @@ POLL_SECONDS = 1.0
 # noticed.
 KEEPALIVE_SECONDS = 15.0
 MAX_STREAMS = 256
+STREAMS_SHARE = 0.5  # the most that one token may have of them
 
 api = APIRouter(prefix="/api/v1", responses=PROBLEM, tags=["figures"])
 
@@ -43,6 +47,9 @@ class EventStreams:
         self._lock = threading.Lock()
         self._open: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._closed = False
+        self._limit = SharedLimit(
+            "event_streams", MAX_STREAMS, "pages follow recordings", share=STREAMS_SHARE
+        )
 
     def close_all(self) -> None:
         """Ends every open stream, and every stream that is opened from now on."""
@@ -52,26 +59,23 @@ class EventStreams:
         for closing, loop in streams:
             loop.call_soon_threadsafe(closing.set)
 
-    def open(self) -> asyncio.Event:
-        """Counts a new stream; the event that is returned ends the stream.
+    def open(self, caller: str) -> asyncio.Event:
+        """Counts a new stream of `caller`; the event that is returned ends the stream.
 
-        Raises `LimitExceeded` where `MAX_STREAMS` are open.
+        Raises `LimitExceeded` where `MAX_STREAMS` are open, or the caller's share of them.
         """
+        self._limit.take(caller)
         closing = asyncio.Event()
         with self._lock:
-            if len(self._open) >= MAX_STREAMS:
-                raise LimitExceeded(
-                    f"event_streams: {MAX_STREAMS} pages follow recordings at once already; "
-                    "reload to see what is new"
-                )
             if self._closed:
                 closing.set()
             self._open[closing] = asyncio.get_running_loop()
             self._gauge.set(len(self._open))
         return closing
 
-    def close(self, closing: asyncio.Event) -> None:
+    def close(self, caller: str, closing: asyncio.Event) -> None:
         """Takes a stream that has ended off the count."""
+        self._limit.give_back(caller)
         with self._lock:
             self._open.pop(closing, None)
             self._gauge.set(len(self._open))
@@ -97,54 +101,81 @@ async def follow(
     `rows` says that there are new rows, `end` that the recording has ended, `failure` why the
     stream stops early.
     """
-    recording = await run_in_threadpool(store.recording, recording_id)
-    return StreamingResponse(
-        events(store, streams, recording, request.state.recheck_access),
+    caller = caller_of(request.scope)
+    # Counted before the answer begins, so that one too many is refused with a status.
+    closing = streams.open(caller)
+    try:
+        recording = await run_in_threadpool(store.recording, recording_id)
+    except BaseException:
+        streams.close(caller, closing)
+        raise
+    return _CountedStream(
+        events(store, closing, recording, request.state.recheck_access),
+        lambda: streams.close(caller, closing),
         media_type="text/event-stream",
         # The second header keeps nginx from holding events back.
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
+class _CountedStream(StreamingResponse):
+    """An answer that is taken off the count when it ends, also if it never began."""
+
+    def __init__(self, content: AsyncIterator[str], ended: Callable[[], None], **more: Any) -> None:
+        super().__init__(content, **more)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
+
+
 async def events(
-    store: Store, streams: EventStreams, recording: Recording, recheck_access: Callable[[], object]
+    store: Store,
+    closing: asyncio.Event,
+    recording: Recording,
+    recheck_access: Callable[[], object],
 ) -> AsyncIterator[str]:
     """`rows` events while the recording runs, the first at once, then an `end` event.
 
     Each has the recording's status, rows, last_step and final_loss. The stream ends with the
     recording, or when the server stops. A `FlermError` ends it with a `failure` event.
-    recheck_access: called before each look at the database; raises a `FlermError` once the token or
-    session was revoked. An interrupted recording is followed too: late rows or a resume may come.
+    An interrupted recording is followed too: late rows or a resume may come.
+
+    closing: ends the stream. recheck_access: called before each look at the database; raises a
+    `FlermError` once the token or session was revoked.
     """
-    closing = streams.open()
-    try:
-        sent = ""
-        silent = 0.0
-        while True:
-            data = json.dumps(_state(recording))
-            if data != sent:
-                sent, silent = data, 0.0
-                yield f"event: rows\ndata: {data}\n\n"
-            elif silent >= KEEPALIVE_SECONDS:
-                silent = 0.0
-                yield ": keepalive\n\n"
-            if recording.status in FINAL_STATUSES:
-                yield f"event: end\ndata: {data}\n\n"
-                return
-            try:
-                await asyncio.wait_for(closing.wait(), POLL_SECONDS)
-                return
-            except TimeoutError:
-                silent += POLL_SECONDS
-            try:
-                await run_in_threadpool(recheck_access)
-                recording = await run_in_threadpool(store.recording, recording.spec.id)
-            except FlermError as error:
-                # Not "error": browsers give that name to a lost connection.
-                yield f"event: failure\ndata: {json.dumps({'detail': str(error)})}\n\n"
-                return
-    finally:
-        streams.close(closing)
+
+    def look() -> Recording:
+        recheck_access()
+        return store.recording(recording.spec.id)
+
+    sent = ""
+    silent = 0.0
+    while True:
+        data = json.dumps(_state(recording))
+        if data != sent:
+            sent, silent = data, 0.0
+            yield f"event: rows\ndata: {data}\n\n"
+        elif silent >= KEEPALIVE_SECONDS:
+            silent = 0.0
+            yield ": keepalive\n\n"
+        if recording.status in FINAL_STATUSES:
+            yield f"event: end\ndata: {data}\n\n"
+            return
+        try:
+            await asyncio.wait_for(closing.wait(), POLL_SECONDS)
+            return
+        except TimeoutError:
+            silent += POLL_SECONDS
+        try:
+            recording = await run_in_threadpool(look)
+        except FlermError as error:
+            # Not "error": browsers give that name to a lost connection.
+            yield f"event: failure\ndata: {json.dumps({'detail': str(error)})}\n\n"
+            return
 
 
 def _state(recording: Recording) -> dict[str, object]:

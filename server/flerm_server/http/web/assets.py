@@ -29,23 +29,28 @@ web = APIRouter(include_in_schema=False)
 
 @dataclass(slots=True)
 class Asset:
-    """One file. `version` is a digest of its content, so a browser may keep a version forever."""
+    """One file. `version` is a digest of its content, so a browser may keep a version forever.
+
+    The content stays in memory, so that any number of readers share it.
+    """
 
     file: Path
     version: str
+    content: bytes
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _gzipped: bytes | None = None
 
     @classmethod
     def of(cls, file: Path) -> Asset:
         """The asset of `file`. Reads the file, because the version is computed from its content."""
-        return cls(file, hashlib.sha256(file.read_bytes()).hexdigest()[:16])
+        content = file.read_bytes()
+        return cls(file, hashlib.sha256(content).hexdigest()[:16], content)
 
     def gzipped(self) -> bytes:
         """The content, gzipped at the first call and kept in memory."""
         with self._lock:
             if self._gzipped is None:
-                self._gzipped = gzip.compress(self.file.read_bytes(), 6, mtime=0)
+                self._gzipped = gzip.compress(self.content, 6, mtime=0)
             return self._gzipped
 
 
@@ -88,7 +93,7 @@ def static(
     if "gzip" in request.headers.get("accept-encoding", ""):
         headers["Content-Encoding"] = "gzip"
         return Response(asset.gzipped(), media_type=media_type, headers=headers)
-    return Response(asset.file.read_bytes(), media_type=media_type, headers=headers)
+    return Response(asset.content, media_type=media_type, headers=headers)
 
 
 def _plotly() -> Path:

@@ -1,0 +1,76 @@
+"""A number that callers share, of which none may take all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flerm_core.errors import LimitExceeded
+
+SHARE = 0.75  # the most of a limit that one caller may take
+
+
+class SharedLimit:
+    """Something of which a server has `most`, such as calls, streams or bytes in memory.
+
+    One caller gets at most a share of it, so that one token cannot take what all of them need.
+    Callers may be on any thread.
+    """
+
+    def __init__(self, name: str, most: int, what: str, *, share: float = SHARE) -> None:
+        """name: the limit's name. what: what is counted, for sentences: 'calls in flight'."""
+        self.name, self._what = name, what
+        self._most = most
+        self._most_of_one = max(1, -int(-most * share // 1))
+        self._taken: Counter[str] = Counter()
+        self._all = 0
+        self._changed = threading.Condition()
+
+    def take(self, caller: str, amount: int = 1, *, wait: float = 0.0) -> None:
+        """Takes `amount` for `caller`: the id of a token, or the address of one without.
+
+        wait: for how many seconds to wait until there is enough. Raises `LimitExceeded`.
+        """
+        deadline = time.monotonic() + wait
+        with self._changed:
+            while (refusal := self._refusal(caller, amount)) is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise LimitExceeded(refusal)
+                self._changed.wait(left)
+            self._taken[caller] += amount
+            self._all += amount
+
+    def give_back(self, caller: str, amount: int = 1) -> None:
+        """Gives back what was taken."""
+        with self._changed:
+            self._all -= amount
+            self._taken[caller] -= amount
+            if not self._taken[caller]:
+                del self._taken[caller]
+            self._changed.notify_all()
+
+    @contextmanager
+    def held(self, caller: str, amount: int = 1, *, wait: float = 0.0) -> Iterator[None]:
+        """`take`, and `give_back` after the block."""
+        self.take(caller, amount, wait=wait)
+        try:
+            yield
+        finally:
+            self.give_back(caller, amount)
+
+    def _refusal(self, caller: str, amount: int) -> str | None:
+        if self._all + amount > self._most:
+            return (
+                f"{self.name}: {self._all} {self._what} at this server, which has {self._most}; "
+                "try again later"
+            )
+        if self._taken[caller] + amount > self._most_of_one:
+            return (
+                f"{self.name}: {self._taken[caller]} {self._what} by one caller, of the "
+                f"{self._most_of_one} allowed; wait for answers"
+            )
+        return None
