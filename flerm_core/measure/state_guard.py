@@ -93,26 +93,49 @@ class PrivateRandomness:
                 outside.restore()
 
 
+class BufferState:
+    """The buffers of a model, such as BatchNorm's statistics, as they are now."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = [
+            (module, dict(module._buffers)) for module in model.modules() if module._buffers
+        ]
+        buffers = (b for _, own in self._held for b in own.values() if b is not None)
+        self._contents = {id(b): (b, b.detach().clone()) for b in buffers}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts the same tensors back with the same contents, bit for bit."""
+        for module, own in self._held:
+            module._buffers.update(own)
+        # Every buffer, because the tensor's version does not tell which have changed: batch_norm's
+        # kernel writes its statistics without raising it.
+        for buffer, content in self._contents.values():
+            buffer.copy_(content)
+
+
+class ForwardStart:
+    """The random generators and buffers from which a model's forward started, to start another."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._random_state, self._buffers = RandomState(), BufferState(model)
+
+    def restore(self) -> None:
+        """Sets generators and buffers back to this state."""
+        self._random_state.restore()
+        self._buffers.restore()
+
+
 @contextmanager
 def preserve_model_state(model: nn.Module) -> Iterator[None]:
     """Restores buffers (BatchNorm's statistics) and train/eval modes. Inside, gradients are on."""
-    modules = list(model.modules())
-    buffers = [(module, dict(module._buffers)) for module in modules if module._buffers]
-    contents = {
-        id(b): (b, b.detach().clone()) for _, own in buffers for b in own.values() if b is not None
-    }
-    modes = {module: module.training for module in modules}
+    buffers = BufferState(model)
+    modes = {module: module.training for module in model.modules()}
     with torch.inference_mode(False), torch.enable_grad():
         try:
             yield
         finally:
-            with torch.no_grad():
-                for module, own in buffers:
-                    module._buffers.update(own)
-                # Every buffer, because the tensor's version does not tell which have changed:
-                # batch_norm's kernel writes its statistics without raising it.
-                for buffer, content in contents.values():
-                    buffer.copy_(content)
+            buffers.restore()
             for module, mode in modes.items():
                 module.training = mode
 

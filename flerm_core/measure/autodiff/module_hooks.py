@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from flerm_core.measure.autodiff.module_products import ModuleCall, has_closed_form
+from flerm_core.measure.autodiff.module_replay import CallStart
 from flerm_core.measure.autodiff.saved_inputs import SavedInputs
 from flerm_core.measure.output_projection import floating_tensors
-from flerm_core.measure.state_guard import RandomState
 
 OnGradient = Callable[["ModuleOutput", ModuleCall, Tensor], None]
 
@@ -34,7 +34,7 @@ class ModuleOutput:
 class ModuleHooks:
     """Hooks on `modules` for one forward, and for one backward pass through its graph.
 
-    modules: those whose outputs are observed.
+    modules: those whose outputs are observed, each with the paths of its tensors.
     shared: those of them whose output is the same for all examples (a position embedding). The
         gradient there is the sum over the examples. Such an output is passed on expanded along a
         new or unit dimension 0, one row per example. Whoever broadcasts it computes the same
@@ -47,7 +47,7 @@ class ModuleHooks:
 
     def __init__(
         self,
-        modules: Collection[nn.Module],
+        modules: Mapping[nn.Module, Collection[str]],
         shared: Collection[nn.Module] = (),
         n_examples: int = 0,
         known_earliest: KnownEarliest | None = None,
@@ -56,7 +56,7 @@ class ModuleHooks:
         self._shared = shared
         self._n_examples = n_examples
         self._last_call: dict[nn.Module, int] = {}
-        self._random_states: dict[nn.Module, RandomState] = {}  # of the calls that are running
+        self._starts: dict[nn.Module, CallStart] = {}  # of the calls that are running
         self._forward_running = False
         self._sink = _GradientSink()
         self.edges: dict[ModuleOutput, GradientEdge] = {}
@@ -67,8 +67,8 @@ class ModuleHooks:
     def attached(self) -> Iterator[None]:
         """Inside, the forward runs."""
         handles = []
-        for module in self._modules:
-            if not has_closed_form(module):
+        for module, paths in self._modules.items():
+            if not all(has_closed_form(module, path) for path in paths):
                 handles.append(module.register_forward_pre_hook(self._before_forward))
             # Before all other hooks: what these make of an output (tensor parallel redistributes
             # it) is not the module's own output.
@@ -139,7 +139,7 @@ class ModuleHooks:
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if self._forward_running:
-            self._random_states[module] = RandomState()
+            self._starts[module] = CallStart(module)
 
     def _after_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
@@ -147,7 +147,7 @@ class ModuleHooks:
         if not self._forward_running:
             return None
         number = self._last_call[module] = self._last_call.get(module, -1) + 1
-        call = ModuleCall(module, random_state=self._random_states.pop(module, None))
+        call = ModuleCall(module, start=self._starts.pop(module, None))
         is_shared = isinstance(result, Tensor) and module in self._shared
         if is_shared:
             result = self._expand_to_examples(result)

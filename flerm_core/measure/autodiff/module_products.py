@@ -2,7 +2,7 @@
 
 δy is the change of the module's output y under ΔW of one tensor. The products of its elements with
 those of ∂φ/∂y are not yet summed over an example's positions and features. The modules that hold
-nearly all parameters have closed forms; all others are differentiated in forward mode.
+nearly all parameters have closed forms; all others are differentiated by `LocalDerivatives`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
-from flerm_core.measure.autodiff.jvp import jvp_along
-from flerm_core.measure.output_projection import floating_tensors
-from flerm_core.measure.state_guard import RandomState
+from flerm_core.measure.autodiff.local_derivatives import LocalDerivatives
+from flerm_core.measure.autodiff.module_replay import CallStart
 
 
 @dataclass
@@ -25,14 +24,15 @@ class ModuleCall:
     """One call of a module in a probe's forward.
 
     args, kwargs: its inputs, detached.
-    random_state: the random generators at its start; None for a module with a closed form.
-    output_changes: tensor name to δy of each output, filled in by `jvp_products`.
+    start: the random generators and buffers at its start; None where closed forms serve all its
+        tensors.
+    output_changes: tensor name to δy of each output, filled in by `replay_products`.
     """
 
     module: nn.Module
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
-    random_state: RandomState | None = None
+    start: CallStart | None = None
     output_changes: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
@@ -133,10 +133,20 @@ def module_type(module: nn.Module) -> type[nn.Module]:
     )
 
 
-def has_closed_form(module: nn.Module) -> bool:
-    """Whether `module` is exactly of a known class: a subclass may compute something else."""
-    known = module_type(module) in _CLOSED_FORMS
-    return known and not getattr(module, "scale_grad_by_freq", False)
+def has_closed_form(module: nn.Module, path: str) -> bool:
+    """Whether `closed_form_products` holds for the module's parameter at `path`.
+
+    The module must be exactly of a known class, since a subclass may compute something else, with
+    the forward of its class. The parameter must be the very tensor that this forward uses. It is
+    not where a hook or a parametrization computes that from others (weight norm, pruning).
+    """
+    return (
+        module_type(module) in _CLOSED_FORMS
+        and path in ("weight", "bias")
+        and path in module._parameters
+        and "forward" not in vars(module)
+        and not getattr(module, "scale_grad_by_freq", False)
+    )
 
 
 def closed_form_products(call: ModuleCall, path: str, change: Tensor, gradient: Tensor) -> Tensor:
@@ -149,34 +159,29 @@ def closed_form_products(call: ModuleCall, path: str, change: Tensor, gradient: 
     return form(call.module, call.input, path, change, gradient.to(change.dtype))
 
 
-def jvp_products(
+def replay_products(
     call: ModuleCall,
+    derivatives: LocalDerivatives,
     names: Mapping[str, str],
     tensor: str,
     change: Tensor,
     index: int,
     gradient: Tensor,
 ) -> Tensor:
-    """δy ⊙ ∂φ/∂y, shaped like y, for any module: δy is its forward-mode derivative.
+    """δy ⊙ ∂φ/∂y, shaped like y, for any module: δy comes from a replay of the call.
 
-    call: the call of the module. It runs again with the random generators that it ran with.
     names: the module's parameter paths to tensor names. A tied tensor moves at all its paths.
     tensor: the name of the tensor that moves.
     change: its ΔW.
     index: which of the module's outputs y is.
     gradient: ∂φ/∂y.
+
+    Raises `NoDerivative` where the module cannot be differentiated.
     """
     if tensor not in call.output_changes:
-        paths = [path for path, name in names.items() if name == tensor]
-        call.output_changes[tensor] = _output_changes(call, dict.fromkeys(paths, change))
+        assert call.start is not None
+        changes = {path: change for path, name in names.items() if name == tensor}
+        call.output_changes[tensor] = derivatives.output_changes(
+            call.module, changes, call.args, call.kwargs, call.start
+        )
     return call.output_changes[tensor][index].to(change.dtype) * gradient.to(change.dtype)
-
-
-def _output_changes(call: ModuleCall, changes: dict[str, Tensor]) -> list[Tensor]:
-    current = RandomState()
-    if call.random_state is not None:
-        call.random_state.restore()
-    try:
-        return jvp_along(call.module, changes, call.args, call.kwargs, floating_tensors)[1]
-    finally:
-        current.restore()

@@ -50,7 +50,7 @@ def sharded_products(
 
     Raises `EstimatorNotApplicable` for a module without a closed form.
     """
-    if "." in path or not has_closed_form(call.module):
+    if not has_closed_form(call.module, path):
         raise EstimatorNotApplicable(
             f"{type(call.module).__name__} computes on sharded tensors in a way of its own"
         )

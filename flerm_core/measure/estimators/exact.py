@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flerm_core.errors import MeasurementError
-from flerm_core.measure.autodiff.jvp import jvp_along
+from flerm_core.measure.autodiff.central_difference import difference_step
+from flerm_core.measure.autodiff.local_derivatives import LocalDerivatives, NoDerivative
+from flerm_core.measure.autodiff.module_replay import CallStart
 from flerm_core.measure.distributed.fsdp2 import reshard
 from flerm_core.measure.distributed.sharding import Sharding, full_tensor, to_local
 from flerm_core.measure.estimators.base import Draw, Estimator, OutputLayer
@@ -36,7 +37,8 @@ class _OutputModule(nn.Module):
 class Exact(Estimator):
     """FSLR = √(1/NK Σ_nk (Δ_ℓ f_nk)²) (Eq. 2), by forward-mode differentiation.
 
-    Sharded models have no forward mode; for them the derivative is a central difference.
+    Where an operator has no forward mode, and for sharded models, the derivative is a central
+    difference.
 
     It costs one forward with tangents per tensor and depth group, more than all other estimators:
     for models of few tensors, and to judge the other estimators. A stochastic model (dropout) is
@@ -49,6 +51,7 @@ class Exact(Estimator):
     def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
         super().__init__(model, output_layer)
         self._output_module = _OutputModule(model)
+        self._derivatives = LocalDerivatives(n_methods=2)  # not those in half precision
         # What is measured to the tensors that move together for it.
         self._members = {name: (name,) for name in model.parameters} | dict(model.depth_groups)
 
@@ -68,7 +71,7 @@ class Exact(Estimator):
             changes = {member: update.change(member) for member in members}
             random_state.restore()
             if sharding is None:
-                change = self._forward_mode(changes, batch)
+                change = self._derivative(changes, batch)
             else:
                 change = self._central_difference(
                     changes, update, batch, steps[name], random_state, sharding
@@ -81,16 +84,24 @@ class Exact(Estimator):
         """The root of each mean."""
         return dict(zip(self._members, np.sqrt(mean).tolist(), strict=True))
 
-    def _forward_mode(self, changes: dict[str, Tensor], batch: Any) -> Tensor:
+    def _derivative(self, changes: dict[str, Tensor], batch: Any) -> Tensor:
         """Δf [N, ...] = J·ΔW (Eq. 1)."""
-        paths = {id(p): f"model.{name}" for name, p in self.model.module.named_parameters()}
+        tensors = {id(self.model.parameters[name]): change for name, change in changes.items()}
+        module = self._output_module
         by_path = {
-            paths[id(self.model.parameters[name])]: change for name, change in changes.items()
+            path: tensors[id(p)]
+            for path, p in module.named_parameters(remove_duplicate=False)
+            if id(p) in tensors
         }
-        _, output_changes = jvp_along(
-            self._output_module, by_path, (batch,), {}, lambda result: [as_output(result)]
-        )
-        return output_changes[0]
+        try:
+            return self._derivatives.output_changes(
+                module, by_path, (batch,), {}, CallStart(module), lambda found: [as_output(found)]
+            )[0]
+        except NoDerivative as error:
+            raise MeasurementError(
+                f"the model has no derivative along the update of {', '.join(changes)} "
+                f"({error.reason}); use estimator='kronecker'"
+            ) from error
 
     def _central_difference(
         self,
@@ -129,12 +140,7 @@ class Exact(Estimator):
         return change if sharding.is_first_model_parallel_rank else torch.zeros_like(change)
 
     def _difference_steps(self, update: WeightUpdate, sharding: Sharding) -> dict[str, float]:
-        """h for each tensor and depth group: hΔW has ∛ε of the weights' size (both RMS).
-
-        ε is the rounding error of the weights' dtype. The errors of rounding (ε/h) and of curvature
-        (h²) are then both small. Weights smaller than the model's RMS are taken to be as large as
-        it: fresh biases are zero.
-        """
+        """`difference_step` for each tensor and depth group, the same on all ranks."""
         names = list(self.model.parameters)
         # [tensors, 3]: sum of squared weights, sum of squared changes, number of elements
         sizes = torch.zeros(len(names), 3, dtype=torch.float64, device=sharding.device)
@@ -148,14 +154,12 @@ class Exact(Estimator):
         all_weights, _, all_elements = (
             sum(column) for column in zip(*by_name.values(), strict=True)
         )
-        typical = all_weights / all_elements
         epsilon = max(torch.finfo(p.dtype).eps for p in self.model.parameters.values())
         steps = {}
         for group, members in self._members.items():
             weights, changes, elements = (
                 sum(by_name[member][i] for member in members) for i in range(3)
             )
-            size = math.sqrt(max(weights / elements, typical))
-            change_size = math.sqrt(changes / elements)
-            steps[group] = epsilon ** (1 / 3) * size / change_size if changes > 0.0 else 1.0
+            typical = all_weights / all_elements
+            steps[group] = difference_step(weights, changes, elements, typical, epsilon)
         return steps

@@ -14,12 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from flerm_core.measure.autodiff.example_layout import Layout, has_gradient
+from flerm_core.measure.autodiff.local_derivatives import (
+    LocalDerivatives,
+    NoDerivative,
+    one_line,
+)
 from flerm_core.measure.autodiff.module_hooks import KnownEarliest, ModuleHooks, ModuleOutput
 from flerm_core.measure.autodiff.module_products import (
     ModuleCall,
     closed_form_products,
     has_closed_form,
-    jvp_products,
+    replay_products,
 )
 from flerm_core.measure.autodiff.sharded_products import sharded_products
 from flerm_core.measure.distributed.sharding import Sharding, to_local
@@ -83,6 +88,7 @@ class ExampleContributions:
         self.owners = ParameterOwners(model.module, model.parameters)
         self.positions = {name: i for i, name in enumerate(model.parameters)}
         self.plan = HookPlan()
+        self.derivatives = LocalDerivatives()
         self._gather_order: list[str] = []  # in which the last backward requested ΔW
 
     def forward(self, batch: Any) -> tuple[ModuleHooks, Tensor]:
@@ -205,6 +211,9 @@ class ExampleContributions:
         if self.sharding.is_model_parallel:
             is_first = self.sharding.is_first_model_parallel_rank
             return sharded_products(call, path, change, gradient, is_first=is_first)
-        if "." not in path and has_closed_form(call.module):
-            return closed_form_products(call, path, change, gradient)
-        return jvp_products(call, held, name, change, output.index, gradient)
+        if has_closed_form(call.module, path):
+            try:
+                return closed_form_products(call, path, change, gradient)
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise NoDerivative(call.module, one_line(error)) from error
+        return replay_products(call, self.derivatives, held, name, change, output.index, gradient)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flerm_core.errors import EstimatorNotApplicable, MeasurementError
 from flerm_core.measure.autodiff.example_layout import Layout, has_gradient, random_half
 from flerm_core.measure.autodiff.gradient_stream import is_reentrant, stream_gradients
+from flerm_core.measure.autodiff.local_derivatives import NoDerivative
 from flerm_core.measure.autodiff.module_hooks import ModuleHooks, ModuleOutput
 from flerm_core.measure.autodiff.module_products import ModuleCall
 from flerm_core.measure.autodiff.sharded_products import find_sharded_layout
@@ -23,8 +24,13 @@ from flerm_core.measure.distributed.sharding import sharded_like, to_local
 from flerm_core.measure.estimators.example_contributions import ExampleContributions
 from flerm_core.measure.estimators.gradient_moments import sum_of_z
 from flerm_core.measure.output_projection import draw_projection, tensors_in
-from flerm_core.measure.state_guard import RandomState
+from flerm_core.measure.state_guard import ForwardStart
 from flerm_core.measure.update.weight_update import WeightUpdate
+
+_COUPLED = (
+    "its rows cannot be told apart by example: examples share statistics or are mixed (BatchNorm "
+    "in train mode, routing), or dimension 0 of the output does not count them"
+)
 
 
 class LayoutProbe:
@@ -52,19 +58,20 @@ class LayoutProbe:
         2. Where an output has none, all examples share it, or its module mixes them. Expand it to
            the examples in the first case, observe the module's parent instead in the second. Then
            go to 1.
-        3. Compute c, and compare Σ_n c_n with ⟨ΔW, ∂φ/∂W⟩ (Eq. 4) from a plain backward. Where
-           they differ, a use of the tensor went unobserved: observe the owner's parent instead,
-           and go to 1.
+        3. Compute c. Where a module cannot be differentiated (`LocalDerivatives`), observe its
+           parent instead, and go to 1.
+        4. Compare Σ_n c_n with ⟨ΔW, ∂φ/∂W⟩ (Eq. 4) from a plain backward. Where they differ, a use
+           of the tensor went unobserved: observe the owner's parent instead, and go to 1.
 
-        Every pass has a forward of its own, from the same random state: a graph that is kept for
-        another pass would hold what activation checkpointing recomputed for the last one.
+        Every pass has a forward of its own, from the same random state and buffers: a graph that is
+        kept for another pass would hold what activation checkpointing recomputed for the last one.
 
         Returns None where no rank's batch has examples. Raises `EstimatorNotApplicable` with the
         reason where examples cannot be told apart, and `MeasurementError` where only some ranks of
         a sharded model have examples.
         """
         shared_before, self._plan.shared = self._plan.shared, {}
-        random_state = RandomState()
+        start = ForwardStart(self._model.module)
         hooks, outputs = self._contributions.forward(batch)
         if not self._sharding.any_rank(len(outputs) > 0):
             return None
@@ -79,18 +86,28 @@ class LayoutProbe:
             del hooks, outputs  # their graph is used up
             if unclear is not None:
                 self._resolve_unclear(unclear, tried_as_shared)
-            hooks, outputs = self._forward_again(batch, reference, random_state, tried_as_shared)
+            hooks, outputs = self._forward_again(batch, reference, start, tried_as_shared)
             if unclear is None:
-                found, _ = self._contributions.backward(hooks, outputs, direction, update)
-                wrong = self.unexplained(batch, random_state, direction, found, update)
-                if not wrong:
-                    ran = {output.module for output in hooks.edges}
-                    self._plan.shared |= dict.fromkeys(m for m in shared_before if m not in ran)
-                    return found, reference
-                self._promote(wrong)
-                hooks, outputs = self._forward_again(
-                    batch, reference, random_state, tried_as_shared
-                )
+                found = self._compute(hooks, outputs, direction, update)
+                if found is not None:
+                    wrong = self.unexplained(batch, start, direction, found, update)
+                    if not wrong:
+                        ran = {output.module for output in hooks.edges}
+                        self._plan.shared |= dict.fromkeys(m for m in shared_before if m not in ran)
+                        return found, reference
+                    self._promote(wrong)
+                hooks, outputs = self._forward_again(batch, reference, start, tried_as_shared)
+
+    def _compute(
+        self, hooks: ModuleHooks, outputs: Tensor, direction: Tensor, update: WeightUpdate
+    ) -> Tensor | None:
+        """c [tensors, N]; None where a module has no derivative, whose parent is observed then."""
+        try:
+            return self._contributions.backward(hooks, outputs, direction, update)[0]
+        except NoDerivative as error:
+            reset_after_error(self._model.module)
+            self._promote_to_parent(error.module, f"it has no derivative ({error.reason})")
+            return None
 
     def _check_batch(self, outputs: Tensor) -> None:
         if self._sharding.any_rank(len(outputs) == 0):
@@ -108,27 +125,30 @@ class LayoutProbe:
         self,
         batch: Any,
         reference: Tensor,
-        random_state: RandomState,
+        start: ForwardStart,
         tried_as_shared: list[nn.Module],
     ) -> tuple[ModuleHooks, Tensor]:
-        """A forward from the same random state, whose outputs equal `reference` on all ranks.
+        """A forward from `start`, whose outputs equal `reference` on all ranks.
 
         Where they do not, or where it raises, the module whose output was expanded last is at
         fault: whoever takes the output does more than to broadcast it. Then its parent is observed.
+        Where none is expanded, the model's kernels or state vary from forward to forward, and
+        whether that matters shows later, in the comparison with gradients.
         """
         while True:
-            random_state.restore()
+            start.restore()
             is_equal = False
+            is_shared = bool(tried_as_shared) and tried_as_shared[-1] in self._plan.shared
             try:
                 hooks, outputs = self._contributions.forward(batch)
                 is_equal = _equal(to_local(outputs), to_local(reference))
             except Exception:
-                if not (tried_as_shared and tried_as_shared[-1] in self._plan.shared):
+                if not is_shared:
                     raise
                 reset_after_error(self._model.module)
-            if not self._sharding.any_rank(not is_equal):
+            if not is_shared or not self._sharding.any_rank(not is_equal):
                 return hooks, outputs
-            self._promote_to_parent(tried_as_shared[-1])
+            self._promote_to_parent(tried_as_shared[-1], _COUPLED)
 
     def _find_layouts(
         self, hooks: ModuleHooks, outputs: Tensor, direction: Tensor, chosen: Tensor
@@ -190,13 +210,13 @@ class LayoutProbe:
             tried_as_shared.append(module)
             self._plan.shared[module] = None
         else:
-            self._promote_to_parent(module)
+            self._promote_to_parent(module, _COUPLED)
 
-    def _promote_to_parent(self, module: nn.Module) -> None:
-        """The parent of `module` answers for its tensors, by a forward-mode derivative.
+    def _promote_to_parent(self, module: nn.Module, reason: str) -> None:
+        """The parent of `module` answers for its tensors, by a derivative of its own.
 
         That costs more than a closed form, so it is allowed for a tenth of the tensors (at least
-        two). Raises `EstimatorNotApplicable` beyond that.
+        two). Raises `EstimatorNotApplicable` with the reason beyond that.
         """
         self._plan.shared.pop(module, None)
         tensors = set(self._owners.owners[module].values())
@@ -205,22 +225,20 @@ class LayoutProbe:
         if not are_few or not all(self._owners.promote(name) for name in sorted(tensors)):
             name = next(path for path, each in self._model.module.named_modules() if each is module)
             raise EstimatorNotApplicable(
-                f"the rows of {name or 'the model'} ({type(module).__name__}) cannot be told apart "
-                "by example: examples share statistics or are mixed (BatchNorm in train mode, "
-                "routing), or dimension 0 of the output does not count them"
+                f"{name or 'the model'} ({type(module).__name__}): {reason}"
             )
 
     def unexplained(
         self,
         batch: Any,
-        random_state: RandomState,
+        start: ForwardStart,
         direction: Tensor,
         contributions: Tensor,
         update: WeightUpdate,
     ) -> list[str]:
         """The tensors for which Σ_n c_n is not ⟨ΔW, ∂φ/∂W⟩ of a plain forward and backward.
 
-        random_state: at the start of the forward that gave `contributions`. Notes which tensors
+        start: that of the forward that gave `contributions`. Notes which tensors
         move φ.
         """
         gradient_sums = torch.zeros_like(contributions[:, 0])
@@ -229,7 +247,7 @@ class LayoutProbe:
         def add(name: str, gradient: Tensor) -> None:
             gradient_sums[positions[name]] = sum_of_z(self._model, update, name, gradient)
 
-        random_state.restore()
+        start.restore()
         outputs = self._model.outputs(batch)
         stream_gradients(outputs, direction, self._model, add)
         wrong, negligible = self._contributions.compare(contributions, gradient_sums, outputs)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 class ParameterOwners:
     """The modules to observe in a probe's forward, each with the tensors that it answers for.
 
-    At first each tensor belongs to the modules that hold it. A tied tensor has several owners, and
-    its change is the sum over its uses in all of them. `promote` moves a tensor to the parents of
+    At first each tensor belongs to the modules that hold it. A tensor of a parametrization belongs
+    to the module whose weight is computed from it. A tied tensor has several owners, and its change
+    is the sum over its uses in all of them. `promote` moves a tensor to the parents of
     its owners, where a use of it is outside them (a weight read without calling its module).
 
     `owners` maps a module to {the tensor's path in the module: the tensor's name}. `promoted` are
@@ -23,12 +25,23 @@ class ParameterOwners:
         self._parents: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
         self.owners: dict[nn.Module, dict[str, str]] = {}
         self.promoted: set[str] = set()
+        inside_parametrizations: set[nn.Module] = set()
         for module in model.modules():
             for child_name, child in module.named_children():
                 self._parents.setdefault(child, []).append((module, child_name))
+            if module in inside_parametrizations:
+                continue
+            prefixes = {"": module}
+            if is_parametrized(module):
+                parts = module.get_submodule("parametrizations").named_modules(
+                    prefix="parametrizations"
+                )
+                prefixes |= {f"{path}.": part for path, part in parts}
+                inside_parametrizations.update(prefixes.values())
             held = {
-                path: names[id(p)]
-                for path, p in module._parameters.items()
+                f"{prefix}{path}": names[id(p)]
+                for prefix, part in prefixes.items()
+                for path, p in part._parameters.items()
                 if p is not None and id(p) in names
             }
             if held:

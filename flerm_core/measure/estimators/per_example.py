@@ -22,13 +22,15 @@ from torch import Tensor
 from flerm_core._warnings import warn
 from flerm_core.errors import EstimatorNotApplicable, MeasurementError, join_names
 from flerm_core.measure.autodiff.gradient_stream import stream_gradients
+from flerm_core.measure.autodiff.local_derivatives import NoDerivative
+from flerm_core.measure.distributed.fsdp2 import reset_after_error
 from flerm_core.measure.estimators.base import Draw, Estimator, OutputLayer
 from flerm_core.measure.estimators.example_contributions import ExampleContributions
 from flerm_core.measure.estimators.gradient_moments import sum_of_z
 from flerm_core.measure.estimators.layout_probe import LayoutProbe
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import draw_projection, projection_scale
-from flerm_core.measure.state_guard import RandomState
+from flerm_core.measure.state_guard import ForwardStart
 from flerm_core.measure.update.weight_update import WeightUpdate
 
 
@@ -112,18 +114,22 @@ class PerExample(Estimator):
         Without an all-reduce, unless forwards of ranks wait for each other: other ranks may go on.
         """
         sharding = self._contributions.sharding
-        random_state = RandomState()
+        start = ForwardStart(self.model.module)
         hooks, outputs = self._contributions.forward(batch)
         if not sharding.any_rank(not self._contributions.fits(batch, hooks, outputs)):
             direction = draw_projection(outputs, generator)
-            found, holds = self._contributions.backward(hooks, outputs, direction, update)
+            try:
+                found, holds = self._contributions.backward(hooks, outputs, direction, update)
+            except NoDerivative:  # of a module that runs otherwise than before
+                reset_after_error(self.model.module)
+                holds = False
             if holds and self._verify and len(outputs) > 0:
                 self._verify = False
-                holds = not self._probe.unexplained(batch, random_state, direction, found, update)
+                holds = not self._probe.unexplained(batch, start, direction, found, update)
             if not sharding.any_rank(not holds):
                 return found, outputs.detach()
         del hooks, outputs
-        random_state.restore()
+        start.restore()
         try:
             return self._probe.discover(batch, update, generator)
         except EstimatorNotApplicable as error:
@@ -133,7 +139,7 @@ class PerExample(Estimator):
             warn(f"`example` has one sample a draw from now on, no longer one per example: {error}")
             self._coupled, self._discovered_for = True, self._requires_grad()
             self._agreed_for = self._discovered_for
-            random_state.restore()
+            start.restore()
             return self._one_sample(batch, update, generator)
 
     def _one_sample(

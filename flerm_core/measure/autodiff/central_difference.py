@@ -1,0 +1,104 @@
+"""J·ΔW by central differences, for modules with an operator that has no forward mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flerm_core.measure.autodiff.module_replay import CallStart, gathered_parameters, replay
+from flerm_core.measure.autodiff.saved_inputs import replace_instances
+from flerm_core.measure.output_projection import floating_tensors
+
+
+def difference_step(
+    weight_squares: float, change_squares: float, numel: float, typical: float, epsilon: float
+) -> float:
+    """h such that hΔW has ∛ε of the weights' size (both RMS).
+
+    The errors of rounding (ε/h) and of curvature (h²) are then both small. Weights smaller than
+    `typical`, a mean square, are taken to be as large as that: fresh biases are zero.
+
+    weight_squares, change_squares: the sums of squared weights and changes, over `numel` elements.
+    epsilon: the rounding error of the dtype that is computed in.
+    """
+    if not change_squares > 0.0:
+        return 1.0
+    size = math.sqrt(max(weight_squares / numel, typical) or 1.0)
+    return float(epsilon ** (1 / 3) * size / math.sqrt(change_squares / numel))
+
+
+def difference_along(
+    module: nn.Module,
+    changes: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    start: CallStart,
+    outputs_of: Callable[[Any], list[Tensor]],
+    *,
+    widened: bool,
+) -> list[Tensor]:
+    """(y(W + hΔW) − y(W − hΔW)) / 2h of each output y, at least float32; as `jvp_along` else.
+
+    widened: whether parameters, buffers and inputs in half precision are cast to float32, and
+        autocast is off. That is more accurate, but not every kernel takes float32.
+    """
+    device = next(iter(changes.values())).device.type
+    with torch.no_grad(), torch.autocast(device, enabled=False) if widened else nullcontext():
+        parameters = gathered_parameters(module, (args, kwargs))
+        if widened:
+            args, kwargs = replace_instances((args, dict(kwargs)), Tensor, _wide)
+            parameters = _widened(parameters)
+        step = _step(parameters, changes, _epsilon([*parameters.values(), *floating_tensors(args)]))
+        sides: list[list[Tensor]] = []
+        for factor in (step, -step):
+            tensors = start.buffers_of(module)
+            tensors = (_widened(tensors) if widened else tensors) | parameters
+            moved: dict[int, Tensor] = {}
+            for path, change in changes.items():
+                if id(change) not in moved:
+                    own = parameters[path]
+                    moved[id(change)] = own.to(change.dtype).add(change, alpha=factor).to(own.dtype)
+                tensors[path] = moved[id(change)]
+            with start.generators():
+                sides.append([_wide(y) for y in outputs_of(replay(module, tensors, args, kwargs))])
+        return [(ahead - behind).div_(2.0 * step) for ahead, behind in zip(*sides, strict=True)]
+
+
+def _step(parameters: Mapping[str, Tensor], changes: Mapping[str, Tensor], epsilon: float) -> float:
+    moved = [parameters[path] for path in changes]
+    everything = list(parameters.values())
+    return difference_step(
+        _sum_of_squares(moved),
+        _sum_of_squares(changes.values()),
+        sum(weight.numel() for weight in moved),
+        _sum_of_squares(everything) / max(1, sum(weight.numel() for weight in everything)),
+        epsilon,
+    )
+
+
+def _sum_of_squares(tensors: Iterable[Tensor]) -> float:
+    return sum(each.float().square().sum(dtype=torch.float64).item() for each in tensors)
+
+
+def _epsilon(tensors: Iterable[Tensor]) -> float:
+    """The rounding error of the coarsest dtype in which a module computes."""
+    dtypes = {each.dtype for each in tensors if each.is_floating_point()}
+    for device in {each.device.type for each in tensors}:
+        if torch.is_autocast_enabled(device):
+            dtypes.add(torch.get_autocast_dtype(device))
+    # Modules compute norms and softmax in float32 whatever their dtype.
+    return max([torch.finfo(torch.float32).eps, *(torch.finfo(dtype).eps for dtype in dtypes)])
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    is_half = tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32
+    return tensor.float() if is_half else tensor
+
+
+def _widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {path: _wide(tensor) for path, tensor in tensors.items()}

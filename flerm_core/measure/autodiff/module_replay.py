@@ -1,0 +1,183 @@
+"""A module's call once more, with other tensors in the place of its own, without a trace.
+
+To replay a call, the module must start as it started then. So random generators and buffers are
+those of the call's start, and afterwards whatever the replay changed is as it was: buffers, plain
+attributes (a weight that a hook computes), lists of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from flerm_core.errors import EstimatorNotApplicable
+from flerm_core.measure.autodiff.saved_inputs import replace_instances
+from flerm_core.measure.distributed.sharding import full_tensor
+from flerm_core.measure.output_projection import floating_tensors
+from flerm_core.measure.state_guard import RandomState
+
+# torch's hooks that compute a module's weight from other tensors before each forward.
+_WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
+_OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # of every module: parameters, hooks, …
+
+
+class CallStart:
+    """Random generators and buffers as they are at the start of a module's call.
+
+    Integer and boolean buffers (masks, positions) are left out: they are large, and no forward
+    writes them. So are the vectors of a power iteration. Its gradient takes these as constants, as
+    they are after the call.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._random_state = RandomState()
+        self._buffers = {
+            path: buffer.detach().clone()
+            for inner_path, inner in module.named_modules()
+            if not _iterates_power(inner)
+            for path, buffer in _own_buffers(inner_path, inner)
+            if buffer.is_floating_point()
+        }
+
+    @contextmanager
+    def generators(self) -> Iterator[None]:
+        """Inside, the random generators start as they did then; afterwards they are as before."""
+        current = RandomState()
+        self._random_state.restore()
+        try:
+            yield
+        finally:
+            current.restore()
+
+    def buffers_of(self, module: nn.Module) -> dict[str, Tensor]:
+        """Copies of the buffers by path, for a replay to write to."""
+        copies: dict[int, Tensor] = {}
+        found: dict[str, Tensor] = {}
+        for inner_path, inner in module.named_modules(remove_duplicate=False):
+            for path, buffer in _own_buffers(inner_path, inner):
+                if id(buffer) not in copies:
+                    copies[id(buffer)] = self._buffers.get(path, buffer).detach().clone()
+                found[path] = copies[id(buffer)]
+        return found
+
+
+def replay(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """What `module` returns for copies of `args` and `kwargs`.
+
+    tensors: what it computes with in the place of its parameters and buffers, by path.
+
+    The module's own hooks do not run, since inputs are those that its forward got, and FSDP2's
+    would gather and reshard parameters. Only torch's hooks that compute a weight do.
+
+    Raises `EstimatorNotApplicable` where FSDP2 wraps modules inside `module`: these gather in their
+    own forwards only.
+    """
+    if any(isinstance(inner, FSDPModule) for inner in module.modules() if inner is not module):
+        raise EstimatorNotApplicable(
+            f"{type(module).__name__} must be differentiated as a whole, but FSDP2 wraps modules "
+            "inside it"
+        )
+    own_args, own_kwargs = replace_instances((args, dict(kwargs)), Tensor, torch.clone)
+    with _attributes_kept(module), _replaced(module, tensors):
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, _WEIGHT_HOOKS):
+                hook(module, ())
+        return module.forward(*own_args, **own_kwargs)
+
+
+def gathered_parameters(module: nn.Module, inputs: Any) -> dict[str, Tensor]:
+    """The module's parameters by path, detached; whole ones for those that FSDP2 has sharded.
+
+    These have the dtype of the inputs, which is that of FSDP2's mixed precision. All ranks call
+    this at the same point.
+    """
+    dtype = next((tensor.dtype for tensor in floating_tensors(inputs)), None)
+    return {
+        path: full_tensor(p.detach()).to(dtype or p.dtype) if isinstance(p, DTensor) else p.detach()
+        for path, p in module.named_parameters(remove_duplicate=False)
+    }
+
+
+@contextmanager
+def _replaced(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, `module` computes with `tensors`; each path is a place of its own, tied or not."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    places: set[tuple[int, str]] = set()
+    try:
+        for path, tensor in tensors.items():
+            inner_path, _, name = path.rpartition(".")
+            inner = module.get_submodule(inner_path)
+            held: dict[str, Any] = (
+                inner._parameters if name in inner._parameters else inner._buffers
+            )
+            if (id(inner), name) not in places:  # a module at two paths of `module` is one place
+                places.add((id(inner), name))
+                before.append((held, name, held[name]))
+                held[name] = tensor
+        yield
+    finally:
+        for held, name, value in before:
+            held[name] = value
+
+
+@contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Inside, power iterations stand still; afterwards all plain attributes are as they were."""
+    restore: list[Callable[[], None]] = []
+    for inner in module.modules():
+        restore.append(_restorer(inner))
+        if _iterates_power(inner):
+            inner.training = False
+    try:
+        yield
+    finally:
+        for each in restore:
+            each()
+
+
+def _restorer(module: nn.Module) -> Callable[[], None]:
+    """Puts the attributes of `module` back, and the contents of those that are lists or dicts."""
+    attributes = vars(module)
+    before = dict(attributes)
+    contents = {
+        name: value.copy()
+        for name, value in before.items()
+        if type(value) in (list, dict) and name not in _OWN_ATTRIBUTES
+    }
+
+    def restore() -> None:
+        for name in attributes.keys() - before.keys():
+            del attributes[name]
+        attributes.update(before)
+        for name, content in contents.items():
+            held = before[name]
+            held.clear()
+            held.update(content) if isinstance(held, dict) else held.extend(content)
+
+    return restore
+
+
+def _iterates_power(module: nn.Module) -> bool:
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in hooks)
+
+
+def _own_buffers(module_path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            yield f"{module_path}.{name}" if module_path else name, buffer
