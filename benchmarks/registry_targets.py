@@ -27,7 +27,8 @@ from flerm_core.records.recording import Ending, Measurement, ParameterList, Rec
 from flerm_server.store import queries
 from flerm_server.store.interface import Batch
 from flerm_server.store.sql import schema
-from flerm_server.store.sql.engine import open_engine, parse_url
+from flerm_server.store.sql.database_url import parse_url
+from flerm_server.store.sql.engine import open_engine
 from flerm_server.store.sql.store import SqlStore
 from flerm_server.store.sql.tables import families, recordings
 

@@ -22,6 +22,7 @@ __all__ = [
     "free_port",
     "launch_registry",
     "postgres_tool",
+    "throwaway_cluster",
 ]
 
 START_SECONDS = 30

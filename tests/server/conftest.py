@@ -14,7 +14,8 @@ from flerm_server.server import Server
 from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.interface import Store
 from flerm_server.store.sql import schema
-from flerm_server.store.sql.engine import open_engine, parse_url
+from flerm_server.store.sql.database_url import parse_url
+from flerm_server.store.sql.engine import open_engine
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster
 from tests.server.client_store import ClientStore

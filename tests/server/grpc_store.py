@@ -49,6 +49,8 @@ class GrpcStore(Store):
         found = self._call("ServerInfo", pb.ServerInfoRequest())
         return StoreInfo(found.schema_revision, timestamp_from_proto(found.now))
 
+    ready = info
+
     def register_family(
         self, name, *, description="", blocks: Sequence[str] = (), created_by=""
     ) -> Family:

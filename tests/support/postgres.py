@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -20,7 +21,23 @@ class PostgresCluster:
 
     port: int
     restart: Callable[[], None]
+    folder: Path
     count: int = 0
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The cluster answers nothing while the block runs: SIGSTOP to all of its processes."""
+        postmaster = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(postmaster, signal.SIGSTOP)
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        stopped = [int(child) for child in children]
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in [*stopped, postmaster]:
+                os.kill(process, signal.SIGCONT)
 
     def new_database(self) -> str:
         """The URL of an empty database of its own."""
@@ -80,7 +97,9 @@ def throwaway_cluster() -> Iterator[PostgresCluster]:
         subprocess.run([*start, "start"], **run, **quiet)
         try:
             yield PostgresCluster(
-                port, lambda: subprocess.run([*start, "-m", "immediate", "restart"], **run, **quiet)
+                port,
+                lambda: subprocess.run([*start, "-m", "immediate", "restart"], **run, **quiet),
+                folder,
             )
         finally:
             subprocess.run(

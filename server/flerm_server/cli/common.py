@@ -25,7 +25,8 @@ def database(url: str, *, must_exist: bool = True) -> Iterator[sa.Engine]:
 
     must_exist: raise `NotFound` for a SQLite file that is not there.
     """
-    from flerm_server.store.sql.engine import database_file, open_engine, parse_url
+    from flerm_server.store.sql.database_url import database_file, parse_url, public_name
+    from flerm_server.store.sql.engine import open_engine
 
     engine = open_engine(parse_url(url))
     try:
@@ -35,7 +36,7 @@ def database(url: str, *, must_exist: bool = True) -> Iterator[sa.Engine]:
             and not database_file(engine.url).exists()
         ):
             raise NotFound(
-                f"db {url}: there is no such file; `flerm serve` or `flerm db upgrade` makes it"
+                f"db {public_name(engine.url)}: there is no such file; `flerm serve` or `flerm db upgrade` makes it"
             )
         yield engine
     finally:

@@ -11,7 +11,7 @@ from flerm_server.cli.common import Db, database, one_sentence
 from flerm_server.settings import DEFAULT_DB
 
 app = typer.Typer(
-    no_args_is_help=True, help="The database: upgrade, current, check, backup, prune."
+    no_args_is_help=True, help="The database: upgrade, current, check, backup, restore, prune."
 )
 
 
@@ -60,10 +60,27 @@ def backup(destination: Path, db: Db = DEFAULT_DB) -> None:
 
     Example: flerm db backup monday.db --db sqlite:///runs.db
     """
-    from flerm_server.store.sql import schema
+    from flerm_server.store.sql import backups
 
     with one_sentence(), database(db) as engine:
-        typer.echo(f"copied to {schema.backup(engine, destination)}")
+        typer.echo(f"copied to {backups.backup(engine, destination)}")
+
+
+@app.command()
+def restore(
+    backup: Annotated[Path, typer.Argument(help="A copy that `flerm db backup` made")],
+    db: Db = DEFAULT_DB,
+) -> None:
+    """Puts a copy in the place of a SQLite database, with all that was recorded since. Stop the
+    server first.
+
+    Example: flerm db restore monday.db --db sqlite:///runs.db
+    """
+    from flerm_server.store.sql import backups
+    from flerm_server.store.sql.database_url import parse_url
+
+    with one_sentence():
+        typer.echo(f"restored {backups.restore(parse_url(db), backup)} from {backup}")
 
 
 @app.command()
@@ -80,7 +97,8 @@ def prune(
         bool, typer.Option("--dry-run", help="Only say what would be deleted")
     ] = False,
 ) -> None:
-    """Deletes old recordings with all their measurements, for good.
+    """Deletes old recordings with all their measurements, for good, and gives back their room on
+    the disk. Appends to a SQLite file wait meanwhile.
 
     Example: flerm db prune --older-than 90 --status failed --db sqlite:///runs.db
     """
@@ -88,6 +106,7 @@ def prune(
 
     from flerm_core.records.queries import RecordingFilter
     from flerm_core.records.recording import now
+    from flerm_server.store.sql import disk_space
     from flerm_server.store.sql.store import open_store
 
     with one_sentence():
@@ -99,8 +118,12 @@ def prune(
             # The whole list first: a status may change between two pages of a listing.
             old = [each for each in store.all_recordings(filters) if each.updated_at < before]
             rows = sum(each.rows if dry_run else store.delete(each.spec.id) for each in old)
+            typer.echo(
+                f"{'would delete' if dry_run else 'deleted'} {len(old)} recordings with {rows} rows"
+            )
+            if not dry_run:
+                lists = disk_space.delete_unused_parameter_lists(store.engine)
+                given_back = disk_space.give_back(store.engine)
+                typer.echo(f"deleted {lists} unused parameter lists; {given_back}", err=True)
         finally:
             store.close()
-        typer.echo(
-            f"{'would delete' if dry_run else 'deleted'} {len(old)} recordings with {rows} rows"
-        )

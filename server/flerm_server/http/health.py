@@ -35,9 +35,9 @@ async def _threads(request: Request) -> Any:
 async def ready(
     store: StoreDep, threads: Annotated[CapacityLimiter, Depends(_threads)]
 ) -> JSONResponse:
-    """Answers 200 when the database does, else 503."""
+    """Answers 200 when the database can be written, else 503."""
     try:
-        info = await to_thread.run_sync(store.info, limiter=threads)
+        info = await to_thread.run_sync(store.ready, limiter=threads)
     except FlermError as error:
         return problem(503, str(error))
     return JSONResponse(

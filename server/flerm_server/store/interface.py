@@ -159,7 +159,15 @@ class Store(ABC):
 
     @abstractmethod
     def info(self) -> StoreInfo:
-        """Revision and time of the database: the readiness check. Raises `Unreachable`."""
+        """Revision and time of the database. Raises `Unreachable`."""
+
+    @abstractmethod
+    def ready(self) -> StoreInfo:
+        """`info` of a store that has just committed something to its disk.
+
+        Many callers share one trial, at most one a second. Raises `Unreachable`, also while a trial
+        takes long.
+        """
 
     @abstractmethod
     def register_family(

@@ -22,7 +22,8 @@ from flerm_server.store import queries
 from flerm_server.store.interface import Store
 from flerm_server.store.sql import comparability
 from flerm_server.store.sql.base_index import SqlBaseIndex
-from flerm_server.store.sql.engine import open_engine, parse_url
+from flerm_server.store.sql.database_url import parse_url
+from flerm_server.store.sql.engine import open_engine
 from flerm_server.store.sql.tables import families, recordings
 from tests.server.conftest import Backend
 from tests.server.samples import family, spec

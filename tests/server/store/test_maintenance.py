@@ -18,7 +18,8 @@ from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_server.cli import app
 from flerm_server.store.interface import Appended, Batch, Store
-from flerm_server.store.sql.engine import open_engine, parse_url, refuse_network_file_system
+from flerm_server.store.sql.database_url import parse_url
+from flerm_server.store.sql.engine import open_engine, refuse_network_file_system
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster, postgres_tool
 from tests.server.conftest import Backend, migrate

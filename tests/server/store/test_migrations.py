@@ -21,7 +21,8 @@ from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_server.cli import app
 from flerm_server.store import queries
 from flerm_server.store.sql import schema
-from flerm_server.store.sql.engine import open_engine, parse_url
+from flerm_server.store.sql.database_url import parse_url
+from flerm_server.store.sql.engine import open_engine
 from flerm_server.store.sql.store import open_store
 from flerm_server.store.sql.tables import metadata
 from tests.conftest import PostgresCluster

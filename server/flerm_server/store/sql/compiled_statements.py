@@ -14,6 +14,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+# Of one call of the driver, which is to be answered soon.
+ROWS_AT_ONCE = 2000
+
 
 @dataclass(frozen=True, slots=True)
 class Driver:
@@ -34,7 +37,8 @@ class Driver:
             return
         cursor = self.connection.cursor()
         try:
-            cursor.executemany(sql, rows)
+            for first in range(0, len(rows), ROWS_AT_ONCE):
+                cursor.executemany(sql, rows[first : first + ROWS_AT_ONCE])
         finally:
             cursor.close()
 

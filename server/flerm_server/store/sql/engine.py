@@ -1,25 +1,30 @@
-"""Connections, transactions, clock and errors of the database, the same for SQLite and PostgreSQL.
+"""Engines and transactions, the same for SQLite and PostgreSQL.
 
-A committed transaction is durable on both. PostgreSQL is reached by psycopg 3.
+A committed transaction is durable on both. Each transaction begins on a connection that the
+database still serves: where a connection is stale, the pool makes another one. What fails is raised
+as an error of ours, in one sentence.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.pool import PoolProxiedConnection
 
 from flerm_core.errors import FlermError, InvalidInput, Refused, Unreachable
 from flerm_server.store.sql.compiled_statements import Driver
+from flerm_server.store.sql.connections import POOL_SECONDS, Connections, TransactionKind
+from flerm_server.store.sql.database_url import database_file, public_name
+from flerm_server.store.sql.sqlite_connections import SqliteConnections
 
-BUSY_SECONDS = 30  # how long a SQLite writer waits for another writer
 # Types of file systems that several hosts share.
 NETWORK_FILE_SYSTEMS = frozenset((
     "nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "9p", "afs", "ceph", "ceph-fuse",
@@ -33,49 +38,38 @@ MICROSECOND = timedelta(microseconds=1)
 POSTGRES_CLOCK = sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
 
 
-def parse_url(text: str) -> sa.URL:
-    """The URL of a database that a server can use. Raises `InvalidInput` for any other."""
-    try:
-        url = sa.make_url(text)
-    except exc.ArgumentError:
-        url = None
-    kind = url.get_backend_name() if url else ""
-    if url is None or kind not in ("sqlite", "postgresql"):
-        raise InvalidInput(
-            f"db {text!r}: sqlite:///FILE or postgresql://USER@HOST/DATABASE is allowed"
-        )
-    if kind == "postgresql":
-        return url.set(drivername="postgresql+psycopg")
-    if url.database in (None, "", ":memory:") or "mode=memory" in text:
-        raise InvalidInput(
-            f"db {text!r}: a registry needs a file; "
-            "a database in memory would lose what was acknowledged"
-        )
-    return url
-
-
 def open_engine(url: sa.URL) -> sa.Engine:
     """An engine whose committed transactions are durable. It connects at its first use.
 
-    On SQLite, write transactions run one after the other. Raises `Refused` for a SQLite file on a
-    network file system.
+    url: of `parse_url`. On SQLite, write transactions run one after the other. Raises `Refused` for
+    a SQLite file on a network file system.
     """
+    connections: Connections
     if url.get_backend_name() == "postgresql":
-        engine = sa.create_engine(
-            url, pool_pre_ping=True, pool_size=8, max_overflow=24, pool_recycle=1800
-        )
-        sa.event.listen(engine, "connect", _configure_postgres)
-        return engine
-    refuse_network_file_system(database_file(url))
+        from flerm_server.store.sql.postgres_connections import PostgresConnections
+
+        connections, pool_size, max_overflow, recycle = PostgresConnections(url), 8, 24, 1800
+    else:
+        refuse_network_file_system(database_file(url))
+        connections, pool_size, max_overflow, recycle = (
+            SqliteConnections(database_file(url)), 8, 56, -1
+        )  # fmt: skip
     engine = sa.create_engine(
         url,
-        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
-        pool_size=8,
-        max_overflow=56,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        pool_recycle=recycle,
+        pool_timeout=POOL_SECONDS,
+        execution_options={"connections": connections},
     )
-    sa.event.listen(engine, "connect", _configure_sqlite)
-    sa.event.listen(engine, "begin", _begin_sqlite)
+    sa.event.listen(engine, "do_connect", lambda *_: connections.open())
+    sa.event.listen(engine, "engine_disposed", lambda _: connections.close())
     return engine
+
+
+def connections_of(engine: sa.Engine) -> Connections:
+    """What makes the connections of an engine of `open_engine`."""
+    return cast("Connections", engine.get_execution_options()["connections"])
 
 
 def refuse_network_file_system(file: Path, mounts: Path = Path("/proc/self/mounts")) -> None:
@@ -104,50 +98,16 @@ def refuse_network_file_system(file: Path, mounts: Path = Path("/proc/self/mount
         )
 
 
-def _configure_sqlite(connection: Any, _: Any) -> None:
-    # `_begin_sqlite` opens transactions; the driver must not.
-    connection.isolation_level = None
-    (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
-    if mode != "wal":
-        raise Unreachable(
-            f"SQLite cannot use its write-ahead log here (journal mode {mode!r}): "
-            "keep the file on a local disk"
-        )
-    for pragma in ("synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _configure_postgres(connection: Any, _: Any) -> None:
-    # A database may be configured to acknowledge a commit before it is on disk. The store promises
-    # that what it acknowledged is durable.
-    connection.execute(
-        "SELECT set_config('synchronous_commit', 'on', false) "
-        "WHERE current_setting('synchronous_commit') = 'off'"
-    )
-    connection.commit()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A transaction that reads before it writes takes the write lock with its first statement.
-    # Otherwise its first write fails where another transaction has written since it read.
-    writes = connection.get_execution_options().get("writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
 @contextmanager
 def transaction(
-    engine: sa.Engine, *, writes: bool = False, snapshot: bool = False
+    engine: sa.Engine, *, writes: bool = False, snapshot: bool = False, unhurried: bool = False
 ) -> Iterator[sa.Connection]:
-    """A transaction. Raises errors of the database as errors of ours: see `_our_errors`.
+    """A transaction; for its options see `TransactionKind`.
 
-    writes: it may write. snapshot: its statements all read the same state of the database. On
-    SQLite they always do.
+    Raises errors of the database as errors of ours: see `_our_errors`.
     """
-    with _our_errors(engine), engine.connect() as connection:
-        if writes:
-            connection = connection.execution_options(writes=True)
-        if snapshot and engine.dialect.name == "postgresql":
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+    with _begun(engine, TransactionKind(writes, snapshot, unhurried)) as pooled:
+        connection = sa.Connection(engine, connection=pooled)
         with connection.begin():
             yield connection
 
@@ -158,22 +118,86 @@ def driver_transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[D
 
     It saves the 100 µs and more that SQLAlchemy adds to a transaction.
     """
+    with _begun(engine, TransactionKind(writes)) as pooled:
+        yield Driver(pooled.driver_connection, engine.dialect)
+
+
+@contextmanager
+def _begun(engine: sa.Engine, kind: TransactionKind) -> Iterator[PoolProxiedConnection]:
+    """A connection of the pool in a transaction, which is committed when the block ends."""
+    connections = connections_of(engine)
     with _our_errors(engine):
-        pooled = engine.raw_connection()
+        pooled = _checked_out(engine, kind)
+        connection: Any = pooled.driver_connection
         try:
-            connection: Any = pooled.driver_connection
-            if engine.dialect.name == "sqlite":
-                connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-            yield Driver(connection, engine.dialect)
+            yield pooled
             connection.commit()
+            if kind.writes:
+                connections.confirm(connection)
         except BaseException as error:
             # After an error of ours the connection still works, and the pool rolls it back. After
-            # any other error the connection may be broken, and is dropped.
-            if not isinstance(error, FlermError):
-                pooled.invalidate()
+            # any other error the connection may be broken.
+            if not isinstance(error, FlermError) or isinstance(error, Unreachable):
+                _drop(pooled, connections, connection, error)
             raise
         finally:
             pooled.close()
+
+
+def execute_alone(engine: sa.Engine, statements: Sequence[str]) -> None:
+    """Executes statements that may not stand in a transaction, however long they take."""
+    connections = connections_of(engine)
+    with _our_errors(engine):
+        connection = connections.open()
+        try:
+            # This leaves a connection that may be used, and that waits as long as needed.
+            connections.begin(connection, TransactionKind(unhurried=True))
+            connection.rollback()
+            for statement in statements:
+                connection.execute(statement)
+        finally:
+            connection.close()
+
+
+def _checked_out(engine: sa.Engine, kind: TransactionKind) -> PoolProxiedConnection:
+    """A connection of the pool that has begun a transaction.
+
+    Connections that are stale are dropped. Raises what a new connection raises.
+    """
+    connections = connections_of(engine)
+    while True:
+        newest = connections.newest
+        pooled = engine.raw_connection()
+        connection: Any = pooled.driver_connection
+        if connections.trusts(connection):
+            try:
+                connections.begin(connection, kind)
+                return pooled
+            except BaseException as error:
+                _drop(pooled, connections, connection, error)
+                stale = connection.number <= newest and not _is_busy(error)
+                if not (stale and isinstance(error, Exception)):
+                    pooled.close()
+                    raise
+        else:
+            pooled.invalidate()
+        pooled.close()
+
+
+def _is_busy(error: BaseException) -> bool:
+    """Whether SQLite's write lock was not free: another connection would not get it either."""
+    return getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+
+
+def _drop(
+    pooled: PoolProxiedConnection, connections: Connections, connection: Any, error: BaseException
+) -> None:
+    """Closes a connection after an error, and all that are as old where the database failed."""
+    cause = getattr(error, "orig", None) or error.__cause__ or error
+    if isinstance(cause, Exception) and connections.has_failed(connection, cause):
+        connections.distrust(connection)
+    if pooled.is_valid:
+        pooled.invalidate()
 
 
 @contextmanager
@@ -187,36 +211,35 @@ def _our_errors(engine: sa.Engine) -> Iterator[None]:
     connection_errors: tuple[type[Exception], ...] = (
         exc.OperationalError,
         exc.InterfaceError,
-        exc.TimeoutError,
         driver.OperationalError,
         driver.InterfaceError,
     )
+    name = public_name(engine.url)
     try:
         yield
-    except (exc.DataError, driver.DataError) as error:
-        # For example a NUL character in an id that is looked up: PostgreSQL cannot have it in a
-        # text.
-        raise InvalidInput(f"a field holds what the database cannot: {_reason(error)}") from error
-    except connection_errors as error:
+    except exc.TimeoutError as error:
         raise Unreachable(
-            f"the database {_name(engine)} does not answer: {_reason(error)}"
+            f"the database {name} is busy: no connection was free for {POOL_SECONDS} s"
         ) from error
-    except (exc.DatabaseError, driver.DatabaseError) as error:
+    except (exc.DBAPIError, driver.Error) as error:
+        cause = getattr(error, "orig", None) or error
+        ours = connections_of(engine).explain(cause)
+        if ours is not None:
+            raise ours from error
+        reason = str(cause).strip().partition("\n")[0]
+        if isinstance(error, (exc.DataError, driver.DataError)):
+            # For example a NUL character in an id that is looked up: PostgreSQL cannot have it in a
+            # text.
+            raise InvalidInput(f"a field holds what the database cannot: {reason}") from error
+        if isinstance(error, connection_errors):
+            raise Unreachable(f"the database {name} does not answer: {reason}") from error
         # SQLite raises the base class for a damaged file. The derived classes that are left here
         # would be bugs of ours.
-        if type(getattr(error, "orig", None) or error) is not driver.DatabaseError:
+        if type(cause) is not driver.DatabaseError:
             raise
         raise Unreachable(
-            f"the database {_name(engine)} cannot be read: {_reason(error)}; restore a backup"
+            f"the database {name} cannot be read: {reason}; restore a backup"
         ) from error
-
-
-def _name(engine: sa.Engine) -> str:
-    return engine.url.render_as_string(hide_password=True)
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
 
 
 def database_now(connection: sa.Connection) -> int:
@@ -255,8 +278,3 @@ def timestamp_to_column(timestamp: datetime) -> int:
 def timestamp_from_column(value: int) -> datetime:
     """A timestamp (UTC) from a column."""
     return EPOCH + timedelta(microseconds=value)
-
-
-def database_file(url: sa.URL) -> Path:
-    """The file of a SQLite database."""
-    return Path(url.database or "")

@@ -18,6 +18,8 @@ from flerm_server.store.sql.tables import (
     recordings,
 )
 
+ROWS_AT_ONCE = 10_000  # of one DELETE
+
 
 def rename_family(connection: sa.Connection, name: str, new_name: str, now: int) -> Family:
     """See `Store.rename_family`."""
@@ -73,13 +75,32 @@ def delete(connection: sa.Connection, recording_id: str) -> int:
     if key is None:
         return 0
     its_attempts = sa.select(attempts.c.key).where(attempts.c.recording_key == key)
-    rows: int = connection.execute(
-        measurements.delete().where(measurements.c.attempt_key.in_(its_attempts))
-    ).rowcount
+    rows = sum(
+        _delete_rows(connection, attempt) for attempt in connection.scalars(its_attempts).all()
+    )
     connection.execute(attempts.delete().where(attempts.c.recording_key == key))
     connection.execute(recording_tags.delete().where(recording_tags.c.recording_key == key))
     connection.execute(recordings.delete().where(recordings.c.key == key))
     return rows
+
+
+def _delete_rows(connection: sa.Connection, attempt_key: int) -> int:
+    """Deletes the rows of an attempt in steps, none of which takes long; how many there were."""
+    of_attempt = measurements.c.attempt_key == attempt_key
+    some = (
+        sa.select(measurements.c.step)
+        .where(of_attempt)
+        .order_by(measurements.c.step)
+        .limit(ROWS_AT_ONCE)
+    )
+    rows = 0
+    while True:
+        deleted = connection.execute(
+            measurements.delete().where(of_attempt, measurements.c.step.in_(some))
+        ).rowcount
+        rows += deleted
+        if deleted < ROWS_AT_ONCE:
+            return rows
 
 
 def _lock(connection: sa.Connection, recording_id: str) -> int | None:

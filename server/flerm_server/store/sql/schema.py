@@ -1,4 +1,4 @@
-"""The schema's revision: reading, checking and upgrading it, and backups.
+"""The schema's revision: reading, checking and upgrading it.
 
 A migration first adds what is new; what is old goes one release later. So servers of two versions
 can work on one database. The table `schema_support` has the oldest revision whose servers can still
@@ -7,16 +7,16 @@ do so, and `NEEDS` is the oldest revision that this server can work with.
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from flerm_core._files import atomic_path
-from flerm_core.errors import InvalidInput, Refused
-from flerm_server.store.sql.engine import database_file, transaction
+from flerm_core.errors import Refused
+from flerm_server.store.sql.backups import backup
+from flerm_server.store.sql.database_url import database_file
+from flerm_server.store.sql.engine import transaction
+from flerm_server.store.sql.sqlite_connections import create_file
 from flerm_server.store.sql.tables import NEEDS, metadata, schema_support
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
@@ -102,13 +102,31 @@ def check(engine: sa.Engine) -> SchemaState:
     return found
 
 
+def check_writable(engine: sa.Engine) -> SchemaState:
+    """The revisions, as `check`, read by a transaction that also wrote something to the disk.
+
+    Raises `Unreachable` when the database cannot be written now.
+    """
+    with transaction(engine, writes=True) as connection:
+        found = _state(connection)
+        if not found.problem:
+            same = schema_support.c.oldest_server
+            connection.execute(schema_support.update().values(oldest_server=same))
+    if found.problem:
+        raise Refused(found.problem)
+    return found
+
+
 def upgrade(engine: sa.Engine) -> tuple[SchemaState, SchemaState]:
     """Brings the database to this version's newest revision; its revisions before and after.
 
     It is one transaction: an upgrade that fails leaves the old schema. Upgrades that run at the
-    same time wait for each other. An existing SQLite file is copied first.
+    same time wait for each other. A SQLite file is made where there is none; an existing one is
+    copied first.
     """
-    with transaction(engine, writes=True) as connection:
+    if engine.dialect.name == "sqlite":
+        create_file(database_file(engine.url))
+    with transaction(engine, writes=True, unhurried=True) as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
         before = _state(connection)
@@ -153,24 +171,3 @@ def _backup_name(file: Path, revision: str) -> Path:
         count += 1
         name = file.with_name(f"{file.name}.before-upgrade-from-{revision}.{count}")
     return name
-
-
-def backup(engine: sa.Engine, destination: Path) -> Path:
-    """Copies a SQLite database, which may be in use, consistently to the new file `destination`.
-
-    Raises `InvalidInput` for a PostgreSQL database (which pg_dump copies), and when `destination`
-    exists.
-    """
-    if engine.dialect.name != "sqlite":
-        raise InvalidInput(
-            f"backup copies SQLite files; for {engine.url.render_as_string()} use pg_dump"
-        )
-    if destination.exists():
-        raise InvalidInput(f"backup destination {destination} exists already: name a new file")
-    with (
-        atomic_path(destination) as partial,
-        closing(sqlite3.connect(database_file(engine.url))) as source,
-        closing(sqlite3.connect(partial)) as copy,
-    ):
-        source.backup(copy)
-    return destination

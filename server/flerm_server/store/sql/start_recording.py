@@ -203,17 +203,27 @@ def ensure_family(connection: sa.Connection, name: str, now: int, created_by: st
 
 
 def intern_parameters(connection: sa.Connection, parameters: ParameterList) -> int:
-    """The key of the row with this parameter list, which is made when it is new."""
-    query = sa.select(parameter_lists.c.key).where(parameter_lists.c.digest == parameters.digest)
-    key: int | None = connection.execute(query).scalar_one_or_none()
-    if key is None:
-        content = {
-            "digest": parameters.digest,
-            "count": len(parameters),
-            "content": parameters_to_row(parameters),
-        }
-        key = insert_new(connection, parameter_lists, content)
-    return key if key is not None else int(connection.execute(query).scalar_one())
+    """The key of the row with this parameter list, which is made when it is new.
+
+    The row is locked, so that it is there until a recording refers to it: `flerm db prune` removes
+    lists that no recording has.
+    """
+    query = (
+        sa.select(parameter_lists.c.key)
+        .where(parameter_lists.c.digest == parameters.digest)
+        .with_for_update(read=True, key_share=True)
+    )
+    while True:
+        key: int | None = connection.execute(query).scalar_one_or_none()
+        if key is None:
+            content = {
+                "digest": parameters.digest,
+                "count": len(parameters),
+                "content": parameters_to_row(parameters),
+            }
+            key = insert_new(connection, parameter_lists, content)
+        if key is not None:
+            return key
 
 
 def recompute_visibility(

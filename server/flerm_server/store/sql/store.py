@@ -31,15 +31,16 @@ from flerm_server.store.interface import (
     Store,
     StoreInfo,
 )
+from flerm_server.store.readiness import Readiness
 from flerm_server.store.sql import comparability, listings, maintenance, read_rows, schema
 from flerm_server.store.sql.append_rows import append
 from flerm_server.store.sql.base_index import SqlBaseIndex
+from flerm_server.store.sql.database_url import parse_url
 from flerm_server.store.sql.engine import (
     database_now,
     driver_database_now,
     driver_transaction,
     open_engine,
-    parse_url,
     timestamp_from_column,
     transaction,
 )
@@ -57,10 +58,20 @@ class SqlStore(Store):
         """Takes an engine of `open_engine` whose schema was checked; `open_store` does both."""
         self.engine = engine
         self._lease = round(lease_seconds * 1e6)
+        self._readiness = Readiness(self._write_something)
 
     @override
     def info(self) -> StoreInfo:
         state = schema.check(self.engine)
+        with transaction(self.engine) as connection:
+            return StoreInfo(state.current, timestamp_from_column(database_now(connection)))
+
+    @override
+    def ready(self) -> StoreInfo:
+        return self._readiness.check()
+
+    def _write_something(self) -> StoreInfo:
+        state = schema.check_writable(self.engine)
         with transaction(self.engine) as connection:
             return StoreInfo(state.current, timestamp_from_column(database_now(connection)))
 

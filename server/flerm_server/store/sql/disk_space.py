@@ -1,0 +1,46 @@
+"""Giving disk space back after recordings were deleted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from flerm_server.store.sql.database_url import database_file
+from flerm_server.store.sql.engine import execute_alone, transaction
+from flerm_server.store.sql.tables import parameter_lists, recordings
+
+
+def delete_unused_parameter_lists(engine: sa.Engine) -> int:
+    """Deletes the parameter lists that no recording refers to; how many there were."""
+    unused = ~sa.exists().where(recordings.c.parameters_key == parameter_lists.c.key)
+    with transaction(engine, writes=True, unhurried=True) as connection:
+        # A list that another transaction has locked is about to be referred to.
+        keys = connection.scalars(
+            sa.select(parameter_lists.c.key).where(unused).with_for_update(skip_locked=True)
+        ).all()
+        # Looked at again now that the lists are locked: a recording may have come in between.
+        return sum(
+            connection.execute(
+                parameter_lists.delete().where(parameter_lists.c.key == key, unused)
+            ).rowcount
+            for key in keys
+        )
+
+
+def give_back(engine: sa.Engine) -> str:
+    """Makes the room of deleted rows free; what was done, as a sentence."""
+    if engine.dialect.name == "sqlite":
+        file = database_file(engine.url)
+        before = _size(file)
+        execute_alone(engine, ["VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"])
+        return f"the database takes {_size(file):,} bytes, before {before:,}"
+    tables = ("measurements", "attempts", "recording_tags", "recordings", "parameter_lists")
+    execute_alone(engine, [f"VACUUM (ANALYZE) {table}" for table in tables])
+    return "their room is used for new rows; VACUUM FULL gives it back to the disk"
+
+
+def _size(file: Path) -> int:
+    """Bytes of a SQLite file and its log."""
+    log = Path(f"{file}-wal")
+    return file.stat().st_size + (log.stat().st_size if log.exists() else 0)

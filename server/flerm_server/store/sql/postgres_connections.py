@@ -1,0 +1,149 @@
+"""Connections to PostgreSQL, by psycopg 3.
+
+Nothing here depends on a setting of a session, which a pooler may drop or share between clients:
+the settings of a transaction travel with its BEGIN, in one message, and there are no prepared
+statements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.pq import TransactionStatus
+from typing_extensions import override
+
+from flerm_core.errors import FlermError, Refused, Unreachable
+from flerm_server.store.sql.connections import Connections, TransactionKind
+from flerm_server.store.sql.database_url import libpq_options, public_name
+
+Result = TypeVar("Result")
+
+# Together these are less than the ten seconds after which a server is to have noticed a failure.
+CONNECT_SECONDS = 3  # for one host of the URL
+BEGIN_SECONDS = 4.0  # a database that lives begins a transaction at once
+ANSWER_SECONDS = 8.0  # for one statement; the database itself cancels it a second earlier
+IDLE_SECONDS = 30  # how long a transaction of a server that went away keeps its locks
+
+READ_ONLY = "25006"
+MISSING_RIGHT = "42501"
+# A database that is being restored, or has an older schema: a table, a column, a schema is missing.
+INCOMPLETE = ("42P01", "42703", "3F000")
+
+_SETTINGS = (
+    f"SET LOCAL statement_timeout = {round((ANSWER_SECONDS - 1) * 1000)}; "
+    f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000}"
+)
+# A database may be configured to acknowledge a commit before it is on disk. The store promises that
+# what it acknowledged is durable. Stricter settings than `on` stay.
+_DURABLE = (
+    "SELECT set_config('synchronous_commit', 'on', true) "
+    "WHERE current_setting('synchronous_commit') = 'off'"
+)
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """A connection that is closed when the database has not answered for `patience` seconds.
+
+    The timeouts of PostgreSQL itself end what is slow. They do not end what is frozen, or what
+    travels on a network that is gone.
+    """
+
+    number = 0
+    patience: float | None = ANSWER_SECONDS
+
+    @override
+    def wait(
+        self,
+        gen: Generator[Any, Any, Result],
+        interval: float = 0.1,
+        timeout: float | None = None,
+    ) -> Result:
+        try:
+            return super().wait(gen, interval, self.patience if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            self.pgconn.finish()
+            raise psycopg.OperationalError(
+                f"no answer within {self.patience:g} s, so the connection was given up"
+            ) from error
+
+
+class PostgresConnections(Connections):
+    """Connections to the database of a PostgreSQL URL."""
+
+    def __init__(self, url: sa.URL) -> None:
+        """`url` as `parse_url` gives it."""
+        super().__init__()
+        self._name = public_name(url)
+        self._options = {
+            "connect_timeout": str(CONNECT_SECONDS),
+            # A host that went away without a word is noticed by these where nothing is asked of it.
+            "keepalives_idle": "5",
+            "keepalives_interval": "2",
+            "keepalives_count": "3",
+            "tcp_user_timeout": str(round(ANSWER_SECONDS * 1000)),
+            "application_name": "flerm",
+        } | libpq_options(url)
+
+    @override
+    def _connect(self) -> PatientConnection:
+        connection = PatientConnection.connect(
+            autocommit=True,  # `begin` opens transactions; the driver must not
+            prepare_threshold=None,
+            **self._options,  # type: ignore[arg-type]
+        )
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding not in (None, "UTF8"):
+            connection.close()
+            raise Refused(
+                f"the database {self._name} has the encoding {encoding}, in which names would be "
+                "damaged: make one by CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+            )
+        return connection
+
+    @override
+    def begin(self, connection: PatientConnection, kind: TransactionKind) -> None:
+        statements = ["BEGIN"]
+        if kind.snapshot:
+            statements[0] += " ISOLATION LEVEL REPEATABLE READ"
+        if not kind.unhurried:
+            statements.append(_SETTINGS)
+        if kind.writes:
+            statements.append(_DURABLE)
+        connection.patience = BEGIN_SECONDS
+        connection.execute("; ".join(statements))
+        connection.patience = None if kind.unhurried else ANSWER_SECONDS
+
+    @override
+    def confirm(self, connection: PatientConnection) -> None:
+        """A commit that PostgreSQL has answered is durable."""
+
+    @override
+    def has_failed(self, connection: PatientConnection, error: Exception) -> bool:
+        return connection.closed or getattr(error, "sqlstate", None) == READ_ONLY
+
+    @override
+    def explain(self, error: Exception) -> FlermError | None:
+        state = getattr(error, "sqlstate", None)
+        reason = str(error).strip().partition("\n")[0]
+        if state == READ_ONLY:
+            return Unreachable(f"the database {self._name} cannot be written now: {reason}")
+        if state == MISSING_RIGHT:
+            return Unreachable(
+                f"the database {self._name} refuses: {reason}; "
+                "the role of the URL needs to own the tables, or GRANT ALL on them"
+            )
+        if state in INCOMPLETE:
+            return Unreachable(
+                f"the database {self._name} lacks a part of this version's schema: {reason}; "
+                "run `flerm db upgrade`, or finish the restore"
+            )
+        return None
+
+    @override
+    def close(self) -> None:
+        """Nothing is held beside the connections."""

@@ -1,0 +1,125 @@
+"""Connections to a SQLite file, for as long as the file lies where the URL says."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from typing_extensions import override
+
+from flerm_core.errors import FlermError, Unreachable
+from flerm_server.store.sql.connections import Connections, TransactionKind
+from flerm_server.store.sql.sqlite_ownership import FileIds, SqliteOwnership, file_ids
+
+BUSY_SECONDS = 8  # how long a writer waits for another writer
+
+
+class SqliteConnection(sqlite3.Connection):
+    """A connection that knows the files it has open: the database, its log and the log's shared memory."""
+
+    number = 0
+    files: FileIds | None = None
+
+
+class SqliteConnections(Connections):
+    """Connections to one file, which is made by `create_file` only.
+
+    Raises `Unreachable` where the file was deleted or replaced under the connections: what is
+    written then would be on no disk that anybody reads again.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Opens nothing yet."""
+        super().__init__()
+        self._file = file
+        self._ownership = SqliteOwnership(file)
+        self._connecting = threading.Lock()
+
+    @override
+    def _connect(self) -> SqliteConnection:
+        with self._connecting:
+            self._ownership.claim()
+        connection = connect(self._file)
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            if mode != "wal":
+                raise Unreachable(
+                    f"SQLite cannot use its write-ahead log here (journal mode {mode!r}): "
+                    "keep the file on a local disk"
+                )
+            for pragma in ("synchronous=FULL", "foreign_keys=ON", "schema_version"):
+                connection.execute(f"PRAGMA {pragma}")  # the last one opens the log
+            connection.files = file_ids(self._file)
+            if connection.files.database != self._ownership.claimed:
+                raise self._gone()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @override
+    def begin(self, connection: SqliteConnection, kind: TransactionKind) -> None:
+        found = file_ids(self._file)
+        if found != connection.files:
+            if found.database == connection.files.database and found.log is None:  # type: ignore[union-attr]
+                # The log alone was deleted. This connection still has it open, with what was
+                # acknowledged.
+                connection.execute("PRAGMA wal_checkpoint(FULL)")
+            raise self._gone()
+        # A transaction that reads before it writes takes the write lock with its first statement.
+        # Otherwise its first write fails where another transaction has written since it read.
+        connection.execute("BEGIN IMMEDIATE" if kind.writes else "BEGIN")
+
+    @override
+    def confirm(self, connection: SqliteConnection) -> None:
+        if file_ids(self._file) != connection.files:
+            raise self._gone()
+
+    @override
+    def has_failed(self, connection: Any, error: Exception) -> bool:
+        return False  # `begin` looks at the file itself
+
+    @override
+    def explain(self, error: Exception) -> FlermError | None:
+        return None
+
+    @override
+    def close(self) -> None:
+        self._ownership.release()
+
+    def _gone(self) -> Unreachable:
+        return Unreachable(
+            f"the file {self._file} was deleted or replaced while it was in use, "
+            "with its log (-wal, -shm) or alone"
+        )
+
+
+def connect(file: Path, *, mode: str = "rw") -> SqliteConnection:
+    """A connection to an existing file, in which the driver opens no transactions of its own."""
+    return sqlite3.connect(
+        f"file:{quote(str(file))}?mode={mode}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        check_same_thread=False,
+        isolation_level=None,
+        factory=SqliteConnection,
+    )
+
+
+def create_file(file: Path) -> None:
+    """Makes an empty file, which only its owner may read, where there is none.
+
+    SQLite gives its log the same mode. Raises `Unreachable` where the folder does not allow that.
+    """
+    try:
+        with suppress(FileExistsError):
+            file.touch(mode=0o600, exist_ok=False)
+    except OSError as error:
+        raise Unreachable(
+            f"db sqlite:///{file}: the file cannot be made ({error.strerror}); "
+            f"name a folder that exists and may be written, instead of {file.absolute().parent}"
+        ) from error
