@@ -28,7 +28,7 @@ from flerm_server.store import queries
 from flerm_server.store.interface import Batch
 from flerm_server.store.sql import schema
 from flerm_server.store.sql.database_url import parse_url
-from flerm_server.store.sql.engine import open_engine
+from flerm_server.store.sql.engine import open_engine, transaction
 from flerm_server.store.sql.store import SqlStore
 from flerm_server.store.sql.tables import families, recordings
 
@@ -88,7 +88,7 @@ def fill(store: SqlStore) -> None:
 
 def others(engine: sa.Engine, count: int, each: int) -> None:
     """Stores further families, whose recordings are copies of one."""
-    with engine.begin() as connection:
+    with transaction(engine, writes=True, unhurried=True) as connection:
         row = dict(connection.execute(sa.select(recordings).limit(1)).mappings().one())
         family = dict(connection.execute(sa.select(families).limit(1)).mappings().one())
         del row["key"], family["key"]
@@ -108,7 +108,7 @@ def others(engine: sa.Engine, count: int, each: int) -> None:
 
 def gather(engine: sa.Engine) -> None:
     """Moves all recordings to the family in question, 20 at each of the rates above its own."""
-    with engine.begin() as connection:
+    with transaction(engine, writes=True, unhurried=True) as connection:
         asked = connection.execute(
             sa.select(families.c.key).where(families.c.name == ASKED)
         ).scalar_one()

@@ -35,8 +35,8 @@ class AuthorizedStore(Store):
     which scope a call needs, and the transports check that; this class checks the scope again for
     whatever writes, so that a call which no transport checked writes nothing.
 
-    Transports get no other store than this one. `info` and `ready` alone need no principal: readiness
-    probes have none.
+    Transports get no other store than this one. `info` and `ready` alone need no principal:
+    readiness probes have none.
     """
 
     def __init__(self, store: Store, *, recordings_per_token: int = 0) -> None:

@@ -36,7 +36,8 @@ def database(url: str, *, must_exist: bool = True) -> Iterator[sa.Engine]:
             and not database_file(engine.url).exists()
         ):
             raise NotFound(
-                f"db {public_name(engine.url)}: there is no such file; `flerm serve` or `flerm db upgrade` makes it"
+                f"db {public_name(engine.url)}: there is no such file; "
+                "`flerm serve` or `flerm db upgrade` makes it"
             )
         yield engine
     finally:

@@ -23,7 +23,7 @@ from flerm_server.store.interface import Store
 from flerm_server.store.sql import comparability
 from flerm_server.store.sql.base_index import SqlBaseIndex
 from flerm_server.store.sql.database_url import parse_url
-from flerm_server.store.sql.engine import open_engine
+from flerm_server.store.sql.engine import open_engine, transaction
 from flerm_server.store.sql.tables import families, recordings
 from tests.server.conftest import Backend
 from tests.server.samples import family, spec
@@ -106,7 +106,7 @@ def forget_keys(url: str, name: str) -> None:
     """
     engine = open_engine(parse_url(url))
     key = sa.select(families.c.key).where(families.c.name == name).scalar_subquery()
-    with engine.begin() as connection:
+    with transaction(engine, writes=True) as connection:
         change = recordings.update().values(kind_key=None)
         connection.execute(change.where(recordings.c.family_key == key, recordings.c.key % 2 == 0))
     engine.dispose()
@@ -177,7 +177,7 @@ def test_two_servers_may_backfill_keys_at_the_same_time(backend: Backend):
     store, name = backend.local, family()
     record_all(store, name, [(spec("", lr=1e-3), "completed")] * 2)
     engine = open_engine(parse_url(backend.url))
-    with engine.begin() as connection:
+    with transaction(engine, writes=True) as connection:
         key = connection.execute(
             sa.select(families.c.key).where(families.c.name == name)
         ).scalar_one()

@@ -22,7 +22,7 @@ from flerm_server.cli import app
 from flerm_server.store import queries
 from flerm_server.store.sql import schema
 from flerm_server.store.sql.database_url import parse_url
-from flerm_server.store.sql.engine import open_engine
+from flerm_server.store.sql.engine import open_engine, transaction
 from flerm_server.store.sql.store import open_store
 from flerm_server.store.sql.tables import metadata
 from tests.conftest import PostgresCluster
@@ -36,6 +36,7 @@ HEAD = schema.head()
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a database without tables."""
     if request.param == "sqlite":
+        (tmp_path / "new.db").touch()
         return f"sqlite:///{tmp_path}/new.db"
     return request.getfixturevalue("postgres").new_database()
 
@@ -69,6 +70,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(empty: str):
 
 def test_a_new_sqlite_file_is_what_the_migrations_make(tmp_path: Path):
     def content(name: str, make: Callable[[sa.Engine], object]) -> dict[str, object]:
+        (tmp_path / f"{name}.db").touch()
         engine = open_engine(parse_url(f"sqlite:///{tmp_path}/{name}.db"))
         make(engine)
         engine.dispose()
@@ -90,7 +92,7 @@ def test_a_new_sqlite_file_is_what_the_migrations_make(tmp_path: Path):
         return found
 
     def step_by_step(engine: sa.Engine) -> None:
-        with engine.begin() as connection:
+        with transaction(engine, writes=True) as connection:
             schema.migrate(connection)
 
     assert content("made", schema.upgrade) == content("migrated", step_by_step)
@@ -119,10 +121,10 @@ def test_an_empty_postgresql_database_is_refused_with_the_command_to_run(postgre
 
 def test_a_schema_that_asks_for_newer_servers_is_refused(empty: str):
     engine = open_engine(parse_url(migrate(empty)))
-    with engine.begin() as connection:
+    with transaction(engine, writes=True) as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9009'"))
     open_store(empty).close()  # newer, but made so that this version can go on
-    with engine.begin() as connection:
+    with transaction(engine, writes=True) as connection:
         connection.execute(sa.text("UPDATE schema_support SET oldest_server = '9008'"))
     engine.dispose()
     with pytest.raises(
@@ -134,7 +136,7 @@ def test_a_schema_that_asks_for_newer_servers_is_refused(empty: str):
 
 def test_the_database_of_another_program_is_refused(empty: str):
     engine = open_engine(parse_url(empty))
-    with engine.begin() as connection:
+    with transaction(engine, writes=True) as connection:
         connection.execute(sa.text("CREATE TABLE alembic_version (version_num TEXT)"))
         connection.execute(sa.text("INSERT INTO alembic_version VALUES ('4465047574b1')"))
     engine.dispose()

@@ -25,7 +25,7 @@ LONG = 400  # rows: more than fits into what SQLite writes at once
 
 
 def command(*arguments: str | Path, db: str) -> str:
-    """Runs `flerm db`; its sentence on stdout. Raises an `AssertionError` with the one on stderr."""
+    """Runs `flerm db`; what it says on stdout. Fails with what it says on stderr."""
     done = CliRunner().invoke(app, ["db", *map(str, arguments), "--db", db])
     assert done.exit_code == 0, f"{done.exit_code} {done.stderr}"
     return done.stdout

@@ -45,7 +45,7 @@ def backup(engine: sa.Engine, destination: Path) -> Path:
         raise InvalidInput(f"backup destination {destination} exists already: name a new file")
     with (
         driver_transaction(engine) as driver,
-        _written(destination),
+        _written(destination, source),
         atomic_path(destination) as partial,
     ):
         _copy(driver.connection, partial, new_epoch())

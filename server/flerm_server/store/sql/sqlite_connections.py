@@ -19,7 +19,7 @@ BUSY_SECONDS = 8  # how long a writer waits for another writer
 
 
 class SqliteConnection(sqlite3.Connection):
-    """A connection that knows the files it has open: the database, its log and the log's shared memory."""
+    """A connection that knows which files it has open: the database and its log."""
 
     number = 0
     files: FileIds | None = None
@@ -120,6 +120,6 @@ def create_file(file: Path) -> None:
             file.touch(mode=0o600, exist_ok=False)
     except OSError as error:
         raise Unreachable(
-            f"db sqlite:///{file}: the file cannot be made ({error.strerror}); "
+            f"db sqlite:///{file}: unable to open database file: {error.strerror}; "
             f"name a folder that exists and may be written, instead of {file.absolute().parent}"
         ) from error
