@@ -11,8 +11,9 @@ from flerm_core.errors import InvalidInput
 
 
 def check_length(field: str, length: int, wanted: int, of: str) -> None:
-    """Raises `InvalidInput` unless `field` has as many entries as there are `of`, which are
-    `wanted`.
+    """Raises `InvalidInput` unless `length`, the number of entries of `field`, is `wanted`.
+
+    of: what there must be one entry for, such as "names".
     """
     if length != wanted:
         raise InvalidInput(f"{field}: {length} given for {wanted} {of}; one each is allowed")

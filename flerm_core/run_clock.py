@@ -1,5 +1,6 @@
-"""Positions in a run, given by one of three clocks: the step, the tokens seen by that step, the
-fraction of the run.
+"""Positions in a run, by one of three clocks.
+
+The clocks are the step, the number of tokens that the run has seen, and the fraction of the run.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ def step_at(
 ) -> float:
     """The step of a run at a position.
 
-    readings: clock ("step", "tokens" or "fraction") to the position on it, or None; where all are
-        None, the answer is the first measured step. A fraction is of `final_step`, in [0, 1]; a
-        `Fraction` gives a step without rounding.
+    readings: the position by clock ("step", "tokens", "fraction"), None for the clocks by which it
+        is not given. Where all are None, the result is the first measured step. "fraction" is a
+        part of `final_step`, in [0, 1]; a `Fraction` gives a step without rounding.
     steps: int64 [T], the measured steps, ascending.
-    tokens: int64 [T], the tokens seen by these steps; -1: not known. Between steps they are those
-        of `tokens_at`. A position before the first step or after the last one is that step.
+    tokens: int64 [T], the tokens seen by these steps; -1: not known. Between the steps the tokens
+        are those of `tokens_at`. Fewer tokens than at the first step give the first step, more than
+        at the last step give the last.
     final_step: the step at which the run ended.
     source: the name of what logged the tokens, for error messages.
 

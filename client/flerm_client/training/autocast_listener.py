@@ -1,11 +1,11 @@
-"""Hears in which autocast region the training's forward runs, and leaves the model as it was.
+"""Finds out in which autocast region the training's forward runs, without a trace on the model.
 
 The optimiser steps outside the user's region, so a measurement must know the region to open it
-again. A hook on the model hears it. Nothing else may notice the hook:
+again. A hook on the model reads the region. Nothing else may notice the hook:
 
 - `torch.compile` would compile anew whenever a value changes that the hook reads, or break its
-  graph. Inside compiled code the hook is therefore a constant: it hears while the graph is traced,
-  and torch traces anew for every other region.
+  graph. Inside compiled code the hook is therefore a constant: it reads the region while the graph
+  is traced, and torch traces anew for every other region.
 - Copies and pickles of the module are made without the hook (`__getstate__`), so that `torch.save`
   writes plain values only.
 """
@@ -55,7 +55,7 @@ class AutocastListener:
         ]
 
     def hear(self, is_layer: bool) -> None:
-        """The model is called now, or the layer inside."""
+        """Takes note of the region in which the model is called, or the layer inside it."""
         if not torch.is_grad_enabled():
             return
         context = AutocastContext.current(self._device_type)

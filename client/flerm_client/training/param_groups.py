@@ -136,13 +136,13 @@ class _Swap:
         self._split: list[_GroupSplit] = []
 
     def into(self) -> None:
-        """The rates of the step are those of the user's groups as they are now."""
+        """Puts the scaled groups in place, and reports that the rates of the step are known."""
         if self._users is None:
             self._on_rates_ready()
         self.back()
 
     def back(self) -> None:
-        """Puts the scaled groups in again, at the same rates."""
+        """Puts the scaled groups in place, without a report."""
         optimizer = self._groups.optimizer
         if self._multipliers and self._users is None:
             self._split = self._groups.split_for(self._multipliers)

@@ -38,9 +38,9 @@ class Layout:
         return len(shape) > 0 and shape[0] % n_examples == 0
 
     def sum_by_example(self, values: Tensor, n_examples: int) -> Tensor:
-        """`values` summed over everything but the examples: [n_examples].
+        """The sum of `values` over the rows of each example: [n_examples].
 
-        values: only its dimensions up to `axis` need be those of the activation.
+        values: shaped like the activation up to dimension `axis`; further dimensions may differ.
         """
         if n_examples == 0:
             return values.new_zeros(0)
@@ -64,9 +64,9 @@ def possible_layouts(shape: torch.Size, n_examples: int) -> list[Layout]:
 
 
 def random_half(n_examples: int, generator: torch.Generator) -> Tensor:
-    """S as a bool mask [n_examples]: half of the examples, at least one of them.
+    """A random half of the examples, at least one, as a bool mask [n_examples].
 
-    It is random, because a regular pattern could hide which rows belong together.
+    A regular pattern could hide which rows belong together.
     """
     order = torch.randperm(n_examples, generator=generator, device=generator.device)
     chosen = torch.zeros(n_examples, dtype=torch.bool, device=generator.device)

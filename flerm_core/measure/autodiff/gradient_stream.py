@@ -23,11 +23,11 @@ def stream_gradients(
     `consume(name, gradient)` is called once per tensor that has a gradient: the sum over all uses
     of a tied tensor. The gradient is freed when `consume` returns.
 
-    No one else's hooks run (a user's hooks on gradients, DDP's reducer, an optimiser that steps in
-    backward), and `.grad` is afterwards what it was.
+    No other hook on a gradient runs: none of the user's, of DDP's reducer, or of an optimiser that
+    steps in backward. Afterwards `.grad` is as it was before.
 
-    Sharded gradients are read from `.grad`, the only place where FSDP2 and tensor parallel put them
-    reduced. Reentrant activation checkpointing, too, gives gradients nowhere else.
+    Gradients of sharded tensors are read from `.grad`, because FSDP2 and tensor parallel put the
+    reduced gradients only there. The same holds under reentrant activation checkpointing.
     """
     if model.sharding is None and not is_reentrant(outputs):
         _from_tensor_hooks(outputs, direction, model, consume)

@@ -36,9 +36,9 @@ class ModuleHooks:
 
     modules: those whose outputs are observed, each with the paths of its tensors.
     shared: those of them whose output is the same for all examples (a position embedding). The
-        gradient there is the sum over the examples. Such an output is passed on expanded along a
-        new or unit dimension 0, one row per example. Whoever broadcasts it computes the same
-        values, but each example has a gradient of its own.
+        gradient there is the sum over the examples. Such an output is expanded to one row per
+        example, along a new dimension 0 or one of size 1. Modules that broadcast the output compute
+        the same values as before, but each example then has a gradient of its own.
     n_examples: how many rows the outputs of `shared` get.
 
     `edges` are the observed outputs in the order of the forward, and `shapes` their shapes.
@@ -188,8 +188,9 @@ class KnownEarliest:
 class _GradientSink:
     """Where the gradients of the backward pass under way go; None while there is none.
 
-    Hooks refer to this and not to `ModuleHooks`. That holds the graph, which holds the hooks, and
-    such a cycle would keep all activations until a garbage collection.
+    Hooks refer to this object and not to `ModuleHooks`. `ModuleHooks` holds the graph, and the
+    graph holds the hooks, so a reference back would be a cycle. All activations would then stay in
+    memory until a garbage collection.
     """
 
     on_gradient: OnGradient | None = None

@@ -1,8 +1,8 @@
-"""The inputs of a module's call, held the way autograd holds what it saves for backward.
+"""The inputs of a module's call, kept as autograd keeps the tensors that it saves for backward.
 
-So whatever the training does to save the memory of activations also happens to these inputs. Under
-activation checkpointing they are gone after the forward and come back with its recomputation.
-Offloaded ones wait in host memory.
+Whatever the training does to save the memory of activations therefore also saves that of these
+inputs. Activation checkpointing frees them after the forward and computes them again in the
+backward pass. Offloading keeps them in host memory.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ class SavedInputs:
             self._node: Any = _Save.apply(torch.empty(0, requires_grad=True), *tensors).grad_fn  # type: ignore[no-untyped-call]
 
     def pop(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """`args` and `kwargs`, detached. They are freed here, so it can be called once.
+        """Returns `args` and `kwargs`, detached, and frees them, so it can be called only once.
 
-        Under activation checkpointing this recomputes the forward where nothing else has yet.
+        Under activation checkpointing it recomputes the forward, unless the backward pass has
+        already done that.
         """
         tensors, self._node = self._node.saved_tensors, None
         args, kwargs = replace_instances(

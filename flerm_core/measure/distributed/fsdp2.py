@@ -43,7 +43,7 @@ def _param_groups(model: nn.Module) -> list[Any]:
 
 
 def all_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Every parameter of `model`, and each sharded one that a gathered one replaces at present."""
+    """Every parameter of `model`, and the sharded ones that FSDP2 has replaced by gathered ones."""
     found: dict[int, nn.Parameter] = {id(p): p for p in model.parameters()}
     for group in _param_groups(model):
         found |= {id(each.sharded_param): each.sharded_param for each in group.fsdp_params}

@@ -58,7 +58,8 @@ class GroupCommit:
     def _next_group(self) -> list[_PendingAppend]:
         """Takes batches off the queue, in order, up to `MAX_ROWS`.
 
-        Only the holder of the lock takes, so the queue still has the batch that is waited for.
+        Only the thread that holds the lock calls this. So its own batch, for which it waits, is
+        still in the queue.
         """
         group = [self._queue.popleft()]
         rows = len(group[0].batch.rows)

@@ -314,7 +314,7 @@ class Store(ABC):
 
     @abstractmethod
     def runs(self, filters: RecordingFilter) -> Runs:
-        """What a loss curve needs of the recordings that pass `filters`, which has their family."""
+        """The runs that pass `filters`, as loss curves need them. `filters` must name a family."""
 
     @abstractmethod
     def close(self) -> None:

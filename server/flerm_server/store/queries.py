@@ -174,8 +174,7 @@ def losses(store: Store, family: str) -> dict[RoleAndVariant, tuple[LossPoint, .
 
 
 def losses_by_scale(store: Store, family: str) -> list[Curve]:
-    """The same with one curve for each scale (width, depth, ...) too, as the figure of a family
-    draws them.
+    """Loss against learning rate by role, variant and scale (width, depth, ...), for figures.
 
     Raises `NotFound` for an unknown family.
     """

@@ -44,7 +44,10 @@ def has_unkeyed(connection: sa.Connection, family_key: int) -> bool:
 
 
 def backfill(connection: sa.Connection, family_key: int) -> None:
-    """Gives those recordings their keys. Another server may do so at the same time."""
+    """Gives the recordings that `has_unkeyed` finds their keys.
+
+    Another server may do so at the same time.
+    """
     texts = (sa.cast(recordings.c[name], sa.Text) for name in ("optimizer_config", "estimator"))
     query = (
         sa.select(recordings.c.key, recordings.c.optimizer, *texts)

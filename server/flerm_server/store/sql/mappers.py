@@ -64,7 +64,7 @@ class RowMapper(Generic[Value]):
 
 
 def _writer(name: str, hint: Any) -> Callable[[Any], Any]:
-    """Reads a field from a value, as its column takes it."""
+    """A function that reads the field `name` of a value, in the form that its column takes."""
     get = attrgetter(name)
     if datetime in (hint, *get_args(hint)):
         return lambda value: None if (each := get(value)) is None else timestamp_to_column(each)
@@ -76,7 +76,7 @@ def _writer(name: str, hint: Any) -> Callable[[Any], Any]:
 
 
 def _reader(name: str, hint: Any) -> Callable[[Any], Any]:
-    """Reads a field from a row."""
+    """A function that reads the field `name` from a row of the table."""
     get = attrgetter(name)
     if datetime in (hint, *get_args(hint)):
         return lambda row: None if (each := get(row)) is None else timestamp_from_column(each)
