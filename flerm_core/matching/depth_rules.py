@@ -150,18 +150,18 @@ def _shares(
         return {target[0]: {(): 1.0}}
     base_blocks, target_blocks = _by_first(base), _by_first(target)
     result: dict[BlockNumbers, dict[BlockNumbers, float]] = {}
+    depth, target_depth = len(base_blocks), len(target_blocks)
     for j, (number, below) in enumerate(target_blocks):
-        for i, (base_number, base_below) in enumerate(base_blocks):
-            # In units of 1/(B·B') base block i covers [i·B', (i+1)·B') and target block j [j·B,
-            # (j+1)·B).
-            start = max(j * len(base_blocks), i * len(target_blocks))
-            end = min((j + 1) * len(base_blocks), (i + 1) * len(target_blocks))
-            if end <= start:
-                continue
+        # In units of 1/(B·B') target block j covers [j·B, (j+1)·B) and base block i [i·B',
+        # (i+1)·B'). These are the base blocks that it meets.
+        for i in range(j * depth // target_depth, -(-(j + 1) * depth // target_depth)):
+            base_number, base_below = base_blocks[i]
+            start = max(j * depth, i * target_depth)
+            end = min((j + 1) * depth, (i + 1) * target_depth)
             for tail, taken in _shares(base_below, below).items():
                 shares = result.setdefault((number, *tail), {})
                 for base_tail, share in taken.items():
-                    part = share * (end - start) / len(target_blocks)
+                    part = share * (end - start) / target_depth
                     shares[(base_number, *base_tail)] = part
     return result
 

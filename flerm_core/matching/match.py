@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from statistics import median
 
 import numpy as np
@@ -44,6 +45,7 @@ __all__ = [
     "thinned_columns",
 ]
 
+MAX_COMPARED = 500
 MAX_ROWS = 256  # of a run, enough for a mean over it
 
 
@@ -130,6 +132,7 @@ def match_rows(
     axes = given or find_axes(base, asked.values())
     base_groups, target_groups = _depth_groups(base, axes), _depth_groups(asked.values(), axes)
     name_of = {short: name for name, short in asked.items()}
+    alike = _by_form(base)
     result: dict[str, Array] = {}
     unmatched: list[str] = []
     done: set[str] = set()
@@ -145,8 +148,10 @@ def match_rows(
         elif template not in done:
             done.add(template)
             # One block has no joint change, and how far a wider group coheres says nothing of it.
-            joint = _joint_name(template, base) if len(base_groups[template]) > 1 else template
-            members = tuple(expand(joint, base))
+            names_alike = alike[_form(template)]
+            several = len(base_groups[template]) > 1
+            joint = _joint_name(template, names_alike) if several else template
+            members = tuple(expand(joint, names_alike))
             group = DepthGroup(
                 template, base_groups[template], target_groups[template], joint, members
             )
@@ -184,6 +189,19 @@ def _depth_groups(names: Iterable[str], axes: Sequence[str]) -> dict[str, dict[B
     return {template: dict(sorted(members.items())) for template, members in groups.items()}
 
 
+def _form(name: str) -> str:
+    """`name` with a star for each number. A template and its tensors have one form."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
+def _by_form(names: Iterable[str]) -> dict[str, list[str]]:
+    """`names` by their forms, so that a template is compared with few of them."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_form(name), []).append(name)
+    return found
+
+
 def _joint_name(template: str, names: Collection[str]) -> str:
     """The name under which the base recorded the group's joint change: its own, or that of the one
     wider group there is.
@@ -216,17 +234,23 @@ def _refuse_mixture(group: DepthGroup, bands: Mapping[str, str]) -> None:
 
 def _unmatched(names: Sequence[str], base: Mapping[str, Array], axes: Sequence[str]) -> str:
     tensors = [name for name in base if not is_depth_group(name)]
-    near = [
-        close
-        for name in names[:5]
-        for close in get_close_matches(canonical(name), tensors, n=1, cutoff=0.8)
-    ]
+    near = [close for name in names[:5] for close in _close_names(canonical(name), tensors)]
     hint = f" (close: {', '.join(dict.fromkeys(near))})" if near else ""
     along = f"; block axes: {', '.join(axes)}" if axes else ""
     return (
         f"names: {join_names(names, 50)} not matched by the base, which has "
         f"{join_names(tensors)}{hint}{along}"
     )
+
+
+def _close_names(name: str, tensors: Sequence[str]) -> list[str]:
+    """The tensor whose name is closest to `name`, among those of about its length.
+
+    Comparing takes long, so of many tensors only the first `MAX_COMPARED` are compared.
+    """
+    length = len(name)
+    alike = (each for each in tensors if 2 * abs(len(each) - length) <= length)
+    return get_close_matches(name, list(islice(alike, MAX_COMPARED)), n=1, cutoff=0.8)
 
 
 @dataclass(frozen=True, slots=True)

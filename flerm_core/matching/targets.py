@@ -23,7 +23,7 @@ from flerm_core.records.packing import pack
 from flerm_core.records.queries import TargetQuery
 from flerm_core.records.recording import EstimatorSettings, Recording
 from flerm_core.run_clock import Reading, step_at, tokens_at
-from flerm_core.trajectory import Trajectory, difference
+from flerm_core.trajectory import Trajectory, difference, thin
 
 __all__ = ["TargetQuery", "Targets", "build_targets", "choose_sources", "targets_digest"]
 
@@ -32,8 +32,16 @@ Array = NDArray[np.float64]
 PART_BYTES = 4 << 20
 
 
+class _PlacesOfNames:
+    """Room for what `Targets` finds out once, which is no field of it."""
+
+    __slots__ = ("_places",)
+
+    _places: dict[str, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Targets(Mapping[str, float]):
+class Targets(_PlacesOfNames, Mapping[str, float]):
     """Target FSLRs over a run, and where they come from.
 
     As a mapping this is the first row: tensor to FSLR, NaN where the base had not measured the
@@ -75,9 +83,11 @@ class Targets(Mapping[str, float]):
 
     def __getitem__(self, name: str) -> float:
         try:
-            return float(self.table[0, self.names.index(name)])
-        except ValueError:
-            raise KeyError(name) from None
+            places = self._places
+        except AttributeError:
+            places = {each: at for at, each in enumerate(self.names)}
+            object.__setattr__(self, "_places", places)
+        return float(self.table[0, places[name]])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -136,6 +146,7 @@ def build_targets(
     load: Callable[[Recording], Trajectory],
     *,
     blocks: Sequence[str] = (),
+    max_values: int = 0,
 ) -> Targets:
     """The targets that answer `query`.
 
@@ -145,6 +156,8 @@ def build_targets(
     sources: what `choose_sources` chose.
     load: reads the trajectory of a recording.
     blocks: the family's block axes, used where the query names none.
+    max_values: at most as many targets; more are thinned to fewer steps, evenly, the first and the
+        last among them; 0: all.
 
     Raises `Ambiguous` when the sources are not of one model, `NotFound` for names that cannot be
     matched and for sources without rows, `InvalidInput` for shapes whose number of dimensions is
@@ -161,6 +174,9 @@ def build_targets(
         if query.step is None
         else np.array([query.step])
     )
+    if max_values:
+        width = len(query.names) or len(everything[0].names)
+        steps = steps[thin(len(steps), max(2, max_values // max(width, 1)))]
     names, table, spread = _tables(query, loaded, steps, query.blocks or tuple(blocks))
     ends = [each.tokens for each in recordings if each.tokens is not None]
     return Targets(
@@ -213,14 +229,20 @@ def _tables(
         )
 
     rates, means = tuple(loaded), [_mean(group) for group in loaded.values()]
-    names = tuple(matched(means[0], steps[:1]))
-    table, spread = (np.empty((len(steps), len(names)), np.float32) for _ in range(2))
-    for part in _parts(len(steps), len(everything) * max(len(base.names), len(names))):
+    names: tuple[str, ...] = ()
+    table, spread = (np.empty((len(steps), 0), np.float32) for _ in range(2))
+    for part in _parts(len(steps), len(everything) * max(len(base.names), len(asked))):
         at = steps[part]
-        table[part] = _blend_rates(query, rates, [_table(matched(mean, at), at) for mean in means])
+        columns = [matched(mean, at) for mean in means]
+        if not names:
+            names = tuple(columns[0])
+            table, spread = (np.empty((len(steps), len(names)), np.float32) for _ in range(2))
+        table[part] = _blend_rates(query, rates, [_table(each, at) for each in columns])
         # The spread of a target is that of the targets which each seed alone would have given.
         spreads = [
             log_spread(np.stack([_table(matched(each, at), at) for each in group]))
+            if len(group) > 1
+            else np.full((len(at), len(names)), np.nan)
             for group in loaded.values()
         ]
         spread[part] = _blend_spreads(query, rates, spreads)
@@ -266,6 +288,8 @@ def _refuse_other_models(sources: Sources, loaded: Mapping[float, Sequence[Traje
 def _mean(group: Sequence[Trajectory]) -> Trajectory:
     """The mean of `Trajectory.average`, in bounded memory."""
     first = group[0]
+    if len(group) == 1:
+        return first
     steps = np.unique(np.concatenate([each.steps for each in group]))
     values = np.empty((len(steps), len(first.names)), np.float32)
     for part in _parts(len(steps), len(group) * len(first.names)):

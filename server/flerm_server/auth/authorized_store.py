@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 from typing_extensions import override
 
@@ -12,6 +12,7 @@ from flerm_core.matching.base_selection import Sources
 from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
 from flerm_server.auth.principal import Scope, current_principal
+from flerm_server.shared_limit import SharedLimit
 from flerm_server.store.group_commit import GroupCommit
 from flerm_server.store.interface import (
     Appended,
@@ -24,6 +25,9 @@ from flerm_server.store.interface import (
     Store,
     StoreInfo,
 )
+
+COMPUTATIONS = 4  # of targets, at once
+COMPUTING_SECONDS = 60.0  # for how long a call waits for its turn
 
 
 class AuthorizedStore(Store):
@@ -44,6 +48,9 @@ class AuthorizedStore(Store):
         self._store = store
         self._recordings_per_token = recordings_per_token
         self._group_commit = GroupCommit(store)
+        self._computing = SharedLimit(
+            "computations", COMPUTATIONS, "computations of targets are going on", share=0.5
+        )
 
     @override
     def info(self) -> StoreInfo:
@@ -202,6 +209,10 @@ class AuthorizedStore(Store):
     def runs(self, filters: RecordingFilter) -> Runs:
         current_principal().require(Scope.READ, filters.family)
         return self._store.runs(filters)
+
+    @override
+    def computing(self) -> AbstractContextManager[None]:
+        return self._computing.held(current_principal().token_id, wait=COMPUTING_SECONDS)
 
     @override
     def close(self) -> None:

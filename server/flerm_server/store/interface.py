@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -319,6 +320,13 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Closes all connections. The store cannot be used afterwards."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Around a computation that takes much memory.
+
+        A store that callers share waits until there are few of these. Raises `LimitExceeded`.
+        """
+        return nullcontext()
 
     def all_recordings(self, filters: RecordingFilter) -> Iterator[Recording]:
         """All pages of `recordings`, one after the other."""

@@ -102,14 +102,19 @@ def trajectory(store: Store, query: TrajectoryQuery) -> Trajectory:
     return store.load(*select(store, query))
 
 
-def targets(store: Store, query: TargetQuery) -> Targets:
-    """The targets that `query` asks for. Raises as `Store.sources` and `build_targets` do."""
+def targets(store: Store, query: TargetQuery, *, max_values: int = 0) -> Targets:
+    """The targets that `query` asks for.
+
+    max_values: at most as many, thinned to fewer steps; 0: all. Raises as `Store.sources`,
+    `Store.computing` and `build_targets` do.
+    """
     sources, blocks = store.sources(query)
 
     def load(recording: Recording) -> Trajectory:
         return store.trajectory(recording.spec.id)
 
-    return build_targets(query, sources, load, blocks=blocks)
+    with store.computing():
+        return build_targets(query, sources, load, blocks=blocks, max_values=max_values)
 
 
 def match(

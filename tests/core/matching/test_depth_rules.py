@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flerm_core import Trajectory, match_targets
-from flerm_core.errors import InvalidInput
+from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.matching.depth_rules import DEFAULT_DEPTH, DEPTH_RULES
 from flerm_core.matching.match import match_rows
 from flerm_core.records.queries import DEPTH_RULE_NAMES
@@ -199,3 +200,22 @@ def test_an_unknown_depth_rule_is_refused_by_its_name() -> None:
         InvalidInput, match="depth: 'cubic' is not a rule; allowed are split, coherent, root"
     ):
         match_targets(base([1.0]), decoder(1), depth="cubic")
+
+
+def test_the_time_of_a_match_grows_with_the_blocks_and_not_with_their_square() -> None:
+    """Ten thousand blocks: their square took minutes."""
+    count = 10_000
+    wide = base([2.0**-10] * count)
+    started = time.process_time()
+    found = match_targets(wide, decoder(count - 1))
+    assert time.process_time() - started < 10
+    assert math.fsum(blocks_of(found)) == pytest.approx(count * 2.0**-10, rel=1e-9)
+
+
+def test_many_names_that_do_not_match_are_told_at_once() -> None:
+    names = [f"layers.{at}.a_weight_with_quite_a_long_name" for at in range(20_000)]
+    trajectory = Trajectory(names, [(2, 2)] * len(names), [1], np.ones((1, len(names))))
+    started = time.process_time()
+    with pytest.raises(NotFound, match="not matched by the base"):
+        match_targets(trajectory, [f"blocks.{at}.a_weight_with_a_long_name" for at in range(5)])
+    assert time.process_time() - started < 5

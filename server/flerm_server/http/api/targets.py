@@ -20,6 +20,9 @@ from flerm_server.http.api.schemas import (
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.problems import PROBLEM
 from flerm_server.store import queries
+from flerm_server.store.interface import Store
+
+MAX_VALUES = 1 << 18  # in an answer, which JSON makes many times as large
 
 api = APIRouter(prefix="/api/v1", responses=PROBLEM, tags=["targets"])
 
@@ -51,7 +54,7 @@ def targets_by_query(
         int | None, Query(description="Only the targets at this step; none: at every step")
     ] = None,
 ) -> TargetsOut:
-    """Gives target FSLRs for a learning rate.
+    """Gives target FSLRs for a learning rate, at no more steps than make 262,144 numbers.
 
     For many names, or for an optimiser's settings, use POST.
     """
@@ -67,15 +70,18 @@ def targets_by_query(
         tags=tags,
         step=step,
     )
-    return TargetsOut.of(queries.targets(store, _query(request)))
+    return _answer(store, request)
 
 
 @api.post("/targets", responses=examples.TARGETS)
 def targets(
     store: StoreDep, asked: Annotated[TargetsRequest, Body(examples=[examples.TARGETS_REQUEST])]
 ) -> TargetsOut:
-    """Gives target FSLRs for a learning rate and an architecture."""
-    return TargetsOut.of(queries.targets(store, _query(asked)))
+    """Gives target FSLRs for a learning rate and an architecture.
+
+    The steps are thinned evenly to no more than make 262,144 numbers; gRPC gives all.
+    """
+    return _answer(store, asked)
 
 
 @api.post("/match", responses=examples.MATCH)
@@ -99,6 +105,10 @@ def match(
         sources=list(found.sources),
         digest=found.digest,
     )
+
+
+def _answer(store: Store, asked: TargetsRequest) -> TargetsOut:
+    return TargetsOut.of(queries.targets(store, _query(asked), max_values=MAX_VALUES))
 
 
 def _query(asked: TargetsRequest) -> TargetQuery:

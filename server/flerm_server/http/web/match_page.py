@@ -225,8 +225,10 @@ def match(store: Store, family: str, lr: str, tensors: str, step: str = "") -> M
     else:
         found, result = queries.targets(store, query), Multipliers({})
     wanted = dict(found)
+    notes = _notes(result)
     rows = tuple(
-        _row(name, rate, wanted, pasted.measured, result) for name in pasted.names or wanted
+        _row(name, rate, wanted, pasted.measured, result.values.get(name), notes)
+        for name in pasted.names or wanted
     )
     return MatchResult(rate, at_step, found, rows, _code(rate, rows) if pasted.measured else "")
 
@@ -255,22 +257,34 @@ def _parse_step(text: str) -> int | None:
     return int(text)
 
 
-def _row(
-    name: str, lr: float, wanted: dict[str, float], measured: dict[str, float], result: Multipliers
-) -> Row:
-    multiplier = result.values.get(name)
-    notes = (
+def _notes(result: Multipliers) -> dict[str, list[str]]:
+    """What is to be said of tensors, by name."""
+    found: dict[str, list[str]] = {}
+    for note, names in (
         ("unmeasured", result.unmeasured),
         ("noise", result.noisy),
         ("clamped", result.clamped),
-    )
+    ):
+        for name in names:
+            found.setdefault(name, []).append(note)
+    return found
+
+
+def _row(
+    name: str,
+    lr: float,
+    wanted: dict[str, float],
+    measured: dict[str, float],
+    multiplier: float | None,
+    notes: dict[str, list[str]],
+) -> Row:
     return Row(
         name=name,
         target=wanted.get(name, math.nan),
         measured=measured.get(name, math.nan),
         multiplier=multiplier,
         rate=None if multiplier is None else lr * multiplier,
-        note=", ".join(note for note, names in notes if name in names),
+        note=", ".join(notes.get(name, ())),
     )
 
 

@@ -6,6 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
+from flerm_server.http.api import targets as targets_api
 from tests.server.conftest import Backend
 from tests.server.http.answers import recorded
 from tests.server.samples import NAMES, family
@@ -45,3 +46,17 @@ def test_match_turns_measured_fslrs_into_learning_rates(backend: Backend, http: 
     assert found["multipliers"] == {NAMES[0]: 2.0, NAMES[1]: 0.25, NAMES[2]: 1.0}
     assert found["learning_rates"] == {NAMES[0]: 2e-3, NAMES[1]: 2.5e-4, NAMES[2]: 1e-3}
     assert found["unmeasured"] == [NAMES[2]]
+
+
+def test_an_answer_of_many_targets_is_thinned_to_steps_of_the_base(
+    backend: Backend, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    """Its first and last steps are the base's, and each of its rows is the base's at that step."""
+    name = family()
+    recorded(backend, name, lr=1e-3)
+    asked = {"family": name, "lr": 1e-3, "names": NAMES[:2]}
+    whole = http.post("/api/v1/targets", json=asked).json()
+    monkeypatch.setattr(targets_api, "MAX_VALUES", 4)
+    thinned = http.post("/api/v1/targets", json=asked).json()
+    assert thinned["steps"] == [1, 201]
+    assert thinned["values"] == [whole["values"][0], whole["values"][-1]]
