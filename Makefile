@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 unexport PYTHONPATH
 
-.PHONY: help docs api-reference hooks results-small openapi screenshots browser-tools install demo test test-fast test-all check format proto proto-check deploy-check clean
+.PHONY: help docs api-reference hooks results-small openapi screenshots browser-tools scripts install demo test test-fast test-all check format proto proto-check deploy-check clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -95,6 +95,9 @@ $(DEPLOY_ENV)/.done: deploy/check-requirements.txt
 
 deploy-check: $(DEPLOY_ENV)/.done  ## what deploy/ holds, by the linter or the schema of each kind
 	$(DEPLOY_ENV)/bin/python deploy/check.py
+
+scripts: install  ## training loops in the manner of public ones: plain, recorded and resumed
+	$(BIN)/python -m pytest $(PARALLEL) tests/scripts
 
 $(AXE):
 	mkdir -p .cache/axe && cd .cache/axe && npm pack --silent axe-core@$(AXE_VERSION) && tar xzf axe-core-$(AXE_VERSION).tgz && touch package/axe.min.js

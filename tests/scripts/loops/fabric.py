@@ -1,0 +1,52 @@
+"""Lightning Fabric: a hand-written loop with accumulation; `fabric.save` and `fabric.load`."""
+
+from __future__ import annotations
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from flerm_client import FLeRM
+from tests.scripts.loop import RECORDING, Run, Trained, text, weights
+from tests.scripts.loops.nano_gpt import GPT, LENGTH, VOCABULARY
+
+
+def train(run: Run) -> Trained:
+    """The loop, as a script's main function would be."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    fabric.seed_everything(3, verbose=False)
+    model, optimizer = fabric.setup(gpt := GPT(), torch.optim.AdamW(gpt.parameters(), lr=1e-2))
+    flerm = None
+    if run.record:
+        flerm = FLeRM.record(
+            model, optimizer, probe=[text(8, LENGTH, VOCABULARY, seed) for seed in range(90, 94)],
+            output=lambda model, ids: model(ids)[0], **RECORDING,
+        )  # fmt: skip
+    state = {"model": model, "optimizer": optimizer, "step": 0, "random": torch.get_rng_state()}
+    if flerm is not None:
+        state["flerm"] = flerm
+    if run.resume:
+        fabric.load(run.folder / "state.ckpt", state)
+        torch.set_rng_state(state["random"])
+    losses = []
+    for step in range(state["step"], run.steps):
+        ids = text(8, LENGTH + 1, VOCABULARY, seed=step)
+        for half, part in enumerate(ids.chunk(2)):
+            with fabric.no_backward_sync(model, enabled=half == 0):
+                logits = model(part[:, :-1])[0]
+                loss = nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten())
+                fabric.backward(loss / 2)
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    if run.stop:
+        fabric.save(
+            run.folder / "state.ckpt",
+            state | {"step": run.steps, "random": torch.get_rng_state()},
+        )
+    if flerm is not None:
+        flerm.close("interrupted" if run.stop else "completed")
+    trajectory = flerm.trajectory if flerm is not None else None
+    return Trained(losses, weights(model.module), trajectory)
