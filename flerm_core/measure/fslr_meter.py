@@ -97,18 +97,20 @@ class FSLRMeter:
                     return {}
                 self.estimator.begin_measurement()
                 for index in range(draws):
-                    batch = next(batches)
                     if self.estimator.needs_discovery:
-                        found.append(self._discovery_draw(batch, update, index))
+                        draw, batch = self._discovery_draw(batches, update, index)
                     else:
-                        found.append(self._draw(batch, update, index))
+                        batch = next(batches)
+                        draw = self._draw(batch, update, index)
+                    found.append(draw)
                     if index == 0 and self._loss is not None and self.ranks.is_rank0:
                         sharpness = self._measure_sharpness(self._loss, batch)
             except Exception as error:  # `_reduce` raises it on every rank
                 problem = error
                 reset_after_error(self.model.module)
+        fslrs = self._reduce(found, problem, sharpness)
         self.measurements += 1
-        return self._reduce(found, problem, sharpness)
+        return fslrs
 
     def use_estimator(self, name: str) -> None:
         """Continues with estimator `name`, that of the checkpoint from which this run resumes.
@@ -183,16 +185,21 @@ class FSLRMeter:
         with self.autocast.open(device.type):
             return self.estimator.draw(batch, update, generator)
 
-    def _discovery_draw(self, batch: Any, update: WeightUpdate, index: int) -> Draw:
-        """A draw on which the estimator finds out how to measure the model.
+    def _discovery_draw(
+        self, batches: Iterator[Any], update: WeightUpdate, index: int
+    ) -> tuple[Draw, Any]:
+        """A draw on which the estimator finds out how to measure the model, and its batch.
 
         Where the estimator is not applicable on any rank, all ranks take the fallback, for this
         draw and from now on. One all-reduce.
         """
         problem: Exception | None = None
         found: Draw | None = None
+        batch: Any = None
         random_state = RandomState()
         try:
+            batch = next(batches)
+            random_state = RandomState()
             found = self._draw(batch, update, index)
         except Exception as error:  # raised after the all-reduce, in which other ranks wait
             problem = error
@@ -200,18 +207,23 @@ class FSLRMeter:
             if self.ranks.lockstep and not isinstance(error, EstimatorNotApplicable):
                 raise
         inapplicable = isinstance(problem, EstimatorNotApplicable)
-        flag = torch.tensor([float(inapplicable)], device=self.model.device)
-        if self.ranks.sum(flag).item():
+        failed = problem is not None and not inapplicable
+        flags = torch.tensor([float(failed), float(inapplicable)], device=self.model.device)
+        failures, unfit = self.ranks.sum(flags).tolist()
+        if failures:
+            if failed and self.ranks.single_process:
+                assert problem is not None
+                raise problem
+            self.ranks.raise_on_all(problem if failed else None)
+        if unfit:
             self._take_fallback(
                 str(problem) if inapplicable else "it does not apply on another rank"
             )
             random_state.restore()
-            return self._draw(batch, update, index)
+            return self._draw(batch, update, index), batch
         self.estimator.end_discovery()
-        if problem is not None:
-            raise problem
         assert found is not None
-        return found
+        return found, batch
 
     def _take_fallback(self, reason: str) -> None:
         name = self.estimator.name
@@ -243,7 +255,7 @@ class FSLRMeter:
         sharpness: 0 on all ranks but rank 0, so that the sum is rank 0's.
         """
         if problem is not None:
-            if self.ranks.single_process:
+            if self.ranks.single_process or self.ranks.has_raised(problem):
                 raise problem
             if self.ranks.lockstep:
                 self.ranks.fail_all(problem)

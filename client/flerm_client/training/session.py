@@ -20,6 +20,12 @@ from flerm_client.training.measured_model import (
     modules_that_show_autocast,
     on_device,
 )
+from flerm_client.training.measurement_failures import (
+    MeasurementFailures,
+    warn_of_idle,
+    warn_of_nothing,
+    warn_of_unmeasured,
+)
 from flerm_client.training.optimizer_info import bare_optimizer, describe, initial_rate
 from flerm_client.training.parallelism import find_ranks
 from flerm_client.training.param_groups import ScaledParamGroups
@@ -42,6 +48,8 @@ from flerm_core.measure.state_guard import AutocastContext
 from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_core.records.recording import Attempt, EstimatorSettings, RecordingSpec, now
 from flerm_core.records.validation import validate_family_name
+
+_TELL_AFTER = 3  # steps begun anew: a critic's few steps before its generator's are usual
 
 _live_sessions: weakref.WeakSet[TrainingSession] = weakref.WeakSet()
 
@@ -107,6 +115,12 @@ class TrainingSession:
         self._scheduled_lr = self.lr  # η(t) of the first group at the step that is measured
         self._target_position = 0.0  # the base's step whose targets the step at hand is matched to
         self._stepped: set[int] = set()  # the optimisers that have made their part of the step
+        self._ever_stepped: set[int] = set()
+        self._begun_anew = 0  # steps that one optimiser made again before another had made its own
+        self._told_unmeasured = False
+        self._failures = MeasurementFailures(
+            self.measured_model.module, silent=not self.ranks.is_rank0
+        )
         self._ended = False
 
     # Beginning and end
@@ -173,6 +187,8 @@ class TrainingSession:
         self._autocast.detach()
         self._update = None
         self.probe.close()
+        if status == "completed" and self.ranks.is_rank0 and not self.run_log.rows:
+            warn_of_nothing(self.steps, bool(self._ever_stepped), self._failures.stopped)
         self.run_log.finish(status, timeout)
 
     def on_rank0(self, ask: Callable[[], Any]) -> Any:
@@ -243,6 +259,7 @@ class TrainingSession:
                 self._abandon_update()
                 raise
             self._stepped.add(index)
+            self._ever_stepped.add(index)
             if len(self._stepped) == len(self.optimizers):
                 self._after_step(signals)
             return result
@@ -254,10 +271,29 @@ class TrainingSession:
             # GradScaler that skipped another optimiser. The model's step begins anew, because a
             # measured update is that of one step.
             self._abandon_update()
+            self._begun_anew += 1
+            if self._begun_anew == _TELL_AFTER:
+                self._tell_of_idle_optimizers()
         if not self._stepped and self._due(self.steps + 1):
             if self._match_due(self.steps + 1):
                 self._target_position = self._find_target_position()
+            self._capture()
+
+    def _capture(self) -> None:
+        """Copies the weights, before the step that is measured."""
+        try:
             self._update = WeightUpdate(self.measured_model.parameters)
+        except Exception as error:  # out of memory
+            # Where there are other ranks, they wait in the measurement for this one.
+            if self.target_schedule is not None or not self.ranks.single_process:
+                raise
+            self._fail(error, self.steps + 1)
+
+    def _tell_of_idle_optimizers(self) -> None:
+        idle = sorted(set(range(len(self.optimizers))) - self._ever_stepped)
+        if idle and self.ranks.is_rank0:
+            names = {name for i in idle for name in self.param_groups[i].current({})}
+            warn_of_idle(self.optimizers, idle, names)
 
     def _note_rates(self, index: int) -> None:
         """Notes the rates at which optimiser `index` takes the step that is measured."""
@@ -275,7 +311,7 @@ class TrainingSession:
         self.steps += 1
         update, self._update = self._update, None
         if update is not None:
-            self._measure(update, signals)
+            self._try_to_measure(update, signals)
         self.run_log.end_step(self.steps)
 
     def _abandon_update(self) -> None:
@@ -283,6 +319,8 @@ class TrainingSession:
         self._stepped.clear()
 
     def _due(self, step: int) -> bool:
+        if self._failures.stopped:
+            return False
         return bool(self.delayed) or self.measure_schedule.due(step) or self._match_due(step)
 
     def _match_due(self, step: int) -> bool:
@@ -307,6 +345,20 @@ class TrainingSession:
 
     # One measurement
 
+    def _try_to_measure(self, update: WeightUpdate, signals: SignalDeferral) -> None:
+        """`_measure`; in a recording run an error of its is said, and the run goes on."""
+        try:
+            self._measure(update, signals)
+        except Exception as error:
+            if self.target_schedule is not None or self.ranks.broken:
+                raise
+            self._fail(error, self.steps)
+
+    def _fail(self, error: Exception, step: int) -> None:
+        self._failures.add(error, step, self.meter.estimator.name)
+        if self.settings.every:  # without, the one measurement is tried again at the next step
+            self.measure_schedule.done(step)
+
     def _measure(self, update: WeightUpdate, signals: SignalDeferral) -> None:
         """Measures the step just made, matches it where that is due, and logs it."""
         # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing. The measurement is
@@ -316,7 +368,7 @@ class TrainingSession:
         moved = _drop_unmoved(update)
         if not moved and not self.ranks.lockstep:
             return
-        first = self.meter.measurements == 0
+        first = not self.run_log.rows
         draws = self.settings.warmup if first or self.delayed else self.settings.samples
         batches = signals.between(self.probe)
         measured = self.meter.measure(update, batches, draws, weights_changed=moved)
@@ -330,8 +382,11 @@ class TrainingSession:
         # The last finite measurement stands. A tensor without an update (0) is unmeasured.
         usable = {name: value for name, value in measured.items() if 0.0 < value < math.inf}
         self.fslr = usable or self.fslr
+        self._failures.succeeded()
         self._attach_reporter()
         self._match_if_due(update, delayed)
+        if not self.delayed and not self._told_unmeasured:
+            self._tell_of_unmeasured(update, measured)
         self.measure_schedule.done(self.steps)
         self._log(measured)
 
@@ -347,6 +402,18 @@ class TrainingSession:
             if measured.get(name) == 0.0 and update.rates.get(name) and parameter.grad is not None
         ]
         return frozenset(self.ranks.broadcast_object(sorted(found)))
+
+    def _tell_of_unmeasured(self, update: WeightUpdate, measured: Mapping[str, float]) -> None:
+        """Once: which tensors the step changed without an FSLR."""
+        self._told_unmeasured = True
+        changed = update.changed_tensors()
+        names = [
+            name
+            for name in self.measured_model.parameters
+            if changed[name] and not self.fslr.get(name) and not measured.get(name)
+        ]
+        if names and self.ranks.is_rank0:
+            warn_of_unmeasured(self.steps, names)
 
     def _attach_reporter(self) -> None:
         """At the first measurement: from now on rows go to the registry too."""

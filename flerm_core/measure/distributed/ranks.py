@@ -36,7 +36,8 @@ class MeasurementRanks:
     lockstep: the ranks' forwards wait for each other (FSDP2, tensor parallel). A rank that fails
         in a forward then cannot go on to the next reduction.
 
-    `size` is the number of ranks. `is_rank0` is true on one rank: the one that talks to the
+    `size` is the number of ranks. `broken` is true once a rank has failed alone, in lockstep: the
+    others wait for it, and none can go on. `is_rank0` is true on one rank: the one that talks to the
     registry. `check_supported` is called at the start of each measurement and raises `Unsupported`
     where it cannot take place; it allows everything until another check is assigned.
     """
@@ -69,6 +70,7 @@ class MeasurementRanks:
         self._instance = f"{name}/{_instances[name]}"
         _instances[name] += 1
         self._raised: FlermError | None = None
+        self.broken = False
 
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum over all ranks, bit for bit the same on each; in place.
@@ -129,6 +131,10 @@ class MeasurementRanks:
         self._raised = _error_from(first, rank)
         raise self._raised from problem
 
+    def has_raised(self, problem: Exception) -> bool:
+        """Whether `problem` is the error that every rank raises by now."""
+        return problem is self._raised
+
     def fail_all(self, problem: Exception) -> NoReturn:
         """Raises the error of the rank that failed first, where ranks run in lockstep.
 
@@ -137,6 +143,7 @@ class MeasurementRanks:
         """
         if problem is self._raised:  # raised on all ranks already
             raise problem
+        self.broken = True
         rank, message = dist.get_rank(), _message_of(problem)
         stored = _store().compare_set(self._failure_key, "", json.dumps([rank, message]))
         first_rank, first_message = json.loads(stored)
@@ -145,6 +152,7 @@ class MeasurementRanks:
     def _raise_stored_failure(self, error: RuntimeError) -> None:
         """A collective broke: raises the reason, where a rank that left has stored one."""
         if self.lockstep and _store().check([self._failure_key]):
+            self.broken = True
             rank, message = json.loads(_store().get(self._failure_key))
             self._raised = _error_from(message, rank)
             raise self._raised from error
