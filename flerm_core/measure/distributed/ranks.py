@@ -36,10 +36,11 @@ class MeasurementRanks:
     lockstep: the ranks' forwards wait for each other (FSDP2, tensor parallel). A rank that fails
         in a forward then cannot go on to the next reduction.
 
-    `size` is the number of ranks. `broken` is true once a rank has failed alone, in lockstep: the
-    others wait for it, and none can go on. `is_rank0` is true on one rank: the one that talks to the
-    registry. `check_supported` is called at the start of each measurement and raises `Unsupported`
-    where it cannot take place; it allows everything until another check is assigned.
+    `size` is the number of ranks. `is_rank0` is true on one rank: the one that talks to the
+    registry. `broken` is true once a rank has failed alone, in lockstep: the others wait for that
+    rank, and none can go on. `check_supported` is called at the start of each measurement and
+    raises `Unsupported` where it cannot take place; it allows everything until another check is
+    assigned.
     """
 
     def __init__(
