@@ -86,7 +86,7 @@ class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning
     ) -> None:
         """After a measurement, sends its FSLRs and rates to the loggers.
 
-        Not through `self.log`, which holds the values of a step back until `log_every_n_steps`.
+        `self.log` is not used, because it holds a step's values back until `log_every_n_steps`.
         """
         if metrics := self._new_metrics():
             for logger in trainer.loggers:

@@ -154,7 +154,8 @@ class Kronecker(SquaredSums):
 class Independent(SquaredSums):
     """FSLR = √E[s_0]: all elements of Z are taken as independent (Section 3.2).
 
-    Far off where they are not (docs/estimators.md). It is there to compare with.
+    The elements seldom are independent, so the FSLR may be far off (docs/estimators.md). This
+    estimator is there to compare others with.
     """
 
     name = "iid"
