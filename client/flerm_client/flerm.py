@@ -82,7 +82,7 @@ class FLeRM:
                 of 64 examples has a relative error of about 0.1.
             seed: of the random projections, and the recording's seed.
             estimator: a name of docs/estimators.md. Default: "example", the most exact for its
-                cost; where examples couple, "kronecker" takes its place.
+                cost. Where examples couple it is noisier; sharded, "kronecker" takes its place.
             output_weight, output_bias: names of the output layer's tensors, for kronecker.
             weight_decay: "coupled" measures the step as the optimiser makes it, "independent"
                 without its decay, for runs that are matched in that way.

@@ -215,18 +215,32 @@ class LayoutProbe:
     def _promote_to_parent(self, module: nn.Module, reason: str) -> None:
         """The parent of `module` answers for its tensors, by a derivative of its own.
 
-        That costs more than a closed form, so it is allowed for a tenth of the tensors (at least
-        two). Raises `EstimatorNotApplicable` with the reason beyond that.
+        That costs more than a closed form, so it is allowed up to the cost of a forward-mode pass
+        of the whole model for a tenth of the tensors (at least four). Raises
+        `EstimatorNotApplicable` with the reason beyond that.
         """
         self._plan.shared.pop(module, None)
         tensors = set(self._owners.owners[module].values())
-        allowed = max(2, len(self._contributions.positions) // 10)
-        are_few = len(self._owners.promoted | tensors) <= allowed
-        if not are_few or not all(self._owners.promote(name) for name in sorted(tensors)):
+        allowed = max(4, len(self._contributions.positions) // 10)
+        is_owned = all(self._owners.promote(name) for name in sorted(tensors))
+        if not is_owned or self._cost_of_promoted() > allowed:
             name = next(path for path, each in self._model.module.named_modules() if each is module)
             raise EstimatorNotApplicable(
                 f"{name or 'the model'} ({type(module).__name__}): {reason}"
             )
+
+    def _cost_of_promoted(self) -> float:
+        """How many forward-mode passes of the whole model the promoted tensors cost, about.
+
+        A pass of a module costs as much of that as it holds of the model's parameters. Tables of
+        embeddings are left out, because their size says nothing about their cost.
+        """
+        total = _size(self._model.module)
+        return sum(
+            _size(owner) / total if total else 1.0
+            for owner, held in self._owners.owners.items()
+            for name in self._owners.promoted.intersection(held.values())
+        )
 
     def unexplained(
         self,
@@ -271,6 +285,17 @@ class LayoutProbe:
 def _equal(a: Tensor, b: Tensor) -> bool:
     """Whether all elements are the same; NaN is the same as NaN."""
     return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def _size(module: nn.Module) -> int:
+    """The number of elements of all parameters in `module` but those of embeddings."""
+    tables = {
+        id(p)
+        for each in module.modules()
+        if isinstance(each, nn.Embedding)
+        for p in each.parameters()
+    }
+    return sum(p.numel() for p in module.parameters() if id(p) not in tables)
 
 
 def _batch_axis(batch: Any, n_examples: int) -> tuple[int, int] | None:

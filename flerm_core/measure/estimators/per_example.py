@@ -53,7 +53,7 @@ class PerExample(Estimator):
         self._agreed_for: tuple[bool, ...] = ()
         self._measurements = 0
         self._verify = False
-        self._coupled = False  # whether a later batch showed that examples cannot be told apart
+        self._coupled = False  # whether examples cannot be told apart
         if self._contributions.sharding.is_model_parallel:
             self.reduction = "model_parallel"
 
@@ -89,9 +89,8 @@ class PerExample(Estimator):
         batch is empty finds out nothing, and does so on its next draw.
         """
         if self._discovered_for != self._requires_grad():
-            found = self._probe.discover(batch, update, generator)
-            if found is not None:
-                self._discovered_for = self._requires_grad()
+            self._coupled = False
+            found = self._discover(batch, update, generator, ForwardStart(self.model.module))
         elif self._coupled:
             found = self._one_sample(batch, update, generator)
         else:
@@ -129,18 +128,40 @@ class PerExample(Estimator):
             if not sharding.any_rank(not holds):
                 return found, outputs.detach()
         del hooks, outputs
+        return self._discover(batch, update, generator, start)
+
+    def _discover(
+        self,
+        batch: Any,
+        update: WeightUpdate,
+        generator: torch.Generator,
+        start: ForwardStart,
+    ) -> tuple[Tensor, Tensor] | None:
+        """c and the outputs, once it is found out how to observe the model on `batch`.
+
+        Where examples cannot be told apart, c has one column from now on. That needs no agreement:
+        other ranks may go on with one per example, since both have the same expectation. Where
+        ranks share tensors, gradients are sums over ranks, and `EstimatorNotApplicable` is raised.
+        """
         start.restore()
+        generator_state = generator.get_state()
         try:
-            return self._probe.discover(batch, update, generator)
+            found = self._probe.discover(batch, update, generator)
         except EstimatorNotApplicable as error:
-            self._discovered_for = self._agreed_for = ()
-            if sharding.shards or self.reduction == "model_parallel":
+            if self.model.sharding is not None:
+                self._discovered_for = self._agreed_for = ()
                 raise
-            warn(f"`example` has one sample a draw from now on, no longer one per example: {error}")
+            warn(
+                f"`example` has one sample a draw and not one per example, because {error}: "
+                "FSLRs are unbiased but as noisy as those of `full`, so take more samples="
+            )
             self._coupled, self._discovered_for = True, self._requires_grad()
-            self._agreed_for = self._discovered_for
             start.restore()
+            generator.set_state(generator_state)  # as in a draw that knows it already
             return self._one_sample(batch, update, generator)
+        if found is not None:
+            self._discovered_for = self._requires_grad()
+        return found
 
     def _one_sample(
         self, batch: Any, update: WeightUpdate, generator: torch.Generator

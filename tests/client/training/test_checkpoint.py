@@ -56,7 +56,7 @@ def steps(
         losses.append(loss.item())
 
 
-@pytest.mark.filterwarnings("ignore:measuring by kronecker")
+@pytest.mark.filterwarnings("ignore:`example` has one sample a draw")
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 7])
 @pytest.mark.parametrize(
     ("name", "how"),

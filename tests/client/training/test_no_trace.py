@@ -54,7 +54,7 @@ def recorder(name: str, **options: Any) -> Callable[[nn.Module, Optimizer], FLeR
     return attach
 
 
-@pytest.mark.filterwarnings("ignore:measuring by kronecker")
+@pytest.mark.filterwarnings("ignore:`example` has one sample a draw")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_optimizer(model: str, optimizer: str) -> None:
@@ -63,7 +63,7 @@ def test_every_optimizer(model: str, optimizer: str) -> None:
     assert same(plain, recorded)
 
 
-@pytest.mark.filterwarnings("ignore:measuring by kronecker")
+@pytest.mark.filterwarnings("ignore:`example` has one sample a draw")
 @pytest.mark.parametrize("estimator", ["example", "kronecker", "iid", "full", "exact"])
 @pytest.mark.parametrize("model", MODELS)
 def test_every_estimator(model: str, estimator: str) -> None:

@@ -16,7 +16,6 @@ from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
 from flerm_client import FLeRM
-from flerm_core.errors import MeasurementError
 
 PEAK_MEMORY = Path(__file__).parent / "jobs" / "peak_memory.py"
 PAGES = {
@@ -81,28 +80,25 @@ def test_a_measurement_keeps_what_checkpoints_save() -> None:
     assert max(whole["stays"], checkpointed["stays"]) < 4.0  # of weights there are 6 MiB
 
 
-def test_reentrant_checkpoints_are_measured_by_kronecker() -> None:
+def test_reentrant_checkpoints_are_measured_by_one_sample_a_draw() -> None:
     with pytest.warns(
-        UserWarning,
-        match="measuring by kronecker instead of example: .*use_reentrant=True hides the modules",
+        UserWarning, match="one sample a draw .*use_reentrant=True hides the modules"
     ):
         name, found, _ = measured(True, "example")
-    assert name == "kronecker"
-    assert found == pytest.approx(measured(None, "kronecker")[1], rel=1e-12)
+    assert name == "example"
+    assert found == pytest.approx(measured(None, "full")[1], rel=1e-12)
 
 
-def test_reentrant_checkpoints_are_refused_where_targets_are_of_example() -> None:
+def test_reentrant_checkpoints_are_matched_to_targets_of_example() -> None:
     model = Checkpointed()
     model.reentrant = True
     optimizer = SGD(model.parameters(), 1e-2)
     targets = {name: 1.0 for name, _ in model.named_parameters()}
-    FLeRM.match(model, optimizer, probe=[vectors()], family="f", targets=targets)
+    flerm = FLeRM.match(model, optimizer, probe=[vectors()], family="f", targets=targets)
     loss_of(model(vectors())).backward()
-    with pytest.raises(
-        MeasurementError,
-        match="use_reentrant=True hides the modules inside it; use_reentrant=False does not",
-    ):
+    with pytest.warns(UserWarning, match="one sample a draw"):
         optimizer.step()
+    assert all(multiplier != 1.0 for multiplier in flerm.multipliers.values())
 
 
 def test_hooks_on_accumulated_gradients_are_not_called() -> None:

@@ -80,7 +80,7 @@ def run(name: str, registry: str | None, **options: Any) -> tuple[Trace, FLeRM |
     return leave(trace, model, optimizer), flerm
 
 
-@pytest.mark.filterwarnings("ignore:measuring by kronecker")
+@pytest.mark.filterwarnings("ignore:`example` has one sample a draw")
 @pytest.mark.parametrize("name", MODELS)
 def test_sharpness_leaves_no_trace_and_changes_no_fslr(name: str) -> None:
     plain, _ = run(name, None)

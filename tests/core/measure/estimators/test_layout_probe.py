@@ -85,7 +85,7 @@ def test_rows_are_found_when_an_activation_gets_its_first_gradient() -> None:
 
 
 def test_examples_coupled_behind_zero_weights_are_measured_without_bias_when_these_move() -> None:
-    with pytest.warns(UserWarning, match="one sample a draw from now on.*inner.2"):
+    with pytest.warns(UserWarning, match=r"one sample a draw.*inner\.\d \(Linear\)"):
         example = recorded(Normed, "example", samples=240).trajectory
     exact = recorded(Normed, "exact").trajectory
     for name in ("inner.0.weight", "inner.2.weight", "inner.4.weight", "norm.weight"):
@@ -264,3 +264,48 @@ def test_examples_without_finite_outputs_are_named() -> None:
     meter = FSLRMeter(measured, PerExample(measured), MeasurementRanks(single_process=True))
     with pytest.raises(MeasurementError, match=r"not finite for its examples 2 \(dimension 0\)"):
         meter.measure(update, iter([batch]), 1)
+
+
+class RelativePositions(nn.Module):
+    """Attention whose positions are projected once and repeated for every example and head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.ModuleList(_RelativeAttention() for _ in range(2))
+        self.feed = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8)) for _ in range(2)
+        )
+        self.positions, self.readout = nn.Parameter(torch.randn(5, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attend, feed in zip(self.attend, self.feed, strict=True):
+            x = x + attend(x, self.positions[: x.shape[1]])
+            x = x + feed(x)
+        return self.readout(x)
+
+
+class _RelativeAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("query", "key", "value")})
+        self.place, self.from_place = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (2, 4)).transpose(1, 2).flatten(0, 1)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        query, key, value = (self.heads(self.parts[name](x)) for name in ("query", "key", "value"))
+        place, from_place = (
+            self.heads(project(positions.unsqueeze(0))).repeat(len(x), 1, 1)
+            for project in (self.place, self.from_place)
+        )
+        scores = query @ (key + place).mT + from_place @ key.mT
+        return (scores.softmax(-1) @ value).unflatten(0, (-1, 2)).transpose(1, 2).flatten(2)
+
+
+def test_positions_that_are_repeated_for_each_example_and_head() -> None:
+    shapes = [(48, 4)] * 2
+    example = trajectory(RelativePositions, "example", shapes, 20)
+    exact = trajectory(RelativePositions, "exact", shapes, 2)
+    large = {name: value for name, value in exact.items() if value > 1e-6}
+    assert {name: example[name] for name in large} == pytest.approx(large, rel=0.2)
