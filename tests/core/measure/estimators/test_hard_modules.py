@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from exact_reference import squares_by_differences
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.spectral_norm import spectral_norm
@@ -178,28 +178,6 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> Tens
     return loss.detach()
 
 
-def _exact(
-    old: nn.Module, changes: Mapping[str, Tensor], x: Tensor
-) -> dict[str, tuple[float, float]]:
-    """FSLR² over `x` by central differences in float64, and the standard error of one draw of
-    `example` on it (both by tensor). Power iterations stand still (eval mode)."""
-    model = old.double().eval()
-    found = {}
-    for name, change in changes.items():
-        parameter = model.get_parameter(name)
-        start, sides = parameter.detach().clone(), []
-        for step in (1e-4, -1e-4):
-            with torch.no_grad():
-                parameter.copy_(start + step * change.double() / change.norm())
-                sides.append(model(x.double()))
-                parameter.copy_(start)
-        moved = (sides[0] - sides[1]).flatten(1) * (change.norm().item() / 2e-4)
-        squares = moved.square().sum(1)
-        error = math.sqrt(2 * squares.square().sum().item())
-        found[name] = (squares.sum().item() / moved.numel(), error / moved.numel())
-    return found
-
-
 def _measured(
     make: Callable[[], nn.Module], estimator: str = "example", autocast: bool = False
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
@@ -229,7 +207,7 @@ def _measured(
     changes = {
         name: (states[1][name] - states[0][name]) / RATE for name, _ in old.named_parameters()
     }
-    return flerm.fslr, _exact(old, changes, torch.cat(probe))
+    return flerm.fslr, squares_by_differences(old, changes, torch.cat(probe))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -279,3 +257,33 @@ def test_a_moved_norm_under_autocast_is_measured() -> None:
     measured, exact = _measured(Placed, autocast=True)
     for name, (square, error) in exact.items():
         assert abs(measured[name] ** 2 - square) <= 4 * error + 0.05 * square, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["MixtralForCausalLM", "Qwen2MoeForCausalLM"])
+def test_grouped_matrix_products_of_experts_are_measured(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, kind.replace("ForCausalLM", "Config"))(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, num_experts=4,
+        moe_intermediate_size=24, shared_expert_intermediate_size=24, num_experts_per_tok=2,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(config)
+    old = copy.deepcopy(model)
+    probe = [torch.randint(3, 32, (16, 8)) for _ in range(DRAWS)]
+    optimizer = torch.optim.AdamW(model.parameters(), RATE)
+    flerm = FLeRM.record(model, optimizer, probe=probe, family="f", warmup=DRAWS)
+    model(probe[0], labels=probe[0]).loss.backward()
+    optimizer.step()
+    flerm.close()
+    assert flerm.estimator == "example"
+    changes = {
+        name: (p.detach() - old.get_parameter(name).detach()) / RATE
+        for name, p in model.named_parameters()
+    }
+    old.set_experts_implementation("eager")  # grouped products take no float64
+    exact = squares_by_differences(old, changes, torch.cat(probe), lambda found: found.logits)
+    for name, (square, error) in exact.items():
+        assert abs(flerm.fslr[name] ** 2 - square) <= 4 * error + 0.01 * square, name
