@@ -4,6 +4,7 @@ Argument: ddp, or fsdp, where the ranks' forwards wait for each other.
 """
 
 import sys
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -47,10 +48,38 @@ for estimator in ("example", "kronecker") if sys.argv[1] == "ddp" else ("kroneck
             if width == 8 and len(found) % 2 == 0 and dist.get_rank() == 1
             else [torch.randn(4, width)]
         )
-        FLeRM.record(model, optimizer, probe=batches_of, family="f", estimator=estimator, warmup=2)
+        FLeRM.match(
+            model,
+            optimizer,
+            probe=batches_of,
+            family="f",
+            estimator=estimator,
+            warmup=2,
+            targets={name: 1.0 for name, _ in fresh("resmlp")[0].named_parameters()},
+        )
         loss_of(model(batches[0])).backward()
         try:
             optimizer.step()
         except FlermError as error:
             found.append((type(error).__name__, str(error)))
+
+# A recording run goes on where all ranks know of the failure, and rank 0 says what failed.
+model, batches = fresh("resmlp")
+model = DistributedDataParallel(model) if sys.argv[1] == "ddp" else fully_shard(model)
+optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+if sys.argv[1] == "ddp":
+    failing = probe(8) if dist.get_rank() == 1 else [torch.randn(4, 8)]
+    flerm = FLeRM.record(model, optimizer, probe=failing, family="f", every=1, warmup=2)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for batch in batches[:4]:
+            optimizer.zero_grad()
+            loss_of(model(batch)).backward()
+            optimizer.step()
+    ours = [str(each.message) for each in told if "FLeRM" in str(each.message)]
+    found.append(("goes on", f"{flerm.steps} {flerm.measurements}"))
+    if dist.get_rank() == 0:
+        assert len(ours) == 2 and "rank 1: OSError: the file is gone" in ours[0], ours
+    else:
+        assert not ours
 report(found)

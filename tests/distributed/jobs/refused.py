@@ -31,7 +31,8 @@ warnings.simplefilter("ignore")
 def refused(model: Any, *, kind: Any = torch.optim.SGD, parts: Any = None, **options: Any) -> str:
     try:
         optimizer = kind((parts or model).parameters(), lr=1e-2)
-        FLeRM.record(model, optimizer, **{"probe": [sharded.batch_of(0)], "family": "f", **options})
+        begin_run = FLeRM.match if "targets" in options else FLeRM.record
+        begin_run(model, optimizer, **{"probe": [sharded.batch_of(0)], "family": "f", **options})
         model(sharded.batch_of(0)).to_local().sum().backward() if options.get("dtensor") else model(
             sharded.batch_of(0)
         ).sum().backward()
@@ -127,6 +128,9 @@ results = {
             sharded.build(sharded.ParallelDecoder), sharded.world(size, names=("tp",))
         ),
         probe=[sharded.batch_of(0)[:0]],
+        targets={
+            name: 1.0 for name, _ in sharded.build(sharded.ParallelDecoder).named_parameters()
+        },
     ),
     "group": refused(
         fully_shard(sharded.build(), mesh=sharded.world(size, names=("dp",))), process_group=half
