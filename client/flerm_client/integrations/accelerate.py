@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from flerm_client.flerm import FLeRM
 from flerm_client.integrations._checkpoint import collect_state, restore
 from flerm_client.integrations._session import CallbackState
-from flerm_client.training.optimizer_info import bare_optimizer
-from flerm_client.training.step_wrapper import StepWrapper
 from flerm_core._warnings import register_caller_package
 
 register_caller_package("accelerate")
@@ -59,22 +57,22 @@ class _AcceleratedRun(CallbackState):
     def begin(
         self, accelerator: Accelerator, model: nn.Module, optimizer: Any, loader: Iterable[Any]
     ) -> FLeRM:
-        """Attaches a FLeRM, and wraps `backward` and the last optimiser's step."""
+        """Attaches a FLeRM, and wraps `backward`. Both end with the run."""
         flerm = self._attach(model, optimizer, loader=loader)
         accelerator.register_for_checkpointing(self)
-        _log_losses(accelerator, flerm)
 
-        def around_step(
-            step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> Any:
-            result = step(*args, **kwargs)
+        def log_metrics() -> None:
             if metrics := self._new_metrics():
                 accelerator.log(metrics, step=flerm.steps)
-            return result
 
-        last = optimizer[-1] if isinstance(optimizer, list | tuple) else optimizer
-        # Outside FLeRM's own wrapper, which has measured by then.
-        StepWrapper(bare_optimizer(last), around_step)
+        def leave_checkpoints() -> None:
+            # Accelerate has no function for it.
+            others = [each for each in accelerator._custom_objects if each is not self]
+            accelerator._custom_objects = others
+
+        session = flerm._session
+        session.on_step.append(log_metrics)
+        session.on_end += [leave_checkpoints, _log_losses(accelerator, flerm)]
         return flerm
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,17 +87,34 @@ class _AcceleratedRun(CallbackState):
         self._mark_logged()
 
 
-def _log_losses(accelerator: Accelerator, flerm: FLeRM) -> None:
-    """Logs a step's loss: the mean of what went into `accelerator.backward` for the step."""
+def _log_losses(accelerator: Accelerator, flerm: FLeRM) -> Callable[[], None]:
+    """Logs a step's loss: the mean of what went into `accelerator.backward` for the step.
+
+    Returns a function that ends the logging.
+    """
+    before = vars(accelerator).get("backward")
     inner = accelerator.backward
+    log: Callable[..., None] | None = flerm.log
     parts: list[Tensor] = []
 
     @functools.wraps(inner)
     def backward(loss: Tensor, **kwargs: Any) -> Any:
-        parts.append(loss.detach())
-        if accelerator.sync_gradients:
-            flerm.log(loss=torch.stack(parts).mean())
-            parts.clear()
+        if log is not None:
+            parts.append(loss.detach())
+            if accelerator.sync_gradients:
+                log(loss=torch.stack(parts).mean())
+                parts.clear()
         return inner(loss, **kwargs)
 
+    def end() -> None:
+        nonlocal log
+        log = None
+        # Where someone else has wrapped `backward` since, ours stays and only passes calls on.
+        if vars(accelerator).get("backward") is backward:
+            if before is None:
+                del accelerator.backward
+            else:
+                accelerator.backward = before
+
     accelerator.backward = backward
+    return end

@@ -40,6 +40,7 @@ class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning
     def __init__(self, mode: Literal["record", "match"], *, family: str, **keywords: Any) -> None:
         super().__init__(mode, {"family": family} | keywords)
         self._checkpoint: bytes | None = None
+        self._fitting = False
         self._loss: Tensor | None = None
 
     @property
@@ -48,6 +49,11 @@ class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning
         return self._generate_state_key(mode=self._mode, family=self._keywords["family"])  # type: ignore[no-any-return]
 
     # The run
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begins a fit, a test, …: only a fit goes on from a checkpoint."""
+        self._fitting = stage == "fit"
+        self._checkpoint = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attaches a FLeRM: model and optimisers are wrapped, weights and states are loaded."""
@@ -109,5 +115,8 @@ class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning
         return {} if self.flerm is None else {"checkpoint": collect_state(self.flerm)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the checkpoint until training starts."""
-        self._checkpoint = state_dict.get("checkpoint")
+        """Keeps the checkpoint of a fit until training starts.
+
+        Lightning hands it over for `test`, `validate` and `predict` too.
+        """
+        self._checkpoint = state_dict.get("checkpoint") if self._fitting else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
         self._refuse_restored_callbacks(trainer.args)
         self._trainer = weakref.ref(trainer)
         trainer.add_callback(self)
+        self._end_when_training_raises(trainer)
         inner = trainer.training_step
 
         @functools.wraps(inner)
@@ -87,6 +89,7 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
     ) -> None:
         """Raises `InvalidInput` for arguments that cannot work, before training."""
         self._refuse_restored_callbacks(args)
+        self._end_when_training_raises(_trainer_being_made())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -199,6 +202,22 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
         """Ends the recording."""
         self._end("completed")
 
+    def _end_when_training_raises(self, trainer: Trainer) -> None:
+        """Ends the recording of a `trainer.train()` that raises: the Trainer has no event for it."""
+        inner, ours = trainer.train, weakref.ref(self)
+
+        @functools.wraps(inner)
+        def train(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return inner(*args, **kwargs)
+            except BaseException as error:
+                if (callback := ours()) is not None:
+                    stopped = isinstance(error, KeyboardInterrupt)
+                    callback._end("interrupted" if stopped else "failed")
+                raise
+
+        trainer.train = train
+
     # Checkpoints
 
     def state(self) -> dict[str, Any]:
@@ -243,6 +262,15 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
             self._forward_hook.remove()
             self._forward_hook = None
         super()._end(status)
+
+
+def _trainer_being_made() -> Trainer:
+    """The Trainer whose `__init__` is running, and which passes callbacks nothing of itself."""
+    frame = sys._getframe(1)
+    while not isinstance(maker := frame.f_locals.get("self"), Trainer):
+        assert frame.f_back is not None, "only a Trainer calls on_init_end"
+        frame = frame.f_back
+    return maker
 
 
 def _refuse_second_callback(others: Iterable[Any]) -> None:

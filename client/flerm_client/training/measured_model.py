@@ -20,7 +20,7 @@ from flerm_core.parameter_names import block_axes, canonical, depth_groups
 
 
 def bare_model(model: nn.Module) -> nn.Module:
-    """The module inside DDP and torch.compile.
+    """The module inside DDP, torch.compile and Fabric's wrapper.
 
     A forward through the bare module does not reduce gradients, broadcast buffers or compile.
     """
@@ -29,6 +29,8 @@ def bare_model(model: nn.Module) -> nn.Module:
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]
+        elif isinstance(getattr(model, "_forward_module", None), nn.Module):
+            model = model._forward_module  # type: ignore[assignment]
         else:
             return model
 

@@ -18,6 +18,7 @@ from flerm_core.measure.distributed import fsdp2
 from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.distributed.sharding import Sharding, local_shards
 
+_INNER = ("_orig_mod", "_forward_module", "module")
 _PIPELINES = "torch.distributed.pipelining."
 _PIPELINE = (
     "a pipeline stage does not compute the outputs and cannot be measured; "
@@ -99,7 +100,9 @@ def _ddp_of(model: nn.Module) -> DistributedDataParallel | None:
     while wrapper is not None:
         if isinstance(wrapper, DistributedDataParallel):
             return wrapper
-        wrapper = getattr(wrapper, "_orig_mod", None) or getattr(wrapper, "module", None)
+        # Fabric's `module` is the module inside DDP; its `_forward_module` is DDP.
+        inner = (getattr(wrapper, name, None) for name in _INNER)
+        wrapper = next((each for each in inner if isinstance(each, nn.Module)), None)
     return None
 
 

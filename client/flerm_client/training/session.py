@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from flerm_client.training.autocast_listener import AutocastListener
+from flerm_client.training.captured_steps import redirect_captured_steps
 from flerm_client.training.match_report import warn_unmatched
 from flerm_client.training.measured_model import (
     make_measured_model,
@@ -60,6 +61,8 @@ class TrainingSession:
     `begin` starts the run; from then on each optimiser step goes through `_around_step`: an update
     that is due is captured, measured, matched where targets are due, and logged.
 
+    on_step: called after each of the model's steps.
+    on_end: called when the session ends, the last first.
     steps: the model's optimiser steps so far. A step is over when every optimiser has made its part
         of the step.
     fslr: the last measurement, by tensor and depth group.
@@ -105,6 +108,8 @@ class TrainingSession:
         self.run_log = RunLog(parameter_list(self.measured_model, options.bands))
         self.recording_id = str(uuid.uuid4())
         self.attempt = Attempt()
+        self.on_step: list[Callable[[], None]] = []
+        self.on_end: list[Callable[[], None]] = []
         self.steps = 0
         self.fslr: dict[str, float] = {}
         self.matched_fslr: dict[str, float] = {}
@@ -171,6 +176,9 @@ class TrainingSession:
             self.measured_model.device.type,
             self._hear_autocast,
         )
+        given = self.options.optimizer
+        wrapped = given if isinstance(given, list | tuple) else [given]
+        self.on_end += list(map(redirect_captured_steps, wrapped, self.optimizers))
         _live_sessions.add(self)
 
     def end(self, status: str, timeout: float = 10.0) -> None:
@@ -182,6 +190,8 @@ class TrainingSession:
             return
         self._ended = True
         _live_sessions.discard(self)
+        for undo in reversed(self.on_end):
+            undo()
         for wrapper in self._wrappers:
             wrapper.detach()
         self._autocast.detach()
@@ -313,6 +323,8 @@ class TrainingSession:
         if update is not None:
             self._try_to_measure(update, signals)
         self.run_log.end_step(self.steps)
+        for listener in self.on_step:
+            listener()
 
     def _abandon_update(self) -> None:
         self._update = None

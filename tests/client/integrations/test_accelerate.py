@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,3 +193,58 @@ def test_measures_under_the_accelerators_autocast() -> None:
 def test_an_unknown_keyword_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"FLeRM.record takes no evry"):
         train(record, evry=1)
+
+
+@pytest.mark.parametrize("begin", [record, match])
+def test_steps_through_a_gradient_scaler_are_seen_and_skipped_ones_are_not(begin: Any) -> None:
+    """fp16: the optimiser's wrapper keeps the `step` that it found when it was made."""
+
+    def run(with_flerm: bool) -> tuple[nn.Module, Any, Any]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu")  # what mixed_precision="fp16" sets
+        model = network(0.0)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        loader = DataLoader(data(), batch_size=8)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        flerm = None
+        if with_flerm:
+            more = {} if begin is record else {"targets": targets(), "record_every": 1}
+            every = {"every": 1} if begin is record else {}
+            flerm = begin(
+                accelerator, model, optimizer, loader, family="f", probe=probe(), **more | every
+            )
+        for step, (inputs, labels) in enumerate(loader):
+            loss = cross_entropy(model(inputs), labels)
+            accelerator.backward(loss * (torch.inf if step == 1 else 1.0))
+            optimizer.step()
+            assert optimizer.step_was_skipped == (step == 1)
+            optimizer.zero_grad()
+        return model, optimizer, flerm
+
+    model, optimizer, flerm = run(True)
+    assert flerm.steps == flerm.measurements == 7
+    if begin is record:
+        assert same_weights(model, run(False)[0])
+    else:
+        assert set(flerm.multipliers.values()) != {1.0}
+        assert all(0.45 < m < 0.55 for m in flerm.multipliers.values())
+    flerm.close()
+    assert optimizer._optimizer_original_step_method.__func__ is torch.optim.Adam.step
+
+
+def test_nothing_of_a_closed_run_stays_in_the_accelerator(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    models = []
+    for _ in range(3):
+        model, _, flerm = train(record, steps=2, accelerator=accelerator)
+        assert flerm is not None
+        models.append(weakref.ref(model))
+        optimizer = accelerator._optimizers[0].optimizer
+        assert "step" not in vars(optimizer) and "backward" not in vars(accelerator)
+        accelerator.save_state(str(tmp_path))
+        accelerator.free_memory()
+    del model, flerm, optimizer
+    gc.collect()
+    assert [each() for each in models] == [None, None, None]
+    assert not [each for each in tmp_path.iterdir() if "custom" in each.name]

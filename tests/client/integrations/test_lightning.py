@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from framework_models import same_weights
+from lightning.fabric import Fabric
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -276,3 +277,65 @@ def test_a_module_without_a_forward_is_asked_for_its_outputs(tmp_path: Path) -> 
 def test_an_unknown_keyword_is_refused_where_it_is_written() -> None:
     with pytest.raises(InvalidInput, match=r"FLeRM.match takes no evry"):
         FLeRMCallback("match", family="net", evry=1)
+
+
+@pytest.mark.parametrize("between", ["test", "validate", "predict"])
+def test_a_fit_after_a_test_of_a_checkpoint_is_a_run_of_its_own(
+    between: str, tmp_path: Path
+) -> None:
+    class Tested(Classifier):
+        def test_step(self, batch: Any, at: int) -> None: ...
+        def validation_step(self, batch: Any, at: int) -> None: ...
+        def predict_step(self, batch: Any, at: int) -> None: ...
+
+    loader = DataLoader(data(), batch_size=8)
+    callback = FLeRMCallback("record", family="net", every=1, warmup=1, probe=probe())
+    recordings = []
+    for _ in range(2):
+        trainer = Trainer(
+            max_steps=2,
+            callbacks=[callback],
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            limit_val_batches=0 if between != "validate" else 1,
+        )
+        module = Tested()
+        trainer.fit(module, loader)
+        recordings.append(callback.flerm.recording_id)
+        assert callback.flerm.steps == 2
+        getattr(trainer, between)(module, loader, ckpt_path="best")
+    assert recordings[0] != recordings[1]
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_loop_on_fabric_is_recorded_as_a_plain_loop(bare: bool) -> None:
+    def run(how: str) -> tuple[list[float], FLeRM | None]:
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+        optimizer: Any = torch.optim.Adam(model.parameters(), 1e-2)
+        given = model, optimizer
+        if how != "plain":
+            fabric = Fabric(accelerator="cpu", devices=1)
+            model, optimizer = fabric.setup(model, optimizer)
+            given = given if bare else (model, optimizer)
+        flerm = None
+        if how != "fabric":
+            flerm = FLeRM.record(*given, probe=probe(), family="net", every=1)
+        seen = []
+        for step in range(3):
+            inputs, labels = data()[step * 8 : step * 8 + 8]
+            loss = cross_entropy(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward() if how == "plain" else fabric.backward(loss)
+            optimizer.step()
+            seen.append(float(loss.detach()))
+        return seen, flerm
+
+    plain, flerm = run("plain")
+    losses, recorded = run("recorded")
+    assert losses == plain == run("fabric")[0]
+    assert recorded is not None and flerm is not None
+    assert recorded.trajectory == flerm.trajectory

@@ -13,8 +13,9 @@ from framework_models import Stream, batches, examples, gpt2, losses, same_weigh
 from peft import LoraConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from transformers import TrainerCallback
 
-from flerm_client import FLeRM
+from flerm_client import FLeRM, RegistryClient
 from flerm_client.integrations.transformers import FLeRMCallback
 from flerm_core.errors import InvalidInput
 from flerm_core.trajectory import Trajectory
@@ -243,6 +244,41 @@ class TestCheckpoints:
         state = (tmp_path / "checkpoint-3" / "trainer_state.json").read_text()
         assert "secret-token" not in state
         assert json.loads(state)["stateful_callbacks"]["FLeRMCallback"]["attributes"]["checkpoint"]
+
+
+class TestRunsThatRaise:
+    @pytest.mark.parametrize("added", [True, False])
+    @pytest.mark.parametrize(
+        ("error", "status"), [(RuntimeError, "failed"), (KeyboardInterrupt, "interrupted")]
+    )
+    def test_their_recording_ends_at_once(
+        self, added: bool, error: Any, status: str, tmp_path: Path
+    ) -> None:
+        class Raising(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step == 2:
+                    raise error
+
+        callback = FLeRMCallback("record", family="gpt2", registry=f"file://{tmp_path}/registry")
+        trainer = trainer_of(tmp_path, callbacks=[] if added else [callback])
+        if added:
+            callback.add_to(trainer)
+        trainer.add_callback(Raising())
+        with pytest.raises(error):
+            trainer.train()
+        assert "step" not in vars(trainer.optimizer.optimizer)
+        with RegistryClient(f"file://{tmp_path}/registry") as registry:
+            (recording,) = registry.recordings()
+        assert recording.status == status
+
+
+def test_steps_through_a_gradient_scaler_are_seen(tmp_path: Path) -> None:
+    """What fp16=True sets up on a GPU."""
+    trainer = trainer_of(tmp_path)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    callback = FLeRMCallback("record", family="gpt2", every=2, warmup=1).add_to(trainer)
+    trainer.train()
+    assert callback.flerm.trajectory.steps.tolist() == [1, 3, 5]
 
 
 class TestLoRA:

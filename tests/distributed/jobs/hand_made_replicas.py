@@ -1,0 +1,74 @@
+"""Data parallelism by hand: each rank averages gradients itself, with Muon beside AdamW.
+
+Or the same under Fabric, whose wrapper holds a DistributedDataParallel.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
+
+from distributed.hand_made import STEPS, batch_of, model_and_optimizers, probe_of_rank, targets
+from distributed.rank import begin, report
+from torch import distributed as dist
+
+from flerm_client import FLeRM
+from flerm_core.errors import Unsupported
+
+begin()
+rank, world = dist.get_rank(), dist.get_world_size()
+
+
+def run() -> dict[str, Any]:
+    model, optimizers = model_and_optimizers()
+    keywords: dict[str, Any] = {
+        "probe": probe_of_rank(rank),
+        "family": "f",
+        "estimator": "exact",
+        "lr": 1e-2,
+    }
+    try:
+        FLeRM.match(model, optimizers, targets=targets(), **keywords)
+    except Unsupported as error:
+        refused = str(error)
+    flerm = FLeRM.match(
+        model, optimizers, targets=targets(), process_group=dist.group.WORLD, **keywords
+    )
+    for step in range(STEPS):
+        model(batch_of(step, rank)).square().mean().backward()
+        for parameter in model.parameters():
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    flerm.close()
+    return {
+        "refused": refused,
+        "multipliers": flerm.multipliers,
+        "fslr": flerm.fslr,
+        "weights": [p.detach().clone() for p in model.parameters()],
+    }
+
+
+def run_fabric() -> dict[str, float]:
+    from lightning.fabric import Fabric  # slow to import
+
+    os.environ |= {"TORCHELASTIC_RUN_ID": "0", "LOCAL_RANK": str(rank)}
+    fabric = Fabric(accelerator="cpu", devices=world, strategy="ddp")
+    fabric.launch()
+    model, (optimizer, _) = model_and_optimizers()
+    model, optimizer = fabric.setup(model, optimizer)
+    probe = probe_of_rank(rank)
+    flerm = FLeRM.record(model, optimizer, probe=probe, family="f", estimator="exact")
+    fabric.backward(model(batch_of(0, rank)).square().mean())
+    optimizer.step()
+    flerm.close()
+    return flerm.fslr
+
+
+report(run() if sys.argv[1] == "by hand" else run_fabric())
+dist.destroy_process_group()
