@@ -23,6 +23,7 @@ from flerm_core.matching.depth_rules import (
     DepthGroup,
     DepthRule,
 )
+from flerm_core.matching.tied_embeddings import carry_over_tied
 from flerm_core.parameter_names import (
     as_axes,
     canonical,
@@ -70,9 +71,10 @@ def match_targets(
     """Target FSLRs for the parameters of another model of the family, from one recording of the
     base.
 
-    Where both models have equally many blocks, the target of a tensor is the FSLR of the base's
-    tensor of that name, exactly. Elsewhere the depth rule says how the base's blocks answer for the
-    target's.
+    A token embedding and a readout that one of the models ties answer for each other
+    (`carry_over_tied`). Where both models have equally many blocks, the target of a tensor is the
+    FSLR of the base's tensor of that name, exactly. Elsewhere the depth rule says how the base's
+    blocks answer for the target's.
 
     trajectory: the base's FSLRs.
     names: the other model's parameters. They may carry the prefixes of wrappers, and are answered
@@ -130,6 +132,7 @@ def match_rows(
     asked = _canonical_by_name(names)
     given = as_axes(blocks)
     axes = given or find_axes(base, asked.values())
+    base = carry_over_tied(base, asked.values(), bands or {}, axes)
     base_groups, target_groups = _depth_groups(base, axes), _depth_groups(asked.values(), axes)
     name_of = {short: name for name, short in asked.items()}
     alike = _by_form(base)
@@ -239,7 +242,8 @@ def _unmatched(names: Sequence[str], base: Mapping[str, Array], axes: Sequence[s
     along = f"; block axes: {', '.join(axes)}" if axes else ""
     return (
         f"names: {join_names(names, 50)} not matched by the base, which has "
-        f"{join_names(tensors)}{hint}{along}"
+        f"{join_names(tensors)}{hint}{along}; record a base that has them, or give targets= by "
+        "name, in which NaN leaves a tensor at the optimizer's own rate"
     )
 
 

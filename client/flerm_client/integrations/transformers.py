@@ -203,7 +203,7 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
         self._end("completed")
 
     def _end_when_training_raises(self, trainer: Trainer) -> None:
-        """Ends the recording of a `trainer.train()` that raises: the Trainer has no event for it."""
+        """Ends the recording of a `train()` that raises, for which the Trainer has no event."""
         inner, ours = trainer.train, weakref.ref(self)
 
         @functools.wraps(inner)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from flerm_client.registry.query_process import fetch_best, fetch_targets
 from flerm_client.training.match_report import MatchReport, estimator_key, mismatches
 from flerm_client.training.run_options import MatchOptions
 from flerm_client.training.target_clock import TargetClock
-from flerm_core.errors import FlermError, InvalidInput, NotFound
+from flerm_core.errors import FlermError, InvalidInput, NotFound, join_names
 from flerm_core.matching.match import Multipliers, match_rows, multipliers, thinned_columns
 from flerm_core.matching.targets import Targets, targets_digest
 from flerm_core.records.queries import BestQuery, TargetQuery
@@ -208,9 +209,16 @@ def _of_mapping(
     given = {str(name): float(value) for name, value in source.items()}
     missing = [name for name in names if name not in given]
     if missing:
+        near = {
+            close: None
+            for name in missing[:5]
+            for close in get_close_matches(name, given, n=1, cutoff=0.6)
+        }
+        hint = f" (close: {', '.join(near)})" if near else ""
         raise InvalidInput(
-            f"targets has no value for {', '.join(missing)}; "
-            f"it has {', '.join(given) or 'none at all'}"
+            f"targets has no value for {join_names(missing, 50)}; "
+            f"it has {join_names(given) or 'none at all'}{hint}: name these tensors too; "
+            "NaN leaves one at the optimizer's own rate"
         )
     negative = next((name for name in names if given[name] < 0), None)
     if negative is not None:
