@@ -20,7 +20,7 @@ from flerm_core.records.recording import Measurement
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
-from tests.conftest import RegistryProcess, free_port, launch_registry
+from tests.conftest import PostgresCluster, RegistryProcess, free_port, launch_registry
 from tests.server.conftest import migrate
 from tests.server.samples import family, spec
 
@@ -159,5 +159,41 @@ def test_what_was_acknowledged_is_there_once_and_equal(
                 assert found.steps.tolist() == sent.steps
                 assert found.values.tobytes() == b"".join(sent.fslr)
                 assert found.losses.tolist() == sent.losses
+    finally:
+        assert server.stop() == 0
+
+
+RESTARTS = [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+
+
+@pytest.mark.parametrize("restarts", RESTARTS)
+def test_what_was_acknowledged_outlives_kills_of_the_database(
+    restarts: int, tmp_path: Path, postgres: PostgresCluster
+):
+    """PostgreSQL ends at once, without writing out what it has in memory; the server stays."""
+    moments = random.Random(restarts)
+    server = launch_registry(migrate(postgres.new_database()), tmp_path / "announce.json")
+    writers = [Writer(server.grpc, seed, pipelined=bool(seed % 2)) for seed in range(4)]
+    try:
+        for writer in writers:
+            writer.start()
+        for _ in range(restarts):
+            threading.Event().wait(moments.uniform(0.3, 1.0))
+            postgres.restart()
+        threading.Event().wait(0.5)
+    finally:
+        for writer in writers:
+            writer.stopping.set()
+        for writer in writers:
+            writer.join(SECONDS)
+    try:
+        assert [writer.failure for writer in writers] == [None] * len(writers)
+        with RegistryClient(server.address) as client:
+            for writer in writers:
+                found = client.trajectory(writer.recording.id)
+                sent = MeasurementBatch.of(writer.sent)
+                assert writer.acknowledged == len(sent) > 0
+                assert found.steps.tolist() == sent.steps
+                assert found.values.tobytes() == b"".join(sent.fslr)
     finally:
         assert server.stop() == 0
