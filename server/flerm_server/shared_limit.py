@@ -27,7 +27,11 @@ class SharedLimit:
         self._most_of_one = max(1, -int(-most * share // 1))
         self._taken: Counter[str] = Counter()
         self._all = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # Waiters are woken only by what can help them: woken all each time, they would cost more
+        # than the calls.
+        self._freed = threading.Condition(self._lock)  # of the whole
+        self._freed_of: dict[str, threading.Condition] = {}  # of one caller's share
 
     def take(self, caller: str, amount: int = 1, *, wait: float = 0.0) -> None:
         """Takes `amount` for `caller`: the id of a token, or the address of one without.
@@ -35,23 +39,32 @@ class SharedLimit:
         wait: for how many seconds to wait until there is enough. Raises `LimitExceeded`.
         """
         deadline = time.monotonic() + wait
-        with self._changed:
+        with self._lock:
             while (refusal := self._refusal(caller, amount)) is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise LimitExceeded(refusal)
-                self._changed.wait(left)
+                self._condition(caller, amount).wait(left)
             self._taken[caller] += amount
             self._all += amount
 
     def give_back(self, caller: str, amount: int = 1) -> None:
         """Gives back what was taken."""
-        with self._changed:
+        with self._lock:
             self._all -= amount
             self._taken[caller] -= amount
+            self._freed.notify_all()
+            if caller in self._freed_of:
+                self._freed_of[caller].notify_all()
             if not self._taken[caller]:
                 del self._taken[caller]
-            self._changed.notify_all()
+                self._freed_of.pop(caller, None)
+
+    def _condition(self, caller: str, amount: int) -> threading.Condition:
+        """What to wait for."""
+        if self._all + amount > self._most:
+            return self._freed
+        return self._freed_of.setdefault(caller, threading.Condition(self._lock))
 
     @contextmanager
     def held(self, caller: str, amount: int = 1, *, wait: float = 0.0) -> Iterator[None]:

@@ -31,6 +31,8 @@ from flerm_server.store.sql.engine import (
 )
 from flerm_server.store.sql.tables import sessions, tokens
 
+SESSIONS_PER_TOKEN = 100
+
 _TOKEN = Prepared(
     sa.select(
         tokens.c.digest, tokens.c.name, tokens.c.scope, tokens.c.family, tokens.c.revoked_at
@@ -167,6 +169,16 @@ class SqlTokenStore(TokenStore):
             ).scalar_one_or_none()
             if key is None:
                 raise InvalidInput(f"token {token_id!r} is not in this registry")
+            # The oldest sessions of the token end where there would be too many.
+            newest = (
+                sa.select(sessions.c.id)
+                .where(sessions.c.token_key == key)
+                .order_by(sessions.c.expires_at.desc())
+                .limit(SESSIONS_PER_TOKEN - 1)
+            )
+            connection.execute(
+                sessions.delete().where(sessions.c.token_key == key, sessions.c.id.not_in(newest))
+            )
             values = {
                 "id": secret.id,
                 "digest": secret.digest,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from flerm_core.errors import Unauthenticated
 from flerm_core.records.recording import Ending
 from flerm_server.auth import sql_tokens
 from flerm_server.auth.credentials import SESSION, Secret
@@ -190,3 +191,17 @@ def test_an_open_registry_has_nothing_to_log_in_to(tmp_path):
         assert (answer.status_code, answer.headers["location"]) == (303, "/match")
     finally:
         server.stop()
+
+
+def test_a_token_has_a_limited_number_of_sessions_of_which_the_oldest_ends(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sql_tokens, "SESSIONS_PER_TOKEN", 2)
+    store = open_store(f"sqlite:///{tmp_path}/registry.db")
+    tokens = sql_tokens.SqlTokenStore(store.engine)
+    token, _ = tokens.create("reader", "read")
+    first, second, third = (tokens.open_session(token.id) for _ in range(3))
+    with pytest.raises(Unauthenticated):
+        tokens.authenticate(first)
+    assert [tokens.authenticate(each).token_id for each in (second, third)] == [token.id] * 2
+    store.close()
