@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flerm_core.measure.attribute_state import AttributeState
+
 
 class RandomState:
     """The state of every generator that a model or a data set may draw from.
@@ -115,27 +117,31 @@ class BufferState:
 
 
 class ForwardStart:
-    """The random generators and buffers from which a model's forward started, to start another."""
+    """The generators, buffers and attributes from which a model's forward started."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._random_state, self._buffers = RandomState(), BufferState(model)
+        self._states = RandomState(), BufferState(model), AttributeState(model)
 
     def restore(self) -> None:
-        """Sets generators and buffers back to this state."""
-        self._random_state.restore()
-        self._buffers.restore()
+        """Sets generators, buffers and attributes back, to start another forward."""
+        for state in self._states:
+            state.restore()
 
 
 @contextmanager
 def preserve_model_state(model: nn.Module) -> Iterator[None]:
-    """Restores buffers (BatchNorm's statistics) and train/eval modes. Inside, gradients are on."""
-    buffers = BufferState(model)
+    """Restores buffers (BatchNorm's statistics), plain attributes and train/eval modes.
+
+    Inside, gradients are on.
+    """
+    buffers, attributes = BufferState(model), AttributeState(model)
     modes = {module: module.training for module in model.modules()}
     with torch.inference_mode(False), torch.enable_grad():
         try:
             yield
         finally:
             buffers.restore()
+            attributes.restore()
             for module, mode in modes.items():
                 module.training = mode
 
