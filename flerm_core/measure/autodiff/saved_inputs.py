@@ -70,7 +70,8 @@ def replace_instances(value: Any, kind: type, replacement: Callable[[Any], Any])
     if isinstance(value, dict):
         return {key: replace_instances(item, kind, replacement) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(replace_instances(item, kind, replacement) for item in value))
+        # `_make` passes by a constructor that checks its arguments, as PackedSequence's does.
+        return type(value)._make(replace_instances(item, kind, replacement) for item in value)  # type: ignore[attr-defined]
     if isinstance(value, list | tuple):
         return type(value)(replace_instances(item, kind, replacement) for item in value)
     return value

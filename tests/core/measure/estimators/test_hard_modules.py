@@ -287,3 +287,28 @@ def test_grouped_matrix_products_of_experts_are_measured(kind: str) -> None:
     exact = squares_by_differences(old, changes, torch.cat(probe), lambda found: found.logits)
     for name, (square, error) in exact.items():
         assert abs(flerm.fslr[name] ** 2 - square) <= 4 * error + 0.01 * square, name
+
+
+class Packed(nn.Module):
+    """Sequences of different lengths in one packed tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.readout = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.arange(len(x)) % 3 + 1
+        rows = nn.utils.rnn.pack_padded_sequence(
+            x.reshape(-1, 3, 4), lengths, batch_first=True, enforce_sorted=False
+        )
+        return self.readout(nn.utils.rnn.pad_packed_sequence(self.rnn(rows)[0], True)[0])
+
+
+@pytest.mark.filterwarnings("ignore:measuring by kronecker")
+def test_packed_sequences_are_measured() -> None:
+    model = Packed()
+    optimizer = torch.optim.AdamW(model.parameters(), RATE)
+    flerm = FLeRM.record(model, optimizer, probe=[torch.randn(8, 12)], family="f")
+    _step(model, optimizer, 1)
+    flerm.close()
+    assert flerm.fslr.keys() == dict(model.named_parameters()).keys()
