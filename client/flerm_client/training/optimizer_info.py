@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from flerm_client.training.proportional_step import refuse_disproportionate
 from flerm_core.errors import InvalidInput, Unsupported
 
 # By class name, looked for in the whole ancestry: most of these classes are in packages that need
@@ -71,6 +72,7 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
             "an optimiser with capturable=True may run inside a CUDA graph, "
             "where its rates cannot be set; turn it off"
         )
+    refuse_disproportionate(optimizer)
     return optimizer
 
 

@@ -1,0 +1,82 @@
+"""Whether a step is proportional to its rate is tried on the optimiser's class."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import ASGD, SGD, Adagrad, Adam, AdamW, Muon, NAdam, Optimizer, RMSprop, Rprop
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from flerm_client.training.proportional_step import refuse_disproportionate
+from flerm_core.errors import Unsupported
+
+
+class AveragedSGD(SGD):
+    """SGD whose weights lie between those of plain SGD and their average, as schedule-free's do."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                base = state.setdefault("base", p.detach().clone())
+                average = state.setdefault("average", p.detach().clone())
+                state["count"] = state.get("count", 0) + 1
+                base.sub_(p.grad, alpha=group["lr"])
+                average.lerp_(base, 1 / state["count"])
+                p.data = 0.1 * base + 0.9 * average
+
+
+class SelfTuned(SGD):
+    """SGD that chooses its own rate, whatever `lr` is; its step needs a closure."""
+
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data -= 0.01 * p.grad
+
+
+class Unknown(SGD):
+    """An optimiser that wants something that no one else can give."""
+
+    def __init__(self, params: Any, secret: object, lr: float = 1e-2) -> None:
+        super().__init__(params, lr)
+
+
+def weights() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.ones(3, 3))]
+
+
+@pytest.mark.parametrize("kind", [AveragedSGD, SelfTuned, Rprop, ASGD])
+def test_a_step_that_ignores_its_rate_is_refused(kind: Any) -> None:
+    with pytest.raises(Unsupported, match=rf"{kind.__name__} cannot be measured or matched: its s"):
+        refuse_disproportionate(kind(weights(), lr=1e-2))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD(weights(), 1e-1, momentum=0.9, weight_decay=0.1, nesterov=True),
+        Adam(weights(), 1e-1, amsgrad=True, weight_decay=0.1),
+        AdamW(weights(), 1e-1, weight_decay=0.3),
+        NAdam(weights()),
+        RMSprop(weights(), centered=True),
+        Adagrad(weights(), lr_decay=0.1),
+        Muon(weights()),
+        Unknown(weights(), object()),
+    ],
+    ids=lambda optimizer: type(optimizer).__name__,
+)
+def test_others_are_not_and_nothing_is_left(optimizer: Optimizer) -> None:
+    called: list[object] = []
+    handle = register_optimizer_step_pre_hook(lambda *_: called.append(1))
+    states = torch.get_rng_state(), random.getstate()
+    before = str(optimizer.state_dict())
+    refuse_disproportionate(optimizer)
+    handle.remove()
+    assert not called and str(optimizer.state_dict()) == before
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
