@@ -7,6 +7,7 @@ SOURCES := $(shell find flerm_core client server proto -type f -not -path '*/__p
 PROTO := proto/flerm_proto/v1/registry.proto
 PROTO_ENV := .cache/protoc
 DEPLOY_ENV := .cache/deploy
+ZOO_ENV := .cache/zoo
 AXE_VERSION := 4.14.1
 AXE := .cache/axe/package/axe.min.js
 # grpcio-tools 1.62.3 has wheels up to Python 3.12.
@@ -19,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 unexport PYTHONPATH
 
-.PHONY: help docs api-reference hooks results-small openapi screenshots browser-tools scripts install demo test test-fast test-all check format proto proto-check deploy-check clean
+.PHONY: help docs api-reference hooks results-small openapi screenshots browser-tools zoo scripts install demo test test-fast test-all check format proto proto-check deploy-check clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -95,6 +96,16 @@ $(DEPLOY_ENV)/.done: deploy/check-requirements.txt
 
 deploy-check: $(DEPLOY_ENV)/.done  ## what deploy/ holds, by the linter or the schema of each kind
 	$(DEPLOY_ENV)/bin/python deploy/check.py
+
+# An environment of its own: torchvision and torch have to be of one build.
+$(ZOO_ENV)/.done: tests/zoo/requirements.txt
+	$(PYTHON) -m venv $(ZOO_ENV)
+	$(ZOO_ENV)/bin/python -m pip install --quiet --requirement tests/zoo/requirements.txt
+	touch $@
+
+zoo: install $(ZOO_ENV)/.done  ## record and match some 95 public architectures, and write docs/models.md; 20 minutes on 2 cores
+	$(ZOO_ENV)/bin/python -m pip install --quiet --no-deps --force-reinstall .cache/wheel/*.whl
+	$(ZOO_ENV)/bin/python tests/zoo/run.py
 
 scripts: install  ## training loops in the manner of public ones: plain, recorded and resumed
 	$(BIN)/python -m pytest $(PARALLEL) tests/scripts
