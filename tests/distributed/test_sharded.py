@@ -113,11 +113,16 @@ def test_later_measurements_of_a_grid_gather_changes_together(four: list[Any], n
 
 
 # The first all-reduce has two float32: does a rank lack batches, did the step change a weight?
+# `example` then asks twice, by one float32 each: does what was learnt of the model fit what the
+# forward ran, and what the backward found?
+FITS = [4, 4]
 
 
 def test_bytes_of_example_when_sharded_are_a_number_for_each_fslr(two: list[Any]) -> None:
     lengths, parameters = two[0]["bytes", "blocks", "example"]
-    assert lengths == [8, 8 * (2 + len(two[0]["blocks", "example"]))]
+    fslrs = len(two[0]["blocks", "example"])
+    assert lengths == [8, *FITS, 8 * (2 + fslrs)]
+    assert sum(lengths) <= 8 * fslrs + 64
     assert sum(lengths) < 0.05 * parameters
 
 
@@ -129,7 +134,7 @@ def test_bytes_of_example_when_all_ranks_share_a_batch_are_those_of_each_example
         len(list(sharded.build(sharded.ParallelDecoder).parameters())),
         len(sharded.batch_of(0)),
     )
-    assert lengths == [8, 8 * (2 + tensors * examples)]
+    assert lengths == [8, *FITS, 8 * (2 + tensors * examples)]
 
 
 def test_bytes_of_example_when_some_ranks_share_a_batch_are_those_of_both_sums(
@@ -142,6 +147,7 @@ def test_bytes_of_example_when_some_ranks_share_a_batch_are_those_of_both_sums(
     )
     assert lengths == [
         8,
+        *FITS,
         8 * tensors * examples,
         8 * (2 + len(four[0]["fsdp-sequence", "example"])),
     ]
