@@ -27,6 +27,10 @@ __all__ = [
 
 START_SECONDS = 30
 
+# A shell without job control ignores Ctrl-C in what it starts in the background.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Two tests at a time share two cores: how long one example takes says nothing about the code.
 settings.register_profile(
     "unhurried", settings.get_profile(settings.get_current_profile_name()), deadline=None

@@ -17,7 +17,6 @@ QUICK = frozenset(
         "GPT2LMHeadModel",
         "LlamaForCausalLM",
         "BertForMaskedLM",
-        "T5ForConditionalGeneration",
         "ViTForImageClassification",
         "MambaForCausalLM",
         "residual MLP",

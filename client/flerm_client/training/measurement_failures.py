@@ -20,10 +20,12 @@ class MeasurementFailures:
     module: the model, whose modules are named where one of them raised.
     silent: whether another rank says what there is to say.
 
-    `stopped` is true from the third failure in a row on: measuring then stops for good.
+    `any` is true from the first failure on. `stopped` is true from the third failure in a row on:
+    measuring then stops for good.
     """
 
     def __init__(self, module: nn.Module, *, silent: bool) -> None:
+        self.any = False
         self.stopped = False
         self._module = module
         self._silent = silent
@@ -35,6 +37,7 @@ class MeasurementFailures:
 
     def add(self, error: Exception, step: int, estimator: str) -> None:
         """The measurement of `step` by `estimator` raised `error`. Warns at the first in a row."""
+        self.any = True
         self._in_a_row += 1
         self.stopped = self._in_a_row == _MOST_IN_A_ROW
         if self._silent:
@@ -85,7 +88,7 @@ def _owners(error: BaseException) -> Iterator[object]:
 def _remedy(error: Exception, estimator: str) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return "smaller probe batches need less memory"
-    if estimator != "kronecker":
+    if estimator != "kronecker" and not isinstance(error, FlermError):
         return "estimator='kronecker' needs one plain backward pass and no more"
     return "output= and probe= say what is computed, and on which batches"
 
@@ -100,9 +103,13 @@ def warn_of_idle(optimizers: Sequence[Optimizer], idle: Sequence[int], names: se
     )
 
 
-def warn_of_nothing(steps: int, any_stepped: bool, stopped: bool) -> None:
-    """Warns at the end of a run that has measured nothing."""
-    if stopped:
+def warn_of_nothing(steps: int, any_stepped: bool, failed: bool) -> None:
+    """Warns at the end of a run that has measured nothing.
+
+    steps: how many were counted. any_stepped: whether any optimiser made a step. failed: whether a
+    measurement was tried, and failed.
+    """
+    if failed:
         why = "every measurement failed"
     elif steps:
         why = (

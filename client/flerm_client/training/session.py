@@ -198,7 +198,7 @@ class TrainingSession:
         self._update = None
         self.probe.close()
         if status == "completed" and self.ranks.is_rank0 and not self.run_log.rows:
-            warn_of_nothing(self.steps, bool(self._ever_stepped), self._failures.stopped)
+            warn_of_nothing(self.steps, bool(self._ever_stepped), self._failures.any)
         self.run_log.finish(status, timeout)
 
     def on_rank0(self, ask: Callable[[], Any]) -> Any:

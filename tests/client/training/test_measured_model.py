@@ -151,23 +151,31 @@ def test_the_output_is_found_in_what_the_model_returns(shape: str, estimator: st
 def test_among_several_outputs_none_is_guessed() -> None:
     model = Shaped(lambda f: (f, f * 2))
     optimizer = SGD(model.parameters(), 1e-2)
-    FLeRM.record(model, optimizer, probe=probe(), family="f")
-    loss_of(model.inner(torch.randn(12, 8))).backward()
-    with pytest.raises(
-        MeasurementError,
-        match="returns a tuple with 2 floating-point tensors: "
-        "say which one is the output with output=",
-    ):
+    sentence = (
+        "returns a tuple with 2 floating-point tensors: say which one is the output with output="
+    )
+    with FLeRM.record(model, optimizer, probe=probe(), family="f"):
+        loss_of(model.inner(torch.randn(12, 8))).backward()
+        with pytest.warns(UserWarning, match=sentence):
+            optimizer.step()
+    targets = {name: 1.0 for name, _ in model.named_parameters()}
+    FLeRM.match(model, optimizer, probe=probe(), family="f", targets=targets)
+    with pytest.raises(MeasurementError, match=sentence):
         optimizer.step()
 
 
 def test_a_probe_batch_of_pairs_needs_an_output() -> None:
     model, batches = fresh("resmlp")
     optimizer = SGD(model.parameters(), 1e-2)
-    FLeRM.record(model, optimizer, probe=[(torch.randn(4, 8), torch.zeros(4))], family="f")
-    with pytest.raises(
-        InvalidInput, match=r"a probe batch is a tuple of 2: say how the model is called"
-    ):
+    pairs = [(torch.randn(4, 8), torch.zeros(4))]
+    sentence = "a probe batch is a tuple of 2: say how the model is called"
+    recording = FLeRM.record(model, optimizer, probe=pairs, family="f")
+    with pytest.warns(UserWarning, match=sentence):
+        step(model, optimizer, batches[0])
+    recording.close()
+    targets = {name: 1.0 for name, _ in model.named_parameters()}
+    FLeRM.match(model, optimizer, probe=pairs, family="f", targets=targets)
+    with pytest.raises(InvalidInput, match=sentence):
         step(model, optimizer, batches[0])
 
 

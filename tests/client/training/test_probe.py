@@ -25,15 +25,20 @@ from flerm_core.errors import InvalidInput
 @pytest.mark.parametrize(
     ("batches", "sentence"),
     [
-        ([], "probe has no batches; at least one is needed"),
-        (iter([torch.randn(4, 8)]), "probe ended after 1 batches and cannot begin anew"),
+        (list, "probe has no batches; at least one is needed"),
+        (lambda: iter([torch.randn(4, 8)]), "probe ended after 1 batches and cannot begin anew"),
     ],
     ids=["empty", "used up"],
 )
 def test_a_probe_that_ends_says_so(batches: Any, sentence: str) -> None:
     model, training = fresh("resmlp")
     optimizer = SGD(model.parameters(), 1e-2)
-    FLeRM.record(model, optimizer, probe=batches, family="f")
+    recording = FLeRM.record(model, optimizer, probe=batches(), family="f")
+    with pytest.warns(UserWarning, match=sentence):
+        step(model, optimizer, training[0])
+    recording.close()
+    targets = {name: 1.0 for name, _ in model.named_parameters()}
+    FLeRM.match(model, optimizer, probe=batches(), family="f", targets=targets)
     with pytest.raises(InvalidInput, match=sentence):
         step(model, optimizer, training[0])
 

@@ -16,6 +16,7 @@ from torch.optim import SGD, AdamW
 
 from flerm_client.training.measured_model import make_measured_model
 from flerm_client.training.param_groups import ScaledParamGroups
+from flerm_client.training.signal_deferral import SignalDeferral
 from flerm_client.training.step_schedule import StepSchedule
 from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.estimators.registry import make_estimator
@@ -48,7 +49,8 @@ def test_inside_a_step_every_tensor_has_its_rate_and_outside_the_user_sees_nothi
     for scale in (1.0, 0.5):  # a scheduler in between
         for group, before in zip(theirs, held, strict=True):
             group["lr"] = before["lr"] = group["lr"] * scale
-        with ours.swapped_in(multipliers, lambda: None):
+
+        def step() -> None:
             seen = {
                 names[id(p)]: group for group in optimizer.param_groups for p in group["params"]
             }
@@ -63,6 +65,9 @@ def test_inside_a_step_every_tensor_has_its_rate_and_outside_the_user_sees_nothi
                 decay = user["lr"] * 0.1 * (1.0 if independent else multipliers[name])
                 assert group["lr"] * group["weight_decay"] == pytest.approx(decay)
                 assert group["betas"] == user["betas"]
+
+        with SignalDeferral() as signals:
+            ours.run_step(step, (), {}, multipliers, lambda: None, signals)
         assert optimizer.param_groups is theirs
         assert [dict(group) for group in theirs] == held
 
