@@ -146,7 +146,7 @@ def test_a_reading_process_that_was_killed_is_said_and_the_next_batch_is_the_nex
 def test_an_interrupt_while_waiting_loses_no_batch() -> None:
     def slow() -> Iterator[int]:
         for at in range(9):
-            time.sleep(0.2 if at == 1 else 0)
+            time.sleep(2.0 if at == 1 else 0)  # long enough to be waited for on a busy machine
             yield at
 
     reading = iter(ForkedReader(slow, "rows"))
