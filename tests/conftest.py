@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 START_SECONDS = 30
+STOP_SECONDS = 30
 
 # A shell without job control ignores Ctrl-C in what it starts in the background.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -57,10 +59,17 @@ class RegistryProcess:
         return f"grpc://{self.grpc}"
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Sends the signal, waits for the end; the exit code."""
+        """Sends the signal, waits for the end; the exit code.
+
+        A registry that does not end is aborted, and its output then holds the stack of each thread.
+        """
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(START_SECONDS)
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            return self.process.wait(STOP_SECONDS)
 
 
 StartRegistry = Callable[..., RegistryProcess]
@@ -120,6 +129,7 @@ def launch_registry(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
     )
     output: list[str] = []
     ready = threading.Event()

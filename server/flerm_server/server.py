@@ -179,18 +179,23 @@ def run(settings: Settings, on_ready: Callable[[Server], None]) -> None:
         requested.set()
 
     # Before anything listens, so that a signal during the start ends the server too.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, request_stop)
-    raise_open_files()
-    tracing.configure()
-    server = Server(settings, requested)
+    before = {
+        number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        server.start()
-        on_ready(server)
-        server.wait()
+        raise_open_files()
+        tracing.configure()
+        server = Server(settings, requested)
+        try:
+            server.start()
+            on_ready(server)
+            server.wait()
+        finally:
+            server.stop()
+            tracing.flush()
     finally:
-        server.stop()
-        tracing.flush()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _listen(address: ListenAddress) -> socket.socket:

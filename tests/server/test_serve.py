@@ -20,11 +20,12 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from typer.testing import CliRunner
 
-from flerm_core.errors import InvalidInput
+from flerm_core.errors import InvalidInput, Unreachable
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.cli import app
+from flerm_server.server import run
 from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.sql import schema
 from tests.conftest import PostgresCluster, RegistryProcess, StartRegistry
@@ -143,6 +144,13 @@ def test_it_refuses_what_it_cannot_do_in_one_sentence(tmp_path: Path, postgres: 
         for side in ("grpc", "http"):
             code, sentence = refused("--db", db, f"--{side}", f"127.0.0.1:{port}")
             assert (code, f"{side} 127.0.0.1:{port}: cannot listen there" in sentence) == (5, True)
+
+
+def test_a_program_that_serves_has_its_own_signal_handlers_back(tmp_path: Path):
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Unreachable):
+        run(Settings(db=f"sqlite:///{tmp_path}/no/folder.db"), lambda server: None)
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_it_ends_when_it_cannot_announce_itself(tmp_path: Path):

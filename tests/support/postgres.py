@@ -12,7 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -64,17 +66,18 @@ def throwaway_cluster() -> Iterator[PostgresCluster]:
         shutil.chown(folder, user)
         folder.chmod(0o755)
     data, port = folder / "data", free_port()
-    run = {
-        "user": user,
-        "group": pwd.getpwnam(user).pw_gid if user else None,
-        "cwd": folder,
-        "check": True,
-        "timeout": 60,
-    }
+    run = partial(
+        _run_tool,
+        user=user,
+        group=pwd.getpwnam(user).pw_gid if user else None,
+        cwd=folder,
+        timeout=60,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
     try:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         tools = {name: postgres_tool(name) for name in ("initdb", "pg_ctl")}
-        subprocess.run(
+        run(
             [
                 tools["initdb"],
                 "-D",
@@ -84,9 +87,7 @@ def throwaway_cluster() -> Iterator[PostgresCluster]:
                 "--auth=trust",
                 "--no-sync",
                 "--encoding=UTF8",
-            ],
-            **run,
-            **quiet,
+            ]
         )
         options = (
             f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} "
@@ -94,19 +95,27 @@ def throwaway_cluster() -> Iterator[PostgresCluster]:
         )
         log = str(folder / "log")
         start = [tools["pg_ctl"], "-D", str(data), "-l", log, "-o", options, "-w"]
-        subprocess.run([*start, "start"], **run, **quiet)
+        run([*start, "start"])
         try:
-            yield PostgresCluster(
-                port,
-                lambda: subprocess.run([*start, "-m", "immediate", "restart"], **run, **quiet),
-                folder,
-            )
+            yield PostgresCluster(port, lambda: run([*start, "-m", "immediate", "restart"]), folder)
         finally:
-            subprocess.run(
-                [tools["pg_ctl"], "-D", str(data), "-m", "immediate", "-w", "stop"], **run, **quiet
-            )
+            run([tools["pg_ctl"], "-D", str(data), "-m", "immediate", "-w", "stop"])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_tool(command: list[str], **options: Any) -> None:
+    """Runs a tool of PostgreSQL's, and once more where the tool itself was ended by a signal.
+
+    pg_ctl once ended by SIGSEGV in `restart`. A second `restart` also starts a cluster that is
+    down. Raises `CalledProcessError` where the tool fails.
+    """
+    for is_last in (False, True):
+        code = subprocess.run(command, check=False, **options).returncode
+        if code == 0:
+            return
+        if code > 0 or is_last:
+            raise subprocess.CalledProcessError(code, command)
 
 
 def postgres_tool(name: str) -> str:
