@@ -229,17 +229,17 @@ class FLeRM:
     @property
     def start(self) -> int:
         """The first step that is measured, counted from 1."""
-        return self._session.settings.start
+        return self._session.measurer.settings.start
 
     @property
     def estimator(self) -> str:
         """The estimator in use; it differs from the one asked for where that does not apply."""
-        return self._session.meter.estimator.name
+        return self._session.measurer.meter.estimator.name
 
     @property
     def measuring(self) -> bool:
         """Whether the model is running for a measurement; for hooks that keep counts."""
-        return self._session.meter.measuring
+        return self._session.measurer.meter.measuring
 
     @property
     def measurements(self) -> int:
@@ -252,7 +252,7 @@ class FLeRM:
 
         Unmeasured tensors are absent.
         """
-        found = self._session.fslr
+        found = self._session.measurer.fslr
         return {name: value for name, value in found.items() if not is_depth_group(name)}
 
     @property
@@ -261,17 +261,19 @@ class FLeRM:
 
         NaN where `sharpness=` was not given.
         """
-        return self._session.meter.sharpness
+        return self._session.measurer.meter.sharpness
 
     @property
     def matched_fslr(self) -> dict[str, float]:
         """The measurement behind the multipliers, as `fslr`; empty until matched."""
-        return dict(self._session.matched_fslr)
+        matcher = self._session.matcher
+        return {} if matcher is None else dict(matcher.fslr)
 
     @property
     def targets(self) -> dict[str, float]:
         """The FSLRs that the multipliers aim for, by tensor; empty for a recording run."""
-        return dict(self._session.current_targets)
+        matcher = self._session.matcher
+        return {} if matcher is None else dict(matcher.targets)
 
     @property
     def multipliers(self) -> dict[str, float]:

@@ -11,22 +11,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from flerm_client.training.autocast_listener import AutocastListener
 from flerm_client.training.captured_steps import redirect_captured_steps
-from flerm_client.training.match_report import warn_unmatched
-from flerm_client.training.measured_model import (
-    make_measured_model,
-    modules_that_show_autocast,
-    on_device,
-)
-from flerm_client.training.measurement_failures import (
-    MeasurementFailures,
-    warn_of_idle,
-    warn_of_nothing,
-    warn_of_unmeasured,
-)
+from flerm_client.training.measured_model import make_measured_model, modules_that_show_autocast
+from flerm_client.training.measurement_failures import warn_of_idle, warn_of_nothing
 from flerm_client.training.optimizer_info import bare_optimizer, describe, initial_rate
 from flerm_client.training.parallelism import find_ranks
 from flerm_client.training.param_groups import ScaledParamGroups
@@ -35,15 +23,14 @@ from flerm_client.training.run_log import RunLog
 from flerm_client.training.run_metadata import RunMetadata, parameter_list
 from flerm_client.training.run_options import RunOptions
 from flerm_client.training.signal_deferral import SignalDeferral
+from flerm_client.training.step_matcher import StepMatcher
+from flerm_client.training.step_measurer import StepMeasurer
 from flerm_client.training.step_schedule import StepSchedule, check_settings
 from flerm_client.training.step_wrapper import StepWrapper
 from flerm_client.training.target_schedule import TargetSchedule
 from flerm_client.training.weight_decay import is_independent
 from flerm_client.upload.reporter import check_reporting
 from flerm_core.errors import FlermError, InvalidInput, Unsupported
-from flerm_core.matching.match import Multipliers
-from flerm_core.measure.estimators.registry import make_estimator
-from flerm_core.measure.fslr_meter import FSLRMeter
 from flerm_core.measure.sharpness import require_scipy
 from flerm_core.measure.state_guard import AutocastContext
 from flerm_core.measure.update.weight_update import WeightUpdate
@@ -59,18 +46,14 @@ class TrainingSession:
     """The parts of a run and their state.
 
     `begin` starts the run; from then on each optimiser step goes through `_around_step`: an update
-    that is due is captured, measured, matched where targets are due, and logged.
+    that is due is captured, measured by `measurer`, matched by `matcher`, and logged.
 
     on_step: called after each of the model's steps.
     on_end: called when the session ends, the last first.
     steps: the model's optimiser steps so far. A step is over when every optimiser has made its part
         of the step.
-    fslr: the last measurement, by tensor and depth group.
-    matched_fslr: the measurement that the present multipliers were computed from, by tensor.
-    current_targets: the targets that the present multipliers reach, by tensor.
-    multipliers: m_ℓ by tensor; empty until matched.
-    delayed: the tensors that had a gradient but no update at the first measurement (LoRA's A while
-        B is 0). They are measured, and matched, at the step after the first measurement.
+    measurer: measures the steps that are due.
+    matcher: matches the steps that are due; None in a run that is only recorded.
     """
 
     def __init__(self, options: RunOptions) -> None:
@@ -111,21 +94,12 @@ class TrainingSession:
         self.on_step: list[Callable[[], None]] = []
         self.on_end: list[Callable[[], None]] = []
         self.steps = 0
-        self.fslr: dict[str, float] = {}
-        self.matched_fslr: dict[str, float] = {}
-        self.current_targets: dict[str, float] = {}
-        self.multipliers: dict[str, float] = {}
-        self.delayed: frozenset[str] = frozenset()
+        self.matcher: StepMatcher | None = None
         self._update: WeightUpdate | None = None  # of the step at hand, where it is measured
         self._scheduled_lr = self.lr  # η(t) of the first group at the step that is measured
-        self._target_position = 0.0  # the base's step whose targets the step at hand is matched to
         self._stepped: set[int] = set()  # the optimisers that have made their part of the step
         self._ever_stepped: set[int] = set()
         self._begun_anew = 0  # steps that one optimiser made again before another had made its own
-        self._told_unmeasured = False
-        self._failures = MeasurementFailures(
-            self.measured_model.module, silent=not self.ranks.is_rank0
-        )
         self._ended = False
 
     # Beginning and end
@@ -146,16 +120,25 @@ class TrainingSession:
         without may fall back to kronecker. A dry run ends at its first match.
         """
         check_settings(settings)
-        self._refuse_other_sessions(target_schedule)
-        self.metadata, self.settings, self.target_schedule = metadata, settings, target_schedule
+        self._refuse_other_sessions(matches=target_schedule is not None)
+        self.metadata = metadata
         self._dry_run = dry_run
-        self.measure_schedule = StepSchedule(settings.start, settings.every)
-        self.match_schedule = StepSchedule(settings.start, match_every)
         if target_schedule is not None:
             # A clock that the base cannot answer by (tokens) raises here, before training.
-            first = target_schedule.base_step(settings.start, 0)
-            self.current_targets = target_schedule.targets_at(first)
-        self.meter = self._make_meter()
+            self.matcher = StepMatcher(
+                self.measured_model,
+                self.ranks,
+                target_schedule,
+                StepSchedule(settings.start, match_every),
+            )
+        self.measurer = StepMeasurer(
+            self.measured_model,
+            self.ranks,
+            self.options,
+            self.probe,
+            settings,
+            may_fall_back=self.matcher is None,
+        )
         # Whichever rank's state a checkpoint holds: the state names one run.
         self.recording_id, self.attempt = self.ranks.broadcast_object(
             (self.recording_id, self.attempt)
@@ -198,7 +181,7 @@ class TrainingSession:
         self._update = None
         self.probe.close()
         if status == "completed" and self.ranks.is_rank0 and not self.run_log.rows:
-            warn_of_nothing(self.steps, bool(self._ever_stepped), self._failures.any)
+            warn_of_nothing(self.steps, bool(self._ever_stepped), self.measurer.failures.any)
         self.run_log.finish(status, timeout)
 
     def on_rank0(self, ask: Callable[[], Any]) -> Any:
@@ -219,34 +202,47 @@ class TrainingSession:
         return describe(self.optimizers, independent_decay=self.independent_decay)
 
     @property
+    def multipliers(self) -> dict[str, float]:
+        """m_ℓ by tensor; empty until matched."""
+        return {} if self.matcher is None else self.matcher.multipliers
+
+    def multipliers_by_tensor(self) -> dict[str, float]:
+        """m_ℓ of every tensor; 1.0 until matched."""
+        return {name: self.multipliers.get(name, 1.0) for name in self.measured_model.parameters}
+
+    @property
     def _reports(self) -> bool:
         return self.metadata.registry is not None and not self._dry_run
 
-    def _refuse_other_sessions(self, target_schedule: TargetSchedule | None) -> None:
+    def _refuse_other_sessions(self, *, matches: bool) -> None:
         """Raises `InvalidInput` where an optimiser is in another session and either matches."""
         mine = {id(each) for each in self.optimizers}
         for other in _live_sessions:
-            matches = target_schedule is not None or other.target_schedule is not None
-            if matches and any(id(each) in mine for each in other.optimizers):
+            either = matches or other.matcher is not None
+            if either and any(id(each) in mine for each in other.optimizers):
                 raise InvalidInput(
                     "optimizer is at work in another FLeRM, and one of the two matches, so that "
                     "neither could tell its rates: close() that one first"
                 )
 
-    def _make_meter(self) -> FSLRMeter:
-        model, settings, loss = self.measured_model, self.settings, self.options.sharpness
-        outer = {"output_weight": settings.output_weight, "output_bias": settings.output_bias}
-        fallback = None
-        if self.target_schedule is None:
-            fallback = make_estimator("kronecker", model, **outer)
-        return FSLRMeter(
-            model,
-            make_estimator(settings.name, model, **outer),
-            self.ranks,
+    def _spec(self) -> RecordingSpec:
+        optimizer, optimizer_config = self.optimizer_signature()
+        answer = None if self.matcher is None else self.matcher.target_schedule.registry_answer
+        measurer = self.measurer
+        spec = RecordingSpec(
+            id=self.recording_id,
+            family=self.family,
+            lr=self.lr,
+            parameters=self.run_log.parameters,
             seed=self.options.seed,
-            fallback=fallback,
-            loss=None if loss is None else on_device(loss, model.device),
+            optimizer=optimizer,
+            optimizer_config=optimizer_config,
+            estimator=replace(measurer.settings, name=measurer.meter.estimator.name),
+            world_size=self.ranks.size,
+            targets_digest="" if answer is None else answer.digest,
+            targets_sources=() if answer is None else answer.sources,
         )
+        return self.metadata.fill(spec)
 
     # One step
 
@@ -285,8 +281,8 @@ class TrainingSession:
             if self._begun_anew == _TELL_AFTER:
                 self._tell_of_idle_optimizers()
         if not self._stepped and self._due(self.steps + 1):
-            if self._match_due(self.steps + 1):
-                self._target_position = self._find_target_position()
+            if matcher := self._matcher_due(self.steps + 1):
+                matcher.find_base_step(self.steps + 1, self.run_log)
             self._capture()
 
     def _capture(self) -> None:
@@ -295,9 +291,9 @@ class TrainingSession:
             self._update = WeightUpdate(self.measured_model.parameters)
         except Exception as error:  # out of memory
             # Where there are other ranks, they wait in the measurement for this one.
-            if self.target_schedule is not None or not self.ranks.single_process:
+            if self.matcher is not None or not self.ranks.single_process:
                 raise
-            self._fail(error, self.steps + 1)
+            self.measurer.fail(error, self.steps + 1)
 
     def _tell_of_idle_optimizers(self) -> None:
         idle = sorted(set(range(len(self.optimizers))) - self._ever_stepped)
@@ -331,29 +327,18 @@ class TrainingSession:
         self._stepped.clear()
 
     def _due(self, step: int) -> bool:
-        if self._failures.stopped:
+        if self.measurer.failures.stopped:
             return False
-        return bool(self.delayed) or self.measure_schedule.due(step) or self._match_due(step)
+        return self.measurer.due(step) or self._matcher_due(step) is not None
 
-    def _match_due(self, step: int) -> bool:
-        matches = self.target_schedule is not None
-        return matches and (bool(self.delayed) or self.match_schedule.due(step))
-
-    def _find_target_position(self) -> float:
-        """The base's step that the step at hand is matched to.
-
-        Tokens are those that rank 0 logged: every rank gets the same step or raises the same error,
-        before any weight has changed.
-        """
-        schedule = self.target_schedule
-        assert schedule is not None
-        by_tokens = schedule.clock.clock == "tokens"
-        tokens = self.ranks.broadcast_object(self.run_log.pending_tokens) if by_tokens else None
-        return schedule.base_step(self.steps + 1, tokens)
+    def _matcher_due(self, step: int) -> StepMatcher | None:
+        """What matches `step`; None where the step is not matched."""
+        matcher = self.matcher
+        return matcher if matcher is not None and matcher.due(step, self.measurer.delayed) else None
 
     def _hear_autocast(self, context: AutocastContext) -> None:
-        if not self.meter.measuring:
-            self.meter.autocast = context
+        if not self.measurer.meter.measuring:
+            self.measurer.meter.autocast = context
 
     # One measurement
 
@@ -362,70 +347,27 @@ class TrainingSession:
         try:
             self._measure(update, signals)
         except Exception as error:
-            if self.target_schedule is not None or self.ranks.broken:
+            if self.matcher is not None or self.ranks.broken:
                 raise
-            self._fail(error, self.steps)
-
-    def _fail(self, error: Exception, step: int) -> None:
-        self._failures.add(error, step, self.meter.estimator.name)
-        if self.settings.every:  # without, the one measurement is tried again at the next step
-            self.measure_schedule.done(step)
+            self.measurer.fail(error, self.steps)
 
     def _measure(self, update: WeightUpdate, signals: SignalDeferral) -> None:
         """Measures the step just made, matches it where that is due, and logs it."""
-        # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing. The measurement is
-        # then tried again at the next step.
-        if not any(update.rates.values()):
-            return
-        moved = _drop_unmoved(update)
-        if not moved and not self.ranks.lockstep:
-            return
-        first = not self.run_log.rows
-        draws = self.settings.warmup if first or self.delayed else self.settings.samples
-        batches = signals.between(self.probe)
-        measured = self.meter.measure(update, batches, draws, weights_changed=moved)
+        measurer, matcher = self.measurer, self._matcher_due(self.steps)
+        delayed = measurer.delayed
+        measured = measurer.measure(update, signals, first=not self.run_log.rows)
         if not measured:
             return
-        delayed, self.delayed = self.delayed, frozenset()
-        if first:
-            self.delayed = self._find_delayed(update, measured)
         if any(not math.isfinite(value) for value in measured.values()):
             self.run_log.diverged = True
-        # The last finite measurement stands. A tensor without an update (0) is unmeasured.
-        usable = {name: value for name, value in measured.items() if 0.0 < value < math.inf}
-        self.fslr = usable or self.fslr
-        self._failures.succeeded()
         self._attach_reporter()
-        self._match_if_due(update, delayed)
-        if not self.delayed and not self._told_unmeasured:
-            self._tell_of_unmeasured(update, measured)
-        self.measure_schedule.done(self.steps)
+        if matcher is not None:
+            if self._dry_run:
+                self._end_dry_run(matcher)
+            matcher.match(self.steps, measurer.fslr, update, delayed)
+        measurer.tell_of_unmeasured(update, measured, self.steps)
+        measurer.schedule.done(self.steps)
         self._log(measured)
-
-    def _find_delayed(self, update: WeightUpdate, measured: Mapping[str, float]) -> frozenset[str]:
-        """The tensors that had a gradient but no update; the same on every rank."""
-        # Every rank has the same FSLRs, and so takes part in the collective or not. Gradients are
-        # this rank's own.
-        if 0.0 not in measured.values():
-            return frozenset()
-        found = [
-            name
-            for name, parameter in self.measured_model.parameters.items()
-            if measured.get(name) == 0.0 and update.rates.get(name) and parameter.grad is not None
-        ]
-        return frozenset(self.ranks.broadcast_object(sorted(found)))
-
-    def _tell_of_unmeasured(self, update: WeightUpdate, measured: Mapping[str, float]) -> None:
-        """Once: which tensors the step changed without an FSLR."""
-        self._told_unmeasured = True
-        changed = update.changed_tensors()
-        names = [
-            name
-            for name in self.measured_model.parameters
-            if changed[name] and not self.fslr.get(name) and not measured.get(name)
-        ]
-        if names and self.ranks.is_rank0:
-            warn_of_unmeasured(self.steps, names)
 
     def _attach_reporter(self) -> None:
         """At the first measurement: from now on rows go to the registry too."""
@@ -434,85 +376,13 @@ class TrainingSession:
             self.run_log.attach_reporter(self.metadata, self._spec(), attempt)
 
     def _log(self, measured: Mapping[str, float]) -> None:
-        multipliers = None if self.target_schedule is None else self.multipliers_by_tensor()
-        self.run_log.add(
-            self.steps, measured, self._scheduled_lr, multipliers, sharpness=self.meter.sharpness
-        )
+        multipliers = None if self.matcher is None else self.multipliers_by_tensor()
+        sharpness = self.measurer.meter.sharpness
+        self.run_log.add(self.steps, measured, self._scheduled_lr, multipliers, sharpness=sharpness)
 
-    def multipliers_by_tensor(self) -> dict[str, float]:
-        """m_ℓ of every tensor; 1.0 until matched."""
-        return {name: self.multipliers.get(name, 1.0) for name in self.measured_model.parameters}
-
-    # One match
-
-    def _match_if_due(self, update: WeightUpdate, delayed: frozenset[str]) -> None:
-        """Matches all tensors where that is due, else those that were `delayed` until now."""
-        schedule = self.target_schedule
-        all_due = self.match_schedule.due(self.steps)
-        if schedule is None or not (all_due or delayed):
-            return
-        only: frozenset[str] = frozenset() if all_due else delayed
-        measured = {name: self.fslr.get(name, math.nan) for name in self.measured_model.parameters}
-        if self._dry_run:
-            self._print_report(schedule, measured)
-        outcome = schedule.multipliers(self._target_position, measured, self.multipliers, only)
+    def _end_dry_run(self, matcher: StepMatcher) -> None:
+        """Says what was found. Raises `SystemExit`."""
         if self.ranks.is_rank0:
-            warn_unmatched(outcome)
-        targets = schedule.targets_at(self._target_position)
-        fslr = {name: value for name, value in self.fslr.items() if name in measured}
-        if only:
-            targets = self.current_targets | {name: targets[name] for name in only}
-            fslr = self.matched_fslr | {name: fslr[name] for name in only & fslr.keys()}
-        self.current_targets, self.matched_fslr = targets, fslr
-        self._apply_multipliers(outcome, update)
-        self.match_schedule.done(self.steps)
-
-    def _print_report(self, schedule: TargetSchedule, measured: Mapping[str, float]) -> None:
-        """Ends a dry run with what it found. Raises `SystemExit`."""
-        if self.ranks.is_rank0:
-            sys.stdout.write(f"{schedule.report(self._target_position, measured).text()}\n")
+            sys.stdout.write(f"{matcher.report(self.measurer.fslr).text()}\n")
         self.end("interrupted")
         raise SystemExit(0)
-
-    def _apply_multipliers(self, outcome: Multipliers, update: WeightUpdate) -> None:
-        """Sets the multipliers, and repeats the step just made at them (design, method 4)."""
-        names = list(self.measured_model.parameters)
-        found = torch.tensor(
-            [outcome.values.get(name, 1.0) for name in names],
-            dtype=torch.float64,
-            device=self.measured_model.device,
-        )
-        previous = self.multipliers_by_tensor()
-        # Rank 0's, so that they are equal to the last bit.
-        self.multipliers = dict(zip(names, self.ranks.broadcast(found).tolist(), strict=True))
-        update.reapply({name: m / previous[name] for name, m in self.multipliers.items()})
-
-    def _spec(self) -> RecordingSpec:
-        optimizer, optimizer_config = self.optimizer_signature()
-        schedule = self.target_schedule
-        answer = None if schedule is None else schedule.registry_answer
-        spec = RecordingSpec(
-            id=self.recording_id,
-            family=self.family,
-            lr=self.lr,
-            parameters=self.run_log.parameters,
-            seed=self.options.seed,
-            optimizer=optimizer,
-            optimizer_config=optimizer_config,
-            estimator=replace(self.settings, name=self.meter.estimator.name),
-            world_size=self.ranks.size,
-            targets_digest="" if answer is None else answer.digest,
-            targets_sources=() if answer is None else answer.sources,
-        )
-        return self.metadata.fill(spec)
-
-
-def _drop_unmoved(update: WeightUpdate) -> bool:
-    """Whether any tensor moved.
-
-    A tensor that its optimiser left alone was not decayed either: its decay is taken out.
-    """
-    flags = torch.stack(list(update.changed_tensors().values())).tolist()
-    moved = {name for name, flag in zip(update.parameters, flags, strict=True) if flag}
-    update.decays = {name: decay for name, decay in update.decays.items() if name in moved}
-    return bool(moved)

@@ -117,7 +117,9 @@ def test_bfloat16_autocast() -> None:
             loss.backward()
             optimizer.step()
             trace.losses.append(loss.item())
-        assert flerm is None or flerm._session.meter.autocast.regions == (("cpu", torch.bfloat16),)
+        assert flerm is None or flerm._session.measurer.meter.autocast.regions == (
+            ("cpu", torch.bfloat16),
+        )
         return leave(trace, model, optimizer)
 
     assert same(train(None), train(recorder("decoder")))

@@ -1,0 +1,197 @@
+"""The measuring of a run's steps: which ones, with how many draws, and what a failure means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from flerm_client.training.measured_model import on_device
+from flerm_client.training.measurement_failures import MeasurementFailures, warn_of_unmeasured
+from flerm_client.training.probe import Probe
+from flerm_client.training.run_options import RunOptions
+from flerm_client.training.signal_deferral import SignalDeferral
+from flerm_client.training.step_schedule import StepSchedule
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.estimators.registry import make_estimator
+from flerm_core.measure.fslr_meter import FSLRMeter
+from flerm_core.measure.measured_model import MeasuredModel
+from flerm_core.measure.output_projection import seed_from
+from flerm_core.measure.state_guard import PrivateRandomness, RandomState
+from flerm_core.measure.update.weight_update import WeightUpdate
+from flerm_core.records.recording import EstimatorSettings
+
+
+class StepMeasurer:
+    """Measures those steps of a run that are due.
+
+    settings: by which estimator, and how often.
+    may_fall_back: whether kronecker may take the place of that estimator.
+
+    meter: what makes a measurement.
+    schedule: the steps that are measured.
+    failures: the measurements that failed.
+    fslr: the last measurement, by tensor and depth group.
+    delayed: the tensors that had a gradient but no update at the first measurement (LoRA's A while
+        B is 0). They are measured, and matched, at the step after the first measurement.
+    """
+
+    def __init__(
+        self,
+        measured_model: MeasuredModel,
+        ranks: MeasurementRanks,
+        options: RunOptions,
+        probe: Probe,
+        settings: EstimatorSettings,
+        *,
+        may_fall_back: bool,
+    ) -> None:
+        self.settings = settings
+        self.meter = _make_meter(measured_model, ranks, options, settings, may_fall_back)
+        self.schedule = StepSchedule(settings.start, settings.every)
+        self.failures = MeasurementFailures(measured_model.module, silent=not ranks.is_rank0)
+        self.fslr: dict[str, float] = {}
+        self.delayed: frozenset[str] = frozenset()
+        self._model = measured_model
+        self._ranks = ranks
+        self._probe = probe
+        self._seed = options.seed
+        self._told_unmeasured = False
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is measured, for the schedule's sake or for that of `delayed` tensors."""
+        return bool(self.delayed) or self.schedule.due(step)
+
+    def measure(
+        self, update: WeightUpdate, signals: SignalDeferral, *, first: bool
+    ) -> dict[str, float]:
+        """FSLR of `update` by tensor and depth group; empty where nothing could be measured.
+
+        first: whether the run has no measurement yet.
+        """
+        # A skipped step (GradScaler) or a rate of 0 (warm-up) moves nothing. The measurement is
+        # then tried again at the next step.
+        if not any(update.rates.values()):
+            return {}
+        moved = _drop_unmoved(update)
+        if not moved and not self._ranks.lockstep:
+            return {}
+        draws = self.settings.warmup if first or self.delayed else self.settings.samples
+        batches = signals.between(self._probe)
+        measured = self.meter.measure(update, batches, draws, weights_changed=moved)
+        if not measured:
+            return {}
+        self.delayed = self._find_delayed(update, measured) if first else frozenset()
+        # The last finite measurement stands. A tensor without an update (0) is unmeasured.
+        usable = {name: value for name, value in measured.items() if 0.0 < value < math.inf}
+        self.fslr = usable or self.fslr
+        self.failures.succeeded()
+        return measured
+
+    def fail(self, error: Exception, step: int) -> None:
+        """The measurement of `step` raised `error`, and the run goes on."""
+        self.failures.add(error, step, self.meter.estimator.name)
+        if self.settings.every:  # without, the one measurement is tried again at the next step
+            self.schedule.done(step)
+
+    def tell_of_unmeasured(
+        self, update: WeightUpdate, measured: Mapping[str, float], step: int
+    ) -> None:
+        """Warns once, when no tensor is delayed: which tensors `step` changed without an FSLR."""
+        if self.delayed or self._told_unmeasured:
+            return
+        self._told_unmeasured = True
+        changed = update.changed_tensors()
+        names = [
+            name
+            for name in self._model.parameters
+            if changed[name] and not self.fslr.get(name) and not measured.get(name)
+        ]
+        if names and self._ranks.is_rank0:
+            warn_of_unmeasured(step, names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        random = self.meter.randomness.state
+        return {
+            "rank": self._ranks.data_parallel_rank,
+            "next_due": self.schedule.next,
+            "measurements": self.meter.measurements,
+            "sharpness": self.meter.sharpness,
+            "estimator": self.meter.estimator.name,
+            "fslr": dict(self.fslr),
+            "delayed": sorted(self.delayed),
+            "probe": self._probe.state_dict(),
+            "random": None if random is None else random.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        """Goes on after `step` where the run that wrote `state` was."""
+        self.meter.use_estimator(state["estimator"])
+        self.schedule.resume(step, state["next_due"])
+        self.meter.measurements = state["measurements"]
+        self.meter.sharpness = state["sharpness"]
+        self.fslr = dict(state["fslr"])
+        self.delayed = frozenset(state["delayed"])
+        self._load_randomness(state)
+
+    def _load_randomness(self, state: Mapping[str, Any]) -> None:
+        """Puts the probe and the measurement's random numbers where they were."""
+        meter, probe, rank = self.meter, self._probe, self._ranks.data_parallel_rank
+        if state["rank"] != rank:
+            # The state of another rank, or of another world: the probe goes on at the same batch,
+            # and random numbers come from a stream of this rank's own.
+            own_stream = seed_from(self._seed, rank, meter.measurements)
+            meter.randomness = PrivateRandomness(own_stream)
+            with meter.randomness.active():
+                own_pass = {"pass_began": RandomState().state_dict()}
+                probe.load_state_dict(state["probe"] | own_pass)
+        elif state["random"] is not None:
+            with meter.randomness.active():
+                probe.load_state_dict(state["probe"])
+            meter.randomness.state = RandomState.from_state_dict(state["random"])
+
+    def _find_delayed(self, update: WeightUpdate, measured: Mapping[str, float]) -> frozenset[str]:
+        """The tensors that had a gradient but no update; the same on every rank."""
+        # Every rank has the same FSLRs, and so takes part in the collective or not. Gradients are
+        # this rank's own.
+        if 0.0 not in measured.values():
+            return frozenset()
+        found = [
+            name
+            for name, parameter in self._model.parameters.items()
+            if measured.get(name) == 0.0 and update.rates.get(name) and parameter.grad is not None
+        ]
+        return frozenset(self._ranks.broadcast_object(sorted(found)))
+
+
+def _make_meter(
+    model: MeasuredModel,
+    ranks: MeasurementRanks,
+    options: RunOptions,
+    settings: EstimatorSettings,
+    may_fall_back: bool,
+) -> FSLRMeter:
+    outer = {"output_weight": settings.output_weight, "output_bias": settings.output_bias}
+    loss = options.sharpness
+    return FSLRMeter(
+        model,
+        make_estimator(settings.name, model, **outer),
+        ranks,
+        seed=options.seed,
+        fallback=make_estimator("kronecker", model, **outer) if may_fall_back else None,
+        loss=None if loss is None else on_device(loss, model.device),
+    )
+
+
+def _drop_unmoved(update: WeightUpdate) -> bool:
+    """Whether any tensor moved.
+
+    A tensor that its optimiser left alone was not decayed either: its decay is taken out.
+    """
+    flags = torch.stack(list(update.changed_tensors().values())).tolist()
+    moved = {name for name, flag in zip(update.parameters, flags, strict=True) if flag}
+    update.decays = {name: decay for name, decay in update.decays.items() if name in moved}
+    return bool(moved)
