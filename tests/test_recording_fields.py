@@ -68,8 +68,15 @@ RECORDING = Recording(
     created_by="abc",
     parameter_count=2,
     final_step=36,
+    remarks=("nothing moved",),
 )
-ENDING = Ending(status="diverged", final_loss=0.25, final_step=12, tokens=34)
+ENDING = Ending(
+    status="diverged",
+    final_loss=0.25,
+    final_step=12,
+    tokens=34,
+    remarks=("step 3 was not measured: it moved nothing", "1 tensor was clamped"),
+)
 
 
 def names(value: Any) -> set[str]:

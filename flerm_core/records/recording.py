@@ -182,7 +182,7 @@ class Recording:
     attempt: the number of the latest attempt. rows: measurements that count. first_step, last_step:
     of these measurements.
     final_step: the step at which the run ended, where the run told it. tokens: seen by the end, or
-    by the last row that logged them. created_by: the name of the token.
+    by the last row that logged them. remarks: as in `Ending`. created_by: the name of the token.
     """
 
     spec: RecordingSpec
@@ -199,6 +199,7 @@ class Recording:
     created_by: str = ""
     parameter_count: int = 0
     final_step: int | None = None
+    remarks: tuple[str, ...] = ()
 
     def without_parameters(self) -> Recording:
         """The recording as a listing holds it."""
@@ -242,13 +243,14 @@ class Ending:
 
     status: one of `ENDING_STATUSES`. final_loss: the mean of the last 200 logged losses, or of the
     last fifth where fewer than 1,000 were logged. final_step: the last optimiser step. tokens: seen
-    by the end.
+    by the end. remarks: sentences that say what of the run was not measured or matched, and why.
     """
 
     status: str = "completed"
     final_loss: float | None = None
     final_step: int | None = None
     tokens: int | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

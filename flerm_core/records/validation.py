@@ -65,6 +65,8 @@ MAX_TAG_VALUE = 1_024
 MAX_SCALARS = 64
 MAX_VECTORS = 16
 MAX_SOURCES = 1_000
+MAX_REMARKS = 20
+MAX_REMARK = 1_000
 MAX_PAGE_SIZE = 1_000
 MAX_LABEL = 128  # optimiser, variant, ...
 MAX_MOMENT = 253_402_300_799_999_999  # microseconds since 1970: the last of year 9999
@@ -192,6 +194,9 @@ def validate_ending(ending: Ending) -> None:
         check_integer("final_step", ending.final_step)
     if ending.tokens is not None:
         check_integer("tokens", ending.tokens)
+    check_count("remarks", ending.remarks, MAX_REMARKS)
+    for remark in ending.remarks:
+        check_text("remarks", remark, MAX_REMARK, least=1)
 
 
 def validate_filter(filters: RecordingFilter) -> None:

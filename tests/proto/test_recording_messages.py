@@ -127,6 +127,7 @@ def test_a_family_comes_back_as_it_went(family: Family) -> None:
         final_loss=st.none() | positives,
         final_step=st.none() | naturals,
         tokens=st.none() | naturals,
+        remarks=st.lists(texts, max_size=2).map(tuple),
     )
 )
 def test_an_ending_comes_back_as_it_went(ending: Ending) -> None:

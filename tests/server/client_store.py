@@ -102,6 +102,7 @@ class ClientStore(GrpcStore):
             final_loss=ending.final_loss,
             final_step=ending.final_step,
             tokens=ending.tokens,
+            remarks=ending.remarks,
         )
 
     def recording(self, recording_id: str) -> Recording:

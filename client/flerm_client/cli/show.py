@@ -68,7 +68,7 @@ def _print_summary(found: Recording, notes: list[str]) -> None:
     )
     by = f" by {found.created_by}" if found.created_by else ""
     say(f"begun {local_time(found.created_at)}{by}, ended {local_time(found.finished_at)}")
-    for note in notes:
+    for note in (*found.remarks, *notes):
         say(note)
 
 

@@ -239,6 +239,7 @@ class RegistryClient:
         final_loss: float | None = None,
         final_step: int | None = None,
         tokens: int | None = None,
+        remarks: Sequence[str] = (),
     ) -> Recording:
         """Ends a recording. Idempotent.
 
@@ -247,8 +248,15 @@ class RegistryClient:
         `final_loss`: the mean of the last logged losses; None: `best` leaves the recording out.
         `final_step`: the last optimiser step; None: unknown.
         `tokens`: the number of tokens seen in all; None: unknown.
+        `remarks`: sentences on what was not measured or matched, at most 20 of 1,000 characters.
         """
-        ending = Ending(status=status, final_loss=final_loss, final_step=final_step, tokens=tokens)
+        ending = Ending(
+            status=status,
+            final_loss=final_loss,
+            final_step=final_step,
+            tokens=tokens,
+            remarks=tuple(remarks),
+        )
         return self._backend.finish(recording_id, ending)
 
     def tag(

@@ -171,6 +171,7 @@ def _send(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
     for field in ("final_loss", "final_step", "tokens"):
         if recording.HasField(field):
             setattr(ending, field, getattr(recording, field))
+    ending.remarks.extend(recording.remarks)
     calls.unary("FinishRecording", ending)
     return rows
 

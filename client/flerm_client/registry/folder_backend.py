@@ -105,6 +105,7 @@ class StoredRecording:
             finished_at=changed_at if ending is not None else None,
             parameter_count=len(self.spec.parameters),
             final_step=ending.final_step if ending is not None else None,
+            remarks=ending.remarks if ending is not None else (),
         )
 
 

@@ -252,20 +252,22 @@ class AppendResponse(_message.Message):
     def __init__(self, committed: _Optional[int] = ..., duplicates: _Optional[int] = ...) -> None: ...
 
 class FinishRecordingRequest(_message.Message):
-    __slots__ = ("recording_id", "attempt", "status", "final_loss", "final_step", "tokens")
+    __slots__ = ("recording_id", "attempt", "status", "final_loss", "final_step", "tokens", "remarks")
     RECORDING_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     FINAL_LOSS_FIELD_NUMBER: _ClassVar[int]
     FINAL_STEP_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REMARKS_FIELD_NUMBER: _ClassVar[int]
     recording_id: str
     attempt: int
     status: str
     final_loss: float
     final_step: int
     tokens: int
-    def __init__(self, recording_id: _Optional[str] = ..., attempt: _Optional[int] = ..., status: _Optional[str] = ..., final_loss: _Optional[float] = ..., final_step: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+    remarks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, recording_id: _Optional[str] = ..., attempt: _Optional[int] = ..., status: _Optional[str] = ..., final_loss: _Optional[float] = ..., final_step: _Optional[int] = ..., tokens: _Optional[int] = ..., remarks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TagRecordingRequest(_message.Message):
     __slots__ = ("recording_id", "set", "remove")
@@ -311,7 +313,7 @@ class RenewLeaseResponse(_message.Message):
     def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class Recording(_message.Message):
-    __slots__ = ("spec", "status", "attempt", "rows", "first_step", "last_step", "final_loss", "tokens", "created_at", "updated_at", "finished_at", "created_by", "parameter_count", "final_step")
+    __slots__ = ("spec", "status", "attempt", "rows", "first_step", "last_step", "final_loss", "tokens", "created_at", "updated_at", "finished_at", "created_by", "parameter_count", "final_step", "remarks")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -326,6 +328,7 @@ class Recording(_message.Message):
     CREATED_BY_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
     FINAL_STEP_FIELD_NUMBER: _ClassVar[int]
+    REMARKS_FIELD_NUMBER: _ClassVar[int]
     spec: RecordingSpec
     status: str
     attempt: int
@@ -340,7 +343,8 @@ class Recording(_message.Message):
     created_by: str
     parameter_count: int
     final_step: int
-    def __init__(self, spec: _Optional[_Union[RecordingSpec, _Mapping]] = ..., status: _Optional[str] = ..., attempt: _Optional[int] = ..., rows: _Optional[int] = ..., first_step: _Optional[int] = ..., last_step: _Optional[int] = ..., final_loss: _Optional[float] = ..., tokens: _Optional[int] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_by: _Optional[str] = ..., parameter_count: _Optional[int] = ..., final_step: _Optional[int] = ...) -> None: ...
+    remarks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, spec: _Optional[_Union[RecordingSpec, _Mapping]] = ..., status: _Optional[str] = ..., attempt: _Optional[int] = ..., rows: _Optional[int] = ..., first_step: _Optional[int] = ..., last_step: _Optional[int] = ..., final_loss: _Optional[float] = ..., tokens: _Optional[int] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_by: _Optional[str] = ..., parameter_count: _Optional[int] = ..., final_step: _Optional[int] = ..., remarks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetRecordingRequest(_message.Message):
     __slots__ = ("recording_id",)

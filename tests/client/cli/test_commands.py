@@ -114,6 +114,14 @@ def test_show_reads_a_spool_file(tmp_path, capsys):
     assert "for grpc://h:1" in shown["notes"][0]
 
 
+def test_show_says_what_the_run_said_at_its_end(tmp_path, capsys):
+    ending = Ending(remarks=("2 tensors were clamped: a, b",))
+    path = write_run(tmp_path, spec_of("mlp"), [], ending=ending)
+    assert answer(capsys, "show", str(path))["remarks"] == list(ending.remarks)
+    code, out, _ = run(capsys, "show", str(path))
+    assert code == 0 and "2 tensors were clamped: a, b" in out
+
+
 def test_best(sweep, capsys):
     family, _ = sweep
     assert answer(capsys, "best", family)["lr"] == 2e-3

@@ -227,6 +227,12 @@ def test_attempts_and_endings() -> None:
         Ending(status="running"),
     )
     refused("final_loss: inf is not allowed", validation.validate_ending, Ending(final_loss=INF))
+    refused(
+        "remarks: 21 entries are not allowed; it must be at most 20",
+        validation.validate_ending,
+        Ending(remarks=("no step was made",) * 21),
+    )
+    refused("remarks: '' is not allowed", validation.validate_ending, Ending(remarks=("",)))
 
 
 QUERY = TargetQuery(family="demo", lr=1e-3)

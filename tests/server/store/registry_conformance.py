@@ -82,7 +82,8 @@ class RegistryConformance:
 
     def test_everything_may_be_sent_twice(self, registry: RegistryBackend):
         sent = spec(family())
-        ending = Ending(final_loss=0.5, final_step=300, tokens=9)
+        remarks = ("1 tensor is unmeasured",)
+        ending = Ending(final_loss=0.5, final_step=300, tokens=9, remarks=remarks)
         for _ in range(2):
             registry.start(sent, None)
         for _ in range(2):
@@ -97,6 +98,7 @@ class RegistryConformance:
             201,
         )
         assert (found.final_loss, found.final_step, found.tokens) == (0.5, 300, 9)
+        assert found.remarks == remarks
 
     def test_a_step_with_other_values_is_refused_by_its_number(self, registry: RegistryBackend):
         sent = spec(family())

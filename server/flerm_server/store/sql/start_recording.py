@@ -266,6 +266,7 @@ def recompute_visibility(
             "finished_at": latest.finished_at,
             "final_loss": None,
             "final_step": None,
+            "remarks": [],
             "lease_until": lease_until,
         }
     connection.execute(

@@ -23,7 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-NEEDS = "0004"
+NEEDS = "0005"
 """The oldest schema revision that has all columns below; revisions are compared as text."""
 
 metadata = MetaData(
@@ -110,6 +110,7 @@ recordings = Table(
     # The key of the recording's row in `comparability_keys`. Servers of an older schema leave NULL,
     # and `store.sql.comparability.backfill` sets the key before targets are first asked for.
     Column("kind_key", Key),
+    Column("remarks", JSON, nullable=False, server_default="[]"),
     Index(None, "created_at", "key"),
     Index(None, "family_key", "role", "variant", "lr"),
     Index(None, "family_key", "created_at", "key"),

@@ -61,6 +61,17 @@ def test_every_other_page_renders(http: httpx.Client, ids: dict[str, str]):
     assert "openapi.json" in page(http, "/docs")
 
 
+def test_a_recording_shows_what_the_run_said_at_its_end(backend: Backend, http: httpx.Client):
+    said = "this run has measured nothing: <no step> was made"
+    with RegistryClient(f"grpc://{backend.server.grpc_address.text}") as registry:
+        recording = registry.start_recording(family(), 1e-3, ["a"], [[2]])
+        registry.finish(recording, remarks=[said])
+    text = page(http, f"/recordings/{recording}")
+    assert "What the run said at its end" in text
+    assert html.escape(said) in text
+    assert http.get(f"/api/v1/recordings/{recording}").json()["remarks"] == [said]
+
+
 def test_a_page_rest_and_grpc_give_one_best_rate(
     backend: Backend, http: httpx.Client, ids: dict[str, str]
 ):
