@@ -22,6 +22,7 @@ SECTIONS: list[tuple[str, list[tuple[str, tuple[str, ...] | None]]]] = [
             ("flerm_client.integrations.lightning.FLeRMCallback", ()),
             ("flerm_client.integrations.accelerate.record", ()),
             ("flerm_client.integrations.accelerate.match", ()),
+            ("flerm_client.integrations.accelerate.auto", ()),
             ("flerm_client.integrations.probe_batches.probe_of", ()),
         ],
     ),

@@ -10,9 +10,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flerm_client.training import checkpoint
-from flerm_client.training.run_options import MatchOptions, RecordOptions, TargetSource
+from flerm_client.training.run_options import (
+    MatchOptions,
+    RecordOptions,
+    TargetSource,
+    instructed,
+    own_keywords,
+)
 from flerm_client.training.session import TrainingSession
-from flerm_client.training.start_session import start_matching, start_recording
+from flerm_client.training.start_session import follow, start_matching, start_recording
 from flerm_core.measure.measured_model import Output
 from flerm_core.measure.sharpness import Loss
 from flerm_core.parameter_names import is_depth_group
@@ -202,8 +208,44 @@ class FLeRM:
         """
         return cls(start_matching(MatchOptions.of(locals())))
 
+    @classmethod
+    def auto(
+        cls,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        probe: Iterable[Any],
+        **keywords: Any,
+    ) -> FLeRM:
+        """Records, matches, or does nothing, as the environment of the process says.
+
+        FLERM_MODE is record, match or dry-run; unset, nothing is done, and the methods of the
+        returned object do nothing. FLERM_REGISTRY, FLERM_FAMILY, FLERM_ROLE, FLERM_VARIANT,
+        FLERM_LR, FLERM_SEED, FLERM_TAGS, FLERM_SOURCE_TAGS and FLERM_CONFIG (JSON) stand for the
+        arguments of these names. `flerm sweep` and `flerm tune` set them for the scripts they run.
+
+        probe: as in `record`.
+        keywords: of `record` and `match`; each mode takes those that it knows. A variable takes
+            precedence over a keyword. every: steps between measurements, in both modes.
+
+        Raises `InvalidInput` for a keyword that neither takes and for a variable of another form,
+        and else as `record` and `match` do.
+
+        Example:
+            flerm = FLeRM.auto(model, optimizer, probe=batches)
+        """
+        instructions = instructed(keywords)
+        if instructions is None:
+            from flerm_client.idle_flerm import IdleFLeRM
+
+            return IdleFLeRM()
+        given = own_keywords(instructions, {"probe": probe, **keywords})
+        flerm: FLeRM = getattr(cls, instructions.method)(model, optimizer, **given)
+        follow(flerm._session, instructions)
+        return flerm
+
     def __init__(self, session: TrainingSession) -> None:
-        """Not for users: `record` and `match` make one."""
+        """Not for users: `record`, `match` and `auto` make one."""
         self._session = session
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import distributed as dist
 from torch import nn
@@ -14,23 +14,32 @@ from flerm_client.flerm import FLeRM
 from flerm_client.integrations._checkpoint import restore
 from flerm_client.integrations._outputs import output_of
 from flerm_client.integrations.probe_batches import probe_of
+from flerm_client.training.run_options import instructed
 from flerm_core.errors import InvalidInput
 
 MODES = ("record", "match")
+
+Mode = Literal["record", "match"] | None
 
 
 class CallbackState:
     """The state of a framework's callback: what the user asked for, and the run under way.
 
-    flerm: the FLeRM of the run; None before the first run.
+    mode: "record" or "match"; None: as the environment says (`FLeRM.auto`).
+
+    flerm: the FLeRM of the run; None before the first run, and where the environment says nothing.
 
     Raises `InvalidInput` for an unknown mode or keyword, and without a family: where the user wrote
     the callback, not when training begins.
     """
 
-    def __init__(self, mode: str, keywords: Mapping[str, Any]) -> None:
-        _check_keywords(mode, keywords)
+    def __init__(self, mode: str | None, keywords: Mapping[str, Any]) -> None:
         self.flerm: FLeRM | None = None
+        self._idle = False
+        if mode is None:
+            self._idle = instructed(keywords) is None
+        else:
+            _check_keywords(mode, keywords)
         self._mode = mode
         self._keywords = dict(keywords)
         self._measurements_logged = 0
@@ -62,7 +71,7 @@ class CallbackState:
             given.setdefault("total_steps", total_steps)
         if "process_group" not in given and _is_replicated(model):
             given["process_group"] = dist.group.WORLD
-        flerm: FLeRM = getattr(FLeRM, self._mode)(model, optimizer, **given)
+        flerm: FLeRM = getattr(FLeRM, self._mode or "auto")(model, optimizer, **given)
         self.flerm = flerm
         if checkpoint is not None:
             restore(flerm, checkpoint)

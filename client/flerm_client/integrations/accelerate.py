@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flerm_client.flerm import FLeRM
+from flerm_client.idle_flerm import IdleFLeRM
 from flerm_client.integrations._checkpoint import collect_state, restore
 from flerm_client.integrations._session import CallbackState
 from flerm_core._warnings import register_caller_package
@@ -51,6 +52,17 @@ def match(
     return _AcceleratedRun("match", keywords).begin(accelerator, model, optimizer, loader)
 
 
+def auto(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    loader: Iterable[Any],
+    **keywords: Any,
+) -> FLeRM:
+    """`FLeRM.auto` for what `accelerator.prepare` returned; all else is as for `record`."""
+    return _AcceleratedRun(None, keywords).begin(accelerator, model, optimizer, loader)
+
+
 class _AcceleratedRun(CallbackState):
     """One run, registered with the Accelerator for its checkpoints."""
 
@@ -58,6 +70,8 @@ class _AcceleratedRun(CallbackState):
         self, accelerator: Accelerator, model: nn.Module, optimizer: Any, loader: Iterable[Any]
     ) -> FLeRM:
         """Attaches a FLeRM, and wraps `backward`. Both end with the run."""
+        if self._idle:
+            return IdleFLeRM()
         flerm = self._attach(model, optimizer, loader=loader)
         accelerator.register_for_checkpointing(self)
 

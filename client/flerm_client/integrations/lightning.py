@@ -5,14 +5,14 @@ trainer = lightning.Trainer(callbacks=[FLeRMCallback(mode="record", family="team
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from flerm_client.integrations._checkpoint import collect_state
-from flerm_client.integrations._session import CallbackState
+from flerm_client.integrations._session import CallbackState, Mode
 from flerm_core._warnings import register_caller_package
 from flerm_core.errors import InvalidInput
 
@@ -22,12 +22,13 @@ register_caller_package("lightning")
 class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning is untyped
     """Records, or matches, each `trainer.fit()`.
 
-    mode: "record" or "match".
-    family: the models whose parameter names correspond.
-    keywords: those of `FLeRM.record` or `FLeRM.match`. What they leave open is found: the probe in
-        the training data (the training's own loader is not read); the outputs as `module(inputs)`
-        of a batch `inputs`, `(inputs, targets)` or a mapping (`.logits` of what is returned); the
-        loss as it goes into backward.
+    mode: "record" or "match". None: record, match or do nothing, as the environment says
+        (`FLeRM.auto`).
+    family: the models whose parameter names correspond. None: the environment's.
+    keywords: those of `FLeRM.record`, `match` or `auto`. What they leave open is found: the probe
+        in the training data (the training's own loader is not read); the outputs as
+        `module(inputs)` of a batch `inputs`, `(inputs, targets)` or a mapping (`.logits` of what is
+        returned); the loss as it goes into backward.
 
     FSLRs and learning rates go to the trainer's loggers. `.flerm` is the FLeRM of the run, None
     before the first run. Its state is part of Lightning's checkpoints, and `fit(ckpt_path=...)`
@@ -37,7 +38,7 @@ class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning
     `FLeRM.match` do.
     """
 
-    def __init__(self, mode: Literal["record", "match"], *, family: str, **keywords: Any) -> None:
+    def __init__(self, mode: Mode = None, *, family: str | None = None, **keywords: Any) -> None:
         super().__init__(mode, {"family": family} | keywords)
         self._checkpoint: bytes | None = None
         self._fitting = False
@@ -57,6 +58,8 @@ class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attaches a FLeRM: model and optimisers are wrapped, weights and states are loaded."""
+        if self._idle:
+            return
         has_forward = type(pl_module).forward is not LightningModule.forward
         if "output" not in self._keywords and not has_forward:
             raise InvalidInput(
@@ -77,6 +80,8 @@ class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         """Adds a micro-batch's part of the step's loss, which Lightning divided by their number."""
+        if self.flerm is None:
+            return
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
 
     def on_before_optimizer_step(

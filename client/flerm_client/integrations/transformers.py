@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 
 from flerm_client.integrations._checkpoint import collect_state
 from flerm_client.integrations._outputs import loss_in, output_of
-from flerm_client.integrations._session import CallbackState
+from flerm_client.integrations._session import CallbackState, Mode
 from flerm_client.training.step_wrapper import CopySafeHook
 from flerm_core._warnings import register_caller_package, warn
 from flerm_core.errors import InvalidInput
@@ -31,10 +31,11 @@ register_caller_package("transformers")
 class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: ignore[misc]  # untyped
     """Records, or matches, each run of `trainer.train()`.
 
-    mode: "record" or "match".
-    family: the models whose parameter names correspond.
-    keywords: those of `FLeRM.record` or `FLeRM.match`. What they leave open is found: the probe in
-        the training data (the training's own loader is not read), the outputs in `.logits`.
+    mode: "record" or "match". None: record, match or do nothing, as the environment says
+        (`FLeRM.auto`).
+    family: the models whose parameter names correspond. None: the environment's.
+    keywords: those of `FLeRM.record`, `match` or `auto`. What they leave open is found: the probe
+        in the training data (the training's own loader is not read), the outputs in `.logits`.
 
     `.flerm` is the FLeRM of the run, None before the first run. Its state is part of the
     checkpoints' trainer_state.json, and a resumed run goes on from there.
@@ -48,7 +49,7 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
     Trainer; `train()` raises as `FLeRM.record` and `FLeRM.match` do.
     """
 
-    def __init__(self, mode: Literal["record", "match"], *, family: str, **keywords: Any) -> None:
+    def __init__(self, mode: Mode = None, *, family: str | None = None, **keywords: Any) -> None:
         super().__init__(mode, {"family": family} | keywords)
         self._trainer: weakref.ref[Trainer] | None = None
         self._forward_hook: torch.utils.hooks.RemovableHandle | None = None
@@ -95,6 +96,8 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attaches a FLeRM: model and optimiser are wrapped, weights and states are loaded."""
+        if self._idle:
+            return
         model: nn.Module = kwargs["model"]
         stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         _refuse_second_callback(stored if isinstance(stored, list) else ())

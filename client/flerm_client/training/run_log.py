@@ -40,12 +40,14 @@ class RunLog:
     tokens: the last count that was logged, of the run so far.
     pending_tokens: the count logged for the step that follows; None where none was logged.
     diverged: whether any measurement was not finite.
+    judged_later: the final loss is not that of the logged losses; someone else adds it.
     """
 
     def __init__(self, parameters: ParameterList) -> None:
         self.parameters = parameters
         self.rows: list[Measurement] = []
         self.diverged = False
+        self.judged_later = False
         self._reporter: SpoolReporter | None = None
         self._cannot_report = False
         self._losses: deque[Any] = deque(maxlen=_LAST)
@@ -155,7 +157,7 @@ class RunLog:
         losses = [float(loss) for loss in self._losses]
         if status == "completed" and (self.diverged or not all(map(math.isfinite, losses))):
             status = "diverged"
-        finite = [loss for loss in losses if math.isfinite(loss)]
+        finite = [loss for loss in losses if math.isfinite(loss) and not self.judged_later]
         final = final_loss(finite, self._losses_logged) if finite and status != "diverged" else None
         ending = Ending(status=status, final_loss=final, final_step=self._step, tokens=self.tokens)
         report = self._reporter.finish(ending, timeout=timeout)

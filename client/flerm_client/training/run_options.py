@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from torch import nn
 from torch.optim import Optimizer
 
+from flerm_client.training.run_instructions import RunInstructions
+from flerm_core.errors import InvalidInput
 from flerm_core.matching.targets import Targets
 from flerm_core.measure.measured_model import Output
 from flerm_core.measure.sharpness import Loss
@@ -88,3 +90,34 @@ class MatchOptions(RunOptions):
     clamp: tuple[float, float]
     timeout: float
     source_tags: Mapping[str, str] | None
+
+
+_ALLOWED = {each.name for kind in (RecordOptions, MatchOptions) for each in fields(kind)} - {
+    *("model", "optimizer", "targets", "record_every"),
+    # Of these the environment alone decides.
+    *("registry", "role", "variant", "dry_run"),
+}
+
+
+def instructed(keywords: Mapping[str, Any]) -> RunInstructions | None:
+    """What the environment says; None where it says nothing.
+
+    Raises `InvalidInput` for a keyword that no instruction could use, also where there are none.
+    """
+    unknown = sorted(set(keywords) - _ALLOWED)
+    if unknown:
+        raise InvalidInput(
+            f"FLeRM.auto takes no {', '.join(unknown)}; it takes {', '.join(sorted(_ALLOWED))}"
+        )
+    return RunInstructions.from_environment()
+
+
+def own_keywords(instructions: RunInstructions, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of the method that `instructions` name, out of those `given` for any method."""
+    options: type[RunOptions] = RecordOptions
+    if instructions.method == "match":
+        options = MatchOptions
+        # `every` counts the steps between measurements. `match` calls these `record_every`.
+        given = {("record_every" if name == "every" else name): given[name] for name in given}
+    known = {each.name for each in fields(options)}
+    return instructions.keywords({name: given[name] for name in given if name in known})

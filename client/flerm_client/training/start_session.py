@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from flerm_client.training.optimizer_info import initial_rates
+from flerm_client.training.run_instructions import RunInstructions
 from flerm_client.training.run_metadata import RunMetadata
 from flerm_client.training.run_options import MatchOptions, RecordOptions
 from flerm_client.training.session import TrainingSession
@@ -75,6 +76,22 @@ def start_matching(options: MatchOptions) -> TrainingSession:
         metadata, settings, schedule, match_every=options.every or 0, dry_run=options.dry_run
     )
     return session
+
+
+def follow(session: TrainingSession, instructions: RunInstructions) -> None:
+    """What `instructions` say of a session besides its arguments.
+
+    Warns where no optimiser begins with the rate that the run is told to have.
+    """
+    session.run_log.judged_later = instructions.judged_later
+    asked, rates = instructions.lr, initial_rates(session.optimizers)
+    told = isinstance(asked, float) and session.ranks.is_rank0
+    if told and not any(same_lr(rate, float(asked or 0)) for rate in rates):
+        warn(
+            f"FLERM_LR is {asked:g}, but the optimizer begins with "
+            f"{', '.join(f'{rate:g}' for rate in sorted(rates))}: does the script use the learning "
+            "rate that it is given?"
+        )
 
 
 def _target_schedule(
