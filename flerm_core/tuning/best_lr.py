@@ -31,6 +31,11 @@ class SweepRun:
     loss: float | None
     status: str = "completed"
 
+    @property
+    def counts(self) -> bool:
+        """Whether the run is a part of a loss curve."""
+        return self.status == "diverged" or (self.status == "completed" and self.loss is not None)
+
     @classmethod
     def of(cls, recording: Recording) -> SweepRun:
         """The run of a recording."""
@@ -170,7 +175,7 @@ def _curve(runs: Iterable[SweepRun]) -> dict[float, list[SweepRun]]:
     """The runs that count, by rate, ascending."""
     curve: dict[float, list[SweepRun]] = {}
     for run in sorted(runs, key=lambda run: (run.lr, run.seed)):
-        if run.status == "diverged" or (run.status == "completed" and run.loss is not None):
+        if run.counts:
             last = next(reversed(curve), None)
             curve.setdefault(
                 last if last is not None and same_lr(last, run.lr) else run.lr, []
@@ -219,11 +224,12 @@ def _spread(runs: Sequence[SweepRun]) -> float:
     """The standard deviation over seeds of the optimum of each seed's own curve, in octaves.
 
     A seed with fewer than three rates is left out."""
+    by_seed: dict[int, list[SweepRun]] = {}
+    for run in runs:
+        by_seed.setdefault(run.seed, []).append(run)
     optima = []
-    for seed in sorted({run.seed for run in runs}):
-        points = tuple(
-            _point(rate, at) for rate, at in _curve(run for run in runs if run.seed == seed).items()
-        )
+    for _, its in sorted(by_seed.items()):
+        points = loss_curve(its) if len(its) > 2 else ()
         best = _lowest(points)
         if best is not None and len(points) > 2:
             optima.append(math.log2(_optimum(points, best)))

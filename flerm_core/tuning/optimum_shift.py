@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,6 +16,7 @@ from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum, loss_c
 
 LEVEL = 0.9
 _DRAWS = 1000
+PART_VALUES = 1 << 20  # of resampled losses in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,28 +67,47 @@ def _resampled(runs: Sequence[SweepRun]) -> list[float]:
     1,000.
     """
     rates = [point.lr for point in complete_curve(runs)]
-    seeds = sorted({run.seed for run in runs if run.status in ("completed", "diverged")})
-    losses = np.full((len(seeds), len(rates)), np.nan)
+    by_seed: dict[int, dict[int, float]] = {}  # each seed's loss at each rate, by the rate's place
     for run in runs:
-        for column, rate in enumerate(rates):
-            if same_lr(rate, run.lr) and run.seed in seeds:
-                finite = (
-                    run.status == "completed" and run.loss is not None and math.isfinite(run.loss)
-                )
-                losses[seeds.index(run.seed), column] = run.loss if finite else np.inf
-    losses = losses[~np.isnan(losses).any(axis=1)]
+        column = _place(rates, run.lr)
+        if column is not None and run.counts:
+            finite = run.status == "completed" and run.loss is not None and math.isfinite(run.loss)
+            loss = run.loss if finite and run.loss is not None else math.inf
+            by_seed.setdefault(run.seed, {})[column] = loss
+    losses = np.array(
+        [
+            [its[column] for column in range(len(rates))]
+            for _, its in sorted(by_seed.items())
+            if len(its) == len(rates)
+        ]
+    )
     count = len(losses)
     if count < 2:
         return []
     chosen = np.array(list(product(range(count), repeat=count)) if count <= 4 else _drawn(count))
+    means = np.concatenate([losses[some].mean(axis=1) for some in _parts(chosen, losses)])
     found = []
-    for each in losses[chosen].mean(axis=1):
+    for each in means:
         points = [_point(rate, float(loss)) for rate, loss in zip(rates, each, strict=True)]
         try:
             found.append(math.log2(curve_optimum(points)))
         except NotFound:  # every rate of this resample diverged
             continue
     return found
+
+
+def _place(rates: Sequence[float], lr: float) -> int | None:
+    """The index of `lr` among ascending `rates`; None where it is not among them."""
+    at = bisect_left(rates, lr)
+    return next(
+        (near for near in (at - 1, at) if 0 <= near < len(rates) and same_lr(rates[near], lr)), None
+    )
+
+
+def _parts(chosen: np.ndarray, losses: np.ndarray) -> list[np.ndarray]:
+    """`chosen` in parts whose losses are few enough to hold at once."""
+    size = max(1, PART_VALUES // losses.size)
+    return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
 
 def _drawn(count: int) -> np.ndarray:
