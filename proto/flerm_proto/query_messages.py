@@ -44,6 +44,7 @@ TARGETS_HEADER = MessageCodec(
 )
 
 target_query_to_proto, target_query_from_proto = TARGET_QUERY.to_proto, TARGET_QUERY.from_proto
+trajectory_query_to_proto = TRAJECTORY_QUERY.to_proto
 trajectory_query_from_proto = TRAJECTORY_QUERY.from_proto
 best_query_to_proto, best_query_from_proto = BEST_QUERY.to_proto, BEST_QUERY.from_proto
 best_to_proto, best_from_proto = BEST.to_proto, BEST.from_proto

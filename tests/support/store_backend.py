@@ -63,22 +63,8 @@ class StoreBackend(RegistryBackend):
         return self._store.recording(recording_id)
 
     def trajectory(
-        self,
-        recording_id: str,
-        *,
-        first_step: int | None = None,
-        last_step: int | None = None,
-        pattern: str = "",
-        max_points: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        self, query: TrajectoryQuery, progress: Callable[[int, int], None] | None = None
     ) -> Trajectory:
-        query = TrajectoryQuery(
-            recording_id=recording_id,
-            first_step=first_step,
-            last_step=last_step,
-            pattern=pattern,
-            max_points=max_points,
-        )
         found = queries.trajectory(self._store, query)
         if progress is not None:
             progress(len(found), len(found))
@@ -99,4 +85,4 @@ class StoreBackend(RegistryBackend):
         return queries.best(self._store, query)
 
     def close(self) -> None:
-        self._store.close()
+        """Leaves the store open: its owner closes it."""

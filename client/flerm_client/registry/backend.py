@@ -10,7 +10,7 @@ from datetime import datetime
 from flerm_core.errors import Unsupported
 from flerm_core.matching.targets import Targets
 from flerm_core.records.auxiliary import AuxiliaryColumns
-from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
+from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import (
     Attempt,
     Ending,
@@ -82,20 +82,10 @@ class RegistryBackend(ABC):
 
     @abstractmethod
     def trajectory(
-        self,
-        recording_id: str,
-        *,
-        first_step: int | None = None,
-        last_step: int | None = None,
-        pattern: str = "",
-        max_points: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        self, query: TrajectoryQuery, progress: Callable[[int, int], None] | None = None
     ) -> Trajectory:
-        """The rows of the recording that count, all attempts taken together.
+        """The rows of a recording that count, all attempts taken together.
 
-        `first_step`, `last_step`: the range of steps, both included; None: no limit.
-        `pattern`: only parameters whose names match this shell-style pattern; empty: all.
-        `max_points`: the number of rows is thinned evenly to at most this; 0: all rows.
         `progress`: called with the number of rows received so far and the number to come in all.
         """
 

@@ -11,27 +11,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from flerm_client.registry.address import address_of, token_of
+from flerm_client.registry.columns import measurements, parameter_list
 from flerm_core.errors import InvalidInput
 from flerm_core.matching.targets import Targets
-from flerm_core.parameter_bands import bands_of
 from flerm_core.parameter_names import as_axes
 from flerm_core.records.auxiliary import AuxiliaryColumns
-from flerm_core.records.measurement_validation import validate_measurements
-from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
+from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import (
     Attempt,
     Ending,
     EstimatorSettings,
     Family,
-    Measurement,
-    ParameterList,
     Recording,
     RecordingSpec,
-    now,
 )
 from flerm_core.records.validation import validate_spec
 from flerm_core.trajectory import Trajectory
@@ -160,7 +155,7 @@ class RegistryClient:
             id=recording_id or str(uuid.uuid4()),
             family=family,
             lr=float(lr),
-            parameters=_parameters(names, shapes, bands),
+            parameters=parameter_list(names, shapes, bands),
             seed=seed,
             role=role,
             variant=variant,
@@ -201,34 +196,15 @@ class RegistryClient:
         `vectors`: further numbers for each tensor by name, [T, L] each. The method `auxiliary`
             reads scalars and vectors back.
         """
-        array = np.asarray(values, np.float32)
-        if array.ndim != 2 or len(array) != len(steps):
-            raise InvalidInput(
-                f"values: an array of shape {list(array.shape)}; "
-                f"allowed is [{len(steps)} steps, number of names]"
-            )
-        measured_at = now()
-        loss = _floats("losses", losses, len(steps))
-        rate = _floats("learning_rates", learning_rates, len(steps))
-        counts = _floats("tokens", tokens, len(steps))
-        auxiliary_scalars, auxiliary_vectors = (
-            _scalars(scalars, len(steps)),
-            _vectors(vectors, array),
+        rows = measurements(
+            steps,
+            values,
+            losses=losses,
+            learning_rates=learning_rates,
+            tokens=tokens,
+            scalars=scalars,
+            vectors=vectors,
         )
-        rows = [
-            Measurement(
-                step=int(step),
-                values=array[at],
-                loss=loss[at],
-                learning_rate=rate[at],
-                tokens=None if tokens is None or counts[at] is None else int(tokens[at]),
-                measured_at=measured_at,
-                scalars=auxiliary_scalars[at],
-                vectors={name: table[at] for name, table in auxiliary_vectors.items()},
-            )
-            for at, step in enumerate(steps)
-        ]
-        validate_measurements(rows, array.shape[1])
         self._backend.append(recording_id, rows)
 
     def finish(
@@ -338,14 +314,14 @@ class RegistryClient:
         `progress`: called after each message with the number of rows received and the number of
         rows to come in all.
         """
-        return self._backend.trajectory(
-            recording_id,
+        query = TrajectoryQuery(
+            recording_id=recording_id,
             first_step=first_step,
             last_step=last_step,
             pattern=pattern,
             max_points=max_points,
-            progress=progress,
         )
+        return self._backend.trajectory(query, progress)
 
     def auxiliary(
         self, recording_id: str, *, first_step: int | None = None, last_step: int | None = None
@@ -421,54 +397,3 @@ class RegistryClient:
                 tags=dict(tags or {}),
             )
         )
-
-
-def _parameters(
-    names: Sequence[str], shapes: Sequence[Sequence[int]], bands: Sequence[str] | None
-) -> ParameterList:
-    tuples = tuple(tuple(int(size) for size in shape) for shape in shapes)
-    if len(tuples) != len(names):
-        raise InvalidInput(
-            f"shapes: {len(tuples)} given for {len(names)} names; one for each is allowed"
-        )
-    found = bands if bands is not None else bands_of(list(names), tuples)
-    return ParameterList(tuple(names), tuples, tuple(found))
-
-
-def _scalars(scalars: Mapping[str, ArrayLike] | None, length: int) -> list[dict[str, float]]:
-    """The scalars of each row by name, without those that are NaN."""
-    columns = {
-        name: _floats(f"scalars {name!r}", column, length)
-        for name, column in (scalars or {}).items()
-    }
-    return [
-        {name: value for name, column in columns.items() if (value := column[at]) is not None}
-        for at in range(length)
-    ]
-
-
-def _vectors(
-    vectors: Mapping[str, ArrayLike] | None, values: NDArray[np.float32]
-) -> dict[str, NDArray[np.float32]]:
-    """The vectors as arrays, each of the shape of `values`."""
-    tables = {name: np.asarray(table, np.float32) for name, table in (vectors or {}).items()}
-    for name, table in tables.items():
-        if table.shape != values.shape:
-            raise InvalidInput(
-                f"vectors {name!r}: an array of shape {list(table.shape)}; "
-                f"allowed is {list(values.shape)}, that of values"
-            )
-    return tables
-
-
-def _floats(name: str, values: ArrayLike | None, length: int) -> list[float | None]:
-    """One number for each row, None for NaN (not logged)."""
-    if values is None:
-        return [None] * length
-    array = np.asarray(values, np.float64)
-    if array.shape != (length,):
-        raise InvalidInput(
-            f"{name}: an array of shape {list(array.shape)}; "
-            f"allowed is [{length}], one for each step"
-        )
-    return [None if np.isnan(value) else float(value) for value in array]

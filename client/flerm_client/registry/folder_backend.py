@@ -27,7 +27,7 @@ from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.comparability import refuse_other_recording
 from flerm_core.records.measurement_validation import validate_measurements
 from flerm_core.records.packing import pack
-from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
+from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import (
     Attempt,
     Ending,
@@ -229,18 +229,12 @@ class FolderBackend(RegistryBackend):
         return self._stored(recording_id).recording()
 
     def trajectory(
-        self,
-        recording_id: str,
-        *,
-        first_step: int | None = None,
-        last_step: int | None = None,
-        pattern: str = "",
-        max_points: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        self, query: TrajectoryQuery, progress: Callable[[int, int], None] | None = None
     ) -> Trajectory:
         """The rows that count, from the files of all attempts."""
-        whole = self._stored(recording_id).trajectory().between(first_step, last_step)
-        found = (whole.select(pattern) if pattern else whole).thinned(max_points)
+        whole = self._stored(query.recording_id).trajectory()
+        found = whole.between(query.first_step, query.last_step)
+        found = (found.select(query.pattern) if query.pattern else found).thinned(query.max_points)
         if progress is not None:
             progress(len(found), len(found))
         return found

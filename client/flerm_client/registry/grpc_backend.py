@@ -9,7 +9,7 @@ from flerm_client.registry.calls import APPEND_BYTES, APPEND_ROWS, RegistryCalls
 from flerm_client.spool.writer import start_request
 from flerm_core.matching.targets import Targets
 from flerm_core.records.auxiliary import AuxiliaryColumns
-from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery
+from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import (
     Attempt,
     Ending,
@@ -127,23 +127,10 @@ class GrpcBackend(RegistryBackend):
         return recording_messages.recording_from_proto(self._calls.unary("GetRecording", request))
 
     def trajectory(
-        self,
-        recording_id: str,
-        *,
-        first_step: int | None = None,
-        last_step: int | None = None,
-        pattern: str = "",
-        max_points: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        self, query: TrajectoryQuery, progress: Callable[[int, int], None] | None = None
     ) -> Trajectory:
         """Calls GetTrajectory."""
-        request = pb.GetTrajectoryRequest(
-            recording_id=recording_id,
-            first_step=first_step,
-            last_step=last_step,
-            pattern=pattern,
-            max_points=max_points,
-        )
+        request = query_messages.trajectory_query_to_proto(query)
 
         def counted() -> Iterator[pb.TrajectoryChunk]:
             received = total = 0

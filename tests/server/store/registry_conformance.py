@@ -1,13 +1,13 @@
 """What every registry promises: a server, the store behind it, and a folder of spool files.
 
 A test module makes a subclass of `RegistryConformance`, whose name begins with `Test`, with a
-fixture `registry`: a `flerm_client.registry.backend.RegistryBackend`, or a `StoreRegistry`.
+fixture `registry`: a `flerm_client.registry.backend.RegistryBackend`.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,26 +16,30 @@ import numpy as np
 import pytest
 
 from flerm_client.registry.backend import RegistryBackend
-from flerm_core.errors import AlreadyExists, InvalidInput, NotFound, Refused
-from flerm_core.matching.targets import Targets
-from flerm_core.records.auxiliary import AuxiliaryColumns
+from flerm_core.errors import AlreadyExists, Ambiguous, InvalidInput, NotFound, Refused
+from flerm_core.matching.targets import targets_digest
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import (
-    Attempt,
     Ending,
     EstimatorSettings,
-    Family,
-    Measurement,
-    Recording,
-    RecordingSpec,
 )
 from flerm_core.trajectory import Trajectory
-from flerm_core.tuning.best_lr import Best, best_of
-from flerm_server.store import queries
-from flerm_server.store.auxiliary_codec import decode
-from flerm_server.store.interface import Store
+from flerm_core.tuning.best_lr import best_of
 from tests.server.samples import NAMES, PARAMETERS, attempt, family, row, rows, spec
-from tests.server.store.store_conformance import append
+
+
+def trajectory(registry: RegistryBackend, recording_id: str, **part: Any) -> Trajectory:
+    """The rows of a recording; `part` are fields of `TrajectoryQuery`."""
+    return registry.trajectory(TrajectoryQuery(recording_id=recording_id, **part))
+
+
+def record(registry: RegistryBackend, family: str, lr: float = 1e-2, **fields: Any) -> str:
+    """A completed recording with rows at steps 1 and 101; its id."""
+    sent = spec(family, lr=lr, **fields)
+    registry.start(sent, None)
+    registry.append(sent.id, [row(1, 1, 2, 3), row(101, 101, 202, 303)])
+    registry.finish(sent.id, Ending(final_loss=0.5, final_step=150))
+    return sent.id
 
 
 class RegistryConformance:
@@ -62,7 +66,7 @@ class RegistryConformance:
         values = np.array([[1e-38, 3.4e38, 0.1], [np.nan, 0.0, 7.0]], np.float32)
         logged = {"loss": 2.5, "learning_rate": 1e-3, "tokens": 0}
         registry.append(sent.id, [row(1, *values[0], **logged), row(101, *values[1])])
-        found = registry.trajectory(sent.id)
+        found = trajectory(registry, sent.id)
         assert (found.names, found.steps.tolist()) == (list(PARAMETERS.names), [1, 101])
         np.testing.assert_array_equal(found.values, values)
         np.testing.assert_array_equal(found.losses, [2.5, np.nan])
@@ -76,14 +80,17 @@ class RegistryConformance:
         measured = row(1, scalars={"sharpness": 12.5}, vectors={"multipliers": multipliers})
         registry.append(sent.id, [measured, row(2)])
         found = registry.auxiliary(sent.id, None, None)
+        assert found.steps.tolist() == [1, 2]
         np.testing.assert_array_equal(found.scalars["sharpness"], [12.5, np.nan])
         np.testing.assert_array_equal(found.vectors["multipliers"][0], multipliers)
         assert np.isnan(found.vectors["multipliers"][1]).all()
+        assert registry.auxiliary(sent.id, 2, None).steps.tolist() == [2]
+        assert registry.auxiliary(sent.id, None, 1).steps.tolist() == [1]
 
     def test_everything_may_be_sent_twice(self, registry: RegistryBackend):
         sent = spec(family())
         remarks = ("1 tensor is unmeasured",)
-        ending = Ending(final_loss=0.5, final_step=300, tokens=9, remarks=remarks)
+        ending = Ending("diverged", final_loss=0.5, final_step=300, tokens=9, remarks=remarks)
         for _ in range(2):
             registry.start(sent, None)
         for _ in range(2):
@@ -91,14 +98,11 @@ class RegistryConformance:
         registry.append(sent.id, rows(101, 201))
         for _ in range(2):
             found = registry.finish(sent.id, ending)
-        assert (found.status, found.attempt, found.rows, found.last_step) == (
-            "completed",
-            1,
-            3,
-            201,
-        )
+        assert (found.status, found.attempt) == ("diverged", 1)
+        assert (found.rows, found.first_step, found.last_step) == (3, 1, 201)
         assert (found.final_loss, found.final_step, found.tokens) == (0.5, 300, 9)
         assert found.remarks == remarks
+        assert found.finished_at is not None
 
     def test_a_step_with_other_values_is_refused_by_its_number(self, registry: RegistryBackend):
         sent = spec(family())
@@ -108,18 +112,22 @@ class RegistryConformance:
             registry.append(sent.id, [row(1, 1, 2, 4), row(2)])
         assert registry.recording(sent.id).rows == 1
 
-    def test_rows_that_are_not_valid_are_refused_whole(self, registry: RegistryBackend):
+    @pytest.mark.parametrize("wrong", [np.inf, -1.0])
+    def test_rows_that_are_not_valid_are_refused_whole(
+        self, registry: RegistryBackend, wrong: float
+    ):
         sent = spec(family())
         registry.start(sent, None)
-        with pytest.raises(InvalidInput, match="step 2, parameter 0: inf is not allowed"):
-            registry.append(sent.id, [row(1), row(2, np.inf, 1, 1)])
+        with pytest.raises(InvalidInput, match=rf"step 2, parameter 0: {wrong} is not allowed"):
+            registry.append(sent.id, [row(1), row(2, wrong, 1, 1)])
         assert registry.recording(sent.id).rows == 0
 
     def test_an_id_means_one_recording(self, registry: RegistryBackend):
         sent = spec(family())
         registry.start(sent, None)
-        with pytest.raises(AlreadyExists, match=r"exists with lr 0.001, not 0.002"):
-            registry.start(replace(sent, lr=2e-3), None)
+        for again in (None, attempt(3, 2)):
+            with pytest.raises(AlreadyExists, match=r"exists with lr 0.001, not 0.002"):
+                registry.start(replace(sent, lr=2e-3), again)
         registry.start(replace(sent, lr=1e-3 * (1 + 1e-12)), None)
 
     @pytest.mark.parametrize("off", [None, False, 0, []])
@@ -135,11 +143,39 @@ class RegistryConformance:
             with pytest.raises(AlreadyExists, match="exists with optimizer"):
                 registry.start(replace(sent, optimizer_config=known | {"option": 1}), attempt(3, 3))
 
-    def test_an_unknown_recording_is_not_found(self, registry: RegistryBackend):
-        registry.register_family(family(), "", ())
-        for ask in (registry.recording, registry.trajectory):
-            with pytest.raises(NotFound, match=r"recording '.*' is not in"):
-                ask(str(uuid.uuid4()))
+    @pytest.mark.parametrize(
+        ("wrong", "says"),
+        [({"family": "a b"}, "'a b'"), ({"lr": -1.0}, "-1"), ({"family": "a/b/c"}, "'a/b/c'")],
+    )
+    def test_a_specification_that_is_wrong_is_refused_with_the_value(
+        self, registry: RegistryBackend, wrong: dict[str, Any], says: str
+    ):
+        with pytest.raises(InvalidInput, match=says):
+            registry.start(replace(spec(family()), **wrong), None)
+
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda registry, unknown: registry.recording(unknown),
+            trajectory,
+            lambda registry, unknown: registry.auxiliary(unknown, None, None),
+            lambda registry, unknown: registry.append(unknown, rows(1)),
+            lambda registry, unknown: registry.finish(unknown, Ending()),
+        ],
+    )
+    def test_an_unknown_recording_is_not_found(
+        self, registry: RegistryBackend, ask: Callable[[RegistryBackend, str], object]
+    ):
+        record(registry, family())
+        with pytest.raises(NotFound, match=r"^recording '.*' is not in.*$"):
+            ask(registry, str(uuid.uuid4()))
+
+    def test_an_unknown_family_is_not_found(self, registry: RegistryBackend):
+        record(registry, f"{(unknown := family())}-other")
+        with pytest.raises(NotFound, match=unknown):
+            registry.targets(TargetQuery(family=unknown, lr=1e-2))
+        with pytest.raises(NotFound, match=unknown):
+            registry.best(BestQuery(family=unknown))
 
     def test_a_resume_hides_the_rows_from_its_step_on(self, registry: RegistryBackend):
         sent = spec(family())
@@ -149,9 +185,10 @@ class RegistryConformance:
         found = registry.recording(sent.id)
         assert (found.attempt, found.rows, found.last_step) == (2, 2, 101)
         registry.append(sent.id, [row(201, 5, 5, 5), row(251, 6, 6, 6)])
-        found = registry.trajectory(sent.id)
+        found = trajectory(registry, sent.id)
         assert found.steps.tolist() == [1, 101, 201, 251]
         assert found.values[:, 0].tolist() == [1, 101, 5, 6]
+        assert registry.finish(sent.id, Ending()).attempt == 2
 
     def test_a_resume_reopens_an_ended_recording(self, registry: RegistryBackend):
         sent = spec(family())
@@ -169,9 +206,14 @@ class RegistryConformance:
         sent = spec(family())
         registry.start(sent, None)
         registry.append(sent.id, rows(*range(1, 1002, 10)))
-        some = registry.trajectory(sent.id, first_step=500, last_step=521, pattern="layers.*")
+        received: list[tuple[int, int]] = []
+        query = TrajectoryQuery(
+            recording_id=sent.id, first_step=500, last_step=521, pattern="layers.*"
+        )
+        some = registry.trajectory(query, lambda *counts: received.append(counts))
         assert (some.steps.tolist(), some.names) == ([501, 511, 521], list(NAMES[:2]))
-        assert registry.trajectory(sent.id, max_points=3).steps.tolist() == [1, 501, 1001]
+        assert received[-1] == (3, 3)
+        assert trajectory(registry, sent.id, max_points=3).steps.tolist() == [1, 501, 1001]
 
     def test_recordings_are_filtered(self, registry: RegistryBackend):
         name = family()
@@ -189,6 +231,8 @@ class RegistryConformance:
             ]
 
         assert seeds() == [3, 2, 1]
+        newest, *_ = registry.recordings(RecordingFilter(family=name))
+        assert newest.spec.parameters.names == (), "a list comes without parameters"
         assert seeds(lr_min=1e-4, lr_max=1e-3) == [2, 1]
         assert seeds(lr_min=1e-3 * (1 + 1e-12)) == [3, 2]
         assert seeds(role="scaled") == [2]
@@ -207,6 +251,17 @@ class RegistryConformance:
         assert (found.description, found.recordings) == ("Rows of blocks", 4)
         assert found.learning_rates == (1e-3, 1e-2)
 
+    def test_a_family_comes_with_its_first_recording_and_can_be_described(
+        self, registry: RegistryBackend
+    ):
+        name = family()
+        record(registry, name)
+        registry.register_family(name, "small", ["layers.*"])
+        registry.register_family(f"{name}-b", "", [])
+        first, second = registry.families(name)
+        assert (first.name, first.description, first.blocks) == (name, "small", ("layers.*",))
+        assert (second.name, second.recordings) == (f"{name}-b", 0)
+
     def test_questions_are_answered_by_the_core_s_rules(self, registry: RegistryBackend):
         name = family()
         for lr, loss in ((1e-3, 3.0), (2e-3, 1.0), (4e-3, 2.0)):
@@ -223,50 +278,23 @@ class RegistryConformance:
         with pytest.raises(NotFound, match=r"lies outside the recorded range 0\.001 to 0\.004"):
             registry.targets(TargetQuery(family=name, lr=1.0, names=NAMES))
 
+    def test_targets_are_read_at_a_rate_and_a_step(self, registry: RegistryBackend):
+        name = family()
+        record(registry, name, 1e-4)
+        last = record(registry, name, 1e-2)
+        found = registry.targets(TargetQuery(family=name, lr=1e-3))
+        assert (found[NAMES[0]], found[NAMES[1]], found.final_step) == (1.0, 2.0, 150)
+        later = registry.targets(TargetQuery(family=name, lr=1e-2, policy="exact", step=101))
+        assert ([later[each] for each in NAMES], later.steps.tolist()) == ([101, 202, 303], [101])
+        table = np.array([[101, 202, 303]], np.float32)
+        assert later.digest == targets_digest(NAMES, np.array([101]), table)
+        assert later.sources == (last,)
 
-class StoreRegistry:
-    """A `Store` with the methods of `RegistryBackend` that `RegistryConformance` calls."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    def register_family(self, name: str, description: str, blocks: Sequence[str]) -> Family:
-        return self.store.register_family(name, description=description, blocks=blocks)
-
-    def families(self, prefix: str = "") -> tuple[Family, ...]:
-        return self.store.families(prefix=prefix).items
-
-    def start(self, spec: RecordingSpec, attempt: Attempt | None) -> None:
-        self.store.start(spec, attempt)
-
-    def append(self, recording_id: str, rows: Sequence[Measurement]) -> None:
-        append(self.store, recording_id, *rows)
-
-    def finish(self, recording_id: str, ending: Ending) -> Recording:
-        return self.store.finish(recording_id, 0, ending)
-
-    def recordings(self, filters: RecordingFilter) -> tuple[Recording, ...]:
-        return self.store.recordings(filters).items
-
-    def recording(self, recording_id: str) -> Recording:
-        return self.store.recording(recording_id)
-
-    def trajectory(self, recording_id: str, **wanted: Any) -> Trajectory:
-        return queries.trajectory(self.store, TrajectoryQuery(recording_id=recording_id, **wanted))
-
-    def auxiliary(
-        self, recording_id: str, first_step: int | None, last_step: int | None
-    ) -> AuxiliaryColumns:
-        selection = self.store.select(recording_id, first_step=first_step, last_step=last_step)
-        packed = [each for rows in self.store.read(selection) for each in rows.auxiliary]
-        rows = [decode(each) for each in packed]
-        return AuxiliaryColumns.of(selection.steps, rows, selection.recording.parameter_count)
-
-    def targets(self, query: TargetQuery) -> Targets:
-        return queries.targets(self.store, query)
-
-    def best(self, query: BestQuery) -> Best:
-        return queries.best(self.store, query)
-
-    def close(self) -> None:
-        """Leaves the store open: its owner closes it."""
+    def test_targets_of_two_optimisers_are_not_mixed(self, registry: RegistryBackend):
+        name = family()
+        record(registry, name, optimizer="Adam")
+        record(registry, name, optimizer="SGD", optimizer_config={})
+        query = TargetQuery(family=name, lr=1e-2)
+        with pytest.raises(Ambiguous, match="optimizer"):
+            registry.targets(query)
+        assert registry.targets(replace(query, optimizer="SGD")).optimizer == "SGD"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from store_backend import StoreBackend
 
 from flerm_client.registry.address import address_of, token_of
 from flerm_client.registry.backend import RegistryBackend
@@ -20,7 +21,7 @@ from flerm_server.store.interface import Appended, Started
 from flerm_server.store.sql.store import open_store
 from tests.server.conftest import Backend
 from tests.server.samples import batch, family, row, rows, spec
-from tests.server.store.registry_conformance import RegistryConformance, StoreRegistry
+from tests.server.store.registry_conformance import RegistryConformance
 from tests.server.store.store_conformance import StoreConformance, append
 
 
@@ -40,7 +41,7 @@ class TestRegistries(RegistryConformance):
             address = request.getfixturevalue("sqlite_backend").server.grpc_address.text
             opened = GrpcBackend(Connection(address_of(f"grpc://{address}"), token_of(None)))
         else:
-            opened = StoreRegistry(request.getfixturevalue(f"{database}_backend").local)
+            opened = StoreBackend(request.getfixturevalue(f"{database}_backend").local)
         yield opened
         opened.close()
 
