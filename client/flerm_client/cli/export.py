@@ -12,6 +12,7 @@ import typer
 
 from flerm_client.cli.common import Json, Registry, client, plain, print_json, say, server, transfer
 from flerm_client.cli.recordings import as_plain
+from flerm_core._files import open_private
 from flerm_core.errors import InvalidInput
 from flerm_core.records.recording import Recording
 from flerm_core.trajectory import Trajectory
@@ -94,7 +95,7 @@ def _write(file: Path, recording: Recording, trajectory: Trajectory) -> None:
     if file.suffix == ".npz":
         trajectory.save(file)
     elif file.suffix == ".csv":
-        with file.open("w", newline="") as opened:
+        with open_private(file, "w", newline="") as opened:
             writer = csv.writer(opened)
             writer.writerow(["step", "loss", "learning_rate", "tokens", *trajectory.names])
             for row in trajectory:
@@ -121,4 +122,5 @@ def _write(file: Path, recording: Recording, trajectory: Trajectory) -> None:
             "shapes": trajectory.shapes,
             "bands": trajectory.bands,
         }
-        file.write_text(json.dumps({**content, "rows": rows}) + "\n")
+        with open_private(file, "w") as opened:
+            opened.write(json.dumps({**content, "rows": rows}) + "\n")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flerm_client.cli.common import Json, Registry, Spool, complain, print_json, say
-from flerm_core.errors import FlermError, Refused
+from flerm_core.errors import FlermError, Refused, Unauthenticated
+
+if TYPE_CHECKING:
+    from flerm_client.registry.address import RegistryAddress
 
 
 def sync(
@@ -23,7 +27,8 @@ def sync(
     as_json: Json = False,
 ) -> None:
     """Send the measurements that runs have left in the spool folder to their registry, or to the
-    one named by --registry.
+    one named by --registry. The token goes only to the registry that --registry or FLERM_REGISTRY
+    names.
 
     Files of running processes are skipped. A file is removed when the registry has all of it; a
     folder that is itself a registry (file:///) keeps its files. Exit code 4: a registry cannot be
@@ -32,9 +37,9 @@ def sync(
 
     Example: flerm sync --registry grpc://127.0.0.1:50051
     """
-    from flerm_client.spool.paths import default_folder, spool_files
+    from flerm_client.spool.paths import default_folder, own_folder, spool_files
 
-    folder = (spool or default_folder()).expanduser().absolute()
+    folder = own_folder((spool or default_folder()).expanduser().absolute())
     results = [_send(path, registry, take) for path in spool_files(folder)]
     if as_json:
         print_json({"spool": str(folder), "files": results})
@@ -76,12 +81,14 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
     folder_registry = meant.startswith("file:")
     if registry is None and folder_registry:
         return result("kept", why="its folder is a registry; --registry names one to send it to")
-    acknowledged = 0
+    acknowledged, withheld = 0, False
     try:
         address = address_of(registry or meant or None)
         if address.folder is not None:
             return result("kept", why=f"{address.text} is a folder, not a server")
-        connection = Connection(address, token_of(), patience=2.0)
+        token = token_of()
+        withheld = not _is_configured(address, registry) and bool(token())
+        connection = Connection(address, (lambda: "") if withheld else token, patience=2.0)
         delivery = SpoolDelivery(path, connection, unfinished="interrupted", keep=folder_registry)
         try:
             while delivery.advance():
@@ -90,7 +97,23 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
             acknowledged = delivery.progress.acknowledged
             connection.close()
     except FlermError as error:
-        return result("failed", acknowledged, str(error), error.exit_code)
+        says = str(error)
+        if withheld and isinstance(error, Unauthenticated):
+            says += f"; the token was not sent: only --registry {meant} or FLERM_REGISTRY allows it"
+        return result("failed", acknowledged, says, error.exit_code)
     if delivery.quarantined is not None:
         return result("refused", acknowledged, delivery.progress.problem, Refused.exit_code)
     return result("delivered", acknowledged)
+
+
+def _is_configured(address: RegistryAddress, registry: str | None) -> bool:
+    """Whether the user has named this address, by --registry or FLERM_REGISTRY.
+
+    A spool file names an address too, but another user may have written the file.
+    """
+    from flerm_client.registry.address import address_of
+
+    if not (registry or os.environ.get("FLERM_REGISTRY")):
+        return False
+    named = address_of(registry)
+    return (named.scheme, named.target) == (address.scheme, address.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from urllib.parse import unquote, urlsplit
 from flerm_core.errors import InvalidInput, Unauthenticated
 
 DEFAULT_PORT = 50051
+INSECURE = "FLERM_INSECURE"
+"""The environment variable that, set to 1, lets tokens be sent without TLS."""
+
 _FORMS = "grpc://host:port, grpcs://host:port (TLS) or file:///folder"
 
 Token = Callable[[], str]
@@ -34,7 +38,28 @@ class RegistryAddress:
     def local(self) -> bool:
         """Whether the address is on the loopback interface, to which no proxy leads."""
         host = self.target.rpartition(":")[0].strip("[]")
-        return host in ("localhost", "::1") or host.startswith("127.")
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:  # a name; one such as 127.example.org may lead anywhere
+            return host == "localhost"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others could read a token on its way, and nobody has allowed that."""
+        allowed = os.environ.get(INSECURE) == "1"
+        return self.scheme == "grpc" and not self.local and not allowed
+
+    def refuse_open_token(self, token: str | None) -> None:
+        """Raises `Unauthenticated` where a token is to be sent that others could read on its way.
+
+        `token`: the token that was given; None: the environment may have one.
+        """
+        given = token or os.environ.get("FLERM_TOKEN") or os.environ.get("FLERM_TOKEN_FILE")
+        if self.is_open and given:
+            raise Unauthenticated(
+                f"the token is not sent to {self.text}, because others could read it on its way: "
+                f"use grpcs:// or, in a network that you trust, set {INSECURE}=1"
+            )
 
 
 def address_of(registry: str | os.PathLike[str] | None = None) -> RegistryAddress:
@@ -47,7 +72,8 @@ def address_of(registry: str | os.PathLike[str] | None = None) -> RegistryAddres
         raise InvalidInput(
             f"no registry is named: give an address ({_FORMS}) or set FLERM_REGISTRY"
         )
-    wrong = InvalidInput(f"registry: {text!r} is no address; allowed are {_FORMS}")
+    shown = re.sub(r"//.*@", "//", text)  # what stands there may be a password
+    wrong = InvalidInput(f"registry: {shown!r} is no address; allowed are {_FORMS}")
     parts = urlsplit(text)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):

@@ -122,6 +122,8 @@ class Connection(RegistryCalls):
         token = self._token()
         if token and not (token.isascii() and token.isprintable()):
             raise InvalidInput("token: only printable ASCII characters are allowed")
+        if token:
+            self.address.refuse_open_token(token)
         return [("authorization", f"Bearer {token}")] if token else []
 
     def _with_retries(self, attempt: Callable[[float], Answer]) -> Answer:

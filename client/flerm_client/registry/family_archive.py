@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from numpy.typing import NDArray
 
 from flerm_client.registry.calls import APPEND_BYTES, APPEND_ROWS, APPEND_SECONDS, RegistryCalls
+from flerm_core._files import make_private_folder, open_private
 from flerm_core.errors import InvalidInput, NotFound
+from flerm_core.records.checks import check_uuid
 from flerm_core.records.packing import FLOAT32, pack
 from flerm_core.records.recording import ENDING_STATUSES
 from flerm_proto.v1 import registry_pb2 as pb
@@ -46,14 +49,15 @@ def export_family(calls: RegistryCalls, name: str, folder: Path, on_recording: O
     family = next((each for each in listed.families if each.name == name), None)
     if family is None:
         raise NotFound(f"family {name!r} is not in {calls.address.text}")
-    (folder / "recordings").mkdir(parents=True)
+    make_private_folder(folder / "recordings")
     listing = calls.pages("ListRecordings", pb.ListRecordingsRequest(family=name))
     ids = [each.spec.id for page in listing for each in page.recordings][::-1]  # newest come first
     for recording_id in ids:
+        check_uuid("recording_id", recording_id)  # the registry's word chooses no path
         on_recording(recording_id, _write(calls, recording_id, folder / "recordings"))
     # This file is written last: a folder without it was not written to its end.
     content = json.loads(MessageToJson(family)) | {"order": ids}
-    (folder / "family.json").write_text(json.dumps(content, indent=1) + "\n")
+    _write_text(folder / "family.json", json.dumps(content, indent=1))
     return len(ids)
 
 
@@ -65,7 +69,7 @@ def import_family(calls: RegistryCalls, folder: Path, on_recording: OnRecording)
     under the same id.
     """
     try:
-        content = json.loads((folder / "family.json").read_text())
+        content = json.loads(_plain_file(folder / "family.json").read_text())
         order = content.pop("order")
         family = Parse(json.dumps(content), pb.Family(), ignore_unknown_fields=True)
     except (OSError, ValueError, KeyError, ParseError) as error:
@@ -75,6 +79,8 @@ def import_family(calls: RegistryCalls, folder: Path, on_recording: OnRecording)
     request = pb.RegisterFamilyRequest(
         name=family.name, description=family.description, blocks=family.blocks
     )
+    for recording_id in order:
+        check_uuid("order", recording_id)
     calls.unary("RegisterFamily", request)
     for recording_id in order:
         on_recording(recording_id, _send(calls, recording_id, folder / "recordings"))
@@ -85,18 +91,31 @@ def _write(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
     import pyarrow.parquet as pq
 
     recording = calls.unary("GetRecording", pb.GetRecordingRequest(recording_id=recording_id))
-    (folder / f"{recording_id}.json").write_text(MessageToJson(recording) + "\n")
+    _write_text(folder / f"{recording_id}.json", MessageToJson(recording))
     # The auxiliary columns are known only at the end, so a recording is held in memory as a whole.
     answers = calls.stream(
         "GetTrajectory", pb.GetTrajectoryRequest(recording_id=recording_id, auxiliary=True)
     )
     chunks = [chunk.rows for chunk in answers if chunk.HasField("rows")]
-    pq.write_table(
-        _table(chunks, recording.parameter_count),
-        folder / f"{recording_id}.parquet",
-        compression="zstd",
-    )
+    with open_private(folder / f"{recording_id}.parquet", "wb") as file:
+        pq.write_table(_table(chunks, recording.parameter_count), file, compression="zstd")
     return sum(len(chunk.steps) for chunk in chunks)
+
+
+def _write_text(file: Path, text: str) -> None:
+    with open_private(file, "w") as opened:
+        opened.write(text + "\n")
+
+
+def _plain_file(path: Path) -> Path:
+    """`path`. Raises `InvalidInput` for a link or a device: an archive comes from somebody else,
+    and names no file outside of it.
+    """
+    for each in (path.parent, path):
+        kind = each.lstat().st_mode
+        if not (S_ISREG(kind) if each == path else S_ISDIR(kind)):
+            raise InvalidInput(f"folder: {each} is a link or no plain file; only these are allowed")
+    return path
 
 
 def _table(chunks: list[Any], width: int) -> Any:
@@ -146,9 +165,9 @@ def _send(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
     import pyarrow.parquet as pq
 
     try:
-        text = (folder / f"{recording_id}.json").read_text()
+        text = _plain_file(folder / f"{recording_id}.json").read_text()
         recording = Parse(text, pb.Recording(), ignore_unknown_fields=True)
-        file = pq.ParquetFile(folder / f"{recording_id}.parquet")
+        file = pq.ParquetFile(_plain_file(folder / f"{recording_id}.parquet"))
     except (OSError, ParseError, pa.ArrowInvalid) as error:
         raise InvalidInput(
             f"folder: recording {recording_id} in {folder} cannot be read ({error})"

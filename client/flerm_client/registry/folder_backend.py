@@ -20,7 +20,7 @@ from flerm_client.registry.backend import RegistryBackend
 from flerm_client.spool.paths import spool_files
 from flerm_client.spool.reader import SpoolContent, read
 from flerm_client.spool.writer import SpoolWriter
-from flerm_core._files import atomic_write
+from flerm_core._files import atomic_write, make_private_folder
 from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused
 from flerm_core.matching.targets import Targets, build_targets, choose_sources
 from flerm_core.records.auxiliary import AuxiliaryColumns
@@ -149,7 +149,7 @@ class FolderBackend(RegistryBackend):
             "created_at": created,
             "updated_at": now().isoformat(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         atomic_write(path, json.dumps(content))
         return next(family for family in self.families(name) if family.name == name)
 

@@ -30,7 +30,7 @@ from flerm_client.registry.calls import UNARY_SECONDS, RegistryCalls
 from flerm_client.registry.folder_backend import FolderBackend
 from flerm_client.registry.grpc_backend import GrpcBackend
 from flerm_client.registry.subprocess_env import child_command, child_environment
-from flerm_client.spool.paths import default_folder
+from flerm_client.spool.paths import default_folder, own_folder
 from flerm_core import errors
 from flerm_core._files import atomic_write
 from flerm_core.matching.targets import Targets
@@ -189,17 +189,31 @@ def _write_cache(cache: Path, address: RegistryAddress, answers: bytes) -> None:
         "sha256": hashlib.sha256(answers).hexdigest(),
     }
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _own_cache(cache)
         atomic_write(cache, json.dumps(head).encode() + b"\n" + answers)
     except OSError as error:
         log.warning("the answer cannot be cached in %s: %s", cache.parent, error.strerror)
+    except errors.InvalidInput as error:
+        log.warning("the answer is not cached: %s", error)
+
+
+def _own_cache(cache: Path) -> None:
+    """Raises `InvalidInput` where others could put an answer of theirs into the cache."""
+    own_folder(cache.parent.parent)
+    own_folder(cache.parent)
 
 
 def _read_cache(cache: Path) -> tuple[datetime, bytes] | None:
     """When the cached answers were fetched, and the answers. None without an undamaged file."""
+    if not cache.exists():
+        return None
     try:
+        _own_cache(cache)
         first, _, answers = cache.read_bytes().partition(b"\n")
     except OSError:
+        return None
+    except errors.InvalidInput as error:
+        log.warning("the cached answer is not used: %s", error)
         return None
     try:
         head = json.loads(first)

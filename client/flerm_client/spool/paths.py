@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISREG
 
 from flerm_client.spool.frames import SUFFIX
+from flerm_core._files import make_private_folder, open_private
 from flerm_core.errors import InvalidInput
 
 QUARANTINE = "quarantine"
@@ -30,17 +32,50 @@ def default_folder() -> Path:
     return home / ".local" / "state" / "flerm" / "spool"
 
 
+def own_folder(folder: Path) -> Path:
+    """`folder`, which is made where it is not there, after a check that no other user may write.
+
+    Whoever may write to it could have this user's token deliver measurements, or replace targets.
+    Raises `InvalidInput` for a folder that another user owns or may write to, and for one that
+    cannot be made.
+    """
+    try:
+        make_private_folder(folder)
+        found = folder.stat()
+        owners = {folder.lstat().st_uid, found.st_uid}  # of a link, and of what it leads to
+    except OSError as error:
+        raise InvalidInput(
+            f"the spool folder {folder} cannot be made ({error.strerror}): "
+            "set FLERM_SPOOL to one that can"
+        ) from error
+    if owners != {os.geteuid()}:
+        raise InvalidInput(
+            f"the spool folder {folder} belongs to another user, who could change what is sent: "
+            "set FLERM_SPOOL to a folder of your own"
+        )
+    if found.st_mode & 0o022:
+        raise InvalidInput(
+            f"the spool folder {folder} can be written by other users (mode "
+            f"{found.st_mode & 0o777:04o}), who could change what is sent: chmod go-w it, "
+            "or set FLERM_SPOOL to another"
+        )
+    return folder
+
+
 def spool_files(folder: Path) -> list[Path]:
     """The spool files in `folder`, oldest first; none when there is no such folder.
 
-    A file may be delivered and removed at any time.
+    Links and whatever else is no plain file are left out. A file may be delivered and removed at
+    any time.
     """
     found: list[tuple[float, Path]] = []
     for path in folder.glob(f"*{SUFFIX}"):
         try:
-            found.append((path.stat().st_mtime, path))
+            status = path.lstat()
         except FileNotFoundError:
             continue
+        if S_ISREG(status.st_mode):
+            found.append((status.st_mtime, path))
     return [path for _, path in sorted(found)]
 
 
@@ -64,14 +99,14 @@ def quarantine(path: Path, why: str) -> Path:
 
     `why` is written beside it. A process that still writes the file can go on.
     """
-    folder = path.parent / QUARANTINE
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = own_folder(path.parent / QUARANTINE)
     target = folder / path.name
     try:
         path.rename(target)
     except FileNotFoundError:  # another sender has moved the file and written the reason
         return target
-    sidecar(target, ".why").write_text(why.rstrip() + "\n")
+    with open_private(sidecar(target, ".why"), "w", follow=False) as written:
+        written.write(why.rstrip() + "\n")
     sidecar(path, ".progress").unlink(missing_ok=True)
     return target
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from flerm_client.spool.frames import HEADER, SUFFIX, FrameType, encode
 from flerm_client.spool.process_owner import ProcessOwner
+from flerm_core._files import make_private_folder
 from flerm_core.errors import InvalidInput
+from flerm_core.records.checks import check_uuid
 from flerm_core.records.recording import Attempt, Ending, Measurement, RecordingSpec, now
 from flerm_proto.recording_messages import (
     attempt_to_proto,
@@ -41,7 +43,11 @@ def start_request(spec: RecordingSpec, attempt: Attempt) -> pb.StartRecordingReq
 
 
 def file_name(recording_id: str, attempt_id: str) -> str:
-    """The name of an attempt's spool file."""
+    """The name of an attempt's spool file. Raises `InvalidInput` for ids that are no UUIDs: no id,
+    whoever gave it, chooses a path.
+    """
+    check_uuid("recording_id", recording_id)
+    check_uuid("attempt_id", attempt_id)
     return f"{recording_id}.{attempt_id}{SUFFIX}"
 
 
@@ -101,7 +107,7 @@ class SpoolWriter:
         self.path = self.folder / file_name(spec.id, attempt.id)
         try:
             # Other users of the machine cannot read the measurements.
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_folder(self.folder)
             self._fd = os.open(
                 self.path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600
             )
@@ -159,7 +165,9 @@ class SpoolWriter:
         try:
             if self._fd < 0:
                 self._fd = os.open(
-                    self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600
+                    self.path,
+                    os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW,
+                    0o600,
                 )
             written = os.write(self._fd, data)
             while written < len(data):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from flerm_client.training.git_commit import git_commit
 from flerm_client.training.run_options import RunOptions
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.measured_model import MeasuredModel
@@ -149,15 +149,6 @@ def versions(*, git: bool = True) -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    if git and (commit := _git_commit()):
+    if git and (commit := git_commit(".")):
         found["git"] = commit
     return found
-
-
-def _git_commit() -> str:
-    command = ["git", "describe", "--always", "--abbrev=40", "--match=", "--dirty=+changes"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5.0, check=False)
-    except (OSError, subprocess.TimeoutExpired):  # no git, or a very slow file system
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

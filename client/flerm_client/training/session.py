@@ -148,8 +148,8 @@ class TrainingSession:
                 self.metadata = metadata.with_versions()
             # A wrong tag or a spool that cannot be written raises here, on every rank, rather than
             # on rank 0 in mid-training.
-            spool = self.options.spool
-            self.on_rank0(lambda: check_reporting(metadata.registry, self._spec(), spool))
+            spool, token = self.options.spool, self.options.token
+            self.on_rank0(lambda: check_reporting(metadata.registry, self._spec(), spool, token))
         self._wrappers = [
             StepWrapper(each, partial(self._around_step, index))
             for index, each in enumerate(self.optimizers)

@@ -19,9 +19,10 @@ from typing import Any
 
 from flerm_client.registry.address import RegistryAddress, address_of
 from flerm_client.registry.subprocess_env import child_command, child_environment
-from flerm_client.spool.paths import QUARANTINE, default_folder, sidecar
+from flerm_client.spool.paths import QUARANTINE, default_folder, own_folder, sidecar
 from flerm_client.spool.writer import SpoolWriter
 from flerm_client.upload.progress import DeliveryProgress
+from flerm_core._files import make_private_folder, open_private
 from flerm_core.errors import InvalidInput
 from flerm_core.records.recording import Attempt, Ending, Measurement, RecordingSpec
 from flerm_core.records.validation import validate_spec
@@ -56,21 +57,19 @@ class DeliveryReport:
 
 
 def check_reporting(
-    registry: str | None, spec: RecordingSpec, spool: str | os.PathLike[str] | None = None
+    registry: str | None,
+    spec: RecordingSpec,
+    spool: str | os.PathLike[str] | None = None,
+    token: str | None = None,
 ) -> None:
     """Raises what `SpoolReporter.open` would raise, without opening anything.
 
     `InvalidInput` for a wrong address, specification or spool folder.
     """
-    folder = _spool_folder(address_of(registry), spool)
+    address = address_of(registry)
+    address.refuse_open_token(token)
+    folder = _spool_folder(address, spool)
     validate_spec(spec)
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise InvalidInput(
-            f"the spool folder {folder} cannot be made ({error.strerror}): "
-            "set FLERM_SPOOL to one that can"
-        ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InvalidInput(
             f"the spool folder {folder} cannot be written: set FLERM_SPOOL to one that can"
@@ -78,9 +77,12 @@ def check_reporting(
 
 
 def _spool_folder(address: RegistryAddress, spool: str | os.PathLike[str] | None) -> Path:
-    if address.folder is not None:
+    """The folder of the spool file. Raises `InvalidInput` for one that others may write to."""
+    if address.folder is not None:  # a registry of its own, which users may share
+        make_private_folder(address.folder.absolute())
         return address.folder.absolute()
-    return (Path(spool).expanduser() if spool is not None else default_folder()).absolute()
+    named = Path(spool).expanduser() if spool is not None else default_folder()
+    return own_folder(named.absolute())
 
 
 class SpoolReporter:
@@ -133,6 +135,7 @@ class SpoolReporter:
         does not answer raises nothing.
         """
         address = address_of(registry)
+        address.refuse_open_token(token)
         validate_spec(spec)
         writer = SpoolWriter(_spool_folder(address, spool), address.text)
         path = writer.start(spec, attempt)
@@ -193,7 +196,8 @@ class SpoolReporter:
         )
         ours, theirs = socket.socketpair()
         try:
-            with theirs, sidecar(self.path, ".log").open("ab") as output:
+            log_file = sidecar(self.path, ".log")
+            with theirs, open_private(log_file, "ab", follow=False) as output:
                 self._uploader = subprocess.Popen(
                     command,
                     stdin=theirs.fileno(),
@@ -293,7 +297,8 @@ class SpoolReporter:
             return DeliveryReport(
                 left,
                 f"{what} not delivered ({why}); {kept} kept in {self.path.parent}, "
-                f"and `flerm sync --spool {self.path.parent}` sends what is left",
+                f"and `flerm sync --spool {self.path.parent} --registry {self._address.text}` "
+                "sends what is left",
             )
         if self._outcome["refused"]:
             refused = rows - int(self._outcome["acknowledged"])

@@ -23,6 +23,7 @@ from flerm_client.spool.frames import Frame, FrameType
 from flerm_client.spool.paths import quarantine, remove
 from flerm_client.spool.reader import SpoolReader, gap_of, message_of, origin_of
 from flerm_client.upload.progress import DeliveryProgress
+from flerm_core._files import is_own_file
 from flerm_core.errors import (
     DataLoss,
     FlermError,
@@ -259,6 +260,8 @@ def can_take_over(path: Path) -> tuple[bool, str]:
     It may when the owner is known to have ended. It also may when the file holds the end of the
     attempt, because a second delivery of a whole file changes nothing.
     """
+    if path.exists() and not is_own_file(path):
+        return False, f"{path.name} belongs to another user, or is a link"
     try:
         frames = iter(SpoolReader(path))
         first: Any = next(frames, None)

@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +18,8 @@ import pytest
 from flerm_client.cli import main
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Ending
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
@@ -122,6 +127,98 @@ def test_what_cannot_be_moved_is_said(
     monkeypatch.setenv("FLERM_REGISTRY", registry.address)
     assert main([each.format(tmp=tmp_path) for each in arguments]) == code
     assert sentence in capsys.readouterr().err
+
+
+class Liar(rpc.RegistryServicer):
+    """A registry whose recording has an id that is a path."""
+
+    def __init__(self, name: str) -> None:
+        self.recording = pb.Recording(spec=pb.RecordingSpec(id=name, family="f"))
+
+    def ListFamilies(self, *_: object) -> pb.ListFamiliesResponse:
+        return pb.ListFamiliesResponse(families=[pb.Family(name="f")])
+
+    def ListRecordings(self, *_: object) -> pb.ListRecordingsResponse:
+        return pb.ListRecordingsResponse(recordings=[self.recording])
+
+    def GetRecording(self, *_: object) -> pb.Recording:
+        return self.recording
+
+    def GetTrajectory(self, *_: object) -> Iterator[pb.TrajectoryChunk]:
+        yield pb.TrajectoryChunk(header=pb.TrajectoryHeader())
+
+
+@pytest.mark.parametrize("name", ["../../home/settings", "/tmp/settings", "..", "COM1", ""])
+def test_a_registry_chooses_no_path(tmp_path, capsys, name):
+    (tmp_path / "home").mkdir()
+    server = grpc.server(ThreadPoolExecutor(2))
+    rpc.add_RegistryServicer_to_server(Liar(name), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    arguments = [
+        "export",
+        "f",
+        str(tmp_path / "a" / "out"),
+        "--registry",
+        f"grpc://127.0.0.1:{port}",
+    ]
+    assert main(arguments) == 2
+    assert "recording_id:" in capsys.readouterr().err
+    server.stop(None)
+    found = {str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")}
+    assert found == {"home", "a", "a/out", "a/out/recordings"}
+
+
+def archive(folder: Path, *ids: str) -> Path:
+    """A folder that says that it holds the family f."""
+    (folder / "recordings").mkdir(parents=True)
+    (folder / "family.json").write_text(json.dumps({"name": "f", "order": ids}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "recordings", 7, None])
+def test_an_archive_names_no_file_outside(registry, tmp_path, capsys, name):
+    folder = archive(tmp_path / "f", name)
+    assert main(["import", str(folder), "--registry", registry.address]) == 2
+    assert "order:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("linked", ["{id}.json", "{id}.parquet", "../family.json", "../recordings"])
+def test_an_archive_has_no_links(registry, tmp_path, capsys, linked):
+    sent = spec(FAMILY)
+    folder = archive(tmp_path / "f", sent.id)
+    (folder / "recordings" / f"{sent.id}.json").write_text("{}")
+    path = folder / "recordings" / linked.format(id=sent.id)
+    path = folder / path.name if linked.startswith("..") else path
+    if path.exists():
+        path.rename(tmp_path / "outside")
+    else:
+        (tmp_path / "outside").touch()
+    path.symlink_to(tmp_path / "outside")
+    assert main(["import", str(folder), "--registry", registry.address]) == 2
+    assert "is a link or no plain file" in capsys.readouterr().err
+
+
+def test_exports_are_for_their_owner(start_registry: StartRegistry, tmp_path, capsys):
+    running = start_registry()
+    there = open_store(running.db)
+    sent = spec(FAMILY)
+    there.start(sent)
+    there.append_many([batch(sent.id, *rows(1, 2))])
+    there.close()
+    before = os.umask(0)
+    try:
+        for file in ("a.npz", "a.csv", "a.json"):
+            asked = ["export", sent.id, str(tmp_path / file), "--registry", running.address]
+            assert main(asked) == 0
+        asked = ["export", FAMILY, str(tmp_path / "out" / "family"), "--registry", running.address]
+        assert main(asked) == 0
+    finally:
+        os.umask(before)
+    made = [*tmp_path.glob("a.*"), tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert len(made) == 9
+    for each in made:
+        assert each.stat().st_mode & 0o777 == (0o700 if each.is_dir() else 0o600), each
 
 
 def test_a_folder_that_is_a_registry_is_synced_instead(tmp_path, capsys):

@@ -22,6 +22,7 @@ def gate(registry):
 
 
 def test_a_refused_token_ends_with_5_and_keeps_the_file(gate, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FLERM_REGISTRY", gate.address)
     monkeypatch.setenv("FLERM_TOKEN", "old")
     gate.behave(token="new")
     path = write_run(tmp_path, spec_of("sync-token"), [1], registry=gate.address)
@@ -66,6 +67,57 @@ def test_a_long_transfer_tells_how_far_it_is(registry, tmp_path):
             == 400
         )
     assert told[0] == (0, 400) and told[-1] == (400, 400)
+
+
+@pytest.mark.parametrize("configured", ["", "grpcs://registry.example:50051"])
+def test_the_token_goes_to_no_registry_that_only_a_file_names(
+    gate, tmp_path, capsys, monkeypatch, configured
+):
+    monkeypatch.setenv("FLERM_REGISTRY", configured)
+    monkeypatch.setenv("FLERM_TOKEN", "mine")
+    gate.behave(token="mine")
+    path = write_run(tmp_path, spec_of("sync-thief"), [1], registry=gate.address)
+    assert main(["sync", "--spool", str(tmp_path)]) == 5
+    said = capsys.readouterr().out
+    assert f"the token was not sent: only --registry {gate.address} or FLERM_REGISTRY" in said
+    assert path.exists()
+    assert main(["sync", "--spool", str(tmp_path), "--registry", f"{gate.address}/"]) == 0
+    assert not path.exists()
+
+
+def test_no_token_travels_where_others_could_read_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FLERM_TOKEN", "mine")
+    write_run(tmp_path, spec_of("sync-open"), [1], registry="")
+    asked = ["sync", "--spool", str(tmp_path), "--registry", "grpc://127.0.0.1.example.org:1"]
+    assert main(asked) == 5
+    assert "use grpcs:// or, in a network that you trust, set FLERM_INSECURE=1" in (
+        capsys.readouterr().out
+    )
+    monkeypatch.setenv("FLERM_INSECURE", "1")
+    assert main(asked) == 4  # it was tried
+
+
+def test_a_folder_that_others_may_write_to_is_not_sent(tmp_path, capsys):
+    write_run(tmp_path, spec_of("sync-shared"), [1], registry="grpc://127.0.0.1:1")
+    tmp_path.chmod(0o770)
+    assert main(["sync", "--spool", str(tmp_path)]) == 2
+    assert "can be written by other users (mode 0770)" in capsys.readouterr().err
+
+
+def test_links_and_files_of_others_are_left_alone(tmp_path, capsys):
+    spool = tmp_path / "spool"
+    path = write_run(spool, spec_of("sync-link"), [1], registry="grpc://127.0.0.1:1")
+    path.rename(tmp_path / path.name)
+    path.symlink_to(tmp_path / path.name)
+    os.mkfifo(spool / f"{'1' * 8}.spool")  # to read it would wait for ever
+    assert main(["sync", "--spool", str(spool)]) == 0
+    assert "nothing is left" in capsys.readouterr().out
+    if os.geteuid() == 0:
+        path.unlink()
+        (tmp_path / path.name).rename(path)
+        os.chown(path, 65534, 65534)
+        assert main(["sync", "--spool", str(spool)]) == 0
+        assert "belongs to another user" in capsys.readouterr().out and path.exists()
 
 
 def test_the_shell_completes_commands(capsys, monkeypatch):
