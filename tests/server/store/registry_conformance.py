@@ -90,7 +90,9 @@ class RegistryConformance:
     def test_everything_may_be_sent_twice(self, registry: RegistryBackend):
         sent = spec(family())
         remarks = ("1 tensor is unmeasured",)
-        ending = Ending("diverged", final_loss=0.5, final_step=300, tokens=9, remarks=remarks)
+        ending = Ending(
+            status="diverged", final_loss=0.5, final_step=300, tokens=9, remarks=remarks
+        )
         for _ in range(2):
             registry.start(sent, None)
         for _ in range(2):
