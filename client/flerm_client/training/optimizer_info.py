@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from flerm_client.training.proportional_step import refuse_disproportionate
+from flerm_client.training.proportional_step import ALLOWED, disproportion
 from flerm_core.errors import InvalidInput, Unsupported
 
 # By class name, looked for in the whole ancestry: most of these classes are in packages that need
-# not be installed.
+# not be installed. What holds for a whole class is refused by its name.
 _REFUSED = {
-    "LBFGS": "it chooses its step lengths by a line search",
+    "ZeroRedundancyOptimizer": "each rank steps only its own part of the parameters; "
+    "use FSDP2 (fully_shard) instead",
+    "DeepSpeedOptimizer": "it keeps the parameters in flat partitions of its own; "
+    "use FSDP2 (fully_shard)",
+}
+
+# Why a step is not proportional to its rate, where the trial finds that, or cannot be made.
+_REASONS = {
+    "LBFGS": "it chooses its step lengths by itself and has one rate for all tensors",
     "Rprop": "its step sizes adapt by themselves and ignore the learning rate after the first step",
     "ASGD": "its step is not proportional to its learning rate",
-    "Adafactor": "it scales its step by the weights and a schedule of its own",
+    "Adafactor": "it scales its step by a schedule of its own; transformers' Adafactor with "
+    "relative_step=False and a rate can be",
     "AdamWScheduleFree": "its weights are an average that moves between steps; use the plain AdamW",
     "SGDScheduleFree": "its weights are an average that moves between steps; use the plain SGD",
     "RAdamScheduleFree": "its weights are an average that moves between steps; use the plain RAdam",
@@ -26,10 +36,6 @@ _REFUSED = {
     "DAdaptAdaGrad": "it sets its own learning rate",
     "DAdaptLion": "it sets its own learning rate",
     "Prodigy": "it sets its own learning rate",
-    "ZeroRedundancyOptimizer": "each rank steps only its own part of the parameters; "
-    "use FSDP2 (fully_shard) instead",
-    "DeepSpeedOptimizer": "it keeps the parameters in flat partitions of its own; "
-    "use FSDP2 (fully_shard)",
 }
 
 # Settings that do not change the update at learning rate 1: they say how fast or where a step is
@@ -72,17 +78,37 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
             "an optimiser with capturable=True may run inside a CUDA graph, "
             "where its rates cannot be set; turn it off"
         )
-    refuse_disproportionate(optimizer)
+    _refuse_disproportionate(optimizer)
     return optimizer
 
 
 def _refuse(optimizer: object) -> None:
-    for kind in type(optimizer).__mro__:
-        if kind.__name__ in _REFUSED:
-            raise Unsupported(
-                f"{type(optimizer).__name__} cannot be measured or matched: "
-                f"{_REFUSED[kind.__name__]}"
-            )
+    reason = _reason(optimizer, _REFUSED)
+    if reason:
+        raise Unsupported(f"{type(optimizer).__name__} cannot be measured or matched: {reason}")
+
+
+def _refuse_disproportionate(optimizer: Optimizer) -> None:
+    """Raises `Unsupported` where a step does not scale with the rate of its own tensor.
+
+    A class that cannot be tried is refused where its name is known, else taken.
+    """
+    apart = disproportion(optimizer)
+    known = _reason(optimizer, _REASONS)
+    if (apart is None and known) or (apart is not None and apart > ALLOWED):
+        reason = known or (
+            "its step is not proportional to its learning rate, tensor by tensor "
+            "(tried at 1/64 of the rate)"
+        )
+        raise Unsupported(
+            f"{type(optimizer).__name__} cannot be measured or matched: {reason}; "
+            "use an optimizer such as AdamW"
+        )
+
+
+def _reason(optimizer: object, reasons: Mapping[str, str]) -> str:
+    names = (kind.__name__ for kind in type(optimizer).__mro__)
+    return next((reasons[name] for name in names if name in reasons), "")
 
 
 def initial_rate(optimizers: list[Optimizer]) -> float:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.optim import ASGD, SGD, Adagrad, Adam, AdamW, Muon, NAdam, Optimizer, RMSprop, Rprop
+from torch.optim import (
+    ASGD,
+    LBFGS,
+    SGD,
+    Adafactor,
+    Adagrad,
+    Adam,
+    AdamW,
+    Muon,
+    NAdam,
+    Optimizer,
+    RMSprop,
+    Rprop,
+)
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from flerm_client.training.proportional_step import refuse_disproportionate
-from flerm_core.errors import Unsupported
+from flerm_client.training.proportional_step import ALLOWED, disproportion
 
 
 class AveragedSGD(SGD):
@@ -52,9 +65,22 @@ def weights() -> list[nn.Parameter]:
 
 
 @pytest.mark.parametrize("kind", [AveragedSGD, SelfTuned, Rprop, ASGD])
-def test_a_step_that_ignores_its_rate_is_refused(kind: Any) -> None:
-    with pytest.raises(Unsupported, match=rf"{kind.__name__} cannot be measured or matched: its s"):
-        refuse_disproportionate(kind(weights(), lr=1e-2))
+def test_a_step_that_ignores_its_rate_is_far_from_proportional(kind: Any) -> None:
+    assert (disproportion(kind(weights(), lr=1e-2)) or 0.0) > 0.9
+
+
+def test_a_rate_that_all_tensors_share_is_found() -> None:
+    assert disproportion(LBFGS(weights(), lr=1e-2, max_iter=1)) == math.inf
+
+
+def test_a_schedule_that_takes_over_late_in_a_run_is_found() -> None:
+    """Adafactor's rate is at most 1/√t at step t."""
+    assert (disproportion(Adafactor(weights(), lr=1e-2)) or 0.0) > 0.8
+    assert disproportion(Adafactor(weights(), lr=1e-4)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_class_that_cannot_be_made_is_not_tried() -> None:
+    assert disproportion(Unknown(weights(), object())) is None
 
 
 @pytest.mark.parametrize(
@@ -67,16 +93,16 @@ def test_a_step_that_ignores_its_rate_is_refused(kind: Any) -> None:
         RMSprop(weights(), centered=True),
         Adagrad(weights(), lr_decay=0.1),
         Muon(weights()),
-        Unknown(weights(), object()),
     ],
     ids=lambda optimizer: type(optimizer).__name__,
 )
-def test_others_are_not_and_nothing_is_left(optimizer: Optimizer) -> None:
+def test_others_are_proportional_and_nothing_is_left(optimizer: Optimizer) -> None:
     called: list[object] = []
     handle = register_optimizer_step_pre_hook(lambda *_: called.append(1))
     states = torch.get_rng_state(), random.getstate()
     before = str(optimizer.state_dict())
-    refuse_disproportionate(optimizer)
+    apart = disproportion(optimizer)
     handle.remove()
+    assert apart is not None and apart < ALLOWED
     assert not called and str(optimizer.state_dict()) == before
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
