@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flerm_core import _trajectory_formats
 from flerm_core._arrays import check_length, column_of, steps_of, values_of
-from flerm_core._files import atomic_path
-from flerm_core.errors import DataLoss, InvalidInput, NotFound, Unsupported, join_names
+from flerm_core.errors import InvalidInput, NotFound, join_names
 from flerm_core.figures.notebook import mime_bundle
 from flerm_core.figures.trajectory_figure import fslr_figure
 from flerm_core.log_interpolation import geometric_mean, interpolate_rows, log_spread
@@ -25,8 +22,6 @@ from flerm_core.run_clock import Reading, step_at
 
 if TYPE_CHECKING:
     import pandas
-
-_FORMAT = "flerm-trajectory-1"
 
 
 class Trajectory:
@@ -114,11 +109,8 @@ class Trajectory:
     def __iter__(self) -> Iterator[Measurement]:
         """The rows, in the order of their steps."""
         for at, step in enumerate(self.steps):
-            loss, rate, tokens = (
-                float(self.losses[at]),
-                float(self.learning_rates[at]),
-                int(self.tokens[at]),
-            )
+            loss, rate = float(self.losses[at]), float(self.learning_rates[at])
+            tokens = int(self.tokens[at])
             yield Measurement(
                 step=int(step),
                 values=self.values[at],
@@ -334,41 +326,14 @@ class Trajectory:
         What was not logged or measured is missing (NaN; <NA> for tokens). Raises `Unsupported`
         where pandas is not installed.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError as error:
-            raise Unsupported(
-                "to_dataframe needs the package pandas, which is not installed: pip install pandas"
-            ) from error
-        index = pandas.Index(self.steps, name="step")
-        tokens = pandas.array(self.tokens, dtype="Int64")
-        tokens[self.tokens < 0] = pandas.NA
-        logged = {"loss": self.losses, "learning_rate": self.learning_rates, "tokens": tokens}
-        values = pandas.DataFrame(self.values, index=index, columns=self.names)
-        return pandas.concat([pandas.DataFrame(logged, index=index), values], axis=1)
+        return _trajectory_formats.to_dataframe(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to one .npz file without pickles.
 
         A failed write leaves the old file as it was.
         """
-        target = Path(path)
-        header = {
-            "format": _FORMAT,
-            "names": self.names,
-            "shapes": self.shapes,
-            "bands": self.bands,
-        }
-        with atomic_path(target) as partial, partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                header=np.frombuffer(json.dumps(header).encode(), np.uint8),
-                steps=self.steps,
-                values=self.values,
-                losses=self.losses,
-                learning_rates=self.learning_rates,
-                tokens=self.tokens,
-            )
+        _trajectory_formats.write_file(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
@@ -376,37 +341,7 @@ class Trajectory:
 
         Raises `NotFound` for a missing file, `DataLoss` for a damaged file or another format.
         """
-        if not Path(path).is_file():
-            raise NotFound(f"path: there is no file {os.fspath(path)}")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                header: dict[str, Any] = json.loads(file["header"].tobytes())
-                if header.get("format") != _FORMAT:
-                    raise DataLoss(
-                        f"{os.fspath(path)} has the format {header.get('format')!r}; this version "
-                        f"reads {_FORMAT!r}"
-                    )
-                return cls(
-                    header["names"],
-                    header["shapes"],
-                    file["steps"],
-                    file["values"],
-                    bands=header["bands"],
-                    losses=file["losses"],
-                    learning_rates=file["learning_rates"],
-                    tokens=file["tokens"],
-                )
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            AttributeError,
-            zipfile.BadZipFile,
-        ) as error:
-            raise DataLoss(
-                f"{os.fspath(path)} is not a trajectory that can be read: {error}"
-            ) from error
+        return _trajectory_formats.read_file(path, cls)
 
 
 def thin(rows: int, max_points: int) -> NDArray[np.int64]:
@@ -442,16 +377,10 @@ def _logged_columns(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Losses, learning rates and tokens at `steps`; NaN or -1 at a step that has no row."""
     at = np.searchsorted(steps, trajectory.steps)
-    losses, rates, tokens = (
-        np.full(len(steps), np.nan),
-        np.full(len(steps), np.nan),
-        np.full(len(steps), -1, np.int64),
-    )
-    losses[at], rates[at], tokens[at] = (
-        trajectory.losses,
-        trajectory.learning_rates,
-        trajectory.tokens,
-    )
+    losses, rates = np.full((2, len(steps)), np.nan)
+    tokens = np.full(len(steps), -1, np.int64)
+    losses[at], rates[at] = trajectory.losses, trajectory.learning_rates
+    tokens[at] = trajectory.tokens
     return losses, rates, tokens
 
 
