@@ -13,21 +13,32 @@ from .launch import on_ranks
 Z = "kronecker,iid,full"
 TWO = {
     "blocks": f"{Z},example,exact",
-    "tied": f"{Z},example",
-    "offloaded": "kronecker,example",
-    "resharded": "kronecker,example",
+    "tied": "full,example",
+    "offloaded": "example",
+    "resharded": "example",
     "columns": "kronecker,example",
-    "some": "kronecker,full,example",
-    "summed": "kronecker,example",
-    "accumulating": "kronecker,example",
-    "frozen": "kronecker,example",
-    "uneven": f"{Z},example,exact",
+    "some": "full,example",
+    "summed": "example",
+    "accumulating": "kronecker",
+    "frozen": "example",
+    "uneven": "iid,example,exact",
     "gallery-behind": "example",
     "gallery-positions": "kronecker,example",
     "gallery-convolution": "example",
     "tp": f"{Z},example",
     "sequence": "kronecker,example",
-    "vocabulary": f"{Z},example,exact",
+    "vocabulary": "kronecker,example,exact",
+}
+MORE_OF_TWO = {
+    "tied": "kronecker,iid",
+    "offloaded": "kronecker",
+    "resharded": "kronecker",
+    "some": "kronecker",
+    "summed": "kronecker",
+    "accumulating": "example",
+    "frozen": "kronecker",
+    "uneven": "kronecker,full",
+    "vocabulary": "iid,full",
 }
 FOUR = {"hsdp-uneven": "kronecker,example", "fsdp-sequence": "kronecker,example,exact"}
 MORE = {
@@ -67,6 +78,11 @@ def compare(found: list[Any], name: str, estimator: str) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return measured(TWO, 2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def more_of_two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return measured(MORE_OF_TWO, 2, tmp_path_factory.mktemp("more_of_two"))
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +177,14 @@ def test_bytes_of_kronecker_when_sharded_are_the_sums_along_the_dimension_that_i
     others = sum(p.ndim for p in sharded.build().parameters())
     assert lengths == [8, 8 * (2 + sum(whole) + others)]
     assert sum(lengths) < 0.2 * parameters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "estimator"), pairs(MORE_OF_TWO))
+def test_two_ranks_measure_as_one_by_other_estimators(
+    more_of_two: list[Any], name: str, estimator: str
+) -> None:
+    compare(more_of_two, name, estimator)
 
 
 @pytest.mark.slow

@@ -57,7 +57,9 @@ def steps(
 
 
 @pytest.mark.filterwarnings("ignore:`example` has one sample a draw")
-@pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 7])
+@pytest.mark.parametrize(
+    "stop", [0, 1, 4, *(pytest.param(at, marks=pytest.mark.slow) for at in (3, 6, 7))]
+)
 @pytest.mark.parametrize(
     ("name", "how"),
     [("resmlp", "record"), ("resmlp", "match"), ("decoder", "record"), ("convnet", "record")],

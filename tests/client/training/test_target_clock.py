@@ -129,7 +129,9 @@ CLOCKS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("stop", [0, 1, 2, 5])
+@pytest.mark.parametrize(
+    "stop", [0, 2, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 5))]
+)
 @pytest.mark.parametrize("clock", CLOCKS, ids=lambda clock: clock["clock"])
 @pytest.mark.parametrize("source", ["trajectory", "registry"])
 def test_a_resumed_run_goes_on_by_its_clock(

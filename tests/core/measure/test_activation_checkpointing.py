@@ -62,6 +62,7 @@ def test_non_reentrant_checkpoints_change_nothing(estimator: str) -> None:
     assert checkpointed[1] == pytest.approx(plain[1], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_measurement_keeps_what_checkpoints_save() -> None:
     """Beside activations a measurement needs W_old, the training's gradients and temporaries."""
 

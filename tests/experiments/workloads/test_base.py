@@ -105,7 +105,9 @@ def test_width_widens_and_depth_repeats_blocks_without_renaming(name: str) -> No
 
 
 @pytest.mark.parametrize("name", RESIDUAL)
-@pytest.mark.parametrize(("width", "depth"), [(1, 2), (1, 8), (4, 1)])
+@pytest.mark.parametrize(
+    ("width", "depth"), [(1, 8), (4, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
 def test_initial_outputs_have_the_same_size_at_every_depth_and_width(
     name: str, width: int, depth: int
 ) -> None:

@@ -28,7 +28,10 @@ def squares(
     return {name: np.array([reading[name] for reading in readings]) ** 2 for name in parameters}
 
 
-@pytest.mark.parametrize(("estimator", "draws"), [("example", 200), ("full", 600)])
+MANY = [pytest.param(*each, marks=pytest.mark.slow) for each in (("example", 200), ("full", 600))]
+
+
+@pytest.mark.parametrize(("estimator", "draws"), [("example", 60), ("full", 150), *MANY])
 @pytest.mark.parametrize("name", models.CASES)
 def test_mean_of_squares_is_the_exact_one_within_four_standard_errors(
     name: str, estimator: str, draws: int
@@ -36,9 +39,6 @@ def test_mean_of_squares_is_the_exact_one_within_four_standard_errors(
     case = models.build(name)
     update, changes = random_update(case.model)
     batch = case.batch(1)
-    if (name, estimator) == ("behind", "example"):
-        # Slower: forward mode for each weight that is read without calling its module.
-        draws = 60
     exact = exact_fslr(at_old(case.model, changes), changes, [batch])
     for tensor, samples in squares(estimator, case, update, [batch], draws).items():
         error = abs(samples.mean() - exact[tensor] ** 2)
