@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,9 +60,7 @@ def fslr_figure(
     if not len(trajectory):
         return nothing("No measurement yet")
     thinned = trajectory.thinned(MAX_POINTS)
-    lines = [
-        _line(thinned, name, at) for at, name in enumerate(dict.fromkeys(tensors[:MAX_TENSORS]))
-    ]
+    lines = tensor_traces(thinned, tensors)
     data = [*band_traces(thinned, faint=bool(lines)), *lines]
     if not data:
         return nothing("Depth groups only, which count in no band: name one to draw it")
@@ -122,6 +120,13 @@ def band_traces(trajectory: Trajectory, *, faint: bool = False) -> list[dict[str
     return traces
 
 
+def tensor_traces(trajectory: Trajectory, tensors: Sequence[str]) -> list[dict[str, Any]]:
+    """A line for each of the first `MAX_TENSORS` of `tensors`."""
+    return [
+        _line(trajectory, name, at) for at, name in enumerate(dict.fromkeys(tensors[:MAX_TENSORS]))
+    ]
+
+
 def _quantiles(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Low, median, high of each row over what was measured: [3, T]; NaN where nothing was."""
     result = np.full((3, len(values)), np.nan)
@@ -152,10 +157,11 @@ def _line(trajectory: Trajectory, name: str, place: int) -> dict[str, Any]:
     }
 
 
-def run_figure(trajectory: Trajectory) -> Figure:
+def run_figure(trajectory: Trajectory, others: Mapping[str, Trajectory] | None = None) -> Figure:
     """Loss (left axis) and learning rate (right axis) at the measured steps.
 
-    Of the two, one that was never logged is left out.
+    Of the two, one that was never logged is left out. others: runs whose losses are drawn beside
+    this one's, by label.
     """
     thinned = trajectory.thinned(MAX_POINTS)
     steps = thinned.steps.tolist()
@@ -168,6 +174,16 @@ def run_figure(trajectory: Trajectory) -> Figure:
         data.append(
             _series(steps, numbers(losses.tolist()), "loss", mode, line, hovertemplate=hover)
         )
+    for at, (label, other) in enumerate((others or {}).items()):
+        beside = other.thinned(MAX_POINTS)
+        if np.isfinite(beside.losses).any():
+            line = {"color": PALETTE[at + 1], "width": 1.5, "dash": DASHES[1 + at % 4]}
+            hover = f"loss, {text(label)}: %{{y:.5~g}}<extra></extra>"
+            name = f"loss, {text(label)}"
+            values = numbers(beside.losses.tolist())
+            data.append(
+                _series(beside.steps.tolist(), values, name, mode, line, hovertemplate=hover)
+            )
     if np.isfinite(rates).any():
         hover = "learning rate: %{y:.4~g}<extra></extra>"
         line = {"color": GREY, "width": 1.5, "dash": "dot"}

@@ -46,6 +46,10 @@ __all__ = [
     "thinned_columns",
 ]
 
+NOISE = 1e-4
+"""A measurement below so much of the median over tensors is noise."""
+ROUNDING = 1 / 16
+"""In octaves; multipliers are rounded to this."""
 MAX_COMPARED = 500
 MAX_ROWS = 256  # of a run, enough for a mean over it
 
@@ -278,7 +282,7 @@ def multipliers(
     *,
     previous: Mapping[str, float] | None = None,
     clamp: tuple[float, float] = (1 / 4096, 4096.0),
-    noise: float = 1e-4,
+    noise: float = NOISE,
     only: Collection[str] = (),
 ) -> Multipliers:
     """m = target / measured (Eq. 19), rounded to 1/16 octave, for every tensor in `measured` or
@@ -317,7 +321,9 @@ def multipliers(
             noisy.append(name)
         else:
             octaves = np.log2(target) - np.log2(value)
-            result[name] = float(np.clip(2.0 ** (np.round(16 * octaves) / 16), low, high))
+            result[name] = float(
+                np.clip(2.0 ** (np.round(octaves / ROUNDING) * ROUNDING), low, high)
+            )
             if not np.log2(low) <= octaves <= np.log2(high):
                 clamped.append(name)
     return Multipliers(

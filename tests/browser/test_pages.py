@@ -29,7 +29,9 @@ def paths(found: Gallery) -> dict[str, str]:
         "family": FAMILY,
         "recording": f"/recordings/{ids['base']}",
         "tensors": f"/recordings/{ids['base']}?pattern=layers.0.*",
+        "matched": f"/recordings/{ids['matched']}?step=301",
         "running": f"/recordings/{ids['running']}",
+        "words": "/glossary",
         "compare": f"/compare?ids={ids['base']},{ids['matched']},{ids['plain']}",
         "compare nothing": "/compare",
         "match": f"/match?family=team/decoder&lr=0.004&recording={ids['plain']}",
@@ -43,7 +45,9 @@ PAGES = [
     "family",
     "recording",
     "tensors",
+    "matched",
     "running",
+    "words",
     "compare",
     "compare nothing",
     "match",
@@ -161,6 +165,30 @@ def test_tensors_are_drawn_on_demand(open_page: Open, filled: Gallery):
     page.wait_for_url("**pattern=readout.weight#fslr")
     page.go_back()
     expect(page.get_by_text("2 tensors drawn")).to_be_visible()
+
+
+def test_a_matched_run_says_at_which_rate_a_tensor_ran_and_why(open_page: Open, filled: Gallery):
+    page = open_page(f"{filled.url}/recordings/{filled.ids['matched']}")
+    asked = f"{filled.url}/api/v1/recordings/{filled.ids['matched']}/rates"
+    found = httpx.get(asked, params={"pattern": "layers.1.mlp.down.weight"}).json()
+    tensor = {name: f"{values[0]:.4g}" for name, values in found["tensors"][0].items()
+              if name in ("learning_rate", "multiplier", "target", "fslr")}  # fmt: skip
+    section = page.get_by_role("region", name="Learning rate of every tensor, and why")
+    expect(section).to_contain_text("carried to this depth by the rule coherent")
+    row = section.get_by_role("row").filter(has_text="layers.1.mlp.down.weight")
+    cells = row.get_by_role("cell").all_text_contents()
+    assert cells[:4] == [
+        tensor["learning_rate"],
+        f"× {tensor['multiplier']}",
+        tensor["target"],
+        tensor["fslr"],
+    ]
+    page.get_by_label("At step").select_option("301")
+    page.get_by_role("button", name="Show").click()
+    page.wait_for_url("**step=301#rates")
+    expect(section).to_contain_text("as they were at step 1, where the run was last matched")
+    section.get_by_role("link", name="seed 0").click()
+    expect(page).to_have_url(f"{filled.url}/recordings/{filled.ids['base']}")
 
 
 def test_recordings_are_chosen_and_compared(open_page: Open, filled: Gallery):

@@ -7,6 +7,7 @@ import uuid
 
 import numpy as np
 
+from flerm_core.matching.targets import targets_digest
 from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.recording import Attempt, Ending, Measurement, ParameterList, RecordingSpec
 from flerm_server.store.interface import Batch, Store
@@ -55,9 +56,13 @@ def record(
     listed: ParameterList | None = None,
     steps: np.ndarray | None = None,
     scale: float = 1.0,
+    multipliers: np.ndarray | None = None,
     **spec: object,
 ) -> str:
-    """One recording with its rows; the id. `status` running leaves it open."""
+    """One recording with its rows; the id. `status` running leaves it open.
+
+    multipliers [parameters]: of a run that was matched once.
+    """
     listed = listed or parameters()
     steps = np.arange(1, 2002, 100) if steps is None else steps
     identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{family} {lr} {seed} {spec} {status}"))
@@ -65,7 +70,7 @@ def record(
         id=identity, family=family, lr=lr, seed=seed, parameters=listed, optimizer="Adam", **spec
     )
     store.start(sent, Attempt(id=identity))
-    append(store, identity, listed, steps, seed=seed, scale=scale, lr=lr)
+    append(store, identity, listed, steps, seed=seed, scale=scale, lr=lr, multipliers=multipliers)
     if status != "running":
         store.finish(
             identity,
@@ -86,8 +91,10 @@ def append(
     seed: int = 0,
     scale: float = 1.0,
     lr: float = 0.004,
+    multipliers: np.ndarray | None = None,
 ) -> None:
     """Rows at `steps`, with a loss that falls and a rate that decays."""
+    vectors = {} if multipliers is None else {"multiplier": multipliers.astype(np.float32)}
     values = fslrs(listed, steps, seed, scale)
     for start in range(0, len(steps), 200):
         rows = [
@@ -96,22 +103,41 @@ def append(
                 values=values[at],
                 loss=2 + 3.5 * math.exp(-int(step) / 500),
                 learning_rate=lr * (1 - int(step) / (1.2 * float(steps[-1]) + 1)),
+                vectors=vectors,
             )
             for at, step in enumerate(steps[start : start + 200].tolist(), start)
         ]
         store.append_many([Batch(recording, MeasurementBatch.of(rows))])
 
 
+def matched_to(store: Store, base: str, listed: ParameterList, seed: int, scale: float) -> dict:
+    """What `record` takes for a run that was matched at step 1 to the recording `base`."""
+    trajectory = store.trajectory(base)
+    measured = fslrs(listed, trajectory.steps, seed, scale)[0]
+    octaves = np.round(16 * np.log2(trajectory.values[0] / measured)) / 16
+    names, steps = trajectory.names, trajectory.steps
+    return {
+        "variant": "matched",
+        "seed": seed,
+        "scale": scale,
+        "listed": listed,
+        "multipliers": 2.0**octaves,
+        "targets_sources": (base,),
+        "targets_digest": targets_digest(names, steps, trajectory.values),
+    }
+
+
 def sweep(store: Store, family: str = "team/decoder") -> dict[str, str]:
     """Base, plain and matched runs over five rates. Returns an id of each, and of a live run."""
     store.register_family(family, description="Prenorm decoder on bytes, 2,000 steps of 16 × 64")
     ids: dict[str, str] = {}
+    bases: dict[float, str] = {}
     for seed in range(3):
         for lr in RATES:
             loss = 2.27 + 0.05 * math.log2(lr / 0.0038) ** 2 + 0.01 * seed
             found = record(store, family, lr=lr, seed=seed, loss=loss, config={"width": 32})
-            if lr == 0.004 and seed == 0:
-                ids["base"] = found
+            bases.setdefault(lr, found)
+    ids["base"] = bases[0.004]
     for lr in RATES:
         octaves = math.log2(lr / 0.0011)
         plain = {"role": "scaled", "config": {"width": 128}, "listed": parameters(width=128)}
@@ -120,14 +146,9 @@ def sweep(store: Store, family: str = "team/decoder") -> dict[str, str]:
         ids["plain"] = record(
             store, family, lr=lr, seed=3, status=status, loss=loss, scale=4.0, **plain
         )
-        matched = {
-            **plain,
-            "variant": "matched",
-            "targets_sources": (ids["base"],),
-            "targets_digest": "0f" * 32,
-        }
+        matched = plain | matched_to(store, bases[lr], plain["listed"], 4, 4.0)
         found = record(
-            store, family, lr=lr, seed=4, loss=2.07 + 0.05 * math.log2(lr / 0.0041) ** 2, **matched
+            store, family, lr=lr, loss=2.07 + 0.05 * math.log2(lr / 0.0041) ** 2, **matched
         )
         if lr == 0.004:
             ids["matched"] = found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +21,8 @@ from flerm_client.cli.common import (
     transfer,
 )
 from flerm_client.cli.recordings import as_plain
+from flerm_core.errors import NotFound
+from flerm_core.matching.matched_rates import MatchedRates
 from flerm_core.records.recording import Recording
 from flerm_core.trajectory import Trajectory
 
@@ -28,27 +32,34 @@ def show(
     pattern: Annotated[
         str, typer.Option(help="only parameters that match this shell-style pattern")
     ] = "",
+    step: Annotated[
+        int | None,
+        typer.Option(help="of a matched run: the step whose learning rates are shown"),
+    ] = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Show one recording, and the FSLRs of its first and last measurement.
+    """Show one recording: the FSLRs of its first and last measurement, and of a matched run the
+    target, the multiplier and the learning rate of every tensor.
 
     Example: flerm show 6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11 --pattern '*.weight'
     """
     path = Path(recording)
-    found, trajectory, notes = (
-        _from_spool(path, pattern)
+    found, trajectory, notes, rates = (
+        (*_from_spool(path, pattern), None)
         if path.suffix == ".spool"
         else _from_registry(recording, registry, pattern)
     )
     if as_json:
         series = [{"step": row.step, "loss": row.loss, "fslr": row.values} for row in trajectory]
-        print_json(
-            {**as_plain(found), "names": trajectory.names, "trajectory": series, "notes": notes}
-        )
+        content = {"names": trajectory.names, "trajectory": series, "notes": notes}
+        at = [] if rates is None else [asdict(each) for each in rates.at(step)]
+        print_json({**as_plain(found), **content, "rates": at})
         return
     _print_summary(found, notes)
-    if len(trajectory):
+    if rates is not None:
+        _print_rates(rates, step, set(trajectory.names))
+    elif len(trajectory):
         _print_parameters(trajectory)
 
 
@@ -70,6 +81,25 @@ def _print_summary(found: Recording, notes: list[str]) -> None:
     say(f"begun {local_time(found.created_at)}{by}, ended {local_time(found.finished_at)}")
     for note in (*found.remarks, *notes):
         say(note)
+
+
+def _print_rates(rates: MatchedRates, step: int | None, names: set[str]) -> None:
+    """A row for each tensor among `names`; multiplier · FSLR over the target is "reached"."""
+    shown = rates.match_step if step is None else step
+    rule = (
+        f"depth rule {rates.depth}, by {rates.clock}" if rates.depth else "as reached when matched"
+    )
+    seeds = ", ".join(f"{each.spec.id[:8]} (seed {each.spec.seed})" for each in rates.sources)
+    say(f"last matched at step {rates.match_step}; targets: {rule}; from {seeds or 'no recording'}")
+    if rates.missing:
+        say(f"{len(rates.missing)} base recordings are not in the registry any more")
+    rows = [
+        (each.name, each.rate, each.multiplier, each.target, each.fslr, each.ratio, each.note)
+        for each in rates.at(shown)
+        if each.name in names
+    ]
+    columns = ("tensor", f"rate at step {shown}", "multiplier", "target", "FSLR", "reached", "note")
+    print_table(columns, rows, empty="no parameters")
 
 
 def _print_parameters(trajectory: Trajectory) -> None:
@@ -95,19 +125,21 @@ def _print_parameters(trajectory: Trajectory) -> None:
 
 def _from_registry(
     recording_id: str, registry: str | None, pattern: str
-) -> tuple[Recording, Trajectory, list[str]]:
+) -> tuple[Recording, Trajectory, list[str], MatchedRates | None]:
     with client(registry) as connected, transfer(f"recording {recording_id}") as bar:
-        return (
-            connected.recording(recording_id),
-            connected.trajectory(recording_id, pattern=pattern, progress=bar),
-            [],
-        )
+        found = connected.recording(recording_id)
+        trajectory = connected.trajectory(recording_id, pattern=pattern, progress=bar)
+        matched = found.spec.variant != "plain" or found.spec.targets_sources
+        rates = None
+        if matched and len(trajectory):
+            with suppress(NotFound):  # µP and its like are no matches
+                rates = connected.matched_rates(recording_id)
+        return found, trajectory, [], rates
 
 
 def _from_spool(path: Path, pattern: str) -> tuple[Recording, Trajectory, list[str]]:
     from flerm_client.registry.folder_backend import StoredRecording
     from flerm_client.spool.reader import read
-    from flerm_core.errors import NotFound
 
     if not path.exists():
         raise NotFound(f"there is no spool file {path}")

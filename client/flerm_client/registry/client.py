@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from flerm_client.registry.address import address_of, token_of
 from flerm_client.registry.columns import measurements, parameter_list
 from flerm_core.errors import InvalidInput
+from flerm_core.matching.matched_rates import MatchedRates, matched_rates
 from flerm_core.matching.targets import Targets
 from flerm_core.parameter_names import as_axes
 from flerm_core.records.auxiliary import AuxiliaryColumns
@@ -331,6 +332,22 @@ class RegistryClient:
         `first_step`, `last_step`: range of the steps, both included; None: no limit.
         """
         return self._backend.auxiliary(recording_id, first_step, last_step)
+
+    def matched_rates(self, recording_id: str) -> MatchedRates:
+        """The learning rates that a matched run trained at, with the targets behind them.
+
+        Raises `NotFound` for a recording that was not matched.
+        """
+        found = self.recording(recording_id)
+        families = self.families(found.spec.family)
+        return matched_rates(
+            found,
+            self.trajectory(recording_id),
+            self.auxiliary(recording_id),
+            find=self.recording,
+            load=self.trajectory,
+            blocks=next(each.blocks for each in families if each.name == found.spec.family),
+        )
 
     def targets(
         self,

@@ -15,7 +15,15 @@ from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddle
 from flerm_server.auth.authenticator import Authenticator
 from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.http import health, problems
-from flerm_server.http.api import events, families, figures, recordings, targets, trajectory_formats
+from flerm_server.http.api import (
+    events,
+    families,
+    figures,
+    rates,
+    recordings,
+    targets,
+    trajectory_formats,
+)
 from flerm_server.http.authentication import Authenticate
 from flerm_server.http.middleware import (
     LimitBody,
@@ -25,7 +33,7 @@ from flerm_server.http.middleware import (
     SendInPieces,
     ShareThreads,
 )
-from flerm_server.http.web import assets, login, match_page, pages
+from flerm_server.http.web import assets, login, match_page, pages, recording_page
 from flerm_server.http.web.templating import Pages, PublicAddress
 from flerm_server.metrics import Metrics
 from flerm_server.version import version
@@ -75,9 +83,9 @@ def create_app(
     app.state.pages = Pages(app.state.assets)
     problems.install(app, pages.ErrorPage(app.state.pages))
     # In this order: `/families/{name:path}` also fits the paths of the routes before it.
-    for routes in (figures, events, families, recordings, targets):
+    for routes in (figures, events, families, rates, recordings, targets):
         app.include_router(routes.api)
-    for routes_of_pages in (match_page, pages, login, assets):
+    for routes_of_pages in (match_page, pages, recording_page, login, assets):
         app.include_router(routes_of_pages.web)
     app.include_router(health.api)
     app.mount("/docs/assets", StaticFiles(directory=API_ASSETS), name="docs-assets")

@@ -15,17 +15,24 @@ from fnmatch import fnmatchcase
 
 from flerm_core.errors import Ambiguous, NotFound, join_names
 from flerm_core.figures import Curve, curves_of
+from flerm_core.matching import matched_rates as rates
 from flerm_core.matching import target_ratios as ratios
 from flerm_core.matching.match import Multipliers, multipliers
+from flerm_core.matching.matched_rates import MatchedRates
 from flerm_core.matching.targets import Targets, build_targets
 from flerm_core.records import validation
+from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import STATUSES, Family, Recording, same_lr
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_of_runs, loss_curve
+from flerm_server.store.auxiliary_codec import decode
 from flerm_server.store.interface import Selection, Store
 
 MAX_SEEDS = 32  # columns of a `SeedCoverage`
+
+PEERS = ("plain", "matched")
+"""The variants whose losses are shown beside another's."""
 
 RoleAndVariant = tuple[str, str]
 """What tells the kinds of run of one family apart: ("base", "plain"), ("scaled", "matched"), ..."""
@@ -128,6 +135,52 @@ def match(
     """
     found = targets(store, query if query.names else replace(query, names=tuple(measured)))
     return found, multipliers(dict(found), measured)
+
+
+def matched_rates(store: Store, recording_id: str, *, max_points: int = 0) -> MatchedRates:
+    """The learning rates that a matched run trained at, with the targets behind them.
+
+    The rows are thinned to `max_points` (0: all). Raises `NotFound` for an unknown recording and
+    for one that was not matched.
+    """
+    query = TrajectoryQuery(recording_id=recording_id, max_points=max_points)
+    selection, _ = select(store, query)
+    found = selection.recording
+    packed = [decode(each) for rows in store.read(selection) for each in rows.auxiliary]
+    with store.computing():
+        return rates.matched_rates(
+            found,
+            store.load(selection),
+            AuxiliaryColumns.of(selection.steps, packed, found.parameter_count),
+            find=store.recording,
+            load=store.trajectory,
+            blocks=store.family(found.spec.family).blocks,
+        )
+
+
+def peers(store: Store, recording: Recording) -> dict[str, Recording]:
+    """The runs to show beside a scaled one: the same model trained by other variants at the same
+    rate, and the base at that rate; by label.
+
+    Of several the one with the same seed counts, else the newest. A base has none.
+    """
+    spec = recording.spec
+    if spec.role == "base":
+        return {}
+    wanted = RecordingFilter(
+        family=spec.family, lr_min=spec.lr, lr_max=spec.lr, optimizer=spec.optimizer
+    )
+    found: dict[str, Recording] = {}
+    for each in store.recordings(wanted, page_size=validation.MAX_PAGE_SIZE).items:
+        its = each.spec
+        base = its.id in spec.targets_sources or (
+            not spec.targets_sources and (its.role, its.variant) == ("base", "plain")
+        )
+        same = its.config == spec.config and its.variant in PEERS and its.variant != spec.variant
+        label = "base" if base else its.variant if same and its.role == "scaled" else ""
+        if label and (label not in found or its.seed == spec.seed != found[label].spec.seed):
+            found[label] = each
+    return found
 
 
 def target_ratios(store: Store, base_id: str, other_id: str, *, max_points: int = 0) -> Trajectory:

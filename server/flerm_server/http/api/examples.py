@@ -145,6 +145,34 @@ TRAJECTORY_VALUE: dict[str, Any] = {
     "rows": [{"step": 1, "loss": 2.31, "learning_rate": 0.004, "tokens": None, "values": [28.98]}],
 }
 
+RATES_VALUE: dict[str, Any] = {
+    "recording_id": ID,
+    "depth": "coherent",
+    "clock": "step",
+    "sources": [ID],
+    "missing": [],
+    "steps": [1],
+    "schedule": [0.004],
+    "match_step": 1,
+    "tensors": [
+        {
+            "name": "layers.0.weight",
+            "band": "feed-forward",
+            "shape": [32, 32],
+            "note": "",
+            "target": [28.98],
+            "fslr": [103.0],
+            "multiplier": [0.2872],
+            "learning_rate": [0.001149],
+            "ratio": [1.0208],
+        }
+    ],
+}
+RATES_CSV = (
+    "step,name,band,target,fslr,multiplier,learning_rate,ratio,note\n"
+    "1,layers.0.weight,feed-forward,28.98,103,0.2872,0.001149,1.0208,\n"
+)
+
 Responses = dict[int | str, dict[str, Any]]
 
 
@@ -168,6 +196,15 @@ TRAJECTORY: Responses = {
         "content": {
             "application/json": {"example": TRAJECTORY_VALUE},
             "text/csv": {"example": CSV, "schema": {"type": "string"}},
+            "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
+        }
+    }
+}
+RATES: Responses = {
+    200: {
+        "content": {
+            "application/json": {"example": RATES_VALUE},
+            "text/csv": {"example": RATES_CSV, "schema": {"type": "string"}},
             "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
         }
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,6 +13,7 @@ from flerm_core.figures import Figure, fslr_figure, loss_figure, ratio_figure, r
 from flerm_core.figures.trajectory_figure import MAX_POINTS
 from flerm_core.records.checks import quote_value
 from flerm_core.records.queries import BestQuery, TrajectoryQuery
+from flerm_core.trajectory import Trajectory
 from flerm_server.http import etags
 from flerm_server.http.api import examples
 from flerm_server.http.api.schemas import FigureOut
@@ -19,6 +21,7 @@ from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.figure_selection import matching_names, recording_ids
 from flerm_server.http.problems import PROBLEM
 from flerm_server.store import queries
+from flerm_server.store.interface import Store
 
 api = APIRouter(prefix="/api/v1", responses=PROBLEM, tags=["figures"])
 
@@ -39,8 +42,11 @@ def recording(
     request: Request,
     recording_id: examples.RecordingId,
     kind: Annotated[
-        Literal["fslr", "run"],
-        Query(description="fslr: FSLRs by band; run: loss and learning rate"),
+        Literal["fslr", "run", "rates"],
+        Query(
+            description="fslr: FSLRs by band; run: loss and learning rate; rates: of a matched "
+            "run, multiplier · FSLR over the target"
+        ),
     ] = "fslr",
     pattern: Annotated[
         str,
@@ -60,6 +66,10 @@ def recording(
     etag = etags.etag_of([store.recording(recording_id)], "figure", request.url.query)
     if same := etags.unchanged(request, etag):
         return same
+    if kind == "rates":
+        matched = queries.matched_rates(store, recording_id, max_points=MAX_POINTS)
+        shown = matched.ratio_trajectory.between(first_step, last_step)
+        return _answer(ratio_figure(shown, _tensors(shown, pattern)), etag)
     query = TrajectoryQuery(
         recording_id=recording_id,
         first_step=first_step,
@@ -67,14 +77,28 @@ def recording(
         max_points=MAX_POINTS,
     )
     trajectory = queries.trajectory(store, query)
+    if kind == "run":
+        return _answer(run_figure(trajectory, _peers(store, recording_id, query)), etag)
+    return _answer(fslr_figure(trajectory, _tensors(trajectory, pattern)), etag)
+
+
+def _tensors(trajectory: Trajectory, pattern: str) -> list[str]:
+    """The names to draw. Raises `NotFound` for a pattern that fits none."""
     tensors = matching_names(trajectory.names, pattern)
     if pattern and not tensors:
         raise NotFound(
             f"pattern {quote_value(pattern)} matches none of the parameters; "
             f"there are {join_names(trajectory.names)}"
         )
-    figure = run_figure(trajectory) if kind == "run" else fslr_figure(trajectory, tensors)
-    return _answer(figure, etag)
+    return tensors
+
+
+def _peers(store: Store, recording_id: str, query: TrajectoryQuery) -> dict[str, Trajectory]:
+    """The runs whose losses are drawn beside that of a recording, by their labels."""
+    return {
+        label: queries.trajectory(store, replace(query, recording_id=each.spec.id))
+        for label, each in queries.peers(store, store.recording(recording_id)).items()
+    }
 
 
 @api.get("/figures/compare", responses=examples.FIGURE, response_model=FigureOut)

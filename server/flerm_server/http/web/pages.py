@@ -7,17 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
 
-from flerm_core.records.queries import RecordingFilter, TrajectoryQuery
-from flerm_core.records.recording import FINAL_STATUSES
+from flerm_core.records.queries import RecordingFilter
 from flerm_server.http.authentication import wants_page
 from flerm_server.http.dependencies import StoreDep
-from flerm_server.http.figure_selection import matching_names, recording_ids
+from flerm_server.http.figure_selection import recording_ids
 from flerm_server.http.web.family_view import Filters, filter_choices
+from flerm_server.http.web.glossary import WORDS
 from flerm_server.http.web.templating import Pages, PagesDep, PublicAddressDep
 from flerm_server.store import queries
-
-# Tensors in the table of a recording's page; its data links have all of them.
-MAX_LISTED = 2000
 
 web = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -83,33 +80,6 @@ def family(
     )
 
 
-@web.get("/recordings/{recording_id}")
-def recording(
-    store: StoreDep, pages: PagesDep, request: Request, recording_id: str, pattern: str = ""
-) -> HTMLResponse:
-    """One recording: its FSLRs, its loss and learning rate, and its tensors.
-
-    pattern: tensors to draw one by one, shell style.
-    """
-    found = store.recording(recording_id)
-    ends = queries.trajectory(store, TrajectoryQuery(recording_id=recording_id, max_points=2))
-    unmeasured = [None] * len(ends.names)
-    first = ends.values[0].tolist() if len(ends) else unmeasured
-    last = ends.values[-1].tolist() if len(ends) else unmeasured
-    tensors = list(zip(ends.names, ends.bands, ends.shapes, first, last, strict=True))
-    return pages.page(
-        "recording.html",
-        request,
-        recording=found,
-        spec=found.spec,
-        running=found.status not in FINAL_STATUSES,
-        pattern=pattern.strip(),
-        drawn=matching_names(ends.names, pattern.strip()),
-        tensors=tensors[:MAX_LISTED],
-        steps=ends.steps.tolist(),
-    )
-
-
 @web.get("/compare")
 def compare(
     store: StoreDep,
@@ -120,6 +90,12 @@ def compare(
     """Recordings beside each other: each one's FSLRs over the targets that the first one gives."""
     recordings = [store.recording(each) for each in recording_ids(ids)]
     return pages.page("compare.html", request, recordings=recordings)
+
+
+@web.get("/glossary")
+def glossary(pages: PagesDep, request: Request) -> HTMLResponse:
+    """The words of the pages."""
+    return pages.page("glossary.html", request, words=WORDS)
 
 
 @web.get("/docs")

@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse
 
 from flerm_server.http.web.assets import Assets
+from flerm_server.http.web.glossary import meaning
 from flerm_server.version import version
 
 
@@ -48,10 +49,13 @@ class Pages:
             "asset": assets.url,
             "version": version(),
             "with_query": with_query,
+            "meaning": meaning,
         }
         self._environment.filters |= {
             "number": number,
             "loss": loss,
+            "ratio": ratio,
+            "setting": setting,
             "time": time,
             "path": path,
             "shape": shape,
@@ -89,6 +93,16 @@ def loss(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
+
+
+def ratio(value: float) -> str:
+    """A ratio to two digits after the point, or more where it is small; a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def setting(value: object) -> str:
+    """A value of a configuration; a whole number without its point."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def time(value: datetime) -> str:

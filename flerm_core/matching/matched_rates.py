@@ -1,0 +1,342 @@
+"""The learning rates that a matched run trained at, tensor by tensor, and the targets behind them.
+
+A recording of a matched run holds its FSLRs and, beside each row, the multipliers in force. The
+targets are not stored. They are computed anew from the base recordings that the run names, and
+count only where their digest is the run's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flerm_core.errors import FlermError, NotFound
+from flerm_core.log_interpolation import interpolate_rows
+from flerm_core.matching.depth_rules import DEFAULT_DEPTH, DEPTH_RULES
+from flerm_core.matching.match import NOISE, ROUNDING
+from flerm_core.matching.targets import Targets, build_targets
+from flerm_core.parameter_names import is_depth_group
+from flerm_core.records.auxiliary import AuxiliaryColumns
+from flerm_core.records.queries import TargetQuery
+from flerm_core.records.recording import ParameterList, Recording
+from flerm_core.run_clock import CLOCKS
+from flerm_core.trajectory import Trajectory
+
+MULTIPLIER = "multiplier"
+"""The auxiliary vector that holds the multipliers in force."""
+
+NOTES = {
+    "": "matched: multiplier = target / measured",
+    "clamped": "clamped: the multiplier is held at the end of its range, so the target is missed",
+    "noise": "left alone: the measured FSLR is below 1e-4 of the median, which is noise",
+    "unmeasured": "left alone: no update of this tensor was measured when the run was matched",
+    "no target": "left alone: the base has no FSLR of this tensor at that step",
+}
+"""What is said of a tensor: the short word, and the sentence that explains the word."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRate:
+    """One tensor, or the medians of one band, at one step; NaN: not known.
+
+    target: the FSLR to reach. fslr: the measured FSLR. rate: η(t) · multiplier. ratio: fslr ·
+    multiplier / target, 1 where the target is reached. note: a key of `NOTES`. count: how many
+    tensors stand behind the numbers.
+    """
+
+    name: str
+    band: str
+    shape: tuple[int, ...]
+    target: float
+    fslr: float
+    multiplier: float
+    rate: float
+    ratio: float
+    note: str = ""
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MatchedRates:
+    """What a matched run trained at.
+
+    parameters: its L tensors, without depth groups. steps: int64 [T]. schedule: float64 [T], η(t)
+    of the user's schedule. fslr, multipliers, targets: float64 [T, L], NaN: not known. notes [L]:
+    keys of `NOTES`, as of the last match.
+    matched: bool [T], the rows at which multipliers were set.
+    depth, clock: the depth rule and the clock by which targets were found in the base recordings;
+    empty where these recordings do not give the run's targets any more. The targets are then what
+    the run reached when it was matched, target = multiplier · measured.
+    sources: the base recordings. missing: the ids of those that the registry has no more.
+    """
+
+    parameters: ParameterList
+    steps: NDArray[np.int64]
+    schedule: Array
+    fslr: Array
+    multipliers: Array
+    targets: Array
+    matched: NDArray[np.bool_]
+    notes: tuple[str, ...]
+    depth: str
+    clock: str
+    sources: tuple[Recording, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def rates(self) -> Array:
+        """η(t) · m by step and tensor, [T, L]."""
+        found: Array = self.schedule[:, None] * self.multipliers
+        return found
+
+    @property
+    def ratios(self) -> Array:
+        """multiplier · FSLR / target by step and tensor, [T, L]."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: Array = self.multipliers * self.fslr / self.targets
+        found[~np.isfinite(found)] = np.nan
+        return found
+
+    @property
+    def ratio_trajectory(self) -> Trajectory:
+        """`ratios` as a trajectory without unit, for figures."""
+        listed = self.parameters
+        return Trajectory(listed.names, listed.shapes, self.steps, self.ratios, bands=listed.bands)
+
+    @property
+    def match_step(self) -> int:
+        """The last step at which the run was matched."""
+        return int(self.steps[np.flatnonzero(self.matched)[-1]])
+
+    def at(self, step: int | None = None) -> list[TensorRate]:
+        """Every tensor at a measured step; None: `match_step`. Raises `NotFound` for another."""
+        step = self.match_step if step is None else step
+        row = int(np.searchsorted(self.steps, step))
+        if row == len(self.steps) or self.steps[row] != step:
+            near = int(self.steps[min(row, len(self.steps) - 1)])
+            raise NotFound(f"step: {step} was not measured; {near} was, for example")
+        columns = (self.targets, self.fslr, self.multipliers, self.rates, self.ratios)
+        values = np.stack([each[row] for each in columns], axis=1).tolist()
+        listed = self.parameters
+        return [
+            TensorRate(
+                name=name, band=band, shape=shape, target=numbers[0], fslr=numbers[1],
+                multiplier=numbers[2], rate=numbers[3], ratio=numbers[4], note=note,
+            )
+            for name, band, shape, numbers, note in zip(
+                listed.names, listed.bands, listed.shapes, values, self.notes, strict=True
+            )
+        ]  # fmt: skip
+
+
+def medians(rates: Sequence[TensorRate]) -> list[TensorRate]:
+    """The medians of each band over its tensors, in the order of the bands' first tensors."""
+    by_band: dict[str, list[TensorRate]] = {}
+    for each in rates:
+        by_band.setdefault(each.band, []).append(each)
+    return [
+        TensorRate(
+            name=band,
+            band=band,
+            shape=(),
+            target=_median([each.target for each in its]),
+            fslr=_median([each.fslr for each in its]),
+            multiplier=_median([each.multiplier for each in its]),
+            rate=_median([each.rate for each in its]),
+            ratio=_median([each.ratio for each in its]),
+            count=len(its),
+        )
+        for band, its in by_band.items()
+    ]
+
+
+def matched_rates(
+    recording: Recording,
+    run: Trajectory,
+    auxiliary: AuxiliaryColumns,
+    *,
+    find: Callable[[str], Recording],
+    load: Callable[[str], Trajectory],
+    blocks: Sequence[str] = (),
+) -> MatchedRates:
+    """The rates of a matched run.
+
+    run: its trajectory of T rows. auxiliary: of the same rows. find: the recording with an id; it
+    raises `NotFound` for one that was deleted. load: the trajectory of the recording with an id.
+    blocks: the family's block axes.
+
+    Raises `NotFound` for a recording without multipliers, which was not matched.
+    """
+    multipliers = auxiliary.vectors.get(MULTIPLIER, np.full(run.values.shape, np.nan, np.float32))
+    recorded = np.isfinite(multipliers).any(axis=1)
+    if not recorded.any():
+        raise NotFound(
+            f"recording {recording.spec.id} has no multipliers: the run was not matched "
+            f"(variant {recording.spec.variant!r}); choose a recording of a matched run"
+        )
+    columns = np.array([at for at, name in enumerate(run.names) if not is_depth_group(name)])
+    rows = np.flatnonzero(recorded)
+    factors = multipliers[np.ix_(rows, columns)].astype(np.float64)
+    fslr = run.values[np.ix_(rows, columns)].astype(np.float64)
+    changes = np.diff(factors, axis=0, prepend=1.0) != 0  # at the first row: what is not 1
+    matched = changes.any(axis=1)
+    matched[0] |= not matched.any()
+    parameters = run.parameters.select(columns.tolist())
+    steps, tokens = run.steps[rows], run.tokens[rows]
+    # What the run reached at its matches: a tensor whose multiplier stayed 1 counts at the first.
+    first = np.arange(len(rows)) == np.flatnonzero(matched)[0]
+    held = _last(np.where(changes | first[:, None], factors * fslr, np.nan))
+    targets, depth, clock = held, "", ""
+    sources, missing = _find_all(recording.spec.targets_sources, find)
+    found = None if missing else _targets_of(recording, parameters, sources, load, blocks)
+    if found is not None:
+        for name in CLOCKS:
+            table = _on_clock(found, name, steps, tokens, recording.final_step, parameters.names)
+            if table is not None and _reached(table, factors * fslr, changes):
+                targets, depth, clock = table, found.depth, name
+                break
+    return MatchedRates(
+        parameters=parameters,
+        steps=steps,
+        schedule=run.learning_rates[rows],
+        fslr=fslr,
+        multipliers=factors,
+        targets=targets,
+        matched=matched,
+        notes=_notes(targets, fslr, factors, changes, matched),
+        depth=depth,
+        clock=clock,
+        sources=tuple(sources),
+        missing=tuple(missing),
+    )
+
+
+def _find_all(
+    ids: Sequence[str], find: Callable[[str], Recording]
+) -> tuple[list[Recording], list[str]]:
+    """The recordings with `ids`, and the ids of those that are not there."""
+    found, missing = [], []
+    for each in ids:
+        try:
+            found.append(find(each))
+        except NotFound:
+            missing.append(each)
+    return found, missing
+
+
+def _targets_of(
+    recording: Recording,
+    parameters: ParameterList,
+    sources: Sequence[Recording],
+    load: Callable[[str], Trajectory],
+    blocks: Sequence[str],
+) -> Targets | None:
+    """The targets that the run used, which have the digest that it recorded; None: no depth rule
+    gives them.
+    """
+    spec = recording.spec
+    groups: dict[float, tuple[Recording, ...]] = {}
+    for each in sorted(sources, key=lambda each: (each.spec.lr, each.spec.seed)):
+        groups[each.spec.lr] = (*groups.get(each.spec.lr, ()), each)
+    if not groups:
+        return None
+    loaded = {each.spec.id: load(each.spec.id) for each in sources}
+    query = TargetQuery(
+        family=spec.family, lr=spec.lr, names=parameters.names, shapes=parameters.shapes
+    )
+    for rule in (DEFAULT_DEPTH, *(each for each in DEPTH_RULES if each != DEFAULT_DEPTH)):
+        try:
+            found = build_targets(
+                replace(query, depth=rule), groups, lambda each: loaded[each.spec.id], blocks=blocks
+            )
+        except FlermError:  # a rule that does not suit these models was not the run's
+            continue
+        if found.digest == spec.targets_digest:
+            return found
+    return None
+
+
+def _on_clock(
+    targets: Targets,
+    clock: str,
+    steps: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    final_step: int | None,
+    names: Sequence[str],
+) -> Array | None:
+    """The targets [T, L] of `names` at the run's `steps`, on one of the clocks; None: the run has
+    none.
+    """
+    readings: Mapping[str, Sequence[float | Fraction] | None] = {
+        "step": steps.tolist(),
+        "tokens": tokens.tolist() if (tokens >= 0).all() else None,
+        "fraction": [Fraction(step, final_step) for step in steps.tolist()]
+        if final_step and final_step >= steps[-1]
+        else None,
+    }
+    asked = readings[clock]
+    if asked is None:
+        return None
+    try:
+        found = [targets.step_at(**{clock: each}) for each in asked]
+    except FlermError:  # the base logged no tokens
+        return None
+    table = interpolate_rows(targets.steps, targets.table, np.array(found, np.float64))
+    # Before the base's first measurement of a tensor that measurement holds, as in a run.
+    first = _last(targets.table.astype(np.float64))[0]
+    table = np.where(np.isnan(table), first, table)
+    return table[:, [targets.names.index(name) for name in names]]
+
+
+def _reached(targets: Array, reached: Array, changes: NDArray[np.bool_]) -> bool:
+    """Whether most tensors had their targets, up to rounding, where their multipliers were set."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = np.abs(np.log2(reached / targets))[changes]
+    apart = apart[np.isfinite(apart)]
+    return not len(apart) or float(np.median(apart)) <= ROUNDING
+
+
+def _last(values: Array) -> Array:
+    """Each column's last value that is not NaN; before its first, that first."""
+    steps = np.arange(len(values), dtype=np.int64)
+    known = ~np.isnan(values)
+    at = np.maximum.accumulate(np.where(known, steps[:, None], -1), axis=0)
+    first = known.argmax(axis=0)
+    return np.take_along_axis(values, np.where(at < 0, first[None, :], at), axis=0)
+
+
+def _notes(
+    targets: Array,
+    fslr: Array,
+    factors: Array,
+    changes: NDArray[np.bool_],
+    matched: NDArray[np.bool_],
+) -> tuple[str, ...]:
+    last = len(changes) - 1 - changes[::-1].argmax(axis=0)
+    row = np.where(changes.any(axis=0), last, int(np.flatnonzero(matched)[0]))
+    notes = []
+    for column, at in enumerate(row.tolist()):
+        measured, target = float(fslr[at, column]), float(targets[at, column])
+        usual = _median(fslr[at].tolist())
+        if not measured > 0:
+            notes.append("unmeasured")
+        elif measured < NOISE * usual:
+            notes.append("noise")
+        elif not target > 0:
+            notes.append("no target")
+        else:
+            apart = abs(math.log2(factors[at, column] * measured / target))
+            notes.append("clamped" if apart > ROUNDING else "")
+    return tuple(notes)
+
+
+def _median(values: Sequence[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return float(np.median(known)) if known else math.nan
