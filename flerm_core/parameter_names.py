@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations
 
 from flerm_core.errors import InvalidInput
@@ -80,6 +81,37 @@ def as_axes(blocks: str | Iterable[str] | None) -> tuple[str, ...]:
     return axes
 
 
+class _AxisNode(dict[str, "_AxisNode"]):
+    """The axes or templates that begin with one path, by their next component. `axis`: the one
+    that ends here, or empty.
+    """
+
+    axis = ""
+
+
+@lru_cache(maxsize=16)
+def _axis_tree(axes: tuple[str, ...]) -> _AxisNode:
+    """Many axes as a tree, so that a name is compared with few of them."""
+    root = _AxisNode()
+    for axis in axes:
+        node = root
+        for part in axis.split("."):
+            node = node.setdefault(part, _AxisNode())
+        node.axis = axis
+    return root
+
+
+def _below(node: _AxisNode, part: str, *, first: bool, begins: bool) -> Iterator[_AxisNode]:
+    """The nodes below `node` that `part` of a name fits.
+
+    first: `part` is the first of the name. begins: it is the first that is compared. An axis that
+    begins with a star fits the beginning of a name only.
+    """
+    for key in {part, "*"} if part.isdecimal() else {part}:
+        if key in node and (key != "*" or first or not begins):
+            yield node[key]
+
+
 def split_name(name: str, axes: Sequence[str]) -> tuple[str, tuple[int, ...]]:
     """The template of `name` along `axes` and its block numbers, one for each `*` of the template.
 
@@ -87,14 +119,22 @@ def split_name(name: str, axes: Sequence[str]) -> tuple[str, tuple[int, ...]]:
     that no axis matches is its own template and has no numbers. The same holds for a depth group.
     """
     path = name.split(".")
-    starred: set[int] = set()
-    for axis in axes:
-        pattern = axis.split(".")
-        starts = range(1 if pattern[0] == "*" else len(path))
-        first = next((at for at in starts if _fits(pattern, path[at : at + len(pattern)])), None)
-        if first is not None:
-            starred.add(first + len(pattern) - 1)
-    places = sorted(place for place in starred if path[place].isdecimal())
+    tree = _axis_tree(tuple(axes))
+    starred: dict[str, int] = {}  # each axis that fits, and where its star stands first
+    for start in range(len(path)):
+        nodes = [tree]
+        for at in range(start, len(path)):
+            nodes = [
+                below
+                for node in nodes
+                for below in _below(node, path[at], first=at == 0, begins=at == start)
+            ]
+            if not nodes:
+                break
+            for node in nodes:
+                if node.axis:
+                    starred.setdefault(node.axis, at)
+    places = sorted(place for place in set(starred.values()) if path[place].isdecimal())
     numbers = tuple(int(path[place]) for place in places)
     for place in places:
         path[place] = "*"
@@ -115,7 +155,27 @@ def _fits(pattern: Sequence[str], path: Sequence[str]) -> bool:
 
 def expand(template: str, names: Iterable[str]) -> list[str]:
     """The tensors among `names` that belong to the depth group `template`, in their order."""
-    return [name for name in names if not is_depth_group(name) and stands_for(template, name)]
+    return expand_all([template], names)[template]
+
+
+def expand_all(templates: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
+    """The tensors among `names` that belong to each of the depth groups `templates`, in their
+    order.
+    """
+    found: dict[str, list[str]] = {template: [] for template in templates}
+    tree = _axis_tree(tuple(found))
+    for name in names:
+        if is_depth_group(name):
+            continue
+        nodes = [tree]
+        for part in name.split("."):
+            nodes = [
+                below for node in nodes for below in _below(node, part, first=True, begins=False)
+            ]
+        for node in nodes:
+            if node.axis:
+                found[node.axis].append(name)
+    return found
 
 
 def find_axes(base: Iterable[str], target: Iterable[str]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from flerm_core.matching.tied_embeddings import carry_over_tied
 from flerm_core.parameter_names import (
     as_axes,
     canonical,
-    expand,
+    expand_all,
     find_axes,
     is_depth_group,
     split_name,
@@ -139,7 +139,10 @@ def match_rows(
     base = carry_over_tied(base, asked.values(), bands or {}, axes)
     base_groups, target_groups = _depth_groups(base, axes), _depth_groups(asked.values(), axes)
     name_of = {short: name for name, short in asked.items()}
-    alike = _by_form(base)
+    joint_of = _joint_names(
+        [each for each in target_groups if each in base_groups], base, base_groups
+    )
+    members = expand_all(set(joint_of.values()), base)
     result: dict[str, Array] = {}
     unmatched: list[str] = []
     done: set[str] = set()
@@ -154,13 +157,13 @@ def match_rows(
             unmatched.append(name)
         elif template not in done:
             done.add(template)
-            # One block has no joint change, and how far a wider group coheres says nothing of it.
-            names_alike = alike[_form(template)]
-            several = len(base_groups[template]) > 1
-            joint = _joint_name(template, names_alike) if several else template
-            members = tuple(expand(joint, names_alike))
+            joint = joint_of[template]
             group = DepthGroup(
-                template, base_groups[template], target_groups[template], joint, members
+                template,
+                base_groups[template],
+                target_groups[template],
+                joint,
+                tuple(members[joint]),
             )
             if not given:
                 _refuse_mixture(group, bands or {})
@@ -201,22 +204,28 @@ def _form(name: str) -> str:
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
-def _by_form(names: Iterable[str]) -> dict[str, list[str]]:
-    """`names` by their forms, so that a template is compared with few of them."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(_form(name), []).append(name)
-    return found
-
-
-def _joint_name(template: str, names: Collection[str]) -> str:
-    """The name under which the base recorded the group's joint change: its own, or that of the one
-    wider group there is.
+def _joint_names(
+    templates: Iterable[str],
+    base: Iterable[str],
+    base_groups: Mapping[str, Mapping[BlockNumbers, str]],
+) -> dict[str, str]:
+    """The name under which the base recorded each group's joint change: the group's own, or that of
+    the one wider group there is.
     """
-    if template in names:
-        return template
-    wider = [name for name in names if is_depth_group(name) and stands_for(name, template)]
-    return wider[0] if len(wider) == 1 else template
+    recorded: dict[str, list[str]] = {}  # by their forms: a template is compared with few of them
+    for name in base:
+        if is_depth_group(name):
+            recorded.setdefault(_form(name), []).append(name)
+    found: dict[str, str] = {}
+    for template in templates:
+        alike = recorded.get(_form(template), [])
+        # One block has no joint change, and how far a wider group coheres says nothing of it.
+        if template not in alike and len(base_groups[template]) > 1:
+            alike = [name for name in alike if stands_for(name, template)]
+            found[template] = alike[0] if len(alike) == 1 else template
+        else:
+            found[template] = template
+    return found
 
 
 def _apply_rule(

@@ -167,3 +167,29 @@ def test_several_axes_have_a_depth_group_for_each_choice_among_them() -> None:
     assert roles["layers.*.experts.2.w"] == ["layers.0.experts.2.w", "layers.1.experts.2.w"]
     assert roles["layers.1.experts.*.w"] == model[3:]
     assert len(roles) == 1 + 3 + 2
+
+
+parts = st.sampled_from(["a", "b", "0", "1", "*"])
+paths = st.lists(parts, min_size=1, max_size=5).map(".".join)
+some_axes = st.lists(
+    st.lists(parts, max_size=2).map(lambda path: ".".join([*path, "*"])), max_size=5
+)
+
+
+@given(paths, some_axes)
+def test_a_name_is_split_where_each_axis_first_fits(name: str, axes: list[str]) -> None:
+    path = name.split(".")
+    starred = set()
+    for axis in axes:
+        pattern = axis.split(".")
+        for start in range(1 if pattern[0] == "*" else len(path)):
+            part = path[start : start + len(pattern)]
+            if len(part) == len(pattern) and all(
+                want == have or (want == "*" and have.isdecimal())
+                for want, have in zip(pattern, part, strict=True)
+            ):
+                starred.add(start + len(pattern) - 1)
+                break
+    places = sorted(at for at in starred if path[at].isdecimal())
+    template = ["*" if at in places else part for at, part in enumerate(path)]
+    assert split_name(name, axes) == (".".join(template), tuple(int(path[at]) for at in places))

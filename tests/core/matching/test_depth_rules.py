@@ -219,3 +219,26 @@ def test_many_names_that_do_not_match_are_told_at_once() -> None:
     with pytest.raises(NotFound, match="not matched by the base"):
         match_targets(trajectory, [f"blocks.{at}.a_weight_with_a_long_name" for at in range(5)])
     assert time.process_time() - started < 5
+
+
+def test_names_are_compared_with_few_of_many_axes_and_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thousand axes of ten blocks each, with and without joint changes."""
+    from flerm_core import parameter_names
+
+    looked_up = 0
+    below = parameter_names._below
+
+    def counted(*arguments, **more):
+        nonlocal looked_up
+        looked_up += 1
+        return below(*arguments, **more)
+
+    monkeypatch.setattr(parameter_names, "_below", counted)
+    tensors = [f"a{at}.{block}.w" for at in range(1000) for block in range(4)]
+    columns = {name: np.ones(1) for name in [*tensors, *(f"a{at}.*.w" for at in range(1000))]}
+    asked = [f"a{at}.{block}.w" for at in range(1000) for block in range(3)]
+    targets = match_rows(columns, asked, whole_run=columns)
+    assert set(targets) == set(asked)
+    assert looked_up < 20 * len(columns)
