@@ -32,6 +32,14 @@ class Shift:
     high: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A 90 % bootstrap interval over seeds; NaN where there is a single seed."""
+
+    low: float
+    high: float
+
+
 def complete_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
     """Loss against learning rate, over the rates that every seed was run at.
 
@@ -60,6 +68,15 @@ def shift(runs: Iterable[SweepRun], base: Iterable[SweepRun]) -> Shift:
     apart = random.choice(draws, _DRAWS) - random.choice(base_draws, _DRAWS)
     low, high = np.quantile(apart, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Shift(octaves=octaves, low=float(low), high=float(high))
+
+
+def optimum_interval(runs: Iterable[SweepRun]) -> Interval:
+    """Between which learning rates the optimum of `runs` lies, by the bootstrap of `shift`."""
+    draws = _resampled(list(runs))
+    if len(draws) < 2:
+        return Interval(low=math.nan, high=math.nan)
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(low=2.0 ** float(low), high=2.0 ** float(high))
 
 
 def _resampled(runs: Sequence[SweepRun]) -> list[float]:

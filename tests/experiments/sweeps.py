@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from flerm_core.errors import MeasurementError
 from flerm_experiments.sweep.executors import Executor
+from flerm_experiments.sweep.job_outcome import JobOutcome
 from flerm_experiments.sweep.spec import Cell, Sweep
-from flerm_experiments.sweep.worker import JobOutcome, run_job
+from flerm_experiments.sweep.worker import run_job
 from flerm_experiments.workloads import Scale
 from flerm_experiments.workloads.train_loop import Job
 

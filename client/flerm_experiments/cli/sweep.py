@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -111,8 +112,10 @@ def _train(chosen: Sweep, registry: str | None, on: str, jobs: int | None) -> di
     from flerm_experiments.sweep.executors import executor_named
     from flerm_experiments.sweep.runner import run_sweep
 
+    # A cluster's SIGTERM is told as Ctrl-C: the trainings under way are ended, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return run_sweep(
-        chosen, registry, executor_named(on, jobs), on_progress=_print_progress
+        chosen, registry, executor_named(on, jobs, chosen), on_progress=_print_progress
     ).failures
 
 

@@ -11,8 +11,11 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from flerm_core.errors import FlermError, InvalidInput, Unsupported
-from flerm_experiments.sweep.worker import JobOutcome, run_job
-from flerm_experiments.workloads.train_loop import Job
+from flerm_experiments.sweep.command_job import CommandJob
+from flerm_experiments.sweep.job_outcome import JobOutcome
+from flerm_experiments.sweep.spec import Sweep
+from flerm_experiments.sweep.trials import AnyJob
+from flerm_experiments.sweep.worker import run_job
 
 
 class Executor(ABC):
@@ -24,7 +27,7 @@ class Executor(ABC):
     slots: int
 
     @abstractmethod
-    def submit(self, job: Job) -> Future[JobOutcome]:
+    def submit(self, job: AnyJob) -> Future[JobOutcome]:
         """Starts `job`. The caller keeps at most `slots` jobs under way."""
 
     @abstractmethod
@@ -61,7 +64,7 @@ class LocalExecutor(Executor):
             initializer=_limit_to_one_thread,
         )
 
-    def submit(self, job: Job) -> Future[JobOutcome]:
+    def submit(self, job: AnyJob) -> Future[JobOutcome]:
         """Starts `job` in a free process."""
         try:
             return self._pool.submit(run_job, job)
@@ -87,14 +90,17 @@ def _limit_to_one_thread() -> None:
 class RayExecutor(Executor):
     """A Ray cluster.
 
-    Ray runs each job on one processor of a node, and again on another when the node died. All nodes
-    must reach the registry: a server, or a folder that they share.
+    Ray runs each job on one processor of a node, or on as many processors and GPUs as a command
+    asks for, and again on another node when the node died. All nodes must reach the registry: a
+    server, or a folder that they share.
     """
 
-    def __init__(self, jobs: int | None = None, address: str | None = None) -> None:
+    def __init__(
+        self, jobs: int | None = None, address: str | None = None, *, cpus: int = 1, gpus: int = 0
+    ) -> None:
         """Joins a cluster, or starts one on this machine.
 
-        jobs: how many at a time; None for as many as the cluster has processors. address: the
+        jobs: how many at a time; None for as many as fit. cpus, gpus: of one job. address: the
         cluster's; None for that of RAY_ADDRESS, and where that is unset a cluster is started here.
         Raises `Unsupported` without ray, `InvalidInput` for fewer than 1 job or more than
         processors.
@@ -114,22 +120,33 @@ class RayExecutor(Executor):
                 include_dashboard=False,
                 logging_level=logging.ERROR,
             )
-        total = int(self._ray.cluster_resources().get("CPU", 0))
+        resources = self._ray.cluster_resources()
+        total = int(resources.get("CPU", 0)) // cpus
+        if gpus:
+            total = min(total, int(resources.get("GPU", 0)) // gpus)
         self.slots = total if jobs is None else jobs
         if not 1 <= self.slots <= total:
             raise InvalidInput(
                 f"jobs is {self.slots}, but it must be from 1 to {total}, the processors of the "
                 "Ray cluster"
             )
-        self._work = self._ray.remote(num_cpus=1, max_retries=2)(run_job)
+        self._work = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(run_job)
+        self._handed: list[Any] = []
 
-    def submit(self, job: Job) -> Future[JobOutcome]:
+    def submit(self, job: AnyJob) -> Future[JobOutcome]:
         """Hands `job` to Ray."""
-        future: Future[JobOutcome] = self._work.remote(job).future()
+        reference = self._work.remote(job)
+        if isinstance(job, CommandJob):
+            self._handed.append(reference)
+        future: Future[JobOutcome] = reference.future()
         return future
 
     def close(self) -> None:
-        """Leaves the cluster. A cluster that was started here ends."""
+        """Leaves the cluster, and ends commands under way. A cluster that was started here ends."""
+        for reference in self._handed:
+            self._ray.cancel(reference)
+        if self._handed:
+            self._ray.wait(self._handed, num_returns=len(self._handed), timeout=60)
         if self._started:
             self._ray.shutdown()
 
@@ -137,15 +154,22 @@ class RayExecutor(Executor):
 EXECUTORS = ("local", "ray", "slurm")
 
 
-def executor_named(name: str, jobs: int | None) -> Executor:
-    """The executor for `--on name`: local or ray. Raises `InvalidInput` for other names.
+def executor_named(name: str, jobs: int | None, sweep: Sweep) -> Executor:
+    """The executor of `sweep` for `--on name`: local or ray. Raises `InvalidInput` for other names.
 
     slurm has none: `slurm_executor` only prints a script.
     """
+    command = sweep.command
+    if name == "local" and command is not None:
+        from flerm_experiments.sweep.command_executor import CommandExecutor
+
+        return CommandExecutor(command, jobs)
     if name == "local":
         return LocalExecutor(jobs)
     if name == "ray":
-        return RayExecutor(jobs)
+        if command is None:
+            return RayExecutor(jobs)
+        return RayExecutor(jobs, cpus=command.cpus, gpus=command.gpus)
     raise InvalidInput(f"on is {name!r}, but it must be one of {', '.join(EXECUTORS)}")
 
 

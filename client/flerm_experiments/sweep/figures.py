@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 
 from flerm_core.figures import Figure, fslr_figure, transfer_figure
 from flerm_core.trajectory import Trajectory
@@ -13,7 +12,6 @@ from flerm_experiments.sweep.registry_state import FinishedTrial
 from flerm_experiments.sweep.results import CurveRow
 from flerm_experiments.sweep.spec import Cell, Sweep
 from flerm_experiments.sweep.trials import Trial
-from flerm_experiments.workloads.base import Scale
 
 LoadTrajectory = Callable[[str], Trajectory]
 """Recording id to its trajectory."""
@@ -50,10 +48,5 @@ def sweep_figures(
 
 def _scale_kind(cell: Cell) -> str:
     """Which fields of the scale differ from the base's, joined by dashes: `width-depth`."""
-    base = Scale()
-    names = [
-        each.name.replace("_", "-")
-        for each in fields(Scale)
-        if getattr(cell.scale, each.name) != getattr(base, each.name)
-    ]
+    names = [each.replace("_", "-") for each in cell.scale.differing]
     return "-".join([*names, *(["steps"] if cell.steps != 1 else [])])

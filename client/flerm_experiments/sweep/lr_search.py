@@ -21,20 +21,31 @@ Losses = Mapping[tuple[LrIndex, int], float]
 FARTHEST = 16
 """Octaves from the expected optimum beyond which no curve is followed: more than four decades."""
 
+EVERYWHERE = range(-1000, 1001)
+"""All rates that a float has at whole octaves around a learning rate."""
+
 
 def runs_to_train(
-    losses: Losses, seeds: int, expected: LrIndex, required: Iterable[LrIndex] = ()
+    losses: Losses,
+    seeds: int,
+    expected: LrIndex,
+    required: Iterable[LrIndex] = (),
+    allowed: range = EVERYWHERE,
 ) -> list[tuple[LrIndex, int]]:
     """The (index, seed) pairs to train next, the most useful first; empty for a settled curve.
 
     seeds: train with the seeds 0 to `seeds` - 1; a seed begins when the curve of the seeds before
     it is settled. expected: where the search begins. required: indices to train in any case.
+    allowed: indices that may be trained; the search ends at its bounds.
     """
-    required = list(required)
-    around = {expected - 1, expected, expected + 1}
+    required = [index for index in required if index in allowed]
+    expected = min(max(expected, allowed.start), allowed.stop - 1)
+    around = {expected - 1, expected, expected + 1} & set(allowed)
     for count in range(1, seeds + 1):
         missing = _untrained(losses, count, sorted({*around, *required}))
-        while not missing and (index := _next_outward(losses, count, expected)) is not None:
+        while (
+            not missing and (index := _next_outward(losses, count, expected, allowed)) is not None
+        ):
             missing = _untrained(losses, count, [index])
         if missing:
             return missing
@@ -44,12 +55,16 @@ def runs_to_train(
 
 
 def settled_seeds(
-    losses: Losses, seeds: int, expected: LrIndex, required: Iterable[LrIndex] = ()
+    losses: Losses,
+    seeds: int,
+    expected: LrIndex,
+    required: Iterable[LrIndex] = (),
+    allowed: range = EVERYWHERE,
 ) -> int:
     """For how many seeds, of at most `seeds`, the curve is settled."""
     required = list(required)
     counts = range(seeds, 0, -1)
-    return next((n for n in counts if not runs_to_train(losses, n, expected, required)), 0)
+    return next((n for n in counts if not runs_to_train(losses, n, expected, required, allowed)), 0)
 
 
 def best_index(losses: Losses, seeds: int) -> LrIndex:
@@ -64,14 +79,14 @@ def _untrained(losses: Losses, seeds: int, indices: Iterable[LrIndex]) -> list[t
     return [pair for pair in pairs if pair not in losses]
 
 
-def _next_outward(losses: Losses, seeds: int, expected: LrIndex) -> LrIndex | None:
-    """The neighbour of the best index that some seed has not trained; None when both are trained or
-    it lies too far out."""
+def _next_outward(losses: Losses, seeds: int, expected: LrIndex, allowed: range) -> LrIndex | None:
+    """The neighbour of the best index that some seed has not trained; None when both are trained,
+    not allowed or too far out."""
     best = best_index(losses, seeds)
     trained = _fully_trained(losses, seeds)
     # Where every rate diverged, `best_index` is the lowest one, and the search goes on below it.
     for index in (best - 1, best + 1):
-        if index not in trained and abs(index - expected) <= FARTHEST:
+        if index in allowed and index not in trained and abs(index - expected) <= FARTHEST:
             return index
     return None
 

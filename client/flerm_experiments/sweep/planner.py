@@ -32,7 +32,11 @@ def plan(sweep: Sweep, done: FinalLosses) -> list[PlannedTrial]:
     before any cell is trained with a second, so a sweep that is stopped early has all curves
     coarsely and not a few finely. Further trials may turn out to be missing once these are done.
     """
-    base = runs_to_train(curve_losses(done, None), sweep.base_seeds, 0)
+    base = runs_to_train(
+        curve_losses(done, None),
+        sweep.base_seeds,
+        *_search(sweep, 0, ()),
+    )
     if base:
         return [PlannedTrial(Trial(None, index, seed)) for index, seed in base]
     best = base_best_index(sweep, done)
@@ -41,8 +45,7 @@ def plan(sweep: Sweep, done: FinalLosses) -> list[PlannedTrial]:
         missing = runs_to_train(
             curve_losses(done, cell),
             sweep.seeds_of(cell),
-            expected_index(cell, best),
-            required_indices(cell, best),
+            *_search(sweep, expected_index(cell, best), required_indices(cell, best)),
         )
         for index, seed in missing:
             sources = tuple(
@@ -88,16 +91,26 @@ def seeds_settled_of(sweep: Sweep, done: FinalLosses, cell: Cell | None) -> int:
     """For how many seeds the curve of `cell` (None: of the base) and its required rates are
     settled."""
     if cell is None:
-        return settled_seeds(curve_losses(done, None), sweep.base_seeds, 0)
+        return settled_seeds(curve_losses(done, None), sweep.base_seeds, *_search(sweep, 0, ()))
     if seeds_settled_of(sweep, done, None) < sweep.base_seeds:
         return 0
     best = base_best_index(sweep, done)
     return settled_seeds(
         curve_losses(done, cell),
         sweep.seeds_of(cell),
-        expected_index(cell, best),
-        required_indices(cell, best),
+        *_search(sweep, expected_index(cell, best), required_indices(cell, best)),
     )
+
+
+def _search(
+    sweep: Sweep, expected: int, required: tuple[int, ...]
+) -> tuple[int, tuple[int, ...], range]:
+    """Where a search begins, what is trained in any case, and what may be trained.
+
+    Of a sweep that lists its rates all are trained.
+    """
+    allowed = sweep.allowed_indices
+    return expected, tuple(allowed) if sweep.rates else required, allowed
 
 
 def curve_losses(done: FinalLosses, cell: Cell | None) -> dict[tuple[int, int], float]:

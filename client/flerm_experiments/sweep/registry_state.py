@@ -13,8 +13,9 @@ from flerm_client.registry.address import address_of
 from flerm_client.registry.client import RegistryClient
 from flerm_core.records.recording import Recording
 from flerm_core.tuning.best_lr import SweepRun
+from flerm_experiments.sweep.command_job import JOB_TAG
 from flerm_experiments.sweep.spec import BASE_MEASUREMENTS, Sweep
-from flerm_experiments.sweep.trials import JOB_TAG, SCALE_FIELDS, Trial, job_of
+from flerm_experiments.sweep.trials import SCALE_FIELDS, Trial, job_of
 from flerm_experiments.workloads.base import Scale
 
 _COUNTED = ("completed", "diverged")
@@ -77,21 +78,22 @@ def finished_among(sweep: Sweep, recordings: Iterable[Recording]) -> dict[Trial,
 def _trials_of(sweep: Sweep, recording: Recording) -> list[Trial]:
     """The trials whose job key `recording` carries: two where two variants train alike."""
     spec = recording.spec
-    octaves = math.log2(spec.lr / sweep.initial_lr)
-    # Older recordings of LoRA begin at a later step, which is not how they would be trained now.
-    if (
-        JOB_TAG not in spec.tags
-        or abs(octaves - round(octaves)) > 1e-6
-        or spec.estimator.start != 1
-    ):
+    index = sweep.index_of(spec.lr)
+    if JOB_TAG not in spec.tags or index is None:
         return []
-    scale = Scale(**{name: spec.config[name] for name in SCALE_FIELDS if name in spec.config})
-    if spec.role == "base":
-        trials = [Trial(None, round(octaves), spec.seed, how) for how in BASE_MEASUREMENTS]
+    if sweep.command is not None:
+        # Without a loss the run is still to be judged.
+        if recording.status == "completed" and recording.final_loss is None:
+            return []
+        trials = [Trial(cell, index, spec.seed) for cell in (None, *sweep.cells)]
+    # Older recordings of LoRA begin at a later step, which is not how they would be trained now.
+    elif spec.estimator.start != 1:
+        return []
+    elif spec.role == "base":
+        trials = [Trial(None, index, spec.seed, how) for how in BASE_MEASUREMENTS]
     else:
-        trials = [
-            Trial(cell, round(octaves), spec.seed) for cell in sweep.cells if cell.scale == scale
-        ]
+        scale = Scale(**{name: spec.config[name] for name in SCALE_FIELDS if name in spec.config})
+        trials = [Trial(cell, index, spec.seed) for cell in sweep.cells if cell.scale == scale]
     return [
         trial for trial in trials if job_of(sweep, trial, None).tags[JOB_TAG] == spec.tags[JOB_TAG]
     ]

@@ -16,7 +16,6 @@ from flerm_experiments.sweep.planner import base_best_index, seeds_settled_of
 from flerm_experiments.sweep.registry_state import FinishedTrial
 from flerm_experiments.sweep.spec import Cell, Sweep
 from flerm_experiments.sweep.trials import Trial
-from flerm_experiments.workloads.base import Scale
 
 HEADINGS = (
     "scale",
@@ -100,7 +99,7 @@ def _curve_row(
     points = complete_curve(runs)
     # A cell whose rates mean something else is compared with its own variant at the base's scale.
     shares_lr = cell is None or cell.shares_base_lr
-    own = None if cell is None or shares_lr else Cell(scale=Scale(), variant=cell.variant)
+    own = None if cell is None or shares_lr else Cell(variant=cell.variant)
     reference = curves.get(own, [])
     known = bool(reference) and any(point.seeds for point in points)
     means = (point.loss for point in points if point.seeds and not point.diverged)
@@ -150,9 +149,13 @@ def markdown(sweep: Sweep, rows: Sequence[CurveRow]) -> str:
 
 def _settings_sentence(sweep: Sweep, rows: Sequence[CurveRow]) -> str:
     minutes = sum(row.seconds for row in rows) / 60
+    what = (
+        f"`{sweep.command.text}`"
+        if sweep.command is not None
+        else (f"{sweep.workload}, {sweep.steps} steps, {sweep.optimizer}, {sweep.schedule} rate")
+    )
     return (
-        f"`flerm sweep {sweep.name} --seeds {sweep.seeds}`: {sweep.workload}, {sweep.steps} steps, "
-        f"{sweep.optimizer}, {sweep.schedule} rate. "
+        f"`flerm sweep {sweep.name} --seeds {sweep.seeds}`: {what}. "
         f"The base is recorded with seeds 0 to {sweep.base_seeds - 1}. "
         f"{sum(row.runs for row in rows)} trainings, {minutes:.0f} minutes in all, one at a time."
     )

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from flerm_experiments.sweep.executors import Executor, failure_reason
+from flerm_experiments.sweep.job_outcome import JobOutcome
 from flerm_experiments.sweep.planner import PlannedTrial, plan
 from flerm_experiments.sweep.registry_state import finished_trials
 from flerm_experiments.sweep.spec import Sweep
 from flerm_experiments.sweep.trials import Trial, job_of
-from flerm_experiments.sweep.worker import JobOutcome
 
 
 @dataclass(slots=True)

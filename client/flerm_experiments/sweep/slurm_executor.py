@@ -23,9 +23,10 @@ def job_script(
     """The script for `sbatch`.
 
     what: the sweep as the command line names it. registry: its address, which all nodes must reach.
-    cell: `base`, the number of one cell, or None for an array of all cells. jobs: processors of a
-    task, 1 for None. Raises `Unsupported` without submitit, `InvalidInput` without a registry or
-    for a cell that is not there.
+    cell: `base`, the number of one cell, or None for an array of all cells. jobs: trainings at a
+    time in a task, 1 for None; each has one processor, or what its command asks for. Raises
+    `Unsupported` without submitit, `InvalidInput` without a registry or for a cell that is not
+    there.
     """
     try:
         slurm: Any = import_module("submitit.slurm.slurm")
@@ -39,14 +40,16 @@ def job_script(
         )
     if cell is not None:
         sweep.part(cell)
-    processors = jobs or 1
+    processors, gpus = jobs or 1, 0
+    if sweep.command is not None:
+        processors, gpus = processors * sweep.command.cpus, processors * sweep.command.gpus
     options = [
         "--registry",
         registry,
         "--seeds",
         str(sweep.seeds),
         "--jobs",
-        str(processors),
+        str(jobs or 1),
         "--cell",
     ]
     # The shell fills in the number of an array's task.
@@ -64,5 +67,6 @@ def job_script(
         cpus_per_task=processors,
         use_srun=False,
         **array,
+        **({"gpus_per_node": gpus} if gpus else {}),
     )
     return text

@@ -5,6 +5,7 @@ A sweep is read from a TOML file. The presets lie in `presets/`.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -13,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from flerm_core.errors import InvalidInput, NotFound
+from flerm_core.records.recording import same_lr
+from flerm_experiments.sweep.command import Command, CommandScale
+from flerm_experiments.sweep.command_file import command_sweep
+from flerm_experiments.sweep.lr_search import EVERYWHERE
 from flerm_experiments.workloads.base import Scale
 
 VARIANTS: dict[str, Mapping[str, Any]] = {
@@ -57,7 +62,7 @@ class Cell:
     is trained with; None for all.
     """
 
-    scale: Scale = field(default_factory=Scale)
+    scale: Scale | CommandScale = field(default_factory=Scale)
     variant: str = "plain"
     steps: int = 1
     seeds: int | None = field(default=None, compare=False)
@@ -90,7 +95,7 @@ class Cell:
     def size(self) -> str:
         """Scale and length as a table names them: `width ×4, steps ×2`."""
         longer = [] if self.steps == 1 else [f"steps ×{self.steps}"]
-        shape = [] if longer and self.scale == Scale() else [self.scale.label]
+        shape = [] if longer and not self.scale.differing else [self.scale.label]
         return ", ".join([*shape, *longer])
 
     @property
@@ -103,19 +108,26 @@ class Cell:
 class Sweep:
     """One base model and the cells that are compared with it.
 
-    name: that of the preset or the file. workload: a name of `WORKLOADS`. initial_lr: the learning
-    rate where the search for the base's optimum begins; all rates are this one times a whole power
-    of two. title: the heading of its table. family: where its recordings go in the registry; empty
-    for the workload's name. steps: optimiser steps of the base. optimizer, schedule: names of
-    `OPTIMIZERS` and `SCHEDULES`. base_seeds: seeds that the base is recorded with, at every rate
-    that a cell is matched at. seeds: seeds of each cell that does not ask for fewer. every: steps
-    between measurements of the base. Raises `InvalidInput` for a field out of its range.
+    name: that of the preset or the file. What is trained is either a workload (a name of
+    `WORKLOADS`) or a command. initial_lr: the learning rate where the search for the base's optimum
+    begins; all rates are this one times a whole power of two. rates: all learning rates, ascending,
+    where there is no search. lr_min, lr_max: the bounds of the search. title: the heading of its
+    table. family: where its recordings go in the registry; empty for the workload's name. steps:
+    optimiser steps of the base. optimizer, schedule: names of `OPTIMIZERS` and `SCHEDULES`.
+    base_seeds: seeds that the base is recorded with, at every rate that a cell is matched at.
+    seeds: seeds of each cell that does not ask for fewer. every: steps between measurements of the
+    base. A command has its own steps, optimizer and schedule. Raises `InvalidInput` for a field out
+    of its range.
     """
 
     name: str
-    workload: str
     initial_lr: float
     cells: tuple[Cell, ...]
+    workload: str = ""
+    command: Command | None = None
+    rates: tuple[float, ...] = ()
+    lr_min: float = 0.0
+    lr_max: float = math.inf
     title: str = ""
     family: str = ""
     steps: int = 300
@@ -139,7 +151,26 @@ class Sweep:
 
     def lr_at(self, lr_index: int) -> float:
         """The learning rate `lr_index` octaves above the initial one."""
-        return self.initial_lr * 2.0**lr_index
+        return self.rates[lr_index] if self.rates else self.initial_lr * 2.0**lr_index
+
+    def index_of(self, lr: float) -> int | None:
+        """The inverse of `lr_at`; None for a rate that this sweep does not train."""
+        if self.rates:
+            return next((at for at, each in enumerate(self.rates) if same_lr(each, lr)), None)
+        octaves = math.log2(lr / self.initial_lr)
+        return round(octaves) if abs(octaves - round(octaves)) <= 1e-6 else None
+
+    @property
+    def allowed_indices(self) -> range:
+        """The rates that may be trained."""
+        if self.rates:
+            return range(len(self.rates))
+        bounds = [EVERYWHERE.start, EVERYWHERE.stop - 1]
+        if self.lr_min > 0:
+            bounds[0] = math.ceil(math.log2(self.lr_min / self.initial_lr) - 1e-6)
+        if self.lr_max < math.inf:
+            bounds[1] = math.floor(math.log2(self.lr_max / self.initial_lr) + 1e-6)
+        return range(bounds[0], bounds[1] + 1)
 
     def part(self, which: str) -> Sweep:
         """What one job of a cluster does: the base alone (`base`), or the base and one cell.
@@ -161,7 +192,7 @@ class Sweep:
 
     @property
     def family_name(self) -> str:
-        """The family of the recordings; by default the workload's name."""
+        """The family of the recordings; by default the workload's name, or the sweep's."""
         return self.family or self.workload
 
     def tags(self, times: int = 1) -> dict[str, str]:
@@ -169,6 +200,8 @@ class Sweep:
 
         Targets may come only from base recordings with the base's own tags.
         """
+        if self.command is not None:
+            return {"sweep": self.command.base_digest}
         return {"steps": str(times * self.steps), "schedule": self.schedule}
 
 
@@ -186,7 +219,7 @@ def load(what: str) -> Sweep:
 
     Raises `NotFound` for neither, `InvalidInput` for a file that is no sweep, naming the field.
     """
-    name = what
+    name, directory = what, Path.cwd()
     if what in presets():
         text = (_folder() / f"{what}.toml").read_text("utf-8")
     else:
@@ -196,30 +229,40 @@ def load(what: str) -> Sweep:
                 f"sweep: {what!r} is neither a file nor a preset; presets are "
                 f"{', '.join(presets())}"
             )
-        name, text = path.stem, path.read_text("utf-8")
+        name, directory = path.stem, path.resolve().parent
+        text = path.read_text("utf-8")
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"sweep: {what} is not TOML ({error})") from error
-    return parse(content, name)
+    return parse(content, name, directory)
 
 
-def parse(content: Mapping[str, Any], name: str) -> Sweep:
-    """A sweep from the content of its TOML file; `name` is that of the file.
+def parse(content: Mapping[str, Any], name: str, directory: Path | None = None) -> Sweep:
+    """A sweep from the content of its TOML file; `name` is that of the file, which lies in
+    `directory`, by default the working directory.
 
     Each table `[[cell]]` has a scale's fields and the `variants` to train there, by default plain
     and matched. Raises `InvalidInput` for an unknown or missing field or a value out of range.
     """
-    known = {each.name for each in fields(Sweep)} - {"name", "cells"}
+    if "command" in content:
+        found, rows = command_sweep(content, name, directory or Path.cwd())
+        chosen = [Cell(scale=scale, variant=how, seeds=seeds) for scale, how, seeds in rows]
+        return Sweep(name=name, cells=tuple(dict.fromkeys(chosen)), **found)
+    known = {each.name for each in fields(Sweep)} - {"name", "cells", "command", "rates"}
     unknown = sorted(set(content) - known - {"cell"})
     if unknown:
         raise InvalidInput(
             f"{unknown[0]}: not a field of a sweep; allowed are {', '.join(sorted(known))} and "
             "[[cell]]"
         )
-    for required in ("workload", "initial_lr"):
-        if required not in content:
-            raise InvalidInput(f"{required}: sweep {name!r} does not say it, but it must")
+    if "workload" not in content:
+        raise InvalidInput(
+            f"workload: sweep {name!r} does not say it, but it must say either a workload or a "
+            "command"
+        )
+    if "initial_lr" not in content:
+        raise InvalidInput(f"initial_lr: sweep {name!r} does not say it, but it must")
     cells = [cell for table in content.get("cell", []) for cell in _cells(table)]
     if not cells:
         raise InvalidInput(

@@ -5,17 +5,19 @@ The job's key is a tag of its recording. By the key the registry tells whether a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from flerm_client.training.run_instructions import RunInstructions
 from flerm_core.matching.depth_rules import DEFAULT_DEPTH
 from flerm_core.records.recording import EstimatorSettings, content_digest
+from flerm_experiments.sweep.command import Command, CommandScale
+from flerm_experiments.sweep.command_job import JOB_TAG, CommandJob
 from flerm_experiments.sweep.spec import BASE_MEASUREMENTS, PERIODIC, VARIANTS, Cell, Sweep
 from flerm_experiments.workloads.base import Scale
 from flerm_experiments.workloads.train_loop import Job
 
-JOB_TAG = "job"
-"""The tag that holds a job's key."""
 SCALE_FIELDS = frozenset(each.name for each in fields(Scale))
 # Where and under which name a recording is kept, and what follows from the other fields.
 _NOT_IN_KEY = {"registry", "variant", "tags", "source_tags"}
@@ -36,9 +38,61 @@ class Trial:
     base_measurement: str = ""
 
 
-def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
+AnyJob = Job | CommandJob
+"""What an executor runs."""
+
+
+def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> AnyJob:
     """The job that trains `trial`. Its recording gets the sweep's tags and the job's key as
     tags."""
+    if sweep.command is not None:
+        return _command_job(sweep, sweep.command, trial, registry)
+    return _workload_job(sweep, trial, registry)
+
+
+def _command_job(sweep: Sweep, command: Command, trial: Trial, registry: str | None) -> CommandJob:
+    cell = trial.cell
+    scale = command.base_scale if cell is None else cell.scale
+    assert isinstance(scale, CommandScale)
+    matches = cell is not None and cell.matches
+    lr, values = sweep.lr_at(trial.lr_index), dict(scale.values)
+    # The targets of a matched run follow from the base's recordings.
+    base = {"base": sweep.tags(), "base_seeds": sweep.base_seeds} if matches else {}
+    key = content_digest(
+        {"command": command.base_digest, "values": values, "lr": lr, "seed": trial.seed, **base}
+    )[:32]
+    label = "base" if cell is None else cell.label
+    name = re.sub(r"[^\w.-]+", "-", f"{label}-lr{lr:.3g}-seed{trial.seed}-{key[:8]}")
+    folder = command.folder / name
+    placeholders = {"lr": repr(lr), "seed": str(trial.seed), "folder": str(folder)}
+    placeholders |= {key: str(value) for key, value in values.items()}
+    return CommandJob(
+        key=key,
+        words=command.words(placeholders),
+        folder=folder,
+        directory=command.directory,
+        registry=registry,
+        instructions=RunInstructions(
+            mode="match" if matches else "record",
+            family=sweep.family_name,
+            lr=lr,
+            seed=trial.seed,
+            role="base" if cell is None else "scaled",
+            variant="plain" if cell is None else cell.variant,
+            tags={**sweep.tags(), JOB_TAG: key},
+            source_tags=sweep.tags() if matches else {},
+            config=values,
+            judged_later=command.objective is not None,
+        ),
+        objective=command.objective,
+        cpus=command.cpus,
+        gpus=command.gpus,
+        time_limit=command.time_limit,
+        retries=command.retries,
+    )
+
+
+def _workload_job(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
     cell = trial.cell or Cell()
     variant = VARIANTS[cell.variant]
     settings: dict[str, Any] = {
@@ -64,7 +118,7 @@ def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
         settings["every"] = sweep.every * cell.steps
     elif variant.get("mode") != "match" and sweep.every != _DEFAULT_EVERY:
         settings["every"] = sweep.every
-    if cell.matches and cell.scale.depth != 1:
+    if cell.matches and "depth" in cell.scale.differing:
         # By name, so that under another default rule the run counts as another one.
         settings.setdefault("depth_rule", DEFAULT_DEPTH)
     job = Job(**settings)

@@ -1,28 +1,25 @@
-"""One training job in a process of its own, on one core. Every executor runs this."""
+"""One training job in a process of its own. Every executor runs this."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from flerm_experiments.workloads.train_loop import Job
+from flerm_experiments.sweep.command_job import CommandJob, run_command
+from flerm_experiments.sweep.job_outcome import JobOutcome
 
-
-@dataclass(frozen=True, slots=True)
-class JobOutcome:
-    """How a job ended: status (completed or diverged), final loss, seconds of wall time."""
-
-    status: str
-    loss: float
-    seconds: float
+if TYPE_CHECKING:
+    from flerm_experiments.sweep.trials import AnyJob
 
 
-def run_job(job: Job) -> JobOutcome:
-    """Trains `job` with one thread.
+def run_job(job: AnyJob) -> JobOutcome:
+    """Trains `job`: a command in processes of its own, a workload in this one, with one thread.
 
     Warnings are not printed, because many trainings share the sweep's terminal. What was measured
     stands in each recording.
     """
+    if isinstance(job, CommandJob):
+        return run_command(job)
     import torch
 
     from flerm_experiments.workloads.train_loop import train

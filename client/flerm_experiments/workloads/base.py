@@ -39,15 +39,16 @@ class Scale:
             )
 
     @property
+    def differing(self) -> tuple[str, ...]:
+        """The fields that are not the base's."""
+        return tuple(each.name for each in fields(self) if getattr(self, each.name) != each.default)
+
+    @property
     def label(self) -> str:
         """The scale as a table names it: `width ×4, depth ×2`; `base` where all fields are 1."""
         names = {"width": "width", "depth": "depth", "init_scale": "init scale", "rank": "rank"}
-        differing = [
-            f"{name} ×{getattr(self, key):g}"
-            for key, name in names.items()
-            if getattr(self, key) != 1
-        ]
-        return ", ".join(differing) or "base"
+        texts = (f"{names[key]} ×{getattr(self, key):g}" for key in self.differing)
+        return ", ".join(texts) or "base"
 
 
 class Workload(ABC):

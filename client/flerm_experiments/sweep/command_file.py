@@ -1,0 +1,214 @@
+"""A sweep file with a command: its fields are checked, each mistake in one sentence."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flerm_core.errors import InvalidInput
+from flerm_experiments.sweep.command import (
+    GIVEN,
+    Command,
+    CommandScale,
+    Objective,
+    Value,
+    check_placeholders,
+    placeholders,
+    split,
+)
+
+FIELDS = (
+    *("command", "title", "family", "initial_lr", "rates", "lr_min", "lr_max"),
+    *("base_seeds", "seeds", "variants", "base", "target", "cell", "objective", "run"),
+)
+VARIANTS = ("plain", "matched")
+"""What a command can be told: to train as it is, or matched."""
+RUN = ("cpus", "gpus", "time_limit", "retries", "folder")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_BASE_SEEDS = 2
+
+
+def command_sweep(
+    content: Mapping[str, Any], name: str, directory: Path
+) -> tuple[dict[str, Any], list[tuple[CommandScale, str, int | None]]]:
+    """The fields of a `Sweep`, and its cells as (scale, variant, seeds).
+
+    name: the sweep's. directory: that of the file, where the command runs. Raises `InvalidInput`
+    for a field that is unknown, missing or out of its range.
+    """
+    _refuse_unknown("", content, FIELDS)
+    for required in ("command", "base", "target"):
+        if required not in content:
+            raise InvalidInput(f"{required}: sweep {name!r} does not say it, but it must")
+    seeds = _whole("seeds", content.get("seeds", 1), 1)
+    base_seeds = _whole("base_seeds", content.get("base_seeds", _BASE_SEEDS), 1)
+    command = _command(content, name, directory)
+    keys = [key for key, _ in command.base]
+    check_placeholders(command.text, keys, several_seeds=max(seeds, base_seeds) > 1)
+    fields = {
+        "title": _text("title", content.get("title", "")),
+        "family": _text("family", content.get("family", name)),
+        "seeds": seeds,
+        "base_seeds": base_seeds,
+        "command": command,
+        **_rates(content, name),
+    }
+    variants = _variants("variants", content.get("variants", list(VARIANTS)))
+    cells: list[tuple[CommandScale, str, int | None]] = [
+        (command.target_scale, variant, None) for variant in variants
+    ]
+    for table in content.get("cell", []):
+        cells += _cells(table, command, variants)
+    return fields, cells
+
+
+def _command(content: Mapping[str, Any], name: str, directory: Path) -> Command:
+    text = _text("command", content["command"])
+    split(text)
+    base, target = (_values(each, content[each]) for each in ("base", "target"))
+    if dict(base).keys() != dict(target).keys():
+        raise InvalidInput(
+            f"target has {', '.join(dict(target)) or 'no keys'}, but it must have those of base: "
+            f"{', '.join(dict(base))}"
+        )
+    if base == target:
+        raise InvalidInput("target equals base, but it must be the bigger model")
+    run = _table("run", content.get("run", {}), RUN)
+    folder = _text("run.folder", run.get("folder", f"flerm-runs/{name}"))
+    return Command(
+        text=text,
+        base=base,
+        target=tuple((key, dict(target)[key]) for key, _ in base),
+        folder=directory / folder,
+        directory=directory,
+        objective=_objective(content["objective"]) if "objective" in content else None,
+        cpus=_whole("run.cpus", run.get("cpus", 1), 1),
+        gpus=_whole("run.gpus", run.get("gpus", 0), 0),
+        time_limit=_seconds(run["time_limit"]) if "time_limit" in run else None,
+        retries=_whole("run.retries", run.get("retries", 0), 0),
+    )
+
+
+def _objective(table: Any) -> Objective:
+    fields = _table("objective", table, ("line", "file", "key"))
+    found = Objective(**{key: _text(f"objective.{key}", value) for key, value in fields.items()})
+    for name in placeholders(found.file):
+        if name != "folder":
+            raise InvalidInput(
+                f"objective.file has {{{name}}}, but its only placeholder is {{folder}}"
+            )
+    return found
+
+
+def _rates(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if "rates" in content:
+        for other in ("initial_lr", "lr_min", "lr_max"):
+            if other in content:
+                raise InvalidInput(
+                    f"{other} belongs to the search, but rates are given: leave out one of the two"
+                )
+        rates = content["rates"]
+        if not (isinstance(rates, list) and rates):
+            raise InvalidInput(f"rates is {rates!r}, but it must be a list of learning rates")
+        found = tuple(_rate("rates", each) for each in rates)
+        if list(found) != sorted(set(found)):
+            raise InvalidInput(f"rates is {rates!r}, but it must ascend, without repetition")
+        return {"rates": found, "initial_lr": found[len(found) // 2]}
+    if "initial_lr" not in content:
+        raise InvalidInput(
+            f"initial_lr: sweep {name!r} does not say it, but it must, unless it lists its rates"
+        )
+    names = [key for key in ("initial_lr", "lr_min", "lr_max") if key in content]
+    bounds = {key: _rate(key, content[key]) for key in names}
+    if not bounds.get("lr_min", 0.0) <= bounds["initial_lr"] <= bounds.get("lr_max", math.inf):
+        raise InvalidInput(
+            f"initial_lr is {bounds['initial_lr']:g}, but it must lie from lr_min to lr_max"
+        )
+    return dict(bounds)
+
+
+def _cells(
+    table: Any, command: Command, variants: list[str]
+) -> list[tuple[CommandScale, str, int | None]]:
+    keys = [key for key, _ in command.base]
+    fields = _table("cell", table, (*keys, "variants", "seeds"))
+    given = dict(_values("cell", {key: fields[key] for key in keys if key in fields}))
+    values = tuple((key, given.get(key, value)) for key, value in command.base)
+    seeds = _whole("cell.seeds", fields["seeds"], 1) if "seeds" in fields else None
+    chosen = _variants("cell.variants", fields.get("variants", variants))
+    return [(CommandScale(values, command.base), variant, seeds) for variant in chosen]
+
+
+def _values(name: str, table: Any) -> tuple[tuple[str, Value], ...]:
+    if not (isinstance(table, dict) and (table or name == "cell")):
+        raise InvalidInput(f"{name} must be a table of the model's sizes, such as width = 64")
+    for key, value in table.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise InvalidInput(
+                f"{name}.{key} is {value!r}, but it must be a number or a text: the placeholder's "
+                "value"
+            )
+        if key in (*GIVEN, "variants", "seeds") or not re.fullmatch(r"\w+", key):
+            raise InvalidInput(
+                f"{name}.{key} cannot be a key: it must be a word, and none of "
+                f"{', '.join((*GIVEN, 'variants', 'seeds'))}"
+            )
+    return tuple(table.items())
+
+
+def _variants(name: str, value: Any) -> list[str]:
+    if not (isinstance(value, list) and all(each in VARIANTS for each in value)):
+        raise InvalidInput(f"{name} is {value!r}, but it must be a list of {', '.join(VARIANTS)}")
+    return list(dict.fromkeys(value))
+
+
+def _refuse_unknown(prefix: str, table: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in allowed:
+            raise InvalidInput(
+                f"{prefix}{key} is not a field of a sweep with a command; allowed are "
+                f"{', '.join(allowed)}"
+            )
+
+
+def _table(name: str, table: Any, allowed: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise InvalidInput(f"{name} is {table!r}, but it must be a table")
+    _refuse_unknown(f"{name}.", table, allowed)
+    return table
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"{name} is {value!r}, but it must be a text")
+    return value
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if type(value) is not int or value < least:  # true is an int, too
+        raise InvalidInput(
+            f"{name} is {value!r}, but it must be a whole number of at least {least}"
+        )
+    return value
+
+
+def _rate(name: str, value: Any) -> float:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not 0 < number < math.inf:
+        raise InvalidInput(
+            f"{name} is {value!r}, but it must be a learning rate, above 0 and finite"
+        )
+    return float(number)
+
+
+def _seconds(value: Any) -> float:
+    found = re.fullmatch(r"(\d+)([smhd])", value) if isinstance(value, str) else None
+    if found is None or int(found[1]) == 0:
+        raise InvalidInput(
+            f"run.time_limit is {value!r}, but it must be a text such as '90s', '30m', '12h' or "
+            "'2d'"
+        )
+    return float(int(found[1]) * _SECONDS[found[2]])

@@ -1,0 +1,291 @@
+"""One run of a user's command: a process group of its own, watched until its recording has ended.
+
+The registry tells how the run ended. So a run that is finished counts even where its sweep was
+killed, and a run that another sweep has under way is waited for and not started again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from flerm_client.registry.address import address_of
+from flerm_client.registry.client import RegistryClient
+from flerm_client.training.run_instructions import RunInstructions
+from flerm_core.errors import FlermError, NotFound
+from flerm_core.records.recording import Recording
+from flerm_experiments.sweep.command import Objective
+from flerm_experiments.sweep.job_outcome import JobOutcome
+
+JOB_TAG = "job"
+"""The tag that holds a job's key."""
+
+_COUNTED = ("completed", "diverged")
+_LOOK = 0.1  # seconds between two looks at a process or a lock
+_GRACE = 30.0  # seconds from SIGTERM to SIGKILL: torchrun gives its ranks as long
+_DELIVERY = 60.0  # seconds for a run's last rows to reach the registry
+
+Stopped = Callable[[], bool]
+"""Whether the sweep was stopped."""
+
+
+class CommandFailed(FlermError):
+    """A run of a command that did not end with a loss. The message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandJob:
+    """One run of a command.
+
+    key: a digest of everything that decides how it runs, a tag of its recording. words: the command
+    line. folder: for its output and the placeholder `{folder}`. directory: where it runs. registry:
+    its address; None for FLERM_REGISTRY. instructions: what its script is told. objective: None for
+    the loss that the script logs. cpus, gpus: that it needs. time_limit: seconds of one attempt;
+    None for none. retries: further attempts after one that failed.
+    """
+
+    key: str
+    words: tuple[str, ...]
+    folder: Path
+    directory: Path
+    registry: str | None
+    instructions: RunInstructions
+    objective: Objective | None = None
+    cpus: int = 1
+    gpus: int = 0
+    time_limit: float | None = None
+    retries: int = 0
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """The tags of its recording."""
+        return self.instructions.tags
+
+    @property
+    def variant(self) -> str:
+        """The variant of its recording."""
+        return self.instructions.variant or ""
+
+    @property
+    def output(self) -> Path:
+        """The file with what the process printed."""
+        return self.folder / "output.log"
+
+    def environment(self) -> dict[str, str]:
+        """The environment of its process."""
+        own = self.instructions.variables()
+        if self.registry is not None:
+            own["FLERM_REGISTRY"] = self.registry
+        threads = {"OMP_NUM_THREADS": str(self.cpus)} if "OMP_NUM_THREADS" not in os.environ else {}
+        return {**os.environ, **threads, **own}
+
+
+def run_command(
+    job: CommandJob,
+    *,
+    devices: str | None = None,
+    stopped: Stopped = lambda: False,
+) -> JobOutcome:
+    """Runs `job`, unless the registry holds it as ended, and returns how it ended.
+
+    devices: CUDA_VISIBLE_DEVICES; None: as it is. stopped: asked while the process runs; when true
+    the process group is ended. Raises `CommandFailed` where no attempt ended with a loss, and
+    `KeyboardInterrupt` when stopped.
+    """
+    began = time.monotonic()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    environment = job.environment()
+    if devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = devices
+    with (job.folder / "lock").open("a+") as lock:
+        _wait_for_lock(lock, stopped)
+        ended, problem = _ended(job, patient=False), ""
+        for _ in range(1 + job.retries):
+            if ended is not None:
+                break
+            problem = _attempt(job, environment, lock, stopped)
+            ended = _ended(job, patient=not problem)
+        if ended is None:
+            raise CommandFailed(problem or _nothing_recorded(job))
+    loss = ended.final_loss
+    if ended.status == "completed" and loss is None:
+        raise CommandFailed(
+            "the run is recorded without a loss: call flerm.log(loss=...) before each step, or "
+            "name an [objective]"
+        )
+    return JobOutcome(ended.status, math.inf if loss is None else loss, time.monotonic() - began)
+
+
+def dry_run(job: CommandJob, *, stopped: Stopped = lambda: False) -> str:
+    """What the match of `job` would do, as its script prints it; nothing is recorded.
+
+    Raises `CommandFailed` where the script fails, as where its tensors have no targets.
+    """
+    dry = replace(
+        job,
+        folder=job.folder.with_name(f"{job.folder.name}-dry-run"),
+        instructions=replace(job.instructions, mode="dry-run"),
+    )
+    dry.folder.mkdir(parents=True, exist_ok=True)
+    dry.output.unlink(missing_ok=True)
+    with (dry.folder / "lock").open("a+") as lock:
+        _wait_for_lock(lock, stopped)
+        problem = _attempt(dry, dry.environment(), lock, stopped)
+    if problem:
+        raise CommandFailed(f"the dry run of the match failed: {problem}")
+    return dry.output.read_text(errors="replace")
+
+
+def _nothing_recorded(job: CommandJob) -> str:
+    """Why a command that ended well has no loss."""
+    if job.objective is not None and _recordings(job):
+        try:
+            job.objective.read(job.output, {"folder": str(job.folder)})
+        except NotFound as error:
+            return str(error)
+    return (
+        f"the command ended well, but the registry has no ended recording of it in "
+        f"{job.instructions.family!r}: does the script call FLeRM.auto? Its output is {job.output}"
+    )
+
+
+def _wait_for_lock(lock: IO[str], stopped: Stopped) -> None:
+    # The lock is inherited by the process of a run, so it outlives a sweep that is killed.
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if stopped():
+                lock.seek(0)
+                _end_group(int(lock.read() or 0), lambda: _is_free(lock))
+                raise KeyboardInterrupt from None
+            time.sleep(_LOOK)
+        else:
+            return
+
+
+def _is_free(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _attempt(
+    job: CommandJob, environment: Mapping[str, str], lock: IO[str], stopped: Stopped
+) -> str:
+    """Runs the command once; why it failed, or an empty text."""
+    with job.output.open("ab") as output:
+        try:
+            process = subprocess.Popen(
+                job.words,
+                cwd=job.directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[lock.fileno()],
+            )
+        except OSError as error:
+            return f"{job.words[0]} cannot be started ({error.strerror})"
+        lock.truncate(0)
+        lock.write(str(process.pid))
+        lock.flush()
+        with _ending_group(process):
+            return _watch(job, process, stopped)
+
+
+@contextmanager
+def _ending_group(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Whatever happens inside: nothing of the process's group runs afterwards."""
+    try:
+        yield
+    finally:
+        _end_group(process.pid, lambda: process.poll() is not None)
+
+
+def _watch(job: CommandJob, process: subprocess.Popen[bytes], stopped: Stopped) -> str:
+    until = None if job.time_limit is None else time.monotonic() + job.time_limit
+    while (code := process.poll()) is None:
+        if stopped():
+            raise KeyboardInterrupt
+        if until is not None and time.monotonic() > until:
+            return f"it ran longer than its time limit of {job.time_limit:g} s; see {job.output}"
+        try:
+            process.wait(_LOOK)
+        except subprocess.TimeoutExpired:
+            continue
+    if code == 0:
+        return ""
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"has exit code {code}"
+    return f"it {how}; {_last_line(job.output)}"
+
+
+def _last_line(output: Path) -> str:
+    lines = [line.strip() for line in output.read_text(errors="replace").splitlines()]
+    last = next((line for line in reversed(lines) if line), "")
+    return f"the last line of {output} is: {last[:200]}" if last else f"{output} is empty"
+
+
+def _end_group(group: int, over: Callable[[], bool]) -> None:
+    """Ends a process group: first by SIGTERM, and by SIGKILL when time is over."""
+    for number, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
+        try:
+            os.killpg(group, number)
+        except ProcessLookupError:
+            return
+        until = time.monotonic() + seconds
+        while not over() and time.monotonic() < until:
+            time.sleep(_LOOK)
+
+
+def _ended(job: CommandJob, *, patient: bool) -> Recording | None:
+    """The job's recording that is completed or diverged, and judged; None where there is none.
+
+    patient: wait for what is still being delivered.
+    """
+    until = time.monotonic() + (_DELIVERY if patient else 0.0)
+    while True:
+        found = _recordings(job)
+        counted = next((each for each in found if each.status in _COUNTED), None)
+        if counted is not None:
+            return _judged(job, counted)
+        # What is not there after a command that ended well was never recorded; what is running is
+        # still on its way.
+        if time.monotonic() >= until or not any(each.status == "running" for each in found):
+            return None
+        time.sleep(_LOOK)
+
+
+def _recordings(job: CommandJob) -> list[Recording]:
+    folder = address_of(job.registry).folder
+    if folder is not None and not folder.exists():  # the first recording makes it
+        return []
+    with RegistryClient(job.registry) as client:
+        return list(client.recordings(job.instructions.family, tags={JOB_TAG: job.key}))
+
+
+def _judged(job: CommandJob, recording: Recording) -> Recording | None:
+    """The recording with the loss that the job's objective names, in an attempt of its own.
+
+    None where the objective is not there, as after a kill before the run printed its loss.
+    """
+    if job.objective is None or recording.final_loss is not None or recording.status != "completed":
+        return recording
+    try:
+        loss = job.objective.read(job.output, {"folder": str(job.folder)})
+    except (NotFound, OSError):
+        return None
+    with RegistryClient(job.registry) as client:
+        return client.judge(recording.spec.id, loss if math.isfinite(loss) else None)

@@ -1,0 +1,233 @@
+"""Runs of a user's command: told by their environment, judged by the registry, ended as a group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from forked import fork
+
+from flerm_core.errors import InvalidInput
+from flerm_experiments.sweep.command_executor import CommandExecutor
+from flerm_experiments.sweep.command_job import run_command
+from flerm_experiments.sweep.registry_state import finished_trials
+from flerm_experiments.sweep.results import curve_rows
+from flerm_experiments.sweep.runner import run_sweep
+from flerm_experiments.sweep.spec import load
+from flerm_experiments.sweep.trials import Trial, job_of
+from tests.experiments.sweep.command_scripts import played, recordings, trained
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("TRAINED", str(tmp_path / "trained"))
+    return f"file://{tmp_path}/registry"
+
+
+def carried_out(path: Path, address: str) -> dict[Trial, str]:
+    sweep = load(str(path))
+    assert sweep.command is not None
+    return run_sweep(sweep, address, CommandExecutor(sweep.command)).failures
+
+
+def test_a_sweep_of_a_script_finds_its_optimum_and_trains_nothing_twice(
+    tmp_path: Path, address: str
+) -> None:
+    path = played(tmp_path, variants='["matched"]')
+    assert carried_out(path, address) == {}
+    sweep = load(str(path))
+    base, matched = curve_rows(sweep, finished_trials(sweep, address))
+    assert base.optimum == pytest.approx(2.0**-6.3, rel=1e-6)
+    assert (base.runs, matched.runs) == (4, 3)
+    assert matched.shift.octaves == pytest.approx(0.0, abs=1e-6)
+    for each in recordings(address, variant="matched"):
+        (source,) = recordings(address, role="base", lr_min=each.spec.lr, lr_max=each.spec.lr)
+        assert each.spec.config["sources"] == [source.spec.id]
+        assert each.spec.config["width"] == 32
+    before = trained(tmp_path)
+    assert len(before) == len(set(before)) == 7
+    assert carried_out(path, address) == {}
+    assert trained(tmp_path) == before
+
+
+def test_a_run_that_fails_is_told_with_its_last_line_and_retried_as_often_as_said(
+    tmp_path: Path, address: str
+) -> None:
+    path = played(
+        tmp_path, options="--fail given.width==32", table="[run]\nretries = 1\n", rates="[0.01]"
+    )
+    failures = carried_out(path, address)
+    assert {trial.cell.variant for trial in failures if trial.cell} == {"plain", "matched"}
+    reason = next(iter(failures.values()))
+    assert "exit code 3; the last line of" in reason
+    assert reason.endswith("is: out of memory")
+    wide = [line for line in trained(tmp_path) if line.endswith("32")]
+    assert all(wide.count(line) == 2 for line in wide)
+
+
+def test_a_command_that_records_nothing_is_told(tmp_path: Path, address: str) -> None:
+    path = tmp_path / "silent.toml"
+    path.write_text(
+        f'command = "{sys.executable} -c pass {{lr}} {{seed}} {{n}}"\ninitial_lr = 0.1\n'
+        "[base]\nn = 1\n[target]\nn = 2\n"
+    )
+    failures = carried_out(path, address)
+    assert len(failures) == 3, "the second seed waits for the first"
+    assert all("does the script call FLeRM.auto?" in why for why in failures.values())
+    path.write_text(path.read_text().replace(sys.executable, "/no/such/python"))
+    assert "cannot be started (No such file" in next(iter(carried_out(path, address).values()))
+
+
+@pytest.mark.parametrize(
+    ("table", "factor"),
+    [
+        ('[objective]\nline = "step 2 loss (.*)"\n', 1.0),
+        ('[objective]\nfile = "{folder}/out.json"\nkey = "eval.loss"\n', 2.0),
+    ],
+)
+def test_the_loss_may_stand_in_a_line_or_in_a_json_file(
+    tmp_path: Path, address: str, table: str, factor: float
+) -> None:
+    path = played(tmp_path, options="--out {folder}/out.json", table=table, rates="[0.01]")
+    assert carried_out(path, address) == {}
+    (base,) = recordings(address, role="base")
+    parabola = (-6.643856189774724 + 6.3) ** 2 + 1 / 8
+    assert base.final_loss == pytest.approx(factor * parabola)
+    assert (base.rows, base.status) == (1, "completed")
+    before = trained(tmp_path)
+    assert carried_out(path, address) == {}
+    assert trained(tmp_path) == before
+
+
+def test_a_run_that_was_not_judged_yet_is_judged_and_not_trained_again(
+    tmp_path: Path, address: str
+) -> None:
+    path = played(tmp_path, table='[objective]\nline = "step 2 loss (.*)"\n')
+    sweep = load(str(path))
+    job = job_of(sweep, Trial(None, 0, 0), address)
+    job.folder.mkdir(parents=True)
+    with job.output.open("wb") as output:  # as a killed sweep leaves the run
+        subprocess.run(
+            job.words, cwd=job.directory, env=job.environment(), stdout=output, check=True
+        )
+    assert finished_trials(sweep, address) == {}
+    assert run_command(job).loss == pytest.approx(0.7**2 + 1 / 8)
+    assert len(trained(tmp_path)) == 1
+    assert list(finished_trials(sweep, address)) == [Trial(None, 0, 0)]
+
+
+SLEEPS = """
+import os, signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+with open(sys.argv[1] + "/pids", "w") as pids:
+    pids.write(f"{os.getpid()} {child.pid}")
+time.sleep(600)
+"""
+
+
+def sleeping(tmp_path: Path, limit: str = "") -> Path:
+    (tmp_path / "sleep.py").write_text(SLEEPS)
+    path = tmp_path / "sleeping.toml"
+    path.write_text(
+        f'command = "{sys.executable} sleep.py {{folder}} {{lr}} {{seed}} {{n}}"\nrates=[0.1]\n'
+        f"base_seeds = 1\n[base]\nn = 1\n[target]\nn = 2\n{limit}"
+    )
+    return path
+
+
+def pids_of(tmp_path: Path) -> list[int]:
+    (found,) = tmp_path.glob("flerm-runs/*/*/pids")
+    return [int(each) for each in found.read_text().split()]
+
+
+def wait_until(what) -> None:
+    until = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_time_limit_ends_the_whole_process_group(tmp_path: Path, address: str) -> None:
+    path = sleeping(tmp_path, '[run]\ntime_limit = "1s"\n')
+    failures = carried_out(path, address)
+    assert "ran longer than its time limit of 1 s" in failures[Trial(None, 0, 0)]
+    wait_until(lambda: not any(map(running, pids_of(tmp_path))))
+
+
+def test_a_stopped_sweep_leaves_no_process_behind(tmp_path: Path, address: str) -> None:
+    sweep = load(str(sleeping(tmp_path)))
+    executor = CommandExecutor(sweep.command)
+    future = executor.submit(job_of(sweep, Trial(None, 0, 0), address))
+    wait_until(lambda: list(tmp_path.glob("flerm-runs/*/*/pids")))
+    wait_until(lambda: pids_of(tmp_path))
+    executor.close()
+    assert isinstance(future.exception(), KeyboardInterrupt)
+    wait_until(lambda: not any(map(running, pids_of(tmp_path))))
+
+
+def test_a_run_that_a_killed_sweep_left_behind_is_waited_for_and_not_started_again(
+    tmp_path: Path, address: str
+) -> None:
+    path = played(tmp_path, options="")
+    script = tmp_path / "train.py"
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    script.write_text(f"open({str(gate)!r}).read()\n" + script.read_text())
+    sweep = load(str(path))
+    job = job_of(sweep, Trial(None, 0, 0), address)
+    sweeping = tmp_path / "sweeping.py"
+    sweeping.write_text(
+        "import sys\nfrom flerm_experiments.sweep.command_job import run_command\n"
+        "from flerm_experiments.sweep.spec import load\n"
+        "from flerm_experiments.sweep.trials import Trial, job_of\n"
+        "run_command(job_of(load(sys.argv[1]), Trial(None, 0, 0), sys.argv[2]))\n"
+    )
+    killed = fork(sweeping, str(path), address, environments=[{}])
+    lock = job.folder / "lock"
+    wait_until(lambda: lock.exists() and lock.read_text())
+    os.kill(killed.pids[0], signal.SIGKILL)
+    killed.wait(30)
+    outcome: list[float] = []
+    again = threading.Thread(target=lambda: outcome.append(run_command(job).loss))
+    again.start()
+    gate.write_text("go on")
+    again.join(60)
+    assert outcome == [pytest.approx(0.7**2 + 1 / 8)]
+    assert len(trained(tmp_path)) == 1
+
+
+def test_every_slot_has_gpus_of_its_own(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5,7,9")
+    path = played(tmp_path, table="[run]\ngpus = 2\n", rates="[0.01, 0.02]", variants="[]")
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os\nprint('on', os.environ['CUDA_VISIBLE_DEVICES'])\n" + script.read_text()
+    )
+    assert CommandExecutor(load(str(path)).command).slots == 2
+    assert carried_out(path, address) == {}
+    printed = {log.read_text().splitlines()[0] for log in tmp_path.glob("flerm-runs/*/*/*.log")}
+    assert printed == {"on 0,2", "on 5,7"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(InvalidInput, match=r"run\.gpus is 2, but there are 1 GPUs"):
+        CommandExecutor(load(str(path)).command)
+
+
+def test_what_a_signal_ended_is_named(tmp_path: Path, address: str) -> None:
+    path = played(tmp_path, options="--fail os.kill(os.getpid(),9)", rates="[0.01]")
+    why = next(iter(carried_out(path, address).values()))
+    assert f"was killed by {signal.SIGKILL.name}" in why
