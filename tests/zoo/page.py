@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.zoo.architecture import Architecture
-from tests.zoo.trial import DEVIATIONS, Outcome
+from tests.zoo.trial import DEVIATIONS, EXAMPLE, Outcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 PACKAGES = ("torch", "transformers", "timm", "torchvision", "diffusers", "peft")
@@ -26,10 +26,11 @@ These come from central differences in float64, which use none of FLeRM's code.
   A tensor that does not move the outputs yet, such as LoRA's A, is unmeasured at the first step.
 - **estimator**: the one in use after the first measurement.
   The default, `example`, was asked for everywhere.
+  Where it cannot tell examples apart, it has one sample a draw, and is noisier.
 - **largest error**: the largest factor between a measured and an exact FSLR.
   A measurement of 32 draws of 8 examples each is noisy by some percent.
   Where examples share statistics, 8 draws were taken.
-- **in deviations**: the largest error of a squared FSLR, in standard deviations of that noise.
+- **in deviations**: the largest error in standard deviations of that noise.
   Up to {deviations:.0f} is promised for `example`; the other estimators are biased.
 - **identical**: whether three recorded steps are bit for bit three unrecorded ones.
   Losses, weights, buffers and random numbers are compared.
@@ -60,7 +61,7 @@ HEAD = (
 def page(outcomes: list[Outcome], absent: list[Architecture]) -> str:
     """The page as Markdown."""
     holds = sum(not each.broken for each in outcomes)
-    by_example = sum(each.estimator == "example" for each in outcomes)
+    by_example = sum(each.estimator == EXAMPLE for each in outcomes)
     installed = {each.package for each in outcomes}
     found = [f"{name} {version(name).split('+')[0]}" for name in PACKAGES if name in installed]
     left_out = ", ".join(f"{each.name} ({each.package})" for each in absent)
@@ -69,7 +70,7 @@ def page(outcomes: list[Outcome], absent: list[Architecture]) -> str:
         versions=", ".join(found),
         deviations=DEVIATIONS,
         summary=f"{holds} of {len(outcomes)} architectures hold all that is promised; "
-        f"{by_example} were measured by `example`.",
+        f"{by_example} were measured by `example` with a sample for each example.",
         head=f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}",
         rows="\n".join(_row(each) for each in outcomes),
         absent=f"\nLeft out, because their package was not installed: {left_out}.\n"

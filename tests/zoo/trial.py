@@ -31,10 +31,14 @@ GRID = 1 / 32 + 1e-3
 """Multipliers are rounded to a sixteenth of an octave."""
 
 
+EXAMPLE, ONE_SAMPLE = "example", "example, one sample a draw"
+
+
 @dataclass
 class Outcome:
     """One architecture's row of the table.
 
+    estimator: the one in use after the first measurement, as the table shows it.
     tensors, measured: how many tensors of the model one step moves, and how many of these have an
     FSLR. ratio: the largest factor between a measured and an exact FSLR. deviations: the largest
     distance in standard deviations of one measurement, of the tensor `worst`. missed: the tensors
@@ -65,7 +69,7 @@ class Outcome:
             return [f"ends training: {self.error}"]
         found = [f"unmeasured: {', '.join(self.missed)}"] if self.missed else []
         # Other estimators are biased, and say so.
-        if self.estimator == "example" and not self.deviations <= DEVIATIONS:
+        if self.estimator in (EXAMPLE, ONE_SAMPLE) and not self.deviations <= DEVIATIONS:
             found.append(f"{self.worst} is {self.deviations:.1f} standard deviations off")
         if self.identical is False:
             found.append("losses or weights differ from an unrecorded run")
@@ -79,14 +83,14 @@ def try_architecture(architecture: Architecture) -> Outcome:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            _compare(architecture, outcome)
+            _compare(architecture, outcome, caught)
             outcome.identical = _identical(architecture)
             outcome.matched = _matched(architecture)
         except Exception as error:
             outcome.error = _sentence(error)
     outcome.warned = sorted(
         {str(each.message) for each in caught if "flerm" in str(each.message).lower()
-         or "measuring by" in str(each.message)}
+         or "measuring by" in str(each.message) or "one sample a draw" in str(each.message)}
     )  # fmt: skip
     outcome.seconds = time.process_time() - started
     return outcome
@@ -96,8 +100,10 @@ def _sentence(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _compare(architecture: Architecture, outcome: Outcome) -> None:
-    """Fills in estimator, tensors and errors."""
+def _compare(
+    architecture: Architecture, outcome: Outcome, caught: list[warnings.WarningMessage]
+) -> None:
+    """Fills in estimator, tensors and errors. caught: the warnings so far, also of this call."""
     draws = COUPLED_DRAWS if architecture.couples_examples else DRAWS
     batches = architecture.batches(draws, seed=1)
     model = architecture.model()
@@ -107,7 +113,8 @@ def _compare(architecture: Architecture, outcome: Outcome) -> None:
         model, optimizer, probe=batches, family="zoo", output=architecture.output, warmup=draws
     )
     _train(architecture, model, optimizer, architecture.batches(1, seed=2))
-    outcome.estimator = flerm.estimator
+    one_sample = any(ONE_SAMPLE.partition(", ")[2] in str(each.message) for each in caught)
+    outcome.estimator = ONE_SAMPLE if one_sample else flerm.estimator
     flerm.close("interrupted")
     changes = {n: (p.detach() - old[n]) / RATE for n, p in model.named_parameters()}
     changes = {name: change for name, change in changes.items() if change.any()}
@@ -126,10 +133,21 @@ def _compare(architecture: Architecture, outcome: Outcome) -> None:
             continue
         ratio = fslr[canonical(name)] / each.fslr
         factor = max(ratio, 1 / ratio) if ratio else math.inf
-        found.append((max(abs(ratio**2 - 1) - ROUNDING, 0) / each.deviation, factor, name))
+        noise = each.one_sample if one_sample else each.deviation
+        found.append((deviations(ratio, noise), factor, name))
     if found:
         outcome.deviations, _, outcome.worst = max(found)
         outcome.ratio = max(factor for _, factor, _ in found)
+
+
+def deviations(ratio: float, noise: float) -> float:
+    """How many standard deviations measured / exact FSLR is off.
+
+    noise: the relative standard deviation of the squared FSLR. A sum of squares has a cube root
+    that is nearly normal (Wilson and Hilferty), of mean 1 - noise²/9 and deviation noise/3.
+    """
+    off = ratio ** (2 / 3) - (1 - noise**2 / 9)
+    return max(abs(off) - ROUNDING / 3, 0) / (noise / 3)
 
 
 def _train(
@@ -208,7 +226,8 @@ def _match(architecture: Architecture, width: int, depth: int, base: FLeRM) -> s
         model, optimizer, probe=architecture.batches(8, seed=1), family="zoo",
         output=architecture.output, targets=base.trajectory,
     )  # fmt: skip
-    _train(architecture, model, optimizer, architecture.batches(1, seed=2))
+    # A tensor behind a zero, such as LoRA's A, is matched at the second step.
+    _train(architecture, model, optimizer, architecture.batches(2, seed=2))
     flerm.close("interrupted")
     measured, targets = flerm.matched_fslr, flerm.targets
     if not measured:

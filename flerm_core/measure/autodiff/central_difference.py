@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flerm_core.measure.autodiff.module_replay import CallStart, gathered_parameters, replay
-from flerm_core.measure.autodiff.saved_inputs import replace_instances
+from flerm_core.measure.autodiff.structure import replace_instances
 from flerm_core.measure.output_projection import floating_tensors
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 from flerm_core.measure.autodiff.module_products import ModuleCall, has_closed_form
 from flerm_core.measure.autodiff.module_replay import CallStart
 from flerm_core.measure.autodiff.saved_inputs import SavedInputs
+from flerm_core.measure.autodiff.structure import replace_instances
 from flerm_core.measure.output_projection import floating_tensors
 
 OnGradient = Callable[["ModuleOutput", ModuleCall, Tensor], None]
@@ -56,7 +58,8 @@ class ModuleHooks:
         self._shared = shared
         self._n_examples = n_examples
         self._last_call: dict[nn.Module, int] = {}
-        self._starts: dict[nn.Module, CallStart] = {}  # of the calls that are running
+        # Of the calls that are running, the innermost last: a module may call itself.
+        self._running: dict[nn.Module, list[_RunningCall]] = {}
         self._forward_running = False
         self._sink = _GradientSink()
         self.edges: dict[ModuleOutput, GradientEdge] = {}
@@ -66,10 +69,8 @@ class ModuleHooks:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Inside, the forward runs."""
-        handles = []
-        for module, paths in self._modules.items():
-            if not all(has_closed_form(module, path) for path in paths):
-                handles.append(module.register_forward_pre_hook(self._before_forward))
+        handles = self._watch_starts()
+        for module in self._modules:
             # Before all other hooks: what these make of an output (tensor parallel redistributes
             # it) is not the module's own output.
             handles.append(
@@ -105,7 +106,8 @@ class ModuleHooks:
             known.order, known.earliest = tuple(self.edges), tuple(self.find_earliest())
         wanted = [self.edges[each] for each in known.earliest]
         # Checkpointed modules run again in this pass, and must save the same tensors as before.
-        handles = [
+        handles = self._watch_starts()
+        handles += [
             module.register_forward_hook(self._after_recomputation, with_kwargs=True, prepend=True)
             for module in self._modules
         ]
@@ -137,17 +139,37 @@ class ModuleHooks:
                 stack += [(each, False) for each in inputs if each not in reaches_observed]
         return {output for output, edge in self.edges.items() if not reaches_observed[edge.node]}
 
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
-        if self._forward_running:
-            self._starts[module] = CallStart(module)
+    def _watch_starts(self) -> list[RemovableHandle]:
+        """Hooks on the modules whose calls have to be replayed."""
+        return [
+            module.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+            for module, paths in self._modules.items()
+            if not all(has_closed_form(module, path) for path in paths)
+        ]
+
+    def _before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        own_args, own_kwargs = replace_instances((args, kwargs), Tensor, lambda tensor: tensor)
+        start = CallStart(module) if self._forward_running else None
+        call = _RunningCall(own_args, own_kwargs, start)
+        self._running.setdefault(module, []).append(call)
+
+    def _ended(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> _RunningCall:
+        """The innermost call of `module`, which ends with these inputs."""
+        running = self._running.get(module)
+        return running.pop() if running else _RunningCall(args, kwargs, None)
 
     def _after_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> Any:
+        ended = self._ended(module, args, kwargs)
         if not self._forward_running:
             return None
         number = self._last_call[module] = self._last_call.get(module, -1) + 1
-        call = ModuleCall(module, start=self._starts.pop(module, None))
+        call = ModuleCall(module, start=ended.start)
         is_shared = isinstance(result, Tensor) and module in self._shared
         if is_shared:
             result = self._expand_to_examples(result)
@@ -156,24 +178,37 @@ class ModuleHooks:
                 observed = ModuleOutput(module, number, index)
                 self.edges[observed] = get_gradient_edge(output)
                 self.shapes[observed] = output.shape
-                inputs = SavedInputs(args, kwargs)
+                inputs = SavedInputs(ended.args, ended.kwargs)
                 output.register_hook(_gradient_hook(self._sink, observed, call, inputs))
         return result if is_shared else None
 
     def _after_recomputation(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> Any:
+        ended = self._ended(module, args, kwargs)
         is_shared = isinstance(result, Tensor) and module in self._shared
         if is_shared:
             result = self._expand_to_examples(result)
         for output in floating_tensors(result):
             if output.requires_grad:
-                SavedInputs(args, kwargs)
+                SavedInputs(ended.args, ended.kwargs)
         return result if is_shared else None
 
     def _expand_to_examples(self, output: Tensor) -> Tensor:
         rows = output if output.shape[0] == 1 else output.unsqueeze(0)
         return rows.expand(self._n_examples, *rows.shape[1:])
+
+
+@dataclass(slots=True)
+class _RunningCall:
+    """A call with its inputs, in copies of the containers that it may fill.
+
+    start: as `ModuleCall` keeps it; None where closed forms serve, and in a recomputation.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    start: CallStart | None
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from flerm_core.errors import EstimatorNotApplicable
-from flerm_core.measure.autodiff.saved_inputs import replace_instances
+from flerm_core.measure.autodiff.structure import replace_instances
 from flerm_core.measure.distributed.sharding import full_tensor
 from flerm_core.measure.output_projection import floating_tensors
 from flerm_core.measure.state_guard import RandomState

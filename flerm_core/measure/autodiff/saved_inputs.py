@@ -7,12 +7,14 @@ backward pass. Offloading keeps them in host memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from flerm_core.measure.autodiff.structure import replace_instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +63,3 @@ class SavedInputs:
             self._structure, _Placeholder, lambda placeholder: tensors[placeholder.index]
         )
         return args, kwargs
-
-
-def replace_instances(value: Any, kind: type, replacement: Callable[[Any], Any]) -> Any:
-    """`value` with each instance of `kind` in its tuples, lists and dictionaries replaced."""
-    if isinstance(value, kind):
-        return replacement(value)
-    if isinstance(value, dict):
-        return {key: replace_instances(item, kind, replacement) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        # `_make` passes by a constructor that checks its arguments, as PackedSequence's does.
-        return type(value)._make(replace_instances(item, kind, replacement) for item in value)  # type: ignore[attr-defined]
-    if isinstance(value, list | tuple):
-        return type(value)(replace_instances(item, kind, replacement) for item in value)
-    return value

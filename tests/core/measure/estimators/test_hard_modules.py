@@ -114,6 +114,59 @@ class TiedBias(nn.Module):
         return self.head(self.body(x).tanh())
 
 
+class Cache:
+    """Keys of earlier calls, which a forward appends to, as transformers' DynamicCache."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.of = self  # a cycle
+
+
+class Cached(nn.Module):
+    """Attention to all that the cache holds; its layers share one cache."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.key, self.sink = nn.Linear(12, 12), nn.Parameter(torch.randn(12))
+
+        def forward(self, x: Tensor, *, cache: Cache) -> Tensor:
+            cache.of.keys.append(self.key(x))
+            keys = torch.stack([*cache.keys, self.sink.expand_as(x)])
+            return torch.softmax((keys * x).sum(-1, keepdim=True), 0).mul(keys).sum(0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Cached.Layer() for _ in range(6))
+        self.readout = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cache = Cache()
+        for layer in self.layers:
+            x = x + layer(x, cache=cache)
+        return self.readout(x)
+
+
+class Recursive(nn.Module):
+    """A module that calls itself, as a tree of parts does."""
+
+    class Node(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.randn(12)), nn.Parameter(torch.randn(12))
+
+        def forward(self, x: Tensor, depth: int) -> Tensor:
+            below = self(x.roll(1, -1), depth - 1) if depth else x
+            return torch.tanh(self.scale * below + self.shift)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node, self.readout = Recursive.Node(), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(self.node(x, 2))
+
+
 class Spoiled(nn.Module):
     """Its inner module can be differentiated in no way; the module around it can."""
 
@@ -156,6 +209,8 @@ KINDS: Mapping[str, Callable[[], nn.Module]] = {
     "EmbeddingBag": Bags,
     "tied bias": TiedBias,
     "next module up": Spoiled,
+    "filled cache": Cached,
+    "recursion": Recursive,
     "weight norm, hook": lambda: _normed(weight_norm),
     "weight norm, parametrization": lambda: _normed(parametrizations.weight_norm),
     "spectral norm, hook": lambda: _normed(spectral_norm),
@@ -210,6 +265,7 @@ def _measured(
     return flerm.fslr, squares_by_differences(old, changes, torch.cat(probe))
 
 
+@pytest.mark.filterwarnings("error:`example` has one sample")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_tensor_is_measured_within_its_statistical_error(kind: str) -> None:
     measured, exact = _measured(KINDS[kind])
