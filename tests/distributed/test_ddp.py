@@ -17,12 +17,12 @@ from flerm_client import FLeRM
 from flerm_core.measure.estimators.registry import make_estimator
 from flerm_core.measure.fslr_meter import FSLRMeter
 from flerm_core.measure.measured_model import MeasuredModel
+from flerm_core.records.recording import ESTIMATORS
 
 from .launch import on_ranks
 from .sharded import single_process_as
 
 DRAWS = 150
-ESTIMATORS = ["example", "kronecker", "full", "exact"]
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
@@ -102,7 +102,9 @@ def test_a_measurement_is_one_all_reduce_of_a_number_a_column(
     lengths, columns, gradients = ranks[0]["bytes", estimator]
     tensors = dict(models.build("embedding").model.named_parameters())
     assert columns == (
-        sum(p.ndim + 1 for p in tensors.values()) if estimator == "kronecker" else len(tensors)
+        sum(p.ndim + 1 for p in tensors.values())
+        if estimator in ("kronecker", "iid")
+        else len(tensors)
     )
     assert len(lengths) == 1
     assert lengths[0] <= 8 * columns + 64

@@ -25,6 +25,7 @@ from torch.optim import (
 
 from flerm_client import FLeRM
 from flerm_core.errors import InvalidInput, MeasurementError, Unsupported
+from flerm_core.records.recording import ESTIMATORS
 
 
 def measured(flerm: FLeRM) -> set[str]:
@@ -54,7 +55,7 @@ class Unused(nn.Module):
         return self.used(x)
 
 
-@pytest.mark.parametrize("estimator", ["example", "kronecker", "full", "iid", "exact"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_unused_parameters_are_unmeasured_also_when_decay_moves_them(estimator: str) -> None:
     torch.manual_seed(0)
     model = Unused()

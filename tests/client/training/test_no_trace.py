@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, Optimizer, RMSprop
 
 from flerm_client import FLeRM
+from flerm_core.records.recording import ESTIMATORS
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: SGD(p, 0.1, momentum=0.9, nesterov=True),
@@ -64,7 +65,7 @@ def test_every_optimizer(model: str, optimizer: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`example` has one sample a draw")
-@pytest.mark.parametrize("estimator", ["example", "kronecker", "iid", "full", "exact"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_estimator(model: str, estimator: str) -> None:
     plain = run(model, OPTIMIZERS["adam"], None)

@@ -11,7 +11,7 @@ from flerm_core.figures import (
     run_figure,
 )
 from flerm_core.trajectory import Trajectory
-from tests.core.figures.samples import run, trajectory
+from tests.core.samples import run, trajectory
 
 
 def test_names_from_outside_are_text_not_markup():

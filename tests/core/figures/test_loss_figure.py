@@ -10,7 +10,7 @@ from flerm_core.figures import (
 )
 from flerm_core.records.queries import BestQuery
 from flerm_core.tuning.best_lr import best_of
-from tests.core.figures.samples import by_name, run
+from tests.core.samples import by_name, run
 
 
 def test_curves_are_told_apart_by_role_variant_and_the_settings_that_differ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.core.figures.samples import trajectory
+from tests.core.samples import trajectory
 
 
 def test_a_notebook_gets_the_figure_and_a_table():

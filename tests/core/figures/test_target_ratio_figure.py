@@ -5,7 +5,7 @@ from __future__ import annotations
 from flerm_core.figures import (
     ratio_figure,
 )
-from tests.core.figures.samples import trajectory
+from tests.core.samples import trajectory
 
 
 def test_the_ratio_figure_has_a_line_at_1():

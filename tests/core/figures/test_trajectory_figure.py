@@ -13,7 +13,7 @@ from flerm_core.figures import (
     run_figure,
 )
 from flerm_core.trajectory import Trajectory
-from tests.core.figures.samples import NAMES, by_name, trajectory
+from tests.core.samples import NAMES, by_name, trajectory
 
 
 def test_a_band_is_a_median_line_with_a_ribbon_of_its_middle_80_percent():

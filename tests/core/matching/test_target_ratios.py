@@ -10,26 +10,7 @@ import pytest
 from flerm_core.errors import NotFound
 from flerm_core.matching.target_ratios import target_ratios
 from flerm_core.trajectory import Trajectory
-
-NAMES = [
-    "layers.0.attn.q.weight",
-    "layers.1.attn.q.weight",
-    "layers.2.attn.q.weight",
-    "readout.weight",
-]
-SHAPES = [(4, 4)] * 3 + [(2, 4)]
-BANDS = ["query/key"] * 3 + ["readout"]
-
-
-def trajectory(values, steps=None, **more) -> Trajectory:
-    return Trajectory(
-        NAMES,
-        SHAPES,
-        [1, 101][: len(values)] if steps is None else steps,
-        values,
-        bands=BANDS,
-        **more,
-    )
+from tests.core.samples import trajectory
 
 
 def test_a_matched_run_has_ratio_1_and_a_deeper_one_is_compared_with_its_targets():

@@ -12,9 +12,10 @@ from measured_runs import MODELS, fresh, loss_of
 from torch.optim import Adam
 
 from flerm_client import FLeRM
+from flerm_core.records.recording import ESTIMATORS
 
 
-@pytest.mark.parametrize("estimator", ["example", "kronecker", "full", "exact"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("name", ["resmlp", "decoder"])
 def test_no_activation_outlives_a_measurement(name: str, estimator: str) -> None:
     model, batches = fresh(name)

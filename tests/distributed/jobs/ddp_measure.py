@@ -23,6 +23,7 @@ from flerm_client.training.parallelism import find_ranks
 from flerm_core.errors import FlermError
 from flerm_core.measure.estimators.registry import make_estimator
 from flerm_core.measure.fslr_meter import FSLRMeter
+from flerm_core.records.recording import ESTIMATORS
 
 begin()
 rank, size = dist.get_rank(), dist.get_world_size()
@@ -51,7 +52,7 @@ results: dict[str, Any] = {}
 for estimator in ("example", "exact"):
     run = Measured(estimator)
     results["even", estimator] = run.once(run.case.batch(rank))
-for estimator in ("example", "kronecker", "full", "exact"):
+for estimator in ESTIMATORS:
     run = Measured(estimator)
     results["uneven", estimator] = run.once(run.case.batch(rank)[: 9 - 3 * rank])
     # The ranks that have no examples at first find out how to measure when they get some.

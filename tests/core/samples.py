@@ -1,4 +1,4 @@
-"""Trajectories and recordings that the tests of figures draw."""
+"""Trajectories and recordings of a small model with three blocks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ NAMES = [
     "layers.2.attn.q.weight",
     "readout.weight",
 ]
-
-
 SHAPES = [(4, 4)] * 3 + [(2, 4)]
-
-
 BANDS = ["query/key"] * 3 + ["readout"]
 
 
