@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from flerm_core.figures.style import (
     DASHES,
@@ -53,21 +53,45 @@ def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
 
     A curve without a finished run is left out.
     """
-    found = list(recordings)
-    keys = _scale_keys(each.spec.config for each in found)
-    runs: dict[tuple[Any, ...], list[SweepRun]] = defaultdict(list)
+    return curves_of_runs(
+        ScaledRun(each.spec.role, each.spec.variant, each.spec.config, SweepRun.of(each))
+        for each in recordings
+    )
+
+
+class ScaledRun(NamedTuple):
+    """A run with what `curves_of` tells curves apart by. config: settings of the model."""
+
+    role: str
+    variant: str
+    config: Mapping[str, Any]
+    run: SweepRun
+
+
+def curves_of_runs(runs: Iterable[ScaledRun]) -> list[Curve]:
+    """`curves_of` where no recordings are at hand. Runs that share one mapping as their config are
+    handled fastest.
+    """
+    found = list(runs)
+    configs = {id(each.config): each.config for each in found}
+    keys = _scale_keys(configs.values())
+    settings_of = {
+        at: tuple((key, config[key]) for key in keys if key in config)
+        for at, config in configs.items()
+    }
+    order_of = {
+        at: tuple((key, _order(value)) for key, value in settings)
+        for at, settings in settings_of.items()
+    }
+    by_curve: dict[tuple[Any, ...], list[SweepRun]] = defaultdict(list)
     for each in found:
-        spec = each.spec
-        settings = tuple((key, spec.config[key]) for key in keys if key in spec.config)
-        curve = (
-            spec.role != "base",
-            tuple((key, _order(value)) for key, value in settings),
-            spec.variant,
-            settings,
-        )
-        runs[curve].append(SweepRun.of(each))
+        at = id(each.config)
+        curve = (each.role != "base", order_of[at], each.variant, settings_of[at])
+        by_curve[curve].append(each.run)
     curves = []
-    for (scaled, _, variant, settings), its in sorted(runs.items(), key=lambda each: each[0][:3]):
+    for (scaled, _, variant, settings), its in sorted(
+        by_curve.items(), key=lambda each: each[0][:3]
+    ):
         points = loss_curve(its)
         if points:
             scale = ", ".join(

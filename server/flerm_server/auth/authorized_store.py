@@ -13,6 +13,7 @@ from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
 from flerm_server.auth.principal import Scope, current_principal
 from flerm_server.shared_limit import SharedLimit
+from flerm_server.store.family_runs import FamilyRuns
 from flerm_server.store.group_commit import GroupCommit
 from flerm_server.store.interface import (
     Appended,
@@ -209,6 +210,11 @@ class AuthorizedStore(Store):
     def runs(self, filters: RecordingFilter) -> Runs:
         current_principal().require(Scope.READ, filters.family)
         return self._store.runs(filters)
+
+    @override
+    def family_runs(self, name: str, *, within: str = "") -> FamilyRuns:
+        current_principal().require(Scope.READ, name)
+        return self._store.family_runs(name, within=current_principal().family)
 
     @override
     def computing(self) -> AbstractContextManager[None]:

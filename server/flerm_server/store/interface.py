@@ -20,6 +20,7 @@ from flerm_core.records.recording import Attempt, Ending, Family, Recording, Rec
 from flerm_core.records.validation import MAX_PAGE_SIZE
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import SweepRun
+from flerm_server.store.family_runs import FamilyRuns
 
 Item = TypeVar("Item")
 
@@ -316,6 +317,13 @@ class Store(ABC):
     @abstractmethod
     def runs(self, filters: RecordingFilter) -> Runs:
         """The runs that pass `filters`, as loss curves need them. `filters` must name a family."""
+
+    @abstractmethod
+    def family_runs(self, name: str, *, within: str = "") -> FamilyRuns:
+        """All runs of a family, newest first, with the answers that were computed of them before.
+
+        Raises `NotFound` as `family` does (`within` as there).
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -9,12 +9,12 @@ rules themselves are the core's; this module fetches what the rules need. `store
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from flerm_core.errors import Ambiguous, NotFound, join_names
-from flerm_core.figures import Curve, curves_of
+from flerm_core.figures import Curve, ScaledRun, curves_of_runs
 from flerm_core.matching import matched_rates as rates
 from flerm_core.matching import target_ratios as ratios
 from flerm_core.matching.match import Multipliers, multipliers
@@ -24,12 +24,14 @@ from flerm_core.records import validation
 from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import STATUSES, Family, Recording, same_lr
-from flerm_core.trajectory import Trajectory
+from flerm_core.trajectory import Trajectory, thin
 from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_of_runs, loss_curve
 from flerm_server.store.auxiliary_codec import decode
+from flerm_server.store.family_runs import FamilyRun, FamilyRuns
 from flerm_server.store.interface import Selection, Store
 
-MAX_SEEDS = 32  # columns of a `SeedCoverage`
+MAX_SEEDS, MAX_RATES = 32, 64  # columns and rows of a `SeedCoverage`
+MAX_CURVE_POINTS = 200  # of one curve in a figure; `losses` has all
 
 PEERS = ("plain", "matched")
 """The variants whose losses are shown beside another's."""
@@ -50,15 +52,16 @@ class RateAdvice:
 class SeedCoverage:
     """Which learning rates (rows) were recorded with which seeds (columns).
 
-    `rows`: each learning rate, ascending, with the newest recording of each of `seeds`, or None.
-    `hidden`: how many seeds there are beyond the `MAX_SEEDS` shown. `missing`: how many cells are
-    None.
+    `rows`: each learning rate, ascending, with the newest recording of each of `seeds`, or None; of
+    more than `MAX_RATES` rates some, evenly spread. `hidden`, `hidden_rates`: how many seeds and
+    rates are not shown. `missing`: how many cells are None.
     """
 
     seeds: tuple[int, ...]
-    rows: tuple[tuple[float, tuple[Recording | None, ...]], ...]
+    rows: tuple[tuple[float, tuple[FamilyRun | None, ...]], ...]
     hidden: int
     missing: int
+    hidden_rates: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +207,7 @@ def best(store: Store, query: BestQuery) -> Best:
     Raises as `best_of_runs` does, and `NotFound` for an unknown family.
     """
     validation.validate_best_query(query)
-    store.family(query.family)
-    return _best(store, query)
+    return _best(store, store.family_runs(query.family), query)
 
 
 def rate_advice(store: Store, query: BestQuery) -> RateAdvice:
@@ -214,8 +216,7 @@ def rate_advice(store: Store, query: BestQuery) -> RateAdvice:
     Raises `NotFound` for an unknown family.
     """
     validation.validate_best_query(query)
-    store.family(query.family)
-    return _advice(store, query)
+    return _advice(store, store.family_runs(query.family), query)
 
 
 def losses(store: Store, family: str) -> dict[RoleAndVariant, tuple[LossPoint, ...]]:
@@ -224,20 +225,25 @@ def losses(store: Store, family: str) -> dict[RoleAndVariant, tuple[LossPoint, .
 
     Raises `NotFound` for an unknown family.
     """
-    store.family(family)
-    found: dict[RoleAndVariant, list[SweepRun]] = {}
-    for (role, variant, _), runs in store.runs(RecordingFilter(family=family)).items():
-        found.setdefault((role, variant), []).extend(runs)
-    return {key: points for key, runs in sorted(found.items()) if (points := loss_curve(runs))}
+    found = store.family_runs(family)
+    return found.answers.get("losses", lambda: _losses(found.runs))
 
 
 def losses_by_scale(store: Store, family: str) -> list[Curve]:
-    """Loss against learning rate by role, variant and scale (width, depth, ...), for figures.
+    """Loss against learning rate by role, variant and scale (width, depth, ...), for figures: of
+    each curve at most `MAX_CURVE_POINTS` rates, the lowest loss among them.
 
     Raises `NotFound` for an unknown family.
     """
-    store.family(family)
-    return curves_of(store.all_recordings(RecordingFilter(family=family)))
+    found = store.family_runs(family)
+
+    def curves() -> list[Curve]:
+        whole = curves_of_runs(
+            ScaledRun(each.role, each.variant, each.config, each.run) for each in found.runs
+        )
+        return [replace(each, points=_thinned(each.points)) for each in whole]
+
+    return found.answers.get("losses by scale", curves)
 
 
 def family_overview(store: Store, name: str) -> FamilyOverview:
@@ -245,57 +251,113 @@ def family_overview(store: Store, name: str) -> FamilyOverview:
 
     Raises `NotFound`.
     """
-    family = store.family(name)
-    by_kind: dict[RoleAndVariant, list[Recording]] = {}
-    statuses: Counter[str] = Counter()
-    for each in store.all_recordings(RecordingFilter(family=name)):
-        by_kind.setdefault((each.spec.role, each.spec.variant), []).append(each)
-        statuses[each.status] += 1
-    kinds = sorted(by_kind)
+    found = store.family_runs(name)
+    counts = found.answers.get("counts", lambda: _counts(found.runs))
+    statuses = Counter(found.answers.get("statuses", lambda: Counter(map(_status, found.runs))))
+    statuses["running"] -= len(found.lapsed)
+    statuses["interrupted"] += len(found.lapsed)
     return FamilyOverview(
-        family=family,
-        advice=_advice(store, BestQuery(family=name)),
-        counts={kind: len(by_kind[kind]) for kind in kinds},
-        coverage={kind: _seed_coverage(by_kind[kind]) for kind in kinds},
-        statuses=tuple(status for status in STATUSES if status in statuses),
+        family=found.family,
+        advice=_advice(store, found, BestQuery(family=name)),
+        counts=counts,
+        coverage=found.answers.get(("coverage", found.lapsed), lambda: _coverage(found)),
+        statuses=tuple(status for status in STATUSES if statuses[status]),
     )
 
 
-def _best(store: Store, query: BestQuery) -> Best:
-    wanted = RecordingFilter(
-        family=query.family,
-        role=query.role,
-        variant=query.variant or "plain",
-        optimizer=query.optimizer,
-        tags=query.tags,
-    )
-    runs = store.runs(wanted)
-    return best_of_runs({optimizer: found for (_, _, optimizer), found in runs.items()}, query)
+def _best(store: Store, found: FamilyRuns, query: BestQuery) -> Best:
+    variant = query.variant or "plain"
+    if query.tags:
+        wanted = RecordingFilter(
+            family=query.family,
+            role=query.role,
+            variant=variant,
+            optimizer=query.optimizer,
+            tags=query.tags,
+        )
+        tagged = store.runs(wanted).items()
+        return best_of_runs({optimizer: runs for (_, _, optimizer), runs in tagged}, query)
+
+    def answer() -> Best:
+        runs: dict[str, list[SweepRun]] = {}
+        for each in found.runs:
+            if (
+                query.role in ("", each.role)
+                and each.variant == variant
+                and query.optimizer in ("", each.optimizer)
+            ):
+                runs.setdefault(each.optimizer_key, []).append(each.run)
+        return best_of_runs(runs, query)
+
+    kept = found.answers.get(("best", query.role, variant, query.optimizer), answer)
+    return replace(kept, family=query.family)  # which may have been renamed
 
 
-def _advice(store: Store, query: BestQuery) -> RateAdvice:
+def _advice(store: Store, found: FamilyRuns, query: BestQuery) -> RateAdvice:
     try:
-        found = _best(store, query)
+        answer = _best(store, found, query)
     except (NotFound, Ambiguous) as error:
         return RateAdvice(None, str(error))
-    return RateAdvice(found, found.advice)
+    return RateAdvice(answer, answer.advice)
 
 
-def _seed_coverage(recordings: Sequence[Recording]) -> SeedCoverage:
-    """Where `recordings`, newest first, lie.
+def _losses(runs: Sequence[FamilyRun]) -> dict[RoleAndVariant, tuple[LossPoint, ...]]:
+    by_kind: dict[RoleAndVariant, list[SweepRun]] = {}
+    for each in runs:
+        by_kind.setdefault((each.role, each.variant), []).append(each.run)
+    return {kind: points for kind, its in sorted(by_kind.items()) if (points := loss_curve(its))}
 
-    Of several with one learning rate and seed the newest counts.
+
+def _thinned(points: tuple[LossPoint, ...]) -> tuple[LossPoint, ...]:
+    """At most `MAX_CURVE_POINTS` of a curve's points, evenly spread, with the lowest loss."""
+    if len(points) <= MAX_CURVE_POINTS:
+        return points
+    kept = set(thin(len(points), MAX_CURVE_POINTS - 1).tolist())
+    finite = [at for at, point in enumerate(points) if point.seeds]
+    kept |= {min(finite, key=lambda at: points[at].loss)} if finite else set()
+    return tuple(points[at] for at in sorted(kept))
+
+
+def _counts(runs: Sequence[FamilyRun]) -> dict[RoleAndVariant, int]:
+    return dict(sorted(Counter((each.role, each.variant) for each in runs).items()))
+
+
+def _status(run: FamilyRun) -> str:
+    return run.status
+
+
+def _coverage(found: FamilyRuns) -> dict[RoleAndVariant, SeedCoverage]:
+    by_kind: dict[RoleAndVariant, list[FamilyRun]] = {}
+    for each in found.runs:
+        by_kind.setdefault((each.role, each.variant), []).append(each)
+    return {kind: _seed_coverage(its, found.lapsed) for kind, its in sorted(by_kind.items())}
+
+
+def _seed_coverage(runs: Sequence[FamilyRun], lapsed: Collection[str]) -> SeedCoverage:
+    """Where `runs`, newest first, lie.
+
+    Of several with one learning rate and seed the newest counts. lapsed: the ids of those that lost
+    their lease.
     """
-    seeds = sorted({each.spec.seed for each in recordings})
+    seeds = sorted({each.run.seed for each in runs})
     shown = tuple(seeds[:MAX_SEEDS])
     row_of: dict[float, float] = {}  # learning rates that `same_lr` calls one share a row
     row: float | None = None
-    for lr in sorted({each.spec.lr for each in recordings}):
+    for lr in sorted({each.run.lr for each in runs}):
         row = row if row is not None and same_lr(row, lr) else lr
         row_of[lr] = row
-    newest: dict[float, dict[int, Recording]] = {row: {} for row in row_of.values()}
-    for each in recordings:
-        newest[row_of[each.spec.lr]].setdefault(each.spec.seed, each)
-    rows = tuple((lr, tuple(found.get(seed) for seed in shown)) for lr, found in newest.items())
+    newest: dict[float, dict[int, FamilyRun]] = {row: {} for row in row_of.values()}
+    for each in runs:
+        newest[row_of[each.run.lr]].setdefault(each.run.seed, each)
+    rates = list(newest)
+    rates_shown = [rates[at] for at in thin(len(rates), MAX_RATES).tolist()]
+
+    def cell(run: FamilyRun | None) -> FamilyRun | None:
+        if run is None or run.id not in lapsed:
+            return run
+        return replace(run, run=replace(run.run, status="interrupted"))
+
+    rows = tuple((lr, tuple(cell(newest[lr].get(seed)) for seed in shown)) for lr in rates_shown)
     missing = sum(cell is None for _, cells in rows for cell in cells)
-    return SeedCoverage(shown, rows, len(seeds) - len(shown), missing)
+    hidden_rates = len(rates) - len(rates_shown)
+    return SeedCoverage(shown, rows, len(seeds) - len(shown), missing, hidden_rates)

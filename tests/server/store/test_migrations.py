@@ -87,6 +87,9 @@ def test_a_new_sqlite_file_is_what_the_migrations_make(tmp_path: Path):
                         for index in file.execute(f"PRAGMA index_list({table})")
                     ),
                 ]
+            found["triggers"] = file.execute(
+                "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' ORDER BY name"
+            ).fetchall()
             for table in ("alembic_version", "schema_support"):
                 found[f"rows of {table}"] = file.execute(f"SELECT * FROM {table}").fetchall()
         return found

@@ -84,7 +84,7 @@ def test_coverage_shows_the_newest_recording_of_each_rate_and_seed(store: Store)
     newer = record(store, name, lr=1e-3, loss=2.0)
     other = record(store, name, lr=4e-3, seed=1, loss=None)
     coverage = queries.family_overview(store, name).coverage["base", "plain"]
-    cells = [[cell and cell.spec.id for cell in found] for _, found in coverage.rows]
+    cells = [[cell and cell.id for cell in found] for _, found in coverage.rows]
     assert (coverage.seeds, cells) == ((0, 1), [[newer, None], [None, other]])
     assert older not in (cell for row in cells for cell in row)
     assert (coverage.missing, coverage.hidden) == (2, 0)

@@ -13,6 +13,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from flerm_core.errors import Refused
+from flerm_server.store.sql import change_counts
 from flerm_server.store.sql.backups import backup
 from flerm_server.store.sql.database_url import database_file
 from flerm_server.store.sql.engine import transaction
@@ -161,7 +162,8 @@ def _create_all(connection: sa.Connection) -> None:
     """
     metadata.create_all(connection, checkfirst=False)
     connection.execute(schema_support.insert().values(oldest_server=OLDEST))
-    for statement in (ALEMBIC_VERSION, f"INSERT INTO alembic_version VALUES ('{head()}')"):
+    version = (ALEMBIC_VERSION, f"INSERT INTO alembic_version VALUES ('{head()}')")
+    for statement in (*change_counts.SQLITE, *version):
         connection.exec_driver_sql(statement)
 
 

@@ -27,6 +27,7 @@ from flerm_server.store.sql.tables import (
     families,
     measurements,
     parameter_lists,
+    recording_counts,
     recording_tags,
     recordings,
 )
@@ -137,12 +138,10 @@ class StartRecording:
         """Raises `LimitExceeded` where the creator has as many recordings as it may have."""
         if not self.most_recordings:
             return
-        theirs = (
-            sa.select(sa.func.count())
-            .select_from(recordings)
-            .where(recordings.c.created_by == self.created_by)
+        theirs = sa.select(recording_counts.c.recordings).where(
+            recording_counts.c.created_by == self.created_by
         )
-        if self.connection.execute(theirs).scalar_one() >= self.most_recordings:
+        if (self.connection.execute(theirs).scalar() or 0) >= self.most_recordings:
             raise LimitExceeded(
                 f"recordings_per_token: token {self.created_by} has {self.most_recordings} "
                 "recordings, the most that it may; "

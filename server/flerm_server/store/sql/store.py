@@ -20,6 +20,7 @@ from flerm_core.records.recording import (
     Recording,
     RecordingSpec,
 )
+from flerm_server.store.family_runs import FamilyRuns
 from flerm_server.store.interface import (
     Appended,
     Batch,
@@ -44,6 +45,7 @@ from flerm_server.store.sql.engine import (
     timestamp_from_column,
     transaction,
 )
+from flerm_server.store.sql.family_runs import FamilyRunsCache
 from flerm_server.store.sql.mappers import ending_to_row
 from flerm_server.store.sql.start_recording import StartRecording, ensure_family
 from flerm_server.store.sql.tables import attempts, families, recordings
@@ -59,6 +61,7 @@ class SqlStore(Store):
         self.engine = engine
         self._lease = round(lease_seconds * 1e6)
         self._readiness = Readiness(self._write_something)
+        self._family_runs = FamilyRunsCache(engine)
 
     @override
     def info(self) -> StoreInfo:
@@ -265,6 +268,10 @@ class SqlStore(Store):
         validation.validate_filter(filters)
         with transaction(self.engine) as connection:
             return listings.runs(connection, filters, database_now(connection))
+
+    @override
+    def family_runs(self, name: str, *, within: str = "") -> FamilyRuns:
+        return self._family_runs.get(name, within)
 
     @override
     def close(self) -> None:

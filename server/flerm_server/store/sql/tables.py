@@ -23,7 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-NEEDS = "0005"
+NEEDS = "0006"
 """The oldest schema revision that has all columns below; revisions are compared as text."""
 
 metadata = MetaData(
@@ -48,6 +48,8 @@ families = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False),
+    # How often the family's runs changed; the database counts it, see `change_counts`.
+    Column("revision", BigInteger, nullable=False, server_default="0"),
 )
 
 # Stored once for each content: thousands of recordings of one architecture share one row.
@@ -126,6 +128,15 @@ recording_tags = Table(
     Column("value", Text, nullable=False),
     PrimaryKeyConstraint("recording_key", "name"),
     Index(None, "name", "value"),
+)
+
+# How many recordings each `created_by` but the empty one has; the database counts them, see
+# `change_counts`.
+recording_counts = Table(
+    "recording_counts",
+    metadata,
+    Column("created_by", Text, primary_key=True),
+    Column("recordings", BigInteger, nullable=False),
 )
 
 NEVER = 2**63 - 1  # a step that no run reaches: `visible_below` of an attempt without later ones
