@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 from contextlib import suppress
 from typing import Any
@@ -11,6 +12,12 @@ from typing import Any
 import structlog
 
 from flerm_core.errors import InvalidInput
+
+# The secret of a token or session, behind its public id; a user with a password in a URL; the
+# option `password` of a URL or of libpq.
+_SECRET = re.compile(r"\b((?:flerm|session)_[0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+_USERINFO = re.compile(r"//[^\s/@\\\"']*:[^\s@\\\"']*@")
+_PASSWORD = re.compile(r"(password=)[^\s&\\\"']+", re.IGNORECASE)
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -49,10 +56,12 @@ def configure(level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     rendering: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        # Plain tracebacks: structlog's others show local variables, a caller's token among them.
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if sys.stderr.isatty()
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
+    rendering.append(_without_secrets)
     structlog.configure(
         processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -66,6 +75,11 @@ def configure(level: str) -> None:
         )
     )
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+
+
+def _without_secrets(_: Any, __: str, line: Any) -> str:
+    """A rendered line without the secrets that a library's error may have in it."""
+    return _PASSWORD.sub(r"\1…", _USERINFO.sub("//…@", _SECRET.sub(r"\1_…", str(line))))
 
 
 def _rendering_of_libraries(

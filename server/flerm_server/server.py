@@ -29,6 +29,7 @@ from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.http.api.events import EventStreams
 from flerm_server.http.app import create_app
+from flerm_server.http.public_site import PublicSite
 from flerm_server.http.request_timeout import TimeLimitProtocol
 from flerm_server.http.web.templating import PublicAddress
 from flerm_server.metrics import Metrics
@@ -79,7 +80,9 @@ class Server:
             authenticator, calls=THREADS, streams=THREADS - THREADS_FOR_UNARY_CALLS
         )
         try:
-            settings.check(has_tokens=tokens.any_exist())
+            settings.check(has_tokens=(has_tokens := tokens.any_exist()))
+            for sentence in settings.opened(has_tokens=has_tokens):
+                log.warning(sentence)
             self._socket = _listen(settings.http)
             try:
                 self._grpc = _grpc_server(
@@ -103,7 +106,12 @@ class Server:
             authenticator,
             metrics,
             local_only=settings.local_only,
-            secure=settings.secure,
+            site=PublicSite(
+                settings.root_path,
+                settings.trusted_proxies,
+                settings.tls_terminated_upstream,
+                settings.insecure,
+            ),
             event_streams=self._streams,
             public_address=PublicAddress(
                 "grpcs" if settings.secure else "grpc", self.grpc_address.port
@@ -222,6 +230,7 @@ def _http_server(
         http=TimeLimitProtocol,
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # uvicorn would believe every process of this host
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )

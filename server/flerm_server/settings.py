@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from flerm_core.records.checks import check
 DEFAULT_DB = "sqlite:///flerm.db"
 LOOPBACK_NAMES = ("localhost",)
 MAX_SECONDS = 31_536_000  # a year
+
+# The first parts of our own paths. Under a root path of the same name they would be ambiguous.
+PATHS = (
+    "api", "compare", "docs", "families", "glossary", "healthz", "login", "logout", "match",
+    "metrics", "openapi.json", "readyz", "recordings", "static",
+)  # fmt: skip
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,9 @@ class Settings:
     announce: a file that the real addresses are written to.
     drain_seconds: how long calls in flight may take after SIGTERM.
     lease_seconds: how long a running recording may send nothing before it becomes interrupted.
+    root_path: the path under which a proxy has the registry, such as /flerm; empty: none.
+    trusted_proxies: addresses and networks of proxies whose X-Forwarded-For and X-Forwarded-Proto
+        count, such as 10.0.0.0/8.
     allowed_origins: other sites whose pages may read REST (CORS), such as https://dash.example.
     recordings_per_token: how many recordings one token may start.
     keepalive_seconds: how long a gRPC peer may be silent before it is asked whether it is there.
@@ -82,17 +93,32 @@ class Settings:
     announce: Path | None = None
     drain_seconds: float = 10.0
     lease_seconds: float = 120.0
+    root_path: str = ""
+    trusted_proxies: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     recordings_per_token: int = 100_000
     keepalive_seconds: float = 60.0
     connection_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        """Raises `InvalidInput` for a number of seconds that is out of range."""
+        """Raises `InvalidInput` for a number of seconds that is out of range, a path and a network
+        that are none.
+        """
         for name in ("drain_seconds", "lease_seconds", "keepalive_seconds", "connection_seconds"):
             seconds = getattr(self, name)
             allowed = f"a number of seconds from 0 to {MAX_SECONDS}"
             check(0 <= seconds <= MAX_SECONDS, name, seconds, allowed)
+        taken = self.root_path.split("/")[1:2]
+        check(
+            not self.root_path
+            or (_ROOT_PATH.fullmatch(self.root_path) is not None and taken[0] not in PATHS),
+            "root_path",
+            self.root_path,
+            "a path such as /flerm, without a slash at its end, whose first part is none of "
+            f"{', '.join(PATHS)}",
+        )
+        for each in self.trusted_proxies:
+            check(_is_network(each), "trusted_proxies", each, "an address or a network, 10.0.0.0/8")
 
     @property
     def secure(self) -> bool:
@@ -103,6 +129,29 @@ class Settings:
     def local_only(self) -> bool:
         """Whether only this host can reach the HTTP port: a request for another host is forged."""
         return self.http.loopback and not self.tls_terminated_upstream
+
+    def opened(self, *, has_tokens: bool) -> list[str]:
+        """What `insecure` opens, in sentences; none where nothing is."""
+        if not self.insecure:
+            return []
+        where = [
+            f"{name} {address.text}"
+            for name, address in (("grpc", self.grpc), ("http", self.http))
+            if not address.loopback or self.tls_terminated_upstream
+        ]
+        ports = " and ".join(where)
+        found = []
+        if where and not has_tokens:
+            found.append(
+                f"--insecure: whoever reaches {ports} may read, change and delete everything, "
+                "because the registry has no tokens"
+            )
+        if where and not self.secure:
+            found.append(
+                f"--insecure: whoever is on the way to {ports} can read and change what is sent, "
+                "tokens too, because there is no TLS"
+            )
+        return found
 
     def check(self, *, has_tokens: bool) -> None:
         """Raises `Refused` where others could reach the registry without a token, or without TLS.
@@ -130,3 +179,11 @@ class Settings:
                     "--tls-cert and --tls-key, add --tls-terminated-upstream behind a proxy that "
                     "speaks TLS or, in a network that you trust, --insecure"
                 )
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True

@@ -13,6 +13,7 @@ import typer
 from flerm_client.cli.common import Json, Registry, client, plain, print_json, say, server, transfer
 from flerm_client.cli.recordings import as_plain
 from flerm_core._files import open_private
+from flerm_core.csv_cells import text_cell
 from flerm_core.errors import InvalidInput
 from flerm_core.records.recording import Recording
 from flerm_core.trajectory import Trajectory
@@ -97,7 +98,9 @@ def _write(file: Path, recording: Recording, trajectory: Trajectory) -> None:
     elif file.suffix == ".csv":
         with open_private(file, "w", newline="") as opened:
             writer = csv.writer(opened)
-            writer.writerow(["step", "loss", "learning_rate", "tokens", *trajectory.names])
+            writer.writerow(
+                ["step", "loss", "learning_rate", "tokens", *map(text_cell, trajectory.names)]
+            )
             for row in trajectory:
                 values = ["" if value != value else value for value in row.values.tolist()]
                 logged = [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 
 from typing_extensions import override
 
-from flerm_core.errors import FlermError, NotFound
+from flerm_core.errors import FlermError, NotFound, PermissionDenied
 from flerm_core.matching.base_selection import Sources
 from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
@@ -25,6 +25,7 @@ from flerm_server.store.interface import (
     Started,
     Store,
     StoreInfo,
+    unknown_recording,
 )
 
 COMPUTATIONS = 4  # of targets, at once
@@ -110,7 +111,8 @@ class AuthorizedStore(Store):
         if principal.family:
             # The id may be of a recording in another family than the specification says.
             with suppress(NotFound):
-                self._require(Scope.WRITE, spec.id)
+                if not principal.covers(self._store.family_of(spec.id)):
+                    raise PermissionDenied(f"recording {spec.id}: the id is taken; use a new one")
         return self._store.start(
             spec,
             attempt,
@@ -124,14 +126,15 @@ class AuthorizedStore(Store):
             self._require(Scope.WRITE, batch.recording_id)
         return self._store.append_many(batches)
 
-    def append(self, batch: Batch) -> Appended:
-        """Stores `batch` in a transaction that it shares with the batches of other callers.
+    def append(self, recording_id: str, read: Callable[[], Batch]) -> Appended:
+        """Stores a batch in a transaction that it shares with the batches of other callers.
 
-        Raises the store's refusal, `PermissionDenied`, and `NotFound` where a bound principal names
-        no recording.
+        read: gives the batch; it is called once the principal may write to the recording. Raises
+        the store's refusal, `PermissionDenied`, and `NotFound` where a bound principal names no
+        recording of its family.
         """
-        self._require(Scope.WRITE, batch.recording_id)
-        return self._group_commit.append(batch)
+        self._require(Scope.WRITE, recording_id)
+        return self._group_commit.append(read())
 
     @override
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
@@ -145,15 +148,16 @@ class AuthorizedStore(Store):
 
     @override
     def family_of(self, recording_id: str) -> str:
+        current_principal().require(Scope.READ)
         found = self._store.family_of(recording_id)
-        current_principal().require(Scope.READ, found)
+        if not current_principal().covers(found):
+            raise unknown_recording(recording_id)
         return found
 
     @override
     def recording(self, recording_id: str) -> Recording:
-        found = self._store.recording(recording_id)
-        current_principal().require(Scope.READ, found.spec.family)
-        return found
+        self._require(Scope.READ, recording_id)
+        return self._store.recording(recording_id)
 
     @override
     def recordings(
@@ -190,11 +194,10 @@ class AuthorizedStore(Store):
         last_step: int | None = None,
         max_points: int = 0,
     ) -> Selection:
-        found = self._store.select(
+        self._require(Scope.READ, recording_id)
+        return self._store.select(
             recording_id, first_step=first_step, last_step=last_step, max_points=max_points
         )
-        current_principal().require(Scope.READ, found.recording.spec.family)
-        return found
 
     @override
     def read(self, selection: Selection, columns: Sequence[int] | None = None) -> Iterator[Rows]:
@@ -225,7 +228,13 @@ class AuthorizedStore(Store):
         self._store.close()
 
     def _require(self, needed: Scope, recording_id: str) -> None:
-        principal = current_principal()
+        """Raises `PermissionDenied` without the scope, and `NotFound` for a recording of a family
+        that the principal's token is not bound to.
+
+        Whether such a recording exists is not told, in words or by the time of an answer: both
+        take one question for the recording's family.
+        """
+        current_principal().require(needed)
         # For a principal that is bound to no family, one question to the database less.
-        family = self._store.family_of(recording_id) if principal.family else None
-        principal.require(needed, family)
+        if current_principal().family:
+            self.family_of(recording_id)

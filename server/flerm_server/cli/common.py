@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flerm_core.errors import FlermError, NotFound
+from flerm_core.errors import FlermError, NotFound, Refused
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+# A password in the user's part of a URL, or as an option.
+_PASSWORD = re.compile(r"//[^/@]*:[^@]*@|\bpassword=")
+
+
+def _without_password(context: typer.Context, option: typer.CallbackParam, url: str) -> str:
+    """`url`, with a warning where it is on the command line and has a password."""
+    source = context.get_parameter_source(option.name or "")
+    if source is None or source.name != "COMMANDLINE" or not _PASSWORD.search(url):
+        return url
+    from flerm_server.store.sql.database_url import parse_url
+
+    with suppress(FlermError):  # of a URL that is none the command itself says so
+        parse_url(url)
+        typer.echo(
+            "Warning: --db has a password, and every user of this host can read command lines: "
+            "set FLERM_DB instead, or keep the password in ~/.pgpass",
+            err=True,
+        )
+    return url
+
+
 Db = Annotated[
     str,
-    typer.Option(help="sqlite:///FILE or postgresql://USER@HOST/DATABASE", envvar="FLERM_DB"),
+    typer.Option(
+        help="sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+        envvar="FLERM_DB",
+        show_envvar=True,
+        callback=_without_password,
+    ),
 ]
 
 
@@ -46,9 +73,16 @@ def database(url: str, *, must_exist: bool = True) -> Iterator[sa.Engine]:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Turns a `FlermError` in the block into its sentence on stderr and its exit code."""
+    """Turns a `FlermError` in the block into its sentence on stderr and its exit code.
+
+    So is an error of the operating system: a full disk, a missing right, a path that is none.
+    """
     try:
         yield
     except FlermError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"Error: {named}{error.strerror or error}", err=True)
+        raise typer.Exit(Refused.exit_code) from None

@@ -47,6 +47,13 @@ AllowOrigin = Annotated[
         help="A site whose pages may read REST (CORS), such as https://dash.example; repeatable"
     ),
 ]
+RootPath = Annotated[
+    str, Option(help="The path under which a proxy has the pages and REST, such as /flerm")
+]
+TrustedProxies = Annotated[
+    list[str] | None,
+    Option(help="Address or network of a proxy whose X-Forwarded-For and -Proto count; repeatable"),
+]
 RecordingsPerToken = Annotated[int, Option(help="Most recordings that one token may start", min=1)]
 LogLevel = Annotated[str, Option(help="debug, info, warning or error")]
 
@@ -62,6 +69,8 @@ def serve(
     announce: Announce = None,
     drain: Drain = DEFAULT.drain_seconds,
     lease: Lease = DEFAULT.lease_seconds,
+    root_path: RootPath = DEFAULT.root_path,
+    trusted_proxies: TrustedProxies = None,
     allow_origin: AllowOrigin = None,
     recordings_per_token: RecordingsPerToken = DEFAULT.recordings_per_token,
     log_level: LogLevel = "info",
@@ -89,6 +98,8 @@ def serve(
             announce=announce,
             drain_seconds=drain,
             lease_seconds=lease,
+            root_path=root_path,
+            trusted_proxies=tuple(trusted_proxies or ()),
             allowed_origins=tuple(allow_origin or ()),
             recordings_per_token=recordings_per_token,
         )

@@ -15,6 +15,7 @@ from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddle
 from flerm_server.auth.authenticator import Authenticator
 from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.http import health, problems
+from flerm_server.http.answer_headers import HeadAsGet, SecurityHeaders
 from flerm_server.http.api import (
     events,
     families,
@@ -29,10 +30,10 @@ from flerm_server.http.middleware import (
     LimitBody,
     Observe,
     RefuseOtherSites,
-    SecurityHeaders,
     SendInPieces,
     ShareThreads,
 )
+from flerm_server.http.public_site import AsAsked, PublicSite, WithoutSlash
 from flerm_server.http.web import assets, login, match_page, pages, recording_page
 from flerm_server.http.web.templating import Pages, PublicAddress
 from flerm_server.metrics import Metrics
@@ -48,7 +49,7 @@ def create_app(
     metrics: Metrics,
     *,
     local_only: bool,
-    secure: bool = False,
+    site: PublicSite | None = None,
     event_streams: events.EventStreams | None = None,
     public_address: PublicAddress | None = None,
     allowed_origins: Sequence[str] = (),
@@ -60,27 +61,30 @@ def create_app(
     metrics: counts the requests.
     local_only: the server listens on the loopback, so a request for another host is forged and is
         refused.
-    secure: browsers reach the server by https, so the session's cookie is for https only.
+    site: how browsers reach the server; by default at its own address.
     event_streams: the open streams, for a caller who ends them; by default the application's own.
     public_address: the gRPC address that the commands on pages name.
     allowed_origins: other sites whose pages may read REST (CORS); by default none.
     """
+    site = site or PublicSite()
     app = FastAPI(
         title="FLeRM registry",
         version=version(),
         description="Function-space learning rates: what was recorded, and what to train with.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # `WithoutSlash` does that
+        servers=[{"url": site.root_path}] if site.root_path else None,
     )
     app.state.store = store
     app.state.authenticator = authenticator
     app.state.metrics = metrics
-    app.state.secure = secure
+    app.state.site = site
     app.state.event_streams = event_streams or events.EventStreams(metrics.event_streams)
     app.state.public_address = public_address or PublicAddress()
     app.state.probe_threads = CapacityLimiter(health.PROBE_THREADS)
     app.state.assets = assets.Assets()
-    app.state.pages = Pages(app.state.assets)
+    app.state.pages = Pages(app.state.assets, site)
     problems.install(app, pages.ErrorPage(app.state.pages))
     # In this order: `/families/{name:path}` also fits the paths of the routes before it.
     for routes in (figures, events, families, rates, recordings, targets):
@@ -90,6 +94,9 @@ def create_app(
     app.include_router(health.api)
     app.mount("/docs/assets", StaticFiles(directory=API_ASSETS), name="docs-assets")
     _add_middleware(app, local_only=local_only, allowed_origins=allowed_origins)
+    # Around what starlette answers by itself for errors, too.
+    inner = WithoutSlash(HeadAsGet(app.build_middleware_stack()), site)
+    app.middleware_stack = AsAsked(SecurityHeaders(inner), site)
     return app
 
 
@@ -97,7 +104,10 @@ def _add_middleware(app: FastAPI, *, local_only: bool, allowed_origins: Sequence
     """What every request passes. The one that is added last sees a request first."""
     app.add_middleware(ShareThreads)
     app.add_middleware(
-        Authenticate, authenticator=app.state.authenticator, metrics=app.state.metrics
+        Authenticate,
+        authenticator=app.state.authenticator,
+        metrics=app.state.metrics,
+        site=app.state.site,
     )
     app.add_middleware(LimitBody)
     # Parquet is compressed in itself, and events must not wait until a buffer is full.
@@ -116,6 +126,5 @@ def _add_middleware(app: FastAPI, *, local_only: bool, allowed_origins: Sequence
             expose_headers=["ETag", "Content-Disposition"],
         )
     app.add_middleware(SendInPieces)
-    app.add_middleware(SecurityHeaders)
     app.add_middleware(RefuseOtherSites, local_only=local_only, allowed_origins=allowed_origins)
     app.add_middleware(Observe, metrics=app.state.metrics)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from collections.abc import Callable
 from urllib.parse import quote, urlsplit
 
@@ -16,6 +18,7 @@ from flerm_server.auth.authenticator import Authenticator
 from flerm_server.auth.permissions import WHOLE_PATHS, path_needs
 from flerm_server.auth.principal import Principal, act_as
 from flerm_server.http.problems import problem, status_of
+from flerm_server.http.public_site import PublicSite
 from flerm_server.metrics import Metrics
 
 THREADS = 8  # for looking up tokens, which slow requests must not hold up
@@ -31,14 +34,16 @@ def wants_page(path: str, accept: str) -> bool:
     return "text/html" in accept and not path.startswith("/api/")
 
 
-def refuse_other_sites(headers: Headers) -> None:
-    """Raises `PermissionDenied` unless a page of this registry sends the request.
+def refuse_other_sites(scope: Scope) -> None:
+    """Raises `PermissionDenied` unless a page of this registry sends the request, by the same
+    scheme.
 
     Another site can make a browser send a form, and the browser adds the cookie; but it names the
     other site as the Origin.
     """
+    headers = Headers(scope=scope)
     origin = headers.get("origin", "")
-    if not origin or urlsplit(origin).netloc != headers.get("host", ""):
+    if origin != f"{scope['scheme']}://{headers.get('host', '')}":
         raise PermissionDenied(
             f"Origin {origin[:200]!r}: with a session's cookie, or to log in, "
             "only this registry's own pages may send"
@@ -52,8 +57,11 @@ class Authenticate:
     `state.recheck_access`: long answers call it again, and it raises once access was revoked.
     """
 
-    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, authenticator: Authenticator, metrics: Metrics, site: PublicSite
+    ) -> None:
         self._app = app
+        self._site = site
         self._authenticator = authenticator
         self._metrics = metrics
         self._threads = CapacityLimiter(THREADS)
@@ -65,9 +73,11 @@ class Authenticate:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        authenticate = self._authentication(headers, scope["method"])
+        authenticate = self._authentication(headers, scope)
         try:
             principal = await to_thread.run_sync(authenticate, limiter=self._threads)
+            if not principal.token_id:
+                refuse_rebound_names(headers)
             principal.require(needed)
             if scope["path"] in WHOLE_PATHS:
                 principal.require_unbound()
@@ -78,15 +88,15 @@ class Authenticate:
         scope.setdefault("state", {}).update(principal=principal, recheck_access=authenticate)
         await self._app(scope, receive, send)
 
-    def _authentication(self, headers: Headers, method: str) -> Callable[[], Principal]:
+    def _authentication(self, headers: Headers, scope: Scope) -> Callable[[], Principal]:
         """A function that gives the request's principal, or raises; it asks the database."""
         authorization, cookie = headers.get("authorization", ""), session_of(headers)
 
         def authenticate() -> Principal:
             if authorization or not cookie:
                 return self._authenticator.from_header(authorization)
-            if method not in SAFE_METHODS:
-                refuse_other_sites(headers)
+            if scope["method"] not in SAFE_METHODS:
+                refuse_other_sites(scope)
             return self._authenticator.from_cookie(cookie)
 
         return authenticate
@@ -97,21 +107,39 @@ class Authenticate:
         if isinstance(error, Unauthenticated) and wants_page(
             scope["path"], headers.get("accept", "")
         ):
-            return _to_login(scope)
+            return self._to_login(scope)
         answer = problem(status_of(error), str(error), kind=type(error).__name__)
         if isinstance(error, Unauthenticated):
             answer.headers["WWW-Authenticate"] = 'Bearer realm="flerm"'
         return answer
 
+    def _to_login(self, scope: Scope) -> Response:
+        """The login page, which leads back to the page that was asked for."""
+        target = self._site.url("/login")
+        if scope["method"] in SAFE_METHODS:
+            query = scope["query_string"].decode("latin-1")
+            asked = f"{scope['path']}?{query}" if query else scope["path"]
+            target += f"?next={quote(asked, safe='')}"
+        return RedirectResponse(target, 303, headers={"Cache-Control": "no-store"})
 
-def _to_login(scope: Scope) -> Response:
-    """The login page, which leads back to the page that was asked for."""
-    target = "/login"
-    if scope["method"] in SAFE_METHODS:
-        query = scope["query_string"].decode("latin-1")
-        asked = f"{scope['path']}?{query}" if query else scope["path"]
-        target += f"?next={quote(asked, safe='')}"
-    return RedirectResponse(target, 303, headers={"Cache-Control": "no-store"})
+
+def refuse_rebound_names(headers: Headers) -> None:
+    """Raises `PermissionDenied` for a Host that may be another site's name for this server.
+
+    A page of another site could otherwise read a registry without tokens through its visitor's
+    browser (DNS rebinding). Addresses, names without a dot and this host's own name are answered.
+    """
+    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    if "." not in host or host in (socket.gethostname().lower(), "localhost"):
+        return
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise PermissionDenied(
+            f"Host {host[:200]!r}: a registry without tokens answers to addresses and to names "
+            "without a dot only, because another site may have a name for this address; ask by an "
+            "address, or create a token"
+        ) from None
 
 
 def session_of(headers: Headers) -> str:

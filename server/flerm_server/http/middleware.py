@@ -89,36 +89,6 @@ def _hostname(url: str) -> str:
         return ""
 
 
-class SecurityHeaders:
-    """Adds headers that tell a browser to load nothing from other sites, and to trust the content
-    type."""
-
-    # Inline styles are plotly.js's; images as data or blob are plotly.js's and swagger-ui's icons.
-    POLICY = (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
-    )
-    HEADERS = (
-        (b"content-security-policy", POLICY.encode()),
-        (b"x-content-type-options", b"nosniff"),
-        (b"referrer-policy", b"same-origin"),
-    )
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on, and adds the headers to the answer."""
-
-        async def add_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *self.HEADERS]
-            await send(message)
-
-        await self._app(scope, receive, add_headers if scope["type"] == "http" else send)
-
-
 class SendInPieces:
     """Hands long answers to the server piece by piece, each once the client has read what was
     before.

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from flerm_server.http.answer_headers import SECURITY_HEADERS
+from flerm_server.http.problems import problem
 
 HEAD_SECONDS = 20.0
 READ_SECONDS = 20.0
@@ -66,6 +70,21 @@ class TimeLimitProtocol(H11Protocol):
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP as errors are answered elsewhere, and ends the connection."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # another answer is on its way
+            self.transport.abort()
+            return
+        answer = problem(400, f"{msg.rstrip('.')}: the head of the request is no HTTP/1.1")
+        headers = [*answer.raw_headers, (b"connection", b"close"), *SECURITY_HEADERS]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _wait(self) -> None:
         self._waiting.pop(self, None)

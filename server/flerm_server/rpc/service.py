@@ -108,10 +108,12 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
 
     def Append(self, request: pb.AppendRequest, context: grpc.ServicerContext) -> pb.AppendResponse:
         """Stores rows; answers when they are committed."""
-        rows = _read(
-            "measurements", lambda: recording_messages.batch_from_proto(request.measurements)
-        )
-        stored = self._store.append(Batch(request.recording_id, rows, request.attempt))
+
+        def read() -> Batch:
+            rows = recording_messages.batch_from_proto(request.measurements)
+            return Batch(request.recording_id, rows, request.attempt)
+
+        stored = self._store.append(request.recording_id, lambda: _read("measurements", read))
         self._metrics.rows.inc(stored.committed - stored.duplicates)
         if stored.duplicates:
             self._metrics.duplicates.inc(stored.duplicates)

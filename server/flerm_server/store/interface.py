@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flerm_core.errors import FlermError
+from flerm_core.errors import FlermError, NotFound
 from flerm_core.matching.base_selection import Sources
 from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.queries import RecordingFilter, TargetQuery
@@ -379,3 +379,11 @@ class Store(ABC):
             learning_rates=rates,
             tokens=tokens,
         )
+
+
+def unknown_recording(recording_id: str) -> NotFound:
+    """The error for an id that no recording has, or none that the asker may see."""
+    return NotFound(
+        f"recording {recording_id[:80]!r} is not in this registry; "
+        "list them by family to find its id"
+    )

@@ -23,11 +23,12 @@ from tests.server.samples import batch, family, rows, spec
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Registry"]
 HERE = ListenAddress("127.0.0.1", 0)
-OK, NOBODY, DENIED = "ok", "unauthenticated", "denied"
+OK, NOBODY, DENIED, MISSING = "ok", "unauthenticated", "denied", "missing"
 CODES = {
     OK: grpc.StatusCode.OK,
     NOBODY: grpc.StatusCode.UNAUTHENTICATED,
     DENIED: grpc.StatusCode.PERMISSION_DENIED,
+    MISSING: grpc.StatusCode.NOT_FOUND,
 }
 
 
@@ -88,15 +89,16 @@ def locked_registry(folder: Path) -> Iterator[Locked]:
     server.stop()
 
 
-def expected(kind: str, needed: Scope, *, of_family: bool) -> str:
+def expected(kind: str, needed: Scope, *, of_family: bool, by_id: bool = False) -> str:
     """What a token of a kind gets for a call that needs a scope.
 
-    `of_family`: the call is of the one family, not of the whole registry.
+    `of_family`: the call is of the one family, not of the whole registry. `by_id`: it names a
+    recording, which a token of another family does not learn to be there.
     """
     if kind in NOBODYS:
         return NOBODY
     if kind in ("other family", "near name"):
-        return DENIED if of_family else OK
+        return (MISSING if by_id else DENIED) if of_family else OK
     held = {
         "read": Scope.READ,
         "write": Scope.WRITE,
@@ -107,7 +109,7 @@ def expected(kind: str, needed: Scope, *, of_family: bool) -> str:
 
 
 def call(channel: grpc.Channel, method: str, message: Any, token: str) -> tuple[str, str, Any]:
-    """The outcome of a call (ok, unauthenticated or denied), the error's sentence, the answer."""
+    """The outcome of a call (a key of `CODES`), the error's sentence, the answer."""
     kind = SERVICE.methods_by_name[method]
     metadata = [("authorization", f"Bearer {token}")] if token else []
     try:

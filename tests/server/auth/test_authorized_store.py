@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flerm_core.errors import PermissionDenied
+from flerm_core.errors import NotFound, PermissionDenied
+from flerm_core.records.recording import Ending
 from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.auth.principal import ANYBODY, Principal, Scope, act_as
 from flerm_server.metrics import Metrics
@@ -47,7 +48,7 @@ def test_an_append_that_nobody_authenticated_stores_nothing(store: SqlStore):
     started = spec("team/resmlp")
     store.start(started)
     with pytest.raises(LookupError):
-        AuthorizedStore(store).append(batch(started.id, *rows(1)))
+        AuthorizedStore(store).append(started.id, lambda: batch(started.id, *rows(1)))
     assert store.recording(started.id).rows == 0
 
 
@@ -55,10 +56,19 @@ def test_an_append_of_a_reader_or_of_another_team_is_refused_before_it_is_queued
     started = spec("team/resmlp")
     store.start(started)
     authorized = AuthorizedStore(store)
-    for principal in (Principal(Scope.READ), Principal(Scope.WRITE, family="other")):
-        with pytest.raises(PermissionDenied):
-            as_principal(principal, authorized.append, batch(started.id, *rows(1)))
-    stored = as_principal(ANYBODY, authorized.append, batch(started.id, *rows(2)))
+
+    def never() -> None:
+        raise AssertionError("the rows are read before it is known who may write them")
+
+    for principal, refusal in (
+        (Principal(Scope.READ), PermissionDenied),
+        (Principal(Scope.WRITE, family="other"), NotFound),
+    ):
+        with pytest.raises(refusal):
+            as_principal(principal, authorized.append, started.id, never)
+    stored = as_principal(
+        ANYBODY, authorized.append, started.id, lambda: batch(started.id, *rows(2))
+    )
     assert (stored.committed, store.recording(started.id).rows) == (1, 1)
 
 
@@ -68,5 +78,29 @@ def test_who_may_not_read_a_recording_does_not_learn_its_family(store: SqlStore)
     authorized = AuthorizedStore(store)
     ours, theirs = (Principal(Scope.READ, family=name) for name in ("team", "other"))
     assert as_principal(ours, authorized.family_of, started.id) == started.family
-    with pytest.raises(PermissionDenied):
+    with pytest.raises(NotFound, match="is not in this registry"):
         as_principal(theirs, authorized.family_of, started.id)
+
+
+def test_hidden_and_absent_take_the_same_questions_to_the_database(store: SqlStore):
+    """So the time of an answer does not tell which of the two it was."""
+    started = spec("team/resmlp")
+    store.start(started)
+    asked: list[str] = []
+
+    class Watched:
+        """The store, which notes what it is asked."""
+
+        def __getattr__(self, name: str) -> object:
+            asked.append(name)
+            return getattr(store, name)
+
+    authorized = AuthorizedStore(Watched())
+    asked.clear()
+    theirs = Principal(Scope.ADMIN, family="other")
+    for recording in (started.id, spec("").id):
+        for call in ("recording", "select", "renew", "delete", "tag", "finish"):
+            with pytest.raises(NotFound):
+                more = {"tag": ({"a": "b"},), "finish": (0, Ending())}.get(call, ())
+                as_principal(theirs, getattr(authorized, call), recording, *more)
+    assert asked == ["family_of"] * 12

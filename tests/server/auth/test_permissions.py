@@ -18,6 +18,7 @@ from flerm_server.auth.sql_tokens import SqlTokenStore
 from tests.server.auth.locked_registry import (
     DENIED,
     KINDS,
+    MISSING,
     OK,
     SERVICE,
     Locked,
@@ -70,14 +71,35 @@ def test_every_rpc_asks_for_the_right_token(locked: Locked, method: str):
             for kind in KINDS
         }
     assert {kind: outcome for kind, (outcome, _, _) in found.items()} == {
-        kind: expected(kind, RPCS[method], of_family=method not in OF_THE_REGISTRY)
+        kind: expected(
+            kind, RPCS[method], of_family=method not in OF_THE_REGISTRY, by_id=names_one(method)
+        )
         for kind in found
     }
     for kind, (outcome, sentence, _) in found.items():
         assert locked.tokens[kind] == "" or locked.tokens[kind] not in sentence
         assert outcome == OK or sentence.startswith(
-            ("this registry wants a token", "the token ", "token ")
+            ("this registry wants a token", "the token ", "token ", "recording ")
         ), sentence
+
+
+def names_one(method: str) -> bool:
+    """Whether a method's request names a recording."""
+    return "recording_id" in SERVICE.methods_by_name[method].input_type.fields_by_name
+
+
+@pytest.mark.parametrize("method", [each.name for each in SERVICE.methods if names_one(each.name)])
+def test_a_recording_of_others_is_answered_as_one_that_is_not_there(locked: Locked, method: str):
+    message = request(locked, method)
+    theirs = message.recording_id
+    nowhere = type(message).FromString(message.SerializeToString())
+    nowhere.recording_id = spec("").id
+    token = locked.tokens["other family"]
+    with grpc.insecure_channel(locked.server.grpc_address.text) as channel:
+        outcome, sentence, _ = call(channel, method, message, token)
+        absent = call(channel, method, nowhere, token)
+    assert (outcome, sentence.replace(theirs, nowhere.recording_id), None) == absent
+    assert outcome == MISSING
 
 
 def test_a_bound_token_that_renames_an_unknown_family_learns_no_names_of_others(locked: Locked):

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from flerm_core.csv_cells import text_cell
 from flerm_core.errors import NotFound, join_names
 from flerm_core.matching.matched_rates import MatchedRates, TensorRate
 from flerm_core.records.checks import quote_value
@@ -146,7 +147,7 @@ def _as_csv(found: MatchedRates, chosen: list[int]) -> str:
     writer.writerow(COLUMNS)
     for step, each in _lines(found, chosen):
         values = (f"{value:.9g}" if math.isfinite(value) else "" for value in _numbers(each))
-        writer.writerow((step, each.name, each.band, *values, each.note))
+        writer.writerow((step, text_cell(each.name), each.band, *values, each.note))
     return text.getvalue()
 
 

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from flerm_core.csv_cells import text_cell
 from flerm_core.records.recording import ParameterList
 from flerm_server.http.api.schemas import RecordingOut
 from flerm_server.http.problems import NotAcceptable
@@ -99,9 +100,9 @@ def as_json(selection: Selection, parameters: ParameterList, rows: Iterator[Rows
 def as_csv(parameters: ParameterList, rows: Iterator[Rows]) -> Iterator[str]:
     """One line for each step: step, loss, learning_rate, tokens, then the FSLRs by name.
 
-    A number that is not there is an empty field.
+    A number that is not there is an empty field. Names are `text_cell`s.
     """
-    yield _csv_lines([(*COLUMNS, *parameters.names)])
+    yield _csv_lines([(*COLUMNS, *map(text_cell, parameters.names))])
     for chunk in rows:
         yield _csv_lines(
             (str(step), loss, rate, tokens, *values)

@@ -10,43 +10,53 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
-from flerm_core.errors import Unauthenticated
+from flerm_core.errors import PermissionDenied, Unauthenticated
 from flerm_server.auth.authenticator import Authenticator
 from flerm_server.auth.credentials import SESSION, SESSION_SECONDS, Secret
 from flerm_server.auth.principal import Scope
 from flerm_server.http.authentication import COOKIE, refuse_other_sites, session_of
 from flerm_server.http.dependencies import AuthenticatorDep
+from flerm_server.http.middleware import LOCAL_HOSTS
+from flerm_server.http.public_site import PublicSite, is_local
 from flerm_server.http.web.templating import PagesDep
 
 MAX_FORM = 8192  # bytes
+OPEN_LOGIN = "this page came without TLS, so others could read a token on its way; use https://"
 
 web = APIRouter(include_in_schema=False)
 
 
-async def _secure(request: Request) -> Any:
-    return request.app.state.secure
+async def _site(request: Request) -> Any:
+    return request.app.state.site
 
 
-SecureDep = Annotated[bool, Depends(_secure)]
-"""Whether browsers reach the registry by https: the cookie is then sent by https only."""
+SiteDep = Annotated[PublicSite, Depends(_site)]
+"""How browsers reach the registry."""
 
 
 @web.get("/login")
 def form(
-    authenticator: AuthenticatorDep, pages: PagesDep, request: Request, next: str = "/"
+    authenticator: AuthenticatorDep,
+    pages: PagesDep,
+    site: SiteDep,
+    request: Request,
+    next: str = "/",
 ) -> Response:
     """The login page. next: the page to show after it."""
     if not authenticator.tokens_required:
-        return RedirectResponse(local(next), 303)
-    return pages.page("login.html", request, next=local(next), error="")
+        return RedirectResponse(site.url(local(next)), 303)
+    error = "" if _private(request) else OPEN_LOGIN
+    return pages.page("login.html", request, next=local(next), error=error)
 
 
 @web.post("/login")
 async def log_in(
-    authenticator: AuthenticatorDep, pages: PagesDep, secure: SecureDep, request: Request
+    authenticator: AuthenticatorDep, pages: PagesDep, site: SiteDep, request: Request
 ) -> Response:
     """Opens a session for the token in the form, and sets its cookie."""
-    refuse_other_sites(request.headers)
+    refuse_other_sites(request.scope)
+    if not (_private(request) or site.open_login):
+        raise PermissionDenied(f"login: {OPEN_LOGIN}")
     body = b""
     async for part in request.stream():
         body += part
@@ -59,7 +69,7 @@ async def log_in(
         session = await run_in_threadpool(_open_session, authenticator, token)
     except Unauthenticated as error:
         return pages.page("login.html", request, status=401, next=target, error=str(error))
-    answer = RedirectResponse(target, 303)
+    answer = RedirectResponse(site.url(target), 303)
     if session is not None:
         # Lax: an address that a colleague sends opens with the cookie, but the browser does not
         # add it to a form of another site.
@@ -68,22 +78,28 @@ async def log_in(
             session.text,
             max_age=SESSION_SECONDS,
             httponly=True,
-            secure=secure,
+            secure=request.url.scheme == "https",
             samesite="lax",
-            path="/",
+            path=site.url("/"),
         )
     return answer
 
 
 @web.post("/logout")
-def log_out(authenticator: AuthenticatorDep, secure: SecureDep, request: Request) -> Response:
+def log_out(authenticator: AuthenticatorDep, site: SiteDep, request: Request) -> Response:
     """Ends the session."""
-    refuse_other_sites(request.headers)
+    refuse_other_sites(request.scope)
     with suppress(Unauthenticated):  # a cookie that is no session has nothing to close
         authenticator.tokens.close_session(Secret.parse(SESSION, session_of(request.headers)))
-    answer = RedirectResponse("/login", 303)
-    answer.delete_cookie(COOKIE, path="/", secure=secure, httponly=True, samesite="lax")
+    answer = RedirectResponse(site.url("/login"), 303)
+    secure = request.url.scheme == "https"
+    answer.delete_cookie(COOKIE, path=site.url("/"), secure=secure, httponly=True, samesite="lax")
     return answer
+
+
+def _private(request: Request) -> bool:
+    """Whether nobody on the way can read what the browser sends."""
+    return request.url.scheme == "https" or request.url.hostname in LOCAL_HOSTS
 
 
 def local(target: str) -> str:
@@ -91,10 +107,7 @@ def local(target: str) -> str:
 
     A login must not lead to another site.
     """
-    inside = (
-        target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
-    )
-    return target if inside else "/"
+    return target if is_local(target) else "/"
 
 
 def _open_session(authenticator: Authenticator, token: str) -> Secret | None:

@@ -20,6 +20,7 @@ web = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
 @web.get("/")
+@web.get("/families")
 def index(
     store: StoreDep,
     pages: PagesDep,

@@ -14,6 +14,7 @@ import jinja2
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse
 
+from flerm_server.http.public_site import PublicSite
 from flerm_server.http.web.assets import Assets
 from flerm_server.http.web.glossary import meaning
 from flerm_server.version import version
@@ -31,13 +32,15 @@ class PublicAddress:
 
     def url(self, request: Request) -> str:
         """grpc://host:port, or grpcs://host:port."""
-        return f"{self.scheme}://{request.url.hostname}:{self.port}"
+        host = request.url.hostname or "localhost"
+        return f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 class Pages:
     """Renders the templates. Every value that is put into one is escaped."""
 
-    def __init__(self, assets: Assets) -> None:
+    def __init__(self, assets: Assets, site: PublicSite) -> None:
+        self._site = site
         self._environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
             autoescape=True,
@@ -68,7 +71,7 @@ class Pages:
         text = self._environment.get_template(template).render(
             request=request, principal=getattr(request.state, "principal", None), **content
         )
-        return HTMLResponse(text, status, headers={"Cache-Control": "no-store"})
+        return HTMLResponse(self._site.links(text), status, headers={"Cache-Control": "no-store"})
 
 
 async def _pages(request: Request) -> Any:

@@ -32,11 +32,11 @@ def parse_url(text: str) -> sa.URL:
         raise InvalidInput(f"db {without_secrets(text)!r}: {ALLOWED}")
     if url.database in (None, "", ":memory:") or "mode=memory" in text:
         raise InvalidInput(
-            f"db {text!r}: a registry needs a file; "
+            f"db {without_secrets(text)!r}: a registry needs a file; "
             "a database in memory would lose what was acknowledged"
         )
     if url.query or str(url.database).startswith("file:"):
-        raise InvalidInput(f"db {text!r}: sqlite:///FILE takes no options")
+        raise InvalidInput(f"db {without_secrets(text)!r}: sqlite:///FILE takes no options")
     return url
 
 
@@ -100,7 +100,8 @@ def public_name(url: sa.URL) -> str:
 
 def without_secrets(text: str) -> str:
     """A text that should have been a URL, without what may be a password in it."""
-    return re.sub(r"\?.*", "", re.sub(r"//.*@", "//", text, flags=re.DOTALL), flags=re.DOTALL)
+    of_libpq = re.sub(r"password\s*=.*", "password=…", text, flags=re.DOTALL)
+    return re.sub(r"\?.*", "", re.sub(r"//.*@", "//", of_libpq, flags=re.DOTALL), flags=re.DOTALL)
 
 
 def database_file(url: sa.URL) -> Path:

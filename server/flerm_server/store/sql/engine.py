@@ -60,6 +60,7 @@ def open_engine(url: sa.URL) -> sa.Engine:
         max_overflow=max_overflow,
         pool_recycle=recycle,
         pool_timeout=POOL_SECONDS,
+        hide_parameters=True,  # errors name the statement, and not what was to be stored
         execution_options={"connections": connections},
     )
     sa.event.listen(engine, "do_connect", lambda *_: connections.open())

@@ -16,7 +16,7 @@ from flerm_core.records.comparability import optimizer_key
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Family, Recording
 from flerm_core.tuning.best_lr import SweepRun
-from flerm_server.store.interface import PAGE_SIZE, Page, Runs
+from flerm_server.store.interface import PAGE_SIZE, Page, Runs, unknown_recording
 from flerm_server.store.sql.compiled_statements import Driver, Prepared
 from flerm_server.store.sql.engine import timestamp_to_column
 from flerm_server.store.sql.mappers import (
@@ -274,11 +274,3 @@ def family_of(driver: Driver, recording_id: str) -> str:
         raise unknown_recording(recording_id)
     name: str = found[0][0]
     return name
-
-
-def unknown_recording(recording_id: str) -> NotFound:
-    """The error for an id that no recording has."""
-    return NotFound(
-        f"recording {recording_id[:80]!r} is not in this registry; "
-        "list them by family to find its id"
-    )

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from flerm_core.errors import AlreadyExists, InvalidInput
 from flerm_core.records.recording import Family
 from flerm_core.records.validation import MAX_TAGS
-from flerm_server.store.sql.listings import one_family, unknown_recording
+from flerm_server.store.interface import unknown_recording
+from flerm_server.store.sql.listings import one_family
 from flerm_server.store.sql.tables import (
     attempts,
     families,

@@ -31,6 +31,7 @@ from flerm_server.store.interface import (
     Started,
     Store,
     StoreInfo,
+    unknown_recording,
 )
 from flerm_server.store.readiness import Readiness
 from flerm_server.store.sql import comparability, listings, maintenance, read_rows, schema
@@ -289,7 +290,7 @@ def _lock_attempt(connection: sa.Connection, recording_id: str, number: int) -> 
         .with_for_update()
     ).one_or_none()
     if recording is None:
-        raise listings.unknown_recording(recording_id)
+        raise unknown_recording(recording_id)
     attempt = connection.execute(
         sa.select(attempts).where(
             attempts.c.recording_key == recording.key,

@@ -28,8 +28,9 @@ class Visit:
     def __init__(self, store: SqlStore, server: Server) -> None:
         self.store = store
         self.token, self.secret = sql_tokens.SqlTokenStore(store.engine).create("reader", "read")
-        self.url = f"http://{server.http_address.text}"
-        self.browser = httpx.Client(base_url=self.url, headers=PAGE, timeout=20)
+        self.url = f"https://{server.http_address.text}"  # as browsers know it: a proxy speaks TLS
+        behind = self.url.replace("https", "http")
+        self.browser = httpx.Client(base_url=behind, headers=PAGE, timeout=20)
 
     def log_in(self, **more: str) -> httpx.Response:
         return self.browser.post(
@@ -135,11 +136,16 @@ def test_a_session_ends_with_its_token_its_time_and_its_logout(
 
 
 @pytest.mark.parametrize(
-    "origin", [None, "null", "https://evil.example", "http://127.0.0.1:1", "same host"]
+    "origin",
+    [None, "null", "https://evil.example", "http://127.0.0.1:1", "same host", "other scheme"],
 )
 def test_other_sites_cannot_send_with_the_cookie_nor_log_in(visit: Visit, origin: str | None):
     """Not even a page on another port of this host."""
-    origin = visit.url.rpartition(":")[0] + ":9" if origin == "same host" else origin
+    others = {
+        "same host": visit.url.rpartition(":")[0] + ":9",
+        "other scheme": visit.url.replace("https", "http"),
+    }
+    origin = others.get(origin, origin) if origin else origin
     headers = {} if origin is None else {"Origin": origin}
     assert (
         visit.browser.post("/login", data={"token": visit.secret.text}, headers=headers).status_code
@@ -174,8 +180,8 @@ def test_a_token_in_the_cookie_is_no_session_and_a_session_no_token(visit: Visit
     )
     session = logged_in(visit)["Cookie"].partition("=")[2]
     assert (
-        httpx.get(
-            f"{visit.url}/api/v1/families", headers={"Authorization": f"Bearer {session}"}
+        visit.browser.get(
+            "/api/v1/families", headers={"Authorization": f"Bearer {session}"}
         ).status_code
         == 401
     )

@@ -4,4 +4,5 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const themed = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
 dark.addEventListener("change", themed);
 themed();
-SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger", deepLinking: true, defaultModelsExpandDepth: 0, validatorUrl: null });
+const description = document.getElementById("swagger").dataset.openapi;
+SwaggerUIBundle({ url: description, dom_id: "#swagger", deepLinking: true, defaultModelsExpandDepth: 0, validatorUrl: null });
