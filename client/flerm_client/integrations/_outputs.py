@@ -45,11 +45,3 @@ def output_of(model: nn.Module, batch: Any) -> Tensor:
         f"the model returns a {type(returned).__name__}{has}, which has no logits: "
         "say what its outputs are by output=lambda model, batch: ..."
     )
-
-
-def loss_in(returned: Any) -> Tensor | None:
-    """The loss that a Hugging Face model returned beside its outputs; None when there is none."""
-    loss = (
-        returned.get("loss") if isinstance(returned, Mapping) else getattr(returned, "loss", None)
-    )
-    return loss.detach() if isinstance(loss, Tensor) and loss.ndim == 0 else None

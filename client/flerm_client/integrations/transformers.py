@@ -9,7 +9,7 @@ import base64
 import functools
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from flerm_client.integrations._checkpoint import collect_state
-from flerm_client.integrations._outputs import loss_in, output_of
 from flerm_client.integrations._session import CallbackState, Mode
-from flerm_client.training.step_wrapper import CopySafeHook
-from flerm_core._warnings import register_caller_package, warn
+from flerm_core._warnings import register_caller_package
 from flerm_core.errors import InvalidInput
 
 register_caller_package("transformers")
@@ -40,10 +38,8 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
     `.flerm` is the FLeRM of the run, None before the first run. Its state is part of the
     checkpoints' trainer_state.json, and a resumed run goes on from there.
 
-    `add_to(trainer)` reads the losses that `Trainer.training_step` returns, and sends FSLRs and
-    learning rates to the loggers through `Trainer.log`. A callback in `Trainer(callbacks=[...])`
-    has access to neither: the loss is then read from what the model returns or, where it returns
-    none, from the Trainer's log, which comes late.
+    The losses are those that `Trainer.training_step` returns. FSLRs and learning rates go to the
+    Trainer's loggers.
 
     Raises `InvalidInput` for an unknown mode or keyword, and for a second callback on the same
     Trainer; `train()` raises as `FLeRM.record` and `FLeRM.match` do.
@@ -51,24 +47,29 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
 
     def __init__(self, mode: Mode = None, *, family: str | None = None, **keywords: Any) -> None:
         super().__init__(mode, {"family": family} | keywords)
-        self._trainer: weakref.ref[Trainer] | None = None
-        self._forward_hook: torch.utils.hooks.RemovableHandle | None = None
+        self._trainer: weakref.ref[Trainer] | None = None  # the one that trains at present
+        self._joined: weakref.WeakSet[Trainer] = weakref.WeakSet()
         self._losses: list[Tensor] = []  # of the micro-batches of the step at hand
-        self._losses_add_up = False  # else the step's loss is their mean
-        self._has_step_losses = False  # so that the Trainer's log is not needed
         self._running = False
-        self._computing_outputs = False
         self._metrics: dict[str, float] = {}
         self._checkpoint: tuple[int, bytes] | None = None  # the step, and the state after it
 
     def add_to(self, trainer: Trainer) -> FLeRMCallback:
-        """Adds this callback to `trainer`, with access to the trainer's losses and loggers."""
+        """Adds this callback to `trainer`, as `Trainer(callbacks=[...])` does; returns itself."""
         _refuse_second_callback(
             isinstance(each, FLeRMCallback) for each in trainer.callback_handler.callbacks
         )
+        self._join(trainer)
+        trainer.add_callback(self)
+        return self
+
+    def _join(self, trainer: Trainer) -> None:
+        """From now on the callback has the losses of `trainer`, and knows when it raises."""
         self._refuse_restored_callbacks(trainer.args)
         self._trainer = weakref.ref(trainer)
-        trainer.add_callback(self)
+        if self._idle or trainer in self._joined:
+            return
+        self._joined.add(trainer)
         self._end_when_training_raises(trainer)
         inner = trainer.training_step
 
@@ -81,7 +82,6 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
             return loss
 
         trainer.training_step = training_step
-        return self
 
     # The run
 
@@ -89,8 +89,7 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Raises `InvalidInput` for arguments that cannot work, before training."""
-        self._refuse_restored_callbacks(args)
-        self._end_when_training_raises(_trainer_being_made())
+        self._join(_calling_trainer())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -98,6 +97,7 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
         """Attaches a FLeRM: model and optimiser are wrapped, weights and states are loaded."""
         if self._idle:
             return
+        self._join(_calling_trainer())  # `trainer.add_callback` calls no method of a callback
         model: nn.Module = kwargs["model"]
         stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         _refuse_second_callback(stored if isinstance(stored, list) else ())
@@ -109,55 +109,20 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
             batch_size=state.train_batch_size or args.train_batch_size,
             total_steps=state.max_steps,
             checkpoint=None if checkpoint is None else base64.b64decode(checkpoint),
-            output=self._noted_output(),
         )
         self._losses.clear()
-        self._has_step_losses = False
         self._running = True
-        if self._trainer is not None:
-            self._losses_add_up = True
-        else:
-            self._read_losses_from(model, args)
-
-    def _noted_output(self) -> Callable[[nn.Module, Any], Any]:
-        """The user's output function; while it runs, the forward hook reads no loss."""
-        output = self._keywords.get("output", output_of)
-
-        def noted(model: nn.Module, batch: Any) -> Any:
-            self._computing_outputs = True
-            try:
-                return output(model, batch)
-            finally:
-                self._computing_outputs = False
-
-        return noted
-
-    def _read_losses_from(self, model: nn.Module, args: TrainingArguments) -> None:
-        """Without `add_to`: losses come from what the model returns, metrics reach no logger."""
-        hook = CopySafeHook(self._note_returned_loss)
-        self._forward_hook = model.register_forward_hook(hook, with_kwargs=True)
-        loggers = [name for name in args.report_to if name != "none"]
-        if loggers:
-            warn(
-                f"FSLRs will not reach {', '.join(loggers)}: "
-                "use FLeRMCallback(...).add_to(trainer) instead of callbacks=[...]"
-            )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Logs the tokens and the loss of the step that follows.
-
-        The loss is the micro-batches' sum where each was divided by their number, else their mean.
-        """
+        """Logs the tokens and the loss of the step that follows: the micro-batches' sum."""
         if self.flerm is None:
             return
         self.flerm.log(tokens=state.num_input_tokens_seen or None)
         if self._losses:
-            losses = torch.stack(self._losses)
-            self.flerm.log(loss=losses.sum() if self._losses_add_up else losses.mean())
+            self.flerm.log(loss=torch.stack(self._losses).sum())
             self._losses.clear()
-            self._has_step_losses = True
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -191,13 +156,6 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
         With `save_strategy="best"` the Trainer decides after this event, and has none between.
         """
         self._prepare_checkpoint(control.should_save or args.save_strategy == "best")
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Logs the Trainer's loss where there is no other (compute_loss_func, label smoothing)."""
-        if self.flerm is not None and not self._has_step_losses and "loss" in kwargs["logs"]:
-            self.flerm.log(loss=kwargs["logs"]["loss"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -247,33 +205,18 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
                 "the callback takes its state from the checkpoint by itself"
             )
 
-    # The model
-
-    def _note_returned_loss(
-        self, model: nn.Module, args: Any, kwargs: dict[str, Any], returned: Any
-    ) -> None:
-        if self._computing_outputs or not (model.training and torch.is_grad_enabled()):
-            return
-        loss = loss_in(returned)
-        if loss is not None:
-            self._losses.append(loss)
-            self._losses_add_up = kwargs.get("num_items_in_batch") is not None
-
     def _end(self, status: str) -> None:
         self._running = False
-        if self._forward_hook is not None:
-            self._forward_hook.remove()
-            self._forward_hook = None
         super()._end(status)
 
 
-def _trainer_being_made() -> Trainer:
-    """The Trainer whose `__init__` is running, and which passes callbacks nothing of itself."""
+def _calling_trainer() -> Trainer:
+    """The Trainer whose method calls the callback: events have no argument that names it."""
     frame = sys._getframe(1)
-    while not isinstance(maker := frame.f_locals.get("self"), Trainer):
-        assert frame.f_back is not None, "only a Trainer calls on_init_end"
+    while not isinstance(caller := frame.f_locals.get("self"), Trainer):
+        assert frame.f_back is not None, "only a Trainer calls its callbacks"
         frame = frame.f_back
-    return maker
+    return caller
 
 
 def _refuse_second_callback(others: Iterable[Any]) -> None:

@@ -28,34 +28,34 @@ _keys = itertools.count()
 
 
 class AutocastListener:
-    """Hears the training's forward through `modules`: the model, and a layer inside, if any.
+    """Reads the region whenever the training calls one of `modules`.
 
-    A framework may open the region inside the model's forward (Accelerate), or never call the model
-    as a whole (Lightning's training_step). What the layer hears therefore counts for more.
-
-    heard: is called with the region of each forward with gradients.
+    modules: the model, and a layer inside it, if any. A framework may open the region inside the
+        model's forward (Accelerate), or never call the model as a whole (Lightning's
+        training_step). The layer's region therefore takes precedence.
+    on_region: is called with the region of each forward with gradients.
     """
 
     def __init__(
         self,
         modules: Sequence[nn.Module],
         device_type: str,
-        heard: Callable[[AutocastContext], None],
+        on_region: Callable[[AutocastContext], None],
     ) -> None:
         self._device_type = device_type
-        self._heard = heard
+        self._on_region = on_region
         self._around_model = AutocastContext()
         # By the region around the model's call: compiled code does not tell at each call.
         self._inside: dict[AutocastContext, AutocastContext] = {}
-        torch.compiler.assume_constant_result(_hear_while_tracing)  # marks the function
+        torch.compiler.assume_constant_result(_note_while_tracing)  # marks the function
         key = next(_keys)
         _listeners[key] = self
         self._attached = [
             _Attached(module, _Hook(key, number > 0)) for number, module in enumerate(modules)
         ]
 
-    def hear(self, is_layer: bool) -> None:
-        """Takes note of the region in which the model is called, or the layer inside it."""
+    def note_region(self, is_layer: bool) -> None:
+        """Notes the region in which the model is called, or the layer inside it."""
         if not torch.is_grad_enabled():
             return
         context = AutocastContext.current(self._device_type)
@@ -64,7 +64,7 @@ class AutocastListener:
         else:
             self._around_model = context
             context = self._inside.get(context, context)
-        self._heard(context)
+        self._on_region(context)
 
     def detach(self) -> None:
         """Takes the hooks off."""
@@ -73,7 +73,7 @@ class AutocastListener:
 
 
 class _Hook:
-    """A forward pre-hook. It holds plain numbers only; a copy of the hook hears nothing."""
+    """A forward pre-hook. It holds plain numbers only; a copy of the hook does nothing."""
 
     def __init__(self, key: int, is_layer: bool) -> None:
         self._key, self._is_layer = key, is_layer
@@ -81,22 +81,22 @@ class _Hook:
     def __call__(self, module: nn.Module, args: Any) -> None:
         """As torch calls it."""
         if torch.compiler.is_compiling():
-            _hear_while_tracing(self._key, self._is_layer)
+            _note_while_tracing(self._key, self._is_layer)
         else:
-            _hear(self._key, self._is_layer)
+            _note_region(self._key, self._is_layer)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[int, bool]]:
         return _Hook, (-1, self._is_layer)
 
 
-def _hear(key: int, is_layer: bool) -> None:
+def _note_region(key: int, is_layer: bool) -> None:
     listener = _listeners.get(key)
     if listener is not None:
-        listener.hear(is_layer)
+        listener.note_region(is_layer)
 
 
-def _hear_while_tracing(key: int, is_layer: bool) -> int:
-    _hear(key, is_layer)
+def _note_while_tracing(key: int, is_layer: bool) -> int:
+    _note_region(key, is_layer)
     return 0
 
 

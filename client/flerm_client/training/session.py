@@ -157,7 +157,7 @@ class TrainingSession:
         self._autocast = AutocastListener(
             modules_that_show_autocast(self.options.model, self.measured_model),
             self.measured_model.device.type,
-            self._hear_autocast,
+            self._note_autocast,
         )
         given = self.options.optimizer
         wrapped = given if isinstance(given, list | tuple) else [given]
@@ -336,7 +336,7 @@ class TrainingSession:
         matcher = self.matcher
         return matcher if matcher is not None and matcher.due(step, self.measurer.delayed) else None
 
-    def _hear_autocast(self, context: AutocastContext) -> None:
+    def _note_autocast(self, context: AutocastContext) -> None:
         if not self.measurer.meter.measuring:
             self.measurer.meter.autocast = context
 

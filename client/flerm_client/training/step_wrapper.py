@@ -14,25 +14,6 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-
-class CopySafeHook:
-    """A hook on a module that does nothing in a copy of the module.
-
-    Copies (an average of the weights, a pickle) thus hold no part of the run.
-    """
-
-    def __init__(self, call: Callable[..., None] | None = None) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """As torch calls it."""
-        if self._call is not None:
-            self._call(*args, **kwargs)
-
-    def __reduce__(self) -> tuple[type[CopySafeHook], tuple[()]]:
-        return CopySafeHook, ()
-
-
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 

@@ -75,27 +75,26 @@ class TestRecording:
         trainer.train()
         assert callback.flerm.trajectory.losses == pytest.approx(losses(loud), abs=1e-6)
 
-    @pytest.mark.parametrize(
-        "smoothed", [0.0, 0.1], ids=["the model's loss", "the log's, a step late"]
-    )
-    def test_works_as_one_of_the_callbacks_and_says_what_loggers_will_miss(
-        self, smoothed: float, tmp_path: Path
-    ) -> None:
+    @pytest.mark.parametrize("how", ["callbacks", "add_callback"])
+    def test_works_as_one_of_the_callbacks(self, how: str, tmp_path: Path) -> None:
+        smoothed = {"label_smoothing_factor": 0.1}  # a loss that the model does not return
         callback = FLeRMCallback("record", family="gpt2", every=1, warmup=1)
         trainer = trainer_of(
-            tmp_path, callbacks=[callback], report_to="tensorboard", label_smoothing_factor=smoothed
+            tmp_path, callbacks=[callback] if how == "callbacks" else [], **smoothed
         )
-        with pytest.warns(
-            UserWarning, match=r"not reach tensorboard: use FLeRMCallback\(...\).add_to\(trainer\)"
-        ) as told:
+        if how == "add_callback":
+            trainer.add_callback(callback)
+        trainer.train()
+        assert callback.flerm.trajectory.losses == pytest.approx(losses(trainer), abs=1e-6)
+        assert any("flerm/fslr/transformer.ln_f.weight" in row for row in trainer.state.log_history)
+        assert not any(module._forward_hooks for module in trainer.model.modules())
+
+    def test_one_callback_for_two_trainers_counts_each_loss_once(self, tmp_path: Path) -> None:
+        callback = FLeRMCallback("record", family="gpt2", every=1, warmup=1)
+        both = [trainer_of(tmp_path, steps=2, callbacks=[callback]) for _ in range(2)]
+        for trainer in (*both, both[0]):
             trainer.train()
-        assert __file__ in {
-            warning.filename for warning in told if "not reach" in str(warning.message)
-        }
-        found = callback.flerm.trajectory.losses
-        assert (found[1:] if smoothed else found) == pytest.approx(
-            losses(trainer)[: 5 if smoothed else 6], abs=1e-6
-        )
+            assert callback.flerm.trajectory.losses == pytest.approx(losses(trainer), abs=1e-6)
 
     def test_a_second_training_is_a_second_recording(self, tmp_path: Path) -> None:
         trainer = trainer_of(tmp_path, steps=2)

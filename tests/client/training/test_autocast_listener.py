@@ -1,4 +1,4 @@
-"""What hears the training's autocast region changes no compiled graph, copy or pickle."""
+"""What reads the training's autocast region changes no compiled graph, copy or pickle."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_compiled_model_has_as_many_graphs_and_losses_as_without_a_recording(
 
 
 @pytest.mark.parametrize("how", [None, wrapped, in_place, by_block])
-def test_the_region_of_the_training_is_heard_through_compiled_code(how: Any) -> None:
+def test_the_region_of_the_training_is_read_through_compiled_code(how: Any) -> None:
     def measure(inside: bool, how: Any) -> dict[str, float]:
         torch._dynamo.reset()
         model = net() if how is None else how(net(), "eager")
