@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +12,9 @@ import typer
 from flerm_client.cli.common import Json, Registry, client, complain, print_json, print_table, say
 from flerm_core.errors import InvalidInput
 from flerm_experiments.cli.imports import import_for
+from flerm_experiments.cli.progress import end_with_children, print_progress, trial_name
 
 if TYPE_CHECKING:
-    from flerm_experiments.sweep.runner import SweepProgress
     from flerm_experiments.sweep.spec import Sweep
     from flerm_experiments.sweep.trials import Trial
 
@@ -100,7 +98,7 @@ def sweep(
         _print_results(chosen, registry, markdown=markdown, as_json=as_json)
     if failures:
         for trial, why in failures.items():
-            complain(f"failed: {_trial_name(trial)}: {why}")
+            complain(f"failed: {trial_name(trial)}: {why}")
         complain(
             f"{len(failures)} trainings failed; the same command tries them again and nothing else"
         )
@@ -112,38 +110,10 @@ def _train(chosen: Sweep, registry: str | None, on: str, jobs: int | None) -> di
     from flerm_experiments.sweep.executors import executor_named
     from flerm_experiments.sweep.runner import run_sweep
 
-    # A cluster's SIGTERM is told as Ctrl-C: the trainings under way are ended, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_with_children()
     return run_sweep(
-        chosen, registry, executor_named(on, jobs, chosen), on_progress=_print_progress
+        chosen, registry, executor_named(on, jobs, chosen), on_progress=print_progress
     ).failures
-
-
-def _print_progress(progress: SweepProgress) -> None:
-    left = (
-        "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
-    )
-    last = ""
-    if progress.last is not None:
-        trial, result = progress.last
-        outcome = f"loss {result.loss:.4f}" if result.status == "completed" else result.status
-        last = f"{_trial_name(trial)}: {outcome}, {result.seconds:.0f} s; "
-    failed = f", {len(progress.failures)} failed" if progress.failures else ""
-    sys.stderr.write(
-        f"{last}{progress.done} done{failed}, {progress.missing} or more to go{left}\n"
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds > 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
-
-
-def _trial_name(trial: Trial) -> str:
-    cell = "base" if trial.cell is None else trial.cell.label
-    measured = f", {trial.base_measurement}" if trial.base_measurement else ""
-    return f"{cell}{measured}, initial lr · 2^{trial.lr_index}, seed {trial.seed}"
 
 
 def _print_results(chosen: Sweep, registry: str | None, *, markdown: bool, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flerm_core.errors import InvalidInput
+from flerm_core.records.validation import validate_family_name
 from flerm_experiments.sweep.command import (
     GIVEN,
     Command,
@@ -48,9 +49,11 @@ def command_sweep(
     command = _command(content, name, directory)
     keys = [key for key, _ in command.base]
     check_placeholders(command.text, keys, several_seeds=max(seeds, base_seeds) > 1)
+    family = _text("family", content.get("family", name))
+    validate_family_name(family)
     fields = {
         "title": _text("title", content.get("title", "")),
-        "family": _text("family", content.get("family", name)),
+        "family": family,
         "seeds": seeds,
         "base_seeds": base_seeds,
         "command": command,

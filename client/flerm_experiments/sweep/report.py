@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flerm_experiments.sweep.loss_drawing import loss_drawing
-from flerm_experiments.sweep.tune import TunedRun
+from flerm_experiments.sweep.tune import BaseAnswer, TunedRun
 
 Row = Sequence[str]
 
@@ -57,9 +57,8 @@ def page(run: TunedRun) -> str:
     return _PAGE.replace("{title}", html.escape(_title(run))).replace("{body}", "\n".join(parts))
 
 
-def answer_sentence(run_or_base: TunedRun) -> str:
+def answer_sentence(base: BaseAnswer) -> str:
     """The rate to use, in a sentence."""
-    base = run_or_base.base
     sentence = f"The best learning rate of the base is {base.lr:.4g}"
     if not math.isnan(base.row.optimum):
         sentence += f"; the optimum of its curve lies at {base.row.optimum:.4g}"
@@ -81,7 +80,7 @@ def _answer(run: TunedRun) -> Section:
     return Section(
         "Answer",
         (
-            answer_sentence(run),
+            answer_sentence(run.base),
             f"The big model ({cell.size}), matched at {run.base.lr:.4g}, {loss}; its recording is "
             f"{run.big.recording} in the family {run.base.sweep.family_name}.",
             f"The command is: {command.text}",

@@ -1,0 +1,46 @@
+"""What sweeps tell on standard error while they run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flerm_experiments.sweep.runner import SweepProgress
+    from flerm_experiments.sweep.trials import Trial
+
+
+def end_with_children() -> None:
+    """Takes a cluster's SIGTERM as Ctrl-C, so that the trainings under way are ended, too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def print_progress(progress: SweepProgress) -> None:
+    """A line for each training that ended, and how much is left."""
+    left = (
+        "" if progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
+    )
+    last = ""
+    if progress.last is not None:
+        trial, result = progress.last
+        outcome = f"loss {result.loss:.4f}" if result.status == "completed" else result.status
+        last = f"{trial_name(trial)}: {outcome}, {result.seconds:.0f} s; "
+    failed = f", {len(progress.failures)} failed" if progress.failures else ""
+    sys.stderr.write(
+        f"{last}{progress.done} done{failed}, {progress.missing} or more to go{left}\n"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+
+
+def trial_name(trial: Trial) -> str:
+    """Scale, variant, rate and seed."""
+    cell = "base" if trial.cell is None else trial.cell.label
+    measured = f", {trial.base_measurement}" if trial.base_measurement else ""
+    return f"{cell}{measured}, initial lr · 2^{trial.lr_index}, seed {trial.seed}"

@@ -1,0 +1,78 @@
+"""`flerm tune`: tunes a sweep file's small model, and trains the big one with what it found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flerm_client.cli.common import Json, Registry, print_json, say
+from flerm_experiments.cli.imports import import_for
+from flerm_experiments.cli.progress import duration, end_with_children, print_progress
+
+SweepFile = Annotated[
+    str, typer.Argument(help="A TOML file with a command; flerm init writes one.")
+]
+Jobs = Annotated[
+    int | None, typer.Option(help="Trainings at a time; default: as many as fit.", min=1)
+]
+On = Annotated[str, typer.Option(help="local or ray (a Ray cluster).")]
+ReportFolder = Annotated[
+    Path | None,
+    typer.Option(help="For report.md and report.html; default: the folder of the runs."),
+]
+
+
+def tune(
+    what: SweepFile,
+    jobs: Jobs = None,
+    on: On = "local",
+    report: ReportFolder = None,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Find the best learning rate of the base, show what matching the target would do, train the
+    target matched, and write a report. Runs that the registry holds are not run again.
+
+    Example: flerm tune train.toml --registry file:///tmp/registry
+    """
+    spec, logic = import_for("tune", "sweep.spec"), import_for("tune", "sweep.tune")
+    executors = import_for("tune", "sweep.executors")
+    written = import_for("tune", "sweep.report")
+    sweep = spec.load(what)
+    command = logic.command_of(sweep)
+    end_with_children()
+    executor = executors.executor_named(on, jobs, sweep)
+    base = logic.sweep_base(sweep, registry, executor, print_progress)
+    if not as_json:
+        say(written.answer_sentence(base))
+        say(f"{base.row.runs} trainings of the base took {duration(base.row.seconds)} in all.")
+    executor = executors.executor_named(on, jobs, sweep)
+    run = logic.train_target(
+        base, registry, executor, (lambda _: None) if as_json else (lambda text: say(f"\n{text}\n"))
+    )
+    folder = report or command.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"report.md": written.markdown(run), "report.html": written.page(run)}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    if as_json:
+        print_json(
+            {
+                "lr": base.lr,
+                "optimum": base.row.optimum,
+                "interval": base.interval,
+                "base_runs": base.row.runs,
+                "base_seconds": base.row.seconds,
+                "recording": run.big.recording,
+                "loss": run.big.loss,
+                "seconds": run.big.seconds,
+                "multipliers": run.multipliers,
+                "reports": [str(folder / name) for name in files],
+            }
+        )
+        return
+    say(f"big model: loss {run.big.loss:.4f} in {duration(run.big.seconds)}")
+    for name in files:
+        say(str(folder / name))
