@@ -37,9 +37,11 @@ def load(session: TrainingSession, state: Mapping[str, Any]) -> None:
     session.lr, session.recording_id = content["lr"], content["recording_id"]
     session.measurer.load_state_dict(content["measurer"], session.steps)
     session.run_log.load_state_dict(content["run_log"])
+    session.run_log.end_step(session.steps)
     if matcher is not None:
         matcher.load_state_dict(content["matcher"], session.steps)
     _begin_attempt(session, content["attempt"])
+    session.begin_report()
 
 
 def _begin_attempt(session: TrainingSession, previous: str) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flerm_core._warnings import warn
+from flerm_client.training.run_remarks import RunRemarks
+from flerm_core.errors import join_names
 from flerm_core.matching.match import Multipliers, multipliers
 from flerm_core.matching.targets import Targets
 from flerm_core.records.comparability import settings_in_force
@@ -110,8 +111,8 @@ class MatchReport:
         return [head, *((name, *(_figure(each.get(name)) for each in figures)) for name in names)]
 
 
-def warn_unmatched(outcome: Multipliers) -> None:
-    """Warns of tensors whose FSLR is noise or whose multiplier was bounded.
+def say_unmatched(outcome: Multipliers, remarks: RunRemarks) -> None:
+    """Says which tensors have an FSLR that is noise, or a multiplier that was bounded.
 
     Tensors without an update yet (LoRA's A at first) are expected, and not mentioned.
     """
@@ -121,7 +122,9 @@ def warn_unmatched(outcome: Multipliers) -> None:
     ]
     for names, reason in reasons:
         if names:
-            warn(f"{len(names)} tensors {reason}: {', '.join(names)}")
+            remarks.say(f"{len(names)} tensors {reason}: {join_names(names)}")
+    if set(outcome.values) - {*outcome.unmeasured, *outcome.noisy}:
+        remarks.matched = True
 
 
 def mismatches(

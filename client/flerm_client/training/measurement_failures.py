@@ -1,15 +1,14 @@
-"""What is said where a measurement fails, or nothing is measured: the reason and the remedy."""
+"""What is said where a measurement fails: the reason and the remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
-from flerm_core._warnings import warn
-from flerm_core.errors import FlermError, join_names
+from flerm_client.training.run_remarks import RunRemarks
+from flerm_core.errors import FlermError
 
 _MOST_IN_A_ROW = 3
 
@@ -18,17 +17,15 @@ class MeasurementFailures:
     """The failed measurements of a recording run, which never end the run.
 
     module: the model, whose modules are named where one of them raised.
-    silent: whether another rank says what there is to say.
+    remarks: takes what there is to say.
 
-    `any` is true from the first failure on. `stopped` is true from the third failure in a row on:
-    measuring then stops for good.
+    `stopped` is true from the third failure in a row on: measuring then stops for good.
     """
 
-    def __init__(self, module: nn.Module, *, silent: bool) -> None:
-        self.any = False
+    def __init__(self, module: nn.Module, remarks: RunRemarks) -> None:
         self.stopped = False
         self._module = module
-        self._silent = silent
+        self._remarks = remarks
         self._in_a_row = 0
 
     def succeeded(self) -> None:
@@ -37,19 +34,17 @@ class MeasurementFailures:
 
     def add(self, error: Exception, step: int, estimator: str) -> None:
         """The measurement of `step` by `estimator` raised `error`. Warns at the first in a row."""
-        self.any = True
+        self._remarks.failed = True
         self._in_a_row += 1
         self.stopped = self._in_a_row == _MOST_IN_A_ROW
-        if self._silent:
-            return
         if self._in_a_row == 1:
-            warn(
+            self._remarks.say(
                 f"step {step} was not measured: {self._reason(error)}; "
                 f"{_remedy(error, estimator)}. The run goes on as without FLeRM, and the next "
                 f"measurement is tried; after {_MOST_IN_A_ROW} failures in a row measuring stops"
             )
         elif self.stopped:
-            warn(
+            self._remarks.say(
                 f"measuring has stopped at step {step}, after {_MOST_IN_A_ROW} failures in a row: "
                 f"{self._reason(error)}; the run goes on as without FLeRM"
             )
@@ -91,45 +86,3 @@ def _remedy(error: Exception, estimator: str) -> str:
     if estimator != "kronecker" and not isinstance(error, FlermError):
         return "estimator='kronecker' needs one plain backward pass and no more"
     return "output= and probe= say what is computed, and on which batches"
-
-
-def warn_of_idle(optimizers: Sequence[Optimizer], idle: Sequence[int], names: set[str]) -> None:
-    """Warns that the optimisers of index `idle`, which own `names`, have made no step so far."""
-    which = ", ".join(f"number {i + 1} ({type(optimizers[i]).__name__})" for i in idle)
-    warn(
-        f"of {len(optimizers)} optimizers, {which} has made no step while others made several: a "
-        "step counts, and is measured and matched, when every optimizer has made its part. Leave "
-        f"those that never step out of optimizer=. Tensors: {join_names(sorted(names))}"
-    )
-
-
-def warn_of_nothing(steps: int, any_stepped: bool, failed: bool) -> None:
-    """Warns at the end of a run that has measured nothing.
-
-    steps: how many were counted. any_stepped: whether any optimiser made a step. failed: whether a
-    measurement was tried, and failed.
-    """
-    if failed:
-        why = "every measurement failed"
-    elif steps:
-        why = (
-            f"of {steps} steps none was due (start=, every=), changed a weight, or ran at a rate "
-            "above 0"
-        )
-    elif any_stepped:
-        why = "no step was counted, because one of the optimizers never made its part of it"
-    else:
-        why = (
-            "no step was made through the optimizer that was given; "
-            "is it another object that trains the model?"
-        )
-    warn(f"this run has measured nothing: {why}")
-
-
-def warn_of_unmeasured(step: int, names: Sequence[str]) -> None:
-    """Warns that the step changed tensors `names`, for which nothing was measured."""
-    warn(
-        f"step {step} changed {len(names)} tensors that have no FSLR, so that nothing is recorded "
-        "or matched for them: the probe's outputs do not depend on them, or do so in a way that "
-        f"the estimator does not see (estimator='exact' does): {join_names(names)}"
-    )

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flerm_client.training.run_metadata import RunMetadata
+from flerm_client.training.run_remarks import RunRemarks
 from flerm_client.upload.reporter import SpoolReporter
 from flerm_core._warnings import warn
 from flerm_core.errors import FlermError
@@ -33,6 +34,17 @@ from flerm_core.trajectory import Trajectory
 _LAST = 200
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where an attempt is reported, and as what. Arguments of `SpoolReporter.open`."""
+
+    registry: str | None
+    spec: RecordingSpec
+    attempt: Attempt
+    token: str | None
+    spool: str | os.PathLike[str] | None
+
+
 class RunLog:
     """The rows of this run, in memory and, on rank 0 and with a registry, in the spool.
 
@@ -40,43 +52,60 @@ class RunLog:
     tokens: the last count that was logged, of the run so far.
     pending_tokens: the count logged for the step that follows; None where none was logged.
     diverged: whether any measurement was not finite.
+    remarks: what is said of the run at its end.
     judged_later: the final loss is not that of the logged losses; someone else adds it.
     """
 
-    def __init__(self, parameters: ParameterList) -> None:
+    def __init__(self, parameters: ParameterList, remarks: RunRemarks) -> None:
         self.parameters = parameters
+        self.remarks = remarks
         self.rows: list[Measurement] = []
         self.diverged = False
         self.judged_later = False
+        self._destination: Destination | None = None
         self._reporter: SpoolReporter | None = None
-        self._cannot_report = False
+        self._owner = os.getpid()
         self._losses: deque[Any] = deque(maxlen=_LAST)
         self._losses_logged = 0
         self._pending_loss: Any = None
-        self._step = 0
         self.tokens: int | None = None
         self.pending_tokens: int | None = None
 
-    def attach_reporter(self, metadata: RunMetadata, spec: RecordingSpec, attempt: Attempt) -> None:
-        """From now on every row also goes to the registry of `metadata`."""
-        # The reporter lives until the interpreter ends, where nobody ends the run before: how a run
-        # ends must not depend on the garbage collector.
+    def begin(self, destination: Destination | None) -> None:
+        """The run begins, or goes on in another attempt: its rows and its end go to `destination`.
+
+        None: they stay in memory. The registry hears of the run with the first row, or at the end.
+        """
+        # This lives until the interpreter ends, where nobody ends the run before: how a run ends
+        # must not depend on the garbage collector.
+        atexit.unregister(self._end_at_exit)
         atexit.register(self._end_at_exit)
-        options = metadata.options
+        self._destination = destination
+
+    def report_as(self, spec: RecordingSpec) -> None:
+        """`spec` is what the run turned out to be. For the time before the first row."""
+        if self._destination is not None:
+            self._destination = replace(self._destination, spec=spec)
+
+    @property
+    def reporting(self) -> bool:
+        """Whether the registry has heard of this attempt, or nothing is to be reported."""
+        return self._reporter is not None or self._destination is None
+
+    def _open_reporter(self) -> None:
+        if self.reporting:
+            return
+        to, self._destination = self._destination, None
+        assert to is not None
+        attempt = replace(to.attempt, started_at=now())
         try:
             self._reporter = SpoolReporter.open(
-                metadata.registry, spec, attempt, token=options.token, spool=options.spool
+                to.registry, to.spec, attempt, token=to.token, spool=to.spool
             )
         # `check_reporting` has found all errors that can be foreseen. Another must not end a
         # training that runs.
         except FlermError as error:
-            self._cannot_report = True
             warn(f"this run goes on and is not reported: {error}")
-
-    @property
-    def reporting(self) -> bool:
-        """Whether a reporter was attached, or could not be."""
-        return self._reporter is not None or self._cannot_report
 
     def log(self, loss: Any, tokens: int | None) -> None:
         """The loss of the step that follows, and the tokens that the run has seen by its end.
@@ -96,7 +125,7 @@ class RunLog:
     def end_step(self, step: int) -> None:
         """The run's `step`-th step is over, and with it the loss and tokens logged for the step."""
         self._pending_loss = self.pending_tokens = None
-        self._step = step
+        self.remarks.steps = step
 
     def add(
         self,
@@ -130,6 +159,7 @@ class RunLog:
             vectors=vectors,
         )
         self.rows.append(row)
+        self._open_reporter()
         if self._reporter is not None:
             self._reporter.append(row)
 
@@ -152,22 +182,39 @@ class RunLog:
         Warns where something could not be delivered.
         """
         atexit.unregister(self._end_at_exit)
-        if self._reporter is None:
+        if self._owner != os.getpid():  # a copy of the process
             return
         losses = [float(loss) for loss in self._losses]
         if status == "completed" and (self.diverged or not all(map(math.isfinite, losses))):
             status = "diverged"
+        remarks = self.remarks.at_end(self._measured(), warns=status in ("completed", "diverged"))
+        if self.remarks.stepped or status == "completed":
+            self._open_reporter()
+        if self._reporter is None:
+            return
         finite = [loss for loss in losses if math.isfinite(loss) and not self.judged_later]
         final = final_loss(finite, self._losses_logged) if finite and status != "diverged" else None
-        ending = Ending(status=status, final_loss=final, final_step=self._step, tokens=self.tokens)
+        ending = Ending(
+            status=status,
+            final_loss=final,
+            final_step=self.remarks.steps,
+            tokens=self.tokens,
+            remarks=remarks,
+        )
         report = self._reporter.finish(ending, timeout=timeout)
         if report.problem:
             warn(report.problem)
         self._reporter = None
 
+    def _measured(self) -> dict[str, bool]:
+        """Of every tensor, whether any row has an FSLR of its; empty where there are no rows."""
+        if not self.rows:
+            return {}
+        found = np.isfinite(np.stack([row.values for row in self.rows]))
+        return {name: bool(found[:, at].any()) for at, name in enumerate(self.parameters.names)}
+
     def detach_reporter(self) -> None:
         """The run goes back to a checkpoint: what follows is reported as a new attempt."""
-        atexit.unregister(self._end_at_exit)
         if self._reporter is not None:
             self._reporter.close()
             self._reporter = None

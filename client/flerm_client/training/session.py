@@ -14,14 +14,14 @@ from typing import Any
 from flerm_client.training.autocast_listener import AutocastListener
 from flerm_client.training.captured_steps import redirect_captured_steps
 from flerm_client.training.measured_model import make_measured_model, modules_that_show_autocast
-from flerm_client.training.measurement_failures import warn_of_idle, warn_of_nothing
 from flerm_client.training.optimizer_info import bare_optimizer, describe, initial_rate
 from flerm_client.training.parallelism import find_ranks
 from flerm_client.training.param_groups import ScaledParamGroups
 from flerm_client.training.probe import Probe
-from flerm_client.training.run_log import RunLog
+from flerm_client.training.run_log import Destination, RunLog
 from flerm_client.training.run_metadata import RunMetadata, parameter_list
 from flerm_client.training.run_options import RunOptions
+from flerm_client.training.run_remarks import RunRemarks
 from flerm_client.training.signal_deferral import SignalDeferral
 from flerm_client.training.step_matcher import StepMatcher
 from flerm_client.training.step_measurer import StepMeasurer
@@ -34,7 +34,7 @@ from flerm_core.errors import FlermError, InvalidInput, Unsupported
 from flerm_core.measure.sharpness import require_scipy
 from flerm_core.measure.state_guard import AutocastContext
 from flerm_core.measure.update.weight_update import WeightUpdate
-from flerm_core.records.recording import Attempt, EstimatorSettings, RecordingSpec, now
+from flerm_core.records.recording import Attempt, EstimatorSettings, RecordingSpec
 from flerm_core.records.validation import validate_family_name
 
 _TELL_AFTER = 3  # steps begun anew: a critic's few steps before its generator's are usual
@@ -88,7 +88,14 @@ class TrainingSession:
             ScaledParamGroups(each, names, independent_decay=self.independent_decay)
             for each in self.optimizers
         ]
-        self.run_log = RunLog(parameter_list(self.measured_model, options.bands))
+        self.remarks = RunRemarks(
+            [
+                (type(each.optimizer).__name__, each.current({}).keys())
+                for each in self.param_groups
+            ],
+            silent=not self.ranks.is_rank0,
+        )
+        self.run_log = RunLog(parameter_list(self.measured_model, options.bands), self.remarks)
         self.recording_id = str(uuid.uuid4())
         self.attempt = Attempt()
         self.on_step: list[Callable[[], None]] = []
@@ -98,7 +105,6 @@ class TrainingSession:
         self._update: WeightUpdate | None = None  # of the step at hand, where it is measured
         self._scheduled_lr = self.lr  # η(t) of the first group at the step that is measured
         self._stepped: set[int] = set()  # the optimisers that have made their part of the step
-        self._ever_stepped: set[int] = set()
         self._begun_anew = 0  # steps that one optimiser made again before another had made its own
         self._ended = False
 
@@ -130,6 +136,7 @@ class TrainingSession:
                 self.ranks,
                 target_schedule,
                 StepSchedule(settings.start, match_every),
+                self.remarks,
             )
         self.measurer = StepMeasurer(
             self.measured_model,
@@ -137,6 +144,7 @@ class TrainingSession:
             self.options,
             self.probe,
             settings,
+            self.remarks,
             may_fall_back=self.matcher is None,
         )
         # Whichever rank's state a checkpoint holds: the state names one run.
@@ -150,6 +158,7 @@ class TrainingSession:
             # on rank 0 in mid-training.
             spool, token = self.options.spool, self.options.token
             self.on_rank0(lambda: check_reporting(metadata.registry, self._spec(), spool, token))
+        self.begin_report()
         self._wrappers = [
             StepWrapper(each, partial(self._around_step, index))
             for index, each in enumerate(self.optimizers)
@@ -180,8 +189,6 @@ class TrainingSession:
         self._autocast.detach()
         self._update = None
         self.probe.close()
-        if status == "completed" and self.ranks.is_rank0 and not self.run_log.rows:
-            warn_of_nothing(self.steps, bool(self._ever_stepped), self.measurer.failures.any)
         self.run_log.finish(status, timeout)
 
     def on_rank0(self, ask: Callable[[], Any]) -> Any:
@@ -209,6 +216,20 @@ class TrainingSession:
     def multipliers_by_tensor(self) -> dict[str, float]:
         """m_ℓ of every tensor; 1.0 until matched."""
         return {name: self.multipliers.get(name, 1.0) for name in self.measured_model.parameters}
+
+    def begin_report(self) -> None:
+        """What this attempt measures, and its end, go to the registry where there is one."""
+        destination = None
+        if self._reports and self.ranks.is_rank0:
+            options = self.options
+            destination = Destination(
+                registry=self.metadata.registry,
+                spec=self._spec(),
+                attempt=self.attempt,
+                token=options.token,
+                spool=options.spool,
+            )
+        self.run_log.begin(destination)
 
     @property
     def _reports(self) -> bool:
@@ -265,7 +286,7 @@ class TrainingSession:
                 self._abandon_update()
                 raise
             self._stepped.add(index)
-            self._ever_stepped.add(index)
+            self.remarks.stepped.add(index)
             if len(self._stepped) == len(self.optimizers):
                 self._after_step(signals)
             return result
@@ -278,8 +299,8 @@ class TrainingSession:
             # measured update is that of one step.
             self._abandon_update()
             self._begun_anew += 1
-            if self._begun_anew == _TELL_AFTER:
-                self._tell_of_idle_optimizers()
+            if self._begun_anew == _TELL_AFTER and (idle := self.remarks.idle_optimizers()):
+                self.remarks.say(idle)
         if not self._stepped and self._due(self.steps + 1):
             if matcher := self._matcher_due(self.steps + 1):
                 matcher.find_base_step(self.steps + 1, self.run_log)
@@ -294,12 +315,6 @@ class TrainingSession:
             if self.matcher is not None or not self.ranks.single_process:
                 raise
             self.measurer.fail(error, self.steps + 1)
-
-    def _tell_of_idle_optimizers(self) -> None:
-        idle = sorted(set(range(len(self.optimizers))) - self._ever_stepped)
-        if idle and self.ranks.is_rank0:
-            names = {name for i in idle for name in self.param_groups[i].current({})}
-            warn_of_idle(self.optimizers, idle, names)
 
     def _note_rates(self, index: int) -> None:
         """Notes the rates at which optimiser `index` takes the step that is measured."""
@@ -360,7 +375,8 @@ class TrainingSession:
             return
         if any(not math.isfinite(value) for value in measured.values()):
             self.run_log.diverged = True
-        self._attach_reporter()
+        if not self.run_log.reporting:
+            self.run_log.report_as(self._spec())
         if matcher is not None:
             if self._dry_run:
                 self._end_dry_run(matcher)
@@ -368,12 +384,6 @@ class TrainingSession:
         measurer.tell_of_unmeasured(update, measured, self.steps)
         measurer.schedule.done(self.steps)
         self._log(measured)
-
-    def _attach_reporter(self) -> None:
-        """At the first measurement: from now on rows go to the registry too."""
-        if self._reports and self.ranks.is_rank0 and not self.run_log.reporting:
-            attempt = replace(self.attempt, started_at=now())
-            self.run_log.attach_reporter(self.metadata, self._spec(), attempt)
 
     def _log(self, measured: Mapping[str, float]) -> None:
         multipliers = None if self.matcher is None else self.multipliers_by_tensor()

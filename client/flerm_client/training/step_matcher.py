@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from flerm_client.training.match_report import MatchReport, warn_unmatched
+from flerm_client.training.match_report import MatchReport, say_unmatched
 from flerm_client.training.run_log import RunLog
+from flerm_client.training.run_remarks import RunRemarks
 from flerm_client.training.step_schedule import StepSchedule
 from flerm_client.training.target_schedule import TargetSchedule
 from flerm_core._warnings import warn
@@ -26,6 +27,7 @@ class StepMatcher:
 
     target_schedule: the targets of the run.
     schedule: the steps that are matched.
+    remarks: takes what there is to say of tensors that were not matched.
 
     multipliers: m_ℓ by tensor; empty until matched.
     targets: the targets that the present multipliers reach, by tensor. Until the first match they
@@ -39,6 +41,7 @@ class StepMatcher:
         ranks: MeasurementRanks,
         target_schedule: TargetSchedule,
         schedule: StepSchedule,
+        remarks: RunRemarks,
     ) -> None:
         """Raises as `TargetSchedule.base_step` does where the base cannot answer by the clock."""
         self.target_schedule = target_schedule
@@ -49,6 +52,8 @@ class StepMatcher:
         self._base_step = 0.0  # the base's step whose targets the step at hand is matched to
         self._model = measured_model
         self._ranks = ranks
+        self._remarks = remarks
+        remarks.to_match = True
 
     def due(self, step: int, delayed: frozenset[str]) -> bool:
         """Whether `step` is matched: wholly, or for the `delayed` tensors alone."""
@@ -79,8 +84,7 @@ class StepMatcher:
         measured = self._of_every_tensor(fslr)
         schedule = self.target_schedule
         outcome = schedule.multipliers(self._base_step, measured, self.multipliers, only)
-        if self._ranks.is_rank0:
-            warn_unmatched(outcome)
+        say_unmatched(outcome, self._remarks)
         targets = schedule.targets_at(self._base_step)
         found = {name: value for name, value in fslr.items() if name in measured}
         if only:

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from flerm_client.training.measured_model import on_device
-from flerm_client.training.measurement_failures import MeasurementFailures, warn_of_unmeasured
+from flerm_client.training.measurement_failures import MeasurementFailures
 from flerm_client.training.probe import Probe
 from flerm_client.training.run_options import RunOptions
+from flerm_client.training.run_remarks import RunRemarks, unmeasured_sentence
 from flerm_client.training.signal_deferral import SignalDeferral
 from flerm_client.training.step_schedule import StepSchedule
+from flerm_core._warnings import warn
 from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.estimators.registry import make_estimator
 from flerm_core.measure.fslr_meter import FSLRMeter
@@ -28,6 +30,7 @@ class StepMeasurer:
     """Measures those steps of a run that are due.
 
     settings: by which estimator, and how often.
+    remarks: takes what there is to say of tensors and failures.
     may_fall_back: whether kronecker may take the place of that estimator.
 
     meter: what makes a measurement.
@@ -45,20 +48,21 @@ class StepMeasurer:
         options: RunOptions,
         probe: Probe,
         settings: EstimatorSettings,
+        remarks: RunRemarks,
         *,
         may_fall_back: bool,
     ) -> None:
         self.settings = settings
         self.meter = _make_meter(measured_model, ranks, options, settings, may_fall_back)
         self.schedule = StepSchedule(settings.start, settings.every)
-        self.failures = MeasurementFailures(measured_model.module, silent=not ranks.is_rank0)
+        self.failures = MeasurementFailures(measured_model.module, remarks)
         self.fslr: dict[str, float] = {}
         self.delayed: frozenset[str] = frozenset()
         self._model = measured_model
         self._ranks = ranks
         self._probe = probe
         self._seed = options.seed
-        self._told_unmeasured = False
+        self._remarks = remarks
 
     def due(self, step: int) -> bool:
         """Whether `step` is measured, for the schedule's sake or for that of `delayed` tensors."""
@@ -99,18 +103,19 @@ class StepMeasurer:
     def tell_of_unmeasured(
         self, update: WeightUpdate, measured: Mapping[str, float], step: int
     ) -> None:
-        """Warns once, when no tensor is delayed: which tensors `step` changed without an FSLR."""
-        if self.delayed or self._told_unmeasured:
+        """Warns of tensors that `step` changed without an FSLR, when no tensor is delayed.
+
+        The first such step is warned of. The run's end names the tensors that never had an FSLR.
+        """
+        if self.delayed:
             return
-        self._told_unmeasured = True
         changed = update.changed_tensors()
-        names = [
-            name
-            for name in self._model.parameters
-            if changed[name] and not self.fslr.get(name) and not measured.get(name)
-        ]
-        if names and self._ranks.is_rank0:
-            warn_of_unmeasured(step, names)
+        missing = [name for name in self._model.parameters if not measured.get(name)]
+        # Looking at every tensor waits for the device, and is needed where one is missing.
+        names = [name for name in missing if changed[name] and not self.fslr.get(name)]
+        if names and not self._remarks.without_fslr and self._ranks.is_rank0:
+            warn(unmeasured_sentence(f"step {step}", names))
+        self._remarks.without_fslr.update(dict.fromkeys(names))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""

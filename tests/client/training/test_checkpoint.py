@@ -126,7 +126,7 @@ def test_the_registry_shows_one_clean_trajectory(
 
     if steps_back:  # or the resume is on a host whose clock is late
         monkeypatch.setattr(
-            "flerm_client.training.session.now", lambda: datetime(2001, 1, 1, tzinfo=UTC)
+            "flerm_client.training.run_log.now", lambda: datetime(2001, 1, 1, tzinfo=UTC)
         )
     again, _ = fresh("resmlp")
     optimizer = Adam(again.parameters(), 1e-2)

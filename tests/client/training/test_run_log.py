@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from flerm_client.training.run_log import RunLog, ending_status, final_loss
+from flerm_client.training.run_remarks import RunRemarks
 from flerm_core.records.recording import ParameterList
 
 
 def run_log() -> RunLog:
-    return RunLog(ParameterList(("a", "b"), ((2,), (3,)), ("other", "other")))
+    return RunLog(ParameterList(("a", "b"), ((2,), (3,)), ("other", "other")), RunRemarks())
 
 
 def test_a_row_has_the_loss_and_tokens_logged_for_its_step_alone():
