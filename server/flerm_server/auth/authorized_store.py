@@ -9,8 +9,10 @@ from typing_extensions import override
 
 from flerm_core.errors import FlermError, NotFound, PermissionDenied
 from flerm_core.matching.base_selection import Sources
+from flerm_core.matching.targets import Targets
 from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
+from flerm_core.trajectory import Trajectory
 from flerm_server.auth.principal import Scope, current_principal
 from flerm_server.shared_limit import SharedLimit
 from flerm_server.store.family_runs import FamilyRuns
@@ -218,6 +220,17 @@ class AuthorizedStore(Store):
     def family_runs(self, name: str, *, within: str = "") -> FamilyRuns:
         current_principal().require(Scope.READ, name)
         return self._store.family_runs(name, within=current_principal().family)
+
+    @override
+    def trajectories(self, recordings: Sequence[Recording]) -> list[Trajectory]:
+        for each in recordings:
+            current_principal().require(Scope.READ, each.spec.family)
+        return self._store.trajectories(recordings)
+
+    @override
+    def kept(self, family: str, asked: str, compute: Callable[[], Targets]) -> Targets:
+        current_principal().require(Scope.READ, family)
+        return self._store.kept(family, asked, compute)
 
     @override
     def computing(self) -> AbstractContextManager[None]:

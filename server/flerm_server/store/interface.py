@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from flerm_core.errors import FlermError, NotFound
 from flerm_core.matching.base_selection import Sources
+from flerm_core.matching.targets import Targets
 from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
@@ -345,6 +346,17 @@ class Store(ABC):
             token = page.next_token
             if not token:
                 return
+
+    def trajectories(self, recordings: Sequence[Recording]) -> list[Trajectory]:
+        """The whole visible trajectories of several recordings in memory, in their order.
+
+        Raises as `trajectory` does.
+        """
+        return [self.trajectory(each.spec.id) for each in recordings]
+
+    def kept(self, family: str, asked: str, compute: Callable[[], Targets]) -> Targets:
+        """`compute()`, or what it gave before for `asked` while no run of `family` changed."""
+        return compute()
 
     def trajectory(self, recording_id: str) -> Trajectory:
         """The whole visible trajectory in memory. Raises as `select` and `read` do."""

@@ -23,7 +23,7 @@ from flerm_core.matching.targets import Targets, build_targets
 from flerm_core.records import validation
 from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
-from flerm_core.records.recording import STATUSES, Family, Recording, same_lr
+from flerm_core.records.recording import STATUSES, Family, Recording, content_digest, same_lr
 from flerm_core.trajectory import Trajectory, thin
 from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_of_runs, loss_curve
 from flerm_server.store.auxiliary_codec import decode
@@ -118,13 +118,26 @@ def targets(store: Store, query: TargetQuery, *, max_values: int = 0) -> Targets
     max_values: at most as many, thinned to fewer steps; 0: all. Raises as `Store.sources`,
     `Store.computing` and `build_targets` do.
     """
-    sources, blocks = store.sources(query)
 
-    def load(recording: Recording) -> Trajectory:
-        return store.trajectory(recording.spec.id)
+    def compute() -> Targets:
+        sources, blocks = store.sources(query)
+        every = [each for group in sources.values() for each in group]
+        with store.computing():
+            loaded = dict(
+                zip((each.spec.id for each in every), store.trajectories(every), strict=True)
+            )
+            return build_targets(
+                query,
+                sources,
+                lambda recording: loaded[recording.spec.id],
+                blocks=blocks,
+                max_values=max_values,
+            )
 
-    with store.computing():
-        return build_targets(query, sources, load, blocks=blocks, max_values=max_values)
+    # Tags of recordings may change without a change of the family's runs.
+    if query.tags:
+        return compute()
+    return store.kept(query.family, content_digest([repr(query), max_values]), compute)
 
 
 def match(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from flerm_core.errors import AlreadyExists, FlermError, NotFound
 from flerm_core.matching.base_selection import Sources, select_sources
+from flerm_core.matching.targets import Targets
 from flerm_core.records import validation
 from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
@@ -20,6 +21,7 @@ from flerm_core.records.recording import (
     Recording,
     RecordingSpec,
 )
+from flerm_core.trajectory import Trajectory
 from flerm_server.store.family_runs import FamilyRuns
 from flerm_server.store.interface import (
     Appended,
@@ -47,7 +49,9 @@ from flerm_server.store.sql.engine import (
     transaction,
 )
 from flerm_server.store.sql.family_runs import FamilyRunsCache
+from flerm_server.store.sql.kept_targets import KeptTargets
 from flerm_server.store.sql.mappers import ending_to_row
+from flerm_server.store.sql.read_trajectories import read_trajectories
 from flerm_server.store.sql.start_recording import StartRecording, ensure_family
 from flerm_server.store.sql.tables import attempts, families, recordings
 
@@ -63,6 +67,7 @@ class SqlStore(Store):
         self._lease = round(lease_seconds * 1e6)
         self._readiness = Readiness(self._write_something)
         self._family_runs = FamilyRunsCache(engine)
+        self._kept_targets = KeptTargets(engine)
 
     @override
     def info(self) -> StoreInfo:
@@ -273,6 +278,15 @@ class SqlStore(Store):
     @override
     def family_runs(self, name: str, *, within: str = "") -> FamilyRuns:
         return self._family_runs.get(name, within)
+
+    @override
+    def trajectories(self, recordings: Sequence[Recording]) -> list[Trajectory]:
+        with driver_transaction(self.engine) as driver:
+            return read_trajectories(driver, recordings)
+
+    @override
+    def kept(self, family: str, asked: str, compute: Callable[[], Targets]) -> Targets:
+        return self._kept_targets.get(family, asked, compute)
 
     @override
     def close(self) -> None:
