@@ -13,12 +13,9 @@ Aim: p99 at most 200 µs in every state; a median step of at most 1.01.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from gate import Gate
+from registry_bench import database, registry
 
 from flerm_client.upload.reporter import SpoolReporter
 from flerm_core.records.recording import (
@@ -60,36 +58,6 @@ def row(step: int, values: np.ndarray) -> Measurement:
     return Measurement(
         step=step, values=values, loss=1.0, learning_rate=1e-3, tokens=64 * step, measured_at=now()
     )
-
-
-@contextmanager
-def registry(folder: Path) -> Iterator[str]:
-    """Starts a registry on SQLite in a process of its own; yields "host:port"."""
-    announce = folder / "announce.json"
-    command = [
-        sys.executable,
-        "-m",
-        "flerm_server.cli",
-        "serve",
-        "--db",
-        f"sqlite:///{folder}/registry.db",
-    ]
-    process = subprocess.Popen(
-        [*command, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--announce", str(announce)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("registry: "):
-            break
-    try:
-        yield json.loads(announce.read_text())["grpc"]
-    finally:
-        process.terminate()
-        process.wait(30.0)
-        process.stdout.close()
 
 
 @contextmanager
@@ -184,8 +152,7 @@ def main() -> None:
     parser.add_argument("--appends", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=600)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, registry(Path(name)) as target:
-        folder = Path(name)
+    with database("") as (url, folder), registry(url, folder) as running:
         floor = writes(folder, options.appends)
         print(
             f"{TENSORS} tensors, {options.appends} appends; "
@@ -194,7 +161,7 @@ def main() -> None:
         print(f"{'registry':12}{'p50':>8}{'p99':>8}{'cpu p99':>9}{'/ write':>9}")
         print(f"{'bare write':12}{np.percentile(floor, 50):8.0f}{np.percentile(floor, 99):8.0f}")
         for state in STATES:
-            with registry_that_is(state, target) as address:
+            with registry_that_is(state, running.address) as address:
                 wall, busy = appends(address, folder / state.replace(" ", "-"), options.appends)
             ratio = np.median(wall) / np.median(floor)
             print(

@@ -291,7 +291,6 @@ def multipliers(
     *,
     previous: Mapping[str, float] | None = None,
     clamp: tuple[float, float] = (1 / 4096, 4096.0),
-    noise: float = NOISE,
     only: Collection[str] = (),
 ) -> Multipliers:
     """m = target / measured (Eq. 19), rounded to 1/16 octave, for every tensor in `measured` or
@@ -301,14 +300,12 @@ def multipliers(
     previous: tensor to the multiplier in force, which a tensor keeps that is left alone; where
     there is none, 1.
     clamp: the least and the greatest multiplier.
-    noise: a measurement below `noise` times the median over tensors is noise, and its tensor is
-    left alone.
     only: where there are any, all other tensors are left alone.
 
-    Tensors whose measurement or target is absent, NaN, infinite or zero are left alone, too. All
-    multipliers are finite and positive, and the same on every machine. Raises `NotFound` for a
-    measured tensor without a target, `InvalidInput` for a negative number or a clamp that does not
-    hold 1.
+    A measurement below `NOISE` times the median over tensors is noise; its tensor is left alone. So
+    are tensors whose measurement or target is absent, NaN, infinite or zero. All multipliers are
+    finite and positive, and the same on every machine. Raises `NotFound` for a measured tensor
+    without a target, `InvalidInput` for a negative number or a clamp that does not hold 1.
     """
     low, high = clamp
     _check_input(targets, measured, clamp)
@@ -319,7 +316,7 @@ def multipliers(
             f"targets: none for {join_names(lost, 50)}; there are targets for {join_names(targets)}"
         )
     usable = [value for value in have.values() if _usable(value)]
-    floor = noise * median(usable) if usable else 0.0
+    floor = NOISE * median(usable) if usable else 0.0
     result = {name: (previous or {}).get(name, 1.0) for name in wanted}
     unmeasured, noisy, clamped = [], [], []
     for name in wanted if not only else set(only):

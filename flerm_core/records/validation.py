@@ -163,15 +163,15 @@ def validate_parameters(parameters: ParameterList) -> None:
         check_choice(f"band of {name}", band, BANDS)
 
 
-def validate_estimator(settings: EstimatorSettings, field: str = "estimator") -> None:
+def validate_estimator(settings: EstimatorSettings) -> None:
     """Estimator settings."""
-    check_choice(f"{field}.name", settings.name, ESTIMATORS)
-    check_integer(f"{field}.samples", settings.samples, 1, 1_000_000)
-    check_integer(f"{field}.warmup", settings.warmup, 1, 1_000_000)
-    check_integer(f"{field}.every", settings.every)  # 0: once, at `start`
-    check_integer(f"{field}.start", settings.start, 1)
-    check_text(f"{field}.output_weight", settings.output_weight, MAX_PARAMETER_NAME)
-    check_text(f"{field}.output_bias", settings.output_bias, MAX_PARAMETER_NAME)
+    check_choice("estimator.name", settings.name, ESTIMATORS)
+    check_integer("estimator.samples", settings.samples, 1, 1_000_000)
+    check_integer("estimator.warmup", settings.warmup, 1, 1_000_000)
+    check_integer("estimator.every", settings.every)  # 0: once, at `start`
+    check_integer("estimator.start", settings.start, 1)
+    check_text("estimator.output_weight", settings.output_weight, MAX_PARAMETER_NAME)
+    check_text("estimator.output_bias", settings.output_bias, MAX_PARAMETER_NAME)
 
 
 def validate_attempt(attempt: Attempt) -> None:

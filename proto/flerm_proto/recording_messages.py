@@ -39,7 +39,6 @@ FILTER = MessageCodec(
 )
 
 parameters_to_proto, parameters_from_proto = PARAMETERS.to_proto, PARAMETERS.from_proto
-estimator_to_proto, estimator_from_proto = ESTIMATOR.to_proto, ESTIMATOR.from_proto
 spec_to_proto, spec_from_proto = SPEC.to_proto, SPEC.from_proto
 recording_to_proto, recording_from_proto = RECORDING.to_proto, RECORDING.from_proto
 attempt_to_proto, attempt_from_proto = ATTEMPT.to_proto, ATTEMPT.from_proto

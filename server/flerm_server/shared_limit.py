@@ -67,13 +67,13 @@ class SharedLimit:
         return self._freed_of.setdefault(caller, threading.Condition(self._lock))
 
     @contextmanager
-    def held(self, caller: str, amount: int = 1, *, wait: float = 0.0) -> Iterator[None]:
+    def held(self, caller: str, *, wait: float = 0.0) -> Iterator[None]:
         """`take`, and `give_back` after the block."""
-        self.take(caller, amount, wait=wait)
+        self.take(caller, wait=wait)
         try:
             yield
         finally:
-            self.give_back(caller, amount)
+            self.give_back(caller)
 
     def _refusal(self, caller: str, amount: int) -> str | None:
         if self._all + amount > self._most:

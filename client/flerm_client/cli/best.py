@@ -9,6 +9,7 @@ import typer
 
 from flerm_client.cli.common import (
     Json,
+    Optimizer,
     Registry,
     Tag,
     client,
@@ -28,9 +29,7 @@ def best(
     variant: Annotated[
         str, typer.Option(help="only recordings of this variant: plain, matched, ...")
     ] = "plain",
-    optimizer: Annotated[
-        str, typer.Option(help="class name of the optimiser, if several were used")
-    ] = "",
+    optimizer: Optimizer = "",
     tag: Tag = None,
     registry: Registry = None,
     as_json: Json = False,

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, Tag, client, print_json, say, tags_of
+from flerm_client.cli.common import (
+    Depth,
+    Json,
+    Optimizer,
+    Policy,
+    Registry,
+    Tag,
+    client,
+    print_json,
+    say,
+    tags_of,
+)
 from flerm_core.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -28,13 +39,9 @@ def check(
     step: Annotated[
         int | None, typer.Option(help="step to compare at; default: the first measured one")
     ] = None,
-    policy: Annotated[
-        str, typer.Option(help="between recorded learning rates: interpolate, nearest or exact")
-    ] = "interpolate",
-    depth: Annotated[str, typer.Option(help="depth rule, if the number of blocks differs")] = "",
-    optimizer: Annotated[
-        str, typer.Option(help="class name of the optimiser, if several were used")
-    ] = "",
+    policy: Policy = "interpolate",
+    depth: Depth = "",
+    optimizer: Optimizer = "",
     tag: Tag = None,
     registry: Registry = None,
     as_json: Json = False,

@@ -28,6 +28,16 @@ Registry = Annotated[
         help="grpc://host:port, grpcs://host:port or file:///folder; default: FLERM_REGISTRY",
     ),
 ]
+Optimizer = Annotated[str, typer.Option(help="class name of the optimiser, if several were used")]
+Policy = Annotated[
+    str, typer.Option(help="between recorded learning rates: interpolate, nearest or exact")
+]
+Depth = Annotated[
+    str,
+    typer.Option(
+        help="depth rule, if the number of blocks differs: coherent (default), split or root"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 Tag = Annotated[
     list[str] | None,

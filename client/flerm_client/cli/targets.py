@@ -7,7 +7,10 @@ from typing import Annotated
 import typer
 
 from flerm_client.cli.common import (
+    Depth,
     Json,
+    Optimizer,
+    Policy,
     Registry,
     Tag,
     client,
@@ -32,18 +35,9 @@ def targets(
         int | None,
         typer.Option(help="step to read the targets at; default: the first measured one"),
     ] = None,
-    policy: Annotated[
-        str, typer.Option(help="between recorded learning rates: interpolate, nearest or exact")
-    ] = "interpolate",
-    depth: Annotated[
-        str,
-        typer.Option(
-            help="depth rule, if the number of blocks differs: coherent (default), split or root"
-        ),
-    ] = "",
-    optimizer: Annotated[
-        str, typer.Option(help="class name of the optimiser, if several were used")
-    ] = "",
+    policy: Policy = "interpolate",
+    depth: Depth = "",
+    optimizer: Optimizer = "",
     tag: Tag = None,
     registry: Registry = None,
     as_json: Json = False,

@@ -43,12 +43,12 @@ _OPTIONS = [
 Answer = TypeVar("Answer")
 
 
-def backoff(failures: int, longest: float = 10.0) -> float:
-    """Seconds to wait after `failures` earlier failures and one more: 0.2, doubled by each.
+def backoff(failures: int) -> float:
+    """Seconds to wait after `failures` earlier failures and one more: 0.2, doubled by each, to 10.
 
     The time is jittered by up to one half, so that many jobs do not all come back at once.
     """
-    return float(min(0.2 * 2.0 ** min(failures, 16), longest) * random.uniform(0.5, 1.0))
+    return float(min(0.2 * 2.0 ** min(failures, 16), 10.0) * random.uniform(0.5, 1.0))
 
 
 class Connection(RegistryCalls):
