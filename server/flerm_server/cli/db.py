@@ -107,6 +107,7 @@ def prune(
     from flerm_core.records.queries import RecordingFilter
     from flerm_core.records.recording import now
     from flerm_server.store.sql import disk_space
+    from flerm_server.store.sql.prune import prune as prune_recordings
     from flerm_server.store.sql.store import open_store
 
     with one_sentence():
@@ -115,11 +116,9 @@ def prune(
         try:
             before = now() - timedelta(days=older_than)
             filters = RecordingFilter(family=family, status=status, created_before=before)
-            # The whole list first: a status may change between two pages of a listing.
-            old = [each for each in store.all_recordings(filters) if each.updated_at < before]
-            rows = sum(each.rows if dry_run else store.delete(each.spec.id) for each in old)
+            count, rows = prune_recordings(store.engine, filters, before, dry_run=dry_run)
             typer.echo(
-                f"{'would delete' if dry_run else 'deleted'} {len(old)} recordings with {rows} rows"
+                f"{'would delete' if dry_run else 'deleted'} {count} recordings with {rows} rows"
             )
             if not dry_run:
                 lists = disk_space.delete_unused_parameter_lists(store.engine)

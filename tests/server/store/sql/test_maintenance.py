@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from flerm_client.registry.client import RegistryClient
 from flerm_core.errors import AlreadyExists, InvalidInput, NotFound, Refused
 from flerm_core.records.measurement_batch import MeasurementBatch
 from flerm_core.records.queries import RecordingFilter
-from flerm_core.records.recording import Ending, ParameterList
+from flerm_core.records.recording import Ending, ParameterList, now
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_server.cli import app
 from flerm_server.store.interface import Appended, Batch, Store
+from flerm_server.store.sql import prune
 from flerm_server.store.sql.database_url import parse_url
-from flerm_server.store.sql.engine import open_engine, refuse_network_file_system
+from flerm_server.store.sql.engine import open_engine, refuse_network_file_system, transaction
 from flerm_server.store.sql.store import open_store
+from flerm_server.store.sql.tables import attempts, measurements, recording_tags
 from tests.conftest import PostgresCluster, postgres_tool
 from tests.server.conftest import Backend, migrate
 from tests.server.samples import attempt, batch, family, row, rows, spec
@@ -189,6 +193,50 @@ def test_old_recordings_are_pruned(tmp_path: Path):
     )
     assert prune("--older-than", "0", "--status", "failed") == "deleted 1 recordings with 2 rows\n"
     assert [each.spec.id for each in store.recordings(RecordingFilter()).items] == [kept.id]
+    store.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without recordings."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/registry.db"
+    return migrate(request.getfixturevalue("postgres").new_database())
+
+
+def test_many_recordings_are_pruned_in_few_transactions(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Families, tokens and long recordings mixed; what is new, or of another status, stays."""
+    monkeypatch.setattr(prune, "RECORDINGS_AT_ONCE", 4)
+    monkeypatch.setattr(prune, "ROWS_AT_ONCE", 12)
+    store = open_store(empty_url)
+    names = [family(), family()]
+    for at in range(24):
+        each = spec(names[at % 2], seed=at, tags={"at": str(at)})
+        store.start(each, created_by=f"token {at % 3}")
+        store.append_many([batch(each.id, *rows(*range(1, 2 + at % 5)))])
+        store.finish(each.id, 0, Ending(status="failed" if at % 4 else "completed"))
+    after = now() + timedelta(days=1)
+    failed = RecordingFilter(family=names[1], status="failed")
+    wanted = list(store.all_recordings(failed))
+    expected = (len(wanted), sum(each.rows for each in wanted))
+    everything = list(store.all_recordings(RecordingFilter()))
+    long_ago = now() - timedelta(days=1)
+    assert prune.prune(store.engine, RecordingFilter(), long_ago) == (0, 0)
+    assert prune.prune(store.engine, failed, after, dry_run=True) == expected
+    assert list(store.all_recordings(RecordingFilter())) == everything
+    assert prune.prune(store.engine, failed, after) == expected
+    gone = {each.spec.id for each in wanted}
+    left = [each for each in everything if each.spec.id not in gone]
+    assert list(store.all_recordings(RecordingFilter())) == left
+    for each in left:
+        assert len(store.trajectory(each.spec.id)) == each.rows
+    assert prune.prune(store.engine, RecordingFilter(), after)[0] == len(left)
+    with transaction(store.engine) as connection:
+        for table in (attempts, measurements, recording_tags):
+            count = sa.select(sa.func.count()).select_from(table)
+            assert connection.execute(count).scalar_one() == 0
     store.close()
 
 
