@@ -103,17 +103,25 @@ def as_output(value: Any) -> Tensor:
     return found
 
 
+def holds_tensors(value: Any) -> bool:
+    """Whether `tensors_in` looks into `value`, an object."""
+    is_dataclass = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return is_dataclass or isinstance(value, Mapping | list | tuple)
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists, mappings and dataclasses, in order."""
     if isinstance(value, Tensor):
         yield value
+    elif not holds_tensors(value):
+        return
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from tensors_in(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+    else:
         for field in dataclasses.fields(value):
             yield from tensors_in(getattr(value, field.name))
 

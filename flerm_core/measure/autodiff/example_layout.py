@@ -24,13 +24,16 @@ class Layout:
     "axis": along dimension `axis`, which counts the examples. "major": rows n·k … n·k+k−1 of
     dimension 0, k for each example. "minor": rows n, n+N, n+2N, … of dimension 0. "single": there
     is one example, so that all rows are its own. That says nothing about several examples.
+    "unused": φ does not depend on the tensor, whatever its shape.
     """
 
-    kind: Literal["axis", "major", "minor", "single"]
+    kind: Literal["axis", "major", "minor", "single", "unused"]
     axis: int = 0
 
     def fits(self, shape: torch.Size, n_examples: int) -> bool:
         """Whether a tensor of `shape` can hold the rows of N examples in this way."""
+        if self.kind == "unused":
+            return True
         if self.kind == "single" or n_examples == 1:
             return n_examples == 1
         if self.kind == "axis":
@@ -42,8 +45,8 @@ class Layout:
 
         values: shaped like the activation up to dimension `axis`; further dimensions may differ.
         """
-        if n_examples == 0:
-            return values.new_zeros(0)
+        if n_examples == 0 or self.kind == "unused":
+            return values.new_zeros(n_examples)
         axis = self.axis
         if n_examples == 1:
             return values.sum().reshape(1)

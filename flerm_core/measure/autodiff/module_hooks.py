@@ -19,7 +19,7 @@ from flerm_core.measure.autodiff.module_products import ModuleCall, has_closed_f
 from flerm_core.measure.autodiff.module_replay import CallStart
 from flerm_core.measure.autodiff.saved_inputs import SavedInputs
 from flerm_core.measure.autodiff.structure import replace_instances
-from flerm_core.measure.output_projection import floating_tensors
+from flerm_core.measure.output_projection import floating_tensors, holds_tensors
 
 OnGradient = Callable[["ModuleOutput", ModuleCall, Tensor], None]
 
@@ -170,29 +170,41 @@ class ModuleHooks:
             return None
         number = self._last_call[module] = self._last_call.get(module, -1) + 1
         call = ModuleCall(module, start=ended.start)
-        is_shared = isinstance(result, Tensor) and module in self._shared
-        if is_shared:
-            result = self._expand_to_examples(result)
+        result, is_changed = self._observable(module, result)
+        known: set[int] = set()  # an output that is returned twice counts once
         for index, output in enumerate(floating_tensors(result)):
-            if output.requires_grad:
+            if output.requires_grad and id(output) not in known:
+                known.add(id(output))
                 observed = ModuleOutput(module, number, index)
                 self.edges[observed] = get_gradient_edge(output)
                 self.shapes[observed] = output.shape
                 inputs = SavedInputs(ended.args, ended.kwargs)
                 output.register_hook(_gradient_hook(self._sink, observed, call, inputs))
-        return result if is_shared else None
+        return result if is_changed else None
 
     def _after_recomputation(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> Any:
         ended = self._ended(module, args, kwargs)
-        is_shared = isinstance(result, Tensor) and module in self._shared
-        if is_shared:
-            result = self._expand_to_examples(result)
-        for output in floating_tensors(result):
+        result, is_changed = self._observable(module, result)
+        for output in {id(each): each for each in floating_tensors(result)}.values():
             if output.requires_grad:
                 SavedInputs(ended.args, ended.kwargs)
-        return result if is_shared else None
+        return result if is_changed else None
+
+    def _observable(self, module: nn.Module, result: Any) -> tuple[Any, bool]:
+        """What the module returns, such that each output has the gradient of its own uses outside.
+
+        And whether that is another object. One output may be computed from another (a router's
+        scores from its logits), whose gradient would then hold the first's part too. So several
+        outputs are returned as views.
+        """
+        if isinstance(result, Tensor):
+            is_shared = module in self._shared
+            return (self._expand_to_examples(result) if is_shared else result), is_shared
+        if sum(output.requires_grad for output in floating_tensors(result)) < 2:
+            return result, False
+        return replace_instances(result, Tensor, _view, is_copied=holds_tensors), True
 
     def _expand_to_examples(self, output: Tensor) -> Tensor:
         rows = output if output.shape[0] == 1 else output.unsqueeze(0)
@@ -229,6 +241,11 @@ class _GradientSink:
     """
 
     on_gradient: OnGradient | None = None
+
+
+def _view(tensor: Tensor) -> Tensor:
+    is_output = tensor.is_floating_point() and tensor.requires_grad
+    return tensor.view_as(tensor) if is_output else tensor
 
 
 def _gradient_hook(

@@ -14,21 +14,31 @@ from typing import Any
 from torch import nn
 
 
-def replace_instances(value: Any, kind: type, replacement: Callable[[Any], Any]) -> Any:
+def replace_instances(
+    value: Any,
+    kind: type,
+    replacement: Callable[[Any], Any],
+    is_copied: Callable[[Any], bool] = lambda _: True,
+) -> Any:
     """A copy of `value` with each instance of `kind` in it replaced.
 
-    Containers and plain objects are copied with what they hold. What is held twice is replaced
-    once. Modules, classes and functions are the same objects in the copy, and so is what cannot be
-    copied (generators, locks).
+    Lists, tuples and dictionaries are copied with what they hold, and so are other objects for
+    which `is_copied` holds. What is held twice is replaced once. Modules, classes and functions are
+    the same objects in the copy, and so is what cannot be copied (generators, locks).
     """
-    return _Copier(kind, replacement).copied(value)
+    return _Copier(kind, replacement, is_copied).copied(value)
 
 
 class _Copier:
     """One call of `replace_instances`."""
 
-    def __init__(self, kind: type, replacement: Callable[[Any], Any]) -> None:
-        self._kind, self._replacement = kind, replacement
+    def __init__(
+        self,
+        kind: type,
+        replacement: Callable[[Any], Any],
+        is_copied: Callable[[Any], bool],
+    ) -> None:
+        self._kind, self._replacement, self._is_copied = kind, replacement, is_copied
         self._done: dict[int, tuple[Any, Any]] = {}  # with the value, so that its id stays its own
 
     def copied(self, value: Any) -> Any:
@@ -46,7 +56,9 @@ class _Copier:
             return make(items)
         if callable(value) or isinstance(value, nn.Module):
             return value
-        if isinstance(value, list | dict | deque) or next(_attributes(value), None) is not None:
+        is_container = isinstance(value, list | dict | deque)
+        is_object = next(_attributes(value), None) is not None
+        if is_container or (is_object and self._is_copied(value)):
             return self._filled(value)
         return value
 

@@ -174,7 +174,8 @@ class LayoutProbe:
         self._sharding.check_order(
             [(type(each.module).__name__, each.call, each.index) for each in found]
         )
-        self._keep_layouts(found, idle, hooks, len(outputs))
+        unused = {each: Layout("unused") for each in hooks.edges if each not in found}
+        self._keep_layouts(found | unused, idle | unused.keys(), hooks, len(outputs))
         missing = self._sharding.sum_world(
             torch.tensor([float(layout is None) for layout in found.values()], device=mask.device)
         )
