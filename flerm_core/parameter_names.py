@@ -104,8 +104,9 @@ def _axis_tree(axes: tuple[str, ...]) -> _AxisNode:
 def _below(node: _AxisNode, part: str, *, first: bool, begins: bool) -> Iterator[_AxisNode]:
     """The nodes below `node` that `part` of a name fits.
 
-    first: `part` is the first of the name. begins: it is the first that is compared. An axis that
-    begins with a star fits the beginning of a name only.
+    first: `part` is the first of the name.
+    begins: it is the first that is compared. An axis that begins with a star fits the beginning of
+        a name only.
     """
     for key in {part, "*"} if part.isdecimal() else {part}:
         if key in node and (key != "*" or first or not begins):

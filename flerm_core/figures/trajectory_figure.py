@@ -71,7 +71,9 @@ def fslr_figure(
 def band_traces(trajectory: Trajectory, *, faint: bool = False) -> list[dict[str, Any]]:
     """The traces of each band: the lower and upper edge of the ribbon, and the median.
 
-    A band of one tensor has the median alone. faint: draw all fainter, behind other lines.
+    A band of one tensor has the median alone.
+
+    faint: draw all fainter, behind other lines.
     """
     traces: list[dict[str, Any]] = []
     steps = trajectory.steps.tolist()
@@ -160,8 +162,9 @@ def _line(trajectory: Trajectory, name: str, place: int) -> dict[str, Any]:
 def run_figure(trajectory: Trajectory, others: Mapping[str, Trajectory] | None = None) -> Figure:
     """Loss (left axis) and learning rate (right axis) at the measured steps.
 
-    Of the two, one that was never logged is left out. others: runs whose losses are drawn beside
-    this one's, by label.
+    Of the two, one that was never logged is left out.
+
+    others: runs whose losses are drawn beside this one's, by label.
     """
     thinned = trajectory.thinned(MAX_POINTS)
     steps = thinned.steps.tolist()

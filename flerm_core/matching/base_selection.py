@@ -26,7 +26,10 @@ class BaseRecordingIndex(Protocol):
     """
 
     def statuses(self, lr: float | None = None) -> Counter[str]:
-        """How many recordings there are of each status. `lr`: only those at this learning rate."""
+        """How many recordings there are of each status.
+
+        `lr`: only those at this learning rate.
+        """
 
     def tag_values(self, key: str, tags: Mapping[str, str]) -> set[str]:
         """The values of the tag `key`."""

@@ -46,9 +46,12 @@ Array = NDArray[np.float64]
 class TensorRate:
     """One tensor, or the medians of one band, at one step; NaN: not known.
 
-    target: the FSLR to reach. fslr: the measured FSLR. rate: η(t) · multiplier. ratio: fslr ·
-    multiplier / target, 1 where the target is reached. note: a key of `NOTES`. count: how many
-    tensors stand behind the numbers.
+    target: the FSLR to reach.
+    fslr: the measured FSLR.
+    rate: η(t) · multiplier.
+    ratio: fslr · multiplier / target, 1 where the target is reached.
+    note: a key of `NOTES`.
+    count: how many tensors stand behind the numbers.
     """
 
     name: str
@@ -67,14 +70,17 @@ class TensorRate:
 class MatchedRates:
     """What a matched run trained at.
 
-    parameters: its L tensors, without depth groups. steps: int64 [T]. schedule: float64 [T], η(t)
-    of the user's schedule. fslr, multipliers, targets: float64 [T, L], NaN: not known. notes [L]:
-    keys of `NOTES`, as of the last match.
+    parameters: its L tensors, without depth groups.
+    steps: int64 [T].
+    schedule: float64 [T], η(t) of the user's schedule.
+    fslr, multipliers, targets: float64 [T, L], NaN: not known.
+    notes [L]: keys of `NOTES`, as of the last match.
     matched: bool [T], the rows at which multipliers were set.
     depth, clock: the depth rule and the clock by which targets were found in the base recordings;
-    empty where these recordings do not give the run's targets any more. The targets are then what
-    the run reached when it was matched, target = multiplier · measured.
-    sources: the base recordings. missing: the ids of those that the registry has no more.
+        empty where these recordings do not give the run's targets any more. The targets are then
+        what the run reached when it was matched, target = multiplier · measured.
+    sources: the base recordings.
+    missing: the ids of those that the registry has no more.
     """
 
     parameters: ParameterList
@@ -168,8 +174,10 @@ def matched_rates(
 ) -> MatchedRates:
     """The rates of a matched run.
 
-    run: its trajectory of T rows. auxiliary: of the same rows. find: the recording with an id; it
-    raises `NotFound` for one that was deleted. load: the trajectory of the recording with an id.
+    run: its trajectory of T rows.
+    auxiliary: of the same rows.
+    find: the recording with an id; it raises `NotFound` for one that was deleted.
+    load: the trajectory of the recording with an id.
     blocks: the family's block axes.
 
     Raises `NotFound` for a recording without multipliers, which was not matched.

@@ -130,7 +130,10 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
         """The base's step at a position given by one of three clocks; by none of them: the first
         row's step.
 
-        step: the step itself. tokens: tokens seen by then. fraction: of `final_step`, in [0, 1].
+        step: the step itself.
+        tokens: tokens seen by then.
+        fraction: of `final_step`, in [0, 1].
+
         Raises `InvalidInput` for more than one clock or a value out of range, `NotFound` for tokens
         where the sources logged none.
         """

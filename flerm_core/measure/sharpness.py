@@ -74,7 +74,10 @@ def top_eigenvalue(loss: Tensor, parameters: Sequence[nn.Parameter], *, seed: in
 def _hessian_product(
     gradients: Sequence[Tensor], parameters: Sequence[nn.Parameter], vector: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """H·v, flat like `vector`. gradients: ∂loss/∂W with their graph."""
+    """H·v, flat like `vector`.
+
+    gradients: ∂loss/∂W with their graph.
+    """
     flat = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))
     parts = flat.split([parameter.numel() for parameter in parameters])
     directions = [part.reshape(p.shape).to(p) for part, p in zip(parts, parameters, strict=True)]

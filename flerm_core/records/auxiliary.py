@@ -28,8 +28,9 @@ class Auxiliary(NamedTuple):
 class AuxiliaryColumns:
     """The auxiliary values of T rows, by name; NaN where a row has none.
 
-    steps: int64 [T], ascending. scalars: float64 [T] each. vectors: float32 [T, L] each, in the
-    order of the recording's parameters.
+    steps: int64 [T], ascending.
+    scalars: float64 [T] each.
+    vectors: float32 [T, L] each, in the order of the recording's parameters.
     """
 
     steps: NDArray[np.int64]

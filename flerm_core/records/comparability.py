@@ -17,7 +17,8 @@ from flerm_core.records.recording import EstimatorSettings, RecordingSpec, same_
 class ComparabilityKey:
     """What recordings must share to stand in one set of targets, in comparable form.
 
-    optimizer: the class name. settings: the optimiser's settings as `settings_line` writes them.
+    optimizer: the class name.
+    settings: the optimiser's settings as `settings_line` writes them.
     estimator: `EstimatorSettings.comparability`.
     """
 
@@ -57,8 +58,9 @@ def refuse_other_recording(
     """Raises `AlreadyExists` unless `sent`, which has the id of `stored`, means the same recording.
 
     World size, versions, tags and the like may differ between the attempts of one recording; what
-    is compared here may not. `stored_digest`: that of the stored parameters, for a caller that
-    holds `stored` without them.
+    is compared here may not.
+
+    `stored_digest`: that of the stored parameters, for a caller that holds `stored` without them.
     """
     there, here = comparability_of(stored), comparability_of(sent)
     digest = stored_digest or stored.parameters.digest

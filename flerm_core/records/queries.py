@@ -45,9 +45,10 @@ class RecordingFilter:
 class TrajectoryQuery:
     """Which part of a recording's trajectory to read.
 
-    recording_id: the recording. first_step, last_step: the range of steps, both included; None: no
-    bound. pattern: a shell-style pattern of parameter names; empty: every parameter. max_points: at
-    most so many rows, evenly spread; 0: every row.
+    recording_id: the recording.
+    first_step, last_step: the range of steps, both included; None: no bound.
+    pattern: a shell-style pattern of parameter names; empty: every parameter.
+    max_points: at most so many rows, evenly spread; 0: every row.
     """
 
     recording_id: str

@@ -76,9 +76,12 @@ def content_digest(content: object) -> str:
 class EstimatorSettings:
     """How FSLRs were estimated.
 
-    name: one of `ESTIMATORS`. samples: draws per measurement. warmup: draws of the first
-    measurement. every: steps between measurements; 0: one measurement, at step `start`.
+    name: one of `ESTIMATORS`.
+    samples: draws per measurement.
+    warmup: draws of the first measurement.
+    every: steps between measurements; 0: one measurement, at step `start`.
     output_weight, output_bias: the parameters of the output layer, which `kronecker` needs.
+
     Recordings compare only when `comparability` is equal.
     """
 
@@ -105,11 +108,22 @@ class EstimatorSettings:
 class RecordingSpec:
     """What a client tells of a recording when it starts.
 
-    lr: the base learning rate, by which the recording is found within its family. role: one of
-    `ROLES`. variant: how the run was trained ("plain", "matched", ...). optimizer: the class name;
-    optimizer_config: its settings without the learning rate.
-    config: settings of the model. targets_digest, targets_sources: the targets that a matched run
-    used, and the ids of their recordings.
+    family: "name" or "team/name".
+    lr: the base learning rate, by which the recording is found within its family.
+    parameters: what the values of its measurements belong to.
+    id: a UUID.
+    seed: of the run's randomness; recordings that differ in it alone are averaged.
+    role: one of `ROLES`.
+    variant: how the run was trained ("plain", "matched", ...).
+    optimizer: the class name.
+    optimizer_config: the optimiser's settings without the learning rate.
+    config: settings of the model.
+    estimator: how FSLRs were estimated.
+    tags: text by name, to filter by.
+    world_size: the number of ranks.
+    versions: of Python and packages, by name.
+    targets_digest, targets_sources: the targets that a matched run used, and the ids of their
+        recordings.
     """
 
     family: str
@@ -176,13 +190,18 @@ def in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """A recording as a registry knows it. In listings `spec.parameters` is empty, and
-    `parameter_count` is its length.
+    """A recording as a registry knows it.
 
-    attempt: the number of the latest attempt. rows: measurements that count. first_step, last_step:
-    of these measurements.
-    final_step: the step at which the run ended, where the run told it. tokens: seen by the end, or
-    by the last row that logged them. remarks: as in `Ending`. created_by: the name of the token.
+    In listings `spec.parameters` is empty, and `parameter_count` is its length.
+
+    status: one of `STATUSES`.
+    attempt: the number of the latest attempt.
+    rows: measurements that count.
+    first_step, last_step: of these measurements.
+    final_step: the step at which the run ended, where the run told it.
+    tokens: seen by the end, or by the last row that logged them.
+    remarks: as in `Ending`.
+    created_by: the name of the token.
     """
 
     spec: RecordingSpec
@@ -217,9 +236,9 @@ def flat_fields(recording: Recording) -> dict[str, Any]:
 class Measurement:
     """One row: all FSLRs at one optimiser step.
 
-    values: float32 [L] in output units per unit learning rate; NaN: unmeasured. tokens: seen by the
-    end of the step. scalars,
-    vectors: auxiliary values (`flerm_core.records.auxiliary`).
+    values: float32 [L] in output units per unit learning rate; NaN: unmeasured.
+    tokens: seen by the end of the step.
+    scalars, vectors: auxiliary values (`flerm_core.records.auxiliary`).
     """
 
     step: int
@@ -241,9 +260,12 @@ class Measurement:
 class Ending:
     """How an attempt ended.
 
-    status: one of `ENDING_STATUSES`. final_loss: the mean of the last 200 logged losses, or of the
-    last fifth where fewer than 1,000 were logged. final_step: the last optimiser step. tokens: seen
-    by the end. remarks: sentences that say what of the run was not measured or matched, and why.
+    status: one of `ENDING_STATUSES`.
+    final_loss: the mean of the last 200 logged losses, or of the last fifth where fewer than 1,000
+        were logged.
+    final_step: the last optimiser step.
+    tokens: seen by the end.
+    remarks: sentences that say what of the run was not measured or matched, and why.
     """
 
     status: str = "completed"

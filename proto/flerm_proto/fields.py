@@ -30,9 +30,9 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 class Codec(NamedTuple):
     """How the values of one type travel.
 
-    to_proto: a value to what a message's constructor takes. from_proto: the content of the
-    message's field to a value. absent: the value of a field that is unset, for a dataclass field
-    that cannot be None.
+    to_proto: a value to what a message's constructor takes.
+    from_proto: the content of the message's field to a value.
+    absent: the value of a field that is unset, for a dataclass field that cannot be None.
     """
 
     to_proto: Callable[[Any], Any]
@@ -162,7 +162,10 @@ class MessageCodec(Generic[Value, Wire]):
         return self.value_type(**fields, **value_only)
 
     def _pair(self, field: Any, optional: bool, default: Any) -> None:
-        """Notes how the field travels. `default`: what an empty text stands for, if not empty."""
+        """Notes how the field travels.
+
+        `default`: what an empty text stands for, if not empty.
+        """
         name, get = field.name, attrgetter(field.name)
         if optional and not field.has_presence:
             raise TypeError(f"{field.full_name} is not `optional`, and {name} may be None")

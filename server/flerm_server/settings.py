@@ -24,7 +24,10 @@ _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """HOST:PORT. port: 0 takes a free one."""
+    """HOST:PORT.
+
+    port: 0 takes a free one.
+    """
 
     host: str
     port: int

@@ -21,7 +21,9 @@ class SharedLimit:
     """
 
     def __init__(self, name: str, most: int, what: str, *, share: float = SHARE) -> None:
-        """name: the limit's name. what: what is counted, for sentences: 'calls in flight'."""
+        """name: the limit's name.
+        what: what is counted, for sentences: 'calls in flight'.
+        """
         self.name, self._what = name, what
         self._most = most
         self._most_of_one = max(1, -int(-most * share // 1))

@@ -147,7 +147,9 @@ def print_table(
 def transfer(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on standard error: the `progress` argument of `RegistryClient.trajectory`.
 
-    None where standard error is no terminal. `what`: the text beside the bar.
+    None where standard error is no terminal.
+
+    `what`: the text beside the bar.
     """
     if not sys.stderr.isatty():
         yield None

@@ -27,7 +27,10 @@ class RegistryCalls(ABC):
 
     @abstractmethod
     def unary(self, method: str, request: Any, *, seconds: float = UNARY_SECONDS) -> Any:
-        """The answer of the unary method `method`. `seconds`: how long one try may take."""
+        """The answer of the unary method `method`.
+
+        `seconds`: how long one try may take.
+        """
 
     @abstractmethod
     def stream(self, method: str, request: Any) -> Iterator[Any]:

@@ -94,8 +94,10 @@ class RegistryClient:
     ) -> Family:
         """Describes a family, for the first time or again.
 
-        `name`: "name" or "team/name". `blocks`: the family's block axes, such as "layers.*". A
-        family need not be registered: its first recording creates it.
+        `name`: "name" or "team/name".
+        `blocks`: the family's block axes, such as "layers.*".
+
+        A family need not be registered: its first recording creates it.
         """
         return self._backend.register_family(name, description, as_axes(blocks))
 

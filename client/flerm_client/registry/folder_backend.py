@@ -111,7 +111,10 @@ class StoredRecording:
 
 @dataclass(slots=True)
 class _OpenRecording:
-    """A recording that this process is writing. `stored`: the packed row of each step."""
+    """A recording that this process is writing.
+
+    `stored`: the packed row of each step.
+    """
 
     writer: SpoolWriter
     columns: int

@@ -62,7 +62,8 @@ class FrameType(IntEnum):
 class Frame:
     """One valid frame.
 
-    `end`: the file offset after the frame. `type`: a `FrameType`, or a number unknown here.
+    `end`: the file offset after the frame.
+    `type`: a `FrameType`, or a number unknown here.
     """
 
     type: int

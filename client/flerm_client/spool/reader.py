@@ -107,7 +107,10 @@ class Origin:
 
 @dataclass(slots=True)
 class SpoolContent:
-    """The content of a spool file. `tail`: the number of bytes after the last whole frame."""
+    """The content of a spool file.
+
+    `tail`: the number of bytes after the last whole frame.
+    """
 
     path: Path
     origin: Origin

@@ -48,8 +48,8 @@ leaves a zombie.
 class DeliveryReport:
     """What became of a run's measurements.
 
-    `left`: how many are not in the registry. `problem`: a sentence that says why and what to do;
-    empty when all went well.
+    `left`: how many are not in the registry.
+    `problem`: a sentence that says why and what to do; empty when all went well.
     """
 
     left: int
@@ -272,7 +272,10 @@ class SpoolReporter:
         return True
 
     def _delivery_report(self, written: bool) -> DeliveryReport:
-        """What became of the measurements. `written`: whether the file holds the attempt's end."""
+        """What became of the measurements.
+
+        `written`: whether the file holds the attempt's end.
+        """
         rows, lost = self._writer.rows, self._writer.lost
         of = f"measurements of recording {self._recording_id}"
         end = f"the end of recording {self._recording_id}"

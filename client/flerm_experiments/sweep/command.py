@@ -54,9 +54,13 @@ class CommandScale:
 class Objective:
     """Where the loss of a run is found that `flerm.log` does not tell.
 
-    line: a regular expression with one group; the last match in the run's output counts. file, key:
-    a file of JSON, or of JSON lines of which the last with the key counts, and the loss's place in
-    it: `eval.loss`. One of the two ways is given. Raises `InvalidInput` for anything else.
+    line: a regular expression with one group; the last match in the run's output counts.
+    file, key: a file of JSON, or of JSON lines of which the last with the key counts, and the
+        loss's place in it: `eval.loss`.
+
+    One of the two ways is given.
+
+    Raises `InvalidInput` for anything else.
     """
 
     line: str = ""
@@ -83,8 +87,10 @@ class Objective:
     def read(self, output: Path, places: Mapping[str, str]) -> float:
         """The loss of a run; infinite where it is not a finite number.
 
-        output: the file with what the run printed. places: the placeholders of `file`. Raises
-        `NotFound` where there is no loss.
+        output: the file with what the run printed.
+        places: the placeholders of `file`.
+
+        Raises `NotFound` where there is no loss.
         """
         if self.line:
             found = re.findall(self.line, output.read_text(errors="replace"), re.MULTILINE)
@@ -134,9 +140,13 @@ class Command:
     """A training command with placeholders, and how it is run.
 
     text: the command line, split as a shell splits it and run without one; `{name}` stands for a
-    value, `{{` and `}}` for braces. base, target: pairs of key and value. objective: None: the loss
-    that `flerm.log` is told. cpus, gpus: of one run. time_limit: seconds of one run; None: none.
-    retries: how often a run that fails is tried again. folder: for outputs, a folder for each run.
+        value, `{{` and `}}` for braces.
+    base, target: pairs of key and value.
+    objective: None: the loss that `flerm.log` is told.
+    cpus, gpus: of one run.
+    time_limit: seconds of one run; None: none.
+    retries: how often a run that fails is tried again.
+    folder: for outputs, a folder for each run.
     directory: where the command runs.
     """
 

@@ -37,8 +37,10 @@ def command_sweep(
 ) -> tuple[dict[str, Any], list[tuple[CommandScale, str, int | None]]]:
     """The fields of a `Sweep`, and its cells as (scale, variant, seeds).
 
-    name: the sweep's. directory: that of the file, where the command runs. Raises `InvalidInput`
-    for a field that is unknown, missing or out of its range.
+    name: the sweep's.
+    directory: that of the file, where the command runs.
+
+    Raises `InvalidInput` for a field that is unknown, missing or out of its range.
     """
     _refuse_unknown("", content, FIELDS)
     for required in ("command", "base", "target"):

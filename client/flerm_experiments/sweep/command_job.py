@@ -46,11 +46,16 @@ class CommandFailed(FlermError):
 class CommandJob:
     """One run of a command.
 
-    key: a digest of everything that decides how it runs, a tag of its recording. words: the command
-    line. folder: for its output and the placeholder `{folder}`. directory: where it runs. registry:
-    its address; None for FLERM_REGISTRY. instructions: what its script is told. objective: None for
-    the loss that the script logs. cpus, gpus: that it needs. time_limit: seconds of one attempt;
-    None for none. retries: further attempts after one that failed.
+    key: a digest of everything that decides how it runs, a tag of its recording.
+    words: the command line.
+    folder: for its output and the placeholder `{folder}`.
+    directory: where it runs.
+    registry: its address; None for FLERM_REGISTRY.
+    instructions: what its script is told.
+    objective: None for the loss that the script logs.
+    cpus, gpus: that it needs.
+    time_limit: seconds of one attempt; None for none.
+    retries: further attempts after one that failed.
     """
 
     key: str
@@ -97,9 +102,10 @@ def run_command(
 ) -> JobOutcome:
     """Runs `job`, unless the registry holds it as ended, and returns how it ended.
 
-    devices: CUDA_VISIBLE_DEVICES; None: as it is. stopped: asked while the process runs; when true
-    the process group is ended. Raises `CommandFailed` where no attempt ended with a loss, and
-    `KeyboardInterrupt` when stopped.
+    devices: CUDA_VISIBLE_DEVICES; None: as it is.
+    stopped: asked while the process runs; when true the process group is ended.
+
+    Raises `CommandFailed` where no attempt ended with a loss, and `KeyboardInterrupt` when stopped.
     """
     began = time.monotonic()
     job.folder.mkdir(parents=True, exist_ok=True)

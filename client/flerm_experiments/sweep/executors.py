@@ -100,8 +100,11 @@ class RayExecutor(Executor):
     ) -> None:
         """Joins a cluster, or starts one on this machine.
 
-        jobs: how many at a time; None for as many as fit. cpus, gpus: of one job. address: the
-        cluster's; None for that of RAY_ADDRESS, and where that is unset a cluster is started here.
+        jobs: how many at a time; None for as many as fit.
+        cpus, gpus: of one job.
+        address: the cluster's; None for that of RAY_ADDRESS, and where that is unset a cluster is
+            started here.
+
         Raises `Unsupported` without ray, `InvalidInput` for fewer than 1 job or more than
         processors.
         """

@@ -35,7 +35,9 @@ def runs_to_train(
     """The (index, seed) pairs to train next, the most useful first; empty for a settled curve.
 
     seeds: train with the seeds 0 to `seeds` - 1; a seed begins when the curve of the seeds before
-    it is settled. expected: where the search begins. required: indices to train in any case.
+        it is settled.
+    expected: where the search begins.
+    required: indices to train in any case.
     allowed: indices that may be trained; the search ends at its bounds.
     """
     required = [index for index in required if index in allowed]

@@ -25,8 +25,9 @@ _COUNTED = ("completed", "diverged")
 class FinishedTrial:
     """A trial that ended, and its recording.
 
-    recording: its id. loss: the final loss, infinite for a run that diverged. seconds: wall time
-    from the first measurement to the end.
+    recording: its id.
+    loss: the final loss, infinite for a run that diverged.
+    seconds: wall time from the first measurement to the end.
     """
 
     trial: Trial

@@ -36,11 +36,17 @@ _UNKNOWN = "–"
 class CurveRow:
     """One curve of loss against learning rate: a row of the table.
 
-    cell: None for the base. seeds: how many the curve is settled for; only their runs count below.
-    optimum: a learning rate. shift: in octaves from the base's optimum. loss: the mean at the best
-    rate tried. loss_at_base: the mean at the base's best rate, infinite where a seed diverged
-    there. runs: all trainings of the curve. seconds: their wall time, summed. While a curve is
-    settled for no seed, everything but `cell`, `seeds`, `runs` and `seconds` is NaN or empty.
+    cell: None for the base.
+    seeds: how many the curve is settled for; only their runs count below.
+    optimum: a learning rate.
+    shift: in octaves from the base's optimum.
+    loss: the mean at the best rate tried.
+    loss_at_base: the mean at the base's best rate, infinite where a seed diverged there.
+    runs: all trainings of the curve.
+    seconds: their wall time, summed.
+
+    While a curve is settled for no seed, everything but `cell`, `seeds`, `runs` and `seconds` is
+    NaN or empty.
     """
 
     cell: Cell | None

@@ -20,10 +20,12 @@ from flerm_experiments.sweep.trials import Trial, job_of
 class SweepProgress:
     """How far a sweep is.
 
-    done: trials that ended, in this call or before. missing: trials known to be needed still, those
-    under way included; more may turn out to be. running: those under way. failures: trial to the
-    reason. seconds_left: wall time, None until a trial of this call has ended. last: the trial that
-    ended last.
+    done: trials that ended, in this call or before.
+    missing: trials known to be needed still, those under way included; more may turn out to be.
+    running: those under way.
+    failures: trial to the reason.
+    seconds_left: wall time, None until a trial of this call has ended.
+    last: the trial that ended last.
     """
 
     done: int = 0

@@ -22,11 +22,14 @@ def job_script(
 ) -> str:
     """The script for `sbatch`.
 
-    what: the sweep as the command line names it. registry: its address, which all nodes must reach.
-    cell: `base`, the number of one cell, or None for an array of all cells. jobs: trainings at a
-    time in a task, 1 for None; each has one processor, or what its command asks for. Raises
-    `Unsupported` without submitit, `InvalidInput` without a registry or for a cell that is not
-    there.
+    what: the sweep as the command line names it.
+    registry: its address, which all nodes must reach.
+    cell: `base`, the number of one cell, or None for an array of all cells.
+    jobs: trainings at a time in a task, 1 for None; each has one processor, or what its command
+        asks for.
+
+    Raises `Unsupported` without submitit, `InvalidInput` without a registry or for a cell that is
+    not there.
     """
     try:
         slurm: Any = import_module("submitit.slurm.slurm")

@@ -58,8 +58,8 @@ fields of the base's jobs. The base's losses do not depend on it."""
 class Cell:
     """One curve of loss against learning rate: a scale, trained by one variant.
 
-    steps: how many times as long as the base it is trained. seeds: how many of the sweep's seeds it
-    is trained with; None for all.
+    steps: how many times as long as the base it is trained.
+    seeds: how many of the sweep's seeds it is trained with; None for all.
     """
 
     scale: Scale | CommandScale = field(default_factory=Scale)
@@ -108,16 +108,24 @@ class Cell:
 class Sweep:
     """One base model and the cells that are compared with it.
 
-    name: that of the preset or the file. What is trained is either a workload (a name of
-    `WORKLOADS`) or a command. initial_lr: the learning rate where the search for the base's optimum
-    begins; all rates are this one times a whole power of two. rates: all learning rates, ascending,
-    where there is no search. lr_min, lr_max: the bounds of the search. title: the heading of its
-    table. family: where its recordings go in the registry; empty for the workload's name. steps:
-    optimiser steps of the base. optimizer, schedule: names of `OPTIMIZERS` and `SCHEDULES`.
+    name: that of the preset or the file.
+    initial_lr: the learning rate where the search for the base's optimum begins; all rates are this
+        one times a whole power of two.
+    rates: all learning rates, ascending, where there is no search.
+    lr_min, lr_max: the bounds of the search.
+    title: the heading of its table.
+    family: where its recordings go in the registry; empty for the workload's name.
+    steps: optimiser steps of the base.
+    optimizer, schedule: names of `OPTIMIZERS` and `SCHEDULES`.
     base_seeds: seeds that the base is recorded with, at every rate that a cell is matched at.
-    seeds: seeds of each cell that does not ask for fewer. every: steps between measurements of the
-    base. A command has its own steps, optimizer and schedule. Raises `InvalidInput` for a field out
-    of its range.
+    seeds: seeds of each cell that does not ask for fewer.
+    every: steps between measurements of the base.
+
+    What is trained is either a workload (a name of `WORKLOADS`) or a command.
+
+    A command has its own steps, optimizer and schedule.
+
+    Raises `InvalidInput` for a field out of its range.
     """
 
     name: str

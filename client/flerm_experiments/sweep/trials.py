@@ -28,7 +28,8 @@ _DEFAULT_EVERY = 100  # that of a `Job`
 class Trial:
     """One training of a sweep.
 
-    cell: None for the base. lr_index: octaves from the sweep's initial learning rate.
+    cell: None for the base.
+    lr_index: octaves from the sweep's initial learning rate.
     base_measurement: how the base is measured, of `BASE_MEASUREMENTS`; empty for a cell.
     """
 

@@ -26,8 +26,10 @@ _REPORT = re.compile(r"^\d+ tensors match .*", re.MULTILINE)
 class BaseAnswer:
     """What the base's sweep says.
 
-    lr: the best of the rates that were trained. row: its curve. interval: of the optimum, a
-    learning rate, over seeds. finished: the base's trainings.
+    lr: the best of the rates that were trained.
+    row: its curve.
+    interval: of the optimum, a learning rate, over seeds.
+    finished: the base's trainings.
     """
 
     sweep: Sweep
@@ -41,8 +43,11 @@ class BaseAnswer:
 class TunedRun:
     """The big run, and what led to it.
 
-    dry_run: the text of the dry run. big: the matched run's trial. multipliers: m_ℓ by tensor.
-    shapes: of the tensors. sources: the base recordings behind the targets.
+    dry_run: the text of the dry run.
+    big: the matched run's trial.
+    multipliers: m_ℓ by tensor.
+    shapes: of the tensors.
+    sources: the base recordings behind the targets.
     """
 
     base: BaseAnswer

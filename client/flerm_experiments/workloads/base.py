@@ -16,8 +16,12 @@ from flerm_core.errors import InvalidInput
 class Scale:
     """Which member of a family a model is, as multiples of the base model.
 
-    width, depth: of its width and number of blocks. init_scale: of its hidden weights' standard
-    deviation. rank: of its adapters' LoRA rank. A workload supports the fields in its `scales`.
+    width, depth: of its width and number of blocks.
+    init_scale: of its hidden weights' standard deviation.
+    rank: of its adapters' LoRA rank.
+
+    A workload supports the fields in its `scales`.
+
     Raises `InvalidInput` for a width, depth or rank below 1 or an initialisation scale that is not
     positive and finite.
     """

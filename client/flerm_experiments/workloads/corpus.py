@@ -48,9 +48,10 @@ _SKIPPED_FOLDERS = frozenset(
 class Corpus:
     """A text in chunks of equal length, in which every token is an input once.
 
-    inputs: uint8 or int32 [chunks, length]. labels: of the same form, the inputs one token later.
-    training: int64, indices of the chunks to train on. held_out: int64, indices of the chunks for
-    probes.
+    inputs: uint8 or int32 [chunks, length].
+    labels: of the same form, the inputs one token later.
+    training: int64, indices of the chunks to train on.
+    held_out: int64, indices of the chunks for probes.
     """
 
     inputs: Tensor
@@ -64,8 +65,8 @@ class Corpus:
 class Text:
     """A text for language models.
 
-    vocabulary: how many different tokens it has. read: length of a chunk to the text in such
-    chunks.
+    vocabulary: how many different tokens it has.
+    read: length of a chunk to the text in such chunks.
     """
 
     name: str

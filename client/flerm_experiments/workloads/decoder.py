@@ -116,10 +116,15 @@ class Decoder(nn.Module):
     multiplies residual branches by 1/√blocks (Appendix A.2), so that the size of the initial
     outputs does not depend on depth.
 
-    d_model: width. heads: attention heads. blocks: number of blocks. context: longest sequence.
-    norm: placement of the norms. affine: whether norms have a gain and a bias, 1 and 0 at first.
-    vocabulary: number of tokens. init_scale: multiplies the blocks' weights, not embeddings and
-    readout. seed: of the initialisation.
+    d_model: width.
+    heads: attention heads.
+    blocks: number of blocks.
+    context: longest sequence.
+    norm: placement of the norms.
+    affine: whether norms have a gain and a bias, 1 and 0 at first.
+    vocabulary: number of tokens.
+    init_scale: multiplies the blocks' weights, not embeddings and readout.
+    seed: of the initialisation.
     """
 
     def __init__(

@@ -31,9 +31,10 @@ from flerm_experiments.workloads.init import generator
 class HubDataset:
     """A data set of the Hub.
 
-    address: its name there. columns: those that are trained on, joined by a space. options:
-    arguments of `load_dataset` that choose a part of it. documents: how many are read, from the
-    first; None for all.
+    address: its name there.
+    columns: those that are trained on, joined by a space.
+    options: arguments of `load_dataset` that choose a part of it.
+    documents: how many are read, from the first; None for all.
     """
 
     address: str

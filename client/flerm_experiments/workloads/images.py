@@ -30,7 +30,8 @@ class Images(NamedTuple):
 class ImageData:
     """A data set of images in ten classes.
 
-    features: how many each flattened image has. load: reads the images.
+    features: how many each flattened image has.
+    load: reads the images.
     """
 
     name: str

@@ -43,7 +43,8 @@ PRETRAINING_STEPS, PRETRAINING_RATE = 600, 3e-3
 class Architecture:
     """A model's architecture.
 
-    make: builds the model. adapted: the modules that get adapters, peft's defaults as in the paper.
+    make: builds the model.
+    adapted: the modules that get adapters, peft's defaults as in the paper.
     """
 
     make: Callable[[], nn.Module]

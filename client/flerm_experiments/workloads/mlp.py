@@ -24,8 +24,11 @@ BASE_HIDDEN, BASE_LAYERS = 32, 3
 class MLP(nn.Module):
     """readout(σ(layers[j](… σ(input(x)) …))) with σ the identity where `linear`, else ReLU.
 
-    hidden: width. layers: number of hidden maps. features: of an image. init_scale: multiplies the
-    weights of `layers`, which are else He's by fan-in. seed: of the initialisation.
+    hidden: width.
+    layers: number of hidden maps.
+    features: of an image.
+    init_scale: multiplies the weights of `layers`, which are else He's by fan-in.
+    seed: of the initialisation.
     """
 
     def __init__(

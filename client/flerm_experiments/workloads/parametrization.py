@@ -75,9 +75,11 @@ def parameter_groups(
 
     Under µP the readout's weights are made smaller in place. Frozen parameters are in no group.
 
-    name: of `PARAMETRIZATIONS`. base: the same architecture at the base's width; only its shapes
-    are read. optimizer: of `OPTIMIZERS`. lr: η. fixed: tensor name to a learning rate of its own,
-    or None.
+    name: of `PARAMETRIZATIONS`.
+    base: the same architecture at the base's width; only its shapes are read.
+    optimizer: of `OPTIMIZERS`.
+    lr: η.
+    fixed: tensor name to a learning rate of its own, or None.
     """
     shapes = {_starred(each): parameter.shape for each, parameter in base.named_parameters()}
     groups: dict[float, list[nn.Parameter]] = {}

@@ -48,20 +48,28 @@ _ALLOWED: dict[str, Collection[str]] = {
 class Job:
     """One training run.
 
-    workload: a name of `WORKLOADS`. lr: the learning rate, and the key of the recording in its
-    family. scale: which member of the workload's family is trained. steps: optimiser steps. seed:
-    that of initialisation, data order and probes. optimizer, schedule: names of `OPTIMIZERS` and
-    `SCHEDULES`. mode: "record" keeps the run's FSLRs in the registry; "match" fetches targets,
-    trains at matched rates, and records the run's own FSLRs every 100 steps; "plain" does neither.
-    family: that of the recording; None for the workload's name. registry: its address; None for
-    FLERM_REGISTRY. every: optimiser steps between measurements, None for 100; when matching,
-    between matchings, None for one matching at the start. clock: the target clock, as in
-    `FLeRM.match`. parametrization: a name of `PARAMETRIZATIONS`. targets: "base" for those of the
-    family's base recordings, or one of the paper's ablations (Appendix C.3 and C.4): "equal" gives
-    all tensors of the base one FSLR, "equal-throughout" all tensors of this model; the FSLRs add up
-    to 1. depth_rule, estimator: as in `FLeRM.match`, empty for its default. weight_decay: as in
-    `FLeRM.match`. role, variant: of the recording, empty for those that go with the mode. tags: of
-    the recording. source_tags: tags that base recordings must have to be sources of targets.
+    workload: a name of `WORKLOADS`.
+    lr: the learning rate, and the key of the recording in its family.
+    scale: which member of the workload's family is trained.
+    steps: optimiser steps.
+    seed: that of initialisation, data order and probes.
+    optimizer, schedule: names of `OPTIMIZERS` and `SCHEDULES`.
+    mode: "record" keeps the run's FSLRs in the registry; "match" fetches targets, trains at matched
+        rates, and records the run's own FSLRs every 100 steps; "plain" does neither.
+    family: that of the recording; None for the workload's name.
+    registry: its address; None for FLERM_REGISTRY.
+    every: optimiser steps between measurements, None for 100; when matching, between matchings,
+        None for one matching at the start.
+    clock: the target clock, as in `FLeRM.match`.
+    parametrization: a name of `PARAMETRIZATIONS`.
+    targets: "base" for those of the family's base recordings, or one of the paper's ablations
+        (Appendix C.3 and C.4): "equal" gives all tensors of the base one FSLR, "equal-throughout"
+        all tensors of this model; the FSLRs add up to 1.
+    depth_rule, estimator: as in `FLeRM.match`, empty for its default.
+    weight_decay: as in `FLeRM.match`.
+    role, variant: of the recording, empty for those that go with the mode.
+    tags: of the recording.
+    source_tags: tags that base recordings must have to be sources of targets.
 
     Raises `InvalidInput` for a field out of its range, `NotFound` for an unknown workload.
     """
@@ -129,13 +137,18 @@ class Job:
 class Result:
     """The outcome of a job. It is the same on every rank but for `seconds`.
 
-    world: number of ranks. status: completed, or diverged where a loss was not finite, which ends
-    the run. final_loss: the mean over the last 200 steps, of a run of fewer than 1,000 over the
-    last fifth. losses: the mean over ranks at each step. seconds: wall time of the loop. The
-    mappings go by tensor name and are empty for a plain run. targets, fslr: output units per unit
-    learning rate; a matched run's `fslr` are those that its `multipliers` were computed from.
-    learning_rates: at the last step. matched: the tensors that have both a target and a
-    measurement, and so a multiplier of their own.
+    world: number of ranks.
+    status: completed, or diverged where a loss was not finite, which ends the run.
+    final_loss: the mean over the last 200 steps, of a run of fewer than 1,000 over the last fifth.
+    losses: the mean over ranks at each step.
+    seconds: wall time of the loop.
+    targets, fslr: output units per unit learning rate; a matched run's `fslr` are those that its
+        `multipliers` were computed from.
+    learning_rates: at the last step.
+    matched: the tensors that have both a target and a measurement, and so a multiplier of their
+        own.
+
+    The mappings have an entry for each tensor by name, and are empty for a plain run.
     """
 
     job: Job

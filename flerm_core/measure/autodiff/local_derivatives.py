@@ -29,7 +29,10 @@ METHODS: tuple[tuple[str, Callable[..., list[Tensor]]], ...] = (
 
 
 class NoDerivative(EstimatorNotApplicable):
-    """A module cannot be differentiated by itself. `reason`: what each method raised."""
+    """A module cannot be differentiated by itself.
+
+    `reason`: what each method raised.
+    """
 
     def __init__(self, module: nn.Module, reason: str) -> None:
         super().__init__(f"{type(module).__name__} has no derivative: {reason}")

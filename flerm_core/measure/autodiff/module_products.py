@@ -152,8 +152,11 @@ def has_closed_form(module: nn.Module, path: str) -> bool:
 def closed_form_products(call: ModuleCall, path: str, change: Tensor, gradient: Tensor) -> Tensor:
     """δy ⊙ ∂φ/∂y, in the dtype of `change`, for a module that has a closed form.
 
-    path: the parameter's name in the module. change: its ΔW. gradient: ∂φ/∂y. The leading
-    dimensions of the result are those of y; the others may be summed already.
+    path: the parameter's name in the module.
+    change: its ΔW.
+    gradient: ∂φ/∂y.
+
+    The leading dimensions of the result are those of y; the others may be summed already.
     """
     form = _CLOSED_FORMS[module_type(call.module)]
     return form(call.module, call.input, path, change, gradient.to(change.dtype))

@@ -84,7 +84,8 @@ def _factor_placements(
 ) -> FactorPlacements:
     """How ∂φ/∂y, x and ΔW must lie along one mesh dimension, so that each rank has its part of c.
 
-    given: how they lie. ndim: the number of dimensions of ∂φ/∂y.
+    given: how they lie.
+    ndim: the number of dimensions of ∂φ/∂y.
     """
     gradient_dim, _, change_dim = (shard_dim(placement) for placement in given)
     last, whole = ndim - 1, Replicate()

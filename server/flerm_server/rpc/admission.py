@@ -56,8 +56,9 @@ class Admission:
     """Decides which calls are let in, and counts those in flight."""
 
     def __init__(self, authenticator: Authenticator, *, calls: int, streams: int) -> None:
-        """calls: how many calls with a token there may be at once. streams: how many of these may
-        be streaming calls, so that threads are left for the others."""
+        """calls: how many calls with a token there may be at once.
+        streams: how many of these may be streaming calls, so that threads are left for the others.
+        """
         self._authenticator = authenticator
         self._calls = SharedLimit("calls", calls, "calls are in flight")
         self._streams = SharedLimit("streams", streams, "streams are open")
@@ -120,8 +121,10 @@ class Admission:
     def in_flight(self, kind: CallKind, caller: str, peer: str) -> Iterator[None]:
         """Counts a call as long as the block runs.
 
-        caller: the token's id, or the client's connection on a registry without tokens. peer: the
-        client's connection. Raises `LimitExceeded`, which names the limit.
+        caller: the token's id, or the client's connection on a registry without tokens.
+        peer: the client's connection.
+
+        Raises `LimitExceeded`, which names the limit.
         """
         with ExitStack() as held:
             if kind.needs_token:

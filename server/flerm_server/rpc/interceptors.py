@@ -40,7 +40,11 @@ log = structlog.get_logger("flerm.grpc")
 
 @dataclass(slots=True)
 class Call:
-    """One call. name: the method without its service. token: the id of the token, once known."""
+    """One call.
+
+    name: the method without its service.
+    token: the id of the token, once known.
+    """
 
     method: str
     metadata: dict[str, str]
@@ -79,7 +83,8 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
     def __init__(
         self, metrics: Metrics, admission: Admission, open_threads: ThreadPoolExecutor
     ) -> None:
-        """metrics: counts the calls. admission: decides which calls reach their handler.
+        """metrics: counts the calls.
+        admission: decides which calls reach their handler.
 
         open_threads: for calls that need no token, so that these and the others cannot take each
         other's threads.

@@ -41,8 +41,10 @@ class Receiver:
     """
 
     def __init__(self, name: str, seconds: float, *, most_waiting: int = 0) -> None:
-        """name: of the time limit, for its sentence. most_waiting: how many calls may wait at once;
-        one more ends the wait of the call that has waited longest. 0: any number."""
+        """name: of the time limit, for its sentence.
+        most_waiting: how many calls may wait at once; one more ends the wait of the call that has
+            waited longest. 0: any number.
+        """
         self._name, self._seconds, self._most = name, seconds, most_waiting
         self._lock = threading.Lock()
         self._waits: dict[_Wait, None] = {}  # oldest first

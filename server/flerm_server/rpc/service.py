@@ -40,7 +40,9 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
     """
 
     def __init__(self, store: AuthorizedStore, metrics: Metrics) -> None:
-        """store: what the calls read and write. metrics: counts recordings and rows."""
+        """store: what the calls read and write.
+        metrics: counts recordings and rows.
+        """
         self._store = store
         self._metrics = metrics
 

@@ -24,8 +24,8 @@ MAX_ANSWERS = 64  # of one family
 class FamilyRun:
     """One recording of a family, as the questions about its losses need it.
 
-    optimizer_key: see `ComparabilityKey`. status: a recording that lost its lease is still
-    `running` here; see `FamilyRuns.lapsed`.
+    optimizer_key: see `ComparabilityKey`.
+    status: a recording that lost its lease is still `running` here; see `FamilyRuns.lapsed`.
     """
 
     id: str

@@ -59,8 +59,8 @@ class Batch:
 class Appended:
     """What became of a batch.
 
-    `committed`: rows of the batch that are durable now. `duplicates`: how many of these had been
-    stored before.
+    `committed`: rows of the batch that are durable now.
+    `duplicates`: how many of these had been stored before.
     """
 
     committed: int
@@ -195,8 +195,9 @@ class Store(ABC):
     ) -> Page[Family]:
         """Families whose names begin with `prefix`, by name.
 
-        page_size: at most 1,000; 0: 100. page_token: `Page.next_token` of the page before. within:
-        only the family of this name, or the families of the team of this name; empty: all.
+        page_size: at most 1,000; 0: 100.
+        page_token: `Page.next_token` of the page before.
+        within: only the family of this name, or the families of the team of this name; empty: all.
         """
 
     @abstractmethod
@@ -219,8 +220,9 @@ class Store(ABC):
         """Opens a recording (and its family), or a further attempt of one.
 
         attempt: None, or one whose id is the recording's own: the first attempt, whatever its id
-        was when it was opened. created_by: who starts it. most_recordings: how many recordings
-        `created_by` may have; 0: any number.
+            was when it was opened.
+        created_by: who starts it.
+        most_recordings: how many recordings `created_by` may have; 0: any number.
 
         A recording that exists may be named by the former name of its family, as long as no other
         family has that name. Raises `AlreadyExists` when the id is of another recording, and
@@ -295,8 +297,10 @@ class Store(ABC):
     ) -> Selection:
         """Selects the visible rows of a recording.
 
-        first_step, last_step: the range, both included; None: no limit. max_points: at most as many
-        rows, thinned evenly, the first and last kept; 0: all. Raises `NotFound`.
+        first_step, last_step: the range, both included; None: no limit.
+        max_points: at most as many rows, thinned evenly, the first and last kept; 0: all.
+
+        Raises `NotFound`.
         """
 
     @abstractmethod

@@ -78,7 +78,10 @@ async def _assets(request: Request) -> Any:
 def static(
     assets: Annotated[Assets, Depends(_assets)], request: Request, name: str, v: str = ""
 ) -> Response:
-    """One file. v: the version that a page names."""
+    """One file.
+
+    v: the version that a page names.
+    """
     asset = assets.get(name)
     if asset is None:
         raise HTTPException(404, "no such file")

@@ -42,7 +42,10 @@ def form(
     request: Request,
     next: str = "/",
 ) -> Response:
-    """The login page. next: the page to show after it."""
+    """The login page.
+
+    next: the page to show after it.
+    """
     if not authenticator.tokens_required:
         return RedirectResponse(site.url(local(next)), 303)
     error = "" if _private(request) else OPEN_LOGIN

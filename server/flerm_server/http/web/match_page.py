@@ -35,8 +35,8 @@ web = APIRouter(include_in_schema=False)
 class PastedTensors:
     """What was pasted.
 
-    measured: FSLRs by name, NaN where unmeasured; empty: none was given. shapes: one for each
-    name; empty: not every tensor has one.
+    measured: FSLRs by name, NaN where unmeasured; empty: none was given.
+    shapes: one for each name; empty: not every tensor has one.
     """
 
     names: tuple[str, ...]
@@ -133,9 +133,10 @@ class MatchResult:
 class MatchForm:
     """The fields of the form, as text.
 
-    lr: base learning rate; blank: the family's best. tensors: what `parse` reads; blank: the base's
-    own. recording: the id of a recording whose first measurement fills `tensors`. step: the step
-    at which the FSLRs were measured; blank: the first one measured.
+    lr: base learning rate; blank: the family's best.
+    tensors: what `parse` reads; blank: the base's own.
+    recording: the id of a recording whose first measurement fills `tensors`.
+    step: the step at which the FSLRs were measured; blank: the first one measured.
     """
 
     family: str = ""

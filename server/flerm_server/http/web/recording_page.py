@@ -33,8 +33,8 @@ def recording(
 ) -> HTMLResponse:
     """One recording.
 
-    pattern: tensors to draw one by one, shell style. step: the step of the table of learning rates;
-    None: the last one at which the run was matched.
+    pattern: tensors to draw one by one, shell style.
+    step: the step of the table of learning rates; None: the last one at which the run was matched.
     """
     found = store.recording(recording_id)
     ends = queries.trajectory(store, TrajectoryQuery(recording_id=recording_id, max_points=2))

@@ -30,8 +30,10 @@ FIRST_RATES, MORE_RATES = 4, 256
 class SqlBaseIndex(BaseRecordingIndex):
     """The base recordings of one family, as one transaction sees them.
 
-    connection: of that transaction. family_key: the family's key. now: the database's time in
-    microseconds, which decides what running recordings have lost their lease.
+    connection: of that transaction.
+    family_key: the family's key.
+    now: the database's time in microseconds, which decides what running recordings have lost their
+        lease.
     """
 
     def __init__(self, connection: sa.Connection, family_key: int, now: int) -> None:

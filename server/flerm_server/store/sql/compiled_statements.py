@@ -85,7 +85,10 @@ class PreparedIn:
     def all(
         self, driver: Driver, values: Sequence[Any], more: Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
-        """The rows with one of `values` (at least one). `more`: the statement's own parameters."""
+        """The rows with one of `values` (at least one).
+
+        `more`: the statement's own parameters.
+        """
         length = 1 << (len(values) - 1).bit_length()
         padded = [*values, *[values[-1]] * (length - len(values))]
         return self._for_length(length).all(

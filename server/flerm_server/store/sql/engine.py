@@ -78,8 +78,9 @@ def refuse_network_file_system(file: Path, mounts: Path = Path("/proc/self/mount
 
     SQLite's write-ahead log is in memory that only the processes of one host share. Two hosts that
     use one file destroy it, and a process is killed by SIGBUS when the connection to the file
-    system breaks. `mounts`: the kernel's list of file systems; where it does not exist, nothing is
-    checked.
+    system breaks.
+
+    `mounts`: the kernel's list of file systems; where it does not exist, nothing is checked.
     """
     if not mounts.exists():
         return

@@ -33,7 +33,8 @@ _COLUMNS = ("key", "id", "role", "variant", "optimizer", "lr", "seed", "final_lo
 class _Known:
     """What was read of a family at one count of its changes.
 
-    running: the ids of its running recordings, by their keys. rates: of its base recordings.
+    running: the ids of its running recordings, by their keys.
+    rates: of its base recordings.
     """
 
     revision: int

@@ -153,7 +153,10 @@ def list_recordings(
     now: int,
     within: str = "",
 ) -> Page[Recording]:
-    """See `Store.recordings`. `now`: the database's time in microseconds."""
+    """See `Store.recordings`.
+
+    `now`: the database's time in microseconds.
+    """
     limit = page_size or PAGE_SIZE
     query = (
         select_recordings(now)

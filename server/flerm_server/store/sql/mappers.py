@@ -142,6 +142,7 @@ def recording_from_row(
 def family_from_row(row: sa.Row[Any], count: int, rates: tuple[float, ...]) -> Family:
     """A family from its row.
 
-    count: the number of its recordings. rates: the learning rates of those with role base.
+    count: the number of its recordings.
+    rates: the learning rates of those with role base.
     """
     return FAMILY.from_row(row, recordings=count, learning_rates=rates)

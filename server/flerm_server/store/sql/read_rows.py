@@ -47,8 +47,9 @@ def select(
 ) -> Selection:
     """See `Store.select`.
 
-    first, last: the steps between which to select, both included (None: no limit). max_points: at
-    most as many rows, evenly thinned (0: all). now: the database's time in microseconds.
+    first, last: the steps between which to select, both included (None: no limit).
+    max_points: at most as many rows, evenly thinned (0: all).
+    now: the database's time in microseconds.
     """
     key, recording = one_recording(connection, recording_id, now)
     lower, upper = (0 if first is None else first), (NEVER if last is None else last)

@@ -43,9 +43,10 @@ TRAVEL_TIME = 10_000_000
 class StartRecording:
     """`Store.start` within one transaction.
 
-    connection: of a writing transaction. spec, attempt, created_by, most_recordings: as
-    `Store.start` has them. now: the database's time in microseconds. lease_until: when the lease
-    of the new attempt ends, in microseconds.
+    connection: of a writing transaction.
+    spec, attempt, created_by, most_recordings: as `Store.start` has them.
+    now: the database's time in microseconds.
+    lease_until: when the lease of the new attempt ends, in microseconds.
     """
 
     connection: sa.Connection
