@@ -6,6 +6,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from flerm_experiments.sweep.job_outcome import duration
+
 if TYPE_CHECKING:
     from flerm_experiments.sweep.runner import SweepProgress
     from flerm_experiments.sweep.trials import Trial
@@ -30,13 +32,6 @@ def print_progress(progress: SweepProgress) -> None:
     sys.stderr.write(
         f"{last}{progress.done} done{failed}, {progress.missing} or more to go{left}\n"
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds > 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 def trial_name(trial: Trial) -> str:

@@ -9,7 +9,8 @@ import typer
 
 from flerm_client.cli.common import Json, Registry, print_json, say
 from flerm_experiments.cli.imports import import_for
-from flerm_experiments.cli.progress import duration, end_with_children, print_progress
+from flerm_experiments.cli.progress import end_with_children, print_progress
+from flerm_experiments.sweep.job_outcome import duration
 
 SweepFile = Annotated[
     str, typer.Argument(help="A TOML file with a command; flerm init writes one.")

@@ -1,4 +1,4 @@
-"""How a job of a sweep ended."""
+"""How a job of a sweep ended, and how its time is told."""
 
 from __future__ import annotations
 
@@ -12,3 +12,10 @@ class JobOutcome:
     status: str
     loss: float
     seconds: float
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

@@ -40,7 +40,7 @@ def loss_drawing(curve: Sequence[Point], big: Sequence[Point], optimum: float) -
     ]
     parts.append(
         f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 8}" text-anchor="middle" '
-        'fill="currentColor">learning rate (logarithmic); final loss upwards</text>'
+        'fill="currentColor">final loss against learning rate</text>'
     )
     if not math.isnan(optimum):
         at = x(math.log2(optimum))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flerm_experiments.sweep.job_outcome import duration
 from flerm_experiments.sweep.loss_drawing import loss_drawing
 from flerm_experiments.sweep.tune import BaseAnswer, TunedRun
 
@@ -26,7 +27,13 @@ class Section:
 
 def sections(run: TunedRun) -> list[Section]:
     """What the report says."""
-    return [_answer(run), _curve(run), _cost(run), _matched(run)]
+    return [
+        _answer(run),
+        _curve(run),
+        _cost(run),
+        _matched(run),
+        Section("What the dry run said", (), printed=run.dry_run),
+    ]
 
 
 def markdown(run: TunedRun) -> str:
@@ -49,7 +56,8 @@ def page(run: TunedRun) -> str:
     for section in sections(run):
         parts.append(f"<h2>{html.escape(section.heading)}</h2>")
         parts += [f"<p>{html.escape(each)}</p>" for each in section.sentences]
-        parts.append(section.drawing)
+        if section.drawing:
+            parts.append(f"<div>{section.drawing}</div>")
         if section.table:
             parts.append(_html_table(section.table))
         if section.printed:
@@ -104,7 +112,10 @@ def _curve(run: TunedRun) -> Section:
     big = [] if math.isinf(run.big.loss) else [(run.base.lr, run.big.loss)]
     return Section(
         "The base's curve",
-        (f"Rates are {_spacing(run)}; losses are means over {run.base.row.seeds} seeds.",),
+        (
+            f"Rates are {_spacing(run)}; losses are means over "
+            f"{_count(run.base.row.seeds, 'seed')}.",
+        ),
         drawing=loss_drawing(curve, big, run.base.row.optimum),
         table=tuple(rows),
     )
@@ -118,26 +129,26 @@ def _cost(run: TunedRun) -> Section:
     runs, spent = run.base.row.runs, run.base.row.seconds
     whole = runs * run.big.seconds
     rows = (
-        ("what", "runs", "hours"),
-        ("sweep of the base", f"{runs}", _hours(spent)),
-        ("the big run", "1", _hours(run.big.seconds)),
-        ("together", f"{runs + 1}", _hours(spent + run.big.seconds)),
-        ("a sweep of the big model", f"{runs}", _hours(whole)),
+        ("what", "runs", "time"),
+        ("sweep of the base", f"{runs}", duration(spent)),
+        ("the big run", "1", duration(run.big.seconds)),
+        ("together", f"{runs + 1}", duration(spent + run.big.seconds)),
+        ("a sweep of the big model", f"{runs}", duration(whole)),
     )
     return Section(
         "Cost",
         (
-            f"The base was trained {runs} times in {_hours(spent)} hours, the big model once in "
-            f"{_hours(run.big.seconds)}.",
-            f"A sweep of the big model at as many rates and seeds would have cost {_hours(whole)} "
-            "hours, at the time of the big run each.",
+            f"The base was trained {_count(runs, 'time')} in {duration(spent)}, the big model once "
+            f"in {duration(run.big.seconds)}.",
+            f"A sweep of the big model with as many runs would have cost {duration(whole)}.",
+            "A run's time is that from its first measurement to its end.",
         ),
         table=rows,
     )
 
 
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.2f}" if seconds >= 360 else f"{seconds / 3600:.4f}"
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _matched(run: TunedRun) -> Section:
@@ -153,12 +164,12 @@ def _matched(run: TunedRun) -> Section:
     ]
     alone = [name for name, multiplier in run.multipliers.items() if multiplier == 1.0]
     sentences = (
-        f"{len(run.multipliers) - len(alone)} of {len(run.multipliers)} tensors were matched to "
-        f"{len(run.sources)} recordings of the base: {', '.join(run.sources)}.",
-        *((f"Left at the base's rate: {', '.join(alone)}.",) if alone else ()),
-        "The dry run before the training said:",
+        f"{len(run.multipliers) - len(alone)} of {len(run.multipliers)} tensors have a multiplier "
+        f"other than 1. The targets are of {_count(len(run.sources), 'recording')} of the base: "
+        f"{', '.join(run.sources)}.",
+        *((f"At the base's rate: {', '.join(alone)}.",) if alone else ()),
     )
-    return Section("What was matched", sentences, table=tuple(rows), printed=run.dry_run)
+    return Section("What was matched", sentences, table=tuple(rows))
 
 
 def _html_table(table: Sequence[Row]) -> str:
@@ -186,7 +197,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .25rem .75rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 pre { overflow-x: auto; font-size: .85rem; } p { overflow-wrap: anywhere; }
-svg { width: 100%; max-width: 44rem; height: auto; font: 12px system-ui, sans-serif; }
+svg { width: 100%; min-width: 32rem; max-width: 44rem; height: auto; }
+svg { font: 12px system-ui, sans-serif; }
 </style>
 </head>
 <body>
