@@ -87,6 +87,16 @@ class Best:
         """
         return self.optimum if self.next_lr == self.optimum else self.lr
 
+    @property
+    def suggested_rates(self) -> tuple[float, ...]:
+        """The rates to try next, the most useful first; empty where the curve is settled.
+
+        They may be trained at once.
+        """
+        if len(self.points) == 1:
+            return (2 * self.lr, self.lr / 2)
+        return () if self.next_lr == self.optimum else (self.next_lr,)
+
 
 def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
     """The best rate of a family's recordings. Recordings without their parameters are enough.

@@ -31,6 +31,10 @@ def best(
     ] = "plain",
     optimizer: Optimizer = "",
     tag: Tag = None,
+    suggest: Annotated[
+        bool,
+        typer.Option("--suggest", help="print the rates to try next as JSON; none: settled"),
+    ] = False,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
@@ -42,6 +46,10 @@ def best(
         found = connected.best(
             family, role=role, variant=variant, optimizer=optimizer, tags=tags_of(tag)
         )
+    if suggest:
+        rates = found.suggested_rates
+        print_json({"rates": rates, "settled": not rates, "lr": found.rate, "why": found.advice})
+        return
     if as_json:
         print_json(found)
         return

@@ -129,6 +129,14 @@ def test_best(sweep, capsys):
     assert code == 0 and f"{family}: use lr 0.002" in out and "next: lr" in out
 
 
+def test_best_suggests_what_a_tuner_tries_next(sweep, capsys):
+    family, _ = sweep
+    assert main(["best", family, "--suggest"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told.keys() == {"rates", "settled", "lr", "why"}
+    assert told["settled"] == (not told["rates"])
+
+
 def test_targets(sweep, capsys):
     family, recording_id = sweep
     found = answer(capsys, "targets", family, "2e-3", "--step", "101")

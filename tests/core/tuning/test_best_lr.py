@@ -133,3 +133,14 @@ def test_recordings_are_chosen_by_role_variant_optimiser_and_tags() -> None:
     ):
         best_of(mixed, BestQuery(family="demo"))
     assert best_of(mixed, BestQuery(family="demo", optimizer="SGD")).loss == 2.5
+
+
+def test_the_rates_to_try_next_are_named_until_the_curve_is_settled() -> None:
+    def suggested(*exponents: float) -> list[float]:
+        best = best_rate("demo", bowl(-7.7, *exponents))
+        return [math.log2(rate) for rate in best.suggested_rates]
+
+    assert suggested(-9) == [-8, -10]
+    assert suggested(-9, -8) == [-7]
+    assert suggested(-10, -8, -6) == [-7]
+    assert suggested(-9, -8, -7) == []
