@@ -1,7 +1,7 @@
-"""The mathematics of function-space learning rates (arXiv 2502.17405). Knows no network and no
-database; needs numpy only.
+"""The mathematics of function-space learning rates (arXiv 2502.17405).
 
-`flerm_core.measure` alone imports torch.
+It knows no network and no database, and needs numpy only. `flerm_core.measure` alone imports
+torch.
 """
 
 from flerm_core.matching.match import match_targets

@@ -38,8 +38,9 @@ def steps_of(steps: ArrayLike) -> NDArray[np.int64]:
 
 
 def values_of(values: ArrayLike, rows: int, columns: int) -> NDArray[np.float32]:
-    """FSLRs [rows, columns] as float32: finite from 0, or NaN. Raises `InvalidInput` for anything
-    else.
+    """FSLRs [rows, columns] as float32: finite from 0, or NaN.
+
+    Raises `InvalidInput` for anything else.
     """
     with np.errstate(
         over="ignore"
@@ -65,8 +66,9 @@ def values_of(values: ArrayLike, rows: int, columns: int) -> NDArray[np.float32]
 def column_of(
     field: str, values: ArrayLike | None, rows: int, missing: float, dtype: type[np.generic]
 ) -> NDArray[Any]:
-    """`values` [rows] as `dtype`; None: `missing` for every row. Raises `InvalidInput` for another
-    shape.
+    """`values` [rows] as `dtype`; None: `missing` for every row.
+
+    Raises `InvalidInput` for another shape.
     """
     found = np.full(rows, missing, dtype) if values is None else np.asarray(values, dtype)
     if found.shape != (rows,):

@@ -16,7 +16,7 @@ def open_private(
 ) -> IO[Any]:
     """`open` for writing. A file that it makes is readable by its owner alone, whatever the umask.
 
-    `follow`: whether `path` may be a symbolic link; otherwise `OSError` is raised for one.
+    follow: whether `path` may be a symbolic link; otherwise `OSError` is raised for one.
     """
     more = os.O_CLOEXEC if follow else os.O_CLOEXEC | os.O_NOFOLLOW
 

@@ -13,8 +13,9 @@ Array = NDArray[np.float64]
 
 
 def interpolate_rows(steps: NDArray[np.int64], values: NDArray[np.float32], asked: Array) -> Array:
-    """`values` [T, L], measured at `steps` [T], at the steps `asked` [S]: float64 [S, L]. See
-    `Trajectory.resampled`.
+    """The `values` [T, L] of `steps` [T] at the steps `asked` [S]: float64 [S, L].
+
+    `Trajectory.resampled` has the rules.
     """
     result = np.full((len(asked), values.shape[1]), np.nan)
     if not len(steps):
@@ -75,8 +76,9 @@ def geometric_mean(stack: Array) -> Array:
 
 
 def log_spread(stack: Array) -> Array:
-    """The sample standard deviation of ln FSLR over axis 0 of [seeds, ...]; NaN where fewer than
-    two values are positive.
+    """The sample standard deviation of ln FSLR over axis 0 of [seeds, ...].
+
+    NaN where fewer than two values are positive.
     """
     logs, count = _logs(stack)
     known = np.where(np.isnan(logs), 0.0, logs)

@@ -70,8 +70,11 @@ _FEED_FORWARD = re.compile(
 
 
 def band_of(name: str, shape: Sequence[int], module_kind: str = "") -> str:
-    """The band (one of `BANDS`) of a parameter, by its canonical name, its shape and its module's
-    class name.
+    """The band of a parameter, one of `BANDS`.
+
+    name: its canonical name.
+    shape: its shape.
+    module_kind: the class name of the module that holds it; "": not known.
 
     Knows the names of GPT-2, Llama, BERT, T5, timm and torch.nn modules. A fused query-key-value
     projection is `query/key`; the bias of a norm is `norm`. A matrix whose name is not known is

@@ -27,10 +27,10 @@ Shapes = Sequence[Sequence[int]]
 
 
 def canonical(name: str) -> str:
-    """`name` as the unwrapped model has it, without the components that DDP, FSDP, torch.compile
-    and checkpointing add.
+    """`name` as the unwrapped model has it.
 
-    PEFT's leading `base_model.model.` is removed too, and so is its adapter name `default`
+    The components that DDP, FSDP, torch.compile and checkpointing add are removed. PEFT's leading
+    `base_model.model.` is removed too, and so is its adapter name `default`
     (`lora_A.default.weight`). A name that consists of wrappers only stays as it is.
     """
     path = [part for part in name.split(".") if part not in _WRAPPERS]
@@ -82,8 +82,9 @@ def as_axes(blocks: str | Iterable[str] | None) -> tuple[str, ...]:
 
 
 class _AxisNode(dict[str, "_AxisNode"]):
-    """The axes or templates that begin with one path, by their next component. `axis`: the one
-    that ends here, or empty.
+    """The axes or templates that begin with one path, by their next component.
+
+    axis: the one that ends here, or empty.
     """
 
     axis = ""
@@ -160,9 +161,7 @@ def expand(template: str, names: Iterable[str]) -> list[str]:
 
 
 def expand_all(templates: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
-    """The tensors among `names` that belong to each of the depth groups `templates`, in their
-    order.
-    """
+    """The tensors among `names` of each of the depth groups `templates`, in their order."""
     found: dict[str, list[str]] = {template: [] for template in templates}
     tree = _axis_tree(tuple(found))
     for name in names:

@@ -67,8 +67,10 @@ def tokens_at(
 ) -> NDArray[np.float64]:
     """The tokens that a run had seen by the steps `asked` [S]: float64 [S].
 
-    steps, tokens: as in `step_at`; at least one count is known. The result is linear between known
-    counts, and beyond them it grows by the run's tokens per step.
+    steps, tokens: as in `step_at`; at least one count is known.
+
+    The result is linear between known counts, and beyond them it grows by the run's tokens per
+    step.
     """
     at, seen = steps[tokens >= 0], tokens[tokens >= 0]
     per_step = (seen[-1] - seen[0]) / (at[-1] - at[0]) if len(at) > 1 else seen[0] / max(at[0], 1)

@@ -28,7 +28,7 @@ class Trajectory:
     """FSLRs of L parameters at T optimiser steps of one run.
 
     names [L]: canonical names. A name with `*` for block numbers is a depth group; its FSLR is that
-    of a joint change.
+        of a joint change.
     shapes [L]: of the parameters; () for a depth group.
     steps: int64 [T], ascending, counted from 1.
     values: float32 [T, L] in output units per unit learning rate; NaN: unmeasured.
@@ -124,11 +124,12 @@ class Trajectory:
         return f"Trajectory({len(self.names)} parameters, {len(self)} rows{span})"
 
     def figure(self, pattern: str = "") -> dict[str, Any]:
-        """The FSLRs over steps as a plotly figure dictionary:
-        `plotly.graph_objects.Figure(trajectory.figure())`.
+        """The FSLRs over steps as a plotly figure dictionary.
+
+        `plotly.graph_objects.Figure(trajectory.figure())` draws it.
 
         pattern: a shell-style pattern of tensors that get lines of their own. See
-        `flerm_core.figures.fslr_figure`.
+            `flerm_core.figures.fslr_figure`.
         """
         return fslr_figure(self, self.select(pattern).names if pattern else ())
 
@@ -157,8 +158,9 @@ class Trajectory:
     __hash__ = None  # type: ignore[assignment]
 
     def at(self, step: float | None = None) -> dict[str, float]:
-        """Name to FSLR at `step` (None: the first row), NaN where a tensor had not been measured by
-        then. See `resampled`.
+        """Name to FSLR at `step`; None: the first row.
+
+        NaN where a tensor had not been measured by then. Between rows as in `resampled`.
         """
         if not len(self):
             raise NotFound(f"step: {step} asked of a trajectory without rows")
@@ -266,8 +268,9 @@ class Trajectory:
         the average.
 
         ema_decay: in [0, 1), the weight of the row before; 0 changes nothing. The average lags:
-        with 0.9 and a measurement every 100 steps a falling FSLR reads about twice too high. Raises
-        `InvalidInput` for a value out of range.
+            with 0.9 and a measurement every 100 steps a falling FSLR reads about twice too high.
+
+        Raises `InvalidInput` for a value out of range.
         """
         if not 0 <= ema_decay < 1:
             raise InvalidInput(
@@ -286,15 +289,14 @@ class Trajectory:
 
     @classmethod
     def average(cls, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, NDArray[np.float64]]:
-        """The geometric mean of several seeds of one model, and their spread (docs/decisions.md,
-        7).
+        """The geometric mean of several seeds of one model, and their spread.
 
-        The spread is the standard deviation of ln FSLR over the seeds, float64 [T, L]; NaN where
-        fewer than two seeds measured. Runs that were measured at different steps are all read at
-        the union of their steps. A seed that did not measure a tensor does not count for that
-        tensor. Losses and learning rates are averaged over the seeds that logged them; tokens stay
-        where all seeds agree, and are -1 elsewhere. Raises `InvalidInput` when there are no
-        trajectories or their parameters differ.
+        docs/decisions.md, 7, has the reasons. The spread is the standard deviation of ln FSLR over
+        the seeds, float64 [T, L]; NaN where fewer than two seeds measured. Runs that were measured
+        at different steps are all read at the union of their steps. A seed that did not measure a
+        tensor does not count for that tensor. Losses and learning rates are averaged over the seeds
+        that logged them; tokens stay where all seeds agree, and are -1 elsewhere. Raises
+        `InvalidInput` when there are no trajectories or their parameters differ.
         """
         if not trajectories:
             raise InvalidInput("trajectories: none given; an average needs at least one")
@@ -320,11 +322,11 @@ class Trajectory:
         return mean, log_spread(stack)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """A pandas DataFrame indexed by `step`: columns `loss`, `learning_rate`, `tokens`, then a
-        column for each parameter.
+        """A pandas DataFrame indexed by `step`.
 
-        What was not logged or measured is missing (NaN; <NA> for tokens). Raises `Unsupported`
-        where pandas is not installed.
+        Its columns are `loss`, `learning_rate`, `tokens`, then one for each parameter. What was not
+        logged or measured is missing (NaN; <NA> for tokens). Raises `Unsupported` where pandas is
+        not installed.
         """
         return _trajectory_formats.to_dataframe(self)
 
@@ -345,9 +347,7 @@ class Trajectory:
 
 
 def thin(rows: int, max_points: int) -> NDArray[np.int64]:
-    """The indices of at most `max_points` of `rows` rows, evenly spread, the first and the last
-    among them.
-    """
+    """The indices of at most `max_points` of `rows` rows, evenly spread, both ends included."""
     if rows <= max_points:
         return np.arange(rows)
     if max_points == 1:

@@ -40,8 +40,11 @@ class PaperRecording:
 def read_ptnorms(path: Path, *, every: int = 100) -> PaperRecording:
     """Reads a `.ptnorms` file. Only plain values are read, and no code is run.
 
-    every: steps between measurements. Learning rate and seed come from a file name like the paper's
-    (`…_lr_0.001_seed_3.ptnorms`). The file has no shapes, so those of the trajectory are empty.
+    every: steps between measurements.
+
+    Learning rate and seed come from a file name like the paper's (`…_lr_0.001_seed_3.ptnorms`). The
+    file has no shapes, so those of the trajectory are empty.
+
     Raises `InvalidInput` for a file that is not of this form.
     """
     found = _load(path)

@@ -60,7 +60,10 @@ def curves_of(recordings: Iterable[Recording]) -> list[Curve]:
 
 
 class ScaledRun(NamedTuple):
-    """A run with what `curves_of` tells curves apart by. config: settings of the model."""
+    """A run, with all by which it belongs to one curve or another.
+
+    config: settings of the model.
+    """
 
     role: str
     variant: str
@@ -69,8 +72,9 @@ class ScaledRun(NamedTuple):
 
 
 def curves_of_runs(runs: Iterable[ScaledRun]) -> list[Curve]:
-    """`curves_of` where no recordings are at hand. Runs that share one mapping as their config are
-    handled fastest.
+    """`curves_of` for runs instead of recordings.
+
+    Runs that share one mapping as their config are handled fastest.
     """
     found = list(runs)
     configs = {id(each.config): each.config for each in found}

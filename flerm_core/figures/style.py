@@ -59,13 +59,14 @@ def numbers(values: Iterable[float]) -> list[float | None]:
 
 
 def positive(values: Iterable[float]) -> list[float | None]:
-    """The same for a logarithmic axis: what is not above 0 is a gap."""
+    """Values as a trace on a logarithmic axis carries them: what is not above 0 is a gap."""
     return [number(value) if value > 0 else None for value in values]
 
 
 def text(words: str) -> str:
-    """Text from outside as plotly may show it: it reads tags and some entities (quotes' not), and
-    never writes attributes.
+    """Text from outside, escaped for plotly.
+
+    Plotly reads tags and some entities (not those of quotes), and writes no text into attributes.
     """
     return html.escape(words, quote=False)
 
@@ -86,8 +87,9 @@ def axis(title: str, *, log: bool = False, **more: Any) -> dict[str, Any]:
 
 
 def log_axis(title: str, traces: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """A logarithmic axis for the `y` of traces: labels at 1, 2 and 5 over few decades, at powers of
-    ten over many.
+    """A logarithmic axis for the `y` of traces.
+
+    Its labels are at 1, 2 and 5 over few decades, at powers of ten over many.
     """
     values = [value for trace in traces for value in trace["y"] if value is not None]
     # As many labels as make plotly choose so, here and where one zooms in; with a few more it would

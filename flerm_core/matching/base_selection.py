@@ -28,7 +28,7 @@ class BaseRecordingIndex(Protocol):
     def statuses(self, lr: float | None = None) -> Counter[str]:
         """How many recordings there are of each status.
 
-        `lr`: only those at this learning rate.
+        lr: only those at this learning rate.
         """
 
     def tag_values(self, key: str, tags: Mapping[str, str]) -> set[str]:
@@ -48,8 +48,9 @@ class BaseRecordingIndex(Protocol):
         *,
         down: bool = False,
     ) -> Iterator[float]:
-        """The distinct learning rates of recordings with one of `keys`: from `start` on, ascending;
-        `down`: below it, descending.
+        """The distinct learning rates of recordings with one of `keys`, from `start` on, ascending.
+
+        down: the rates below `start` instead, descending.
         """
 
     def newest_per_seed(
@@ -59,10 +60,9 @@ class BaseRecordingIndex(Protocol):
         lr_min: float,
         lr_max: float,
     ) -> list[Recording]:
-        """The newest recording of each seed, with one of `keys` and a learning rate from `lr_min`
-        to `lr_max`.
+        """The newest recording of each seed; older ones may be among them.
 
-        Older recordings may be among them.
+        They have one of `keys` and a learning rate from `lr_min` to `lr_max`.
         """
 
 
@@ -257,7 +257,8 @@ def _answering_rates(
 ) -> list[float]:
     """The rates that answer the query: one, or the two that it lies between.
 
-    `near`: the rates nearest to the query's, ascending, at least one."""
+    near: the rates nearest to the query's, ascending, at least one.
+    """
     same = next((rate for rate in near if same_lr(rate, query.lr)), None)
     if same is not None:
         return [same]

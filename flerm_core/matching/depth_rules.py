@@ -1,5 +1,6 @@
-"""Depth rules: which targets the B blocks of a base model give to the B' blocks of another model
-(docs/method.md, "Depth").
+"""Depth rules: which targets the B blocks of a base give to the B' blocks of another model.
+
+docs/method.md, "Depth", has the mathematics.
 
 A rule works on one depth group at a time. A new rule needs its function, an entry in `DEPTH_RULES`,
 and its name in `flerm_core.records.queries.DEPTH_RULE_NAMES`.
@@ -26,7 +27,7 @@ class DepthGroup:
 
     template: the group's name (`layers.*.attn.q.weight`).
     base, target: the group's tensors in each model by their block numbers (one number per axis),
-    ascending.
+        ascending.
     joint_name: the name under which the base's recording may hold the FSLR of a joint change.
     joint_members: the base's tensors whose joint change that is. They are those of `base`. A
         recording that holds only the joint change along more axes (all experts of all layers) has
@@ -57,8 +58,7 @@ name.
 
 
 def split(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, Array]:
-    """The paper's rule: target block j of B' takes the base's FSLR on the interval [j/B',
-    (j+1)/B').
+    """The paper's rule: target block j takes the base's FSLR on the interval [j/B', (j+1)/B').
 
     The FSLR of each base block is spread evenly over the block's own interval. So B' = kB gives
     FSLR/k to each of the k blocks, and every other ratio, shallower models too, keeps the total.
@@ -86,8 +86,9 @@ def coherent(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[st
 
 
 def root(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, Array]:
-    """`coherent` with ρ = 0: blocks change the output independently of each other. B' = kB gives
-    F/√k to each block.
+    """`coherent` with ρ = 0: blocks change the output independently of each other.
+
+    B' = kB gives F/√k to each block.
     """
     return _rescaled(group, columns, 0.0)
 

@@ -1,6 +1,4 @@
-"""From a base model's FSLRs to the targets of another model, and from targets to multipliers of
-learning rates.
-"""
+"""From a base's FSLRs to the targets of another model, and from targets to multipliers."""
 
 from __future__ import annotations
 
@@ -55,8 +53,9 @@ MAX_ROWS = 256  # of a run, enough for a mean over it
 
 
 def depth_rule(depth: str) -> DepthRule:
-    """The rule called `depth`; "" is the default rule. Raises `InvalidInput` for a name that is not
-    in `DEPTH_RULES`.
+    """The rule called `depth`; "" is the default rule.
+
+    Raises `InvalidInput` for a name that is not in `DEPTH_RULES`.
     """
     rule = DEPTH_RULES.get(depth or DEFAULT_DEPTH)
     if rule is None:
@@ -72,8 +71,7 @@ def match_targets(
     blocks: str | Iterable[str] | None = None,
     depth: str = DEFAULT_DEPTH,
 ) -> dict[str, float]:
-    """Target FSLRs for the parameters of another model of the family, from one recording of the
-    base.
+    """Target FSLRs for another model of the family, from one recording of the base.
 
     A token embedding and a readout that one of the models ties answer for each other
     (`carry_over_tied`). Where both models have equally many blocks, the target of a tensor is the
@@ -82,10 +80,10 @@ def match_targets(
 
     trajectory: the base's FSLRs.
     names: the other model's parameters. They may carry the prefixes of wrappers, and are answered
-    as they were given.
+        as they were given.
     step: the step of the base; None: its first row.
     blocks: the axes that count blocks ("layers.*"), one or several; None: those on which the names
-    of both models differ.
+        of both models differ.
     depth: the name of a rule in `DEPTH_RULES`.
 
     A target is NaN where the base had not measured that tensor by that step. Raises `NotFound` for
@@ -105,8 +103,9 @@ def match_targets(
 
 
 def thinned_columns(trajectory: Trajectory) -> Mapping[str, NDArray[np.float32]]:
-    """A base's columns over its whole run, as `match_rows` needs them; of a long run 256 rows,
-    evenly spread.
+    """A base's columns over its whole run, as `match_rows` needs them.
+
+    Of a long run they have 256 rows, evenly spread.
     """
     rows = trajectory.thinned(MAX_ROWS)
     return dict(zip(rows.names, rows.values.T, strict=True))
@@ -126,7 +125,7 @@ def match_rows(
     base: name to the base's FSLRs at these steps, float64 [T].
     names: as in `match_targets`.
     whole_run: the base's columns over its whole run (`thinned_columns`), whichever steps are asked
-    for.
+        for.
     bands: the base's bands by name. They guard axes that were found rather than given: an axis
         along which a depth group mixes several bands counts layers of different kinds (a plain MLP
         in a `torch.nn.Sequential`), and is refused.
@@ -274,9 +273,9 @@ def _close_names(name: str, tensors: Sequence[str]) -> list[str]:
 class Multipliers:
     """What the learning rate of each tensor is multiplied by.
 
-    values: tensor to multiplier. The names of tensors that kept their multiplier, and why, sorted:
-    `unmeasured` and `noisy`.
-    clamped: the tensors whose multiplier was bounded.
+    values: tensor to multiplier.
+    unmeasured, noisy: the tensors that kept their multiplier for this reason, sorted.
+    clamped: the tensors whose multiplier was bounded, sorted.
     """
 
     values: dict[str, float]
@@ -293,12 +292,11 @@ def multipliers(
     clamp: tuple[float, float] = (1 / 4096, 4096.0),
     only: Collection[str] = (),
 ) -> Multipliers:
-    """m = target / measured (Eq. 19), rounded to 1/16 octave, for every tensor in `measured` or
-    `targets`.
+    """m = target / measured (Eq. 19), rounded to 1/16 octave, for every tensor of either mapping.
 
     targets, measured: tensor to FSLR. Depth groups among them are passed over.
-    previous: tensor to the multiplier in force, which a tensor keeps that is left alone; where
-    there is none, 1.
+    previous: the multipliers in force, by tensor. A tensor that is left alone keeps its own; 1
+        where it has none.
     clamp: the least and the greatest multiplier.
     only: where there are any, all other tensors are left alone.
 

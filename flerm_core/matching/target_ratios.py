@@ -1,6 +1,4 @@
-"""Two recordings beside each other: each tensor's FSLR over the target that the other recording
-gives the tensor.
-"""
+"""The FSLRs of one recording over the targets that another gives for them."""
 
 from __future__ import annotations
 
@@ -15,11 +13,12 @@ from flerm_core.trajectory import Trajectory
 
 
 def target_ratios(base: Trajectory, other: Trajectory, *, blocks: Sequence[str] = ()) -> Trajectory:
-    """The FSLRs of `other` over the targets that `base` gives for the same steps: 1 is matched, NaN
-    is unmeasured.
+    """The FSLRs of `other` over the targets that `base` gives for the same steps.
+
+    1 is matched, NaN is unmeasured.
 
     base: the recording that targets are taken from, by the default depth rule. Steps beyond its
-    last are compared with its last.
+        last are compared with its last.
     other: a recording of a model of the same family. Its depth groups are left out.
     blocks: the family's axes; empty: found from the names.
 

@@ -1,6 +1,4 @@
-"""Targets: the FSLRs that a matched run aims for, computed from base recordings for the asking
-model.
-"""
+"""Targets: the FSLRs that a matched run aims for, computed from base recordings."""
 
 from __future__ import annotations
 
@@ -57,9 +55,9 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
     seeds: how many recordings were averaged, at the learning rate where there are fewest.
     digest: `targets_digest` of names, steps and table.
     final_step: the step at which the longest of the base runs ended; its last measured step where
-    the run did not tell.
+        the run did not tell.
     final_tokens: the tokens that the base runs saw by their end, at most; None where a run did not
-    tell.
+        tell.
     """
 
     family: str
@@ -110,11 +108,12 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
         tokens: Reading | None = None,
         fraction: Reading | None = None,
     ) -> dict[str, float]:
-        """Tensor to FSLR at a position given by one of three clocks; by none of them: the first
-        row.
+        """Tensor to FSLR at a position that one of three clocks gives; else of the first row.
 
-        step, tokens, fraction: as in `step_at`. Between rows the logarithm of the FSLR is linear in
-        the step. After the last row its values hold. Raises as `step_at` does.
+        step, tokens, fraction: as in `step_at`.
+
+        Between rows the logarithm of the FSLR is linear in the step. After the last row its values
+        hold. Raises as `step_at` does.
         """
         position = self.step_at(step=step, tokens=tokens, fraction=fraction)
         row = interpolate_rows(self.steps, self.table, np.array([position], np.float64))[0]
@@ -127,8 +126,7 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
         tokens: Reading | None = None,
         fraction: Reading | None = None,
     ) -> float:
-        """The base's step at a position given by one of three clocks; by none of them: the first
-        row's step.
+        """The base's step at a position that one of three clocks gives; else the first row's.
 
         step: the step itself.
         tokens: tokens seen by then.

@@ -32,8 +32,9 @@ def carry_over_tied(
     A tied tensor's FSLR is that of the joint change of its two uses. The two move the outputs
     almost independently (docs/method.md), so squares add up. Where the base alone is tied, the
     embedding and the readout get 1/√2 of the tied tensor's FSLR each. Where the other model alone
-    is tied, its tensor gets √(e² + r²) of the base's two; but only if all else of the base is asked
-    for too, because a question for some tensors does not tell what the model has.
+    is tied, its tensor gets √(e² + r²) of the base's two. This
+    holds only if all else of the base is asked for too: a question for some tensors does not tell
+    whether the model is tied.
     """
     embedding, readout = _only_two(base, asked, bands)
     if not (embedding and readout):

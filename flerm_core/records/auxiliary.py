@@ -41,8 +41,9 @@ class AuxiliaryColumns:
     def of(
         cls, steps: Sequence[int] | NDArray[np.int64], rows: Sequence[Auxiliary | None], width: int
     ) -> AuxiliaryColumns:
-        """The columns of `rows` [T] at `steps` [T], for `width` = L parameters; None: a row without
-        auxiliary values.
+        """The columns of `rows` [T] at `steps` [T], for `width` = L parameters.
+
+        A row that is None has no auxiliary values.
         """
         found = cls(np.array(steps, np.int64), {}, {})
         for at, row in enumerate(rows):

@@ -1,6 +1,4 @@
-"""Which recordings compare (same optimiser, same estimator), and which specification means a
-recording that exists.
-"""
+"""Which recordings compare, and which specifications mean one recording."""
 
 from __future__ import annotations
 
@@ -60,7 +58,7 @@ def refuse_other_recording(
     World size, versions, tags and the like may differ between the attempts of one recording; what
     is compared here may not.
 
-    `stored_digest`: that of the stored parameters, for a caller that holds `stored` without them.
+    stored_digest: that of the stored parameters, for a caller that holds `stored` without them.
     """
     there, here = comparability_of(stored), comparability_of(sent)
     digest = stored_digest or stored.parameters.digest

@@ -33,11 +33,10 @@ INFINITY_BITS = 0x7F800000
 
 
 def validate_measurements(rows: Sequence[Measurement], columns: int) -> None:
-    """The rows of one request, for `columns` parameters: steps from 0 and ascending, values finite
-    and from 0, or NaN.
+    """The rows of one request, for `columns` parameters.
 
-    Losses and learning rates must be finite where they are given; a client sends None for one that
-    is not a number.
+    Steps ascend from 0; values are finite and from 0, or NaN. Losses and learning rates must be
+    finite where they are given; a client sends None for one that is not a number.
     """
     check_count("measurements", rows, MAX_ROWS)
     previous = -1
@@ -52,8 +51,7 @@ def validate_measurements(rows: Sequence[Measurement], columns: int) -> None:
 
 
 def validate_batch(batch: MeasurementBatch, columns: int) -> None:
-    """`validate_measurements` for a batch in column form, about a hundred times faster for valid
-    rows.
+    """`validate_measurements` for a batch in column form, a hundred times faster for valid rows.
 
     Rows that the fast test does not recognise as valid go through `validate_measurements`, which
     alone has the rules and the error messages.

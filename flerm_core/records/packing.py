@@ -21,10 +21,10 @@ def pack(values: NDArray[np.floating] | Sequence[float]) -> bytes:
 
 
 def unpack(data: bytes, columns: int) -> NDArray[np.float32]:
-    """The float32 array [len(data) / (4 * columns), columns] that `pack` made; a read-only view of
-    `data`.
+    """The float32 array [len(data) / (4 * columns), columns] whose bytes `pack` made.
 
-    Raises `DataLoss` when the length is not a whole number of rows.
+    It is a read-only view of `data`. Raises `DataLoss` when the length is not a whole number of
+    rows.
     """
     if len(data) % (4 * columns if columns else 1):
         raise DataLoss(f"{len(data)} packed bytes are not whole rows of {columns} float32 values")

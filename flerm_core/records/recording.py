@@ -38,11 +38,10 @@ def now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class ParameterList:
-    """The parameters of a recording, which its vectors are indexed by: canonical names, shapes and
-    bands, all of one length.
+    """The parameters of a recording: canonical names, shapes and bands, all of one length.
 
-    A name with `*` in place of block numbers is a depth group: the joint change of its tensors. Its
-    shape is ().
+    Entry l of each of the recording's vectors belongs to parameter l. A name with `*` in place of
+    block numbers is a depth group: the joint change of its tensors. Its shape is ().
     """
 
     names: tuple[str, ...]
@@ -290,7 +289,8 @@ class Family:
 
 
 def same_lr(a: float, b: float) -> bool:
-    """Whether two learning rates are the same: equal to a relative 1e-9, so that a rate survives
-    being printed and read back.
+    """Whether two learning rates are the same: equal to a relative 1e-9.
+
+    A rate thus stays the same when it is printed and read back.
     """
     return math.isclose(a, b, rel_tol=1e-9)

@@ -1,6 +1,4 @@
-"""The best learning rate of a sweep, the spread of the optimum over seeds, and which rate to try
-next.
-"""
+"""The best learning rate of a sweep, its spread over seeds, and which rate to try next."""
 
 from __future__ import annotations
 
@@ -82,8 +80,9 @@ class Best:
 
     @property
     def rate(self) -> float:
-        """The rate to use now: the fitted optimum where nothing is left to try, else the best
-        recorded rate.
+        """The rate to use now.
+
+        It is the fitted optimum where nothing is left to try, else the best recorded rate.
         """
         return self.optimum if self.next_lr == self.optimum else self.lr
 
@@ -126,9 +125,7 @@ def best_of_runs(runs: Mapping[str, Sequence[SweepRun]], query: BestQuery) -> Be
 
 
 def loss_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
-    """Loss against learning rate, ascending by rate, of the runs that count; empty when no run
-    counts.
-    """
+    """Loss against learning rate, ascending by rate, of the runs that count."""
     return tuple(_point(rate, at) for rate, at in _curve(runs).items())
 
 

@@ -23,8 +23,9 @@ PART_VALUES = 1 << 20  # of resampled losses in memory
 class Shift:
     """How far an optimum lies from the base's.
 
-    octaves: log2 of the optimum over the base's optimum. low, high: its 90 % bootstrap interval
-    over the seeds of both curves; NaN where a curve has a single seed.
+    octaves: log2 of the optimum over the base's optimum.
+    low, high: its 90 % bootstrap interval over the seeds of both curves; NaN where a curve has a
+        single seed.
     """
 
     octaves: float
@@ -52,12 +53,13 @@ def complete_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
 
 
 def shift(runs: Iterable[SweepRun], base: Iterable[SweepRun]) -> Shift:
-    """The shift of the optimum of `runs` from that of `base`. Raises `NotFound` where a curve has
-    no finite loss.
+    """The shift of the optimum of `runs` from that of `base`.
 
     The interval is Efron's percentile bootstrap with a fixed stream of draws: the seeds of each
     curve are resampled with replacement, and each mean curve is fitted anew. With few seeds the
     interval is coarse: three seeds have ten different means.
+
+    Raises `NotFound` where a curve has no finite loss.
     """
     ours, theirs = list(runs), list(base)
     octaves = math.log2(curve_optimum(complete_curve(ours)) / curve_optimum(complete_curve(theirs)))

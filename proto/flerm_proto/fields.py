@@ -164,7 +164,7 @@ class MessageCodec(Generic[Value, Wire]):
     def _pair(self, field: Any, optional: bool, default: Any) -> None:
         """Notes how the field travels.
 
-        `default`: what an empty text stands for, if not empty.
+        default: what an empty text stands for, if not empty.
         """
         name, get = field.name, attrgetter(field.name)
         if optional and not field.has_presence:

@@ -60,8 +60,9 @@ class Server:
     def __init__(self, settings: Settings, stop_requested: threading.Event | None = None) -> None:
         """Opens the store and listens on both ports.
 
-        stop_requested: what `wait` waits for. Raises `Refused`, `InvalidInput` or `Unreachable`,
-        and then leaves nothing open.
+        stop_requested: what `wait` waits for.
+
+        Raises `Refused`, `InvalidInput` or `Unreachable`, and then leaves nothing open.
         """
         self.settings = settings
         self._stop_requested = stop_requested or threading.Event()

@@ -82,8 +82,8 @@ class Settings:
     allowed_origins: other sites whose pages may read REST (CORS), such as https://dash.example.
     recordings_per_token: how many recordings one token may start.
     keepalive_seconds: how long a gRPC peer may be silent before it is asked whether it is there.
-    connection_seconds: how old a gRPC connection grows before its client is asked to connect
-        again, so that the load spreads over servers that were added.
+    connection_seconds: how old a gRPC connection grows before its client is asked to connect again,
+        so that the load spreads over servers that were added.
     """
 
     db: str = DEFAULT_DB

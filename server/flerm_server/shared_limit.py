@@ -38,7 +38,9 @@ class SharedLimit:
     def take(self, caller: str, amount: int = 1, *, wait: float = 0.0) -> None:
         """Takes `amount` for `caller`: the id of a token, or the address of one without.
 
-        wait: for how many seconds to wait until there is enough. Raises `LimitExceeded`.
+        wait: for how many seconds to wait until there is enough.
+
+        Raises `LimitExceeded`.
         """
         deadline = time.monotonic() + wait
         with self._lock:

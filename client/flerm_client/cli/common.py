@@ -149,7 +149,7 @@ def transfer(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
     None where standard error is no terminal.
 
-    `what`: the text beside the bar.
+    what: the text beside the bar.
     """
     if not sys.stderr.isatty():
         yield None

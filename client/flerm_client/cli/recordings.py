@@ -85,7 +85,7 @@ def recordings(
 def as_plain(recording: Recording, *, parameters: bool = False) -> dict[str, Any]:
     """A recording in JSON's types: its specification and its state on one level.
 
-    `parameters`: whether the parameter list is included.
+    parameters: whether the parameter list is included.
     """
     content = flat_fields(recording)
     if not parameters:

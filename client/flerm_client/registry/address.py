@@ -52,7 +52,7 @@ class RegistryAddress:
     def refuse_open_token(self, token: str | None) -> None:
         """Raises `Unauthenticated` where a token is to be sent that others could read on its way.
 
-        `token`: the token that was given; None: the environment may have one.
+        token: the token that was given; None: the environment may have one.
         """
         given = token or os.environ.get("FLERM_TOKEN") or os.environ.get("FLERM_TOKEN_FILE")
         if self.is_open and given:

@@ -86,14 +86,14 @@ class RegistryBackend(ABC):
     ) -> Trajectory:
         """The rows of a recording that count, all attempts taken together.
 
-        `progress`: called with the number of rows received so far and the number to come in all.
+        progress: called with the number of rows received so far and the number to come in all.
         """
 
     @abstractmethod
     def auxiliary(
         self, recording_id: str, first_step: int | None, last_step: int | None
     ) -> AuxiliaryColumns:
-        """The auxiliary scalars and vectors of the same rows, both steps included."""
+        """The auxiliary scalars and vectors of the rows between two steps, both included."""
 
     @abstractmethod
     def targets(self, query: TargetQuery) -> Targets:

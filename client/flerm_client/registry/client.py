@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 class RegistryClient:
     """A registry: a server, or a folder of spool files. Also a context manager.
 
-    `address`: grpc://host:port, grpcs://host:port (TLS) or file:///folder; None: FLERM_REGISTRY.
-    `token`: the token itself; None: FLERM_TOKEN, else what the file FLERM_TOKEN_FILE holds.
-    `patience`: seconds for which a call is tried again while the registry cannot be reached. The
-    default of 10 covers the restart of a server. Every call may be repeated without harm.
+    address: grpc://host:port, grpcs://host:port (TLS) or file:///folder; None: FLERM_REGISTRY.
+    token: the token itself; None: FLERM_TOKEN, else what the file FLERM_TOKEN_FILE holds.
+    patience: seconds for which a call is tried again while the registry cannot be reached. The
+        default of 10 covers the restart of a server. Every call may be repeated without harm.
 
     Methods raise errors of `flerm_core.errors`, each with one sentence: `InvalidInput`, `NotFound`,
     `Unreachable`, and `Refused` with its subclasses. A client may be used after a fork: it opens a
@@ -94,8 +94,8 @@ class RegistryClient:
     ) -> Family:
         """Describes a family, for the first time or again.
 
-        `name`: "name" or "team/name".
-        `blocks`: the family's block axes, such as "layers.*".
+        name: "name" or "team/name".
+        blocks: the family's block axes, such as "layers.*".
 
         A family need not be registered: its first recording creates it.
         """
@@ -134,21 +134,21 @@ class RegistryClient:
     ) -> str:
         """Opens a recording, and returns its id. Starting the same id again changes nothing.
 
-        `family`: the family's name, "name" or "team/name".
-        `lr`: the base learning rate, the recording's key within the family.
-        `names`, `shapes`: the L tensors whose FSLRs will be appended.
-        `bands`: the kind of each tensor; None: found from names and shapes.
-        `seed`: the random seed of the run.
-        `role`: "base" for the model that is tuned, "scaled" for a larger one.
-        `variant`: "plain", "matched", or another name of how the run was trained.
-        `optimizer`, `optimizer_config`: class name and settings; targets are never mixed from
-        recordings that differ in them.
-        `config`: the model's configuration, JSON-like.
-        `estimator`: how FSLRs were measured; None: the default settings.
-        `tags`: labels to filter by.
-        `recording_id`: a UUID; None: a new one.
-        `resume_at`: the step from which a new attempt of the recording replaces the earlier rows;
-        None: the first attempt. Needs `recording_id`.
+        family: the family's name, "name" or "team/name".
+        lr: the base learning rate, the recording's key within the family.
+        names, shapes: the L tensors whose FSLRs will be appended.
+        bands: the kind of each tensor; None: found from names and shapes.
+        seed: the random seed of the run.
+        role: "base" for the model that is tuned, "scaled" for a larger one.
+        variant: "plain", "matched", or another name of how the run was trained.
+        optimizer, optimizer_config: class name and settings; targets are never mixed from
+            recordings that differ in them.
+        config: the model's configuration, JSON-like.
+        estimator: how FSLRs were measured; None: the default settings.
+        tags: labels to filter by.
+        recording_id: a UUID; None: a new one.
+        resume_at: the step from which a new attempt of the recording replaces the earlier rows;
+            None: the first attempt. Needs `recording_id`.
         """
         if resume_at is not None and recording_id is None:
             raise InvalidInput(
@@ -189,15 +189,15 @@ class RegistryClient:
         A row that is stored already with the same content is skipped. Raises `AlreadyExists` where
         a step is stored with other content.
 
-        `recording_id`: a recording that was started.
-        `steps`: the optimiser steps of the rows, counted from 1.
-        `values` [T, L]: FSLRs in the order of the recording's names, in output units per unit
-        learning rate; NaN: not measured.
-        `losses`, `learning_rates` [T]: the loss and the schedule's learning rate; NaN: not logged.
-        `tokens` [T]: the number of tokens seen so far.
-        `scalars`: further numbers by name, [T] each; NaN: none.
-        `vectors`: further numbers for each tensor by name, [T, L] each. The method `auxiliary`
-            reads scalars and vectors back.
+        recording_id: a recording that was started.
+        steps: the optimiser steps of the rows, counted from 1.
+        values [T, L]: FSLRs in the order of the recording's names, in output units per unit
+            learning rate; NaN: not measured.
+        losses, learning_rates [T]: the loss and the schedule's learning rate; NaN: not logged.
+        tokens [T]: the number of tokens seen so far.
+        scalars: further numbers by name, [T] each; NaN: none.
+        vectors: further numbers for each tensor by name, [T, L] each. The method `auxiliary` reads
+            scalars and vectors back.
         """
         rows = measurements(
             steps,
@@ -222,12 +222,12 @@ class RegistryClient:
     ) -> Recording:
         """Ends a recording. Idempotent.
 
-        `recording_id`: a recording that was started.
-        `status`: completed, diverged, failed or interrupted.
-        `final_loss`: the mean of the last logged losses; None: `best` leaves the recording out.
-        `final_step`: the last optimiser step; None: unknown.
-        `tokens`: the number of tokens seen in all; None: unknown.
-        `remarks`: sentences on what was not measured or matched, at most 20 of 1,000 characters.
+        recording_id: a recording that was started.
+        status: completed, diverged, failed or interrupted.
+        final_loss: the mean of the last logged losses; None: `best` leaves the recording out.
+        final_step: the last optimiser step; None: unknown.
+        tokens: the number of tokens seen in all; None: unknown.
+        remarks: sentences on what was not measured or matched, at most 20 of 1,000 characters.
         """
         ending = Ending(
             status=status,
@@ -241,8 +241,9 @@ class RegistryClient:
     def judge(self, recording_id: str, final_loss: float | None) -> Recording:
         """Adds the final loss of a run that is completed without one, found outside of the run.
 
-        `final_loss`: None for a loss that is not finite: the recording then counts as diverged. The
-        loss is kept as the end of a new attempt, in which nothing is measured.
+        final_loss: None for a loss that is not finite: the recording then counts as diverged.
+
+        The loss is kept as the end of a new attempt, in which nothing is measured.
         """
         found = self.recording(recording_id)
         last = max(found.final_step or 0, found.last_step)
@@ -291,10 +292,10 @@ class RegistryClient:
 
         They come without their parameters. A filter that is None lets every recording pass.
 
-        `family`, `role`, `variant`, `optimizer`, `status`: the field has exactly this value.
-        `lr_min`, `lr_max`: range of the base learning rate, both included.
-        `tags`: the recording has all of these tags.
-        `created_after`, `created_before`: range of the start time, the first included.
+        family, role, variant, optimizer, status: the field has exactly this value.
+        lr_min, lr_max: range of the base learning rate, both included.
+        tags: the recording has all of these tags.
+        created_after, created_before: range of the start time, the first included.
         """
         filters = RecordingFilter(
             family=family or "",
@@ -326,11 +327,11 @@ class RegistryClient:
     ) -> Trajectory:
         """The measured FSLRs [T, L] of a recording.
 
-        `first_step`, `last_step`: range of the steps, both included; None: no limit.
-        `pattern`: only parameters whose names match this shell-style pattern; empty: all.
-        `max_points`: the rows are thinned evenly to at most this number; 0: all rows.
-        `progress`: called after each message with the number of rows received and the number of
-        rows to come in all.
+        first_step, last_step: range of the steps, both included; None: no limit.
+        pattern: only parameters whose names match this shell-style pattern; empty: all.
+        max_points: the rows are thinned evenly to at most this number; 0: all rows.
+        progress: called after each message with the number of rows received and the number of rows
+            to come in all.
         """
         query = TrajectoryQuery(
             recording_id=recording_id,
@@ -346,7 +347,7 @@ class RegistryClient:
     ) -> AuxiliaryColumns:
         """The auxiliary scalars [T] and vectors [T, L] of a recording's rows, by name.
 
-        `first_step`, `last_step`: range of the steps, both included; None: no limit.
+        first_step, last_step: range of the steps, both included; None: no limit.
         """
         return self._backend.auxiliary(recording_id, first_step, last_step)
 
@@ -384,13 +385,13 @@ class RegistryClient:
     ) -> Targets:
         """Target FSLRs of a family at base learning rate `lr`.
 
-        `names`, `shapes`: the parameters of the model that asks; None: those of the base.
-        `step`: only the row at this step; None: all measured steps.
-        `policy`: `interpolate` between the recorded learning rates, `nearest` or `exact`.
-        `depth`: the rule for a model with another number of blocks; empty: the default rule.
-        `blocks`: the block axes, such as "layers.*"; None: found from the names.
-        `optimizer`, `optimizer_config`, `estimator`, `tags`: choose among recordings that differ in
-        these; a mixture raises `Ambiguous`.
+        names, shapes: the parameters of the model that asks; None: those of the base.
+        step: only the row at this step; None: all measured steps.
+        policy: `interpolate` between the recorded learning rates, `nearest` or `exact`.
+        depth: the rule for a model with another number of blocks; empty: the default rule.
+        blocks: the block axes, such as "layers.*"; None: found from the names.
+        optimizer, optimizer_config, estimator, tags: choose among recordings that differ in these;
+            a mixture raises `Ambiguous`.
         """
         query = TargetQuery(
             family=family,
@@ -419,8 +420,9 @@ class RegistryClient:
     ) -> Best:
         """The best base learning rate: recorded, fitted with its spread, and which to try next.
 
-        `role`, `variant`, `optimizer`, `tags`: only recordings with these. Raises `Ambiguous` where
-        several optimisers were used and none is named.
+        role, variant, optimizer, tags: only recordings with these.
+
+        Raises `Ambiguous` where several optimisers were used and none is named.
         """
         return self._backend.best(
             BestQuery(

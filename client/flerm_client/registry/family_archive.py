@@ -108,8 +108,10 @@ def _write_text(file: Path, text: str) -> None:
 
 
 def _plain_file(path: Path) -> Path:
-    """`path`. Raises `InvalidInput` for a link or a device: an archive comes from somebody else,
-    and names no file outside of it.
+    """`path`, if it is a plain file.
+
+    Raises `InvalidInput` for a link or a device: an archive comes from somebody else, and must name
+    no file outside of itself.
     """
     for each in (path.parent, path):
         kind = each.lstat().st_mode

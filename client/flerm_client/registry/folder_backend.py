@@ -1,5 +1,6 @@
-"""A folder of spool files as a registry (`file:///folder`): for notebooks, and for clusters without
-a network.
+"""A folder of spool files as a registry (`file:///folder`).
+
+It serves notebooks, and clusters without a network.
 
 The folder's answers are computed by the same functions of the core as a server's. Only one process
 at a time writes a recording.
@@ -113,7 +114,7 @@ class StoredRecording:
 class _OpenRecording:
     """A recording that this process is writing.
 
-    `stored`: the packed row of each step.
+    stored: the packed row of each step.
     """
 
     writer: SpoolWriter

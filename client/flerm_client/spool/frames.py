@@ -62,8 +62,8 @@ class FrameType(IntEnum):
 class Frame:
     """One valid frame.
 
-    `end`: the file offset after the frame.
-    `type`: a `FrameType`, or a number unknown here.
+    end: the file offset after the frame.
+    type: a `FrameType`, or a number unknown here.
     """
 
     type: int
@@ -90,7 +90,7 @@ def encode(frame_type: FrameType, payload: bytes) -> bytes:
 def parse(data: bytes, offset: int) -> tuple[list[Frame | Damage], int]:
     """The frames and damages in `data`, and the file offset of the tail.
 
-    `offset`: the file offset at which `data` begins.
+    offset: the file offset at which `data` begins.
     """
     found: list[Frame | Damage] = []
     position = 0

@@ -17,10 +17,10 @@ from typing import Any
 class ProcessOwner:
     """A process, identified so that a later process with the same pid is not mistaken for it.
 
-    `host`: host name.
-    `machine`: boot id and pid namespace.
-    `pid`: process id.
-    `started`: start time in clock ticks since boot; empty where the system does not tell it.
+    host: host name.
+    machine: boot id and pid namespace.
+    pid: process id.
+    started: start time in clock ticks since boot; empty where the system does not tell it.
     """
 
     host: str

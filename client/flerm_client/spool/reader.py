@@ -32,7 +32,7 @@ _BLOCK = 4 << 20
 class SpoolReader:
     """Iterates over the valid frames of a spool file.
 
-    `offset`: where to begin, 0 or the `end` of a frame that was read before.
+    offset: where to begin, 0 or the `end` of a frame that was read before.
 
     Iteration ends at the last whole frame. Iterate again to read what was written since. Damaged
     bytes between frames are skipped and listed in `damage`. Raises `DataLoss` when the file is no
@@ -109,7 +109,7 @@ class Origin:
 class SpoolContent:
     """The content of a spool file.
 
-    `tail`: the number of bytes after the last whole frame.
+    tail: the number of bytes after the last whole frame.
     """
 
     path: Path

@@ -43,8 +43,9 @@ def start_request(spec: RecordingSpec, attempt: Attempt) -> pb.StartRecordingReq
 
 
 def file_name(recording_id: str, attempt_id: str) -> str:
-    """The name of an attempt's spool file. Raises `InvalidInput` for ids that are no UUIDs: no id,
-    whoever gave it, chooses a path.
+    """The name of an attempt's spool file.
+
+    Raises `InvalidInput` for ids that are no UUIDs, so that no id chooses a path.
     """
     check_uuid("recording_id", recording_id)
     check_uuid("attempt_id", attempt_id)
@@ -63,8 +64,7 @@ def _flerm_version() -> str:
 class SpoolWriter:
     """Writes one attempt to a file of its own in `folder`. Not thread-safe.
 
-    `registry`: the address of the registry that the file is for. The file holds it for
-    `flerm sync`.
+    registry: the address of the registry that the file is for. The file holds it for `flerm sync`.
 
     After `start`, no method raises an error because of the disk. Rows that cannot be written are
     counted in `lost` and reported by one warning. A gap frame stands in the file for them as soon

@@ -143,7 +143,7 @@ def describe(
     A setting that differs between groups is a list of its values. What a group holds besides its
     class's arguments (the class's own state, a user's label) is no setting.
 
-    `independent_decay`: the decay is no part of the measured update, as the setting
+    independent_decay: the decay is no part of the measured update, as the setting
         `weight_decay_mode` then says.
     """
     name = "+".join(type(each).__name__ for each in optimizers)

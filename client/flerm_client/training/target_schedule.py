@@ -138,8 +138,8 @@ class TargetSchedule:
     ) -> Multipliers:
         """m = target / measured (Eq. 19) with the targets as of `base_step`.
 
-        `only`: the tensors that are matched; all others keep their `previous` multiplier. Empty:
-        all are matched.
+        only: the tensors that are matched; all others keep their `previous` multiplier. Empty: all
+            are matched.
         """
         targets = self.targets_at(base_step)
         return multipliers(targets, measured, previous=previous, clamp=self._clamp, only=only)

@@ -48,8 +48,8 @@ leaves a zombie.
 class DeliveryReport:
     """What became of a run's measurements.
 
-    `left`: how many are not in the registry.
-    `problem`: a sentence that says why and what to do; empty when all went well.
+    left: how many are not in the registry.
+    problem: a sentence that says why and what to do; empty when all went well.
     """
 
     left: int
@@ -125,11 +125,11 @@ class SpoolReporter:
     ) -> SpoolReporter:
         """Opens the attempt's spool file and starts the uploader.
 
-        `registry`: grpc://host:port, grpcs://host:port or file:///folder; None: FLERM_REGISTRY. A
-        folder is itself the registry: its spool files are written there, without an uploader.
-        `spec`, `attempt`: the recording, and the attempt of it that begins.
-        `token`: None: FLERM_TOKEN, else what the file FLERM_TOKEN_FILE holds.
-        `spool`: the folder of the spool file; None: `flerm_client.spool.default_folder`.
+        registry: grpc://host:port, grpcs://host:port or file:///folder; None: FLERM_REGISTRY. A
+            folder is itself the registry: its spool files are written there, without an uploader.
+        spec, attempt: the recording, and the attempt of it that begins.
+        token: None: FLERM_TOKEN, else what the file FLERM_TOKEN_FILE holds.
+        spool: the folder of the spool file; None: `flerm_client.spool.default_folder`.
 
         Raises `InvalidInput` for a wrong address, specification or spool folder. A registry that
         does not answer raises nothing.
@@ -274,7 +274,7 @@ class SpoolReporter:
     def _delivery_report(self, written: bool) -> DeliveryReport:
         """What became of the measurements.
 
-        `written`: whether the file holds the attempt's end.
+        written: whether the file holds the attempt's end.
         """
         rows, lost = self._writer.rows, self._writer.lost
         of = f"measurements of recording {self._recording_id}"

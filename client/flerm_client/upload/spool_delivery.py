@@ -56,11 +56,11 @@ def is_permanent(error: FlermError) -> bool:
 class SpoolDelivery:
     """The delivery of one file. Call `advance` until `done`.
 
-    `path`: the spool file.
-    `calls`: the calls to the registry.
-    `unfinished`: the status to report for an attempt whose file has no end because its process has
-    ended; None: wait until the end is written.
-    `keep`: do not move or remove the file, because its folder is a registry.
+    path: the spool file.
+    calls: the calls to the registry.
+    unfinished: the status to report for an attempt whose file has no end because its process has
+        ended; None: wait until the end is written.
+    keep: do not move or remove the file, because its folder is a registry.
     """
 
     def __init__(

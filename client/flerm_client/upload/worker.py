@@ -44,8 +44,8 @@ _POLL_SECONDS = 0.2  # without a pidfd, or after the parent has closed the socke
 class WakeupPoller:
     """Waits for a byte of the parent, the parent's end, or SIGTERM.
 
-    `parent`: the pid of the training process.
-    `stop_requested`: whether SIGTERM came.
+    parent: the pid of the training process.
+    stop_requested: whether SIGTERM came.
     """
 
     def __init__(self, parent: int) -> None:
@@ -118,9 +118,9 @@ class WakeupPoller:
 class Uploader:
     """Delivers the parent's file `path`, and then files of processes that have ended.
 
-    `calls`: the calls to the registry.
-    `poller`: waits for the parent.
-    `grace`: seconds to go on after the parent's end.
+    calls: the calls to the registry.
+    poller: waits for the parent.
+    grace: seconds to go on after the parent's end.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class Uploader:
     def _wait(self, pause: float | None) -> None:
         """Waits for the parent.
 
-        `pause`: seconds to wait after a failure; None without one.
+        pause: seconds to wait after a failure; None without one.
         """
         if pause is None:
             if self._poller.wait(self._lease_due - time.monotonic() if self.own.started else 60.0):

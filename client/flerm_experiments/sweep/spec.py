@@ -183,7 +183,9 @@ class Sweep:
     def part(self, which: str) -> Sweep:
         """What one job of a cluster does: the base alone (`base`), or the base and one cell.
 
-        which: `base`, or a cell's number, counted from 0. Raises `InvalidInput` for another.
+        which: `base`, or a cell's number, counted from 0.
+
+        Raises `InvalidInput` for another.
         """
         if which == "base":
             return replace(self, cells=())

@@ -105,8 +105,9 @@ def train_target(
 ) -> TunedRun:
     """Dry-runs the match on the big model, then trains it, unless the registry holds it.
 
-    say: gets the dry run's text before the training begins. Raises `FlermError` where one of the
-    two fails.
+    say: gets the dry run's text before the training begins.
+
+    Raises `FlermError` where one of the two fails.
     """
     sweep, command = answer.sweep, command_of(answer.sweep)
     cell = Cell(scale=command.target_scale, variant="matched")

@@ -31,7 +31,7 @@ METHODS: tuple[tuple[str, Callable[..., list[Tensor]]], ...] = (
 class NoDerivative(EstimatorNotApplicable):
     """A module cannot be differentiated by itself.
 
-    `reason`: what each method raised.
+    reason: what each method raised.
     """
 
     def __init__(self, module: nn.Module, reason: str) -> None:
@@ -45,8 +45,8 @@ class LocalDerivatives:
 
     n_methods: how many of `METHODS` may be used.
 
-    `failures`: module to what the methods raised that do not work for it, in the order of
-    `METHODS`. The method after these does.
+    failures: module to what the methods raised that do not work for it, in the order of `METHODS`.
+        The method after these does.
     """
 
     n_methods: int = len(METHODS)

@@ -31,10 +31,10 @@ class MeasurementRanks:
     groups: several process groups instead of `group`, one per mesh dimension. A sum over one group
         after the other is the sum over all ranks.
     model_parallel_groups: those of the groups whose ranks work on one batch (tensor parallel).
-    data_parallel_rank: this rank's number among those with batches of their own. Ranks that work
-        on one batch have the same number. Default: the rank in the first group.
-    lockstep: the ranks' forwards wait for each other (FSDP2, tensor parallel). A rank that fails
-        in a forward then cannot go on to the next reduction.
+    data_parallel_rank: this rank's number among those with batches of their own. Ranks that work on
+        one batch have the same number. Default: the rank in the first group.
+    lockstep: the ranks' forwards wait for each other (FSDP2, tensor parallel). A rank that fails in
+        a forward then cannot go on to the next reduction.
 
     `size` is the number of ranks. `is_rank0` is true on one rank: the one that talks to the
     registry. `broken` is true once a rank has failed alone, in lockstep: the others wait for that

@@ -246,7 +246,7 @@ def sharded_like(template: Tensor, values: Tensor) -> Tensor:
     """`values` expanded to the shape of `template` and sharded as it is, without communication.
 
     values: the same on all ranks, broadcastable to `template`. Returned as they are where
-    `template` is no DTensor.
+        `template` is no DTensor.
     """
     if not isinstance(template, DTensor):
         return values

@@ -253,8 +253,9 @@ class LayoutProbe:
     ) -> list[str]:
         """The tensors for which Σ_n c_n is not ⟨ΔW, ∂φ/∂W⟩ of a plain forward and backward.
 
-        start: that of the forward that gave `contributions`. Notes which tensors
-        move φ.
+        start: that of the forward that gave `contributions`.
+
+        Notes which tensors move φ.
         """
         gradient_sums = torch.zeros_like(contributions[:, 0])
         positions = self._contributions.positions

@@ -48,7 +48,7 @@ class AuthorizedStore(Store):
     """
 
     def __init__(self, store: Store, *, recordings_per_token: int = 0) -> None:
-        """`recordings_per_token`: how many recordings one token may start; 0: any number."""
+        """recordings_per_token: how many recordings one token may start; 0: any number."""
         self._store = store
         self._recordings_per_token = recordings_per_token
         self._group_commit = GroupCommit(store)
@@ -132,8 +132,8 @@ class AuthorizedStore(Store):
         """Stores a batch in a transaction that it shares with the batches of other callers.
 
         read: gives the batch; it is called once the principal may write to the recording. Raises
-        the store's refusal, `PermissionDenied`, and `NotFound` where a bound principal names no
-        recording of its family.
+            the store's refusal, `PermissionDenied`, and `NotFound` where a bound principal names no
+            recording of its family.
         """
         self._require(Scope.WRITE, recording_id)
         return self._group_commit.append(read())

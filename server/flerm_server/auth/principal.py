@@ -31,9 +31,9 @@ class Scope(IntEnum):
 class Principal:
     """Who makes a call.
 
-    `token_id`: the token that was presented; empty for anybody, on a registry without tokens.
-    `name`: the token's name.
-    `family`: the family, or the team with all its families, that the token is bound to; empty for a
+    token_id: the token that was presented; empty for anybody, on a registry without tokens.
+    name: the token's name.
+    family: the family, or the team with all its families, that the token is bound to; empty for a
         token that is bound to none.
     """
 

@@ -17,7 +17,7 @@ def etag_of(recordings: list[Recording], *parts: str) -> str | None:
     """The ETag of what is made of `recordings`; None while one of them may still change.
 
     parts: what else the answer depends on, such as its format. The ETag is weak, because the same
-    content may be sent gzipped or not.
+        content may be sent gzipped or not.
     """
     if not recordings or any(each.status not in FINAL_STATUSES for each in recordings):
         return None

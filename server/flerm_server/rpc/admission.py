@@ -34,7 +34,7 @@ class CallKind:
     """What the limits of a call depend on.
 
     method: `/package.Service/Method`. Whether the call's answers, and its messages, are a stream:
-    `streaming` and `requests`.
+        `streaming` and `requests`.
     """
 
     method: str
@@ -92,7 +92,9 @@ class Admission:
     def authenticate(self, method: str, authorization: str) -> Principal | None:
         """Whose call of `method` this is; None for a method that needs no token.
 
-        authorization: the metadata of that name. Raises `Unauthenticated` and `PermissionDenied`.
+        authorization: the metadata of that name.
+
+        Raises `Unauthenticated` and `PermissionDenied`.
         """
         needed = rpc_needs(method)
         if needed is None:

@@ -87,7 +87,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         admission: decides which calls reach their handler.
 
         open_threads: for calls that need no token, so that these and the others cannot take each
-        other's threads.
+            other's threads.
         """
         self._metrics = metrics
         self._admission = admission

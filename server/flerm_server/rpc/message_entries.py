@@ -16,8 +16,10 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 def count_entries(data: bytes, message: Descriptor, most: int) -> int:
     """The texts, byte strings and messages at all levels of `data`, or `most` + 1 for more.
 
-    message: the type that `data` is of. Bytes that are no such message are counted as far as they
-    can be read; the parser says what is wrong with them.
+    message: the type that `data` is of.
+
+    Bytes that are no such message are counted as far as they can be read; the parser says what is
+    wrong with them.
     """
     found = 0
     parts = [(0, len(data), message)]

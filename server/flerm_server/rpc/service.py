@@ -249,8 +249,9 @@ def _page_in_message(
 def _parts(rows: Rows, width: int) -> Iterator[Rows]:
     """`rows` in parts whose auxiliary values fit a message.
 
-    width: the recording's parameters. An auxiliary value takes a column as long as its part, even
-    if only one row has the value.
+    width: the recording's parameters.
+
+    An auxiliary value takes a column as long as its part, even if only one row has the value.
     """
     first, columns = 0, frozenset[tuple[str, int]]()
     for at, data in enumerate(rows.auxiliary):

@@ -59,8 +59,8 @@ class Batch:
 class Appended:
     """What became of a batch.
 
-    `committed`: rows of the batch that are durable now.
-    `duplicates`: how many of these had been stored before.
+    committed: rows of the batch that are durable now.
+    duplicates: how many of these had been stored before.
     """
 
     committed: int

@@ -17,7 +17,7 @@ class Readiness:
     """One trial at a time. Probes that ask while a trial hangs neither hang nor pile up."""
 
     def __init__(self, trial: Callable[[], StoreInfo]) -> None:
-        """`trial`: raises a `FlermError` when the store cannot be written."""
+        """trial: raises a `FlermError` when the store cannot be written."""
         self._trial = trial
         self._trying = threading.Lock()
         self._answer: StoreInfo | FlermError | None = None

@@ -32,7 +32,9 @@ _WILDCARDS = {"*/*": JSON, "application/*": JSON, "text/*": CSV}
 def choose(word: str | None, accept: str) -> str:
     """The media type of the answer: that of `format=word`, else the one that the client prefers.
 
-    accept: the Accept header; empty: JSON. Raises `NotAcceptable` where no format fits.
+    accept: the Accept header; empty: JSON.
+
+    Raises `NotAcceptable` where no format fits.
     """
     if word is not None:
         if word not in MEDIA_TYPES:

@@ -77,7 +77,7 @@ class PreparedIn:
     """
 
     def __init__(self, statement: sa.Select[Any], column: sa.ColumnElement[Any]) -> None:
-        """`statement`: the SELECT without this condition."""
+        """statement: the SELECT without this condition."""
         self._statement = statement
         self._column = column
         self._for_length = lru_cache(maxsize=None)(self._compile)
@@ -87,7 +87,7 @@ class PreparedIn:
     ) -> list[tuple[Any, ...]]:
         """The rows with one of `values` (at least one).
 
-        `more`: the statement's own parameters.
+        more: the statement's own parameters.
         """
         length = 1 << (len(values) - 1).bit_length()
         padded = [*values, *[values[-1]] * (length - len(values))]

@@ -16,9 +16,9 @@ POOL_SECONDS = 5  # how long a call waits for a connection of the pool
 class TransactionKind:
     """What a transaction is for.
 
-    `writes`: it may write.
-    `snapshot`: its statements all read the same state of the database.
-    `unhurried`: its statements may take any time; for commands of an operator.
+    writes: it may write.
+    snapshot: its statements all read the same state of the database.
+    unhurried: its statements may take any time; for commands of an operator.
     """
 
     writes: bool = False

@@ -41,8 +41,11 @@ POSTGRES_CLOCK = sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 100000
 def open_engine(url: sa.URL) -> sa.Engine:
     """An engine whose committed transactions are durable. It connects at its first use.
 
-    url: of `parse_url`. On SQLite, write transactions run one after the other. Raises `Refused` for
-    a SQLite file on a network file system.
+    url: of `parse_url`.
+
+    On SQLite, write transactions run one after the other.
+
+    Raises `Refused` for a SQLite file on a network file system.
     """
     connections: Connections
     if url.get_backend_name() == "postgresql":
@@ -80,7 +83,7 @@ def refuse_network_file_system(file: Path, mounts: Path = Path("/proc/self/mount
     use one file destroy it, and a process is killed by SIGBUS when the connection to the file
     system breaks.
 
-    `mounts`: the kernel's list of file systems; where it does not exist, nothing is checked.
+    mounts: the kernel's list of file systems; where it does not exist, nothing is checked.
     """
     if not mounts.exists():
         return

@@ -155,7 +155,7 @@ def list_recordings(
 ) -> Page[Recording]:
     """See `Store.recordings`.
 
-    `now`: the database's time in microseconds.
+    now: the database's time in microseconds.
     """
     limit = page_size or PAGE_SIZE
     query = (

@@ -32,9 +32,9 @@ UPGRADE_LOCK = 0x666C65726D  # the number of a PostgreSQL advisory lock: the byt
 class SchemaState:
     """Revisions of the schema.
 
-    `current`: the database's; empty for an empty database.
-    `head`: the newest that this version knows.
-    `oldest_server`: the oldest whose servers the database still serves.
+    current: the database's; empty for an empty database.
+    head: the newest that this version knows.
+    oldest_server: the oldest whose servers the database still serves.
     """
 
     current: str

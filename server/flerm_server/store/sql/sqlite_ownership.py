@@ -78,11 +78,11 @@ class Header:
 class Record:
     """What the lock file says: to which file the log belongs.
 
-    `file`: device and inode of the file that is in use.
-    `epochs`: one of them is the file's; two while the epoch changes.
-    `changes`, `schema`: at least these.
-    `restored`: the epoch of a file that a restore is putting there, whose predecessor's log may
-        still lie beside it; 0: none.
+    file: device and inode of the file that is in use.
+    epochs: one of them is the file's; two while the epoch changes.
+    changes, schema: at least these.
+    restored: the epoch of a file that a restore is putting there, whose predecessor's log may still
+        lie beside it; 0: none.
     """
 
     file: tuple[int, int] = (0, 0)
