@@ -25,6 +25,11 @@ BANDS = (
 
 _NORM = re.compile(r"norm|^ln(_|\d|$)|^bn(_|\d|$)|^gn\d*$")
 _BIAS = re.compile(r"(^|_)bias(_|$)|^b\d?$")
+# Positions and learnt tokens: rows that are added to those of a batch, or stand among them.
+_TOKEN = re.compile(
+    r"^(cls|class|dist|distillation|mask|reg|register|query|latent)_tokens?$|^class_embedding$"
+    r"|^pos_embed|^position|^relative_position_bias_table$"
+)
 _ATTENTION = re.compile(r"attn|attention")
 _BLOCK_OUTPUT = frozenset({"c_proj", "proj", "dense", "o", "out", "output", "to_out"})
 _INPUT = frozenset(
@@ -33,18 +38,26 @@ _INPUT = frozenset(
         "inp",
         "patch_embed",
         "patch_embedding",
+        "patch_embeddings",
         "stem",
+        "conv_proj",
+        "conv_in",
+        "embedder",
         "proj_in",
         "input_proj",
         "embed_in_proj",
     }
 )
-_EMBEDDING = re.compile(r"embed|^emb(_|$)|_emb$|^wte$|^wpe$|^cls_token$|^pos_emb")
+_EMBEDDING = re.compile(r"embed|^emb(_|$)|_emb$|^wte$|^wpe$|^pos_emb")
 _READOUT = frozenset(
     {
         "lm_head",
         "head",
         "heads",
+        "head_dist",
+        "generator_lm_head",
+        "vocab_projector",
+        "conv_out",
         "classifier",
         "readout",
         "unembed",
@@ -57,11 +70,11 @@ _READOUT = frozenset(
     }
 )
 _QUERY_KEY = re.compile(
-    r"^(w?q|w?k|w?qk|to_q|to_k|query|key|[qk]_(a_|b_)?proj|(query|key)_proj|c_attn|w?qkv|w?qkv_proj|to_qkv|in_proj|in_proj_weight"
+    r"^(w?q|w?k|w?qk|to_q|to_k|query|key|[qk]_lin|[qk]_(a_|b_)?proj|(pos_)?(query|key)_proj|c_attn|w?qkv|w?qkv_proj|to_qkv|in_proj|in_proj_weight"
     r"|[qk]_proj_weight|query_key_value|kv_a_proj.*|kv_b_proj)$"
 )
 _VALUE_OUTPUT = re.compile(
-    r"^(w?v|wo|to_v|to_out|value|v_proj|v_proj_weight|value_proj|o_proj|out_proj|output_proj)$"
+    r"^(w?v|wo|to_v|to_out|value|v_lin|out_lin|v_proj|v_proj_weight|value_proj|o_proj|out_proj|output_proj)$"
 )
 _FEED_FORWARD = re.compile(
     r"mlp|ffn|feed_?forward|^ff\d*$|^fc\d+$|^fc_(in|out)$|^c_fc$|^(gate|up|down|gate_up)_proj$|^w[123]$|^intermediate$|^linear\d$|^lin\d*$"
@@ -87,12 +100,16 @@ def band_of(name: str, shape: Sequence[int], module_kind: str = "") -> str:
         return "LoRA A"
     if any(part.startswith(("lora_b", "lora_embedding_b")) for part in path):
         return "LoRA B"
-    if "norm" in kind or any(_NORM.search(part) for part in path):
+    vector = len(shape) < 2 and not is_depth_group(name)
+    # A matrix in a norm makes its scale of something else (diffusion transformers).
+    modulation = len(shape) > 1 and kind == "linear"
+    if "norm" in kind or (not modulation and any(_NORM.search(part) for part in path)):
         return "norm"
+    if _TOKEN.search(leaf):
+        return "embedding"
     if _BIAS.search(leaf):
         return "bias"
-    vector = len(shape) < 2 and not is_depth_group(name)
-    if vector and leaf not in ("cls_token", "pos_embed"):
+    if vector:
         return "norm" if leaf == "weight" and len(shape) == 1 else "other"
     return _matrix_band(path, owners, kind)
 
@@ -103,7 +120,7 @@ def _matrix_band(path: list[str], owners: list[str], kind: str) -> str:
         return "input"
     if not inside and any(part in _READOUT or part in ("predictions", "cls") for part in owners):
         return "readout"
-    if kind == "embedding" or any(_EMBEDDING.search(part) for part in path):
+    if "embedding" in kind or any(_EMBEDDING.search(part) for part in path):
         return "embedding"
     if "densereludense" in owners:
         return "feed-forward"
