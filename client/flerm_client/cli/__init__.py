@@ -108,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _without_garbage_collection(asked in _SHORT):
             code = build(asked)(given, prog_name="flerm", standalone_mode=False)
+            sys.stdout.flush()  # here, where a full disk can still be told
     except FlermError as error:
         return _fail(str(error), error.exit_code)
     except _USAGE_ERROR as error:
@@ -127,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `flerm recordings | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, a missing right, a folder that is none
+        named = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{named}{error.strerror or error}", 1)
     return int(code or 0)
 
 

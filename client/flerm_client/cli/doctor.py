@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -14,10 +16,14 @@ import typer
 
 from flerm_client.cli.common import Json, Registry, Spool, client, print_json, print_table
 from flerm_client.registry.address import RegistryAddress, address_of, token_of
-from flerm_core.errors import FlermError, Unauthenticated
+from flerm_core._files import open_private
+from flerm_core.errors import FlermError, NotFound, PermissionDenied, Unauthenticated
 from flerm_core.records.recording import now
 
 _PACKAGES = ("flerm", "numpy", "grpcio", "protobuf", "torch")
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+_NO_PROXIES = ("no_grpc_proxy", "no_proxy")
+_TRIED_BYTES = 1 << 18  # more than a file system gives for nothing
 _CLOCK_SECONDS = 30.0  # a clock that differs by more is reported
 
 
@@ -31,7 +37,9 @@ class Finding:
 
 
 def doctor(registry: Registry = None, spool: Spool = None, as_json: Json = False) -> None:
-    """Check packages, address, network, TLS, token, versions and spool; say what is wrong.
+    """Check packages, address, proxies, network, TLS, token, versions and spool; say what is wrong.
+
+    What is said to be ok was tried: a call with the token, and a file in the spool folder.
 
     Exit code 1: something is wrong.
 
@@ -68,16 +76,58 @@ def _registry(registry: str | None) -> Iterator[Finding]:
         return
     yield Finding("registry", "ok", address.text)
     if address.folder is not None:
-        if address.folder.is_dir():
-            yield Finding("folder", "ok", f"{address.folder} is there")
-        else:
-            yield Finding("folder", "wrong", f"{address.folder} is not there")
+        yield _folder(registry, address.folder)
         return
     yield from _token(address)
+    yield from _proxy(address)
     network = _network(address)
     yield from network
     if all(each.state != "wrong" for each in network):
         yield from _server(registry)
+
+
+def _folder(registry: str | None, folder: Path) -> Finding:
+    """Whether a folder that is a registry can be read and written."""
+    try:
+        with client(registry) as connected:
+            families = sum(1 for _ in connected.families())
+        _try_to_write(folder)
+    except FlermError as error:
+        return Finding("folder", "wrong", str(error))
+    except OSError as error:
+        return Finding("folder", "wrong", f"{folder} cannot be written ({error.strerror})")
+    return Finding("folder", "ok", f"{folder} can be written; families: {families}")
+
+
+def _try_to_write(folder: Path) -> None:
+    """Writes a file as large as a few measurements, and removes it. Raises `OSError`."""
+    file = folder / f".doctor-{os.getpid()}"
+    try:
+        with open_private(file, "wb", follow=False) as opened:
+            opened.write(bytes(_TRIED_BYTES))
+            opened.flush()
+            os.fsync(opened.fileno())
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _proxy(address: RegistryAddress) -> Iterator[Finding]:
+    """The variables that lead gRPC through a proxy, in the order in which gRPC looks at them."""
+    if address.local:  # where the client asks gRPC for no proxy
+        return
+    leading = next((name for name in _PROXIES if os.environ.get(name)), None)
+    if leading is None:
+        return
+    # A proxy's address may have a password.
+    shown = re.sub(r"//.*@", "//", os.environ[leading])
+    exempt = next((name for name in _NO_PROXIES if os.environ.get(name)), None)
+    but = f", unless {exempt}={os.environ[exempt]} names it" if exempt else ""
+    yield Finding(
+        "proxy",
+        "note",
+        f"{leading}={shown}: gRPC goes to {address.target} through this proxy{but}; "
+        f"no_grpc_proxy={address.target.rpartition(':')[0]} leads past it",
+    )
 
 
 def _token(address: RegistryAddress) -> Iterator[Finding]:
@@ -89,7 +139,11 @@ def _token(address: RegistryAddress) -> Iterator[Finding]:
     if not token:
         yield Finding("token", "note", "none (FLERM_TOKEN, FLERM_TOKEN_FILE)")
         return
-    yield Finding("token", "ok", "given")
+    try:
+        address.refuse_open_token(token)
+    except Unauthenticated as error:
+        yield Finding("token", "wrong", str(error))
+        return
     if address.scheme == "grpc" and not address.local:
         yield Finding(
             "token", "note", "is not encrypted on its way: use grpcs:// if the server speaks TLS"
@@ -138,6 +192,7 @@ def _server(registry: str | None) -> Iterator[Finding]:
     versions = ", ".join(info.api_versions)
     says = f"flerm {info.version}, schema {info.schema_revision}, API {versions}"
     yield Finding("server", "ok", says)
+    yield from _scope(registry)
     if "v1" not in info.api_versions:
         says = f"this client speaks v1, the server {versions}: use a matching flerm"
         yield Finding("API", "wrong", says)
@@ -147,14 +202,42 @@ def _server(registry: str | None) -> Iterator[Finding]:
         yield Finding("clock", "note", says)
 
 
+def _scope(registry: str | None) -> Iterator[Finding]:
+    """Whether the token may write, by a call that changes nothing: it names no recording."""
+    from flerm_client.registry.connection import Connection
+    from flerm_proto.v1 import registry_pb2 as pb
+
+    connection = Connection(address_of(registry), token := token_of())
+    what = "token" if token() else "access"
+    try:
+        connection.unary("RenewLease", pb.RenewLeaseRequest(recording_id=str(uuid.uuid4())))
+    except NotFound:
+        yield Finding(what, "ok", "may read and write")
+    except PermissionDenied as error:
+        yield Finding(what, "note", f"may read, and not record: {error}")
+    except FlermError as error:
+        yield Finding(what, "wrong", str(error))
+    finally:
+        connection.close()
+
+
 def _spool(spool: Path | None) -> Iterator[Finding]:
-    from flerm_client.spool.paths import default_folder, quarantined, spool_files
+    from flerm_client.spool.paths import default_folder, own_folder, quarantined, spool_files
     from flerm_client.upload.spool_delivery import can_take_over
 
-    folder = (spool or default_folder()).expanduser().absolute()
+    try:
+        folder = own_folder((spool or default_folder()).expanduser().absolute())
+        _try_to_write(folder)
+    except FlermError as error:
+        yield Finding("spool", "wrong", str(error))
+        return
+    except OSError as error:
+        yield Finding("spool", "wrong", f"{folder} cannot be written ({error.strerror})")
+        return
     files = spool_files(folder)
     left = [path for path in files if can_take_over(path)[0]]
-    yield Finding("spool", "ok", f"{folder}: {len(files) - len(left)} in use")
+    says = f"{folder} can be written; files in use: {len(files) - len(left)}"
+    yield Finding("spool", "ok", says)
     if left:
         says = f"{len(left)} recordings left behind: `flerm sync` sends them"
         yield Finding("spool", "note", says)
