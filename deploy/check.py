@@ -7,6 +7,7 @@ with exit code 1 if anything is.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,18 @@ from kubeflow.training import models
 from kubernetes.client import ApiClient
 
 HERE = Path(__file__).parent
+PINNED = re.compile(r"@(sha256:[0-9a-f]{64}|\$\{[A-Z]+_DIGEST(:\?[^}]*)?\})$")
+HASHED = re.compile(r"\S+==\S+( ;[^\\]*)?(\s+--hash=sha256:[0-9a-f]{64})+\s*$")
 BIN = Path(sys.executable).parent
 COMMANDS = (
     ("hadolint", "container/Containerfile"),
-    ("shellcheck", "container/install.sh", "tls/private-ca.sh", "jobs/train.slurm"),
+    (
+        "shellcheck",
+        "container/install.sh",
+        "container/pin-images.sh",
+        "tls/private-ca.sh",
+        "jobs/train.slurm",
+    ),
     ("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "container/compose.yaml"),
     ("kubernetes-validate", "--strict", "kubernetes/registry.yaml"),
 )
@@ -46,6 +55,42 @@ def linter_errors() -> list[str]:
         check=True,
     )
     return [*wrong, *(f"nginx: {error}" for error in json.loads(parsed.stdout)["errors"])]
+
+
+def pin_errors() -> list[str]:
+    """What the container files would fetch without a digest or a hash."""
+    container = HERE / "container"
+    images = re.findall(r"^FROM (\S+)", (container / "Containerfile").read_text(), re.MULTILINE)
+    services = yaml.safe_load((container / "compose.yaml").read_text())["services"].values()
+    images += [each["image"] for each in services if "build" not in each]
+    wrong = [f"image {each}: no digest" for each in images if not PINNED.search(each)]
+    for name in ("requirements.txt", "build-requirements.txt"):
+        text = (container / name).read_text().replace("\\\n", " ")
+        wrong += [
+            f"{name}: {line}"
+            for line in text.splitlines()
+            if line and not line.startswith("#") and not HASHED.match(line)
+        ]
+    return wrong
+
+
+def network_errors() -> list[str]:
+    """The pods that no network policy limits, and the ports of the proxy without a limit."""
+    documents = list(yaml.safe_load_all((HERE / "kubernetes" / "registry.yaml").read_text()))
+    limited = [
+        each["spec"]["podSelector"]["matchLabels"]
+        for each in documents
+        if each["kind"] == "NetworkPolicy"
+        and {"Ingress", "Egress"} <= set(each["spec"]["policyTypes"])
+    ]
+    pods = [each["spec"]["template"] for each in documents if each["kind"] in ("Job", "Deployment")]
+    names = [each["metadata"]["labels"] for each in pods]
+    wrong = [f"{each}: no network policy" for each in names if each not in limited]
+    servers = (HERE / "container" / "nginx.conf").read_text().split("\n  server {\n")[1:]
+    return [
+        *wrong,
+        *(f"nginx: no limit_conn in {each}" for each in servers if "limit_conn " not in each),
+    ]
 
 
 def expression_errors() -> list[str]:
@@ -102,6 +147,12 @@ def unknown_fields(given: Any, known: Any, path: str = "") -> list[str]:
 
 
 if __name__ == "__main__":
-    found = [*linter_errors(), *expression_errors(), *pytorchjob_errors()]
+    found = [
+        *linter_errors(),
+        *pin_errors(),
+        *network_errors(),
+        *expression_errors(),
+        *pytorchjob_errors(),
+    ]
     sys.stdout.write("".join(f"{each}\n" for each in found) or "deploy/: nothing wrong\n")
     sys.exit(bool(found))
