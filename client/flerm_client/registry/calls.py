@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from flerm_client.registry.address import RegistryAddress
+from flerm_core.errors import Unreachable
+from flerm_proto.v1 import registry_pb2 as pb
 
 UNARY_SECONDS = 15.0
 APPEND_SECONDS = 30.0
-PAGE_SIZE = 200
+PAGE_SIZE = 1000  # the most that a server gives
 
 # What one Append request holds at most. A server takes more; small requests are retried cheaply.
 APPEND_ROWS = 500
@@ -48,6 +50,34 @@ class RegistryCalls(ABC):
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    def trajectory(self, request: pb.GetTrajectoryRequest) -> Iterator[pb.TrajectoryChunk]:
+        """The answers of GetTrajectory: the header, then all rows.
+
+        Where the connection breaks after some rows, the call is made again for those that follow.
+        """
+        rest = pb.GetTrajectoryRequest()
+        rest.CopyFrom(request)
+        received, rows = 0, -1
+        while received != rows:
+            before = received
+            try:
+                for chunk in self.stream("GetTrajectory", rest):
+                    if chunk.HasField("header"):
+                        if rows >= 0:
+                            continue
+                        rows = chunk.header.rows
+                        # Rows that are recorded meanwhile are not among those announced.
+                        if not rest.HasField("last_step"):
+                            rest.last_step = chunk.header.recording.last_step
+                    else:
+                        received += len(chunk.rows.steps)
+                        rest.first_step = chunk.rows.steps[-1] + 1
+                    yield chunk
+                return
+            except Unreachable:
+                if received == before or rest.max_points:
+                    raise
 
     @abstractmethod
     def close(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -27,7 +28,8 @@ from flerm_core.errors import FlermError, InvalidInput, Unauthenticated, Unreach
 from flerm_proto.status_codes import error_of
 from flerm_proto.v1.registry_pb2_grpc import RegistryStub
 
-STREAM_SECONDS = 300.0
+# How long a stream may send nothing. How long all of it takes depends on how much it has to say.
+SILENT_SECONDS = 120.0
 
 _OPTIONS = [
     # The first is also the time limit of one attempt to connect: it ends the wait for a host that
@@ -84,20 +86,27 @@ class Connection(RegistryCalls):
         return self._with_retries(lambda left: self._call(method, request, min(seconds, left)))
 
     def stream(self, method: str, request: Any) -> Iterator[Any]:
-        """See `RegistryCalls.stream`. The call is tried again until the first answer has come."""
+        """See `RegistryCalls.stream`.
 
-        def first(left: float) -> tuple[Any, Iterator[Any]]:
-            answers = self._call(method, request, min(STREAM_SECONDS, left))
+        The call is tried again until the first answer has come. Each further answer must come
+        within `SILENT_SECONDS`.
+        """
+
+        def first(left: float) -> tuple[Any, _Answers]:
+            answers = _Answers(self._call(method, request, None), min(SILENT_SECONDS, left))
             return next(answers, None), answers
 
         head, rest = self._with_retries(first)
         if head is None:
             return
-        yield head
+        rest.seconds = SILENT_SECONDS
         try:
+            yield head
             yield from rest
         except grpc.RpcError as error:
             raise self._error_of(error) from None
+        finally:
+            rest.cancel()
 
     def close(self) -> None:
         """Closes the channel. The next call resolves the host name and connects again."""
@@ -105,7 +114,7 @@ class Connection(RegistryCalls):
             self._channel.close()
         self._channel = self._stub = None
 
-    def _call(self, method: str, request: Any, seconds: float) -> Any:
+    def _call(self, method: str, request: Any, seconds: float | None) -> Any:
         if self._channel is None or self._pid != os.getpid():
             self._channel = self._open_channel()
             self._stub = RegistryStub(self._channel)
@@ -150,7 +159,7 @@ class Connection(RegistryCalls):
             return Unauthenticated(
                 details or f"{self.address.text} wants a token: set FLERM_TOKEN or FLERM_TOKEN_FILE"
             )
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        if code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
             return Unreachable(f"{self.address.text} did not answer in time")
         if code == grpc.StatusCode.UNAVAILABLE:
             return Unreachable(f"{self.address.text} cannot be reached: {_last_cause(details)}")
@@ -160,6 +169,32 @@ class Connection(RegistryCalls):
                 "it is no FLeRM registry, or of another version"
             )
         return error_of(code, details or f"{self.address.text} answered {code.name}")
+
+
+class _Answers(Iterator[Any]):
+    """The answers of a streaming call, which is cancelled where one takes too long.
+
+    seconds: how long to wait for the next answer. How long the reader takes does not count.
+    """
+
+    def __init__(self, call: Any, seconds: float) -> None:
+        self.seconds = seconds
+        self._call = call
+
+    def __next__(self) -> Any:
+        if self.seconds == math.inf:
+            return next(self._call)
+        timer = threading.Timer(self.seconds, self._call.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            return next(self._call)
+        finally:
+            timer.cancel()
+
+    def cancel(self) -> None:
+        """Ends the call; nothing where it has ended."""
+        self._call.cancel()
 
 
 def _last_cause(details: str) -> str:

@@ -93,9 +93,7 @@ def _write(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
     recording = calls.unary("GetRecording", pb.GetRecordingRequest(recording_id=recording_id))
     _write_text(folder / f"{recording_id}.json", MessageToJson(recording))
     # The auxiliary columns are known only at the end, so a recording is held in memory as a whole.
-    answers = calls.stream(
-        "GetTrajectory", pb.GetTrajectoryRequest(recording_id=recording_id, auxiliary=True)
-    )
+    answers = calls.trajectory(pb.GetTrajectoryRequest(recording_id=recording_id, auxiliary=True))
     chunks = [chunk.rows for chunk in answers if chunk.HasField("rows")]
     with open_private(folder / f"{recording_id}.parquet", "wb") as file:
         pq.write_table(_table(chunks, recording.parameter_count), file, compression="zstd")

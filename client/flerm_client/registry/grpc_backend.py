@@ -134,7 +134,7 @@ class GrpcBackend(RegistryBackend):
 
         def counted() -> Iterator[pb.TrajectoryChunk]:
             received = total = 0
-            for chunk in self._calls.stream("GetTrajectory", request):
+            for chunk in self._calls.trajectory(request):
                 total = total or chunk.header.rows
                 received += len(chunk.rows.steps)
                 if progress is not None:
@@ -150,7 +150,7 @@ class GrpcBackend(RegistryBackend):
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id, first_step=first_step, last_step=last_step, auxiliary=True
         )
-        return query_messages.auxiliary_from_proto(self._calls.stream("GetTrajectory", request))
+        return query_messages.auxiliary_from_proto(self._calls.trajectory(request))
 
     def targets(self, query: TargetQuery) -> Targets:
         """Calls GetTargets."""

@@ -13,9 +13,11 @@ import hashlib
 import json
 import logging
 import os
+import selectors
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -134,32 +136,60 @@ class ChildCalls(RegistryCalls):
             *("--method", method),
             *("--timeout", str(self._timeout)),
         )
-        try:
-            ended = subprocess.run(
+        with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as complaints:
+            asked.write(content)
+            asked.seek(0)
+            child = subprocess.Popen(
                 command,
-                input=content,
-                capture_output=True,
+                stdin=asked,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
                 env=child_environment(self._token),
                 start_new_session=True,
-                timeout=self._timeout + _EXTRA_SECONDS,
-                check=False,
             )
-        except subprocess.TimeoutExpired:
-            raise errors.Unreachable(
-                f"{self.address.text} did not answer within {self._timeout:g} s"
-            ) from None
-        if ended.returncode == 0:
-            return ended.stdout
-        lines = ended.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+            try:
+                answers = self._read(child)
+                status = child.wait(self._timeout + _EXTRA_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise self._silent() from None
+            finally:
+                child.kill()
+                child.wait()
+            if status == 0:
+                return answers
+            complaints.seek(0)
+            report = complaints.read()
+        raise self._reported(report)
+
+    def _read(self, child: subprocess.Popen[bytes]) -> bytes:
+        """What the child writes. Raises `Unreachable` where it writes nothing for too long."""
+        assert child.stdout is not None
+        found: list[bytes] = []
+        with child.stdout as output, selectors.DefaultSelector() as selector:
+            selector.register(output, selectors.EVENT_READ)
+            while True:
+                if not selector.select(self._timeout + _EXTRA_SECONDS):
+                    raise self._silent()
+                part = os.read(output.fileno(), 1 << 20)
+                if not part:
+                    return b"".join(found)
+                found.append(part)
+
+    def _silent(self) -> errors.Unreachable:
+        return errors.Unreachable(f"{self.address.text} did not answer within {self._timeout:g} s")
+
+    def _reported(self, report: bytes) -> errors.FlermError:
+        """The error that the child reported."""
+        lines = report.decode(errors="replace").strip().splitlines() or ["no reason given"]
         try:
-            report = json.loads(lines[-1])
-            name, message = str(report["error"]), str(report["message"])
+            content = json.loads(lines[-1])
+            name, message = str(content["error"]), str(content["message"])
         except (ValueError, KeyError, TypeError):
-            raise errors.FlermError(
+            return errors.FlermError(
                 f"the process that asks {self.address.text} failed: {lines[-1]}"
-            ) from None
+            )
         error: type[errors.FlermError] = getattr(errors, name, errors.FlermError)
-        raise error(message)
+        return error(message)
 
 
 def _method(name: str) -> Any:
@@ -261,11 +291,13 @@ def main(argv: list[str] | None = None) -> int:
             answers = connection.stream(options.method, request)
         else:
             answers = iter([connection.unary(options.method, request)])
-        contents = [answer.SerializeToString() for answer in answers]
+        for answer in answers:
+            content = answer.SerializeToString()
+            sys.stdout.buffer.write(_LENGTH.pack(len(content)) + content)
+            sys.stdout.buffer.flush()
     except errors.FlermError as error:
         sys.stderr.write(json.dumps({"error": type(error).__name__, "message": str(error)}) + "\n")
         return 1
-    sys.stdout.buffer.write(b"".join(_LENGTH.pack(len(each)) + each for each in contents))
     return 0
 
 
