@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import util
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 
@@ -19,6 +21,8 @@ from flerm_core.errors import InvalidInput, Refused
 if TYPE_CHECKING:
     from flerm_client.registry.client import RegistryClient
     from flerm_client.registry.connection import Connection
+
+Item = TypeVar("Item")
 
 Registry = Annotated[
     str | None,
@@ -39,6 +43,11 @@ Depth = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+JsonLines = Annotated[
+    bool, typer.Option("--jsonl", help="print one JSON object a line, as they come")
+]
+Limit = Annotated[int, typer.Option(min=1, help="how many to list at most")]
+All = Annotated[bool, typer.Option("--all", help="list all, however many there are")]
 Tag = Annotated[
     list[str] | None,
     typer.Option("--tag", help="a tag, key=value; may be repeated"),
@@ -141,6 +150,36 @@ def print_table(
     # neither to a reader nor to grep.
     natural = Console(width=100_000).measure(table).maximum
     Console(width=max(natural, 1)).print(table)
+
+
+@dataclass(frozen=True)
+class Listing(Generic[Item]):
+    """How a command prints what it lists.
+
+    columns: the columns of the table, and what each holds. content: an item in JSON's types.
+    empty: what is said of nothing.
+    """
+
+    columns: Mapping[str, Callable[[Item], object]]
+    content: Callable[[Item], Any]
+    empty: str
+
+    def show(
+        self, items: Iterable[Item], *, limit: int | None, as_json: bool, as_lines: bool
+    ) -> None:
+        """Prints at most `limit` items (None: all); on standard error, that there are more."""
+        rest = iter(items)
+        found = islice(rest, limit)
+        if as_lines:
+            for each in found:
+                say(json.dumps(plain(self.content(each)), ensure_ascii=False))
+        elif as_json:
+            print_json([self.content(each) for each in found])
+        else:
+            rows = [[value(each) for value in self.columns.values()] for each in found]
+            print_table(list(self.columns), rows, empty=self.empty)
+        if limit is not None and next(rest, None) is not None:
+            complain(f"these are the first {limit}; --limit N lists more, --all lists all")
 
 
 @contextmanager

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Annotated, Any
 
 import typer
 
 from flerm_client.cli.common import (
+    All,
     Json,
+    JsonLines,
+    Limit,
+    Listing,
     Registry,
     Tag,
     client,
     local_time,
     plain,
-    print_json,
-    print_table,
     tags_of,
 )
 from flerm_core.records.recording import Recording, flat_fields
@@ -55,9 +56,11 @@ def recordings(
         typer.Option(help="only this status: running, interrupted, completed, diverged or failed"),
     ] = None,
     tag: Tag = None,
-    limit: Annotated[int, typer.Option(min=1, help="largest number of recordings to list")] = 100,
+    limit: Limit = 100,
+    everything: All = False,
     registry: Registry = None,
     as_json: Json = False,
+    as_lines: JsonLines = False,
 ) -> None:
     """List the recordings of a registry, newest first.
 
@@ -74,12 +77,9 @@ def recordings(
             status=status,
             tags=tags_of(tag),
         )
-        found = list(islice(listed, limit))
-    if as_json:
-        print_json([as_plain(recording) for recording in found])
-        return
-    rows = [[value(each) for value in _COLUMNS.values()] for each in found]
-    print_table(list(_COLUMNS), rows, empty="no recordings match")
+        Listing(_COLUMNS, as_plain, "no recordings match").show(
+            listed, limit=None if everything else limit, as_json=as_json, as_lines=as_lines
+        )
 
 
 def as_plain(recording: Recording, *, parameters: bool = False) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from flerm_proto.v1 import registry_pb2 as pb
 
 UNARY_SECONDS = 15.0
 APPEND_SECONDS = 30.0
-PAGE_SIZE = 1000  # the most that a server gives
+# The first page is small: many callers stop there. The others are the largest that a server gives.
+FIRST_PAGE_SIZE, PAGE_SIZE = 100, 1000
 
 # What one Append request holds at most. A server takes more; small requests are retried cheaply.
 APPEND_ROWS = 500
@@ -43,13 +44,14 @@ class RegistryCalls(ABC):
 
         `request` must have the fields `page_size` and `page_token`; both are set here.
         """
-        request.page_size = PAGE_SIZE
+        request.page_size = min(FIRST_PAGE_SIZE, PAGE_SIZE)
         while True:
             page = self.unary(method, request)
             yield page
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+            request.page_size = PAGE_SIZE
 
     def trajectory(self, request: pb.GetTrajectoryRequest) -> Iterator[pb.TrajectoryChunk]:
         """The answers of GetTrajectory: the header, then all rows.

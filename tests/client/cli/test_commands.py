@@ -16,6 +16,7 @@ import pytest
 import typer
 from spooled import NAMES, row_of, spec_of, write_run
 
+from flerm_client import RegistryClient
 from flerm_client.cli import build, main
 from flerm_core import Trajectory
 from flerm_core.records.recording import Ending
@@ -81,6 +82,30 @@ def test_families(sweep, capsys):
     code, out, _ = run(capsys, "families", family)
     assert code == 0 and family in out and "0.001, 0.002, 0.004" in out
     assert run(capsys, "families", "no-such-prefix")[1] == "no families yet\n"
+
+
+def test_listings_are_bounded_and_say_so(sweep, capsys):
+    family, _ = sweep
+    for command in (["recordings", family], ["families", family.split("/")[0]]):
+        whole = answer(capsys, *command, "--all")
+        code, out, said = run(capsys, *command, "--jsonl", "--all")
+        assert code == 0
+        assert [json.loads(line) for line in out.splitlines()] == whole
+        assert not said
+        assert answer(capsys, *command, "--limit", str(len(whole))) == whole
+    _, out, said = run(capsys, "recordings", family, "--limit", "1", "--jsonl")
+    assert len(out.splitlines()) == 1
+    assert said == "flerm: these are the first 1; --limit N lists more, --all lists all\n"
+
+
+def test_a_family_of_many_rates_takes_a_line_of_usual_length(start_registry, capsys):
+    address = f"grpc://{start_registry().grpc}"
+    with RegistryClient(address) as client:
+        for at in range(20):
+            client.start_recording("search", 1e-3 * (1 + at), ["a"], [(1,)])
+    _, out, _ = run(capsys, "families", "-r", address)
+    assert "20 from 0.001 to 0.02" in out
+    assert len(answer(capsys, "families", "-r", address)[0]["learning_rates"]) == 20
 
 
 def test_recordings(sweep, capsys):

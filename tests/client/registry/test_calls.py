@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flerm_client.registry.calls import PAGE_SIZE, RegistryCalls
+from flerm_client.registry.calls import FIRST_PAGE_SIZE, PAGE_SIZE, RegistryCalls
 from flerm_proto.v1 import registry_pb2 as pb
 
 
@@ -31,6 +31,6 @@ def test_pages_are_fetched_one_by_one_until_the_last():
     listing = Listing()
     pages = listing.pages("ListFamilies", pb.ListFamiliesRequest())
     assert [each.name for each in next(pages).families] == ["0", "1", "2"]
-    assert listing.asked == [(PAGE_SIZE, "")]
+    assert listing.asked == [(FIRST_PAGE_SIZE, "")]
     assert [each.name for page in pages for each in page.families] == ["3", "4"]
-    assert listing.asked == [(PAGE_SIZE, ""), (PAGE_SIZE, "3")]
+    assert listing.asked == [(FIRST_PAGE_SIZE, ""), (PAGE_SIZE, "3")]
