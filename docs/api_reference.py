@@ -30,6 +30,7 @@ SECTIONS: list[tuple[str, list[tuple[str, tuple[str, ...] | None]]]] = [
         "Asking a registry",
         [
             ("flerm_client.registry.client.RegistryClient", None),
+            ("flerm_client.registry.recording_writer.RecordingWriter", None),
             ("flerm_experiments.paper_recordings.read_ptnorms", ()),
         ],
     ),
