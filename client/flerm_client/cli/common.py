@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+LISTED = 100  # where the user sets no limit
+
 Registry = Annotated[
     str | None,
     typer.Option(
@@ -46,7 +48,7 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")
 JsonLines = Annotated[
     bool, typer.Option("--jsonl", help="print one JSON object a line, as they come")
 ]
-Limit = Annotated[int, typer.Option(min=1, help="how many to list at most")]
+Limit = Annotated[int | None, typer.Option(min=1, help="how many to list at most; default: 100")]
 All = Annotated[bool, typer.Option("--all", help="list all, however many there are")]
 Tag = Annotated[
     list[str] | None,
@@ -165,11 +167,19 @@ class Listing(Generic[Item]):
     empty: str
 
     def show(
-        self, items: Iterable[Item], *, limit: int | None, as_json: bool, as_lines: bool
+        self,
+        items: Iterable[Item],
+        *,
+        limit: int | None,
+        everything: bool,
+        as_json: bool,
+        as_lines: bool,
     ) -> None:
-        """Prints at most `limit` items (None: all); on standard error, that there are more."""
+        """Prints at most `limit` items. Without a limit it prints `LISTED` of them, and says on
+        standard error where there are more.
+        """
         rest = iter(items)
-        found = islice(rest, limit)
+        found = islice(rest, None if everything else limit or LISTED)
         if as_lines:
             for each in found:
                 say(json.dumps(plain(self.content(each)), ensure_ascii=False))
@@ -178,8 +188,8 @@ class Listing(Generic[Item]):
         else:
             rows = [[value(each) for value in self.columns.values()] for each in found]
             print_table(list(self.columns), rows, empty=self.empty)
-        if limit is not None and next(rest, None) is not None:
-            complain(f"these are the first {limit}; --limit N lists more, --all lists all")
+        if not (limit or everything) and next(rest, None) is not None:
+            complain(f"these are the first {LISTED}; --limit N lists more, --all lists all")
 
 
 @contextmanager

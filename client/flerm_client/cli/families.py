@@ -44,7 +44,7 @@ def families(
     prefix: Annotated[
         str, typer.Argument(help="beginning of the families' names; default: all families")
     ] = "",
-    limit: Limit = 100,
+    limit: Limit = None,
     everything: All = False,
     registry: Registry = None,
     as_json: Json = False,
@@ -57,7 +57,8 @@ def families(
     with client(registry) as connected:
         Listing(_COLUMNS, plain, "no families yet").show(
             connected.families(prefix),
-            limit=None if everything else limit,
+            limit=limit,
+            everything=everything,
             as_json=as_json,
             as_lines=as_lines,
         )

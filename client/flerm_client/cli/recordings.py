@@ -56,7 +56,7 @@ def recordings(
         typer.Option(help="only this status: running, interrupted, completed, diverged or failed"),
     ] = None,
     tag: Tag = None,
-    limit: Limit = 100,
+    limit: Limit = None,
     everything: All = False,
     registry: Registry = None,
     as_json: Json = False,
@@ -78,7 +78,7 @@ def recordings(
             tags=tags_of(tag),
         )
         Listing(_COLUMNS, as_plain, "no recordings match").show(
-            listed, limit=None if everything else limit, as_json=as_json, as_lines=as_lines
+            listed, limit=limit, everything=everything, as_json=as_json, as_lines=as_lines
         )
 
 

@@ -84,7 +84,7 @@ def test_families(sweep, capsys):
     assert run(capsys, "families", "no-such-prefix")[1] == "no families yet\n"
 
 
-def test_listings_are_bounded_and_say_so(sweep, capsys):
+def test_listings_are_bounded_and_say_so(sweep, capsys, monkeypatch):
     family, _ = sweep
     for command in (["recordings", family], ["families", family.split("/")[0]]):
         whole = answer(capsys, *command, "--all")
@@ -93,9 +93,10 @@ def test_listings_are_bounded_and_say_so(sweep, capsys):
         assert [json.loads(line) for line in out.splitlines()] == whole
         assert not said
         assert answer(capsys, *command, "--limit", str(len(whole))) == whole
-    _, out, said = run(capsys, "recordings", family, "--limit", "1", "--jsonl")
-    assert len(out.splitlines()) == 1
-    assert said == "flerm: these are the first 1; --limit N lists more, --all lists all\n"
+    monkeypatch.setattr("flerm_client.cli.common.LISTED", 2)
+    _, out, said = run(capsys, "recordings", family, "--jsonl")
+    assert len(out.splitlines()) == 2
+    assert said == "flerm: these are the first 2; --limit N lists more, --all lists all\n"
 
 
 def test_a_family_of_many_rates_takes_a_line_of_usual_length(start_registry, capsys):
