@@ -201,7 +201,8 @@ class FLeRM:
         Raises, on every rank alike: `InvalidInput` for a wrong argument, and before a step that is
         matched by tokens where none were logged; `NotFound` for a family, rate or parameter without
         base recording, and by tokens where the base logged none; `Ambiguous` where base recordings
-        of several kinds fit; `Unreachable` when the registry did not answer and nothing is cached.
+        of several kinds fit; `Unreachable` when the registry did not answer and nothing is cached;
+        `MeasurementError` where a probe batch, of which one forward and backward is made, fails.
 
         Example:
             flerm = FLeRM.match(model, optimizer, probe=batches, family="team/decoder", lr="best")

@@ -86,6 +86,12 @@ def _stepped_parameters(
         raise InvalidInput(
             "the optimizer steps no parameter of the model: was it built from another model?"
         )
+    empty = next((name for name, p in parameters.items() if p.is_meta), None)
+    if empty is not None:
+        raise InvalidInput(
+            f"{empty} is on the meta device and has no values yet: call record() or match() after "
+            "model.to_empty(device=...) and the initialisation"
+        )
     complex_name = next((name for name, p in parameters.items() if p.is_complex()), None)
     if complex_name is not None:
         raise Unsupported(

@@ -39,23 +39,25 @@ class MeasurementFailures:
         self.stopped = self._in_a_row == _MOST_IN_A_ROW
         if self._in_a_row == 1:
             self._remarks.say(
-                f"step {step} was not measured: {self._reason(error)}; "
-                f"{_remedy(error, estimator)}. The run goes on as without FLeRM, and the next "
+                f"step {step} was not measured: {failure_reason(self._module, error)}; "
+                f"{remedy(error, estimator)}. The run goes on as without FLeRM, and the next "
                 f"measurement is tried; after {_MOST_IN_A_ROW} failures in a row measuring stops"
             )
         elif self.stopped:
             self._remarks.say(
                 f"measuring has stopped at step {step}, after {_MOST_IN_A_ROW} failures in a row: "
-                f"{self._reason(error)}; the run goes on as without FLeRM"
+                f"{failure_reason(self._module, error)}; the run goes on as without FLeRM"
             )
 
-    def _reason(self, error: Exception) -> str:
-        where = _failed_module(self._module, error)
-        prefix = f"in {where} " if where else ""
-        if isinstance(error, FlermError):
-            return f"{prefix}{error}".rstrip(".")
-        first_line = str(error).strip().partition("\n")[0].rstrip(".")
-        return f"{prefix}{type(error).__name__}: {first_line}"
+
+def failure_reason(model: nn.Module, error: Exception) -> str:
+    """Where in `model` `error` was raised, and its first line."""
+    where = _failed_module(model, error)
+    prefix = f"in {where} " if where else ""
+    if isinstance(error, FlermError):
+        return f"{prefix}{error}".rstrip(".")
+    first_line = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{prefix}{type(error).__name__}: {first_line}"
 
 
 def _failed_module(model: nn.Module, error: BaseException | None) -> str:
@@ -80,7 +82,8 @@ def _owners(error: BaseException) -> Iterator[object]:
         trace = trace.tb_next
 
 
-def _remedy(error: Exception, estimator: str) -> str:
+def remedy(error: Exception, estimator: str) -> str:
+    """What can be done about `error`, in a measurement by `estimator`."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return "smaller probe batches need less memory"
     if estimator != "kronecker" and not isinstance(error, FlermError):

@@ -35,6 +35,7 @@ class Probe:
         self._generators = _generators_of(batches)
         self._states: list[Tensor] = []  # the probe's own, of each generator
         self._states_began: list[Tensor] = []
+        self._peeked: list[Any] = []  # the batch that was looked at and not taken
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -44,8 +45,16 @@ class Probe:
 
         Raises `InvalidInput` for a probe that has no batches, or ends and cannot begin anew.
         """
+        if self._peeked:
+            return self._peeked.pop()
         with self._own_states():
             return self._next()
+
+    def peek(self) -> Any:
+        """The next batch, which stays the next one. Raises as `__next__` does."""
+        if not self._peeked:
+            self._peeked.append(next(self))
+        return self._peeked[0]
 
     def _next(self) -> Any:
         if self._pass is None:
@@ -109,7 +118,7 @@ class Probe:
         """The probe's position and random states, for a checkpoint."""
         began = None if self._pass_began is None else self._pass_began.state_dict()
         return {
-            "position": self.position,
+            "position": self.position - len(self._peeked),
             "pass_began": began,
             "generators_began": self._states_began,
         }
@@ -121,14 +130,20 @@ class Probe:
         """
         if state["pass_began"] is None:
             return
+        # An iterator that cannot begin anew has given the batch that was looked at.
+        given = len(self._peeked) if iter(self._batches) is self._batches else 0
+        if given and not state["position"]:
+            return
+        self._peeked.clear()
         RandomState.from_state_dict(state["pass_began"]).restore()
         # The other probe may have been another kind of loader. Generators then start anew.
         began = state.get("generators_began", [])
         self._states = list(began) if len(began) == len(self._generators) else []
         with self._own_states():
             self._begin()
-            for _ in range(state["position"]):
+            for _ in range(state["position"] - given):
                 self._next()
+            self.position = state["position"]
 
 
 def _generators_of(batches: Any) -> list[torch.Generator]:

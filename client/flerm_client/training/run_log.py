@@ -34,7 +34,7 @@ from flerm_core.trajectory import Trajectory
 _LAST = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Destination:
     """Where an attempt is reported, and as what. Arguments of `SpoolReporter.open`."""
 

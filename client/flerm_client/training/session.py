@@ -18,6 +18,7 @@ from flerm_client.training.optimizer_info import bare_optimizer, describe, initi
 from flerm_client.training.parallelism import find_ranks
 from flerm_client.training.param_groups import ScaledParamGroups
 from flerm_client.training.probe import Probe
+from flerm_client.training.rehearsal import Rehearsal
 from flerm_client.training.run_log import Destination, RunLog
 from flerm_client.training.run_metadata import RunMetadata, parameter_list
 from flerm_client.training.run_options import RunOptions
@@ -88,13 +89,8 @@ class TrainingSession:
             ScaledParamGroups(each, names, independent_decay=self.independent_decay)
             for each in self.optimizers
         ]
-        self.remarks = RunRemarks(
-            [
-                (type(each.optimizer).__name__, each.current({}).keys())
-                for each in self.param_groups
-            ],
-            silent=not self.ranks.is_rank0,
-        )
+        owners = [(type(each.optimizer).__name__, each.current({})) for each in self.param_groups]
+        self.remarks = RunRemarks(owners, silent=not self.ranks.is_rank0)
         self.run_log = RunLog(parameter_list(self.measured_model, options.bands), self.remarks)
         self.recording_id = str(uuid.uuid4())
         self.attempt = Attempt()
@@ -130,7 +126,6 @@ class TrainingSession:
         self.metadata = metadata
         self._dry_run = dry_run
         if target_schedule is not None:
-            # A clock that the base cannot answer by (tokens) raises here, before training.
             self.matcher = StepMatcher(
                 self.measured_model,
                 self.ranks,
@@ -158,6 +153,14 @@ class TrainingSession:
             # on rank 0 in mid-training.
             spool, token = self.options.spool, self.options.token
             self.on_rank0(lambda: check_reporting(metadata.registry, self._spec(), spool, token))
+        self._rehearsal = Rehearsal(
+            self.measured_model,
+            self.ranks,
+            self.measurer.meter,
+            self.probe,
+            raises=self.matcher is not None,
+        )
+        self._rehearsal.at_call()
         self.begin_report()
         self._wrappers = [
             StepWrapper(each, partial(self._around_step, index))
@@ -219,17 +222,11 @@ class TrainingSession:
 
     def begin_report(self) -> None:
         """What this attempt measures, and its end, go to the registry where there is one."""
-        destination = None
+        to, registry = None, self.metadata.registry
         if self._reports and self.ranks.is_rank0:
-            options = self.options
-            destination = Destination(
-                registry=self.metadata.registry,
-                spec=self._spec(),
-                attempt=self.attempt,
-                token=options.token,
-                spool=options.spool,
-            )
-        self.run_log.begin(destination)
+            token, spool = self.options.token, self.options.spool
+            to = Destination(registry, self._spec(), self.attempt, token, spool)
+        self.run_log.begin(to)
 
     @property
     def _reports(self) -> bool:
@@ -304,6 +301,7 @@ class TrainingSession:
         if not self._stepped and self._due(self.steps + 1):
             if matcher := self._matcher_due(self.steps + 1):
                 matcher.find_base_step(self.steps + 1, self.run_log)
+                self._rehearsal.before_step()
             self._capture()
 
     def _capture(self) -> None:
@@ -327,7 +325,7 @@ class TrainingSession:
         self._update.decays |= groups.decays()
 
     def _after_step(self, signals: SignalDeferral) -> None:
-        """The model's step is over: what was captured of the step is measured."""
+        """Measures what was captured of the model's step, which is over."""
         self._stepped.clear()
         self.steps += 1
         update, self._update = self._update, None

@@ -30,6 +30,11 @@ def probe(width: int):
     raise OSError("the file is gone")
 
 
+def local(parameter: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a parameter."""
+    return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).detach()
+
+
 if dist.get_rank() == 0:  # what a rank measures by itself is nothing to the others
     own = DistributedDataParallel(
         fresh("resmlp")[0], process_group=dist.new_group([0], use_local_synchronization=True)
@@ -48,20 +53,24 @@ for estimator in ("example", "kronecker") if sys.argv[1] == "ddp" else ("kroneck
             if width == 8 and len(found) % 2 == 0 and dist.get_rank() == 1
             else [torch.randn(4, width)]
         )
-        FLeRM.match(
-            model,
-            optimizer,
-            probe=batches_of,
-            family="f",
-            estimator=estimator,
-            warmup=2,
-            targets={name: 1.0 for name, _ in fresh("resmlp")[0].named_parameters()},
-        )
-        loss_of(model(batches[0])).backward()
+        before = [local(parameter).clone() for parameter in model.parameters()]
         try:
+            FLeRM.match(
+                model,
+                optimizer,
+                probe=batches_of,
+                family="f",
+                estimator=estimator,
+                warmup=2,
+                targets={name: 1.0 for name, _ in fresh("resmlp")[0].named_parameters()},
+            )
+            loss_of(model(batches[0])).backward()
             optimizer.step()
         except FlermError as error:
             found.append((type(error).__name__, str(error)))
+        if width == 9 or (dist.get_rank() == 0 and len(found) % 2 == 0):
+            # The forward of a batch fails before any weight moves.
+            assert all(map(torch.equal, map(local, model.parameters()), before))
 
 # A recording run goes on where all ranks know of the failure, and rank 0 says what failed.
 model, batches = fresh("resmlp")

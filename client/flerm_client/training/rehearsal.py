@@ -1,0 +1,183 @@
+"""One forward and backward of a probe batch before any weight moves, without a trace.
+
+What cannot be measured is thus said before a matched run has trained a step at wrong rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flerm_client.training.measurement_failures import failure_reason, remedy
+from flerm_client.training.probe import Probe
+from flerm_core._warnings import warn
+from flerm_core.errors import FlermError, MeasurementError
+from flerm_core.measure.distributed import fsdp2
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.fslr_meter import FSLRMeter
+from flerm_core.measure.measured_model import MeasuredModel
+from flerm_core.measure.output_projection import as_output
+from flerm_core.measure.state_guard import (
+    AutocastContext,
+    RandomState,
+    hooks_disabled,
+    preserve_model_state,
+)
+
+
+class Rehearsal:
+    """Looks at one probe batch, once: at the call of `record` or `match`, or before the first step.
+
+    At the call the training's autocast region is not known: a forward counts that works with or
+    without one. FSDP2 has no state before the first forward of the training. Where the model is
+    not ready, `pending` stays true, and `before_step` looks.
+
+    raises: whether what is found at the call is raised, as a matching run does; else it is a
+        warning.
+
+    The probe keeps the batch for the first draw. Generators, buffers, attributes, modes, gradients
+    and hooks on gradients are as before.
+    """
+
+    def __init__(
+        self,
+        model: MeasuredModel,
+        ranks: MeasurementRanks,
+        meter: FSLRMeter,
+        probe: Probe,
+        *,
+        raises: bool,
+    ) -> None:
+        self.pending = True
+        self._raises = raises
+        self._model, self._ranks, self._meter, self._probe = model, ranks, meter, probe
+
+    def at_call(self) -> None:
+        """Raises, on every rank alike, or warns of what cannot be measured.
+
+        Returns without a look where the model is not ready.
+        """
+        sharded = self._model.sharding is not None
+        if sharded or _forwards_wait_for_each_other(self._model.module, self._ranks):
+            return
+        mixed = AutocastContext(((self._model.device.type, torch.bfloat16),))
+        try:
+            self._look([self._meter.autocast, mixed])
+        except Exception as error:
+            self.pending = False
+            if self._raises or self._ranks.broken:
+                self._probe.close()
+                raise
+            if self._ranks.is_rank0:
+                warn(f"nothing could be measured now: {str(error).rstrip('.')}")
+
+    def before_step(self) -> None:
+        """The same where it is pending, in the autocast region of the training's forward."""
+        if self.pending:
+            self._look([self._meter.autocast])
+
+    def _look(self, regions: list[AutocastContext]) -> None:
+        with self._prepared_model():
+            batch: Any = None
+            problem: Exception | None = None
+            try:
+                batch = self._probe.peek()
+            except Exception as error:
+                problem = error
+            self._agree(problem)
+            random_state = RandomState()
+            for region in regions:
+                found = self._try(batch, region)
+                random_state.restore()
+                problem = problem or found
+                if found is None:
+                    problem = None
+                    break
+            if problem is not None and self._ranks.lockstep:
+                self._ranks.fail_all(problem)
+            self._agree(problem)
+        self.pending = False
+
+    def _agree(self, problem: Exception | None) -> None:
+        """Raises the problem of any rank on every rank. One all-reduce, none for one process."""
+        if self._ranks.single_process:
+            if problem is not None:
+                raise problem
+            return
+        flag = torch.tensor([float(problem is not None)], device=self._model.device)
+        if self._ranks.sum(flag).item():
+            self._ranks.raise_on_all(problem)
+
+    def _try(self, batch: Any, region: AutocastContext) -> Exception | None:
+        """What goes wrong with `batch` in the autocast region."""
+        module = self._model.module
+        try:
+            with region.open(self._model.device.type), _forward_mode(self._ranks.lockstep):
+                outputs = as_output(self._model.output(module, batch))
+                _check_finite(outputs)
+                if not self._ranks.lockstep:
+                    self._differentiate(outputs)
+        except FlermError as error:
+            fsdp2.reset_after_error(module)
+            return error
+        except Exception as error:
+            fsdp2.reset_after_error(module)
+            made = MeasurementError(
+                f"a batch of the probe cannot be measured: {failure_reason(module, error)}; "
+                f"{remedy(error, 'kronecker')}"
+            )
+            made.__cause__ = error
+            return made
+        return None
+
+    def _differentiate(self, outputs: Tensor) -> None:
+        """Raises where the outputs have no derivative with respect to the tensors that train."""
+        trained = [p for p in self._model.parameters.values() if p.requires_grad]
+        if not trained:
+            return  # other tensors are trained in turn, and these are switched off now
+        if not outputs.requires_grad:
+            raise MeasurementError(
+                "the outputs do not depend on the weights in a way that has a derivative: is "
+                "there a no_grad() or detach() on their way? output= says what is computed"
+            )
+        with hooks_disabled(trained):
+            torch.autograd.grad(outputs.sum(), trained, allow_unused=True)
+
+    @contextmanager
+    def _prepared_model(self) -> Iterator[None]:
+        meter, module = self._meter, self._model.module
+        meter.measuring = True
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(preserve_model_state(module))
+                stack.enter_context(fsdp2.mean_reduction(module))
+                stack.enter_context(meter.randomness.active())
+                yield
+        finally:
+            meter.measuring = False
+            fsdp2.reshard(module)
+
+
+def _forward_mode(lockstep: bool) -> torch.no_grad | torch.enable_grad:
+    """Ranks in lockstep run the forward alone: their backward is made of collectives too."""
+    return torch.no_grad() if lockstep else torch.enable_grad()
+
+
+def _check_finite(outputs: Tensor) -> None:
+    wrong = int((~torch.isfinite(outputs.detach())).sum())
+    if wrong:
+        raise MeasurementError(
+            f"{wrong} of {outputs.numel()} outputs of a probe batch are not finite, so that no "
+            "FSLR would be: are the weights loaded, or does a mask write infinities into the "
+            "outputs? output= says what is computed, without the mask"
+        )
+
+
+def _forwards_wait_for_each_other(model: nn.Module, ranks: MeasurementRanks) -> bool:
+    synchronised = any(isinstance(each, nn.SyncBatchNorm) for each in model.modules())
+    return synchronised and not ranks.single_process
