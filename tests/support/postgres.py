@@ -65,7 +65,7 @@ def throwaway_cluster() -> Iterator[PostgresCluster]:
     if user:
         shutil.chown(folder, user)
         folder.chmod(0o755)
-    data, port = folder / "data", free_port()
+    data = folder / "data"
     run = partial(
         _run_tool,
         user=user,
@@ -89,19 +89,40 @@ def throwaway_cluster() -> Iterator[PostgresCluster]:
                 "--encoding=UTF8",
             ]
         )
-        options = (
-            f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} "
-            "-c max_connections=200"
-        )
-        log = str(folder / "log")
-        start = [tools["pg_ctl"], "-D", str(data), "-l", log, "-o", options, "-w"]
-        run([*start, "start"])
+        port, start = _start_on_a_free_port(run, tools["pg_ctl"], data)
         try:
             yield PostgresCluster(port, lambda: run([*start, "-m", "immediate", "restart"]), folder)
         finally:
             run([tools["pg_ctl"], "-D", str(data), "-m", "immediate", "-w", "stop"])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_on_a_free_port(
+    run: Callable[[list[str]], None], pg_ctl: str, data: Path
+) -> tuple[int, list[str]]:
+    """Starts the cluster in `data`; its port, and the command that starts it again.
+
+    Another program may take the port before PostgreSQL does, so that another port is tried. Raises
+    `CalledProcessError`, with what the cluster said, when the third start fails.
+    """
+    folder = data.parent
+    for is_last in (False, False, True):
+        port = free_port()
+        options = (
+            f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} "
+            "-c max_connections=200"
+        )
+        start = [pg_ctl, "-D", str(data), "-l", str(folder / "log"), "-o", options, "-w"]
+        try:
+            run([*start, "start"])
+        except subprocess.CalledProcessError as error:
+            if is_last:
+                error.add_note((folder / "log").read_text())
+                raise
+        else:
+            break
+    return port, start
 
 
 def _run_tool(command: list[str], **options: Any) -> None:
