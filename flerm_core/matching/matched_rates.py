@@ -183,14 +183,13 @@ def matched_rates(
     Raises `NotFound` for a recording without multipliers, which was not matched.
     """
     multipliers = auxiliary.vectors.get(MULTIPLIER, np.full(run.values.shape, np.nan, np.float32))
-    recorded = np.isfinite(multipliers).any(axis=1)
-    if not recorded.any():
+    rows = np.flatnonzero(np.isfinite(multipliers).any(axis=1))
+    if not len(rows):
         raise NotFound(
             f"recording {recording.spec.id} has no multipliers: the run was not matched "
             f"(variant {recording.spec.variant!r}); choose a recording of a matched run"
         )
     columns = np.array([at for at, name in enumerate(run.names) if not is_depth_group(name)])
-    rows = np.flatnonzero(recorded)
     factors = multipliers[np.ix_(rows, columns)].astype(np.float64)
     fslr = run.values[np.ix_(rows, columns)].astype(np.float64)
     changes = np.diff(factors, axis=0, prepend=1.0) != 0  # at the first row: what is not 1

@@ -179,7 +179,7 @@ def build_targets(
         width = len(query.names) or len(everything[0].names)
         steps = steps[thin(len(steps), max(2, max_values // max(width, 1)))]
     names, table, spread = _tables(query, loaded, steps, query.blocks or tuple(blocks))
-    ends = [each.tokens for each in recordings if each.tokens is not None]
+    final_step, final_tokens = _ends(recordings, everything)
     return Targets(
         family=query.family,
         lr=query.lr,
@@ -197,14 +197,16 @@ def build_targets(
         source_learning_rates=tuple(sources),
         seeds=min(len(group) for group in sources.values()),
         digest=targets_digest(names, steps, table),
-        final_step=max(
-            [
-                *(int(each.steps[-1]) for each in everything),
-                *(each.final_step or 0 for each in recordings),
-            ]
-        ),
-        final_tokens=max(ends) if len(ends) == len(recordings) else None,
+        final_step=final_step,
+        final_tokens=final_tokens,
     )
+
+
+def _ends(recordings: list[Recording], runs: list[Trajectory]) -> tuple[int, int | None]:
+    """`final_step` and `final_tokens` of targets from `recordings` with the trajectories `runs`."""
+    steps = [int(each.steps[-1]) for each in runs] + [each.final_step or 0 for each in recordings]
+    tokens = [each.tokens for each in recordings if each.tokens is not None]
+    return max(steps), max(tokens) if len(tokens) == len(recordings) else None
 
 
 def _tables(

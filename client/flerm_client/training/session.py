@@ -162,6 +162,11 @@ class TrainingSession:
         )
         self._rehearsal.at_call()
         self.begin_report()
+        self._wrap_steps()
+        _live_sessions.add(self)
+
+    def _wrap_steps(self) -> None:
+        """From now on `_around_step` runs around each step of the optimisers."""
         self._wrappers = [
             StepWrapper(each, partial(self._around_step, index))
             for index, each in enumerate(self.optimizers)
@@ -174,7 +179,6 @@ class TrainingSession:
         given = self.options.optimizer
         wrapped = given if isinstance(given, list | tuple) else [given]
         self.on_end += list(map(redirect_captured_steps, wrapped, self.optimizers))
-        _live_sessions.add(self)
 
     def end(self, status: str, timeout: float = 10.0) -> None:
         """Takes the measurement off the optimisers and ends the recording.

@@ -373,17 +373,12 @@ class Store(ABC):
             parameters = parameters.select(columns)
         count = len(selection.steps)
         values = np.empty((count, len(parameters)), np.float32)
-        losses, rates = np.empty(count), np.empty(count)
-        tokens = np.empty(count, np.int64)
+        losses, rates, tokens = np.empty(count), np.empty(count), np.empty(count, np.int64)
         filled = 0
         for rows in self.read(selection, columns):
             part = slice(filled, filled + len(rows.steps))
-            values[part], losses[part], rates[part], tokens[part] = (
-                rows.values,
-                rows.losses,
-                rows.learning_rates,
-                rows.tokens,
-            )
+            values[part], losses[part] = rows.values, rows.losses
+            rates[part], tokens[part] = rows.learning_rates, rows.tokens
             filled = part.stop
         return Trajectory(
             parameters.names,
