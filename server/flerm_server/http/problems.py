@@ -120,4 +120,6 @@ def install(app: FastAPI, pages: ErrorPages) -> None:
             exc_info=error,
         )
         sentence = f"internal error of the registry; its log has it as request {request_id}"
-        return answer(request, 500, sentence, request_id=request_id)
+        given = answer(request, 500, sentence, request_id=request_id)
+        given.headers["X-Request-ID"] = request_id  # which `Observe` adds to what did not fail
+        return given

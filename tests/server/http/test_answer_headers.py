@@ -97,7 +97,8 @@ def test_a_bug_is_answered_with_them_and_with_its_id(tmp_path: Path, accept: str
     client = TestClient(app, raise_server_exceptions=False)
     with structlog.testing.capture_logs():
         answer = client.get("/", headers={"Accept": accept})
-    assert answer.status_code == 500 and "its log has it as request" in answer.text
+    assert answer.status_code == 500
+    assert f"its log has it as request {answer.headers['x-request-id']}" in answer.text
     assert_guarded(answer.headers)
     store.close()
 
