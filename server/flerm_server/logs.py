@@ -54,6 +54,7 @@ def configure(level: str) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_controls,
     ]
     rendering: list[structlog.typing.Processor] = (
         # Plain tracebacks: structlog's others show local variables, a caller's token among them.
@@ -75,6 +76,14 @@ def configure(level: str) -> None:
         )
     )
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+
+
+def _without_controls(_: Any, __: str, event: Any) -> Any:
+    """A log entry whose texts cannot steer a terminal: a caller's path may hold escapes."""
+    return {
+        name: ascii(value)[1:-1] if isinstance(value, str) and not value.isprintable() else value
+        for name, value in event.items()
+    }
 
 
 def _without_secrets(_: Any, __: str, line: Any) -> str:

@@ -24,6 +24,7 @@ def bug(authorization):
     raise ValueError(f"{authorization} {session} at {URL}, {more}")
 for log in (lambda **more: structlog.get_logger().error("bug", url=URL, **more),
             lambda **more: logging.getLogger("uvicorn.error").error(URL, **more)):
+    structlog.get_logger().warning("asked", path="/x\\x1b]0;owned\\x07\\u202e")
     try:
         bug(f"Bearer {token}")
     except ValueError as error:
@@ -54,5 +55,7 @@ def test_a_traceback_has_no_secret(terminal: bool):
     assert text.count("ValueError") >= 2 and "in bug" in text  # the traceback is there
     assert TOKEN_TEXT.rpartition("_")[0][:18] in text  # and says whose token it was
     assert secrets_in(text) == []
+    assert "]0;owned" in text and "\x1b]0;" not in text and "\u202e" not in text
     if not terminal:
-        assert [json.loads(line)["level"] for line in text.splitlines()] == ["error"] * 2
+        levels = [json.loads(line)["level"] for line in text.splitlines()]
+        assert levels == ["warning", "error"] * 2

@@ -139,6 +139,9 @@ def _token(address: RegistryAddress) -> Iterator[Finding]:
     if not token:
         yield Finding("token", "note", "none (FLERM_TOKEN, FLERM_TOKEN_FILE)")
         return
+    named = os.environ.get("FLERM_TOKEN_FILE") if not os.environ.get("FLERM_TOKEN") else None
+    if named and Path(named).expanduser().stat().st_mode & 0o077:
+        yield Finding("token file", "note", f"other users can read {named}: chmod 600 it")
     try:
         address.refuse_open_token(token)
     except Unauthenticated as error:

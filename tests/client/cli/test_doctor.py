@@ -79,6 +79,17 @@ def test_a_token_is_tried(start_registry: StartRegistry, capsys, monkeypatch, tm
     until(lambda: found(capsys, *asked)["server"][0] == "wrong", "a wrong token was taken")
 
 
+def test_a_token_file_that_others_can_read_is_noted(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    file = tmp_path / "token"
+    file.write_text("flerm_0_0")
+    monkeypatch.setenv("FLERM_TOKEN_FILE", str(file))
+    asked = ("--spool", tmp_path / "spool", "--registry", "grpcs://registry.example:1")
+    for mode, noted in ((0o644, True), (0o640, True), (0o600, False)):
+        file.chmod(mode)
+        assert ("token file" in found(capsys, *asked)) is noted
+
+
 def test_a_spool_is_tried(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("FLERM_REGISTRY", tmp_path.as_uri())
     spool = tmp_path / "spool"
