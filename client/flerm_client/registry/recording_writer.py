@@ -153,21 +153,33 @@ class RecordingWriter:
         )
         return self._backend.finish(recording_id, ending)
 
-    def judge(self, recording_id: str, final_loss: float | None) -> Recording:
-        """Adds the final loss of a run that is completed without one, found outside of the run.
+    def judge(
+        self,
+        recording_id: str,
+        final_loss: float | None,
+        *,
+        status: str = "completed",
+        remarks: Sequence[str] = (),
+    ) -> Recording:
+        """Says of a run that is over how it ended, where that was found outside of the run.
 
-        final_loss: None for a loss that is not finite: the recording then counts as diverged.
+        final_loss: the loss that counts; None: there is none.
+        status: as in `finish`.
+        remarks: sentences that are added to the run's own.
 
-        The loss is kept as the end of a new attempt, in which nothing is measured.
+        The answer is kept as the end of a new attempt, in which nothing is measured.
         """
         found = self._backend.recording(recording_id)
         last = max(found.final_step or 0, found.last_step)
         self._backend.start(found.spec, Attempt(resume_at=last + 1))
-        status = "diverged" if final_loss is None else "completed"
-        return self._backend.finish(
-            recording_id,
-            Ending(status=status, final_loss=final_loss, final_step=last, tokens=found.tokens),
+        ending = Ending(
+            status=status,
+            final_loss=final_loss,
+            final_step=last,
+            tokens=found.tokens,
+            remarks=(*found.remarks, *remarks),
         )
+        return self._backend.finish(recording_id, ending)
 
     def tag(
         self,

@@ -146,6 +146,7 @@ class Command:
     cpus, gpus: of one run.
     time_limit: seconds of one run; None: none.
     retries: how often a run that fails is tried again.
+    early_stop: whether runs at hopeless rates are stopped.
     folder: for outputs, a folder for each run.
     directory: where the command runs.
     """
@@ -160,6 +161,7 @@ class Command:
     gpus: int = 0
     time_limit: float | None = None
     retries: int = 0
+    early_stop: bool = False
 
     @property
     def base_scale(self) -> CommandScale:

@@ -20,6 +20,7 @@ from flerm_experiments.sweep.command import (
     placeholders,
     split,
 )
+from flerm_experiments.sweep.early_stop import require_optuna
 
 FIELDS = (
     *("command", "title", "family", "initial_lr", "rates", "lr_min", "lr_max"),
@@ -27,7 +28,7 @@ FIELDS = (
 )
 VARIANTS = ("plain", "matched")
 """What a command can be told: to train as it is, or matched."""
-RUN = ("cpus", "gpus", "time_limit", "retries", "folder")
+RUN = ("cpus", "gpus", "time_limit", "retries", "early_stop", "folder")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BASE_SEEDS = 2
 
@@ -94,6 +95,7 @@ def _command(content: Mapping[str, Any], name: str, directory: Path) -> Command:
         gpus=_whole("run.gpus", run.get("gpus", 0), 0),
         time_limit=_seconds(run["time_limit"]) if "time_limit" in run else None,
         retries=_whole("run.retries", run.get("retries", 0), 0),
+        early_stop=_early_stop(run.get("early_stop", False)),
     )
 
 
@@ -207,6 +209,14 @@ def _rate(name: str, value: Any) -> float:
             f"{name} is {value!r}, but it must be a learning rate, above 0 and finite"
         )
     return float(number)
+
+
+def _early_stop(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInput(f"run.early_stop is {value!r}, but it must be true or false")
+    if value:
+        require_optuna()
+    return value
 
 
 def _seconds(value: Any) -> float:

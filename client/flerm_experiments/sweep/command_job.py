@@ -24,13 +24,20 @@ from flerm_client.training.run_instructions import RunInstructions
 from flerm_core.errors import FlermError, NotFound
 from flerm_core.records.recording import Recording
 from flerm_experiments.sweep.command import Objective
+from flerm_experiments.sweep.early_stop import (
+    STOPPED,
+    Losses,
+    is_over,
+    losses_by_step,
+    reason_to_stop,
+)
 from flerm_experiments.sweep.job_outcome import JobOutcome
 
 JOB_TAG = "job"
 """The tag that holds a job's key."""
 
-_COUNTED = ("completed", "diverged")
 _LOOK = 0.1  # seconds between two looks at a process or a lock
+_LOOK_AT_LOSSES = 2.0  # seconds between two looks at what the registry has of a run
 _GRACE = 30.0  # seconds from SIGTERM to SIGKILL: torchrun gives its ranks as long
 _DELIVERY = 60.0  # seconds for a run's last rows to reach the registry
 
@@ -40,6 +47,10 @@ Stopped = Callable[[], bool]
 
 class CommandFailed(FlermError):
     """A run of a command that did not end with a loss. The message says why."""
+
+
+class _Hopeless(Exception):
+    """The run under way is to be stopped early. The message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +67,7 @@ class CommandJob:
     cpus, gpus: that it needs.
     time_limit: seconds of one attempt; None for none.
     retries: further attempts after one that failed.
+    early_stop: whether it is stopped where its rate is hopeless.
     """
 
     key: str
@@ -69,6 +81,7 @@ class CommandJob:
     gpus: int = 0
     time_limit: float | None = None
     retries: int = 0
+    early_stop: bool = False
 
     @property
     def tags(self) -> Mapping[str, str]:
@@ -118,8 +131,12 @@ def run_command(
         for _ in range(1 + job.retries):
             if ended is not None:
                 break
-            problem = _attempt(job, environment, lock, stopped)
-            ended = _ended(job, patient=not problem)
+            try:
+                problem = _attempt(job, environment, lock, stopped)
+            except _Hopeless as why:
+                ended = _stopped_early(job, str(why))
+            else:
+                ended = _ended(job, patient=not problem)
         if ended is None:
             raise CommandFailed(problem or _nothing_recorded(job))
     loss = ended.final_loss
@@ -128,7 +145,8 @@ def run_command(
             "the run is recorded without a loss: call flerm.log(loss=...) before each step, or "
             "name an [objective]"
         )
-    return JobOutcome(ended.status, math.inf if loss is None else loss, time.monotonic() - began)
+    status = "stopped early" if ended.status == "interrupted" else ended.status
+    return JobOutcome(status, math.inf if loss is None else loss, time.monotonic() - began)
 
 
 def dry_run(job: CommandJob, *, stopped: Stopped = lambda: False) -> str:
@@ -223,11 +241,16 @@ def _ending_group(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def _watch(job: CommandJob, process: subprocess.Popen[bytes], stopped: Stopped) -> str:
     until = None if job.time_limit is None else time.monotonic() + job.time_limit
+    look = time.monotonic() + _LOOK_AT_LOSSES
     while (code := process.poll()) is None:
         if stopped():
             raise KeyboardInterrupt
         if until is not None and time.monotonic() > until:
             return f"it ran longer than its time limit of {job.time_limit:g} s; see {job.output}"
+        if job.early_stop and time.monotonic() > look:
+            if why := reason_to_stop(_losses(job)):
+                raise _Hopeless(why)
+            look = time.monotonic() + _LOOK_AT_LOSSES
         try:
             process.wait(_LOOK)
         except subprocess.TimeoutExpired:
@@ -264,7 +287,7 @@ def _ended(job: CommandJob, *, patient: bool) -> Recording | None:
     until = time.monotonic() + (_DELIVERY if patient else 0.0)
     while True:
         found = _recordings(job)
-        counted = next((each for each in found if each.status in _COUNTED), None)
+        counted = next((each for each in found if is_over(each)), None)
         if counted is not None:
             return _judged(job, counted)
         # What is not there after a command that ended well was never recorded; what is running is
@@ -272,6 +295,35 @@ def _ended(job: CommandJob, *, patient: bool) -> Recording | None:
         if time.monotonic() >= until or not any(each.status == "running" for each in found):
             return None
         time.sleep(_LOOK)
+
+
+def _stopped_early(job: CommandJob, why: str) -> Recording | None:
+    """Writes that the run was stopped, so that the same sweep does not train it again."""
+    newest = next(iter(_recordings(job)), None)
+    if newest is None or is_over(newest):
+        return newest
+    with RegistryClient(job.registry) as client:
+        return client.judge(newest.spec.id, None, status="interrupted", remarks=[f"{STOPPED}{why}"])
+
+
+def _losses(job: CommandJob) -> Losses:
+    """Those of the run under way, and of the completed runs of its curve."""
+    said, sweep = job.instructions, {key: job.tags[key] for key in job.tags if key != JOB_TAG}
+    mine: dict[int, float] = {}
+    others: list[dict[int, float]] = []
+    if not _recordings(job):
+        return Losses(mine, others)
+    with RegistryClient(job.registry) as client:
+        for each in client.recordings(
+            said.family, role=said.role, variant=said.variant, tags=sweep
+        ):
+            own = each.spec.tags.get(JOB_TAG) == job.key and each.status == "running"
+            same = all(each.spec.config.get(key) == value for key, value in said.config.items())
+            if own:
+                mine = losses_by_step(client.trajectory(each.spec.id))
+            elif same and each.status == "completed":
+                others.append(losses_by_step(client.trajectory(each.spec.id)))
+    return Losses(mine, others)
 
 
 def _recordings(job: CommandJob) -> list[Recording]:
@@ -294,4 +346,6 @@ def _judged(job: CommandJob, recording: Recording) -> Recording | None:
     except (NotFound, OSError):
         return None
     with RegistryClient(job.registry) as client:
-        return client.judge(recording.spec.id, loss if math.isfinite(loss) else None)
+        if math.isfinite(loss):
+            return client.judge(recording.spec.id, loss)
+        return client.judge(recording.spec.id, None, status="diverged")

@@ -14,11 +14,10 @@ from flerm_client.registry.client import RegistryClient
 from flerm_core.records.recording import Recording
 from flerm_core.tuning.best_lr import SweepRun
 from flerm_experiments.sweep.command_job import JOB_TAG
+from flerm_experiments.sweep.early_stop import is_over
 from flerm_experiments.sweep.spec import BASE_MEASUREMENTS, Sweep
 from flerm_experiments.sweep.trials import SCALE_FIELDS, Trial, job_of
 from flerm_experiments.workloads.base import Scale
-
-_COUNTED = ("completed", "diverged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +46,11 @@ class FinishedTrial:
 
 
 def finished_trials(sweep: Sweep, registry: str | None) -> dict[Trial, FinishedTrial]:
-    """The trials of `sweep` that the registry holds as completed or diverged.
+    """The trials of `sweep` that the registry holds as completed, diverged or stopped early.
 
-    Failed and interrupted runs are not among them. Of a trial that was run twice the newest run
-    counts. Base recordings that another sweep of the same kind made, or more seeds of them, count
-    too.
+    Failed runs and others that were interrupted are not among them. Of a trial that was run twice
+    the newest run counts. Base recordings that another sweep of the same kind made, or more seeds
+    of them, count too.
     """
     folder = address_of(registry).folder
     if folder is not None and not folder.exists():  # the first recording makes it
@@ -70,7 +69,7 @@ def finished_among(sweep: Sweep, recordings: Iterable[Recording]) -> dict[Trial,
     """The trials of `sweep` that `recordings` hold; these come newest first within each length."""
     found: dict[Trial, FinishedTrial] = {}
     for recording in recordings:
-        if recording.status in _COUNTED:
+        if is_over(recording):
             for trial in _trials_of(sweep, recording):
                 found.setdefault(trial, _finished_trial(trial, recording))
     return found
@@ -106,6 +105,6 @@ def _finished_trial(trial: Trial, recording: Recording) -> FinishedTrial:
     return FinishedTrial(
         trial=trial,
         recording=recording.spec.id,
-        loss=math.inf if loss is None or recording.status == "diverged" else loss,
+        loss=loss if loss is not None and recording.status == "completed" else math.inf,
         seconds=max((ended - recording.created_at).total_seconds(), 0.0),
     )

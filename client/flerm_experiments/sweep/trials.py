@@ -90,6 +90,7 @@ def _command_job(sweep: Sweep, command: Command, trial: Trial, registry: str | N
         gpus=command.gpus,
         time_limit=command.time_limit,
         retries=command.retries,
+        early_stop=command.early_stop,
     )
 
 
