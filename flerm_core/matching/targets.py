@@ -31,7 +31,7 @@ PART_BYTES = 4 << 20
 
 
 class _PlacesOfNames:
-    """Room for what `Targets` finds out once, which is no field of it."""
+    """A slot in which `Targets` keeps the places of its names, which is no field of the answer."""
 
     __slots__ = ("_places",)
 

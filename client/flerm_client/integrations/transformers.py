@@ -88,7 +88,7 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Raises `InvalidInput` for arguments that cannot work, before training."""
+        """Joins the Trainer that is being made. Raises `InvalidInput` for wrong arguments."""
         self._join(_calling_trainer())
 
     def on_train_begin(

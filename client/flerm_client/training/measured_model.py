@@ -1,4 +1,4 @@
-"""The model that is measured: its tensors by name, and the function that is computed of it."""
+"""The model that is measured: its tensors by name, and the function of it that is measured."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _live_sessions: weakref.WeakSet[TrainingSession] = weakref.WeakSet()
 
 
 class TrainingSession:
-    """The parts of a run and their state.
+    """One run under measurement: its parts, and what it has counted.
 
     `begin` starts the run; from then on each optimiser step goes through `_around_step`: an update
     that is due is captured, measured by `measurer`, matched by `matcher`, and logged.
@@ -360,7 +360,7 @@ class TrainingSession:
     # One measurement
 
     def _try_to_measure(self, update: WeightUpdate, signals: SignalDeferral) -> None:
-        """`_measure`; in a recording run an error of its is said, and the run goes on."""
+        """Calls `_measure`. Where a recording run cannot measure, it says why and goes on."""
         try:
             self._measure(update, signals)
         except Exception as error:

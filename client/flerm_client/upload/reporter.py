@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import socket
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +60,10 @@ def check_reporting(
     spec: RecordingSpec,
     spool: str | os.PathLike[str] | None = None,
     token: str | None = None,
-) -> None:
-    """Raises what `SpoolReporter.open` would raise, without opening anything.
+) -> tuple[RegistryAddress, Path]:
+    """The address and the spool folder that `SpoolReporter.open` uses; nothing is opened.
 
-    `InvalidInput` for a wrong address, specification or spool folder.
+    Raises `InvalidInput` for a wrong address, specification or spool folder.
     """
     address = address_of(registry)
     address.refuse_open_token(token)
@@ -74,6 +73,7 @@ def check_reporting(
         raise InvalidInput(
             f"the spool folder {folder} cannot be written: set FLERM_SPOOL to one that can"
         )
+    return address, folder
 
 
 def _spool_folder(address: RegistryAddress, spool: str | os.PathLike[str] | None) -> Path:
@@ -134,10 +134,8 @@ class SpoolReporter:
         Raises `InvalidInput` for a wrong address, specification or spool folder. A registry that
         does not answer raises nothing.
         """
-        address = address_of(registry)
-        address.refuse_open_token(token)
-        validate_spec(spec)
-        writer = SpoolWriter(_spool_folder(address, spool), address.text)
+        address, folder = check_reporting(registry, spec, spool, token)
+        writer = SpoolWriter(folder, address.text)
         path = writer.start(spec, attempt)
         reporter = cls(address, writer, path, spec.id, token)
         if address.folder is None and writer.has_header:
@@ -145,10 +143,13 @@ class SpoolReporter:
         return reporter
 
     def append(self, row: Measurement) -> None:
-        """Writes one measurement to the spool. It takes a few dozen microseconds."""
+        """Writes one measurement to the spool. It takes a few dozen microseconds.
+
+        Its loss is finite or None, because registries refuse any other.
+        """
         if self._pid != os.getpid():
             return
-        self._writer.append(_finite(row))
+        self._writer.append(row)
         self._notify()
 
     def finish(self, ending: Ending, timeout: float = 10.0) -> DeliveryReport:
@@ -334,10 +335,3 @@ class SpoolReporter:
                 self.path,
                 sidecar(self.path, ".log"),
             )
-
-
-def _finite(row: Measurement) -> Measurement:
-    """`row`, with no loss where its loss is not finite, because registries refuse such a loss."""
-    if row.loss is None or math.isfinite(row.loss):
-        return row
-    return replace(row, loss=None)
