@@ -40,6 +40,7 @@ from flerm_server.rpc.receiver import HARD_MESSAGE_BYTES
 from flerm_server.rpc.service import RegistryService
 from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.interface import Store
+from flerm_server.store.quotas import Quotas
 from flerm_server.store.sql.store import open_store
 from flerm_server.tls import Certificate
 
@@ -75,7 +76,12 @@ class Server:
         self._store: Store = store
         tokens = SqlTokenStore(store.engine)
         metrics, authenticator = Metrics(), Authenticator(tokens)
-        authorized = AuthorizedStore(store, recordings_per_token=settings.recordings_per_token)
+        quotas = Quotas(
+            recordings_per_token=settings.recordings_per_token,
+            families_per_token=settings.families_per_token,
+            attempts_per_recording=settings.attempts_per_recording,
+        )
+        authorized = AuthorizedStore(store, quotas=quotas)
         self._health = health.HealthServicer()
         self._admission = Admission(
             authenticator, calls=THREADS, streams=THREADS - THREADS_FOR_UNARY_CALLS

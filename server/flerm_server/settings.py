@@ -80,7 +80,9 @@ class Settings:
     trusted_proxies: addresses and networks of proxies whose X-Forwarded-For and X-Forwarded-Proto
         count, such as 10.0.0.0/8.
     allowed_origins: other sites whose pages may read REST (CORS), such as https://dash.example.
-    recordings_per_token: how many recordings one token may start.
+    recordings_per_token, families_per_token: how many recordings one token may start, and how many
+        families it may make.
+    attempts_per_recording: how often one recording may be opened.
     keepalive_seconds: how long a gRPC peer may be silent before it is asked whether it is there.
     connection_seconds: how old a gRPC connection grows before its client is asked to connect again,
         so that the load spreads over servers that were added.
@@ -100,6 +102,8 @@ class Settings:
     trusted_proxies: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     recordings_per_token: int = 100_000
+    families_per_token: int = 10_000
+    attempts_per_recording: int = 1_000
     keepalive_seconds: float = 60.0
     connection_seconds: float = 300.0
 

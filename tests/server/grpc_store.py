@@ -28,6 +28,7 @@ from flerm_server.store.interface import (
     Store,
     StoreInfo,
 )
+from flerm_server.store.quotas import UNLIMITED
 
 SECONDS = 20
 
@@ -87,7 +88,7 @@ class GrpcStore(Store):
         attempt: Attempt | None = None,
         *,
         created_by="",
-        most_recordings=0,
+        quotas=UNLIMITED,
     ) -> Started:
         request = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(spec))
         if attempt is not None:

@@ -29,6 +29,7 @@ from flerm_server.store.interface import (
     StoreInfo,
     unknown_recording,
 )
+from flerm_server.store.quotas import UNLIMITED, Quotas
 
 COMPUTATIONS = 4  # of targets, at once
 COMPUTING_SECONDS = 60.0  # for how long a call waits for its turn
@@ -47,10 +48,10 @@ class AuthorizedStore(Store):
     readiness probes have none.
     """
 
-    def __init__(self, store: Store, *, recordings_per_token: int = 0) -> None:
-        """recordings_per_token: how many recordings one token may start; 0: any number."""
+    def __init__(self, store: Store, *, quotas: Quotas = UNLIMITED) -> None:
+        """quotas: of every caller with a token; one without has those of recordings only."""
         self._store = store
-        self._recordings_per_token = recordings_per_token
+        self._quotas = quotas
         self._group_commit = GroupCommit(store)
         self._computing = SharedLimit(
             "computations", COMPUTATIONS, "computations of targets are going on", share=0.5
@@ -66,11 +67,21 @@ class AuthorizedStore(Store):
 
     @override
     def register_family(
-        self, name: str, *, description: str = "", blocks: Sequence[str] = (), created_by: str = ""
+        self,
+        name: str,
+        *,
+        description: str = "",
+        blocks: Sequence[str] = (),
+        created_by: str = "",
+        quotas: Quotas = UNLIMITED,
     ) -> Family:
         current_principal().require(Scope.WRITE, name)
         return self._store.register_family(
-            name, description=description, blocks=blocks, created_by=current_principal().text
+            name,
+            description=description,
+            blocks=blocks,
+            created_by=current_principal().text,
+            quotas=self._its_quotas(),
         )
 
     @override
@@ -106,7 +117,7 @@ class AuthorizedStore(Store):
         attempt: Attempt | None = None,
         *,
         created_by: str = "",
-        most_recordings: int = 0,
+        quotas: Quotas = UNLIMITED,
     ) -> Started:
         current_principal().require(Scope.WRITE, spec.family)
         principal = current_principal()
@@ -116,10 +127,7 @@ class AuthorizedStore(Store):
                 if not principal.covers(self._store.family_of(spec.id)):
                     raise PermissionDenied(f"recording {spec.id}: the id is taken; use a new one")
         return self._store.start(
-            spec,
-            attempt,
-            created_by=principal.text,
-            most_recordings=self._recordings_per_token if principal.text else 0,
+            spec, attempt, created_by=principal.text, quotas=self._its_quotas()
         )
 
     @override
@@ -239,6 +247,9 @@ class AuthorizedStore(Store):
     @override
     def close(self) -> None:
         self._store.close()
+
+    def _its_quotas(self) -> Quotas:
+        return self._quotas if current_principal().text else self._quotas.of_nobody()
 
     def _require(self, needed: Scope, recording_id: str) -> None:
         """Raises `PermissionDenied` without the scope, and `NotFound` for a recording of a family

@@ -55,6 +55,10 @@ TrustedProxies = Annotated[
     Option(help="Address or network of a proxy whose X-Forwarded-For and -Proto count; repeatable"),
 ]
 RecordingsPerToken = Annotated[int, Option(help="Most recordings that one token may start", min=1)]
+FamiliesPerToken = Annotated[int, Option(help="Most families that one token may make", min=1)]
+AttemptsPerRecording = Annotated[
+    int, Option(help="How often one recording may be opened, resumes included", min=1)
+]
 LogLevel = Annotated[str, Option(help="debug, info, warning or error")]
 
 
@@ -73,6 +77,8 @@ def serve(
     trusted_proxies: TrustedProxies = None,
     allow_origin: AllowOrigin = None,
     recordings_per_token: RecordingsPerToken = DEFAULT.recordings_per_token,
+    families_per_token: FamiliesPerToken = DEFAULT.families_per_token,
+    attempts_per_recording: AttemptsPerRecording = DEFAULT.attempts_per_recording,
     log_level: LogLevel = "info",
 ) -> None:
     """Serves a registry: gRPC for training jobs; REST and pages over HTTP.
@@ -102,6 +108,8 @@ def serve(
             trusted_proxies=tuple(trusted_proxies or ()),
             allowed_origins=tuple(allow_origin or ()),
             recordings_per_token=recordings_per_token,
+            families_per_token=families_per_token,
+            attempts_per_recording=attempts_per_recording,
         )
         run(settings, _print_addresses)
 

@@ -22,6 +22,8 @@ from flerm_core.records.validation import MAX_PAGE_SIZE
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import SweepRun
 from flerm_server.store.family_runs import FamilyRuns
+from flerm_server.store.loading import trajectory_of
+from flerm_server.store.quotas import UNLIMITED, Quotas
 
 Item = TypeVar("Item")
 
@@ -174,11 +176,18 @@ class Store(ABC):
 
     @abstractmethod
     def register_family(
-        self, name: str, *, description: str = "", blocks: Sequence[str] = (), created_by: str = ""
+        self,
+        name: str,
+        *,
+        description: str = "",
+        blocks: Sequence[str] = (),
+        created_by: str = "",
+        quotas: Quotas = UNLIMITED,
     ) -> Family:
         """Creates a family, or completes an existing one.
 
         An existing family gets `description` and the block axes `blocks` where these are not empty.
+        Raises `LimitExceeded` for a new one beyond `quotas`.
         """
 
     @abstractmethod
@@ -215,18 +224,17 @@ class Store(ABC):
         attempt: Attempt | None = None,
         *,
         created_by: str = "",
-        most_recordings: int = 0,
+        quotas: Quotas = UNLIMITED,
     ) -> Started:
         """Opens a recording (and its family), or a further attempt of one.
 
         attempt: None, or one whose id is the recording's own: the first attempt, whatever its id
             was when it was opened.
         created_by: who starts it.
-        most_recordings: how many recordings `created_by` may have; 0: any number.
 
         A recording that exists may be named by the former name of its family, as long as no other
         family has that name. Raises `AlreadyExists` when the id is of another recording, and
-        `LimitExceeded` for a new recording beyond `most_recordings`.
+        `LimitExceeded` for a recording, family or attempt beyond `quotas`.
         """
 
     @abstractmethod
@@ -371,25 +379,7 @@ class Store(ABC):
         parameters = selection.recording.spec.parameters
         if columns is not None:
             parameters = parameters.select(columns)
-        count = len(selection.steps)
-        values = np.empty((count, len(parameters)), np.float32)
-        losses, rates, tokens = np.empty(count), np.empty(count), np.empty(count, np.int64)
-        filled = 0
-        for rows in self.read(selection, columns):
-            part = slice(filled, filled + len(rows.steps))
-            values[part], losses[part] = rows.values, rows.losses
-            rates[part], tokens[part] = rows.learning_rates, rows.tokens
-            filled = part.stop
-        return Trajectory(
-            parameters.names,
-            parameters.shapes,
-            selection.steps,
-            values,
-            bands=parameters.bands,
-            losses=losses,
-            learning_rates=rates,
-            tokens=tokens,
-        )
+        return trajectory_of(parameters, len(selection.steps), self.read(selection, columns))
 
 
 def unknown_recording(recording_id: str) -> NotFound:

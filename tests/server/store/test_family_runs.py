@@ -15,6 +15,7 @@ from flerm_core.records.recording import Attempt, Ending, Recording
 from flerm_core.tuning.best_lr import SweepRun, best_of, loss_curve
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
+from flerm_server.store.quotas import Quotas
 from flerm_server.store.sql.store import SqlStore, open_store
 from tests.server.conftest import migrate
 from tests.server.samples import family, spec
@@ -194,12 +195,23 @@ def test_figures_and_coverage_of_many_rates_are_thinned_with_the_best_among_them
     store.close()
 
 
-def test_the_quota_of_a_token_counts_what_it_has(store: SqlStore):
+def test_quotas_count_what_there_is(store: SqlStore):
+    quotas = Quotas(recordings_per_token=2, families_per_token=2, attempts_per_recording=2)
     first, second, third = (spec(family(), seed=seed) for seed in range(3))
     for each in (first, second):
-        store.start(each, created_by="a", most_recordings=2)
-    with pytest.raises(LimitExceeded, match="recordings_per_token"):
-        store.start(third, created_by="a", most_recordings=2)
-    store.start(third, created_by="b", most_recordings=2)
+        store.start(each, created_by="a", quotas=quotas)
+    with pytest.raises(LimitExceeded, match="recordings_per_token: token a has 2 recordings"):
+        store.start(third, created_by="a", quotas=quotas)
+    store.start(third, created_by="b", quotas=quotas)
     store.delete(first.id)
-    store.start(spec(family()), created_by="a", most_recordings=2)
+    with pytest.raises(LimitExceeded, match="families_per_token: token a has 2 families"):
+        store.start(spec(family()), created_by="a", quotas=quotas)
+    with pytest.raises(LimitExceeded, match="families_per_token"):
+        store.register_family(family(), created_by="a", quotas=quotas)
+    store.register_family(first.family, description="there", created_by="a", quotas=quotas)
+    store.start(spec(first.family), created_by="a", quotas=quotas)
+    again = Attempt(resume_at=1)
+    store.start(third, again, quotas=quotas)
+    assert not store.start(third, again, quotas=quotas).created
+    with pytest.raises(LimitExceeded, match=r"attempts_per_recording: .* go on in a new recording"):
+        store.start(third, Attempt(resume_at=1), quotas=quotas)

@@ -7,11 +7,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from flerm_core.errors import AlreadyExists, LimitExceeded, Refused
+from flerm_core.errors import AlreadyExists, Refused
 from flerm_core.records.comparability import comparability_of, refuse_other_recording
 from flerm_core.records.recording import Attempt, ParameterList, RecordingSpec, in_order
 from flerm_core.records.validation import MAX_MOMENT
 from flerm_server.store.interface import Started
+from flerm_server.store.quotas import UNLIMITED, Quotas
 from flerm_server.store.sql import comparability
 from flerm_server.store.sql.engine import insert_new, timestamp_from_column, timestamp_to_column
 from flerm_server.store.sql.listings import family_key
@@ -44,7 +45,7 @@ class StartRecording:
     """`Store.start` within one transaction.
 
     connection: of a writing transaction.
-    spec, attempt, created_by, most_recordings: as `Store.start` has them.
+    spec, attempt, created_by, quotas: as `Store.start` has them.
     now: the database's time in microseconds.
     lease_until: when the lease of the new attempt ends, in microseconds.
     """
@@ -55,7 +56,7 @@ class StartRecording:
     created_by: str
     now: int
     lease_until: int
-    most_recordings: int = 0
+    quotas: Quotas = UNLIMITED
 
     def execute(self) -> Started:
         """Opens the recording or the attempt, or finds what was opened before."""
@@ -77,6 +78,13 @@ class StartRecording:
                         f"{other.resume_at}, not {self.attempt.resume_at}"
                     )
                 return Started(self.spec.id, other.number, False)
+        self.quotas.check(
+            "attempts_per_recording",
+            len(known),
+            f"recording {self.spec.id}",
+            "attempts",
+            "go on in a new recording",
+        )
         number = max(other.number for other in known) + 1
         self._insert_attempt(key, number)
         recompute_visibility(self.connection, key, self.now, self.lease_until)
@@ -112,7 +120,7 @@ class StartRecording:
         self._check_quota()
         values: dict[str, Any] = spec_to_row(self.spec) | {
             "family_key": ensure_family(
-                self.connection, self.spec.family, self.now, self.created_by
+                self.connection, self.spec.family, self.now, self.created_by, self.quotas
             ),
             "parameters_key": intern_parameters(self.connection, self.spec.parameters),
             "kind_key": comparability.intern(self.connection, comparability_of(self.spec)),
@@ -137,17 +145,18 @@ class StartRecording:
 
     def _check_quota(self) -> None:
         """Raises `LimitExceeded` where the creator has as many recordings as it may have."""
-        if not self.most_recordings:
+        if not self.quotas.recordings_per_token:
             return
         theirs = sa.select(recording_counts.c.recordings).where(
             recording_counts.c.created_by == self.created_by
         )
-        if (self.connection.execute(theirs).scalar() or 0) >= self.most_recordings:
-            raise LimitExceeded(
-                f"recordings_per_token: token {self.created_by} has {self.most_recordings} "
-                "recordings, the most that it may; "
-                "delete old ones, or ask for another token"
-            )
+        self.quotas.check(
+            "recordings_per_token",
+            self.connection.execute(theirs).scalar() or 0,
+            f"token {self.created_by}",
+            "recordings",
+            "delete old ones, or ask for another token",
+        )
 
     def _insert_attempt(self, recording_key: int, number: int) -> None:
         attempt = self.attempt
@@ -183,10 +192,24 @@ class StartRecording:
         return min(max(started, 0), MAX_MOMENT)
 
 
-def ensure_family(connection: sa.Connection, name: str, now: int, created_by: str) -> int:
-    """The key of the family called `name`, which is made when it is new."""
+def ensure_family(
+    connection: sa.Connection, name: str, now: int, created_by: str, quotas: Quotas
+) -> int:
+    """The key of the family called `name`, which is made when it is new.
+
+    Raises `LimitExceeded` for a new one beyond `quotas`.
+    """
     key = family_key(connection, name)
     if key is None:
+        if quotas.families_per_token:
+            theirs = sa.select(sa.func.count()).select_from(families)
+            quotas.check(
+                "families_per_token",
+                connection.execute(theirs.where(families.c.created_by == created_by)).scalar_one(),
+                f"token {created_by}",
+                "families",
+                "use one that is there, or ask for another token",
+            )
         values = {
             "name": name,
             "description": "",

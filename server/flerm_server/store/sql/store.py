@@ -35,6 +35,7 @@ from flerm_server.store.interface import (
     StoreInfo,
     unknown_recording,
 )
+from flerm_server.store.quotas import UNLIMITED, Quotas
 from flerm_server.store.readiness import Readiness
 from flerm_server.store.sql import comparability, listings, maintenance, read_rows, schema
 from flerm_server.store.sql.append_rows import append
@@ -86,12 +87,18 @@ class SqlStore(Store):
 
     @override
     def register_family(
-        self, name: str, *, description: str = "", blocks: Sequence[str] = (), created_by: str = ""
+        self,
+        name: str,
+        *,
+        description: str = "",
+        blocks: Sequence[str] = (),
+        created_by: str = "",
+        quotas: Quotas = UNLIMITED,
     ) -> Family:
         validation.validate_family(name, description, blocks)
         with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
-            key = ensure_family(connection, name, now, created_by)
+            key = ensure_family(connection, name, now, created_by, quotas)
             changes: dict[str, Any] = {}
             if description:
                 changes["description"] = description
@@ -147,7 +154,7 @@ class SqlStore(Store):
         attempt: Attempt | None = None,
         *,
         created_by: str = "",
-        most_recordings: int = 0,
+        quotas: Quotas = UNLIMITED,
     ) -> Started:
         validation.validate_spec(spec)
         if attempt is not None:
@@ -155,7 +162,7 @@ class SqlStore(Store):
         with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
             return StartRecording(
-                connection, spec, attempt, created_by, now, now + self._lease, most_recordings
+                connection, spec, attempt, created_by, now, now + self._lease, quotas
             ).execute()
 
     @override
