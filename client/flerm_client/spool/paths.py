@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISREG, S_ISVTX
 
 from flerm_client.spool.frames import SUFFIX
 from flerm_core._files import make_private_folder, open_private
@@ -36,7 +36,8 @@ def own_folder(folder: Path) -> Path:
     """`folder`, which is made where it is not there, after a check that no other user may write.
 
     Whoever may write to it could have this user's token deliver measurements, or replace targets.
-    Raises `InvalidInput` for a folder that another user owns or may write to, and for one that
+    A folder of this user in which everybody may only touch what is theirs (the sticky bit, as on a
+    tmpfs) is allowed: files of others in it are left alone. Raises `InvalidInput` for a folder that another user owns or may write to, and for one that
     cannot be made.
     """
     try:
@@ -53,7 +54,7 @@ def own_folder(folder: Path) -> Path:
             f"the spool folder {folder} belongs to another user, who could change what is sent: "
             "set FLERM_SPOOL to a folder of your own"
         )
-    if found.st_mode & 0o022:
+    if found.st_mode & 0o022 and not found.st_mode & S_ISVTX:
         raise InvalidInput(
             f"the spool folder {folder} can be written by other users (mode "
             f"{found.st_mode & 0o777:04o}), who could change what is sent: chmod go-w it, "

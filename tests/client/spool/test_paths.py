@@ -92,8 +92,9 @@ def test_a_folder_of_others_is_refused_before_the_first_step(tmp_path):
                 InvalidInput, match=rf"mode {mode:04o}\), who could change what is sent: chmod go-w"
             ):
                 begin()
-    tmp_path.chmod(0o700)
-    assert own_folder(tmp_path) == tmp_path
+    for mode in (0o700, 0o755, 0o1777):  # the last one is a tmpfs's
+        tmp_path.chmod(mode)
+        assert own_folder(tmp_path) == tmp_path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
