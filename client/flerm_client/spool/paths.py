@@ -37,8 +37,8 @@ def own_folder(folder: Path) -> Path:
 
     Whoever may write to it could have this user's token deliver measurements, or replace targets.
     A folder of this user in which everybody may only touch what is theirs (the sticky bit, as on a
-    tmpfs) is allowed: files of others in it are left alone. Raises `InvalidInput` for a folder that another user owns or may write to, and for one that
-    cannot be made.
+    tmpfs) is allowed: files of others in it are left alone. Raises `InvalidInput` for a folder that
+    another user owns or may write to, and for one that cannot be made.
     """
     try:
         make_private_folder(folder)
