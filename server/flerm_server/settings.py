@@ -108,8 +108,9 @@ class Settings:
     connection_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        """Raises `InvalidInput` for a number of seconds that is out of range, a path and a network
-        that are none.
+        """Raises `InvalidInput` for wrong values.
+
+        These are numbers of seconds out of range, and texts that are no path or no network.
         """
         for name in ("drain_seconds", "lease_seconds", "keepalive_seconds", "connection_seconds"):
             seconds = getattr(self, name)

@@ -139,9 +139,10 @@ class AuthorizedStore(Store):
     def append(self, recording_id: str, read: Callable[[], Batch]) -> Appended:
         """Stores a batch in a transaction that it shares with the batches of other callers.
 
-        read: gives the batch; it is called once the principal may write to the recording. Raises
-            the store's refusal, `PermissionDenied`, and `NotFound` where a bound principal names no
-            recording of its family.
+        read: gives the batch; it is called once the principal may write to the recording.
+
+        Raises the store's refusal, `PermissionDenied`, and `NotFound` where a bound principal names
+        no recording of its family.
         """
         self._require(Scope.WRITE, recording_id)
         return self._group_commit.append(read())
@@ -252,11 +253,11 @@ class AuthorizedStore(Store):
         return self._quotas if current_principal().text else self._quotas.of_nobody()
 
     def _require(self, needed: Scope, recording_id: str) -> None:
-        """Raises `PermissionDenied` without the scope, and `NotFound` for a recording of a family
-        that the principal's token is not bound to.
+        """Raises `PermissionDenied` without the scope `needed`.
 
-        Whether such a recording exists is not told, in words or by the time of an answer: both
-        take one question for the recording's family.
+        Raises `NotFound` for a recording of a family that the token is not bound to. Whether such a
+        recording exists is not told, in words or by the time of an answer: both take one question
+        for the recording's family.
         """
         current_principal().require(needed)
         # For a principal that is bound to no family, one question to the database less.

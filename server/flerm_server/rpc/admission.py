@@ -33,8 +33,9 @@ OPEN_THREADS = OPEN_STREAMS + OPEN_REQUEST_STREAMS + OPEN_WAITING + 8
 class CallKind:
     """What the limits of a call depend on.
 
-    method: `/package.Service/Method`. Whether the call's answers, and its messages, are a stream:
-        `streaming` and `requests`.
+    method: `/package.Service/Method`.
+    streaming: whether the call's answers are a stream.
+    requests: whether the call's messages are a stream.
     """
 
     method: str

@@ -85,7 +85,6 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
     ) -> None:
         """metrics: counts the calls.
         admission: decides which calls reach their handler.
-
         open_threads: for calls that need no token, so that these and the others cannot take each
             other's threads.
         """

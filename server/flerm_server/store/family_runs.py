@@ -55,8 +55,9 @@ class Answers:
         self._computing = threading.RLock()
 
     def get(self, asked: Hashable, compute: Callable[[], Answer]) -> Answer:
-        """The answer to `asked`, which is computed at the first time. Callers wait for each other:
-        none computes what another one does.
+        """The answer to `asked`, which is computed at the first time.
+
+        Callers wait for each other: none computes what another one does.
         """
         with self._computing:
             if asked not in self._found:

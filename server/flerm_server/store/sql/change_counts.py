@@ -1,7 +1,7 @@
-"""Triggers by which the database itself counts: the changes of each family's runs, and the
-recordings of each token.
+"""Triggers by which the database itself counts changes of runs, and recordings of tokens.
 
-Triggers, because servers of an older version change recordings too and do not know of the counts.
+It counts the changes of each family's runs, and the recordings of each token. It does so by
+triggers, because servers of an older version change recordings too and do not know of the counts.
 `families.revision` counts what changes an answer about losses: recordings that start, end or are
 deleted. Rows of measurements do not. `recording_counts` has a row for each `created_by` but the
 empty one. The migration that makes the triggers has these texts from here: a change of them is a

@@ -62,8 +62,10 @@ class Connections(ABC):
 
     @abstractmethod
     def begin(self, connection: Any, kind: TransactionKind) -> None:
-        """Begins a transaction. Raises an error of the driver, or `Unreachable`, for a connection
-        that cannot be used any more.
+        """Begins a transaction.
+
+        Raises an error of the driver, or `Unreachable`, for a connection that cannot be used any
+        more.
         """
 
     @abstractmethod

@@ -28,8 +28,9 @@ Condition = sa.ColumnElement[bool]
 def prune(
     engine: sa.Engine, filters: RecordingFilter, before: datetime, *, dry_run: bool = False
 ) -> tuple[int, int]:
-    """Deletes the recordings that pass `filters` and were last changed before `before`; how many
-    there were, and how many rows they had.
+    """Deletes the recordings that pass `filters` and were last changed before `before`.
+
+    Returns how many there were, and how many rows they had.
 
     dry_run: deletes nothing, and counts the rows that readers see.
     """
@@ -71,8 +72,9 @@ def _old(filters: RecordingFilter, before: datetime, now: int) -> list[Condition
 
 
 def _parts(found: Sequence[Any]) -> Iterator[list[int]]:
-    """The keys of one transaction each: of one family and one token, whose counts are locked in the
-    order in which a recording that starts locks them.
+    """The keys of one transaction each, of recordings of one family and one token.
+
+    A transaction locks the counts of both, in the order in which a recording that starts does.
     """
     for _, its in groupby(found, key=lambda row: (row.family_key, row.created_by)):
         keys: list[int] = []
