@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flerm_client.training.hidden_state import hidden_state
 from flerm_client.training.measurement_failures import failure_reason, remedy
 from flerm_client.training.probe import Probe
+from flerm_client.training.run_remarks import RunRemarks
 from flerm_core._warnings import warn
 from flerm_core.errors import FlermError, MeasurementError
 from flerm_core.measure.distributed import fsdp2
@@ -23,7 +25,7 @@ from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import as_output
 from flerm_core.measure.state_guard import (
     AutocastContext,
-    RandomState,
+    ForwardStart,
     hooks_disabled,
     preserve_model_state,
 )
@@ -36,6 +38,7 @@ class Rehearsal:
     without one. FSDP2 has no state before the first forward of the training. Where the model is
     not ready, `pending` stays true, and `before_step` looks.
 
+    remarks: takes what there is to say of state that cannot be put back.
     raises: whether what is found at the call is raised, as a matching run does; else it is a
         warning.
 
@@ -49,10 +52,12 @@ class Rehearsal:
         ranks: MeasurementRanks,
         meter: FSLRMeter,
         probe: Probe,
+        remarks: RunRemarks,
         *,
         raises: bool,
     ) -> None:
         self.pending = True
+        self._remarks = remarks
         self._raises = raises
         self._model, self._ranks, self._meter, self._probe = model, ranks, meter, probe
 
@@ -89,13 +94,13 @@ class Rehearsal:
             except Exception as error:
                 problem = error
             self._agree(problem)
-            random_state = RandomState()
+            start = ForwardStart(self._model.module)
             for region in regions:
                 found = self._try(batch, region)
-                random_state.restore()
+                start.restore()
                 problem = problem or found
                 if found is None:
-                    problem = None
+                    problem = self._look_for_hidden_state(batch, region, start)
                     break
             if problem is not None and self._ranks.lockstep:
                 self._ranks.fail_all(problem)
@@ -118,6 +123,7 @@ class Rehearsal:
         try:
             with region.open(self._model.device.type), _forward_mode(self._ranks.lockstep):
                 outputs = as_output(self._model.output(module, batch))
+                self._outputs = outputs.detach()
                 _check_finite(outputs)
                 if not self._ranks.lockstep:
                     self._differentiate(outputs)
@@ -132,6 +138,30 @@ class Rehearsal:
             )
             made.__cause__ = error
             return made
+        return None
+
+    def _look_for_hidden_state(
+        self, batch: Any, region: AutocastContext, start: ForwardStart
+    ) -> Exception | None:
+        """Says where the forward is no function of batch and weights; returns what goes wrong.
+
+        Ranks in lockstep do not look: they might not agree on how often to call the model.
+        """
+        module = self._model.module
+
+        def forward() -> Tensor:
+            with region.open(self._model.device.type):
+                outputs = as_output(self._model.output(module, batch)).detach()
+            start.restore()
+            return outputs
+
+        try:
+            if not self._ranks.lockstep and (
+                sentence := hidden_state(module, forward, self._outputs)
+            ):
+                self._remarks.say(sentence)
+        except Exception as error:
+            return error
         return None
 
     def _differentiate(self, outputs: Tensor) -> None:

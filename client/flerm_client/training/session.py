@@ -158,6 +158,7 @@ class TrainingSession:
             self.ranks,
             self.measurer.meter,
             self.probe,
+            self.remarks,
             raises=self.matcher is not None,
         )
         self._rehearsal.at_call()

@@ -111,8 +111,8 @@ def test_the_look_takes_no_batch_and_no_random_number_of_the_probe() -> None:
     assert taken == [0] and torch.equal(torch.get_rng_state(), before)
     step(model, flerm._session.optimizers[0], training[0])
     assert taken == [0, 1, 2]
-    assert [round(float(each[0, 0]) - 0.5) for each in seen] == [0, 0, 1, 2]
-    assert torch.equal(seen[0], seen[1])
+    assert [round(float(each[0, 0]) - 0.5) for each in seen] == [0, 0, 0, 1, 2]
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
 
 
 def test_gradients_modes_buffers_and_hooks_on_gradients_stay() -> None:
@@ -165,3 +165,37 @@ def test_a_model_without_values_is_refused_by_name() -> None:
     optimizer = Adam(model.parameters(), 1e-2)
     with pytest.raises(InvalidInput, match=r"weight is on the meta device.*to_empty"):
         FLeRM.record(model, optimizer, probe=probe(), family="f")
+
+
+class Remembering(nn.Module):
+    """Adds to its input what a variable of a closure holds, which it then changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        memory = [0.0]
+
+        def add(x: Tensor) -> Tensor:
+            memory[0] = 0.5 * memory[0] + 0.5 * float(x.detach().mean())
+            return x + memory[0]
+
+        self.add = add
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(x)
+
+
+def test_state_in_a_closure_is_said_with_the_module_that_has_it() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), Remembering(), nn.Linear(8, 2))
+    optimizer = Adam(model.parameters(), 1e-2)
+    with pytest.warns(UserWarning, match=r"differ, first in 2 \(Remembering\): there is state in"):
+        flerm = FLeRM.record(model, optimizer, probe=probe(), family="f")
+    assert "Remembering" in flerm._session.remarks.at_end({"a": True}, warns=False)[0]
+
+
+@pytest.mark.parametrize("kind", ["resmlp", "decoder", "convnet"])
+def test_a_model_with_dropout_and_statistics_of_its_batches_is_told_nothing(kind: str) -> None:
+    model, batches = fresh(kind)
+    model.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FLeRM.record(model, Adam(model.parameters(), 1e-2), probe=batches, family="f")
