@@ -47,7 +47,6 @@ SECTIONS: list[tuple[str, list[tuple[str, tuple[str, ...] | None]]]] = [
         "Figures",
         [
             ("flerm_core.figures.trajectory_figure.fslr_figure", ()),
-            ("flerm_core.figures.loss_figure.loss_figure", ()),
             ("flerm_core.figures.transfer_figure.transfer_figure", ()),
             ("flerm_core.figures.target_ratio_figure.ratio_figure", ()),
         ],

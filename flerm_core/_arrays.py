@@ -1,4 +1,6 @@
-"""Checks of the arrays of a trajectory. The arrays that come back are read-only."""
+"""Checks of the arrays of a trajectory, and the thinning of rows. The arrays that come back are
+read-only.
+"""
 
 from __future__ import annotations
 
@@ -83,3 +85,12 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def thin(rows: int, max_points: int) -> NDArray[np.int64]:
+    """The indices of at most `max_points` of `rows` rows, evenly spread, both ends included."""
+    if rows <= max_points:
+        return np.arange(rows)
+    if max_points == 1:
+        return np.array([rows - 1])
+    return np.unique(np.linspace(0, rows - 1, max_points).round().astype(np.int64))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flerm_core import _trajectory_formats
-from flerm_core._arrays import check_length, column_of, steps_of, values_of
+from flerm_core._arrays import check_length, column_of, steps_of, thin, values_of
 from flerm_core.errors import InvalidInput, NotFound, join_names
 from flerm_core.figures.notebook import mime_bundle
 from flerm_core.figures.trajectory_figure import fslr_figure
@@ -344,15 +344,6 @@ class Trajectory:
         Raises `NotFound` for a missing file, `DataLoss` for a damaged file or another format.
         """
         return _trajectory_formats.read_file(path, cls)
-
-
-def thin(rows: int, max_points: int) -> NDArray[np.int64]:
-    """The indices of at most `max_points` of `rows` rows, evenly spread, both ends included."""
-    if rows <= max_points:
-        return np.arange(rows)
-    if max_points == 1:
-        return np.array([rows - 1])
-    return np.unique(np.linspace(0, rows - 1, max_points).round().astype(np.int64))
 
 
 def difference(first: Trajectory, other: Trajectory) -> str:

@@ -6,20 +6,14 @@ are rounded to five digits. Names are escaped, because plotly reads text as a ki
 user may choose any name.
 """
 
-from flerm_core.figures.loss_figure import Curve, ScaledRun, curves_of, curves_of_runs, loss_figure
 from flerm_core.figures.style import Figure
 from flerm_core.figures.target_ratio_figure import ratio_figure
 from flerm_core.figures.trajectory_figure import fslr_figure, run_figure
 from flerm_core.figures.transfer_figure import transfer_figure
 
 __all__ = [
-    "Curve",
     "Figure",
-    "ScaledRun",
-    "curves_of",
-    "curves_of_runs",
     "fslr_figure",
-    "loss_figure",
     "ratio_figure",
     "run_figure",
     "transfer_figure",

@@ -32,6 +32,8 @@ PALETTE = (
     "#7f8793",
 )
 GREY = "#7f8793"
+# From small to big scales: one path through hues of like lightness, for the same contrast.
+SEQUENTIAL = ("#a8842c", "#c27048", "#c25a74", "#a75fb0", "#7a6fd6", "#3f82d6")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 BAND_COLOURS = dict(zip(BANDS, PALETTE, strict=True))
 _KINDS = (
@@ -46,6 +48,14 @@ GRID = "rgba(128,128,128,0.22)"
 TEXT = "#737b86"
 DIGITS = 5
 SIZE = 13  # of text, in pixels
+
+
+def sequential(count: int) -> list[str]:
+    """`count` colours of `SEQUENTIAL` in its order, spread over all of it; of more than there are
+    the last repeats.
+    """
+    last = len(SEQUENTIAL) - 1
+    return [SEQUENTIAL[min(round(at * last / max(count - 1, 1)), last)] for at in range(count)]
 
 
 def number(value: float) -> float | None:

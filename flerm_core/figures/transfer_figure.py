@@ -6,38 +6,63 @@ These are the paper's Figures 2 to 5.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flerm_core.figures.style import (
     GREY,
-    PALETTE,
     Figure,
     axis,
     layout,
     nothing,
     number,
     numbers,
+    sequential,
     text,
 )
 from flerm_core.tuning.best_lr import LossPoint, curve_optimum
 
 Points = Sequence[LossPoint]
 GAP = 0.03  # between panels, of the figure's width
+ROW_GAP = 0.16  # between rows of panels, of the figure's height, for titles and rates
+COLUMNS = 4
+TICKS = 4  # rates written below one panel
 # Space above the losses at the optima and their neighbours, as a part of the range of these losses.
 HEADROOM = 0.35
+LABEL = 15  # pixels between two labels of curves
+PANEL = 260  # about the height of a panel in pixels, by which labels are kept apart
 
 
-def transfer_figure(panels: Mapping[str, Mapping[str, Points]]) -> Figure:
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """Where a panel stands. suffix: of its axes' names. left, bottom, width, height: of 1."""
+
+    suffix: str
+    left: float
+    bottom: float
+    width: float
+    height: float
+    first: bool
+
+
+def transfer_figure(
+    panels: Mapping[str, Mapping[str, Points]],
+    *,
+    columns: int = COLUMNS,
+    titles: bool = True,
+) -> Figure:
     """One panel for each way of training, with one curve for each scale.
 
-    panels: the points of each curve, by the panel's title and the curve's label. A label has one
-        colour in all panels, and one entry in the legend.
+    panels: the points of each curve, by the panel's title and the curve's label, small scales
+        first. A label has one colour in all panels, and stands beside each of its curves.
+    columns: panels in a row.
+    titles: whether panels have their titles above them.
 
-    In every panel a dotted line marks the optimum of the panel's first curve, the base's. Where
-    learning rates transfer, the other curves have their lowest point on this line. Rates at which a
-    run diverged are left out. All panels share one axis of losses. It shows each optimum and its
-    neighbours, and cuts off higher losses.
+    In every panel a dotted line marks the optimum of the first curve of all, the base's. Where
+    learning rates transfer, the other curves have their lowest point on this line. A rate at which
+    a run diverged has a cross at the top instead. All panels share one range of losses. It
+    shows each optimum and its neighbours, and cuts off higher losses.
     """
     drawn = {
         title: {label: _finite(points) for label, points in curves.items()}
@@ -49,67 +74,148 @@ def transfer_figure(panels: Mapping[str, Mapping[str, Points]]) -> Figure:
     if not losses:
         return nothing("No settled curve yet")
     labels = list(dict.fromkeys(label for curves in drawn.values() for label in curves))
+    colours = dict(zip(labels, [GREY, *sequential(len(labels) - 1)], strict=True))
+    low, high = _loss_range(drawn, losses)
+    ends = _ends(drawn)
+    base = next((its for curves in drawn.values() for its in curves.values() if its), ())
     data: list[dict[str, Any]] = []
-    shapes: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
     axes: dict[str, Any] = {}
-    width = (1 - GAP * (len(drawn) - 1)) / len(drawn)
-    for at, (title, curves) in enumerate(drawn.items()):
-        suffix = "" if at == 0 else str(at + 1)
-        left = at * (width + GAP)
-        domain = [round(left, 4), round(min(left + width, 1.0), 4)]
-        axes[f"xaxis{suffix}"] = axis(
-            "log₂ learning rate", domain=domain, dtick=2, range=_ends(drawn)
-        )
-        notes.append({
-            "text": text(title), "x": sum(domain) / 2, "y": 1, "xref": "paper", "yref": "paper",
-            "showarrow": False, "xanchor": "center", "yanchor": "bottom",
-        })  # fmt: skip
-        for label, points in curves.items():
-            colour = (
-                GREY
-                if labels.index(label) == 0
-                else PALETTE[(labels.index(label) - 1) % len(PALETTE)]
-            )
-            seen = any(trace["name"] == text(label) for trace in data)
-            data.append(_trace(label, points, colour, f"x{suffix}", legend=not seen))
-        first = next(iter(curves.values()), ())
-        if first:
-            shapes.append(_optimum_line(first, f"x{suffix}"))
-    y = _loss_axis(drawn, losses)
-    figure = layout(
-        axes.pop("xaxis"), y, shapes=shapes, annotations=notes, hovermode="closest", **axes
-    )
-    figure["margin"] = {**figure["margin"], "t": 40}
-    figure["legend"] = {**figure["legend"], "y": 1.1}
+    for panel, (title, curves) in zip(_grid(len(drawn), columns), drawn.items(), strict=True):
+        axes |= _axes(panel, ends, (low, high), curves)
+        if titles:
+            notes.append(_title(title, panel))
+        notes += _labels(curves, colours, panel, ends, (low, high))
+        data += [_trace(label, its, colours[label], panel) for label, its in curves.items()]
+        data += _crosses(panels[title], colours, panel, ends, high)
+    shapes = [_optimum_line(base, panel) for panel in _grid(len(drawn), columns)] if base else []
+    x, y = axes.pop("xaxis"), axes.pop("yaxis")
+    figure = layout(x, y, shapes=shapes, annotations=notes, hovermode="closest", **axes)
+    figure["margin"] = {**figure["margin"], "t": 34, "r": 44}
+    figure["showlegend"] = False
     return {"data": data, "layout": figure}
 
 
-def _optimum_line(points: Points, x: str) -> dict[str, Any]:
+def _grid(count: int, columns: int) -> list[_Panel]:
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    width = (1 - GAP * (columns - 1)) / columns
+    height = (1 - ROW_GAP * (rows - 1)) / rows
+    return [
+        _Panel(
+            suffix="" if at == 0 else str(at + 1),
+            left=round(at % columns * (width + GAP), 4),
+            bottom=round((rows - 1 - at // columns) * (height + ROW_GAP), 4),
+            width=round(width, 4),
+            height=round(height, 4),
+            first=at % columns == 0,
+        )
+        for at in range(count)
+    ]
+
+
+def _axes(
+    panel: _Panel, ends: Sequence[float], losses: Sequence[float], curves: Mapping[str, Points]
+) -> dict[str, Any]:
+    rates = sorted({point.lr for points in curves.values() for point in points})
+    shown = [rate for rate in rates if ends[0] <= math.log10(rate) <= ends[1]]
+    ticks = shown[:: max(1, -(-len(shown) // TICKS))]
+    x = axis(
+        "learning rate", log=True, domain=[panel.left, min(panel.left + panel.width, 1)],
+        range=list(ends), anchor=f"y{panel.suffix}", tickmode="array",
+        tickvals=[number(rate) for rate in ticks], ticktext=[f"{rate:.2g}" for rate in ticks],
+        tickangle=0,
+    )  # fmt: skip
+    y = axis(
+        "final loss" if panel.first else "", range=list(losses), anchor=f"x{panel.suffix}",
+        domain=[panel.bottom, min(panel.bottom + panel.height, 1)], showticklabels=panel.first,
+        nticks=6,
+    )  # fmt: skip
+    return {f"xaxis{panel.suffix}": x, f"yaxis{panel.suffix}": y}
+
+
+def _title(title: str, panel: _Panel) -> dict[str, Any]:
+    return {
+        "text": f"<b>{text(title)}</b>", "x": panel.left + panel.width / 2, "xref": "paper",
+        "y": panel.bottom + panel.height, "yref": "paper", "showarrow": False,
+        "xanchor": "center", "yanchor": "bottom",
+    }  # fmt: skip
+
+
+def _labels(
+    curves: Mapping[str, Points],
+    colours: Mapping[str, str],
+    panel: _Panel,
+    ends: Sequence[float],
+    losses: Sequence[float],
+) -> list[dict[str, Any]]:
+    """Each curve's label beside an end of what is shown of it, kept apart from the others'."""
+    low, high = losses
+    right: list[tuple[float, str, LossPoint]] = []
+    left: list[tuple[float, str, LossPoint]] = []
+    for label, points in curves.items():
+        shown = [each for each in points if ends[0] <= math.log10(each.lr) <= ends[1]]
+        # A curve that leaves the panel at its right is labelled at its left.
+        leaves = bool(shown) and shown[-1].loss > high
+        seen = [each for each in shown if each.loss <= high]
+        if seen:
+            point = seen[0] if leaves and label != next(iter(curves)) else seen[-1]
+            place = ((point.loss - low) / (high - low) * PANEL, label, point)
+            (left if point is seen[0] else right).append(place)
+    return [
+        {
+            "text": text(label), "x": math.log10(point.lr), "y": number(point.loss),
+            "xref": f"x{panel.suffix}", "yref": f"y{panel.suffix}", "showarrow": False,
+            "xanchor": anchor, "yanchor": "middle", "xshift": shift, "yshift": up,
+            "font": {"color": colours[label], "size": 12},
+        }
+        for places, anchor, shift in ((right, "left", 7), (left, "right", -7))
+        for up, (_, label, point) in _apart(places)
+    ]  # fmt: skip
+
+
+def _apart(
+    places: Sequence[tuple[float, str, LossPoint]],
+) -> Iterator[tuple[int, tuple[float, str, LossPoint]]]:
+    """Each label with the pixels by which it is moved up, so that none lies over another."""
+    below = -math.inf
+    for place in sorted(places, key=lambda each: each[:2]):
+        at = max(place[0], below + LABEL)
+        below = at
+        yield round(at - place[0]), place
+
+
+def _optimum_line(points: Points, panel: _Panel) -> dict[str, Any]:
     """A dotted line at the optimum of a curve."""
-    optimum = number(math.log2(curve_optimum(points)))
+    optimum = number(curve_optimum(points))
     line = {"color": GREY, "width": 1.5, "dash": "dot"}
-    across = {"x0": optimum, "x1": optimum, "xref": x}
-    return {"type": "line", **across, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+    across = {"x0": optimum, "x1": optimum, "xref": f"x{panel.suffix}"}
+    up = {"y0": 0, "y1": 1, "yref": f"y{panel.suffix} domain"}
+    return {"type": "line", **across, **up, "line": line}
 
 
-def _loss_axis(panels: Mapping[str, Mapping[str, Points]], losses: Sequence[float]) -> Any:
-    """The axis of all panels, from the lowest loss to above the neighbours of each optimum."""
+def _loss_range(
+    panels: Mapping[str, Mapping[str, Points]], losses: Sequence[float]
+) -> tuple[float, float]:
+    """The losses shown, from the lowest to above the neighbours of each optimum."""
     low = min(losses)
     high = max(_high(points) for curves in panels.values() for points in curves.values() if points)
     room = HEADROOM * (high - low) or 1.0
-    return axis("final loss", range=[number(low - room / 4), number(high + room)])
+    return float(f"{low - room / 4:.5g}"), float(f"{high + room:.5g}")
 
 
-def _ends(panels: Mapping[str, Mapping[str, Points]]) -> list[float | None]:
-    """The learning rates shown: two octaves to either side of the lowest losses."""
+def _ends(panels: Mapping[str, Mapping[str, Points]]) -> tuple[float, float]:
+    """log10 of the learning rates shown: two octaves to either side of the lowest losses."""
     best = [
         min(points, key=lambda point: point.loss).lr
         for curves in panels.values()
         for points in curves.values()
         if points
     ]
-    return [number(math.log2(min(best)) - 2.2), number(math.log2(max(best)) + 2.2)]
+    return (
+        float(f"{math.log10(min(best) / 2**2.2):.5g}"),
+        float(f"{math.log10(max(best) * 2**2.2):.5g}"),
+    )
 
 
 def _finite(points: Points) -> list[LossPoint]:
@@ -122,7 +228,7 @@ def _high(points: Points) -> float:
     return max(point.loss for point in points[max(best - 1, 0) : best + 2])
 
 
-def _trace(label: str, points: Points, colour: str, x: str, *, legend: bool) -> dict[str, Any]:
+def _trace(label: str, points: Points, colour: str, panel: _Panel) -> dict[str, Any]:
     spread = [
         0.0 if math.isnan(point.spread) else point.spread / math.sqrt(point.seeds)
         for point in points
@@ -131,10 +237,9 @@ def _trace(label: str, points: Points, colour: str, x: str, *, legend: bool) -> 
         "type": "scatter",
         "mode": "lines+markers",
         "name": text(label),
-        "legendgroup": text(label),
-        "showlegend": legend,
-        "xaxis": x,
-        "x": numbers(math.log2(point.lr) for point in points),
+        "xaxis": f"x{panel.suffix}",
+        "yaxis": f"y{panel.suffix}",
+        "x": numbers(point.lr for point in points),
         "y": numbers(point.loss for point in points),
         "error_y": {
             "type": "data",
@@ -146,6 +251,43 @@ def _trace(label: str, points: Points, colour: str, x: str, *, legend: bool) -> 
         "line": {"color": colour, "width": 2},
         "marker": {"size": 7},
         "customdata": [f"{point.seeds} seed{'s' if point.seeds != 1 else ''}" for point in points],
-        "hovertemplate": f"<b>{text(label)}</b><br>lr 2^%{{x}}: "
+        "hovertemplate": f"<b>{text(label)}</b><br>lr %{{x:.4~g}}: "
         "loss %{y:.5~g}, %{customdata}<extra></extra>",
     }
+
+
+def _crosses(
+    curves: Mapping[str, Points],
+    colours: Mapping[str, str],
+    panel: _Panel,
+    ends: Sequence[float],
+    high: float,
+) -> list[dict[str, Any]]:
+    """A cross at the top for each rate at which a run of a curve diverged."""
+    found = [
+        (label, point)
+        for label, points in curves.items()
+        for point in points
+        if point.diverged and ends[0] <= math.log10(point.lr) <= ends[1]
+    ]
+    if not found:
+        return []
+    words = [
+        f"{text(label)}: {point.diverged} of {point.diverged + point.seeds} seeds diverged"
+        for label, point in found
+    ]
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "diverged",
+            "xaxis": f"x{panel.suffix}",
+            "yaxis": f"y{panel.suffix}",
+            "x": numbers(point.lr for _, point in found),
+            "y": [number(high)] * len(found),
+            "cliponaxis": False,
+            "marker": {"symbol": "x", "size": 9, "color": [colours[label] for label, _ in found]},
+            "customdata": words,
+            "hovertemplate": "lr %{x:.4~g}<br>%{customdata}<extra></extra>",
+        }
+    ]

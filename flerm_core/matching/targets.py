@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flerm_core._arrays import thin
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound
 from flerm_core.log_interpolation import blend, geometric_mean, interpolate_rows, log_spread
 from flerm_core.matching.base_selection import Sources, choose_sources
@@ -21,7 +22,7 @@ from flerm_core.records.packing import pack
 from flerm_core.records.queries import TargetQuery
 from flerm_core.records.recording import EstimatorSettings, Recording
 from flerm_core.run_clock import Reading, step_at, tokens_at
-from flerm_core.trajectory import Trajectory, difference, thin
+from flerm_core.trajectory import Trajectory, difference
 
 __all__ = ["TargetQuery", "Targets", "build_targets", "choose_sources", "targets_digest"]
 

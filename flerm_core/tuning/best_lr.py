@@ -45,9 +45,9 @@ class SweepRun:
 class LossPoint:
     """One learning rate of a loss curve.
 
-    loss, spread: mean and standard deviation of the final loss over `seeds` runs whose loss is
-    finite; NaN for too few of them.
-    diverged: the number of diverged runs.
+    loss, spread: mean and standard deviation of the final loss over `seeds` seeds whose loss is
+    finite; NaN for too few of them. A seed that was run more than once counts once, with its mean.
+    diverged: the number of seeds with a run that diverged.
     """
 
     lr: float
@@ -63,7 +63,8 @@ class Best:
 
     lr, loss: the best recorded learning rate, and its mean loss.
     optimum: the learning rate of the fitted optimum.
-    optimum_spread: its standard deviation over seeds in octaves; NaN for fewer than two seeds.
+    optimum_spread: its standard deviation over seeds in octaves; NaN for fewer than two seeds, and
+    where the best rate is an end of the curve.
     next_lr: the rate to try next; `optimum` where nothing is left to try.
     advice: the reason for `next_lr`, in a sentence.
     points: the loss curve, ascending by rate.
@@ -161,7 +162,7 @@ def best_rate(family: str, runs: Iterable[SweepRun]) -> Best:
         lr=points[best].lr,
         loss=points[best].loss,
         optimum=optimum,
-        optimum_spread=_spread(found),
+        optimum_spread=_spread(found) if 0 < best < len(points) - 1 else math.nan,
         next_lr=next_lr,
         advice=advice,
         points=points,
@@ -191,17 +192,20 @@ def _curve(runs: Iterable[SweepRun]) -> dict[float, list[SweepRun]]:
 
 
 def _point(rate: float, runs: Sequence[SweepRun]) -> LossPoint:
-    losses = [
-        run.loss
-        for run in runs
-        if run.status == "completed" and run.loss is not None and math.isfinite(run.loss)
-    ]
+    by_seed: dict[int, list[float]] = {}
+    for run in runs:
+        finite = run.status == "completed" and run.loss is not None and math.isfinite(run.loss)
+        loss = run.loss if finite and run.loss is not None else math.inf
+        by_seed.setdefault(run.seed, []).append(loss)
+    # A seed that was run twice counts once.
+    means = [fmean(its) for its in by_seed.values()]
+    losses = [loss for loss in means if math.isfinite(loss)]
     return LossPoint(
         lr=rate,
         loss=fmean(losses) if losses else math.nan,
         spread=stdev(losses) if len(losses) > 1 else math.nan,
         seeds=len(losses),
-        diverged=len(runs) - len(losses),
+        diverged=len(means) - len(losses),
     )
 
 
@@ -230,7 +234,8 @@ def _optimum(points: Sequence[LossPoint], best: int) -> float:
 def _spread(runs: Sequence[SweepRun]) -> float:
     """The standard deviation over seeds of the optimum of each seed's own curve, in octaves.
 
-    A seed with fewer than three rates is left out."""
+    A seed whose lowest loss lies at an end of its rates is left out: its optimum is not known.
+    """
     by_seed: dict[int, list[SweepRun]] = {}
     for run in runs:
         by_seed.setdefault(run.seed, []).append(run)
@@ -238,7 +243,7 @@ def _spread(runs: Sequence[SweepRun]) -> float:
     for _, its in sorted(by_seed.items()):
         points = loss_curve(its) if len(its) > 2 else ()
         best = _lowest(points)
-        if best is not None and len(points) > 2:
+        if best is not None and 0 < best < len(points) - 1:
             optima.append(math.log2(_optimum(points, best)))
     return stdev(optima) if len(optima) > 1 else math.nan
 

@@ -16,6 +16,7 @@ from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum, loss_c
 
 LEVEL = 0.9
 _DRAWS = 1000
+MOST_LEVELS = 16  # numbers of rates by which seeds are told apart
 PART_VALUES = 1 << 20  # of resampled losses in memory
 
 
@@ -52,6 +53,60 @@ def complete_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
     return tuple(point for point in points if point.seeds + point.diverged == most)
 
 
+def settled_runs(runs: Iterable[SweepRun]) -> list[SweepRun]:
+    """The runs of those seeds that were run at enough rates to show where the optimum lies.
+
+    While a sweep is under way some seeds have been run at few rates, and a curve over all seeds
+    would have these few rates only. Of the seeds with at least so many rates the largest set is
+    taken whose lowest loss lies between two others; where none is such, the set with most common
+    rates. Where no seed has three rates (a random search) all runs count.
+    """
+    found = [run for run in runs if run.counts]
+    rates: dict[int, set[float]] = {}
+    for run in found:
+        rates.setdefault(run.seed, set()).add(run.lr)
+    levels = sorted({len(its) for its in rates.values() if len(its) > 2})
+    best, most = found, (False, 0)
+    for level in levels[-MOST_LEVELS:]:
+        kept = [run for run in found if len(rates[run.seed]) >= level]
+        count = len({run.seed for run in kept})
+        whole = [each for each in loss_curve(kept) if each.seeds + each.diverged == count]
+        sound = [at for at, each in enumerate(whole) if each.seeds and not each.diverged]
+        low = min(sound, key=lambda at: whole[at].loss, default=0)
+        quality = (0 < low < len(whole) - 1, min(len(whole), 3))
+        if quality > most:
+            most = quality
+            places = [each.lr for each in whole]
+            best = [run for run in kept if _place(places, run.lr) is not None]
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class Optimum:
+    """A curve's optimum as log2 of the learning rate, and those of resamples of its seeds (Efron's
+    bootstrap); none where there is one seed.
+    """
+
+    place: float
+    draws: tuple[float, ...]
+
+    @classmethod
+    def of(cls, runs: Iterable[SweepRun]) -> Optimum:
+        """Raises `NotFound` where the curve has no finite loss."""
+        found = list(runs)
+        return cls(math.log2(curve_optimum(complete_curve(found))), tuple(_resampled(found)))
+
+    def shift_from(self, base: Optimum) -> Shift:
+        """How far this optimum lies from the base's. The stream of draws is fixed."""
+        octaves = self.place - base.place
+        if len(self.draws) < 2 or len(base.draws) < 2:
+            return Shift(octaves=octaves, low=math.nan, high=math.nan)
+        random = np.random.default_rng(0)
+        apart = random.choice(self.draws, _DRAWS) - random.choice(base.draws, _DRAWS)
+        low, high = np.quantile(apart, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Shift(octaves=octaves, low=float(low), high=float(high))
+
+
 def shift(runs: Iterable[SweepRun], base: Iterable[SweepRun]) -> Shift:
     """The shift of the optimum of `runs` from that of `base`.
 
@@ -61,15 +116,7 @@ def shift(runs: Iterable[SweepRun], base: Iterable[SweepRun]) -> Shift:
 
     Raises `NotFound` where a curve has no finite loss.
     """
-    ours, theirs = list(runs), list(base)
-    octaves = math.log2(curve_optimum(complete_curve(ours)) / curve_optimum(complete_curve(theirs)))
-    draws, base_draws = (_resampled(each) for each in (ours, theirs))
-    if len(draws) < 2 or len(base_draws) < 2:
-        return Shift(octaves=octaves, low=math.nan, high=math.nan)
-    random = np.random.default_rng(0)
-    apart = random.choice(draws, _DRAWS) - random.choice(base_draws, _DRAWS)
-    low, high = np.quantile(apart, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Shift(octaves=octaves, low=float(low), high=float(high))
+    return Optimum.of(runs).shift_from(Optimum.of(base))
 
 
 def optimum_interval(runs: Iterable[SweepRun]) -> Interval:

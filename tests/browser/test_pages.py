@@ -108,14 +108,16 @@ def test_the_way_from_the_first_page_to_the_rate_to_use(open_page: Open, filled:
     ).click()
     expect(page.locator(".use")).to_have_text("Use 0.0038")
     chromium.wait_until_drawn(page)
-    expect(page.locator(".annotation-text")).to_have_text("best base rate: 0.0038")
-    legend = page.locator(".legendtext").all_text_contents()
-    assert legend == [
-        "base, plain, width 32",
-        "scaled, matched, width 128",
-        "scaled, plain, width 128",
-        "diverged",
-    ]
+    labels = page.locator(".annotation-text").all_text_contents()
+    assert sorted(labels) == ["base", "base", "matched", "plain", "×4", "×4"]
+    expect(page.locator(".answer")).to_contain_text(
+        "Carried over to width ×4 by matching, the optimum lies"
+    )
+    row = page.get_by_role("region", name="Transfer").get_by_role("row").filter(has_text="matched")
+    found = httpx.get(f"{filled.url}/api/v1/families/team/decoder/transfer").json()["rows"]
+    matched = next(each for each in found if each["variant"] == "matched")
+    expect(row).to_contain_text(f"{matched['shift']:+.2f}")
+    expect(row).to_contain_text(f"{100 * matched['cost']:+.1f} %".replace("-", "−"))
     page.get_by_role("link", name="Match a bigger model to it").click()
     expect(page.locator("input[name=lr]")).to_have_value(re.compile(r"^0\.0038"))
     page.go_back()
@@ -129,17 +131,39 @@ def test_the_table_is_filtered_by_its_address(open_page: Open, filled: Gallery):
     rows = page.get_by_role("region", name="List of recordings").locator("tbody tr")
     expect(rows).to_have_count(26)
     page.get_by_role("combobox", name="Variant").select_option("matched")
-    page.get_by_role("button", name="Filter").click()
+    page.get_by_role("region", name="List of recordings").locator("xpath=../..").get_by_role(
+        "button", name="Show", exact=True
+    ).click()
     expect(rows).to_have_count(5)
     assert "variant=matched" in page.url
     page.go_back()
     expect(rows).to_have_count(26)
+    page.get_by_text("Coverage: learning rate × seed").click()
     page.get_by_role("region", name="Coverage").get_by_role(
         "link", name="0.004", exact=True
     ).click()
     expect(rows).to_have_count(6)
     page = open_page(f"{filled.url}{FAMILY}?status=failed", scripts=False)
     expect(page.get_by_text("No recording matches this filter.")).to_be_visible()
+
+
+def test_the_table_is_sorted_and_its_columns_are_chosen(open_page: Open, filled: Gallery):
+    page = open_page(f"{filled.url}{FAMILY}?status=completed", scripts=False)
+    region = page.get_by_role("region", name="List of recordings")
+    heads = [each.strip() for each in region.locator("thead th").all_text_contents()]
+    assert heads == [
+        "Compare", "Recording", "Final loss", "Status", "Learning rate", "Seed", "width",
+        "Steps", "Rows", "Started",
+    ]  # fmt: skip
+    region.get_by_role("link", name="Final loss").click()
+    losses = [float(each) for each in region.locator("tbody td:nth-child(3)").all_text_contents()]
+    assert losses == sorted(losses)
+    region.get_by_role("link", name="Final loss").click()
+    assert "sort=-loss" in page.url
+    assert "status=completed" in page.url
+    losses = [float(each) for each in region.locator("tbody td:nth-child(3)").all_text_contents()]
+    assert losses == sorted(losses, reverse=True)
+    expect(region.locator("th[aria-sort=descending]")).to_have_text(re.compile("Final loss"))
 
 
 def test_a_point_of_the_plot_leads_to_its_recordings(open_page: Open, filled: Gallery):
@@ -297,7 +321,7 @@ def test_the_keyboard_reaches_everything(open_page: Open, filled: Gallery):
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     reached = set()
-    for _ in range(60):
+    for _ in range(90):
         page.keyboard.press("Tab")
         reached.add(
             page.evaluate(
@@ -305,7 +329,7 @@ def test_the_keyboard_reaches_everything(open_page: Open, filled: Gallery):
                 "document.activeElement.textContent.trim().slice(0, 20)"
             )
         )
-    assert {"FLeRM registry", "Matcher", "variant", "lr_min", "Filter", "ids"} <= reached
+    assert {"FLeRM registry", "Matcher", "variant", "lr_min", "Show", "ids"} <= reached
 
 
 @pytest.mark.parametrize("which", ["recording", "family"])

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from flerm_client.cli.common import Registry, client, say
-from flerm_core.errors import Ambiguous, InvalidInput, NotFound, Unsupported
-from flerm_core.figures import Figure, curves_of, fslr_figure, loss_figure
-from flerm_core.records.queries import BestQuery
-from flerm_core.tuning.best_lr import best_of
+from flerm_core.errors import InvalidInput, NotFound, Unsupported
+from flerm_core.figures import Figure, fslr_figure, transfer_figure
+from flerm_core.tuning.experiment_settings import ExperimentRun
+from flerm_core.tuning.transfer_report import transfer_report
 
 FORMATS = (".html", ".png", ".svg", ".json")
 _WHITE = "#ffffff"
@@ -75,11 +75,7 @@ def _figure(what: str, pattern: str, registry: str | None) -> Figure:
                 f"family {what!r} has no recordings in this registry; "
                 "`flerm families` lists those that have"
             )
-        try:
-            best = best_of(recordings, BestQuery(family=what))
-        except (NotFound, Ambiguous):
-            best = None
-        return loss_figure(curves_of(recordings), best)
+        return transfer_figure(transfer_report(what, map(ExperimentRun.of, recordings)).panels())
 
 
 def _is_id(what: str) -> bool:

@@ -171,6 +171,13 @@ class AuthorizedStore(Store):
         return self._store.recording(recording_id)
 
     @override
+    def recordings_by_id(self, ids: Sequence[str]) -> list[Recording]:
+        found = self._store.recordings_by_id(ids)
+        for family in {each.spec.family for each in found}:
+            current_principal().require(Scope.READ, family)
+        return found
+
+    @override
     def recordings(
         self,
         filters: RecordingFilter,

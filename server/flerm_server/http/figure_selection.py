@@ -1,9 +1,14 @@
-"""What a figure shows: which parameters of a recording, and which recordings beside each other."""
+"""What a figure shows: which parameters of a recording, which recordings beside each other, and
+which experiment of a family.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Annotated
+
+from fastapi import Depends, Query
 
 from flerm_core.errors import InvalidInput
 from flerm_core.figures.trajectory_figure import MAX_TENSORS
@@ -34,3 +39,24 @@ def recording_ids(texts: Sequence[str]) -> list[str]:
             f"ids: {len(ids)} recordings given; at most {MAX_COMPARED} are compared at once"
         )
     return ids
+
+
+async def _picks(
+    pick: Annotated[
+        list[str],
+        Query(
+            description="`setting=value` (steps=300): which experiment, where the family has "
+            "several; without, the one with most recordings"
+        ),
+    ] = [],  # noqa: B006 - FastAPI copies it
+) -> dict[str, str]:
+    picks = {}
+    for pair in pick:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise InvalidInput(f"pick {pair[:80]!r}: setting=value is allowed")
+        picks[name] = value
+    return picks
+
+
+Picks = Annotated[dict[str, str], Depends(_picks)]

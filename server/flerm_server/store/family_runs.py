@@ -34,6 +34,7 @@ class FamilyRun:
     optimizer: str
     optimizer_key: str
     config: Mapping[str, Any]
+    tags: Mapping[str, str]
     run: SweepRun
 
     @property

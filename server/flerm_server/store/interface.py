@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -369,6 +369,17 @@ class Store(ABC):
     def kept(self, family: str, asked: str, compute: Callable[[], Targets]) -> Targets:
         """`compute()`, or what it gave before for `asked` while no run of `family` changed."""
         return compute()
+
+    def recordings_by_id(self, ids: Sequence[str]) -> list[Recording]:
+        """The recordings with these ids, in their order, without their parameter lists.
+
+        Those that were deleted are left out.
+        """
+        found = []
+        for each in ids:
+            with suppress(NotFound):
+                found.append(self.recording(each).without_parameters())
+        return found
 
     def trajectory(self, recording_id: str) -> Trajectory:
         """The whole visible trajectory in memory. Raises as `select` and `read` do."""

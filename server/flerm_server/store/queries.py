@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from flerm_core._arrays import thin
 from flerm_core.errors import Ambiguous, NotFound, join_names
-from flerm_core.figures import Curve, ScaledRun, curves_of_runs
 from flerm_core.matching import matched_rates as rates
 from flerm_core.matching import target_ratios as ratios
 from flerm_core.matching.match import Multipliers, multipliers
@@ -24,14 +24,15 @@ from flerm_core.records import validation
 from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import STATUSES, Family, Recording, content_digest, same_lr
-from flerm_core.trajectory import Trajectory, thin
+from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_of_runs, loss_curve
+from flerm_core.tuning.experiment_settings import ExperimentRun, Settings, settings_of
+from flerm_core.tuning.transfer_report import TransferReport, transfer_report
 from flerm_server.store.auxiliary_codec import decode
 from flerm_server.store.family_runs import FamilyRun, FamilyRuns
 from flerm_server.store.interface import Selection, Store
 
 MAX_SEEDS, MAX_RATES = 32, 64  # columns and rows of a `SeedCoverage`
-MAX_CURVE_POINTS = 200  # of one curve in a figure; `losses` has all
 
 PEERS = ("plain", "matched")
 """The variants whose losses are shown beside another's."""
@@ -68,12 +69,15 @@ class SeedCoverage:
 class FamilyOverview:
     """A family at a glance.
 
-    `counts` and `coverage` have one entry for each role and variant recorded, base first.
-    `statuses`: those that occur, in the order of `STATUSES`.
+    `report`: whether the base's rate carried over. `runs`: all, newest first, and `settings` what
+    each of them was run with. `counts` and `coverage` have one entry for each role and variant
+    recorded, base first. `statuses`: those that occur, in the order of `STATUSES`.
     """
 
     family: Family
-    advice: RateAdvice
+    report: TransferReport
+    runs: FamilyRuns
+    settings: Sequence[Settings]
     counts: Mapping[RoleAndVariant, int]
     coverage: Mapping[RoleAndVariant, SeedCoverage]
     statuses: tuple[str, ...]
@@ -242,27 +246,20 @@ def losses(store: Store, family: str) -> dict[RoleAndVariant, tuple[LossPoint, .
     return found.answers.get("losses", lambda: _losses(found.runs))
 
 
-def losses_by_scale(store: Store, family: str) -> list[Curve]:
-    """Loss against learning rate by role, variant and scale (width, depth, ...), for figures: of
-    each curve at most `MAX_CURVE_POINTS` rates, the lowest loss among them.
+def transfer(store: Store, family: str, chosen: Mapping[str, str] | None = None) -> TransferReport:
+    """Whether the base's rate carried over to the other scales of a family.
 
-    Raises `NotFound` for an unknown family.
+    chosen: setting to value, as in `transfer_report`. Raises `NotFound` for an unknown family.
     """
-    found = store.family_runs(family)
-
-    def curves() -> list[Curve]:
-        whole = curves_of_runs(
-            ScaledRun(each.role, each.variant, each.config, each.run) for each in found.runs
-        )
-        return [replace(each, points=_thinned(each.points)) for each in whole]
-
-    return found.answers.get("losses by scale", curves)
+    return _transfer(store.family_runs(family), chosen or {})
 
 
-def family_overview(store: Store, name: str) -> FamilyOverview:
-    """What is recorded of a family, and the rate that its base recordings advise.
+def family_overview(
+    store: Store, name: str, chosen: Mapping[str, str] | None = None
+) -> FamilyOverview:
+    """What is recorded of a family, and whether the rate of its base carries over.
 
-    Raises `NotFound`.
+    chosen: as in `transfer`. Raises `NotFound`.
     """
     found = store.family_runs(name)
     counts = found.answers.get("counts", lambda: _counts(found.runs))
@@ -271,11 +268,35 @@ def family_overview(store: Store, name: str) -> FamilyOverview:
     statuses["interrupted"] += len(found.lapsed)
     return FamilyOverview(
         family=found.family,
-        advice=_advice(store, found, BestQuery(family=name)),
+        report=_transfer(found, chosen or {}),
+        runs=found,
+        settings=_settings(found),
         counts=counts,
         coverage=found.answers.get(("coverage", found.lapsed), lambda: _coverage(found)),
         statuses=tuple(status for status in STATUSES if statuses[status]),
     )
+
+
+def _settings(found: FamilyRuns) -> tuple[Settings, ...]:
+    """What each run was run with."""
+    return found.answers.get(
+        "settings",
+        lambda: tuple(
+            settings_of(each.config, each.tags, each.optimizer_key) for each in found.runs
+        ),
+    )
+
+
+def _transfer(found: FamilyRuns, chosen: Mapping[str, str]) -> TransferReport:
+    def answer() -> TransferReport:
+        runs = [
+            ExperimentRun(each.id, each.role, each.variant, settings, each.run)
+            for each, settings in zip(found.runs, _settings(found), strict=True)
+        ]
+        return transfer_report(found.family.name, runs, chosen)
+
+    kept = found.answers.get(("transfer", tuple(sorted(chosen.items()))), answer)
+    return replace(kept, family=found.family.name)  # which may have been renamed
 
 
 def _best(store: Store, found: FamilyRuns, query: BestQuery) -> Best:
@@ -319,16 +340,6 @@ def _losses(runs: Sequence[FamilyRun]) -> dict[RoleAndVariant, tuple[LossPoint, 
     for each in runs:
         by_kind.setdefault((each.role, each.variant), []).append(each.run)
     return {kind: points for kind, its in sorted(by_kind.items()) if (points := loss_curve(its))}
-
-
-def _thinned(points: tuple[LossPoint, ...]) -> tuple[LossPoint, ...]:
-    """At most `MAX_CURVE_POINTS` of a curve's points, evenly spread, with the lowest loss."""
-    if len(points) <= MAX_CURVE_POINTS:
-        return points
-    kept = set(thin(len(points), MAX_CURVE_POINTS - 1).tolist())
-    finite = [at for at, point in enumerate(points) if point.seeds]
-    kept |= {min(finite, key=lambda at: points[at].loss)} if finite else set()
-    return tuple(points[at] for at in sorted(kept))
 
 
 def _counts(runs: Sequence[FamilyRun]) -> dict[RoleAndVariant, int]:

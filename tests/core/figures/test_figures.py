@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 from flerm_core.figures import (
-    curves_of,
     fslr_figure,
-    loss_figure,
     run_figure,
+    transfer_figure,
 )
 from flerm_core.trajectory import Trajectory
-from tests.core.samples import run, trajectory
+from flerm_core.tuning.best_lr import LossPoint
+from tests.core.samples import trajectory
 
 
 def test_names_from_outside_are_text_not_markup():
@@ -20,16 +20,16 @@ def test_names_from_outside_are_text_not_markup():
     drawn = json.dumps(fslr_figure(evil, [name]))
     assert "<img" not in drawn
     assert "&lt;img" in drawn
-    curve = curves_of(
-        [run(1e-3, 1.0, variant="<b>", config={"w": "<i>"}), run(1e-3, 1.0, config={"w": "x"})]
-    )
-    assert "<i>" not in json.dumps(loss_figure(curve))
+    points = [LossPoint(lr=1e-3, loss=1.0, spread=0.1, seeds=2, diverged=1)] * 2
+    drawn = json.dumps(transfer_figure({"<u>": {"<i>": points}}))
+    assert "<i>" not in drawn
+    assert "<u>" not in drawn
 
 
 def test_a_figure_without_data_says_what_is_missing():
     assert "No measurement yet" in json.dumps(fslr_figure(trajectory([])))
     assert "flerm.log" in json.dumps(run_figure(trajectory([[1] * 4])))
-    assert "No finished run" in json.dumps(loss_figure([]))
+    assert "No settled curve" in json.dumps(transfer_figure({}))
     groups = Trajectory(["layers.*.attn.q.weight"], [()], [1], [[2.0]])
     assert "Depth groups only" in json.dumps(fslr_figure(groups))
     assert [each["y"] for each in fslr_figure(groups, groups.names)["data"]] == [[2.0]]

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from flerm_core.figures.style import BAND_COLOURS, BAND_DASHES, PALETTE
+from flerm_core.figures.style import BAND_COLOURS, BAND_DASHES, PALETTE, SEQUENTIAL, sequential
 from flerm_core.parameter_bands import BANDS
 
 # What the dichromatic eye makes of linear RGB (Machado, Oliveira, Fernandes 2009, severity 1).
@@ -65,3 +65,11 @@ def test_every_band_is_seen_on_both_themes_and_told_from_the_others_by_every_eye
             assert apart >= (20 if same or name == "usual" else 7), (
                 f"{one} and {other} look alike: {name}, {apart:.1f}"
             )
+
+
+def test_scales_are_seen_on_both_themes_from_one_end_of_a_sequence_to_the_other():
+    cards = ("#ffffff", "#1b1f25")
+    assert min(contrast(colour, card) for colour in SEQUENTIAL for card in cards) >= 3
+    assert sequential(2) == [SEQUENTIAL[0], SEQUENTIAL[-1]]
+    assert len(set(sequential(6))) == 6
+    assert sequential(0) == []

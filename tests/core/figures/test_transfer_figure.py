@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from flerm_core.figures import (
-    transfer_figure,
-)
+import math
+
+import pytest
+
+from flerm_core.figures import transfer_figure
 from flerm_core.tuning.best_lr import LossPoint
 
 
@@ -15,28 +17,49 @@ def losses_at(optimum: float, places: range = range(-9, -2)) -> list[LossPoint]:
     ]
 
 
-def test_transfer_panels_share_losses_and_colours_and_mark_the_bases_optimum() -> None:
+def test_panels_share_losses_and_colours_and_the_bases_optimum_goes_through_all() -> None:
     curves = {
         "plain": {"base": losses_at(-6.3), "width ×4": losses_at(-8.1)},
         "matched": {"base": losses_at(-6.3)},
+        "mup": {"width ×4": losses_at(-5.0)},
     }
     figure = transfer_figure(curves)
-    names = [(trace["name"], trace["xaxis"], trace["showlegend"]) for trace in figure["data"]]
-    assert names == [("base", "x", True), ("width ×4", "x", True), ("base", "x2", False)]
+    names = [(trace["name"], trace["xaxis"]) for trace in figure["data"]]
+    assert names == [("base", "x"), ("width ×4", "x"), ("base", "x2"), ("width ×4", "x3")]
     assert figure["data"][0]["line"] == figure["data"][2]["line"]
-    assert [(shape["x0"], shape["xref"]) for shape in figure["layout"]["shapes"]] == [
-        (-6.3, "x"),
-        (-6.3, "x2"),
-    ]
-    assert [note["text"] for note in figure["layout"]["annotations"]] == ["plain", "matched"]
+    assert figure["data"][1]["line"] == figure["data"][3]["line"] != figure["data"][0]["line"]
+    lines = [(round(shape["x0"], 6), shape["xref"]) for shape in figure["layout"]["shapes"]]
+    assert lines == [(round(2.0**-6.3, 6), f"x{at}") for at in ("", 2, 3)]
+    ranges = {str(figure["layout"][f"yaxis{at}"]["range"]) for at in ("", 2, 3)}
+    assert len(ranges) == 1
     assert figure["data"][0]["error_y"]["array"][0] == 0.1, "of the mean over four seeds"
+
+
+def test_every_curve_has_its_label_beside_it_and_none_lies_over_another() -> None:
+    its = losses_at(-6, range(-7, -4))
+    figure = transfer_figure({"plain": {"base": its, "×2": its, "×4": its}})
+    assert figure["layout"]["showlegend"] is False
+    notes = figure["layout"]["annotations"]
+    assert [note["text"] for note in notes] == ["<b>plain</b>", "base", "×2", "×4"]
+    assert [note["yshift"] for note in notes[1:]] == [0, 15, 30]
+    colours = [trace["line"]["color"] for trace in figure["data"]]
+    assert [note["font"]["color"] for note in notes[1:]] == colours
+
+
+def test_panels_stand_in_rows_of_so_many_columns() -> None:
+    curves = {str(at): {"base": losses_at(-6)} for at in range(3)}
+    layout = transfer_figure(curves, columns=1)["layout"]
+    bottoms = [layout[f"yaxis{at}"]["domain"][0] for at in ("", 2, 3)]
+    assert bottoms == sorted(bottoms, reverse=True)
+    assert [layout[f"xaxis{at}"]["domain"] for at in ("", 2, 3)] == [[0, 1]] * 3
 
 
 def test_transfer_figures_show_the_optima_and_not_what_is_far_off() -> None:
     far = [LossPoint(lr=1.0, loss=99.0, spread=float("nan"), seeds=1, diverged=0)]
     figure = transfer_figure({"plain": {"base": [*losses_at(-6), *far]}})
     assert figure["layout"]["yaxis"]["range"][1] < 3
-    assert figure["layout"]["xaxis"]["range"] == [-8.2, -3.8]
+    octaves = [end / math.log10(2) for end in figure["layout"]["xaxis"]["range"]]
+    assert octaves == pytest.approx([-8.2, -3.8], abs=1e-3)
 
 
 def test_transfer_figures_leave_out_what_diverged_and_say_when_nothing_is_there() -> None:

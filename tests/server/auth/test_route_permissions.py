@@ -42,6 +42,7 @@ ROUTES: dict[str, tuple[str, bool]] = {
     "/api/v1/families": ("/api/v1/families", True),
     "/api/v1/families/{name:path}": ("/api/v1/families/{f}", False),
     "/api/v1/families/{name:path}/best": ("/api/v1/families/{f}/best", False),
+    "/api/v1/families/{name:path}/transfer": ("/api/v1/families/{f}/transfer", False),
     "/api/v1/families/{name:path}/losses": ("/api/v1/families/{f}/losses", False),
     "/api/v1/families/{name:path}/figure": ("/api/v1/families/{f}/figure", False),
     "/api/v1/recordings": ("/api/v1/recordings?family={f}", False),

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from flerm_core.errors import Ambiguous, LimitExceeded, NotFound
-from flerm_core.figures import curves_of
 from flerm_core.records.queries import BestQuery, RecordingFilter
 from flerm_core.records.recording import Attempt, Ending, Recording
+from flerm_core.tuning import transfer_report as transfer_report_module
 from flerm_core.tuning.best_lr import SweepRun, best_of, loss_curve
+from flerm_core.tuning.experiment_settings import ExperimentRun
+from flerm_core.tuning.transfer_report import transfer_report
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
 from flerm_server.store.quotas import Quotas
@@ -50,7 +52,9 @@ def assert_as_defined(store: Store, name: str) -> None:
         for kind in kinds
     }
     assert queries.losses(store, name) == {kind: its for kind, its in curves.items() if its}
-    assert queries.losses_by_scale(store, name) == curves_of(found)
+    report = transfer_report(name, map(ExperimentRun.of, found))
+    # By their texts, because NaN is no NaN's equal.
+    assert repr(queries.transfer(store, name)) == repr(report)
     for role, variant in [*kinds, ("", "plain"), ("base", "unheard")]:
         for optimizer in ("", "Adam", "SGD"):
             query = BestQuery(family=name, role=role, variant=variant, optimizer=optimizer)
@@ -178,18 +182,18 @@ def test_a_renamed_family_is_named_in_its_answers(store: SqlStore):
 def test_figures_and_coverage_of_many_rates_are_thinned_with_the_best_among_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(queries, "MAX_CURVE_POINTS", 10)
+    monkeypatch.setattr(transfer_report_module, "MAX_CURVE_POINTS", 10)
     monkeypatch.setattr(queries, "MAX_RATES", 5)
     store, name = open_store(f"sqlite:///{tmp_path}/registry.db"), family()
     for at in range(30):
         started = spec(name, lr=1e-3 * 1.01**at, seed=at)
         store.start(started)
         store.finish(started.id, 0, Ending(final_loss=0.5 if at == 17 else 1.0))
-    (curve,) = queries.losses_by_scale(store, name)
+    shown = queries.transfer(store, name).panels()["plain"]["base"]
     whole = queries.losses(store, name)["base", "plain"]
     assert len(whole) == 30
-    assert len(curve.points) <= 10
-    assert {whole[0], whole[17], whole[-1]} <= set(curve.points)
+    assert len(shown) <= 10
+    assert {whole[0], whole[17], whole[-1]} <= set(shown)
     coverage = queries.family_overview(store, name).coverage["base", "plain"]
     assert (len(coverage.rows), coverage.hidden_rates) == (5, 25)
     store.close()

@@ -42,7 +42,7 @@ def test_the_overview_of_a_family_advises_the_rate_that_best_gives(store: Store)
     overview = queries.family_overview(store, name)
     best = queries.best(store, BestQuery(family=name))
     assert overview.family == store.family(name)
-    assert (overview.advice.best, overview.advice.sentence) == (best, best.advice)
+    assert overview.report.best == best
 
 
 def test_the_advice_says_why_there_is_no_best_rate(store: Store):
@@ -52,7 +52,6 @@ def test_the_advice_says_why_there_is_no_best_rate(store: Store):
         None, f"family: {name!r} has no completed run with a final loss; 1 run in all"
     )
     record(store, name, optimizer="SGD")
-    assert "2 optimisers" in queries.family_overview(store, name).advice.sentence
 
 
 def test_an_unknown_family_is_not_found_by_any_question(store: Store):
@@ -61,7 +60,7 @@ def test_an_unknown_family_is_not_found_by_any_question(store: Store):
         lambda: queries.best(store, BestQuery(family=name)),
         lambda: queries.rate_advice(store, BestQuery(family=name)),
         lambda: queries.losses(store, name),
-        lambda: queries.losses_by_scale(store, name),
+        lambda: queries.transfer(store, name),
         lambda: queries.family_overview(store, name),
     ):
         with pytest.raises(NotFound, match="is not in this registry"):
@@ -99,16 +98,16 @@ def test_coverage_shows_a_bounded_number_of_seeds_and_counts_the_rest(store: Sto
     assert len(coverage.rows[0][1]) == queries.MAX_SEEDS
 
 
-def test_losses_of_one_scale_are_the_same_with_and_without_scales(store: Store):
+def test_the_losses_of_one_scale_are_the_bases_row_of_the_report(store: Store):
     name = family()
     for lr, loss in ((1e-3, 3.0), (2e-3, 1.0)):
         record(store, name, lr=lr, loss=loss)
-    (curve,) = queries.losses_by_scale(store, name)
-    assert queries.losses(store, name) == {("base", "plain"): curve.points}
+    (row,) = queries.transfer(store, name).rows
+    assert queries.losses(store, name) == {("base", "plain"): row.points}
     for width in (8, 16):
         record(store, name, role="scaled", config={"width": width}, loss=width)
-    assert [each.scale for each in queries.losses_by_scale(store, name)] == [
-        "",
+    assert [row.label for row in queries.transfer(store, name).rows] == [
+        "base",
         "width 8",
         "width 16",
     ]

@@ -185,6 +185,32 @@ FAMILIES = _json({"families": [FAMILY_VALUE], "next_page_token": ""})
 RECORDING = _json(_shown(_RECORDING))
 RECORDINGS = _json({"recordings": [RECORDING_VALUE], "next_page_token": ""})
 BEST = _json(BEST_VALUE)
+TRANSFER = _json(
+    {
+        "family": NAME,
+        "best": BEST_VALUE,
+        "problem": "",
+        "kinds": {},
+        "left_out": 0,
+        "rows": [
+            {
+                "scale": "width ×4",
+                "variant": "matched",
+                "seeds": 2,
+                "runs": 4,
+                "optimum": 0.0038,
+                "bracketed": True,
+                "shift": -0.04,
+                "shift_low": -0.27,
+                "shift_high": 0.14,
+                "loss": 0.0101,
+                "loss_at_base": 0.0102,
+                "cost": -0.014,
+                "points": _POINTS,
+            }
+        ],
+    }
+)
 LOSSES = _json(
     {"family": NAME, "curves": [{"role": "base", "variant": "plain", "points": _POINTS}]}
 )

@@ -20,8 +20,11 @@ from flerm_server.http.api.schemas import (
     LossCurve,
     Losses,
     LossPointOut,
+    TransferOut,
+    TransferRowOut,
 )
 from flerm_server.http.dependencies import StoreDep
+from flerm_server.http.figure_selection import Picks
 from flerm_server.http.problems import PROBLEM
 from flerm_server.store import queries
 
@@ -58,6 +61,37 @@ def best(
     """Gives the best learning rate of a family, its spread over seeds, and the rate to try next."""
     query = BestQuery(family=name, role=role, variant=variant, optimizer=optimizer, tags=tags)
     return BestOut.of(queries.best(store, query))
+
+
+@api.get("/families/{name:path}/transfer", responses=examples.TRANSFER)
+def transfer(store: StoreDep, name: examples.FamilyName, pick: Picks) -> TransferOut:
+    """Says for each scale and variant where the optimum lies and what the base's rate costs."""
+    report = queries.transfer(store, name, pick)
+    return TransferOut(
+        family=name,
+        best=None if report.best is None else BestOut.of(report.best),
+        problem=report.problem,
+        kinds={kind.name: kind.shown for kind in report.kinds},
+        left_out=report.left_out,
+        rows=[
+            TransferRowOut(
+                scale=row.label,
+                variant=row.variant,
+                seeds=row.seeds,
+                runs=row.runs,
+                optimum=row.optimum,
+                bracketed=row.bracketed,
+                shift=row.shift.octaves,
+                shift_low=row.shift.low,
+                shift_high=row.shift.high,
+                loss=row.loss,
+                loss_at_base=row.loss_at_base,
+                cost=row.cost,
+                points=[LossPointOut.of(each) for each in row.points],
+            )
+            for row in report.rows
+        ],
+    )
 
 
 @api.get("/families/{name:path}/losses", responses=examples.LOSSES)

@@ -9,16 +9,16 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from flerm_core.errors import InvalidInput, NotFound, join_names
-from flerm_core.figures import Figure, fslr_figure, loss_figure, ratio_figure, run_figure
+from flerm_core.figures import Figure, fslr_figure, ratio_figure, run_figure, transfer_figure
 from flerm_core.figures.trajectory_figure import MAX_POINTS
 from flerm_core.records.checks import quote_value
-from flerm_core.records.queries import BestQuery, TrajectoryQuery
+from flerm_core.records.queries import TrajectoryQuery
 from flerm_core.trajectory import Trajectory
 from flerm_server.http import etags
 from flerm_server.http.api import examples
 from flerm_server.http.api.schemas import FigureOut
 from flerm_server.http.dependencies import StoreDep
-from flerm_server.http.figure_selection import matching_names, recording_ids
+from flerm_server.http.figure_selection import Picks, matching_names, recording_ids
 from flerm_server.http.problems import PROBLEM
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
@@ -27,13 +27,21 @@ api = APIRouter(prefix="/api/v1", responses=PROBLEM, tags=["figures"])
 
 
 @api.get("/families/{name:path}/figure", responses=examples.FIGURE, response_model=FigureOut)
-def losses(store: StoreDep, name: examples.FamilyName) -> JSONResponse:
-    """Draws final loss against learning rate, one curve for each role, variant and scale.
+def losses(
+    store: StoreDep,
+    name: examples.FamilyName,
+    pick: Picks,
+    scale: Annotated[
+        str, Query(description="The setting that differs, such as width; empty: the usual one")
+    ] = "",
+    columns: Annotated[int, Query(ge=1, le=8, description="Panels in a row")] = 4,
+) -> JSONResponse:
+    """Draws final loss against learning rate: a panel for each variant, a curve for each scale.
 
-    The best base rate is marked.
+    A dotted line marks the base's optimum.
     """
-    curves = queries.losses_by_scale(store, name)
-    return _answer(loss_figure(curves, queries.rate_advice(store, BestQuery(family=name)).best))
+    report = queries.transfer(store, name, pick)
+    return _answer(transfer_figure(report.panels(scale), columns=columns))
 
 
 @api.get("/recordings/{recording_id}/figure", responses=examples.FIGURE, response_model=FigureOut)

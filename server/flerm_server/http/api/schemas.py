@@ -99,6 +99,35 @@ class BestOut(fields_of(Best, models={LossPoint: LossPointOut}), CoreModel):  # 
     next_lr: Number
 
 
+class TransferRowOut(BaseModel):
+    """One curve of loss against learning rate: a scale and a variant."""
+
+    scale: str = Field(description="over the base, such as width ×4; base: the base's own")
+    variant: str
+    seeds: int = Field(description="that all of the curve's rates were run with")
+    runs: int = Field(description="all recordings of the curve")
+    optimum: Number = Field(description="learning rate of least loss")
+    bracketed: bool = Field(description="whether higher losses lie on both sides of the lowest")
+    shift: Number = Field(description="octaves from the base's optimum")
+    shift_low: Number = Field(description="lower end of the 90 % interval over seeds")
+    shift_high: Number
+    loss: Number = Field(description="lowest mean final loss")
+    loss_at_base: Number = Field(description="at the base's best rate; null: not run or diverged")
+    cost: Number = Field(description="loss_at_base over plain training's lowest loss, less 1")
+    points: list[LossPointOut]
+
+
+class TransferOut(BaseModel):
+    """Whether the base's learning rate carried over to other scales."""
+
+    family: str
+    best: BestOut | None
+    problem: str = Field(description="why there is no best rate; empty: there is one")
+    kinds: dict[str, str] = Field(description="which experiment of the family this is")
+    left_out: int = Field(description="recordings of other experiments")
+    rows: list[TransferRowOut]
+
+
 class Losses(BaseModel):
     """Loss against learning rate, one curve per role and variant."""
 

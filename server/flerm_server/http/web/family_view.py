@@ -1,42 +1,122 @@
-"""The filter above the table of recordings on a family's page."""
+"""The table of recordings on a family's page: which rows and columns it has, in which order."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Query
 
 from flerm_core.errors import InvalidInput
-from flerm_core.records.queries import RecordingFilter
+from flerm_core.records.recording import Recording, same_lr
+from flerm_core.tuning.experiment_settings import (
+    OPTIMIZER,
+    Settings,
+    differing_settings,
+    short_texts,
+    text_of,
+)
+from flerm_server.store.family_runs import FamilyRun, FamilyRuns
+from flerm_server.store.interface import Store
 from flerm_server.store.queries import FamilyOverview
+
+_Row = tuple[FamilyRun, Settings]
+PAGE_ROWS = 50
+MOST_COLUMNS = 24  # settings that are offered as columns
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """The filter as text, as the page's address has it; an empty field does not filter."""
+    """The fields of the page's address, as text; an empty field does not filter.
+
+    sort: lr, seed, variant, status, loss, started or a setting, with a minus for falling order;
+    empty: newest first. column:
+    the settings that are shown; none: those that tell the rows apart. page: from 1.
+    """
 
     role: str = ""
     variant: str = ""
     status: str = ""
     lr_min: str = ""
     lr_max: str = ""
+    sort: str = ""
+    column: tuple[str, ...] = ()
+    page: int = 1
 
     @property
     def active(self) -> bool:
         """Whether any field filters."""
         return any((self.role, self.variant, self.status, self.lr_min, self.lr_max))
 
-    def parse(self, family: str) -> RecordingFilter:
-        """The filter as the store takes it.
-
-        Raises `InvalidInput` for a learning rate that is no number.
-        """
-        return RecordingFilter(
-            family=family,
-            role=self.role,
-            variant=self.variant,
-            status=self.status,
-            lr_min=_learning_rate("lr_min", self.lr_min),
-            lr_max=_learning_rate("lr_max", self.lr_max),
+    def passes(self, run: FamilyRun, status: str) -> bool:
+        """Whether a run is shown. Raises `InvalidInput` for a rate that is no number."""
+        low, high = _rate("lr_min", self.lr_min), _rate("lr_max", self.lr_max)
+        return (
+            self.role in ("", run.role)
+            and self.variant in ("", run.variant)
+            and self.status in ("", status)
+            and (low is None or run.run.lr >= low or same_lr(run.run.lr, low))
+            and (high is None or run.run.lr <= high or same_lr(run.run.lr, high))
         )
+
+
+async def filters_of(
+    role: str = "",
+    variant: str = "",
+    status: str = "",
+    lr_min: str = "",
+    lr_max: str = "",
+    sort: str = "",
+    column: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI copies it
+    page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
+) -> Filters:
+    """The filter of an address."""
+    return Filters(role, variant, status, lr_min, lr_max, sort, tuple(column), page)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingTable:
+    """One page of the table.
+
+    columns: the settings shown. offered: those that could be. rows: recordings with the texts of
+    `columns`. total: of all pages. pages: how many there are.
+    """
+
+    columns: tuple[str, ...]
+    offered: tuple[str, ...]
+    rows: tuple[tuple[Recording, tuple[str, ...]], ...]
+    total: int
+    page: int
+    pages: int
+
+
+def recording_table(store: Store, overview: FamilyOverview, filters: Filters) -> RecordingTable:
+    """The rows that `filters` leave, newest first where no order is asked for."""
+    found = overview.runs
+    shown = [
+        (each, settings)
+        for each, settings in zip(found.runs, overview.settings, strict=True)
+        if filters.passes(each, found.status_of(each))
+    ]
+    telling, varying = differing_settings([settings for _, settings in shown])
+    offered = tuple(dict.fromkeys((*telling, *varying)))[:MOST_COLUMNS]
+    columns = tuple(name for name in offered if name in filters.column) or telling
+    ordered = _sorted(shown, found, filters.sort)
+    pages = max(1, -(-len(ordered) // PAGE_ROWS))
+    page = min(filters.page, pages)
+    part = ordered[(page - 1) * PAGE_ROWS : page * PAGE_ROWS]
+    short = short_texts({text_of(settings[OPTIMIZER]) for _, settings in shown})
+    settings_by_id = {each.id: settings for each, settings in part}
+
+    def cells(each: Recording) -> tuple[str, ...]:
+        texts = (_text(settings_by_id[each.spec.id], name) for name in columns)
+        return tuple(short.get(text, text) for text in texts)
+
+    recordings = store.recordings_by_id([each.id for each, _ in part])
+    rows = tuple((each, cells(each)) for each in recordings)
+    return RecordingTable(columns, offered, rows, len(ordered), page, pages)
 
 
 def filter_choices(overview: FamilyOverview) -> dict[str, list[str]]:
@@ -48,12 +128,38 @@ def filter_choices(overview: FamilyOverview) -> dict[str, list[str]]:
     }
 
 
-def _learning_rate(field: str, text: str) -> float | None:
+def _sorted(runs: list[_Row], found: FamilyRuns, sort: str) -> list[_Row]:
+    name = sort.removeprefix("-")
+    if not name:
+        return runs
+    if name == "started":
+        return runs if sort.startswith("-") else runs[::-1]
+    key: Callable[[_Row], Any] = {
+        "lr": lambda row: row[0].run.lr,
+        "seed": lambda row: row[0].run.seed,
+        "variant": lambda row: (row[0].role, row[0].variant),
+        "status": lambda row: found.status_of(row[0]),
+        "loss": lambda row: math.inf if row[0].run.loss is None else row[0].run.loss,
+    }.get(name, lambda row: _place(row[1].get(name, "")))
+    return sorted(runs, key=key, reverse=sort.startswith("-"))
+
+
+def _place(value: str | float) -> tuple[bool, float, str]:
+    """By which values are sorted: numbers by size, then words by letter."""
+    number = isinstance(value, float)
+    return not number, value if isinstance(value, float) else 0.0, text_of(value)
+
+
+def _text(settings: Settings, name: str) -> str:
+    return text_of(settings[name]) if name in settings else "–"
+
+
+def _rate(field_: str, text: str) -> float | None:
     if not text.strip():
         return None
     try:
         return float(text)
     except ValueError:
         raise InvalidInput(
-            f"{field}: {text[:40]!r} is no number; a learning rate such as 4e-3 is allowed"
+            f"{field_}: {text[:40]!r} is no number; a learning rate such as 4e-3 is allowed"
         ) from None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
 
 from flerm_core.records.queries import RecordingFilter
+from flerm_core.tuning.transfer_words import base_words, kind_words, transfer_words
 from flerm_server.http.authentication import wants_page
 from flerm_server.http.dependencies import StoreDep
-from flerm_server.http.figure_selection import recording_ids
-from flerm_server.http.web.family_view import Filters, filter_choices
+from flerm_server.http.figure_selection import Picks, recording_ids
+from flerm_server.http.web.family_view import Filters, filter_choices, filters_of, recording_table
 from flerm_server.http.web.glossary import WORDS
 from flerm_server.http.web.templating import Pages, PagesDep, PublicAddressDep
 from flerm_server.store import queries
@@ -50,31 +52,40 @@ def family(
     store: StoreDep,
     pages: PagesDep,
     address: PublicAddressDep,
-    filters: Annotated[Filters, Depends()],
+    filters: Annotated[Filters, Depends(filters_of)],
+    pick: Picks,
     request: Request,
     name: str,
-    after: str = "",
     show: str = "base/plain",
+    scale: str = "",
 ) -> HTMLResponse:
-    """One family: its best rate, its losses, its coverage and its recordings.
+    """One family: which rate to use, whether it carried over, coverage and recordings.
 
-    filters: which recordings the table has. after: the page token of the recordings to begin with.
-    show: the role/variant whose coverage is shown.
+    filters: the rows and columns of the table. pick: which experiment, as in REST. show: the
+    role/variant whose coverage is shown. scale: the setting whose curves are shown.
     """
-    overview = queries.family_overview(store, name)
+    overview = queries.family_overview(store, name, pick)
     counts = {"/".join(kind): count for kind, count in overview.counts.items()}
     coverage = {"/".join(kind): cells for kind, cells in overview.coverage.items()}
     shown = show if show in counts else next(iter(counts), "")
-    recordings = store.recordings(filters.parse(name), page_size=50, page_token=after)
+    report = overview.report
+    dimension = scale if scale in report.dimensions else next(iter(report.dimensions), "")
+    asked = [("pick", f"{key}={value}") for key, value in pick.items()]
     return pages.page(
         "family.html",
         request,
         family=overview.family,
-        advice=overview.advice,
+        report=report,
+        dimension=dimension,
+        panels=len(report.panels(dimension)),
+        carried=transfer_words(report),
+        advice=base_words(report.best) if report.best else "",
+        kinds=kind_words(report),
+        asked=urlencode([*asked, ("scale", dimension)]),
         counts=counts,
         shown=shown,
         coverage=coverage.get(shown),
-        recordings=recordings,
+        table=recording_table(store, overview, filters),
         filters=filters,
         choices=filter_choices(overview),
         registry=address.url(request),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ import jinja2
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse
 
+from flerm_core.tuning.transfer_words import signed
 from flerm_server.http.public_site import PublicSite
 from flerm_server.http.web.assets import Assets
 from flerm_server.http.web.glossary import meaning
@@ -57,7 +57,10 @@ class Pages:
         self._environment.filters |= {
             "number": number,
             "loss": loss,
+            "loss_or_diverged": loss_or_diverged,
             "ratio": ratio,
+            "octaves": octaves,
+            "percent": percent,
             "setting": setting,
             "time": time,
             "path": path,
@@ -98,9 +101,26 @@ def loss(value: float | None) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
+def loss_or_diverged(value: float) -> str:
+    """A loss; a word where training diverged."""
+    return "diverged" if math.isinf(value) else loss(value)
+
+
 def ratio(value: float) -> str:
     """A ratio to two digits after the point, or more where it is small; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def octaves(value: float) -> str:
+    """A shift with its sign; a dash for NaN."""
+    return "–" if math.isnan(value) else signed(value)
+
+
+def percent(value: float) -> str:
+    """A cost with its sign; a word where training diverges, a dash for NaN."""
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "diverged"
+    return f"{100 * value:+.1f} %".replace("-", "−")
 
 
 def setting(value: object) -> str:
@@ -126,8 +146,14 @@ def shape(sizes: tuple[int, ...]) -> str:
 def with_query(request: Request, **changes: str | float | None) -> str:
     """The address of the present page with some of its query changed.
 
-    changes: the new values; None or empty removes a parameter.
+    changes: the new values; None or empty removes a parameter. A parameter that stands several
+    times in the address stays as it is.
     """
-    query: Mapping[str, Any] = dict(request.query_params) | changes
-    text = urlencode({key: value for key, value in query.items() if value not in (None, "")})
+    kept = [
+        (key, value)
+        for key, value in request.query_params.multi_items()
+        if key not in changes and value != ""
+    ]
+    added = [(key, value) for key, value in changes.items() if value not in (None, "")]
+    text = urlencode([*kept, *added])
     return f"?{text}" if text else request.url.path

@@ -21,7 +21,7 @@ from flerm_server.store.family_runs import Answers, FamilyRun, FamilyRuns
 from flerm_server.store.sql.engine import database_now, transaction
 from flerm_server.store.sql.listings import family_record
 from flerm_server.store.sql.mappers import family_from_row
-from flerm_server.store.sql.tables import recordings
+from flerm_server.store.sql.tables import recording_tags, recordings
 
 MAX_RUNS = 100_000  # in memory, of all families together; a run takes about 400 bytes
 KEYS_AT_ONCE = 500
@@ -96,6 +96,7 @@ def _load(connection: sa.Connection, family_key: int, revision: int) -> _Known:
         .order_by(recordings.c.created_at.desc(), recordings.c.key.desc())
     )
     # Recordings of a sweep share their settings, which are read and kept once.
+    tags = _tags(connection, family_key)
     keys: dict[tuple[str, str], str] = {}
     configs: dict[str, Mapping[str, Any]] = {}
     words: dict[str, str] = {}
@@ -113,12 +114,27 @@ def _load(connection: sa.Connection, family_key: int, revision: int) -> _Known:
             configs[text] = json.loads(text)
         run = SweepRun(lr=lr, seed=seed, loss=loss, status=status)
         its_key, config = keys[optimizer, settings], configs[text]
-        runs.append(FamilyRun(identity, role, variant, optimizer, its_key, config, run))
+        its_tags = tags.get(key, {})
+        runs.append(FamilyRun(identity, role, variant, optimizer, its_key, config, its_tags, run))
         if status == "running":
             running[key] = identity
         if role == "base":
             rates.add(lr)
     return _Known(revision, tuple(runs), running, tuple(sorted(rates)))
+
+
+def _tags(connection: sa.Connection, family_key: int) -> dict[int, dict[str, str]]:
+    """The tags of a family's recordings, by the recordings' keys."""
+    words: dict[str, str] = {}
+    found: dict[int, dict[str, str]] = {}
+    query = (
+        sa.select(recording_tags.c.recording_key, recording_tags.c.name, recording_tags.c.value)
+        .join_from(recording_tags, recordings)
+        .where(recordings.c.family_key == family_key)
+    )
+    for key, name, value in connection.execute(query):
+        found.setdefault(key, {})[words.setdefault(name, name)] = words.setdefault(value, value)
+    return found
 
 
 def _lapsed(connection: sa.Connection, running: Mapping[int, str]) -> frozenset[str]:

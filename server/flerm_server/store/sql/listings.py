@@ -270,6 +270,14 @@ def one_recording(connection: sa.Connection, recording_id: str, now: int) -> tup
     return row.key, recording_from_row(row, tags, parameters_from_row(row.content))
 
 
+def recordings_by_id(connection: sa.Connection, ids: Sequence[str], now: int) -> list[Recording]:
+    """See `Store.recordings_by_id`."""
+    rows = connection.execute(select_recordings(now).where(recordings.c.id.in_(ids))).all()
+    tags = tags_of(connection, [row.key for row in rows])
+    found = {row.id: recording_from_row(row, tags.get(row.key, {})) for row in rows}
+    return [found[each] for each in ids if each in found]
+
+
 def family_of(driver: Driver, recording_id: str) -> str:
     """The name of a recording's family. Raises `NotFound`."""
     found = _FAMILY_OF.all(driver, {"id": recording_id})

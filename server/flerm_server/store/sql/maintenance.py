@@ -68,6 +68,11 @@ def tag(
             f"set: recording {recording_id} would have {count} tags; at most {MAX_TAGS} are allowed"
         )
     connection.execute(recordings.update().where(recordings.c.key == key).values(updated_at=now))
+    # Tags are among the settings that answers about a family are made of.
+    family = sa.select(recordings.c.family_key).where(recordings.c.key == key).scalar_subquery()
+    connection.execute(
+        families.update().where(families.c.key == family).values(revision=families.c.revision + 1)
+    )
 
 
 def delete(connection: sa.Connection, recording_id: str) -> int:

@@ -8,9 +8,9 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from flerm_core._arrays import thin
 from flerm_core.errors import DataLoss, NotFound
 from flerm_core.records.packing import unpack
-from flerm_core.trajectory import thin
 from flerm_server.store.interface import CHUNK_BYTES, Rows, Segment, Selection
 from flerm_server.store.sql.compiled_statements import Driver, Prepared, PreparedIn
 from flerm_server.store.sql.listings import one_recording

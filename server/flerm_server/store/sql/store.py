@@ -238,6 +238,11 @@ class SqlStore(Store):
             )
 
     @override
+    def recordings_by_id(self, ids: Sequence[str]) -> list[Recording]:
+        with transaction(self.engine) as connection:
+            return listings.recordings_by_id(connection, ids, database_now(connection))
+
+    @override
     def select(
         self,
         recording_id: str,

@@ -52,7 +52,9 @@ class Plot {
     }
     this.busy = true;
     try {
-      const answer = await fetch(this.element.dataset.figure, { headers: { Accept: "application/json" } });
+      // Panels stand below each other where there is no room for a row of them.
+      const address = this.element.dataset.figure + (/panels-/.test(this.element.className) && innerWidth < 736 ? "&columns=1" : "");
+      const answer = await fetch(address, { headers: { Accept: "application/json" } });
       const content = await answer.json();
       if (!answer.ok) throw new Error(content.detail);
       this.figure = content;
@@ -102,7 +104,7 @@ function toRate(rate) {
   const query = new URLSearchParams(location.search);
   query.set("lr_min", rate);
   query.set("lr_max", rate);
-  query.delete("after");
+  query.delete("page");
   location.assign(`?${query}#recordings`);
 }
 

@@ -1,0 +1,339 @@
+"""What tells the experiments of one family apart (optimiser, schedule, steps), and what tells the
+scales of one experiment apart (width, depth, rank).
+
+Both are found from the settings that recordings hold: a setting that differs among the base
+recordings makes another experiment, a setting that differs from the base's makes another scale.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flerm_core.records.comparability import comparability_of
+from flerm_core.records.recording import Recording
+from flerm_core.tuning.best_lr import SweepRun
+
+MOST_VALUES = 12
+"""A setting with more values tells runs apart, not experiments or scales."""
+OPTIMIZER = "optimizer"
+SIZE = "parameters"
+"""The setting that clients fill in with the number of a model's weights."""
+
+USUAL = (
+    "width", "d_model", "hidden_size", "n_embd", "depth", "num_hidden_layers", "n_layer", "layers",
+    "blocks", "rank", "init_scale", "batch_size", "batch", "steps", "schedule",
+)  # fmt: skip
+"""The names that a setting goes by before others that say the same."""
+
+Value = str | float
+Settings = Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One setting that tells experiments apart: its values with the number of their recordings, and
+    the value that is shown.
+    """
+
+    name: str
+    values: tuple[tuple[str, int], ...]
+    shown: str
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What to call each value."""
+        return short_texts(value for value, _ in self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How a model differs from the base: (setting, value, value over the base's) each; the ratio is
+    NaN where the values are no numbers. Empty: the base's own scale.
+    """
+
+    differences: tuple[tuple[str, str, float], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.differences)
+
+    @property
+    def label(self) -> str:
+        """`width ×4, depth ×4`; "base" for the base's scale."""
+        return ", ".join(_words(*each) for each in self.differences) or "base"
+
+    def short(self, dimension: str) -> str:
+        """The label where `dimension` is said elsewhere: `×4`."""
+        return self.label.replace(f"{dimension} ", "") if "," not in dimension else self.label
+
+    @property
+    def size(self) -> float:
+        """The product of the ratios."""
+        return math.prod(ratio for _, _, ratio in self.differences if not math.isnan(ratio))
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """By which scales are sorted: the base, then few differences, then small ones."""
+        names = tuple(name for name, _, _ in self.differences)
+        return len(names), names, tuple(_place(value) for _, value, _ in self.differences)
+
+
+def _place(value: str) -> tuple[bool, float, str]:
+    """By which values are sorted: numbers by size, then words by letter."""
+    number = _value(value)
+    return (False, number, value) if isinstance(number, float) else (True, 0.0, value)
+
+
+def _words(name: str, value: str, ratio: float) -> str:
+    return f"{name} {value}" if math.isnan(ratio) else f"{name} ×{ratio:.3g}"
+
+
+def dimension_of(scale: Scale) -> str:
+    """The settings in which a scale differs, such as `width` or `width, depth`."""
+    return ", ".join(name for name, _, _ in scale.differences)
+
+
+def settings_of(config: Mapping[str, Any], tags: Mapping[str, str], optimizer_key: str) -> Settings:
+    """The plain values of tags and configuration, and the optimiser with its settings
+    (`ComparabilityKey.optimizer_key`). Of a name that both have, the configuration's value counts.
+    """
+    found: dict[str, Value] = {name: _value(value) for name, value in tags.items()}
+    for name, value in config.items():
+        if isinstance(value, str | int | float):
+            found[name] = _value(value)
+    found[OPTIMIZER] = optimizer_key
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentRun:
+    """One recording, as the questions about its losses need it. settings: see `settings_of`."""
+
+    id: str
+    role: str
+    variant: str
+    settings: Settings
+    run: SweepRun
+
+    @classmethod
+    def of(cls, recording: Recording) -> ExperimentRun:
+        """The run of a recording, which may be without its parameters."""
+        spec = recording.spec
+        key = comparability_of(spec).optimizer_key
+        settings = settings_of(spec.config, spec.tags, key)
+        return cls(spec.id, spec.role, spec.variant, settings, SweepRun.of(recording))
+
+
+def differing_settings(settings: Sequence[Settings]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The settings that tell these apart, for a table: the few that do, and all that have several
+    values.
+
+    Settings with a value of its own for nearly every recording (a job's number) are in the second
+    only.
+    """
+    values: dict[str, set[Value]] = defaultdict(set)
+    for each in settings:
+        for name, value in each.items():
+            values[name].add(value)
+    varying = tuple(name for name, its in values.items() if len(its) > 1)
+    few = [name for name in varying if len(values[name]) <= MOST_VALUES]
+    return tuple(_telling(settings, few)), varying
+
+
+def short_texts(values: Iterable[str]) -> dict[str, str]:
+    """Texts such as `AdamW(betas=[0.9, 0.999], weight_decay=0.1)` without the arguments that all of
+    them have: `AdamW(weight_decay=0.1)`.
+    """
+    parts = {}
+    for value in dict.fromkeys(values):
+        name, _, rest = value.partition("(")
+        parts[value] = (name, re.split(r", (?=\w+=)", rest[:-1]) if rest.strip(")") else [])
+    common = set.intersection(*(set(its) for _, its in parts.values())) if parts else set()
+    return {
+        value: f"{name}({', '.join(own)})" if own else name
+        for value, (name, its) in parts.items()
+        for own in [[each for each in its if each not in common]]
+    }
+
+
+def text_of(value: Value) -> str:
+    """A setting's value as an address and a page have it."""
+    return f"{value:g}" if isinstance(value, float) else value
+
+
+def bigger_than_base(runs: Sequence[ExperimentRun]) -> frozenset[str]:
+    """The ids of the runs with role base whose model has more weights than another one's."""
+    sizes = {each.id: each.settings.get(SIZE) for each in runs if each.role == "base"}
+    known = {at: size for at, size in sizes.items() if isinstance(size, float)}
+    least = min(known.values(), default=math.inf)
+    return frozenset(at for at, size in known.items() if size > least)
+
+
+def kinds_of(
+    runs: Sequence[ExperimentRun], bigger: Collection[str], chosen: Mapping[str, str]
+) -> tuple[tuple[Kind, ...], list[ExperimentRun]]:
+    """What tells the experiments apart, and the runs of the one that is shown.
+
+    bigger: the ids of runs that are no base though their role says so.
+    """
+    bases = [each for each in runs if _is_base(each, bigger)]
+    names = _kind_names(bases)
+    asked = [name for name in chosen if name not in names]
+    kinds, kept = [], list(runs)
+    for name in [*names, *asked]:
+        there = {text_of(each.settings[name]) for each in bases if name in each.settings}
+        counts: dict[str, int] = defaultdict(int)
+        for each in kept:
+            if name in each.settings:
+                counts[text_of(each.settings[name])] += 1
+        if not counts:
+            continue
+        wanted = chosen.get(name, "")
+        offered = {value for value in counts if value in there or name in asked}
+        usual = max(offered or counts, key=lambda value: counts[value])
+        shown = wanted if wanted in counts else usual
+        kinds.append(Kind(name, tuple(sorted(counts.items(), key=lambda each: -each[1])), shown))
+        kept = [each for each in kept if _belongs(each, name, shown, there, bigger, wanted)]
+    return tuple(kinds), kept
+
+
+def _belongs(
+    run: ExperimentRun,
+    name: str,
+    shown: str,
+    there: Collection[str],
+    bigger: Collection[str],
+    wanted: str,
+) -> bool:
+    """Whether a run belongs to the experiment whose setting `name` is `shown`.
+
+    A scaled run with a number that no base has is kept: it is of another scale. Where a value was
+    asked for that no base has, the base is kept whatever its value.
+    """
+    own = run.settings.get(name)
+    if own is None or text_of(own) == shown:
+        return True
+    if _is_base(run, bigger):
+        return shown not in there
+    return not wanted and name != OPTIMIZER and text_of(own) not in there
+
+
+def scales_of(runs: Sequence[ExperimentRun], bigger: Collection[str]) -> dict[str, Scale]:
+    """The scale of each run, by its id."""
+    bases = [each for each in runs if _is_base(each, bigger)]
+    names = _scale_names(runs)
+    usual = {name: _usual(each.settings.get(name) for each in bases) for name in names}
+    return {
+        each.id: Scale(
+            tuple(
+                (name, text_of(each.settings[name]), _ratio(each.settings[name], usual[name]))
+                for name in names
+                if name in each.settings
+                and each.settings[name] != usual[name]
+                and not _is_base(each, bigger)
+            )
+        )
+        for each in runs
+    }
+
+
+def _is_base(run: ExperimentRun, bigger: Collection[str]) -> bool:
+    return (run.role, run.variant) == ("base", "plain") and run.id not in bigger
+
+
+def _kind_names(bases: Sequence[ExperimentRun]) -> list[str]:
+    """The settings that tell the base's experiments apart, the optimiser first.
+
+    Each value of such a setting has several learning rates, and does not follow the seed.
+    """
+    rates: dict[str, dict[Value, set[float]]] = defaultdict(lambda: defaultdict(set))
+    seeds: dict[str, dict[Value, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for each in bases:
+        for name, value in each.settings.items():
+            rates[name][value].add(each.run.lr)
+            seeds[name][value].add(each.run.seed)
+    several = len({each.run.seed for each in bases}) > 1
+    names = [
+        name
+        for name, its in rates.items()
+        if 1 < len(its) <= MOST_VALUES
+        and (name == OPTIMIZER or all(len(found) > 1 for found in its.values()))
+        and not (several and all(len(found) == 1 for found in seeds[name].values()))
+    ]
+    return _telling([each.settings for each in bases], names, first=OPTIMIZER)
+
+
+def _scale_names(runs: Sequence[ExperimentRun]) -> list[str]:
+    """The settings that tell scales apart: those whose values have several rates, or are numbers
+    of models that were trained at one rate only.
+    """
+    values: dict[str, set[Value]] = defaultdict(set)
+    rates: dict[tuple[str, Value], set[float]] = defaultdict(set)
+    for each in runs:
+        for name, value in each.settings.items():
+            values[name].add(value)
+            rates[name, value].add(each.run.lr)
+    names = [
+        name
+        for name, its in values.items()
+        if 1 < len(its) <= MOST_VALUES
+        and name != OPTIMIZER
+        and (
+            all(isinstance(value, float) for value in its)
+            or all(len(rates[name, value]) > 1 for value in its)
+        )
+    ]
+    return _telling([each.settings for each in runs], names)
+
+
+def _telling(settings: Sequence[Settings], names: Iterable[str], first: str = "") -> list[str]:
+    """Those of `names` that tell more apart than the ones before them, in their first order.
+
+    Usual names go first, then those with short values: the count of weights says nothing new beside
+    the width.
+    """
+    listed = list(names)
+    chosen: list[str] = []
+
+    distinct = {tuple(each.get(name) for name in listed): each for each in settings}.values()
+
+    def groups(keys: Sequence[str]) -> int:
+        return len({tuple(each.get(key) for key in keys) for each in distinct})
+
+    def length(name: str) -> tuple[bool, bool, int]:
+        values = {text_of(each[name]) for each in distinct if name in each}
+        return name != first, name not in USUAL, sum(map(len, values))
+
+    for name in sorted(listed, key=length):
+        if groups([*chosen, name]) > groups(chosen):
+            chosen.append(name)
+    return [name for name in listed if name in chosen]
+
+
+def _usual(values: Iterable[Value | None]) -> Value | None:
+    counts: dict[Value, int] = defaultdict(int)
+    for value in values:
+        if value is not None:
+            counts[value] += 1
+    return max(counts, key=lambda value: counts[value], default=None)
+
+
+def _value(value: str | float) -> Value:
+    """Numbers as numbers, also those that a tag holds as text, so that both are the same."""
+    if isinstance(value, bool):
+        return str(value)
+    try:
+        number = float(value)
+    except ValueError:
+        return str(value)
+    return number if math.isfinite(number) else str(value)
+
+
+def _ratio(value: Value, base: Value | None) -> float:
+    if not (isinstance(value, float) and isinstance(base, float)) or base == 0:
+        return math.nan
+    return value / base

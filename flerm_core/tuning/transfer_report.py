@@ -1,0 +1,238 @@
+"""Did the learning rate carry over? A family's answer: the best rate of its base, and for each
+scale and variant where the optimum lies and what training at the base's rate costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flerm_core._arrays import thin
+from flerm_core.errors import NotFound
+from flerm_core.records.recording import same_lr
+from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_rate
+from flerm_core.tuning.experiment_settings import (
+    ExperimentRun,
+    Kind,
+    Scale,
+    bigger_than_base,
+    dimension_of,
+    kinds_of,
+    scales_of,
+)
+from flerm_core.tuning.optimum_shift import Optimum, Shift, complete_curve, settled_runs
+
+MAX_CURVE_POINTS = 200  # of one curve in a figure; its row has all
+_UNKNOWN_SHIFT = Shift(octaves=math.nan, low=math.nan, high=math.nan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferRow:
+    """One curve of loss against learning rate: a scale and a variant.
+
+    scale: empty for the base's own. dimension: the settings in which it differs from the base.
+    seeds, points: of the seeds that all of the curve's rates were run with. runs: all recordings.
+    optimum: a learning rate; NaN where no loss is finite. bracketed: whether higher losses lie on
+    both sides of the lowest. shift: from the base, or from the same variant at the base's scale
+    where rates mean something else (µP). loss: the lowest mean. loss_at_base: the mean at the
+    base's best rate, infinite where a seed diverged there; NaN where that rate was not run. cost:
+    loss_at_base over the lowest mean of plain training at this scale, less 1; NaN: not known.
+    """
+
+    scale: Scale
+    dimension: str
+    variant: str
+    seeds: int
+    runs: int
+    optimum: float
+    bracketed: bool
+    shift: Shift
+    loss: float
+    loss_at_base: float
+    cost: float
+    points: tuple[LossPoint, ...]
+
+    @property
+    def label(self) -> str:
+        """The scale in words, such as `width ×4, depth ×4`."""
+        return self.scale.label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferReport:
+    """A family's answer for one kind of experiment.
+
+    best: the base's best rate; None: there is none, and `problem` says why. kinds: what tells the
+    family's experiments apart, with the values that there are and the one that is shown. left_out:
+    recordings of the other kinds. bigger: recordings with role base whose model is bigger than the
+    base's; they count as scaled. rows: the base's first, then by scale and variant. dimensions:
+    those of `rows`, the one with most recordings first.
+    """
+
+    family: str
+    best: Best | None
+    problem: str
+    kinds: tuple[Kind, ...]
+    left_out: int
+    bigger: int
+    rows: tuple[TransferRow, ...]
+    dimensions: tuple[str, ...]
+
+    @property
+    def base(self) -> TransferRow | None:
+        """The base's row."""
+        return next((row for row in self.rows if not row.scale and row.variant == "plain"), None)
+
+    def panels(self, dimension: str = "") -> dict[str, dict[str, tuple[LossPoint, ...]]]:
+        """The curves of the paper's Figure 2 by variant and scale; each variant has the base's. Of
+        a curve at most `MAX_CURVE_POINTS` rates, the lowest loss among them.
+
+        dimension: the setting that differs; empty: the first of `dimensions`.
+        """
+        shown = dimension or next(iter(self.dimensions), "")
+        base = {"base": _thinned(self.base.points)} if self.base else {}
+        panels: dict[str, dict[str, tuple[LossPoint, ...]]] = {}
+        for row in self.rows:
+            if row.dimension == shown and row.scale:
+                its = panels.setdefault(row.variant, dict(base))
+                its[row.scale.short(shown)] = _thinned(row.points)
+        return panels or ({"plain": base} if base else {})
+
+    @property
+    def headline(self) -> TransferRow | None:
+        """The matched row of the biggest scale that has an optimum and a cost, if there is one."""
+        known = [row for row in self.rows if row.variant == "matched" and row.scale]
+        known = [row for row in known if not math.isnan(row.shift.octaves)]
+        return max(known, key=lambda row: (row.bracketed, row.scale.size), default=None)
+
+    def plain_beside(self, row: TransferRow) -> TransferRow | None:
+        """Plain training at the scale of `row`."""
+        return next(
+            (each for each in self.rows if each.scale == row.scale and each.variant == "plain"),
+            None,
+        )
+
+
+def transfer_report(
+    family: str, experiments: Iterable[ExperimentRun], chosen: Mapping[str, str] | None = None
+) -> TransferReport:
+    """The report of a family's runs.
+
+    chosen: setting to value, of those that `TransferReport.kinds` names; of a setting that is not
+    among them the value with most recordings is shown.
+    """
+    found = list(experiments)
+    bigger = bigger_than_base(found)
+    kinds, kept = kinds_of(found, bigger, chosen or {})
+    runs: dict[tuple[Scale, str], list[SweepRun]] = defaultdict(list)
+    scales = scales_of(kept, bigger)
+    for each in kept:
+        runs[scales[each.id], each.variant].append(each.run)
+    best, problem = None, ""
+    try:
+        best = best_rate(family, runs.get(_BASE, []))
+    except NotFound as error:
+        problem = str(error)
+    curves = {key: _Curve.of(its) for key, its in runs.items()}
+    rows = [_row(key, curves, best) for key in curves]
+    rows.sort(key=lambda row: (row.scale.order, row.variant != "plain", row.variant))
+    counts = Counter[str]()
+    for row in rows:
+        if row.scale:
+            counts[row.dimension] += row.runs
+    return TransferReport(
+        family=family,
+        best=best,
+        problem=problem,
+        kinds=kinds,
+        left_out=len(found) - len(kept),
+        bigger=len(bigger),
+        rows=tuple(rows),
+        dimensions=tuple(name for name, _ in counts.most_common()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """The settled runs of one scale and variant. count: all of its recordings."""
+
+    seeds: int
+    count: int
+    points: tuple[LossPoint, ...]
+    optimum: Optimum | None
+
+    @classmethod
+    def of(cls, runs: Sequence[SweepRun]) -> _Curve:
+        own = settled_runs(runs)
+        try:
+            optimum = Optimum.of(own)
+        except NotFound:  # no finite loss yet
+            optimum = None
+        return cls(len({run.seed for run in own}), len(runs), complete_curve(own), optimum)
+
+    @property
+    def lowest(self) -> LossPoint | None:
+        sound = [point for point in self.points if point.seeds and not point.diverged]
+        return min(sound, key=lambda point: point.loss, default=None)
+
+
+_Key = tuple[Scale, str]
+_BASE: _Key = (Scale(), "plain")
+
+
+def _row(key: _Key, curves: Mapping[_Key, _Curve], best: Best | None) -> TransferRow:
+    (scale, variant), own = key, curves[key]
+    # µP's rates mean something else than the base's, so it is compared with itself.
+    itself = variant != "plain" and not variant.startswith("matched")
+    reference = curves.get((Scale(), variant)) if itself else None
+    base = reference or curves.get(_BASE)
+    rate = best.lr if best else math.nan
+    if reference is not None and reference.lowest is not None:
+        rate = reference.lowest.lr
+    at_base = _loss_at(own.points, rate)
+    plain = curves.get((scale, "plain"))
+    lowest = plain.lowest.loss if plain is not None and plain.lowest is not None else math.nan
+    moved = _UNKNOWN_SHIFT
+    if own.optimum is not None and base is not None and base.optimum is not None:
+        moved = own.optimum.shift_from(base.optimum)
+    return TransferRow(
+        scale=scale,
+        dimension=dimension_of(scale),
+        variant=variant,
+        seeds=own.seeds,
+        runs=own.count,
+        optimum=2.0**own.optimum.place if own.optimum is not None else math.nan,
+        bracketed=is_bracketed(own.points),
+        shift=moved,
+        loss=own.lowest.loss if own.lowest is not None else math.nan,
+        loss_at_base=at_base,
+        # A ratio of losses says nothing where a loss may be negative.
+        cost=at_base / lowest - 1 if lowest > 0 else math.nan,
+        points=own.points,
+    )
+
+
+def _thinned(points: tuple[LossPoint, ...]) -> tuple[LossPoint, ...]:
+    """At most `MAX_CURVE_POINTS` of a curve's points, evenly spread, with the lowest loss."""
+    if len(points) <= MAX_CURVE_POINTS:
+        return points
+    kept = set(thin(len(points), MAX_CURVE_POINTS - 1).tolist())
+    finite = [at for at, point in enumerate(points) if point.seeds]
+    kept |= {min(finite, key=lambda at: points[at].loss)} if finite else set()
+    return tuple(points[at] for at in sorted(kept))
+
+
+def is_bracketed(points: Sequence[LossPoint]) -> bool:
+    """Whether a curve's lowest loss has rates with higher losses, or diverged runs, beside it."""
+    sound = [at for at, point in enumerate(points) if point.seeds and not point.diverged]
+    best = min(sound, key=lambda at: points[at].loss, default=0)
+    return 0 < best < len(points) - 1
+
+
+def _loss_at(points: Sequence[LossPoint], lr: float) -> float:
+    for point in points:
+        if same_lr(point.lr, lr):
+            return math.inf if point.diverged or not point.seeds else point.loss
+    return math.nan

@@ -1,0 +1,86 @@
+"""What a transfer report says in sentences, the same on pages and in the command line."""
+
+from __future__ import annotations
+
+import math
+
+from flerm_core.tuning.best_lr import Best
+from flerm_core.tuning.transfer_report import TransferReport, TransferRow
+
+
+def base_words(best: Best) -> str:
+    """The advice for the base, with the spread of its optimum where that is known."""
+    if math.isnan(best.optimum_spread):
+        return best.advice
+    spread = best.optimum_spread
+    octaves = "less than 0.01" if spread < 0.005 else f"{spread:.2f}"
+    return f"{best.advice} Over seeds the optimum varies by ± {octaves} octaves."
+
+
+def transfer_words(report: TransferReport) -> str:
+    """What carrying the base's rate over to the biggest matched model gave; empty: not known."""
+    row = report.headline
+    if row is None:
+        return ""
+    found = f"Carried over to {row.label} by matching, the optimum {place_words(row)}"
+    if not math.isnan(row.cost):
+        found += (
+            f", and the base's rate gives a loss {cost_words(row.cost)} "
+            "the best that plain training of this model reaches"
+        )
+    plain = report.plain_beside(row)
+    if plain is None or math.isnan(plain.shift.octaves):
+        return f"{found}."
+    plainly = f"{found}. Trained plainly, the optimum {place_words(plain)}"
+    if math.isinf(plain.cost):
+        return f"{plainly}, and training at the base's rate diverges."
+    if math.isnan(plain.cost):
+        return f"{plainly}."
+    return f"{plainly}, and the base's rate gives a loss {cost_words(plain.cost)} that."
+
+
+def place_words(row: TransferRow) -> str:
+    """Where a row's optimum lies: `lies 0.28 octaves below the base's (90 %: −0.43 to −0.05)`."""
+    octaves, low, high = row.shift.octaves, row.shift.low, row.shift.high
+    interval = "" if math.isnan(low) else f" (90 %: {signed(low)} to {signed(high)})"
+    if not row.bracketed:
+        interval += ", at an end of the rates tried"
+    if abs(octaves) < 0.005:
+        return f"lies at the base's{interval}"
+    side = "above" if octaves > 0 else "below"
+    return f"lies {abs(octaves):.2f} octaves {side} the base's{interval}"
+
+
+def cost_words(cost: float) -> str:
+    """`1.2 % below`, `as low as` or `17 % above`; of a rate that diverges, that."""
+    if math.isinf(cost):
+        return "that diverges, against"
+    if abs(cost) < 0.0005:
+        return "as low as"
+    return f"{abs(cost):.1%} {'above' if cost > 0 else 'below'}".replace("%", " %")
+
+
+def signed(value: float) -> str:
+    """A shift with its sign, and a minus as long as the plus."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def kind_words(report: TransferReport) -> str:
+    """Which experiment is shown, and what else there is; empty: there is one only."""
+    if not report.kinds and not report.bigger:
+        return ""
+    words = []
+    if report.kinds:
+        shown = ", ".join(f"{kind.name} {kind.labels[kind.shown]}" for kind in report.kinds)
+        more = f"; {_counted(report.left_out)} of others" if report.left_out else ""
+        words.append(f"Shown is the experiment with {shown}{more}.")
+    if report.bigger:
+        words.append(
+            f"With role base {_counted(report.bigger)} of a bigger model than the smallest base; "
+            'they count as scaled: record such runs with role="scaled".'
+        )
+    return " ".join(words)
+
+
+def _counted(recordings: int) -> str:
+    return f"{recordings} recording{'s are' if recordings != 1 else ' is'}"

@@ -1,0 +1,132 @@
+"""Whether a learning rate carried over: scales and experiments are found from the settings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from flerm_core.records.recording import ParameterList, Recording, RecordingSpec
+from flerm_core.tuning.experiment_settings import ExperimentRun
+from flerm_core.tuning.transfer_report import TransferReport
+from flerm_core.tuning.transfer_report import transfer_report as report_of
+from flerm_core.tuning.transfer_words import base_words, kind_words, transfer_words
+
+
+def transfer_report(family: str, recordings: list[Recording], *chosen) -> TransferReport:
+    return report_of(family, map(ExperimentRun.of, recordings), *chosen)
+
+
+NOTHING = ParameterList((), (), ())
+
+
+def runs(
+    optimum: float,
+    least: float = 1.0,
+    places: range = range(-9, -2),
+    seeds: int = 2,
+    role: str = "scaled",
+    optimizer: str = "Adam",
+    **more,
+) -> list[Recording]:
+    """A sweep whose loss is least at 2**optimum."""
+    return [
+        Recording(
+            spec=RecordingSpec(
+                family="f", lr=2.0**place, seed=seed, role=role, optimizer=optimizer,
+                parameters=NOTHING, **more,
+            ),
+            status="completed",
+            final_loss=least * (1 + 0.1 * (place - optimum) ** 2) + 1e-3 * seed,
+        )
+        for seed in range(seeds)
+        for place in places
+    ]  # fmt: skip
+
+
+BASE = runs(-5, role="base", config={"width": 1, "parameters": 100}, seeds=4)
+WIDE = {"config": {"width": 4, "parameters": 1600}}
+PLAIN = runs(-7, 0.8, **WIDE)
+MATCHED = runs(-5.25, 0.78, variant="matched", **WIDE)
+
+
+def test_each_scale_and_variant_has_its_shift_and_the_cost_of_the_bases_rate():
+    report = transfer_report("f", [*BASE, *PLAIN, *MATCHED])
+    base, plain, matched = report.rows
+    assert [row.label for row in report.rows] == ["base", "width ×4", "width ×4"]
+    assert [row.variant for row in report.rows] == ["plain", "plain", "matched"]
+    assert report.best is not None
+    assert (report.best.lr, base.seeds, base.runs) == (2.0**-5, 4, 28)
+    assert (plain.shift.octaves, matched.shift.octaves) == pytest.approx((-2, -0.25), abs=1e-6)
+    assert (matched.shift.low, matched.shift.high) == pytest.approx((-0.25, -0.25), abs=1e-6)
+    low = 0.8 + 5e-4
+    assert plain.cost == pytest.approx((0.8 * 1.4 + 5e-4) / low - 1)
+    assert matched.cost == pytest.approx((0.78 * (1 + 0.1 / 16) + 5e-4) / low - 1)
+    assert report.dimensions == ("width",)
+    assert list(report.panels()) == ["plain", "matched"]
+    assert list(report.panels()["matched"]) == ["base", "×4"]
+    said = transfer_words(report)
+    assert said.startswith(
+        "Carried over to width ×4 by matching, the optimum lies 0.25 octaves below the base's"
+    )
+    assert "Trained plainly, the optimum lies 2.00 octaves below the base's" in said
+
+
+def test_experiments_are_told_apart_and_the_largest_is_shown():
+    sgd = runs(-3, role="base", optimizer="SGD", config={"width": 1})
+    report = transfer_report("f", [*BASE, *PLAIN, *sgd])
+    (kind,) = report.kinds
+    assert (kind.name, kind.shown, report.left_out) == ("optimizer", "Adam()", 14)
+    assert kind_words(report) == (
+        "Shown is the experiment with optimizer Adam; 14 recordings are of others."
+    )
+    asked = transfer_report("f", [*BASE, *PLAIN, *sgd], {"optimizer": "SGD()"})
+    assert asked.best is not None
+    assert (asked.best.lr, [row.label for row in asked.rows]) == (2.0**-3, ["base"])
+
+
+def test_a_setting_that_no_base_has_is_another_scale_and_not_another_experiment():
+    short = [*runs(-5, role="base", tags={"steps": "100"}, places=range(-7, -3))]
+    base = runs(-6, role="base", tags={"steps": "300"})
+    long = runs(-6, variant="matched", tags={"steps": "600"})
+    report = transfer_report("f", [*short, *base, *long])
+    assert [(kind.name, kind.shown) for kind in report.kinds] == [("steps", "300")]
+    assert [row.label for row in report.rows] == ["base", "steps ×2"]
+
+
+def test_a_bigger_model_recorded_as_base_is_found_out():
+    wide = runs(-7, 0.8, role="base", **WIDE)
+    report = transfer_report("f", [*BASE, *wide, *MATCHED])
+    assert report.bigger == len(wide)
+    assert report.best is not None
+    assert report.best.lr == 2.0**-5
+    assert [(row.label, row.variant) for row in report.rows][1:] == [
+        ("width ×4", "plain"),
+        ("width ×4", "matched"),
+    ]
+    assert 'record such runs with role="scaled"' in kind_words(report)
+
+
+def test_at_an_end_the_next_rate_is_said_and_no_spread():
+    report = transfer_report("f", runs(0, role="base"))
+    assert report.best is not None
+    assert math.isnan(report.best.optimum_spread)
+    said = base_words(report.best)
+    assert said.endswith("try 0.25.")
+    assert "±" not in said
+
+
+def test_seeds_under_way_do_not_hide_the_optimum():
+    begun = runs(-5, role="base", seeds=5, places=range(-5, -4))[-1:]
+    report = transfer_report("f", [*BASE, *begun])
+    assert report.base is not None
+    assert (report.base.seeds, report.base.bracketed) == (4, True)
+
+
+def test_numbers_of_jobs_tell_no_scales_apart():
+    base = [
+        each
+        for seed in range(2)
+        for each in runs(-5, role="base", places=range(-6, -3), seeds=1, tags={"job": f"j{seed}"})
+    ]
+    assert [row.label for row in transfer_report("f", base).rows] == ["base"]
