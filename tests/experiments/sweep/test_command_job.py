@@ -178,6 +178,26 @@ def test_a_stopped_sweep_leaves_no_process_behind(tmp_path: Path, address: str) 
     wait_until(lambda: not any(map(running, pids_of(tmp_path))))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_ends_all_its_runs(
+    tmp_path: Path, address: str, number: signal.Signals
+) -> None:
+    path = sleeping(tmp_path)
+    sweeping = tmp_path / "sweeping.py"
+    sweeping.write_text(
+        "import signal, sys\nfrom flerm_experiments.cli.sweep import sweep\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try:\n    sweep(sys.argv[1], registry=sys.argv[2])\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    running_sweep = fork(sweeping, str(path), address, environments=[{}])
+    wait_until(lambda: list(tmp_path.glob("flerm-runs/*/*/pids")))
+    wait_until(lambda: pids_of(tmp_path))
+    os.kill(running_sweep.pids[0], number)
+    assert running_sweep.wait(60) == [130]
+    wait_until(lambda: not any(map(running, pids_of(tmp_path))))
+
+
 def test_a_run_that_a_killed_sweep_left_behind_is_waited_for_and_not_started_again(
     tmp_path: Path, address: str
 ) -> None:
