@@ -13,6 +13,7 @@ from tests.zoo.models import (
     timm_models,
     torch_layers,
     torchvision_models,
+    unusual,
     vision_and_speech,
 )
 from tests.zoo.trial import Outcome, try_architecture
@@ -23,6 +24,7 @@ FILES = (
     vision_and_speech,
     timm_models,
     torchvision_models,
+    unusual,
     diffusion,
     torch_layers,
     adapters,

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from flerm_core.measure.autodiff.module_replay import CallStart, gathered_parameters, replay
+from flerm_core.measure.autodiff.structure import replace_instances
 
 
 def jvp_along(
@@ -32,7 +34,8 @@ def jvp_along(
     whatever torch raises where an operator has none.
     """
     with (
-        torch.no_grad(),
+        torch.enable_grad(),  # of detached tensors; so that no_grad is known for the module's own
+        _ConstantsUnderNoGrad(),
         start.generators(),
         sdpa_kernel(SDPBackend.MATH),
         forward_ad.dual_level(),
@@ -50,3 +53,19 @@ def jvp_along(
             torch.zeros_like(pair.primal) if pair.tangent is None else pair.tangent
             for pair in pairs
         ]
+
+
+class _ConstantsUnderNoGrad(TorchFunctionMode):
+    """Inside, what is computed under no_grad has no tangent, as it has no gradient in training."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.is_grad_enabled():
+            return result
+        return replace_instances(result, Tensor, lambda each: forward_ad.unpack_dual(each).primal)

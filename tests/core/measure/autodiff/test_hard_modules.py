@@ -12,7 +12,7 @@ from exact_reference import squares_by_differences
 from torch import Tensor, nn
 
 from flerm_client import FLeRM
-from tests.core.measure.estimators.hard_modules import KINDS
+from tests.core.measure.autodiff.hard_modules import KINDS
 
 RATE, DRAWS = 1e-3, 16
 
