@@ -1,5 +1,4 @@
-"""The FLeRM of a script that is told nothing: there is no session, and every method returns at
-once."""
+"""The FLeRM of a script that is told nothing: it has no session, and its methods do nothing."""
 
 from __future__ import annotations
 

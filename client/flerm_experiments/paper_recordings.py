@@ -29,8 +29,10 @@ _FILE_NAME = re.compile(r"_lr_(?P<lr>[0-9.eE+-]+)(?=_|\.ptnorms$).*?_seed_(?P<se
 
 @dataclass(frozen=True)
 class PaperRecording:
-    """A `.ptnorms` file: its FSLRs, and learning rate and seed from its name, None where it has
-    none."""
+    """A `.ptnorms` file: its FSLRs, and the learning rate and seed that its name tells.
+
+    Both are None where the name has none.
+    """
 
     trajectory: Trajectory
     lr: float | None

@@ -82,8 +82,10 @@ def _untrained(losses: Losses, seeds: int, indices: Iterable[LrIndex]) -> list[t
 
 
 def _next_outward(losses: Losses, seeds: int, expected: LrIndex, allowed: range) -> LrIndex | None:
-    """The neighbour of the best index that some seed has not trained; None when both are trained,
-    not allowed or too far out."""
+    """The neighbour of the best index that some seed has not trained.
+
+    None when both are trained, not allowed or too far out.
+    """
     best = best_index(losses, seeds)
     trained = _fully_trained(losses, seeds)
     # Where every rate diverged, `best_index` is the lowest one, and the search goes on below it.

@@ -44,8 +44,10 @@ AnyJob = Job | CommandJob
 
 
 def job_of(sweep: Sweep, trial: Trial, registry: str | None) -> AnyJob:
-    """The job that trains `trial`. Its recording gets the sweep's tags and the job's key as
-    tags."""
+    """The job that trains `trial`.
+
+    Its recording gets the sweep's tags, and the job's key as a tag.
+    """
     if sweep.command is not None:
         return _command_job(sweep, sweep.command, trial, registry)
     return _workload_job(sweep, trial, registry)

@@ -97,8 +97,9 @@ def _library_text(part: Part) -> bytes:
 
 @lru_cache(maxsize=4)
 def byte_corpus(length: int, part: Part = "all") -> Corpus:
-    """The standard library's files in sorted order with a zero byte between them, in chunks of
-    `length` bytes.
+    """The standard library's files in sorted order, in chunks of `length` bytes.
+
+    A zero byte stands between two files.
 
     part: the whole, or its code or prose alone, for a model that learns one and then the other.
     """

@@ -163,8 +163,10 @@ class Decoder(nn.Module):
                 )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, time, vocabulary] for what follows each of `tokens`, int64 [batch, time ≤
-        context]."""
+        """Logits [batch, time, vocabulary] for the token after each of `tokens`.
+
+        tokens: int64 [batch, time ≤ context].
+        """
         # Positions are looked up for each example and not once for all, so that the estimator
         # `example` can tell which lookup belongs to which example.
         x = self.embedding(tokens) + self.positions(
@@ -199,8 +201,10 @@ class DecoderOnText(Workload):
 
     @property
     def steps_available(self) -> int:  # type: ignore[override]
-        """Whole steps in the training part. A property, because counting reads the library's
-        files."""
+        """Whole steps in the training part.
+
+        This is a property, because counting reads the library's files.
+        """
         return len(self.text.read(self.context).training) // self.batch
 
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
@@ -238,15 +242,13 @@ class DecoderOnText(Workload):
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens int64 [16 / world, 64] and the tokens one later, until all training chunks were
-        seen."""
+        """Tokens int64 [16 / world, 64] and the tokens one later: one pass over the chunks."""
         return training_batches(
             self.text.read(self.context), self.batch, self.shard(rank, world), seed=seed
         )
 
     def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """Tokens int64 [16, 64] of this rank's share of the held-out chunks, shuffled at each
-        pass."""
+        """Tokens int64 [16, 64] of this rank's held-out chunks, shuffled at each pass."""
         self.shard(rank, world)
         return probe_batches(
             self.text.read(self.context), self.batch, seed=seed, rank=rank, world=world

@@ -16,8 +16,9 @@ TRAINING_EXAMPLES = 1536
 
 @lru_cache(maxsize=1)
 def load_digits_images() -> Images:
-    """The images, flattened, each pixel standardised by its mean and deviation over the training
-    part.
+    """The images, flattened and standardised.
+
+    Each pixel has its mean and deviation over the training part.
 
     A deviation below one grey level (of 16) counts as one, because a pixel that is hardly ever
     inked would otherwise be huge in the few images where it is.

@@ -1,5 +1,4 @@
-"""Values that take a minute to make and never change, kept in `$XDG_CACHE_HOME/flerm` on this
-machine.
+"""Values that take a minute to make and never change, kept in `$XDG_CACHE_HOME/flerm`.
 
 Where the variable is unset, the folder is ~/.cache/flerm.
 """

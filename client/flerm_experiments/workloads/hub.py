@@ -1,5 +1,4 @@
-"""The paper's data sets and pretrained models, from the Hugging Face Hub or from copies on this
-machine.
+"""The paper's data sets and pretrained models, from the Hugging Face Hub or local copies.
 
 `FLERM_DATA` names a folder of copies, for machines without a network. A copy under a name below is
 taken in place of the Hub's. A data set is a folder of Parquet, JSON-lines or CSV files with the
@@ -111,8 +110,9 @@ def _unreachable_message(name: str, address: str, error: Exception) -> str:
 
 @lru_cache(maxsize=2)
 def hub_corpus(name: str, checkpoint: str, length: int) -> Corpus:
-    """Chunks of `length` tokens of the text called `name` in `DATASETS`, by the tokenizer of a
-    checkpoint.
+    """Chunks of `length` tokens of the text called `name` in `DATASETS`.
+
+    The tokens are those of a checkpoint's tokenizer.
 
     Documents follow each other with an end-of-text token between them. Raises `InvalidInput`
     without the package datasets or transformers, `Unreachable` where neither the Hub nor a copy can
@@ -192,8 +192,10 @@ CIFAR10 = ImageData("cifar10", "CIFAR-10", 3 * 32 * 32, load_cifar10)
 
 
 def hub_text(name: str, checkpoint: str) -> Text:
-    """The text called `name` in `DATASETS`, by a checkpoint's tokenizer, loaded when it is first
-    read."""
+    """The text called `name` in `DATASETS`, in the tokens of a checkpoint.
+
+    It is loaded when it is first read.
+    """
     described = {"wikitext": "WikiText-103", "law": "Cold French Law", "math": "MathPile"}[name]
     return Text(
         name,

@@ -56,8 +56,10 @@ class ImageWorkload(Workload):
 
     @abstractmethod
     def make(self, scale: Scale, seed: int) -> nn.Module:
-        """The model from images [batch, features] to logits [batch, 10], initialised from
-        `seed`."""
+        """The model from images [batch, features] to logits [batch, 10].
+
+        It is initialised from `seed`.
+        """
 
     @abstractmethod
     def sizes(self, scale: Scale) -> Mapping[str, int]:

@@ -32,6 +32,8 @@ def normal(tensor: Tensor, name: str, seed: int, std: float) -> None:
 
 
 def he_normal(weight: Tensor, name: str, seed: int, gain: float, scale: float = 1.0) -> None:
-    """Fills `weight` [out, in] with N(0, scale² · gain / in) draws (Appendix A: Kaiming
-    initialisation by fan-in)."""
+    """Fills `weight` [out, in] with draws of N(0, scale² · gain / in).
+
+    This is Kaiming initialisation by fan-in (Appendix A).
+    """
     normal(weight, name, seed, scale * math.sqrt(gain / weight.shape[1]))

@@ -119,8 +119,10 @@ class LoRAOnText(Workload):
 
     @property
     def steps_available(self) -> int:  # type: ignore[override]
-        """Whole steps in the training part. A property, because counting reads the library's
-        files."""
+        """Whole steps in the training part.
+
+        This is a property, because counting reads the library's files.
+        """
         return len(self.text.read(self.context).training) // self.batch
 
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
@@ -180,8 +182,7 @@ class LoRAOnText(Workload):
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens int64 [batch / world, context] and the tokens one later, each training chunk
-        once."""
+        """Tokens int64 [batch / world, context] and the tokens one later, in one pass."""
         return training_batches(
             self.text.read(self.context), self.batch, self.shard(rank, world), seed=seed
         )

@@ -1,5 +1,6 @@
-"""`mlp`, `mlp-linear`: deep ReLU and linear networks, on which learning-rate transfer by µP was
-proved.
+"""`mlp`, `mlp-linear`: deep ReLU and linear networks.
+
+For these the transfer of learning rates by µP was proved.
 
 These are the deep linear networks of "A Proof of Learning Rate Transfer under µP" and the same with
 ReLU: an input map, hidden maps of one width, a readout, no biases. Under µP the best rate tends to

@@ -1,5 +1,6 @@
-"""Parametrisations to compare matching with: initial weights and learning rates as functions of
-width.
+"""Parametrisations to compare matching with.
+
+Each gives initial weights and learning rates as functions of width.
 
 All three equal the standard one at the base's own width, so that one base serves them all. With
 n = fan_in / the base's fan_in:
@@ -115,5 +116,6 @@ def _is_embedding(model: nn.Module, name: str) -> bool:
 
 def _starred(name: str) -> str:
     """The name with a star for every number, as blocks beyond the base's have the shapes of its
-    own."""
+    own.
+    """
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))

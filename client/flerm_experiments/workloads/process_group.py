@@ -23,8 +23,10 @@ class TrainingProcessGroup:
     device: torch.device
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` on the device. With several ranks it is wrapped in DDP, which gives every rank
-        the weights of rank 0."""
+        """`model` on the device.
+
+        With several ranks it is wrapped in DDP, which gives every rank the weights of rank 0.
+        """
         model = model.to(self.device)
         if self.world == 1:
             return model

@@ -17,8 +17,9 @@ BASE_HIDDEN, BASE_BLOCKS = 32, 4
 
 
 class ResMLP(nn.Module):
-    """x ← input(x); x ← x + layers[j](relu(x)) for each block j; logits [batch, 10] =
-    readout(relu(x)).
+    """A residual MLP with logits [batch, 10].
+
+    x ← input(x); x ← x + layers[j](relu(x)) for each block j; logits = readout(relu(x)).
 
     There are no norms. Initialisation is He's with biases 0. The blocks' initial weights are
     divided by √blocks, so that the initial outputs do not depend on depth. The factor is in the

@@ -1,5 +1,4 @@
-"""The one training loop of all workloads: plain, recording or matched, in one process or under
-DDP."""
+"""The one training loop of all workloads: plain, recording or matched, also under DDP."""
 
 from __future__ import annotations
 
