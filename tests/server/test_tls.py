@@ -47,9 +47,11 @@ def secured(
     yield registry, folder
 
 
-def ask(registry: RegistryProcess, roots: Path | None) -> subprocess.CompletedProcess[str]:
+def ask(
+    registry: RegistryProcess, spool: Path, roots: Path | None
+) -> subprocess.CompletedProcess[str]:
     """`flerm doctor` in a process of its own: gRPC reads the authority once."""
-    environment = os.environ | {"FLERM_SPOOL": "/nonexistent"}
+    environment = os.environ | {"FLERM_SPOOL": str(spool)}
     if roots is not None:
         environment["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"] = str(roots)
     address = f"grpcs://localhost:{registry.grpc.rpartition(':')[2]}"
@@ -72,8 +74,9 @@ def test_both_ports_speak_tls_and_take_up_a_renewed_certificate(
     secured: tuple[RegistryProcess, Path],
 ):
     registry, folder = secured
+    (said,) = (line for line in registry.output if line.startswith("registry: "))
     assert (
-        registry.output[0]
+        said
         == f"registry: grpcs://{registry.grpc}  https://{registry.http.removeprefix('http://')}/\n"
     )
     ports = {registry.grpc.rpartition(":")[2]: "h2", registry.http.rpartition(":")[2]: "http/1.1"}
@@ -81,9 +84,13 @@ def test_both_ports_speak_tls_and_take_up_a_renewed_certificate(
     assert len(first) == 1
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
     url = f"https://localhost:{registry.http.rpartition(':')[2]}"
-    assert httpx.get(f"{url}/readyz", verify=context).status_code == 200
-    assert ask(registry, folder / "ca.pem").returncode == 0
-    untrusted = ask(registry, None)
+    ready = httpx.get(f"{url}/readyz", verify=context)
+    assert (ready.status_code, ready.headers["strict-transport-security"]) == (
+        200,
+        "max-age=31536000",
+    )
+    assert ask(registry, folder / "spool", folder / "ca.pem").returncode == 0
+    untrusted = ask(registry, folder / "spool", None)
     assert (untrusted.returncode, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names" in untrusted.stdout) == (
         1,
         True,

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 # What templates write as an address of this site.
-_ADDRESS = re.compile(r' (href|src|action|data-[a-z]+)="/(?!/)')
+_ADDRESS = re.compile(r'\s(href|src|action|formaction|data-[a-z-]+)="/(?!/)')
 
 
 @dataclass(frozen=True, slots=True)
