@@ -149,6 +149,9 @@ class GrpcStore(Store):
     def sources(self, query, *, within=""):
         raise NotImplementedError("targets travel whole: `Connection.targets`")
 
+    def family_runs(self, name, *, within=""):
+        raise NotImplementedError
+
     def runs(self, filters):
         raise NotImplementedError("the best rate travels, not what it was found by")
 
