@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONSAFEPATH := 1
 unexport PYTHONPATH
 
-.PHONY: help docs api-reference hooks results-small openapi screenshots browser-tools zoo scripts install demo test test-fast test-all check format proto proto-check deploy-check clean
+.PHONY: help docs api-reference hooks results-small openapi screenshots browser-tools zoo scripts install demo test test-cuda test-fast test-all check format proto proto-check deploy-check clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -106,6 +106,9 @@ $(ZOO_ENV)/.done: tests/zoo/requirements.txt
 zoo: install $(ZOO_ENV)/.done  ## record and match some 95 public architectures, and write docs/models.md; 20 minutes on 2 cores
 	$(ZOO_ENV)/bin/python -m pip install --quiet --no-deps --force-reinstall .cache/wheel/*.whl
 	$(ZOO_ENV)/bin/python tests/zoo/run.py
+
+test-cuda: install  ## on one GPU, at most 6 minutes: precisions, optimisers, compilers, streams, and a table of memory and time
+	$(BIN)/python -m pytest -s -q -rs tests/cuda
 
 scripts: install  ## training loops in the manner of public ones: plain, recorded and resumed
 	$(BIN)/python -m pytest $(PARALLEL) tests/scripts
