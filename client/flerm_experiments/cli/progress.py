@@ -10,6 +10,7 @@ from flerm_experiments.sweep.job_outcome import duration
 
 if TYPE_CHECKING:
     from flerm_experiments.sweep.runner import SweepProgress
+    from flerm_experiments.sweep.spec import Sweep
     from flerm_experiments.sweep.trials import Trial
 
 
@@ -18,7 +19,7 @@ def end_with_children() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def print_progress(progress: SweepProgress) -> None:
+def print_progress(sweep: Sweep, progress: SweepProgress) -> None:
     """A line for each training that ended, and how much is left."""
     left = (
         "" if progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
@@ -27,15 +28,15 @@ def print_progress(progress: SweepProgress) -> None:
     if progress.last is not None:
         trial, result = progress.last
         outcome = f"loss {result.loss:.4f}" if result.status == "completed" else result.status
-        last = f"{trial_name(trial)}: {outcome}, {result.seconds:.0f} s; "
+        last = f"{trial_name(sweep, trial)}: {outcome}, {result.seconds:.0f} s; "
     failed = f", {len(progress.failures)} failed" if progress.failures else ""
     sys.stderr.write(
         f"{last}{progress.done} done{failed}, {progress.missing} or more to go{left}\n"
     )
 
 
-def trial_name(trial: Trial) -> str:
+def trial_name(sweep: Sweep, trial: Trial) -> str:
     """Scale, variant, rate and seed."""
     cell = "base" if trial.cell is None else trial.cell.label
     measured = f", {trial.base_measurement}" if trial.base_measurement else ""
-    return f"{cell}{measured}, initial lr · 2^{trial.lr_index}, seed {trial.seed}"
+    return f"{cell}{measured}, lr {sweep.lr_at(trial.lr_index):.4g}, seed {trial.seed}"

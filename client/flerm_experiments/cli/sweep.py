@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,7 +99,7 @@ def sweep(
         _print_results(chosen, registry, markdown=markdown, as_json=as_json)
     if failures:
         for trial, why in failures.items():
-            complain(f"failed: {trial_name(trial)}: {why}")
+            complain(f"failed: {trial_name(chosen, trial)}: {why}")
         complain(
             f"{len(failures)} trainings failed; the same command tries them again and nothing else"
         )
@@ -112,7 +113,10 @@ def _train(chosen: Sweep, registry: str | None, on: str, jobs: int | None) -> di
 
     end_with_children()
     return run_sweep(
-        chosen, registry, executor_named(on, jobs, chosen), on_progress=print_progress
+        chosen,
+        registry,
+        executor_named(on, jobs, chosen),
+        on_progress=partial(print_progress, chosen),
     ).failures
 
 

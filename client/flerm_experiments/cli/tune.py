@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ def tune(
     command = logic.command_of(sweep)
     end_with_children()
     executor = executors.executor_named(on, jobs, sweep)
-    base = logic.sweep_base(sweep, registry, executor, print_progress)
+    base = logic.sweep_base(sweep, registry, executor, partial(print_progress, sweep))
     if not as_json:
         say(written.answer_sentence(base))
         say(f"{base.row.runs} trainings of the base took {duration(base.row.seconds)} in all.")

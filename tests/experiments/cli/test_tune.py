@@ -26,7 +26,9 @@ def test_the_target_is_trained_once_at_the_bases_best_rate_and_reported(
 ) -> None:
     path = played(tmp_path, rates="[0.005, 0.0125, 0.03]")
     tune(str(path), registry=address, as_json=True)
-    told = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert "base, lr 0.0125, seed 0: loss 0.1255" in printed.err
     assert told["lr"] == 0.0125
     assert told["optimum"] == pytest.approx(2**-6.3, rel=1e-3)
     (big,) = recordings(address, role="scaled")
