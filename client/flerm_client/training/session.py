@@ -31,7 +31,7 @@ from flerm_client.training.step_wrapper import StepWrapper
 from flerm_client.training.target_schedule import TargetSchedule
 from flerm_client.training.weight_decay import is_independent
 from flerm_client.upload.reporter import check_reporting
-from flerm_core.errors import FlermError, InvalidInput, Unsupported
+from flerm_core.errors import InvalidInput, Unsupported
 from flerm_core.measure.sharpness import require_scipy
 from flerm_core.measure.state_guard import AutocastContext
 from flerm_core.measure.update.weight_update import WeightUpdate
@@ -152,7 +152,9 @@ class TrainingSession:
             # A wrong tag or a spool that cannot be written raises here, on every rank, rather than
             # on rank 0 in mid-training.
             spool, token = self.options.spool, self.options.token
-            self.on_rank0(lambda: check_reporting(metadata.registry, self._spec(), spool, token))
+            self.ranks.on_rank0(
+                lambda: check_reporting(metadata.registry, self._spec(), spool, token)
+            )
         self._rehearsal = Rehearsal(
             self.measured_model,
             self.ranks,
@@ -198,19 +200,6 @@ class TrainingSession:
         self._update = None
         self.probe.close()
         self.run_log.finish(status, timeout)
-
-    def on_rank0(self, ask: Callable[[], Any]) -> Any:
-        """What `ask` returns on rank 0, on every rank; a `FlermError` is raised on every rank."""
-        answer: Any = None
-        if self.ranks.is_rank0:
-            try:
-                answer = ask()
-            except FlermError as error:
-                answer = error
-        answer = self.ranks.broadcast_object(answer)
-        if isinstance(answer, FlermError):
-            raise answer
-        return answer
 
     def optimizer_signature(self) -> tuple[str, dict[str, Any]]:
         """The optimisers' class name(s) and settings."""

@@ -124,7 +124,7 @@ def _target_schedule(
         tags=options.source_tags or {},
     )
     ask = partial(TargetSchedule.from_registry, registry, query, options, clock)
-    schedule: TargetSchedule = session.on_rank0(ask)
+    schedule: TargetSchedule = session.ranks.on_rank0(ask)
     return schedule
 
 

@@ -178,6 +178,19 @@ class MeasurementRanks:
             value = box[0]
         return value
 
+    def on_rank0(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` returns on rank 0, on every rank; a `FlermError` is raised on every rank."""
+        answer: Any = None
+        if self.is_rank0:
+            try:
+                answer = ask()
+            except FlermError as error:
+                answer = error
+        answer = self.broadcast_object(answer)
+        if isinstance(answer, FlermError):
+            raise answer
+        return answer
+
 
 def _name_of(groups: Sequence[Any]) -> str:
     """A name for these ranks, the same on each; each name counts its own instances."""

@@ -355,8 +355,7 @@ class Store(ABC):
         while True:
             page = self.recordings(filters, page_size=MAX_PAGE_SIZE, page_token=token)
             yield from page.items
-            token = page.next_token
-            if not token:
+            if not (token := page.next_token):
                 return
 
     def trajectories(self, recordings: Sequence[Recording]) -> list[Trajectory]:
