@@ -25,7 +25,7 @@ from flerm_core.tuning.best_lr import LossPoint, curve_optimum
 
 Points = Sequence[LossPoint]
 GAP = 0.03  # between panels, of the figure's width
-ROW_GAP = 0.16  # between rows of panels, of the figure's height, for titles and rates
+ROW_GAP = 0.32  # between rows of panels, over their number, of the figure's height
 COLUMNS = 4
 TICKS = 4  # rates written below one panel
 # Space above the losses at the optima and their neighbours, as a part of the range of these losses.
@@ -100,12 +100,13 @@ def _grid(count: int, columns: int) -> list[_Panel]:
     columns = min(columns, count)
     rows = -(-count // columns)
     width = (1 - GAP * (columns - 1)) / columns
-    height = (1 - ROW_GAP * (rows - 1)) / rows
+    gap = ROW_GAP / rows
+    height = (1 - gap * (rows - 1)) / rows
     return [
         _Panel(
             suffix="" if at == 0 else str(at + 1),
             left=round(at % columns * (width + GAP), 4),
-            bottom=round((rows - 1 - at // columns) * (height + ROW_GAP), 4),
+            bottom=round((rows - 1 - at // columns) * (height + gap), 4),
             width=round(width, 4),
             height=round(height, 4),
             first=at % columns == 0,

@@ -163,6 +163,19 @@ def medians(rates: Sequence[TensorRate]) -> list[TensorRate]:
     ]
 
 
+def effective_fslrs(run: Trajectory, auxiliary: AuxiliaryColumns, lr: float) -> Trajectory:
+    """How far each tensor's updates moved the outputs: learning rate · multiplier · FSLR.
+
+    lr: the rate of rows that logged none. A run that was not matched has multiplier 1 everywhere,
+    as have depth groups.
+    """
+    rates = np.where(np.isnan(run.learning_rates), lr, run.learning_rates)
+    ones = np.ones(run.values.shape, np.float32)
+    factors = auxiliary.vectors.get(MULTIPLIER, ones)
+    values = run.values * np.where(np.isnan(factors), 1.0, factors) * rates[:, None]
+    return Trajectory(run.names, run.shapes, run.steps, values, bands=run.bands)
+
+
 def matched_rates(
     recording: Recording,
     run: Trajectory,

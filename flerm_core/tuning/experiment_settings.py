@@ -162,7 +162,9 @@ def short_texts(values: Iterable[str]) -> dict[str, str]:
 
 def text_of(value: Value) -> str:
     """A setting's value as an address and a page have it."""
-    return f"{value:g}" if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:g}"
 
 
 def bigger_than_base(runs: Sequence[ExperimentRun]) -> frozenset[str]:

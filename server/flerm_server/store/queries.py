@@ -164,14 +164,13 @@ def matched_rates(store: Store, recording_id: str, *, max_points: int = 0) -> Ma
     for one that was not matched.
     """
     query = TrajectoryQuery(recording_id=recording_id, max_points=max_points)
-    selection, _ = select(store, query)
+    selection, run, columns = _with_auxiliary(store, query)
     found = selection.recording
-    packed = [decode(each) for rows in store.read(selection) for each in rows.auxiliary]
     with store.computing():
         return rates.matched_rates(
             found,
-            store.load(selection),
-            AuxiliaryColumns.of(selection.steps, packed, found.parameter_count),
+            run,
+            columns,
             find=store.recording,
             load=store.trajectory,
             blocks=store.family(found.spec.family).blocks,
@@ -203,19 +202,36 @@ def peers(store: Store, recording: Recording) -> dict[str, Recording]:
     return found
 
 
-def target_ratios(store: Store, base_id: str, other_id: str, *, max_points: int = 0) -> Trajectory:
-    """FSLRs of recording `other_id` over the targets that recording `base_id` gives for its
-    tensors; 1 is matched.
+def target_ratios(
+    store: Store, base_id: str, other_id: str, *, raw: bool = False, max_points: int = 0
+) -> Trajectory:
+    """How far the updates of recording `other_id` move the outputs, over the targets that recording
+    `base_id` gives for its tensors; 1: as far.
 
-    Both are thinned to `max_points` rows (0: all). Raises `NotFound` as
-    `flerm_core.matching.target_ratios` does.
+    raw: FSLRs as measured, at learning rate 1, in place of rate · multiplier · FSLR. Both are
+    thinned to `max_points` rows (0: all). Raises `NotFound` as `flerm_core.matching.target_ratios`
+    does.
     """
-    base, other = (
-        trajectory(store, TrajectoryQuery(recording_id=each, max_points=max_points))
-        for each in (base_id, other_id)
-    )
+
+    def read(recording_id: str) -> Trajectory:
+        query = TrajectoryQuery(recording_id=recording_id, max_points=max_points)
+        if raw:
+            return trajectory(store, query)
+        selection, found, columns = _with_auxiliary(store, query)
+        return rates.effective_fslrs(found, columns, selection.recording.spec.lr)
+
     family = store.recording(base_id).spec.family
-    return ratios.target_ratios(base, other, blocks=store.family(family).blocks)
+    return ratios.target_ratios(read(base_id), read(other_id), blocks=store.family(family).blocks)
+
+
+def _with_auxiliary(
+    store: Store, query: TrajectoryQuery
+) -> tuple[Selection, Trajectory, AuxiliaryColumns]:
+    """A trajectory with the auxiliary values of its rows."""
+    selection, _ = select(store, query)
+    packed = [decode(each) for rows in store.read(selection) for each in rows.auxiliary]
+    columns = AuxiliaryColumns.of(selection.steps, packed, selection.recording.parameter_count)
+    return selection, store.load(selection), columns
 
 
 def best(store: Store, query: BestQuery) -> Best:

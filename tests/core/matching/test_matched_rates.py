@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flerm_core.errors import NotFound
-from flerm_core.matching.matched_rates import MatchedRates, matched_rates, medians
+from flerm_core.matching.matched_rates import MatchedRates, effective_fslrs, matched_rates, medians
 from flerm_core.matching.targets import build_targets
 from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import TargetQuery
@@ -119,6 +119,19 @@ def test_without_its_base_a_run_shows_what_it_reached_when_it_was_matched():
     assert (found.depth, found.clock) == ("", "")
     assert found.targets.tolist() == [[4, 8, 2], [4, 8, 2]]
     assert found.ratios.tolist() == [[1, 1, 1], [0.125, 1, 2]]
+
+
+def test_effective_fslrs_have_rate_and_multiplier_in_them():
+    _, trajectory = run([[16, 4, 2, 9], [2, 4, 4, 9]])
+    columns = AuxiliaryColumns(
+        trajectory.steps, {}, {"multiplier": vectors((0.5, 2, 1), (1, 1, 1))}
+    )
+    found = effective_fslrs(trajectory, columns, LR)
+    want = [[0.08, 0.08, 0.02, 0.09], [0.01, 0.02, 0.02, 0.045]]
+    np.testing.assert_allclose(found.values, want, rtol=1e-6)
+    plain = Trajectory(NAMES, SHAPES, STEPS, trajectory.values, bands=BANDS)
+    without = effective_fslrs(plain, AuxiliaryColumns(plain.steps, {}, {}), 2.0)
+    assert without.values[0].tolist() == [32, 8, 4, 18]
 
 
 def test_a_run_that_was_not_matched_and_a_step_that_was_not_measured_are_refused():

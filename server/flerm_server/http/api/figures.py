@@ -123,8 +123,12 @@ def compare(
     to: Annotated[
         str, Query(description="The recording whose ratios are drawn; empty: the last of `ids`")
     ] = "",
+    raw: Annotated[
+        bool, Query(description="FSLRs at learning rate 1, without rates and multipliers")
+    ] = False,
 ) -> Response:
-    """Draws the FSLRs of one recording over the targets that another one gives, by band.
+    """Draws how far the updates of one recording move the outputs, over the targets that another
+    one gives, by band: learning rate · multiplier · FSLR.
 
     1 means that the recording moves the outputs as far as the base does.
     """
@@ -133,10 +137,12 @@ def compare(
         raise InvalidInput("ids: 0 recordings given; at least one is needed")
     base, other = store.recording(wanted[0]), store.recording(to or wanted[-1])
     blocks = store.family(base.spec.family).blocks
-    etag = etags.etag_of([base, other], "compare", *blocks)
+    etag = etags.etag_of([base, other], "compare", str(raw), *blocks)
     if same := etags.unchanged(request, etag):
         return same
-    ratios = queries.target_ratios(store, base.spec.id, other.spec.id, max_points=MAX_POINTS)
+    ratios = queries.target_ratios(
+        store, base.spec.id, other.spec.id, raw=raw, max_points=MAX_POINTS
+    )
     return _answer(ratio_figure(ratios), etag)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from flerm_core.errors import InvalidInput
 from flerm_core.records.recording import Recording, same_lr
 from flerm_core.tuning.experiment_settings import (
     OPTIMIZER,
+    ExperimentRun,
     Settings,
     differing_settings,
     short_texts,
@@ -117,6 +118,14 @@ def recording_table(store: Store, overview: FamilyOverview, filters: Filters) ->
     recordings = store.recordings_by_id([each.id for each, _ in part])
     rows = tuple((each, cells(each)) for each in recordings)
     return RecordingTable(columns, offered, rows, len(ordered), page, pages)
+
+
+def setting_differences(recordings: Sequence[Recording]) -> list[tuple[str, tuple[str, ...]]]:
+    """The settings in which recordings differ, with the value of each; a dash for none."""
+    settings = [ExperimentRun.of(each).settings for each in recordings]
+    names = dict.fromkeys(name for each in settings for name in each)
+    rows = [(name, tuple(_text(each, name) for each in settings)) for name in names]
+    return [(name, texts) for name, texts in rows if len(set(texts)) > 1]
 
 
 def filter_choices(overview: FamilyOverview) -> dict[str, list[str]]:

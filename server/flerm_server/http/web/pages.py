@@ -13,7 +13,13 @@ from flerm_core.tuning.transfer_words import base_words, kind_words, transfer_wo
 from flerm_server.http.authentication import wants_page
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.figure_selection import Picks, recording_ids
-from flerm_server.http.web.family_view import Filters, filter_choices, filters_of, recording_table
+from flerm_server.http.web.family_view import (
+    Filters,
+    filter_choices,
+    filters_of,
+    recording_table,
+    setting_differences,
+)
 from flerm_server.http.web.glossary import WORDS
 from flerm_server.http.web.templating import Pages, PagesDep, PublicAddressDep
 from flerm_server.store import queries
@@ -98,10 +104,21 @@ def compare(
     pages: PagesDep,
     request: Request,
     ids: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI copies it
+    raw: bool = False,
 ) -> HTMLResponse:
-    """Recordings beside each other: each one's FSLRs over the targets that the first one gives."""
+    """Recordings beside each other: how far the updates of each one move the outputs, over the
+    targets that the first one gives.
+
+    raw: FSLRs at learning rate 1 instead.
+    """
     recordings = [store.recording(each) for each in recording_ids(ids)]
-    return pages.page("compare.html", request, recordings=recordings)
+    return pages.page(
+        "compare.html",
+        request,
+        recordings=recordings,
+        differences=setting_differences(recordings),
+        raw=raw,
+    )
 
 
 @web.get("/glossary")
