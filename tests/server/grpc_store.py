@@ -155,9 +155,6 @@ class GrpcStore(Store):
     def runs(self, filters):
         raise NotImplementedError("the best rate travels, not what it was found by")
 
-    def family_runs(self, name, *, within=""):
-        raise NotImplementedError("answers about a family travel, not its runs")
-
     def select(self, recording_id, *, first_step=None, last_step=None, max_points=0) -> Selection:
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id,
