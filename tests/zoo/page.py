@@ -38,11 +38,15 @@ These come from central differences in float64, which use none of FLeRM's code.
   every tensor at target divided by measured FSLR.
   "–" stands where the architecture is not scaled in this way.
 
+What autograd takes as a constant (under `torch.no_grad`, detached) is a constant here too.
+Complex parameters are refused when a run begins, with a sentence that names them.
+Nested tensors of torch are not measured: the run goes on, and a warning says so.
+
 {summary}
 
 {head}
 {rows}
-{absent}"""
+{untried}"""
 
 HEAD = (
     "architecture",
@@ -58,13 +62,13 @@ HEAD = (
 )
 
 
-def page(outcomes: list[Outcome], absent: list[Architecture]) -> str:
+def page(outcomes: list[Outcome], untried: list[Architecture]) -> str:
     """The page as Markdown."""
     holds = sum(not each.broken for each in outcomes)
     by_example = sum(each.estimator == EXAMPLE for each in outcomes)
     installed = {each.package for each in outcomes}
     found = [f"{name} {version(name).split('+')[0]}" for name in PACKAGES if name in installed]
-    left_out = ", ".join(f"{each.name} ({each.package})" for each in absent)
+    left_out = ", ".join(f"{each.name} ({each.package})" for each in untried)
     return TEXT.format(
         date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         versions=", ".join(found),
@@ -73,9 +77,7 @@ def page(outcomes: list[Outcome], absent: list[Architecture]) -> str:
         f"{by_example} were measured by `example` with a sample for each example.",
         head=f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}",
         rows="\n".join(_row(each) for each in outcomes),
-        absent=f"\nLeft out, because their package was not installed: {left_out}.\n"
-        if absent
-        else "",
+        untried=f"\nNot tried when this page was made: {left_out}.\n" if untried else "",
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 # Last: FLeRM itself is imported as it is installed.
 sys.path.append(str(Path(__file__).parents[2]))
 
+from tests.zoo.architecture import Architecture
 from tests.zoo.catalogue import catalogue, try_number
 from tests.zoo.page import PAGE, page
 from tests.zoo.trial import Outcome
@@ -32,14 +33,14 @@ def main(wanted: list[str]) -> int:
     for each in absent:
         print(f"{each.name} is left out: {each.package} is not installed", flush=True)
     known = kept_rows()
-    if not wanted and all(each.name in known for each in everything if each.installed):
+    if not wanted and all(_key(each) in known for each in everything if each.installed):
         ROWS.unlink(missing_ok=True)
         known = {}
     numbers = [
         number
         for number, each in enumerate(everything)
         if each.installed
-        and (any(word in each.name for word in wanted) if wanted else each.name not in known)
+        and (any(word in each.name for word in wanted) if wanted else _key(each) not in known)
     ]
     ROWS.parent.mkdir(parents=True, exist_ok=True)
     processes = len(os.sched_getaffinity(0))
@@ -49,20 +50,23 @@ def main(wanted: list[str]) -> int:
             rows.flush()
             print(line(outcome), flush=True)
     known = kept_rows()
-    outcomes = [known[each.name] for each in everything if each.name in known]
-    if len(outcomes) + len(absent) == len(everything):
-        PAGE.write_text(page(outcomes, absent))
+    outcomes = [known[_key(each)] for each in everything if _key(each) in known]
+    PAGE.write_text(page(outcomes, [each for each in everything if _key(each) not in known]))
     broken = sum(bool(each.broken) for each in outcomes)
     print(f"{len(outcomes) - broken} of {len(outcomes)} architectures hold what is promised")
     return 1 if broken else 0
 
 
-def kept_rows() -> dict[str, Outcome]:
-    """By name, what a run before found."""
+def _key(architecture: Architecture | Outcome) -> tuple[str, str]:
+    return architecture.package, architecture.name
+
+
+def kept_rows() -> dict[tuple[str, str], Outcome]:
+    """By package and name, what a run before found."""
     if not ROWS.exists():
         return {}
     found = (Outcome(**json.loads(each)) for each in ROWS.read_text().splitlines())
-    return {each.name: each for each in found}
+    return {_key(each): each for each in found}
 
 
 def line(outcome: Outcome) -> str:
