@@ -14,7 +14,7 @@ from flerm_client.training.run_instructions import RunInstructions
 from .launch import Outcome, on_ranks, torchrun
 
 
-@pytest.fixture(params=["forked", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.fixture(params=["forked", "torchrun"])
 def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     start = on_ranks if request.param == "forked" else torchrun
 
@@ -31,6 +31,8 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     return said
 
 
+# The quick test of two ranks is that of the GPT in tests/examples.
+@pytest.mark.slow
 def test_two_ranks_are_recorded_and_matched_as_said(run: Any, tmp_path: Path) -> None:
     plain = run(8, None).ranks
     base = run(8, RunInstructions(mode="record", family="net", lr=0.01)).ranks

@@ -39,6 +39,7 @@ def final_losses() -> list[float]:
         return [each.final_loss for each in registry.recordings("said", tags={"job": "a"})]
 
 
+@pytest.mark.slow
 def test_trainer(recording: Any, tmp_path: Path) -> None:
     plain = trainer_of(tmp_path)
     idle = TrainerCallback().add_to(plain)

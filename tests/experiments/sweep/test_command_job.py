@@ -88,7 +88,11 @@ def test_a_command_that_records_nothing_is_told(tmp_path: Path, address: str) ->
     ("table", "factor"),
     [
         ('[objective]\nline = "step 2 loss (.*)"\n', 1.0),
-        ('[objective]\nfile = "{folder}/out.json"\nkey = "eval.loss"\n', 2.0),
+        pytest.param(
+            '[objective]\nfile = "{folder}/out.json"\nkey = "eval.loss"\n',
+            2.0,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_loss_may_stand_in_a_line_or_in_a_json_file(
@@ -178,7 +182,9 @@ def test_a_stopped_sweep_leaves_no_process_behind(tmp_path: Path, address: str) 
     wait_until(lambda: not any(map(running, pids_of(tmp_path))))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_command_ends_all_its_runs(
     tmp_path: Path, address: str, number: signal.Signals
 ) -> None:
