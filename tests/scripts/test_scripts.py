@@ -22,6 +22,7 @@ from tests.scripts.loops import (
     muon_adamw,
     nano_gpt,
     trainer,
+    word_lstm,
 )
 
 SCRIPTS: dict[str, Script] = {
@@ -33,6 +34,7 @@ SCRIPTS: dict[str, Script] = {
     "Accelerate": accelerate_no_trainer.train,
     "Fabric": fabric.train,
     "supervised fine-tuning": fine_tuning.train,
+    "word-level LSTM": word_lstm.train,
 }
 
 
