@@ -184,7 +184,8 @@ def test_a_run_whose_registry_is_down_says_what_is_left_and_how_to_send_it(ranks
     assert first["said"][0].startswith(
         f"12 of 12 measurements of recording {first['recording']} are not delivered"
     )
-    assert f"`flerm sync --spool {tmp_path}` sends what is left" in first["said"][0]
+    command = f"flerm sync --spool {tmp_path} --registry grpc://127.0.0.1:1"
+    assert f"`{command}` sends what is left" in first["said"][0]
     assert all(each["said"] == [] for each in others)
 
 
