@@ -11,13 +11,21 @@ from typing import Any
 
 import structlog
 
-from flerm_core.errors import InvalidInput
+from flerm_core.errors import FlermError, InvalidInput, Unreachable
 
 # The secret of a token or session, behind its public id; a user with a password in a URL; the
 # option `password` of a URL or of libpq.
 _SECRET = re.compile(r"\b((?:flerm|session)_[0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 _USERINFO = re.compile(r"//[^\s/@\\\"']*:[^\s@\\\"']*@")
 _PASSWORD = re.compile(r"(password=)[^\s&\\\"']+", re.IGNORECASE)
+
+# A database's URL, file, host, name and user, as our sentences and libpq's have them.
+_WHERE = re.compile(
+    r" (?:postgresql|sqlite)://\S*[^\s:;,)]| /\S*[^\s:;,)]"
+    r'| at "[^"]*"(?: \([^)]*\))?, port \d+'
+    r"|(?<=\bhost) '[^']*'"
+    r'|(?<=\bname) "[^"]*"|(?<=\bdatabase) "[^"]*"|(?<=\brole) "[^"]*"|(?<=\buser) "[^"]*"'
+)
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -76,6 +84,15 @@ def configure(level: str) -> None:
         )
     )
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+
+
+def public_sentence(error: FlermError) -> str:
+    """What a caller is told of an error: nothing of where the database is.
+
+    Callers may be strangers, of `/readyz` for instance. The log and the operator's commands have
+    the whole sentence.
+    """
+    return _WHERE.sub("", str(error)) if isinstance(error, Unreachable) else str(error)
 
 
 def _without_controls(_: Any, __: str, event: Any) -> Any:

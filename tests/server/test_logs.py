@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
+from flerm_core.errors import InvalidInput, Unreachable
 from flerm_server.auth.credentials import SESSION, TOKEN, Secret
+from flerm_server.logs import public_sentence
 
 TOKEN_TEXT, SESSION_TEXT = (Secret.generate(each).text for each in (TOKEN, SESSION))
 PROGRAM = """
@@ -30,6 +32,30 @@ for log in (lambda **more: structlog.get_logger().error("bug", url=URL, **more),
     except ValueError as error:
         log(exc_info=error)
 """
+
+
+@pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        (
+            "the database postgresql://db.example:5432/flerm does not answer: connection to server "
+            'at "db.example" (10.0.0.1), port 5432 failed: FATAL:  database "flerm" is closed',
+            "the database does not answer: connection to server failed: FATAL:  database is closed",
+        ),
+        ("the database file /srv/flerm.db is not there", "the database file is not there"),
+        (
+            "the database postgresql://h1:1,h2/d does not answer: failed to resolve host 'h1': no",
+            "the database does not answer: failed to resolve host: no",
+        ),
+        (
+            'password authentication failed for user "flerm"',
+            "password authentication failed for user",
+        ),
+    ],
+)
+def test_callers_are_not_told_where_the_database_is(sentence: str, told: str):
+    assert public_sentence(Unreachable(sentence)) == told
+    assert public_sentence(InvalidInput(sentence)) == sentence
 
 
 def secrets_in(text: str) -> list[str]:

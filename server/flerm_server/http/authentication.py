@@ -19,6 +19,7 @@ from flerm_server.auth.permissions import WHOLE_PATHS, path_needs
 from flerm_server.auth.principal import Principal, act_as
 from flerm_server.http.problems import problem, status_of
 from flerm_server.http.public_site import PublicSite
+from flerm_server.logs import public_sentence
 from flerm_server.metrics import Metrics
 
 THREADS = 8  # for looking up tokens, which slow requests must not hold up
@@ -108,7 +109,7 @@ class Authenticate:
             scope["path"], headers.get("accept", "")
         ):
             return self._to_login(scope)
-        answer = problem(status_of(error), str(error), kind=type(error).__name__)
+        answer = problem(status_of(error), public_sentence(error), kind=type(error).__name__)
         if isinstance(error, Unauthenticated):
             answer.headers["WWW-Authenticate"] = 'Bearer realm="flerm"'
         return answer

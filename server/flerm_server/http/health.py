@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import structlog
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
@@ -12,9 +13,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from flerm_core.errors import FlermError
 from flerm_server.http.dependencies import MetricsDep, StoreDep
 from flerm_server.http.problems import problem
+from flerm_server.logs import public_sentence
 from flerm_server.version import version
 
 api = APIRouter(include_in_schema=False)
+log = structlog.get_logger("flerm.http")
 
 
 # Threads that no other request can take. Probes answer even while requests have all the others.
@@ -39,7 +42,8 @@ async def ready(
     try:
         info = await to_thread.run_sync(store.ready, limiter=threads)
     except FlermError as error:
-        return problem(503, str(error))
+        log.warning("not ready", reason=str(error))
+        return problem(503, public_sentence(error))
     return JSONResponse(
         {"status": "ready", "schema_revision": info.schema_revision, "now": info.now.isoformat()}
     )

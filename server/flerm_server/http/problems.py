@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from flerm_core import errors
+from flerm_server.logs import public_sentence
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -85,7 +86,7 @@ def install(app: FastAPI, pages: ErrorPages) -> None:
 
     @app.exception_handler(errors.FlermError)
     async def flerm_error(request: Request, error: errors.FlermError) -> Response:
-        return answer(request, status_of(error), str(error), kind=type(error).__name__)
+        return answer(request, status_of(error), public_sentence(error), kind=type(error).__name__)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

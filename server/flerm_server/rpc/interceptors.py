@@ -21,6 +21,7 @@ from flerm_core.errors import FlermError, PermissionDenied, Unauthenticated
 from flerm_proto.status_codes import code_of
 from flerm_server.auth.permissions import RPCS
 from flerm_server.auth.principal import Principal, Scope, act_as
+from flerm_server.logs import public_sentence
 from flerm_server.metrics import Metrics
 from flerm_server.rpc.admission import Admission, CallKind
 from flerm_server.rpc.receiver import parse
@@ -179,14 +180,14 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
     @contextmanager
     def _observed(self, call: Call) -> Iterator[None]:
         """Counts, times and logs the call in the block, and turns its exception into a status."""
-        code, message = grpc.StatusCode.OK, ""
+        code, message, told = grpc.StatusCode.OK, "", ""
         started = time.perf_counter()
         self._metrics.in_flight.labels("grpc").inc()
         try:
             with span(call.name, call.metadata, request_id=call.request_id):
                 yield
         except FlermError as error:
-            code, message = code_of(error), str(error)
+            code, message, told = code_of(error), str(error), public_sentence(error)
             if isinstance(error, Unauthenticated | PermissionDenied):
                 self._metrics.turned_away.labels("grpc", code.name).inc()
         except GeneratorExit:
@@ -205,7 +206,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
             self._record(call, code, message, time.perf_counter() - started)
         if message:
             call.context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-            call.context.abort(code, message)
+            call.context.abort(code, told or message)
 
     def _record(self, call: Call, code: grpc.StatusCode, message: str, seconds: float) -> None:
         self._metrics.in_flight.labels("grpc").dec()
