@@ -124,7 +124,7 @@ openapi: install  ## write docs/openapi.json and the routes of docs/rest.md anew
 api-reference:  ## write docs/api.md anew, after a public signature or docstring was changed
 	$(PYTHON) docs/api_reference.py
 
-screenshots: install  ## train small runs, and take the README's pictures of their pages
+screenshots: install  ## take the README's pictures of the recordings behind docs/results.md
 	$(BIN)/python docs/images/screenshots.py
 
 clean:  ## remove what the targets made

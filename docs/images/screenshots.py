@@ -1,8 +1,7 @@
-"""`make screenshots`: the README's pictures, from runs that are trained for them.
+"""`make screenshots`: the README's pictures, from the recordings behind docs/results.md.
 
-It trains a base model at five learning rates and two seeds and a matched model four times as wide
-at the same rates (about two minutes on 2 cores). Then it takes the family's page and one
-recording's page in both themes.
+It imports the family of prenorm decoders into an empty registry, and takes the pages of the family
+and of one matched recording, in both themes.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +22,9 @@ sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
 from browser import chromium, wait_until_drawn  # noqa: E402
 
 from flerm_client import RegistryClient  # noqa: E402
-from flerm_experiments.workloads import Scale  # noqa: E402
-from flerm_experiments.workloads.train_loop import Job, train  # noqa: E402
 
-FAMILY = "resmlp"
-RATES, SEEDS, WIDTH, STEPS, EVERY = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), (0, 1), 4, 200, 10
+RECORDINGS = HERE.parent / "figures" / "results" / "recordings.tar.xz"
+FAMILY, RATE, WIDTH = "decoder", 2.0**-5, 8
 
 
 @contextmanager
@@ -55,28 +53,26 @@ def registry(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Trains, looks, writes family-light.png, family-dark.png, recording-light.png and
+    """Imports, looks, writes family-light.png, family-dark.png, recording-light.png and
     recording-dark.png beside this file."""
     with (
         tempfile.TemporaryDirectory(prefix="flerm-screenshots-") as name,
         registry(Path(name)) as (grpc, http),
     ):
-        common = {"workload": "resmlp", "steps": STEPS, "family": FAMILY, "registry": grpc}
+        with tarfile.open(RECORDINGS) as archive:
+            archive.extractall(name, filter="data")
+        flerm = [sys.executable, "-m", "flerm_client.cli"]
+        subprocess.run([*flerm, "import", str(Path(name) / FAMILY), "--registry", grpc], check=True)
         with RegistryClient(grpc) as client:
-            client.register_family(
-                FAMILY, description=f"Residual MLPs on scikit-learn's digits, {STEPS} steps, Adam"
+            matched = next(
+                each.spec
+                for each in client.recordings(FAMILY, variant="matched", optimizer="Adam")
+                if each.spec.lr == RATE and each.spec.config["width"] == WIDTH
             )
-        for rate, seed in product(RATES, SEEDS):
-            train(Job(**common, lr=rate, seed=seed, mode="record", every=EVERY))
-        for rate in RATES:
-            train(Job(**common, lr=rate, scale=Scale(width=WIDTH), mode="match"))
-        with RegistryClient(grpc) as client:
-            base = next(
-                each
-                for each in client.recordings(FAMILY)
-                if each.spec.role == "base" and each.spec.lr == RATES[2]
-            )
-        pages = {"family": f"/families/{FAMILY}", "recording": f"/recordings/{base.spec.id}"}
+        pages = {
+            "family": f"/families/{FAMILY}?scale=width",
+            "recording": f"/recordings/{matched.id}",
+        }
         with chromium() as browser:
             for (page_name, path), theme in product(pages.items(), ("light", "dark")):
                 page = browser.new_page(color_scheme=theme, viewport={"width": 1280, "height": 960})
