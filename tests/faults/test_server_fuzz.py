@@ -18,7 +18,6 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from waiting import until
 
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
@@ -252,5 +251,6 @@ def test_thousands_of_bad_calls_leave_nothing_behind(
     memory, descriptors = before
     calls(count)
     assert held(registry)[0] <= memory * 1.05
-    # A connection that is renewed at this moment is there twice.
-    until(lambda: held(registry)[1] <= descriptors * 1.05, "descriptors stay open")
+    # Pools renew and open connections to the database as they are needed. A call that leaves a
+    # descriptor open would leave hundreds.
+    assert held(registry)[1] <= descriptors + 10
