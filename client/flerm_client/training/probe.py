@@ -119,6 +119,7 @@ class Probe:
         began = None if self._pass_began is None else self._pass_began.state_dict()
         return {
             "position": self.position - len(self._peeked),
+            "peeked": len(self._peeked),
             "pass_began": began,
             "generators_began": self._states_began,
         }
@@ -143,6 +144,8 @@ class Probe:
             self._begin()
             for _ in range(state["position"] - given):
                 self._next()
+            # The random numbers of the checkpoint are those after the batch was looked at.
+            self._peeked += [self._next() for _ in range(state["peeked"])]
             self.position = state["position"]
 
 
