@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 NOISE = 1e-4
-"""A measurement below so much of the median over tensors is noise."""
+"""An FSLR below so much of the median over tensors is noise."""
 ROUNDING = 1 / 16
 """In octaves; multipliers are rounded to this."""
 MAX_COMPARED = 500
@@ -300,10 +300,11 @@ def multipliers(
     clamp: the least and the greatest multiplier.
     only: where there are any, all other tensors are left alone.
 
-    A measurement below `NOISE` times the median over tensors is noise; its tensor is left alone. So
-    are tensors whose measurement or target is absent, NaN, infinite or zero. All multipliers are
-    finite and positive, and the same on every machine. Raises `NotFound` for a measured tensor
-    without a target, `InvalidInput` for a negative number or a clamp that does not hold 1.
+    A measurement below `NOISE` times the median over tensors is noise, and so is a target below
+    `NOISE` times the median of the targets; these tensors are left alone. So are tensors whose
+    measurement or target is absent, NaN, infinite or zero. All multipliers are finite and positive,
+    and the same on every machine. Raises `NotFound` for a measured tensor without a target,
+    `InvalidInput` for a negative number or a clamp that does not hold 1.
     """
     low, high = clamp
     _check_input(targets, measured, clamp)
@@ -313,15 +314,14 @@ def multipliers(
         raise NotFound(
             f"targets: none for {join_names(lost, 50)}; there are targets for {join_names(targets)}"
         )
-    usable = [value for value in have.values() if _usable(value)]
-    floor = NOISE * median(usable) if usable else 0.0
+    floor, target_floor = _noise_floor(have), _noise_floor(wanted)
     result = {name: (previous or {}).get(name, 1.0) for name in wanted}
     unmeasured, noisy, clamped = [], [], []
     for name in wanted if not only else set(only):
         value, target = have.get(name, np.nan), wanted[name]
         if not (_usable(value) and _usable(target)):
             unmeasured.append(name)
-        elif value < floor:
+        elif value < floor or target < target_floor:
             noisy.append(name)
         else:
             octaves = np.log2(target) - np.log2(value)
@@ -354,6 +354,11 @@ def _check_input(
 
 def _tensors(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if not is_depth_group(name)}
+
+
+def _noise_floor(fslrs: Mapping[str, float]) -> float:
+    usable = [value for value in fslrs.values() if _usable(value)]
+    return NOISE * median(usable) if usable else 0.0
 
 
 def _usable(value: float) -> bool:

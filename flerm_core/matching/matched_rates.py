@@ -33,7 +33,7 @@ MULTIPLIER = "multiplier"
 NOTES = {
     "": "matched: multiplier = target / measured",
     "clamped": "clamped: the multiplier is held at the end of its range, so the target is missed",
-    "noise": "left alone: the measured FSLR is below 1e-4 of the median, which is noise",
+    "noise": "left alone: measured FSLR or target is below 1e-4 of the median, which is noise",
     "unmeasured": "left alone: no update of this tensor was measured when the run was matched",
     "no target": "left alone: the base has no FSLR of this tensor at that step",
 }
@@ -344,13 +344,15 @@ def _notes(
     notes = []
     for column, at in enumerate(row.tolist()):
         measured, target = float(fslr[at, column]), float(targets[at, column])
-        usual = _median(fslr[at].tolist())
+        usual, usual_target = _median(fslr[at].tolist()), _median(targets[at].tolist())
         if not measured > 0:
             notes.append("unmeasured")
         elif measured < NOISE * usual:
             notes.append("noise")
         elif not target > 0:
             notes.append("no target")
+        elif target < NOISE * usual_target:
+            notes.append("noise")
         else:
             apart = abs(math.log2(factors[at, column] * measured / target))
             notes.append("clamped" if apart > ROUNDING else "")

@@ -285,7 +285,8 @@ def _refuse_other_models(sources: Sources, loaded: Mapping[float, Sequence[Traje
             raise Ambiguous(
                 f"family: the base recordings {first.spec.id} and {each.spec.id} of "
                 f"{each.spec.family!r} "
-                f"are not of one model: {apart}; name one by tags"
+                f"are not of one model: {apart}; name one by tags, and record bigger models with "
+                "role='scaled'"
             )
 
 

@@ -111,9 +111,18 @@ def test_a_noisy_tensor_keeps_its_multiplier() -> None:
     assert found.values["small"] == 2 ** (round(16 * math.log2(1 / 1.1e-4)) / 16)
 
 
+def test_a_tensor_whose_target_is_noise_keeps_its_multiplier() -> None:
+    """As a bias before a softmax: its FSLR in the base is rounding, and no rate is to be held."""
+    targets = {"a": 1.0, "b": 1.0, "c": 1.0, "query": 0.9e-4, "small": 1.1e-4}
+    found = multipliers(targets, dict.fromkeys(targets, 1.0), clamp=(2.0**-20, 2.0**20))
+    assert found.noisy == ("query",)
+    assert found.values["query"] == 1.0
+    assert found.values["small"] == 2 ** (round(16 * math.log2(1.1e-4)) / 16)
+
+
 def test_a_clamp_is_reported() -> None:
     found = multipliers(
-        {"up": 1e6, "down": 1e-6, "edge": 4096.0}, {"up": 1.0, "down": 1.0, "edge": 1.0}
+        {"up": 1e4, "down": 1.0, "edge": 4096.0}, {"up": 1.0, "down": 1e4, "edge": 1.0}
     )
     assert found.values == {"up": 4096.0, "down": 1 / 4096, "edge": 4096.0}
     assert found.clamped == ("down", "up")
