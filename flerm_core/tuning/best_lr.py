@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import Any
 
 from flerm_core.errors import Ambiguous, NotFound, join_names
 from flerm_core.records.comparability import comparability_of
 from flerm_core.records.queries import BestQuery
 from flerm_core.records.recording import Recording, same_lr
+
+SIZE = "parameters"
+"""The key of a configuration that holds the number of the model's weights."""
 
 # In octaves. A rate this near to the optimum counts as the optimum, because matched rates are
 # rounded to this.
@@ -22,12 +26,14 @@ class SweepRun:
     """One run of a sweep.
 
     loss: its final loss. Only completed runs with a loss, and diverged runs, count.
+    size: the number of weights of its model; None where it is not known.
     """
 
     lr: float
     seed: int
     loss: float | None
     status: str = "completed"
+    size: float | None = None
 
     @property
     def counts(self) -> bool:
@@ -38,7 +44,13 @@ class SweepRun:
     def of(cls, recording: Recording) -> SweepRun:
         """The run of a recording."""
         spec = recording.spec
-        return cls(lr=spec.lr, seed=spec.seed, loss=recording.final_loss, status=recording.status)
+        return cls(
+            lr=spec.lr,
+            seed=spec.seed,
+            loss=recording.final_loss,
+            status=recording.status,
+            size=model_size(spec.config),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +126,8 @@ def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
 def best_of_runs(runs: Mapping[str, Sequence[SweepRun]], query: BestQuery) -> Best:
     """The best rate of the runs that `query` asks for, given by `ComparabilityKey.optimizer_key`.
 
-    Raises as `best_of` does.
+    Of runs with role base, those of models bigger than the smallest one are left out, and the
+    advice says so: one loss curve belongs to one model. Raises as `best_of` does.
     """
     if len(runs) > 1:
         raise Ambiguous(
@@ -122,7 +135,30 @@ def best_of_runs(runs: Mapping[str, Sequence[SweepRun]], query: BestQuery) -> Be
             f"{join_names(sorted(runs))}; "
             "name one by optimizer, tags"
         )
-    return best_rate(query.family, [run for each in runs.values() for run in each])
+    asked = [run for each in runs.values() for run in each]
+    if query.role != "base":
+        return best_rate(query.family, asked)
+    least = min((run.size for run in asked if run.size is not None), default=math.inf)
+    of_base = [run for run in asked if run.size is None or run.size <= least]
+    best = best_rate(query.family, of_base)
+    left_out = len(asked) - len(of_base)
+    if not left_out:
+        return best
+    note = (
+        f"{left_out} recording{'s' * (left_out > 1)} with role base "
+        f"{'are' if left_out > 1 else 'is'} left out, of a bigger model: record such runs with "
+        "role='scaled'"
+    )
+    return replace(best, advice=f"{best.advice}; {note}" if best.advice else note)
+
+
+def model_size(config: Mapping[str, Any]) -> float | None:
+    """How many weights a recording's configuration says its model has; None where it is silent.
+
+    `FLeRM.record` and `match` write this number.
+    """
+    size = config.get(SIZE)
+    return float(size) if isinstance(size, int | float) and not isinstance(size, bool) else None
 
 
 def loss_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:

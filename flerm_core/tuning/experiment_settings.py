@@ -16,13 +16,11 @@ from typing import Any
 
 from flerm_core.records.comparability import comparability_of
 from flerm_core.records.recording import Recording
-from flerm_core.tuning.best_lr import SweepRun
+from flerm_core.tuning.best_lr import SIZE, SweepRun
 
 MOST_VALUES = 12
 """A setting with more values tells runs apart, not experiments or scales."""
 OPTIMIZER = "optimizer"
-SIZE = "parameters"
-"""The setting that clients fill in with the number of a model's weights."""
 
 USUAL = (
     "width", "d_model", "hidden_size", "n_embd", "depth", "num_hidden_layers", "n_layer", "layers",

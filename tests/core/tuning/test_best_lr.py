@@ -135,6 +135,21 @@ def test_recordings_are_chosen_by_role_variant_optimiser_and_tags() -> None:
     assert best_of(mixed, BestQuery(family="demo", optimizer="SGD")).loss == 2.5
 
 
+def test_models_bigger_than_the_base_do_not_count_and_are_named() -> None:
+    base = [recording(at, loss, config={"parameters": 640}) for at, loss in ((-9, 3), (-8, 2))]
+    unknown = recording(-7, 3.0)
+    bigger = [
+        recording(-8, 0.1, config={"parameters": 5_000}),
+        recording(-7, 0.1, config={"parameters": 5_000.0}),
+    ]
+    asked = BestQuery(family="demo")
+    expected, found = best_of([*base, unknown], asked), best_of([*base, unknown, *bigger], asked)
+    assert found.points == expected.points
+    assert found.optimum == expected.optimum
+    note = "2 recordings with role base are left out, of a bigger model"
+    assert found.advice == f"{expected.advice}; {note}: record such runs with role='scaled'"
+
+
 def test_the_rates_to_try_next_are_named_until_the_curve_is_settled() -> None:
     def suggested(*exponents: float) -> list[float]:
         best = best_rate("demo", bowl(-7.7, *exponents))

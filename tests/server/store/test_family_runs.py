@@ -115,7 +115,7 @@ def test_answers_are_those_of_a_pass_over_all_recordings_after_every_change(
                 role=pick.choice(["base", "base", "scaled"]),
                 variant=pick.choice(["plain", "plain", "matched"]),
                 optimizer=pick.choice(["Adam", "Adam", "SGD"]),
-                config={"width": pick.choice([8, 16])},
+                config={"width": (width := pick.choice([8, 16])), "parameters": width * width},
             )
             changed.start(started)
             known.append(started.id)

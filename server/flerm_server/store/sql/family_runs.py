@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from flerm_core.records.comparability import optimizer_key
-from flerm_core.tuning.best_lr import SweepRun
+from flerm_core.tuning.best_lr import SweepRun, model_size
 from flerm_server.store.family_runs import Answers, FamilyRun, FamilyRuns
 from flerm_server.store.sql.engine import database_now, transaction
 from flerm_server.store.sql.listings import family_record
@@ -112,8 +112,8 @@ def _load(connection: sa.Connection, family_key: int, revision: int) -> _Known:
             keys[optimizer, settings] = optimizer_key(optimizer, json.loads(settings))
         if text not in configs:
             configs[text] = json.loads(text)
-        run = SweepRun(lr=lr, seed=seed, loss=loss, status=status)
         its_key, config = keys[optimizer, settings], configs[text]
+        run = SweepRun(lr=lr, seed=seed, loss=loss, status=status, size=model_size(config))
         its_tags = tags.get(key, {})
         runs.append(FamilyRun(identity, role, variant, optimizer, its_key, config, its_tags, run))
         if status == "running":

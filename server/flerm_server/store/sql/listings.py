@@ -15,7 +15,7 @@ from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.records.comparability import optimizer_key
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Family, Recording
-from flerm_core.tuning.best_lr import SweepRun
+from flerm_core.tuning.best_lr import SweepRun, model_size
 from flerm_server.store.interface import PAGE_SIZE, Page, Runs, unknown_recording
 from flerm_server.store.sql.compiled_statements import Driver, Prepared
 from flerm_server.store.sql.engine import timestamp_to_column
@@ -223,22 +223,26 @@ def conditions(filters: RecordingFilter, now: int) -> list[sa.ColumnElement[bool
 
 def runs(connection: sa.Connection, filters: RecordingFilter, now: int) -> Runs:
     """See `Store.runs`. Reads a few columns and makes no `Recording` of each row."""
-    config = sa.cast(recordings.c.optimizer_config, sa.Text)
+    texts = (sa.cast(recordings.c[name], sa.Text) for name in ("optimizer_config", "config"))
     columns = [
         recordings.c[name] for name in ("role", "variant", "optimizer", "lr", "seed", "final_loss")
     ]
-    query: sa.Select[Any] = sa.select(*columns, status_at(now), config).where(
+    query: sa.Select[Any] = sa.select(*columns, status_at(now), *texts).where(
         *conditions(filters, now)
     )
     keys: dict[tuple[str, str], str] = {}
     found: Runs = {}
     query = query.where(recordings.c.family_key == family_key(connection, filters.family))
-    for role, variant, optimizer, lr, seed, loss, status, text in connection.execute(query):
+    sizes: dict[str, float | None] = {}
+    for row in connection.execute(query):
+        role, variant, optimizer, lr, seed, loss, status, text, config = row
+        if config not in sizes:
+            sizes[config] = model_size(json.loads(config))
         key = keys.get((optimizer, text))
         if key is None:
             key = keys[optimizer, text] = optimizer_key(optimizer, json.loads(text))
         found.setdefault((role, variant, key), []).append(
-            SweepRun(lr=lr, seed=seed, loss=loss, status=status)
+            SweepRun(lr=lr, seed=seed, loss=loss, status=status, size=sizes[config])
         )
     return found
 
