@@ -98,10 +98,10 @@ class Rehearsal:
             for region in regions:
                 found = self._try(batch, region)
                 start.restore()
-                problem = problem or found
-                if found is None:
-                    problem = self._look_for_hidden_state(batch, region, start)
+                if isinstance(found, Tensor):
+                    problem = self._look_for_hidden_state(batch, region, start, found)
                     break
+                problem = problem or found
             if problem is not None and self._ranks.lockstep:
                 self._ranks.fail_all(problem)
             self._agree(problem)
@@ -117,13 +117,12 @@ class Rehearsal:
         if self._ranks.sum(flag).item():
             self._ranks.raise_on_all(problem)
 
-    def _try(self, batch: Any, region: AutocastContext) -> Exception | None:
-        """What goes wrong with `batch` in the autocast region."""
+    def _try(self, batch: Any, region: AutocastContext) -> Tensor | Exception:
+        """The outputs of `batch` in the autocast region, or what goes wrong with it."""
         module = self._model.module
         try:
             with region.open(self._model.device.type), _forward_mode(self._ranks.lockstep):
                 outputs = as_output(self._model.output(module, batch))
-                self._outputs = outputs.detach()
                 _check_finite(outputs)
                 if not self._ranks.lockstep:
                     self._differentiate(outputs)
@@ -138,13 +137,14 @@ class Rehearsal:
             )
             made.__cause__ = error
             return made
-        return None
+        return outputs.detach()
 
     def _look_for_hidden_state(
-        self, batch: Any, region: AutocastContext, start: ForwardStart
+        self, batch: Any, region: AutocastContext, start: ForwardStart, first: Tensor
     ) -> Exception | None:
         """Says where the forward is no function of batch and weights; returns what goes wrong.
 
+        first: the outputs of a forward before.
         Ranks in lockstep do not look: they might not agree on how often to call the model.
         """
         module = self._model.module
@@ -156,9 +156,7 @@ class Rehearsal:
             return outputs
 
         try:
-            if not self._ranks.lockstep and (
-                sentence := hidden_state(module, forward, self._outputs)
-            ):
+            if not self._ranks.lockstep and (sentence := hidden_state(module, forward, first)):
                 self._remarks.say(sentence)
         except Exception as error:
             return error
