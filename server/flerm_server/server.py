@@ -76,12 +76,7 @@ class Server:
         self._store: Store = store
         tokens = SqlTokenStore(store.engine)
         metrics, authenticator = Metrics(), Authenticator(tokens)
-        quotas = Quotas(
-            recordings_per_token=settings.recordings_per_token,
-            families_per_token=settings.families_per_token,
-            attempts_per_recording=settings.attempts_per_recording,
-        )
-        authorized = AuthorizedStore(store, quotas=quotas)
+        authorized = AuthorizedStore(store, quotas=_quotas(settings))
         self._health = health.HealthServicer()
         self._admission = Admission(
             authenticator, calls=THREADS, streams=THREADS - THREADS_FOR_UNARY_CALLS
@@ -113,12 +108,7 @@ class Server:
             authenticator,
             metrics,
             local_only=settings.local_only,
-            site=PublicSite(
-                settings.root_path,
-                settings.trusted_proxies,
-                settings.tls_terminated_upstream,
-                settings.insecure,
-            ),
+            site=_public_site(settings),
             event_streams=self._streams,
             public_address=PublicAddress(
                 "grpcs" if settings.secure else "grpc", self.grpc_address.port
@@ -211,6 +201,23 @@ def run(settings: Settings, on_ready: Callable[[Server], None]) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _quotas(settings: Settings) -> Quotas:
+    return Quotas(
+        recordings_per_token=settings.recordings_per_token,
+        families_per_token=settings.families_per_token,
+        attempts_per_recording=settings.attempts_per_recording,
+    )
+
+
+def _public_site(settings: Settings) -> PublicSite:
+    return PublicSite(
+        settings.root_path,
+        settings.trusted_proxies,
+        settings.tls_terminated_upstream,
+        settings.insecure,
+    )
 
 
 def _listen(address: ListenAddress) -> socket.socket:

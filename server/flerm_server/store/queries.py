@@ -9,11 +9,10 @@ rules themselves are the core's; this module fetches what the rules need. `store
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from flerm_core._arrays import thin
 from flerm_core.errors import Ambiguous, NotFound, join_names
 from flerm_core.matching import matched_rates as rates
 from flerm_core.matching import target_ratios as ratios
@@ -23,7 +22,7 @@ from flerm_core.matching.targets import Targets, build_targets
 from flerm_core.records import validation
 from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
-from flerm_core.records.recording import STATUSES, Family, Recording, content_digest, same_lr
+from flerm_core.records.recording import STATUSES, Family, Recording, content_digest
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_of_runs, loss_curve
 from flerm_core.tuning.experiment_settings import ExperimentRun, Settings, settings_of
@@ -31,8 +30,7 @@ from flerm_core.tuning.transfer_report import TransferReport, transfer_report
 from flerm_server.store.auxiliary_codec import decode
 from flerm_server.store.family_runs import FamilyRun, FamilyRuns
 from flerm_server.store.interface import Selection, Store
-
-MAX_SEEDS, MAX_RATES = 32, 64  # columns and rows of a `SeedCoverage`
+from flerm_server.store.seed_coverage import SeedCoverage, seed_coverage
 
 PEERS = ("plain", "matched")
 """The variants whose losses are shown beside another's."""
@@ -47,22 +45,6 @@ class RateAdvice:
 
     best: Best | None
     sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class SeedCoverage:
-    """Which learning rates (rows) were recorded with which seeds (columns).
-
-    `rows`: each learning rate, ascending, with the newest recording of each of `seeds`, or None; of
-    more than `MAX_RATES` rates some, evenly spread. `hidden`, `hidden_rates`: how many seeds and
-    rates are not shown. `missing`: how many cells are None.
-    """
-
-    seeds: tuple[int, ...]
-    rows: tuple[tuple[float, tuple[FamilyRun | None, ...]], ...]
-    hidden: int
-    missing: int
-    hidden_rates: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,34 +352,4 @@ def _coverage(found: FamilyRuns) -> dict[RoleAndVariant, SeedCoverage]:
     by_kind: dict[RoleAndVariant, list[FamilyRun]] = {}
     for each in found.runs:
         by_kind.setdefault((each.role, each.variant), []).append(each)
-    return {kind: _seed_coverage(its, found.lapsed) for kind, its in sorted(by_kind.items())}
-
-
-def _seed_coverage(runs: Sequence[FamilyRun], lapsed: Collection[str]) -> SeedCoverage:
-    """Where `runs`, newest first, lie.
-
-    Of several with one learning rate and seed the newest counts. lapsed: the ids of those that lost
-    their lease.
-    """
-    seeds = sorted({each.run.seed for each in runs})
-    shown = tuple(seeds[:MAX_SEEDS])
-    row_of: dict[float, float] = {}  # learning rates that `same_lr` calls one share a row
-    row: float | None = None
-    for lr in sorted({each.run.lr for each in runs}):
-        row = row if row is not None and same_lr(row, lr) else lr
-        row_of[lr] = row
-    newest: dict[float, dict[int, FamilyRun]] = {row: {} for row in row_of.values()}
-    for each in runs:
-        newest[row_of[each.run.lr]].setdefault(each.run.seed, each)
-    rates = list(newest)
-    rates_shown = [rates[at] for at in thin(len(rates), MAX_RATES).tolist()]
-
-    def cell(run: FamilyRun | None) -> FamilyRun | None:
-        if run is None or run.id not in lapsed:
-            return run
-        return replace(run, run=replace(run.run, status="interrupted"))
-
-    rows = tuple((lr, tuple(cell(newest[lr].get(seed)) for seed in shown)) for lr in rates_shown)
-    missing = sum(cell is None for _, cells in rows for cell in cells)
-    hidden_rates = len(rates) - len(rates_shown)
-    return SeedCoverage(shown, rows, len(seeds) - len(shown), missing, hidden_rates)
+    return {kind: seed_coverage(its, found.lapsed) for kind, its in sorted(by_kind.items())}

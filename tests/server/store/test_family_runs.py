@@ -15,7 +15,7 @@ from flerm_core.tuning import transfer_report as transfer_report_module
 from flerm_core.tuning.best_lr import SweepRun, best_of, loss_curve
 from flerm_core.tuning.experiment_settings import ExperimentRun
 from flerm_core.tuning.transfer_report import transfer_report
-from flerm_server.store import queries
+from flerm_server.store import queries, seed_coverage
 from flerm_server.store.interface import Store
 from flerm_server.store.quotas import Quotas
 from flerm_server.store.sql.store import SqlStore, open_store
@@ -183,7 +183,7 @@ def test_figures_and_coverage_of_many_rates_are_thinned_with_the_best_among_them
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(transfer_report_module, "MAX_CURVE_POINTS", 10)
-    monkeypatch.setattr(queries, "MAX_RATES", 5)
+    monkeypatch.setattr(seed_coverage, "MAX_RATES", 5)
     store, name = open_store(f"sqlite:///{tmp_path}/registry.db"), family()
     for at in range(30):
         started = spec(name, lr=1e-3 * 1.01**at, seed=at)

@@ -11,7 +11,7 @@ import pytest
 from flerm_core.errors import NotFound
 from flerm_core.records.queries import BestQuery, TrajectoryQuery
 from flerm_core.records.recording import Ending
-from flerm_server.store import queries
+from flerm_server.store import queries, seed_coverage
 from flerm_server.store.interface import Store
 from flerm_server.store.sql.store import open_store
 from tests.server.samples import NAMES, batch, family, rows, spec
@@ -91,11 +91,11 @@ def test_coverage_shows_the_newest_recording_of_each_rate_and_seed(store: Store)
 
 def test_coverage_shows_a_bounded_number_of_seeds_and_counts_the_rest(store: Store):
     name = family()
-    for seed in range(queries.MAX_SEEDS + 2):
+    for seed in range(seed_coverage.MAX_SEEDS + 2):
         store.start(spec(name, seed=seed))
     coverage = queries.family_overview(store, name).coverage["base", "plain"]
-    assert (coverage.seeds, coverage.hidden) == (tuple(range(queries.MAX_SEEDS)), 2)
-    assert len(coverage.rows[0][1]) == queries.MAX_SEEDS
+    assert (coverage.seeds, coverage.hidden) == (tuple(range(seed_coverage.MAX_SEEDS)), 2)
+    assert len(coverage.rows[0][1]) == seed_coverage.MAX_SEEDS
 
 
 def test_the_losses_of_one_scale_are_the_bases_row_of_the_report(store: Store):
