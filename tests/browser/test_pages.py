@@ -44,15 +44,16 @@ PAGES = [
     "families",
     "family",
     "recording",
-    "tensors",
     "matched",
     "running",
     "words",
     "compare",
-    "compare nothing",
     "match",
-    "match nothing",
     "REST",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("tensors", "compare nothing", "match nothing")
+    ),
 ]
 
 

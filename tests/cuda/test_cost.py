@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from flerm_client import FLeRM
 from tests.cuda.conftest import Row
 from tests.cuda.decoder import Decoder, loss_of, tokens
+
+pytestmark = pytest.mark.slow  # `make test-cuda` runs them
 
 
 def milliseconds(device: torch.device, run: Callable[[], None]) -> float:

@@ -14,6 +14,8 @@ from flerm_client import FLeRM
 from flerm_core.errors import Unsupported
 from tests.cuda.decoder import Decoder, loss_of, tokens, train
 
+pytestmark = pytest.mark.slow  # `make test-cuda` runs them
+
 
 def check(device: torch.device, **options: Any) -> FLeRM:
     """Trains plain and recorded, asserts that the losses are the same, and returns the FLeRM."""

@@ -12,32 +12,34 @@ from .launch import on_ranks
 
 Z = "kronecker,iid,full"
 TWO = {
-    "blocks": f"{Z},example,exact",
-    "tied": "full,example",
+    "blocks": "kronecker,full,example,exact",
+    "tied": "example",
     "offloaded": "example",
     "resharded": "example",
     "columns": "kronecker,example",
-    "some": "full,example",
+    "some": "example",
     "summed": "example",
     "accumulating": "kronecker",
     "frozen": "example",
-    "uneven": "iid,example,exact",
+    "uneven": "example,exact",
     "gallery-behind": "example",
     "gallery-positions": "kronecker,example",
     "gallery-convolution": "example",
-    "tp": f"{Z},example",
+    "tp": "kronecker,example",
     "sequence": "kronecker,example",
     "vocabulary": "kronecker,example,exact",
 }
 MORE_OF_TWO = {
-    "tied": "kronecker,iid",
+    "blocks": "iid",
+    "tied": Z,
+    "tp": "iid,full",
     "offloaded": "kronecker",
     "resharded": "kronecker",
-    "some": "kronecker",
+    "some": "kronecker,full",
     "summed": "kronecker",
     "accumulating": "example",
     "frozen": "kronecker",
-    "uneven": "kronecker,full",
+    "uneven": Z,
     "vocabulary": "iid,full",
 }
 FOUR = {"hsdp-uneven": "kronecker,example", "fsdp-sequence": "kronecker,example,exact"}

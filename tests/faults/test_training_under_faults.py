@@ -25,7 +25,11 @@ STEPS = list(range(1, 13))
 FAMILY = "faults/resmlp"
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(1, marks=pytest.mark.slow), 2],
+    ids=["one rank", "two ranks"],
+)
 def ranks(request):
     """Processes that train."""
     ranks = TrainingRanks(request.param)

@@ -145,7 +145,7 @@ MANY = [2, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.mark.parametrize("rounds", MANY)
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_beside_dataloader_workers(method, rounds, registry, family, environment, tmp_path):
     script = tmp_path / "train.py"
     workers = 2 if method == "fork" else 1

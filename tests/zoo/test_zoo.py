@@ -23,7 +23,6 @@ QUICK = frozenset(
         "GRU",
         "TransformerEncoder",
         "convolutions, GroupNorm",
-        "residual MLP, layer drop",
         "residual MLP, spectral_norm",
     }
 )

@@ -57,8 +57,16 @@ class ForkedReader:
             self._start()
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(self._control, [seed.to_bytes(8, "little")], [theirs.fileno()])
+            try:
+                self._ask(seed, theirs)
+            except OSError:  # the copy was killed: another one reads
+                self.close()
+                self._start()
+                self._ask(seed, theirs)
         return Connection(ours.detach())
+
+    def _ask(self, seed: int, connection: socket.socket) -> None:
+        socket.send_fds(self._control, [seed.to_bytes(8, "little")], [connection.fileno()])
 
     def close(self) -> None:
         """Ends the reading processes. A later pass starts them again."""
@@ -135,7 +143,8 @@ def _end(control: socket.socket, pid: int, owner: int) -> None:
     # Later copies of this process (a DataLoader's workers) hold the socket too, and must not end
     # what is not theirs. Closing alone would not be seen while they live.
     if os.getpid() == owner:
-        control.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the copy is gone already
+            control.shutdown(socket.SHUT_RDWR)
         with suppress(ChildProcessError):  # someone else has waited for all children
             os.waitpid(pid, 0)
     control.close()

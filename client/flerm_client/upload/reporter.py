@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,22 @@ def check_reporting(
 
 
 def _spool_folder(address: RegistryAddress, spool: str | os.PathLike[str] | None) -> Path:
-    """The folder of the spool file. Raises `InvalidInput` for one that others may write to."""
-    if address.folder is not None:  # a registry of its own, which users may share
-        make_private_folder(address.folder.absolute())
-        return address.folder.absolute()
-    named = Path(spool).expanduser() if spool is not None else default_folder()
-    return own_folder(named.absolute())
+    """The folder of the spool file.
+
+    Raises `InvalidInput` for one that cannot be made or that others may write to.
+    """
+    if address.folder is None:
+        named = Path(spool).expanduser() if spool is not None else default_folder()
+        return own_folder(named.absolute())
+    folder = address.folder.absolute()  # a registry of its own, which users may share
+    try:
+        make_private_folder(folder)
+    except OSError as error:
+        raise InvalidInput(
+            f"the spool folder {folder} cannot be made ({error.strerror}): name another folder "
+            "as the registry"
+        ) from error
+    return folder
 
 
 class SpoolReporter:
@@ -145,11 +156,12 @@ class SpoolReporter:
     def append(self, row: Measurement) -> None:
         """Writes one measurement to the spool. It takes a few dozen microseconds.
 
-        Its loss is finite or None, because registries refuse any other.
+        A loss that is not finite is left out, because registries refuse such a loss.
         """
         if self._pid != os.getpid():
             return
-        self._writer.append(row)
+        is_finite = row.loss is None or math.isfinite(row.loss)
+        self._writer.append(row if is_finite else replace(row, loss=None))
         self._notify()
 
     def finish(self, ending: Ending, timeout: float = 10.0) -> DeliveryReport:

@@ -143,6 +143,15 @@ def test_a_reading_process_that_was_killed_is_said_and_the_next_batch_is_the_nex
     assert next(reading)[0] == 2
 
 
+def test_a_copy_that_was_killed_is_made_anew() -> None:
+    before = children()
+    reader = ForkedReader(lambda: range(3), "rows")
+    for pid in children() - before:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert list(reader) == [0, 1, 2]
+
+
 def test_an_interrupt_while_waiting_loses_no_batch() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

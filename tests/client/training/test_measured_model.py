@@ -160,9 +160,8 @@ def test_among_several_outputs_none_is_guessed() -> None:
         with pytest.warns(UserWarning, match=sentence):
             optimizer.step()
     targets = {name: 1.0 for name, _ in model.named_parameters()}
-    FLeRM.match(model, optimizer, probe=probe(), family="f", targets=targets)
     with pytest.raises(MeasurementError, match=sentence):
-        optimizer.step()
+        FLeRM.match(model, optimizer, probe=probe(), family="f", targets=targets)
 
 
 def test_a_probe_batch_of_pairs_needs_an_output() -> None:
@@ -175,9 +174,8 @@ def test_a_probe_batch_of_pairs_needs_an_output() -> None:
         step(model, optimizer, batches[0])
     recording.close()
     targets = {name: 1.0 for name, _ in model.named_parameters()}
-    FLeRM.match(model, optimizer, probe=pairs, family="f", targets=targets)
     with pytest.raises(InvalidInput, match=sentence):
-        step(model, optimizer, batches[0])
+        FLeRM.match(model, optimizer, probe=pairs, family="f", targets=targets)
 
 
 def test_parameters_that_share_their_memory_train_as_without_us() -> None:

@@ -88,7 +88,7 @@ def test_a_failure_that_passes_leaves_the_rest_of_the_run_measured() -> None:
 
     def fails_once(model: nn.Module, batch: Tensor) -> Any:
         calls.append(1)
-        if len(calls) == 2:  # the first call is the look at the batch when the run begins
+        if len(calls) == 3:  # the first two calls look at the batch when the run begins
             raise RuntimeError("once")
         return model(batch)
 

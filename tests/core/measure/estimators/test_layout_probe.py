@@ -303,6 +303,7 @@ class _RelativeAttention(nn.Module):
         return (scores.softmax(-1) @ value).unflatten(0, (-1, 2)).transpose(1, 2).flatten(2)
 
 
+@pytest.mark.slow
 def test_positions_that_are_repeated_for_each_example_and_head() -> None:
     shapes = [(48, 4)] * 2
     example = trajectory(RelativePositions, "example", shapes, 20)

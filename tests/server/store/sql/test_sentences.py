@@ -128,7 +128,7 @@ def test_readiness_never_tells_the_password(
         )
     found = httpx.get(f"{registry.http}/readyz", timeout=20)
     assert found.status_code == 503
-    assert f"127.0.0.1:{postgres.port}/{name}" in found.text
+    assert str(postgres.port) not in found.text and name not in found.text  # the log has them
     assert "hunter" not in found.text
     assert "postgres@" not in found.text
 
