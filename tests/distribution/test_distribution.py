@@ -59,7 +59,7 @@ def test_the_sdist_builds_the_same_wheel_and_has_the_licence(built: dict[str, Pa
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "PKG-INFO"} <= names
     tops = {name.split("/")[0] for name in names if "/" in name}
-    assert tops == {"flerm_core", "client", "server", "proto"}
+    assert tops == {"flerm_core", "client", "server", "proto", "examples"}
 
 
 def test_what_it_says_of_itself(built: dict[str, Path]) -> None:

@@ -18,6 +18,7 @@ from flerm_client.training.probe import Probe
 from flerm_client.training.run_remarks import RunRemarks
 from flerm_core._warnings import warn
 from flerm_core.errors import FlermError, MeasurementError
+from flerm_core.measure.autodiff.gradient_stream import is_reentrant
 from flerm_core.measure.distributed import fsdp2
 from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.fslr_meter import FSLRMeter
@@ -172,6 +173,8 @@ class Rehearsal:
                 "the outputs do not depend on the weights in a way that has a derivative: is "
                 "there a no_grad() or detach() on their way? output= says what is computed"
             )
+        if is_reentrant(outputs):
+            return  # such checkpoints allow plain backward passes alone, as measurements make them
         with hooks_disabled(trained):
             torch.autograd.grad(outputs.sum(), trained, allow_unused=True)
 
