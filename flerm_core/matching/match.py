@@ -314,7 +314,7 @@ def multipliers(
         raise NotFound(
             f"targets: none for {join_names(lost, 50)}; there are targets for {join_names(targets)}"
         )
-    floor, target_floor = _noise_floor(have), _noise_floor(wanted)
+    floor, target_floor = noise_floor(have.values()), noise_floor(wanted.values())
     result = {name: (previous or {}).get(name, 1.0) for name in wanted}
     unmeasured, noisy, clamped = [], [], []
     for name in wanted if not only else set(only):
@@ -356,8 +356,9 @@ def _tensors(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if not is_depth_group(name)}
 
 
-def _noise_floor(fslrs: Mapping[str, float]) -> float:
-    usable = [value for value in fslrs.values() if _usable(value)]
+def noise_floor(fslrs: Iterable[float]) -> float:
+    """Below which an FSLR among those of all tensors is noise; 0 where none is measured."""
+    usable = [value for value in fslrs if _usable(value)]
     return NOISE * median(usable) if usable else 0.0
 
 

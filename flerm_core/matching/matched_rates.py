@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from flerm_core.errors import FlermError, NotFound
 from flerm_core.log_interpolation import interpolate_rows
 from flerm_core.matching.depth_rules import DEFAULT_DEPTH, DEPTH_RULES
-from flerm_core.matching.match import NOISE, ROUNDING
+from flerm_core.matching.match import ROUNDING, noise_floor
 from flerm_core.matching.targets import Targets, build_targets
 from flerm_core.parameter_names import is_depth_group
 from flerm_core.records.auxiliary import AuxiliaryColumns
@@ -341,17 +341,21 @@ def _notes(
 ) -> tuple[str, ...]:
     last = len(changes) - 1 - changes[::-1].argmax(axis=0)
     row = np.where(changes.any(axis=0), last, int(np.flatnonzero(matched)[0]))
+    floors = {
+        at: (noise_floor(fslr[at].tolist()), noise_floor(targets[at].tolist()))
+        for at in set(row.tolist())
+    }
     notes = []
     for column, at in enumerate(row.tolist()):
         measured, target = float(fslr[at, column]), float(targets[at, column])
-        usual, usual_target = _median(fslr[at].tolist()), _median(targets[at].tolist())
+        floor, target_floor = floors[at]
         if not measured > 0:
             notes.append("unmeasured")
-        elif measured < NOISE * usual:
+        elif measured < floor:
             notes.append("noise")
         elif not target > 0:
             notes.append("no target")
-        elif target < NOISE * usual_target:
+        elif target < target_floor:
             notes.append("noise")
         else:
             apart = abs(math.log2(factors[at, column] * measured / target))

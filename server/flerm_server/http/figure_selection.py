@@ -12,6 +12,7 @@ from fastapi import Depends, Query
 
 from flerm_core.errors import InvalidInput
 from flerm_core.figures.trajectory_figure import MAX_TENSORS
+from flerm_server.http.key_value_pairs import key_value_pairs
 
 MAX_COMPARED = 8  # recordings on one page of comparisons
 
@@ -50,13 +51,7 @@ async def _picks(
         ),
     ] = [],  # noqa: B006 - FastAPI copies it
 ) -> dict[str, str]:
-    picks = {}
-    for pair in pick:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise InvalidInput(f"pick {pair[:80]!r}: setting=value is allowed")
-        picks[name] = value
-    return picks
+    return key_value_pairs("pick", "setting=value", pick)
 
 
 Picks = Annotated[dict[str, str], Depends(_picks)]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query
 
-from flerm_core.errors import InvalidInput
+from flerm_server.http.key_value_pairs import key_value_pairs
 
 PageSize = Annotated[
     int, Query(ge=0, le=1000, description="Items of one page, at most 1000; 0: 100")
@@ -22,13 +22,7 @@ async def _tags(
         Query(description="`key=value`; a recording must have every tag that is given"),
     ] = [],  # noqa: B006 - FastAPI copies it
 ) -> dict[str, str]:
-    tags = {}
-    for pair in tag:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise InvalidInput(f"tag {pair[:80]!r}: key=value is allowed")
-        tags[key] = value
-    return tags
+    return key_value_pairs("tag", "key=value", tag)
 
 
 Tags = Annotated[dict[str, str], Depends(_tags)]
