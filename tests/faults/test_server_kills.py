@@ -42,7 +42,7 @@ class Writer(threading.Thread):
     """
 
     def __init__(self, address: str, seed: int, *, pipelined: bool) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # a test that failed ends, whatever a writer waits for
         self.address, self.pipelined = address, pipelined
         self.random = np.random.default_rng(seed)
         self.recording = spec(family())

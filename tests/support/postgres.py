@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -61,15 +60,17 @@ def throwaway_cluster() -> Iterator[PostgresCluster]:
     For root it runs as the user postgres: PostgreSQL does not run as root.
     """
     folder = Path(tempfile.mkdtemp(prefix="flerm-postgres-"))
-    user = "postgres" if os.getuid() == 0 else None
-    if user:
-        shutil.chown(folder, user)
+    as_owner = []
+    if os.getuid() == 0:
+        shutil.chown(folder, "postgres")
         folder.chmod(0o755)
+        # `subprocess` would fork to change the user itself, and gRPC's handlers of a fork have
+        # ended such a child by SIGSEGV before it became the tool.
+        as_owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
     data = folder / "data"
     run = partial(
         _run_tool,
-        user=user,
-        group=pwd.getpwnam(user).pw_gid if user else None,
+        as_owner,
         cwd=folder,
         timeout=60,
         stdout=subprocess.DEVNULL,
@@ -125,18 +126,12 @@ def _start_on_a_free_port(
     return port, start
 
 
-def _run_tool(command: list[str], **options: Any) -> None:
-    """Runs a tool of PostgreSQL's, and once more where the tool itself was ended by a signal.
+def _run_tool(as_owner: list[str], command: list[str], **options: Any) -> None:
+    """Runs a tool of PostgreSQL's as the owner of the cluster's folder.
 
-    pg_ctl once ended by SIGSEGV in `restart`. A second `restart` also starts a cluster that is
-    down. Raises `CalledProcessError` where the tool fails.
+    Raises `CalledProcessError` where the tool fails.
     """
-    for is_last in (False, True):
-        code = subprocess.run(command, check=False, **options).returncode
-        if code == 0:
-            return
-        if code > 0 or is_last:
-            raise subprocess.CalledProcessError(code, command)
+    subprocess.run([*as_owner, *command], check=True, **options)
 
 
 def postgres_tool(name: str) -> str:
