@@ -273,6 +273,15 @@ class Ending:
     tokens: int | None = None
     remarks: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, recording: Recording) -> Ending:
+        """The ending of `recording`: its fields of the same names, `status` as it is."""
+        return cls(**{each.name: getattr(recording, each.name) for each in fields(cls)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as a `Recording` and its table have them."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:

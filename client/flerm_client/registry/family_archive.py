@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
@@ -28,7 +29,8 @@ from flerm_core._files import make_private_folder, open_private
 from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.records.checks import check_uuid
 from flerm_core.records.packing import FLOAT32, pack
-from flerm_core.records.recording import ENDING_STATUSES
+from flerm_core.records.recording import ENDING_STATUSES, Ending
+from flerm_proto.recording_messages import ending_to_proto, recording_from_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
 SCALAR, VECTOR = "scalar:", "vector:"
@@ -185,13 +187,10 @@ def _send(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
         )
         calls.unary("Append", request, seconds=APPEND_SECONDS)
         rows += batch.num_rows
-    status = recording.status if recording.status in ENDING_STATUSES else "interrupted"
-    ending = pb.FinishRecordingRequest(recording_id=recording_id, status=status)
-    for field in ("final_loss", "final_step", "tokens"):
-        if recording.HasField(field):
-            setattr(ending, field, getattr(recording, field))
-    ending.remarks.extend(recording.remarks)
-    calls.unary("FinishRecording", ending)
+    ending = Ending.of(recording_from_proto(recording))
+    if ending.status not in ENDING_STATUSES:
+        ending = replace(ending, status="interrupted")
+    calls.unary("FinishRecording", ending_to_proto(ending, recording_id=recording_id))
     return rows
 
 

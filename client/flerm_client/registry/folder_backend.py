@@ -91,22 +91,20 @@ class StoredRecording:
         ending = self.last.ending
         changed_at = datetime.fromtimestamp(self.last.path.stat().st_mtime, UTC)
         logged = [row.tokens for row in rows if row.tokens is not None]
-        tokens = ending.tokens if ending is not None else None
+        ended = (ending or Ending()).as_dict() | {"status": self.last.status}
+        if ended["tokens"] is None and logged:
+            ended["tokens"] = logged[-1]
         return Recording(
             spec=self.spec,
-            status=self.last.status,
             attempt=len(self.attempts),
             rows=len(rows),
             first_step=rows[0].step if rows else 0,
             last_step=rows[-1].step if rows else 0,
-            final_loss=ending.final_loss if ending is not None else None,
-            tokens=logged[-1] if tokens is None and logged else tokens,
             created_at=self.attempts[0].attempt.started_at,
             updated_at=changed_at,
             finished_at=changed_at if ending is not None else None,
             parameter_count=len(self.spec.parameters),
-            final_step=ending.final_step if ending is not None else None,
-            remarks=ending.remarks if ending is not None else (),
+            **ended,
         )
 
 

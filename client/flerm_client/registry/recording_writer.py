@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
@@ -172,11 +173,11 @@ class RecordingWriter:
         found = self._backend.recording(recording_id)
         last = max(found.final_step or 0, found.last_step)
         self._backend.start(found.spec, Attempt(resume_at=last + 1))
-        ending = Ending(
+        ending = replace(
+            Ending.of(found),
             status=status,
             final_loss=final_loss,
             final_step=last,
-            tokens=found.tokens,
             remarks=(*found.remarks, *remarks),
         )
         return self._backend.finish(recording_id, ending)

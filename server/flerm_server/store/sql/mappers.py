@@ -111,7 +111,7 @@ def ending_to_row(ending: Ending) -> dict[str, Any]:
 
     Tokens that the end does not state stay those of the last row.
     """
-    stated = {each.name: getattr(ending, each.name) for each in fields(ending)}
+    stated = ending.as_dict()
     return {name: value for name, value in stated.items() if name != "tokens" or value is not None}
 
 

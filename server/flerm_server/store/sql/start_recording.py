@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from flerm_core.errors import AlreadyExists, Refused
 from flerm_core.records.comparability import comparability_of, refuse_other_recording
-from flerm_core.records.recording import Attempt, ParameterList, RecordingSpec, in_order
+from flerm_core.records.recording import Attempt, Ending, ParameterList, RecordingSpec, in_order
 from flerm_core.records.validation import MAX_MOMENT
 from flerm_server.store.interface import Started
 from flerm_server.store.quotas import UNLIMITED, Quotas
@@ -17,6 +17,7 @@ from flerm_server.store.sql import comparability
 from flerm_server.store.sql.engine import insert_new, timestamp_from_column, timestamp_to_column
 from flerm_server.store.sql.listings import family_key
 from flerm_server.store.sql.mappers import (
+    ending_to_row,
     parameters_to_row,
     recording_from_row,
     select_recordings,
@@ -283,13 +284,9 @@ def recompute_visibility(
         sa.select(recordings.c.attempt).where(recordings.c.key == recording_key)
     ).scalar_one()
     if before != latest.number:
-        values |= {
+        values |= ending_to_row(Ending(status=latest.status)) | {
             "attempt": latest.number,
-            "status": latest.status,
             "finished_at": latest.finished_at,
-            "final_loss": None,
-            "final_step": None,
-            "remarks": [],
             "lease_until": lease_until,
         }
     connection.execute(
