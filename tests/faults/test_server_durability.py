@@ -15,9 +15,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
+import httpx
 import numpy as np
 import psycopg
 import pytest
@@ -26,9 +28,11 @@ from flerm_core.records.recording import Measurement, ParameterList
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
-from tests.conftest import PostgresCluster, StartRegistry
+from tests.conftest import PostgresCluster, RegistryProcess, StartRegistry
 from tests.server.conftest import migrate
 from tests.server.samples import family, spec
+from tests.support.small_disk import small_file_system
+from tests.support.waiting import until
 
 TENSORS = 500
 NAMES = tuple(f"layers.{at}.weight" for at in range(TENSORS))
@@ -152,20 +156,18 @@ def test_postgresql_restarts_under_a_running_server(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB. Where none may be mounted the test fails; it is not skipped."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    as_root = [] if os.getuid() == 0 else ["sudo", "-n"]
-    options = f"size=4m,uid={os.getuid()},gid={os.getgid()}"
-    mount = [*as_root, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    mounted = subprocess.run(mount, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.fail(
-            "the tests must be allowed to mount a tmpfs, as root or by sudo: "
-            f"{mounted.stderr.strip()}"
-        )
-    yield folder
-    subprocess.run([*as_root, "umount", "--lazy", str(folder)], check=True)
+    with small_file_system(tmp_path / "small", megabytes=4) as folder:
+        yield folder
+
+
+def probe(registry: RegistryProcess, status: int) -> str:
+    """Waits until `/readyz` answers `status`; what it says."""
+
+    def asked() -> httpx.Response:
+        return httpx.get(f"{registry.http}/readyz", timeout=20)
+
+    until(lambda: asked().status_code == status, f"/readyz never answers {status}")
+    return asked().text
 
 
 def fill_up(stub: rpc.RegistryStub, recording: str) -> int:
@@ -183,15 +185,18 @@ def fill_up(stub: rpc.RegistryStub, recording: str) -> int:
 def test_a_full_disk_refuses_and_loses_nothing(start_registry: StartRegistry, small_disk: Path):
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(1 << 20))
-    with grpc.insecure_channel(
-        start_registry(db=f"sqlite:///{small_disk}/registry.db").grpc
-    ) as channel:
+    registry = start_registry(db=f"sqlite:///{small_disk}/registry.db")
+    with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
         recording = start(stub)
+        probe(registry, 200)
         last = fill_up(stub, recording)
         assert last > 10
+        told = probe(registry, 503)
+        assert "no room for 512 KiB more: No space left" in told and str(small_disk) not in told
         assert steps(stub, recording) == list(range(1, last + 1))
         ballast.unlink()
+        probe(registry, 200)
         append(stub, recording, last + 1)
         assert steps(stub, recording) == list(range(1, last + 2))
 
@@ -204,6 +209,46 @@ def test_a_file_that_may_not_grow_refuses_and_loses_nothing(start_registry: Star
         soft, hard = resource.prlimit(registry.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(registry.process.pid, resource.RLIMIT_FSIZE, (1 << 20, hard))
         last = fill_up(stub, recording)
+        resource.prlimit(registry.process.pid, resource.RLIMIT_FSIZE, (1 << 12, hard))
+        probe(registry, 503)
         resource.prlimit(registry.process.pid, resource.RLIMIT_FSIZE, (soft, hard))
+        probe(registry, 200)
         append(stub, recording, last + 1)
         assert steps(stub, recording) == list(range(1, last + 2))
+
+
+def test_a_full_disk_of_postgresql_refuses_and_loses_nothing(
+    start_registry: StartRegistry, postgres: PostgresCluster, tmp_path: Path
+):
+    admin = postgres.new_database()
+    owner = (postgres.folder / "data").stat()
+    with (
+        small_file_system(postgres.folder / "small", megabytes=32, owner=owner) as folder,
+        psycopg.connect(admin, autocommit=True) as connection,
+    ):
+        place = folder / "space"
+        place.mkdir()
+        os.chown(place, owner.st_uid, owner.st_gid)
+        connection.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
+        connection.execute("CREATE DATABASE full_disk TABLESPACE small")
+        registry = start_registry(db=migrate(admin.rpartition("/")[0] + "/full_disk"))
+        ballast = folder / "ballast"
+        with grpc.insecure_channel(registry.grpc) as channel:
+            stub = rpc.RegistryStub(channel)
+            recording = start(stub)
+            probe(registry, 200)
+            room = os.statvfs(folder)
+            with suppress(OSError), ballast.open("wb") as file:
+                while True:
+                    file.write(bytes(room.f_frsize))
+            last = fill_up(stub, recording)
+            assert "No space left" in probe(registry, 503)
+            assert steps(stub, recording) == list(range(1, last + 1))
+            ballast.unlink()
+            probe(registry, 200)
+            append(stub, recording, last + 1)
+            assert steps(stub, recording) == list(range(1, last + 2))
+        registry.process.kill()
+        registry.process.wait()
+        connection.execute("DROP DATABASE full_disk WITH (FORCE)")
+        connection.execute("DROP TABLESPACE small")

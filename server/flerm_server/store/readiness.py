@@ -6,40 +6,55 @@ import threading
 import time
 from collections.abc import Callable
 
-from flerm_core.errors import FlermError, Unreachable
+from flerm_core.errors import Unreachable
 from flerm_server.store.interface import StoreInfo
 
 FRESH_SECONDS = 1.0  # how long an answer stands for others who ask
-WAIT_SECONDS = 1.0  # a trial that takes longer tells those who wait that the store is not ready
+WAIT_SECONDS = 2.0  # whoever asks is told after this time that the store is not ready
 
 
 class Readiness:
-    """One trial at a time. Probes that ask while a trial hangs neither hang nor pile up."""
+    """One trial at a time, on a thread of its own.
+
+    Probes that ask while a trial hangs neither hang nor pile up.
+    """
 
     def __init__(self, trial: Callable[[], StoreInfo]) -> None:
         """trial: raises a `FlermError` when the store cannot be written."""
         self._trial = trial
-        self._trying = threading.Lock()
-        self._answer: StoreInfo | FlermError | None = None
+        self._changed = threading.Condition()
+        self._answer: StoreInfo | Exception | None = None
         self._answered_at = 0.0
-        self._began_at = 0.0
+        self._began_at: float | None = None  # None: no trial is going on
 
     def check(self) -> StoreInfo:
-        """The answer of a trial that is at most a second old. Raises what the trial raised."""
-        if not self._trying.acquire(timeout=WAIT_SECONDS):
-            taken = time.monotonic() - self._began_at
-            raise Unreachable(f"the database has not answered a trial for {taken:.0f} s")
-        try:
-            self._began_at = time.monotonic()
-            if self._answer is None or self._began_at - self._answered_at > FRESH_SECONDS:
-                try:
-                    self._answer = self._trial()
-                except FlermError as error:
-                    self._answer = error
-                self._answered_at = time.monotonic()
+        """The answer of a trial that is at most a second old. Raises what the trial raised.
+
+        Raises `Unreachable` where there is no such answer within `WAIT_SECONDS`.
+        """
+        with self._changed:
+            if not self._is_fresh() and self._began_at is None:
+                self._began_at = time.monotonic()
+                threading.Thread(target=self._try, name="readiness", daemon=True).start()
+            if not self._changed.wait_for(self._is_fresh, WAIT_SECONDS):
+                taken = time.monotonic() - (self._began_at or self._answered_at)
+                raise Unreachable(f"the database has not answered a trial for {taken:.0f} s")
             answer = self._answer
-        finally:
-            self._trying.release()
-        if isinstance(answer, FlermError):
+        if isinstance(answer, Exception):
             raise answer.with_traceback(None)
+        assert answer is not None  # a fresh answer is one of the two
         return answer
+
+    def _is_fresh(self) -> bool:
+        return self._answer is not None and time.monotonic() - self._answered_at <= FRESH_SECONDS
+
+    def _try(self) -> None:
+        answer: StoreInfo | Exception
+        try:
+            answer = self._trial()
+        except Exception as error:  # for whoever asked
+            answer = error
+        with self._changed:
+            self._answer, self._answered_at = answer, time.monotonic()
+            self._began_at = None
+            self._changed.notify_all()

@@ -10,6 +10,7 @@ from typing import Any
 from flerm_core.errors import FlermError
 
 POOL_SECONDS = 5  # how long a call waits for a connection of the pool
+ROOM_BYTES = 512 << 10  # with less room on its disk a database counts as full
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,13 @@ class Connections(ABC):
     @abstractmethod
     def confirm(self, connection: Any) -> None:
         """Raises `Unreachable` where the transaction just committed may not be durable."""
+
+    @abstractmethod
+    def require_room(self, connection: Any) -> None:
+        """Raises an error of the driver, or `Unreachable`, where the disk has no `ROOM_BYTES` left.
+
+        connection: in a transaction. Nothing stays on the disk.
+        """
 
     @abstractmethod
     def has_failed(self, connection: Any, error: Exception) -> bool:

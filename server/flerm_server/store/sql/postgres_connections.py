@@ -16,7 +16,7 @@ from psycopg.pq import TransactionStatus
 from typing_extensions import override
 
 from flerm_core.errors import FlermError, Refused, Unreachable
-from flerm_server.store.sql.connections import Connections, TransactionKind
+from flerm_server.store.sql.connections import ROOM_BYTES, Connections, TransactionKind
 from flerm_server.store.sql.database_url import libpq_options, public_name
 
 Result = TypeVar("Result")
@@ -41,6 +41,14 @@ _SETTINGS = (
 _DURABLE = (
     "SELECT set_config('synchronous_commit', 'on', true) "
     "WHERE current_setting('synchronous_commit') = 'off'"
+)
+
+# A sort that memory does not hold goes to the disk of the database's tables. Whoever may read may
+# sort, while the size of the free disk is told to superusers alone.
+_ROOM = (
+    "SET LOCAL work_mem = 64; SET LOCAL temp_tablespaces = ''; "
+    f"SELECT count(*) FROM (SELECT row::text || repeat('x', {ROOM_BYTES // 64}) COLLATE \"C\" AS "
+    "text FROM generate_series(1, 64) AS row ORDER BY text OFFSET 0) AS sorted"
 )
 
 
@@ -121,6 +129,10 @@ class PostgresConnections(Connections):
     @override
     def confirm(self, connection: PatientConnection) -> None:
         """A commit that PostgreSQL has answered is durable."""
+
+    @override
+    def require_room(self, connection: PatientConnection) -> None:
+        connection.execute(_ROOM)
 
     @override
     def has_failed(self, connection: PatientConnection, error: Exception) -> bool:

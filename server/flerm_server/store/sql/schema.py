@@ -16,7 +16,7 @@ from flerm_core.errors import Refused
 from flerm_server.store.sql import change_counts
 from flerm_server.store.sql.backups import backup
 from flerm_server.store.sql.database_url import database_file
-from flerm_server.store.sql.engine import transaction
+from flerm_server.store.sql.engine import connections_of, transaction
 from flerm_server.store.sql.sqlite_connections import create_file
 from flerm_server.store.sql.tables import NEEDS, metadata, schema_support
 
@@ -107,13 +107,14 @@ def check(engine: sa.Engine) -> SchemaState:
 def check_writable(engine: sa.Engine) -> SchemaState:
     """The revisions, as `check`, read by a transaction that also wrote something to the disk.
 
-    Raises `Unreachable` when the database cannot be written now.
+    Raises `Unreachable` when the database cannot be written now, or its disk is full.
     """
     with transaction(engine, writes=True) as connection:
         found = _state(connection)
         if not found.problem:
             same = schema_support.c.oldest_server
             connection.execute(schema_support.update().values(oldest_server=same))
+            connections_of(engine).require_room(connection.connection.driver_connection)
     if found.problem:
         raise Refused(found.problem)
     return found

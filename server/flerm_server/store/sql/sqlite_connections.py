@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from urllib.parse import quote
 
 from typing_extensions import override
 
 from flerm_core.errors import FlermError, Unreachable
-from flerm_server.store.sql.connections import Connections, TransactionKind
+from flerm_server.store.sql.connections import ROOM_BYTES, Connections, TransactionKind
 from flerm_server.store.sql.sqlite_ownership import FileIds, SqliteOwnership, file_ids
 
 BUSY_SECONDS = 8  # how long a writer waits for another writer
@@ -78,6 +80,23 @@ class SqliteConnections(Connections):
     def confirm(self, connection: SqliteConnection) -> None:
         if file_ids(self._file) != connection.files:
             raise self._gone()
+
+    @override
+    def require_room(self, connection: Any) -> None:
+        # What a transaction writes may fit into parts of the log that are free again. So room is
+        # asked for behind the end of the longer file, where quotas and limits of a file's size
+        # count too.
+        sizes = [
+            path.stat().st_size for path in (self._file, Path(f"{self._file}-wal")) if path.exists()
+        ]
+        try:
+            with TemporaryFile(dir=self._file.absolute().parent) as trial:
+                os.posix_fallocate(trial.fileno(), max(sizes, default=0), ROOM_BYTES)
+        except OSError as error:
+            raise Unreachable(
+                f"the database {self._file} has no room for {ROOM_BYTES >> 10} KiB more: "
+                f"{error.strerror}"
+            ) from error
 
     @override
     def has_failed(self, connection: Any, error: Exception) -> bool:
