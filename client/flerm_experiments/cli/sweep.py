@@ -79,6 +79,11 @@ def sweep(
             say(f"{name}: {spec.load(name).title}")
         return
     chosen: Sweep = spec.load(what)
+    if chosen.command is not None and chosen.command.search is not None:
+        raise InvalidInput(
+            f"search: {what} has it for flerm tune, but flerm sweep compares models at fixed "
+            "values: put the values that were found into base and target, and remove [search]"
+        )
     if seeds is not None:
         chosen = replace(chosen, seeds=seeds)
     if on == "slurm":

@@ -45,14 +45,22 @@ def tune(
     sweep = spec.load(what)
     command = logic.command_of(sweep)
     end_with_children()
-    executor = executors.executor_named(on, jobs, sweep)
-    base = logic.sweep_base(sweep, registry, executor, partial(print_progress, sweep))
+    new_executor = partial(executors.executor_named, on, jobs, sweep)
+    base = logic.sweep_base(
+        sweep,
+        registry,
+        new_executor,
+        partial(print_progress, sweep),
+        lambda line: typer.echo(line, err=True),
+    )
     if not as_json:
         say(written.answer_sentence(base))
         say(f"{base.row.runs} trainings of the base took {duration(base.row.seconds)} in all.")
-    executor = executors.executor_named(on, jobs, sweep)
     run = logic.train_target(
-        base, registry, executor, (lambda _: None) if as_json else (lambda text: say(f"\n{text}\n"))
+        base,
+        registry,
+        new_executor(),
+        (lambda _: None) if as_json else (lambda text: say(f"\n{text}\n")),
     )
     folder = report or command.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +71,7 @@ def tune(
         print_json(
             {
                 "lr": base.lr,
+                "values": {} if base.searched is None else base.searched.best.by_name,
                 "optimum": base.row.optimum,
                 "interval": base.interval,
                 "base_runs": base.row.runs,

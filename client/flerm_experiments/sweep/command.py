@@ -7,14 +7,15 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.records.recording import content_digest
+from flerm_experiments.sweep.run_limits import RunLimits
+from flerm_experiments.sweep.search_space import SearchSpace, Value
 
-Value = int | float | str
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 GIVEN = ("lr", "seed", "folder")
 """The placeholders that every command has; `folder` is the run's own folder."""
@@ -143,10 +144,8 @@ class Command:
         value, `{{` and `}}` for braces.
     base, target: pairs of key and value.
     objective: None: the loss that `flerm.log` is told.
-    cpus, gpus: of one run.
-    time_limit: seconds of one run; None: none.
-    retries: how often a run that fails is tried again.
-    early_stop: whether runs at hopeless rates are stopped.
+    limits: of one run.
+    search: what is tuned on the base before the curve of its rates; None: nothing.
     folder: for outputs, a folder for each run.
     directory: where the command runs.
     """
@@ -157,11 +156,8 @@ class Command:
     folder: Path
     directory: Path
     objective: Objective | None = None
-    cpus: int = 1
-    gpus: int = 0
-    time_limit: float | None = None
-    retries: int = 0
-    early_stop: bool = False
+    limits: RunLimits = field(default_factory=RunLimits)
+    search: SearchSpace | None = None
 
     @property
     def base_scale(self) -> CommandScale:
@@ -180,6 +176,13 @@ class Command:
         if self.objective is not None:
             content["objective"] = [self.objective.line, self.objective.file, self.objective.key]
         return content_digest(content)[:32]
+
+    def with_values(self, values: Mapping[str, Value]) -> Command:
+        """This command with `values` for the dimensions of its search, which is then over."""
+        chosen = tuple(values.items())
+        return replace(
+            self, base=(*self.base, *chosen), target=(*self.target, *chosen), search=None
+        )
 
     def words(self, values: Mapping[str, str]) -> tuple[str, ...]:
         """The command's words, with `values` for its placeholders."""
@@ -224,8 +227,8 @@ def check_placeholders(text: str, keys: Iterable[str], *, several_seeds: bool) -
     for key in keys:
         if key not in found:
             raise InvalidInput(
-                f"command has no {{{key}}}, but base and target give it a value: all models would "
-                "be the same"
+                f"command has no {{{key}}}, but base and target, or the search, give it a value: "
+                "all runs would be the same"
             )
     if several_seeds and "seed" not in found:
         raise InvalidInput(

@@ -8,10 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
 from flerm_core.errors import InvalidInput
-from flerm_experiments.sweep.command import Command
 from flerm_experiments.sweep.command_job import CommandJob, run_command
 from flerm_experiments.sweep.executors import Executor, available_cores
 from flerm_experiments.sweep.job_outcome import JobOutcome
+from flerm_experiments.sweep.run_limits import RunLimits
 from flerm_experiments.sweep.trials import AnyJob
 
 
@@ -21,31 +21,32 @@ class CommandExecutor(Executor):
     A slot has the command's processors, or its GPUs, which CUDA_VISIBLE_DEVICES then names.
     """
 
-    def __init__(self, command: Command, jobs: int | None = None) -> None:
-        """jobs: how many at a time; None for as many as there are slots.
+    def __init__(self, limits: RunLimits, jobs: int | None = None) -> None:
+        """limits: of one run.
+        jobs: how many at a time; None for as many as there are slots.
 
         Raises `InvalidInput` for fewer than 1 job, or more than slots, and where there are too few
         processors or GPUs for one.
         """
         self._devices: SimpleQueue[str | None] = SimpleQueue()
-        if command.gpus:
+        if limits.gpus:
             visible = visible_devices()
-            slots, of = len(visible) // command.gpus, f"{len(visible)} GPUs of this machine"
-            groups = [visible[at * command.gpus : (at + 1) * command.gpus] for at in range(slots)]
+            slots, of = len(visible) // limits.gpus, f"{len(visible)} GPUs of this machine"
+            groups = [visible[at * limits.gpus : (at + 1) * limits.gpus] for at in range(slots)]
             for group in groups:
                 self._devices.put(",".join(group))
         else:
-            slots, of = available_cores() // command.cpus, f"{available_cores()} cores here"
+            slots, of = available_cores() // limits.cpus, f"{available_cores()} cores here"
             for _ in range(slots):
                 self._devices.put(None)
         if slots < 1:
-            need = f"run.gpus is {command.gpus}" if command.gpus else f"run.cpus is {command.cpus}"
+            need = f"run.gpus is {limits.gpus}" if limits.gpus else f"run.cpus is {limits.cpus}"
             raise InvalidInput(f"{need}, but there are {of}: a run does not fit")
         self.slots = slots if jobs is None else jobs
         if not 1 <= self.slots <= slots:
             raise InvalidInput(
                 f"jobs is {self.slots}, but it must be from 1 to {slots}: a run has "
-                f"{command.gpus or command.cpus} of the {of}"
+                f"{limits.gpus or limits.cpus} of the {of}"
             )
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(self.slots, thread_name_prefix="flerm-run")

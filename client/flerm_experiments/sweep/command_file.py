@@ -15,22 +15,24 @@ from flerm_experiments.sweep.command import (
     Command,
     CommandScale,
     Objective,
-    Value,
     check_placeholders,
     placeholders,
     split,
 )
 from flerm_experiments.sweep.early_stop import require_optuna
+from flerm_experiments.sweep.run_limits import RunLimits
+from flerm_experiments.sweep.search_space import Dimension, SearchSpace, Value
 
 FIELDS = (
     *("command", "title", "family", "initial_lr", "rates", "lr_min", "lr_max"),
-    *("base_seeds", "seeds", "variants", "base", "target", "cell", "objective", "run"),
+    *("base_seeds", "seeds", "variants", "base", "target", "cell", "objective", "run", "search"),
 )
 VARIANTS = ("plain", "matched")
 """What a command can be told: to train as it is, or matched."""
 RUN = ("cpus", "gpus", "time_limit", "retries", "early_stop", "folder")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BASE_SEEDS = 2
+_TRIALS = 20
 
 
 def command_sweep(
@@ -50,7 +52,8 @@ def command_sweep(
     seeds = _whole("seeds", content.get("seeds", 1), 1)
     base_seeds = _whole("base_seeds", content.get("base_seeds", _BASE_SEEDS), 1)
     command = _command(content, name, directory)
-    keys = [key for key, _ in command.base]
+    searched = command.search.dimensions if command.search is not None else ()
+    keys = [*(key for key, _ in command.base), *(each.name for each in searched)]
     check_placeholders(command.text, keys, several_seeds=max(seeds, base_seeds) > 1)
     family = _text("family", content.get("family", name))
     validate_family_name(family)
@@ -91,12 +94,55 @@ def _command(content: Mapping[str, Any], name: str, directory: Path) -> Command:
         folder=directory / folder,
         directory=directory,
         objective=_objective(content["objective"]) if "objective" in content else None,
-        cpus=_whole("run.cpus", run.get("cpus", 1), 1),
-        gpus=_whole("run.gpus", run.get("gpus", 0), 0),
-        time_limit=_seconds(run["time_limit"]) if "time_limit" in run else None,
-        retries=_whole("run.retries", run.get("retries", 0), 0),
-        early_stop=_early_stop(run.get("early_stop", False)),
+        limits=RunLimits(
+            cpus=_whole("run.cpus", run.get("cpus", 1), 1),
+            gpus=_whole("run.gpus", run.get("gpus", 0), 0),
+            time_limit=_seconds(run["time_limit"]) if "time_limit" in run else None,
+            retries=_whole("run.retries", run.get("retries", 0), 0),
+            early_stop=_early_stop(run.get("early_stop", False)),
+        ),
+        search=_search(content["search"], dict(base)) if "search" in content else None,
     )
+
+
+def _search(table: Any, base: Mapping[str, Value]) -> SearchSpace:
+    if not isinstance(table, dict) or set(table) <= {"trials"}:
+        raise InvalidInput(
+            f"search is {table!r}, but it must be a table of what is tuned, such as "
+            "decay = [0.0, 0.1]"
+        )
+    require_optuna("[search]")
+    dimensions = []
+    for name, value in table.items():
+        if name == "trials":
+            continue
+        _check_key("search", name)
+        if name in base:
+            raise InvalidInput(
+                f"search.{name} has a value in base and target, but it must have either these or a "
+                "place in the search"
+            )
+        dimensions.append(_dimension(name, value))
+    trials = _whole("search.trials", table.get("trials", _TRIALS), 1)
+    return SearchSpace(dimensions=tuple(dimensions), trials=trials)
+
+
+def _dimension(name: str, value: Any) -> Dimension:
+    if isinstance(value, list) and value:
+        for each in value:
+            _check_value(f"search.{name}", each)
+        return Dimension(name=name, values=tuple(value))
+    if not (isinstance(value, dict) and {"low", "high"} <= set(value)):
+        raise InvalidInput(
+            f"search.{name} is {value!r}, but it must be a list of values, or a table with low, "
+            "high and, for even logarithms, log = true"
+        )
+    bounds = _table(f"search.{name}", value, ("low", "high", "log"))
+    for each in ("low", "high"):
+        if isinstance(bounds[each], bool) or not isinstance(bounds[each], int | float):
+            raise InvalidInput(f"search.{name}.{each} is {bounds[each]!r}, but it must be a number")
+    log = _true_or_false(f"search.{name}.log", bounds.get("log", False))
+    return Dimension(name=name, low=bounds["low"], high=bounds["high"], log=log)
 
 
 def _objective(table: Any) -> Objective:
@@ -153,17 +199,24 @@ def _values(name: str, table: Any) -> tuple[tuple[str, Value], ...]:
     if not (isinstance(table, dict) and (table or name == "cell")):
         raise InvalidInput(f"{name} must be a table of the model's sizes, such as width = 64")
     for key, value in table.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise InvalidInput(
-                f"{name}.{key} is {value!r}, but it must be a number or a text: the placeholder's "
-                "value"
-            )
-        if key in (*GIVEN, "variants", "seeds") or not re.fullmatch(r"\w+", key):
-            raise InvalidInput(
-                f"{name}.{key} cannot be a key: it must be a word, and none of "
-                f"{', '.join((*GIVEN, 'variants', 'seeds'))}"
-            )
+        _check_value(f"{name}.{key}", value)
+        _check_key(name, key)
     return tuple(table.items())
+
+
+def _check_value(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise InvalidInput(
+            f"{name} is {value!r}, but it must be a number or a text: the placeholder's value"
+        )
+
+
+def _check_key(name: str, key: str) -> None:
+    taken = (*GIVEN, "variants", "seeds", "trials")
+    if key in taken or not re.fullmatch(r"\w+", key):
+        raise InvalidInput(
+            f"{name}.{key} cannot be a key: it must be a word, and none of {', '.join(taken)}"
+        )
 
 
 def _variants(name: str, value: Any) -> list[str]:
@@ -212,10 +265,14 @@ def _rate(name: str, value: Any) -> float:
 
 
 def _early_stop(value: Any) -> bool:
+    if _true_or_false("run.early_stop", value):
+        require_optuna("run.early_stop")
+    return bool(value)
+
+
+def _true_or_false(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise InvalidInput(f"run.early_stop is {value!r}, but it must be true or false")
-    if value:
-        require_optuna()
+        raise InvalidInput(f"{name} is {value!r}, but it must be true or false")
     return value
 
 

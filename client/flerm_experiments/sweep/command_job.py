@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +32,7 @@ from flerm_experiments.sweep.early_stop import (
     reason_to_stop,
 )
 from flerm_experiments.sweep.job_outcome import JobOutcome
+from flerm_experiments.sweep.run_limits import RunLimits
 
 JOB_TAG = "job"
 """The tag that holds a job's key."""
@@ -64,10 +65,7 @@ class CommandJob:
     registry: its address; None for FLERM_REGISTRY.
     instructions: what its script is told.
     objective: None for the loss that the script logs.
-    cpus, gpus: that it needs.
-    time_limit: seconds of one attempt; None for none.
-    retries: further attempts after one that failed.
-    early_stop: whether it is stopped where its rate is hopeless.
+    limits: that its process has.
     """
 
     key: str
@@ -77,11 +75,7 @@ class CommandJob:
     registry: str | None
     instructions: RunInstructions
     objective: Objective | None = None
-    cpus: int = 1
-    gpus: int = 0
-    time_limit: float | None = None
-    retries: int = 0
-    early_stop: bool = False
+    limits: RunLimits = field(default_factory=RunLimits)
 
     @property
     def tags(self) -> Mapping[str, str]:
@@ -103,7 +97,7 @@ class CommandJob:
         own = self.instructions.variables()
         if self.registry is not None:
             own["FLERM_REGISTRY"] = self.registry
-        threads = {"OMP_NUM_THREADS": str(self.cpus)} if "OMP_NUM_THREADS" not in os.environ else {}
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.limits.cpus))}
         return {**os.environ, **threads, **own}
 
 
@@ -128,7 +122,7 @@ def run_command(
     with (job.folder / "lock").open("a+") as lock:
         _wait_for_lock(lock, stopped)
         ended, problem = _ended(job, patient=False), ""
-        for _ in range(1 + job.retries):
+        for _ in range(1 + job.limits.retries):
             if ended is not None:
                 break
             try:
@@ -240,14 +234,15 @@ def _ending_group(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _watch(job: CommandJob, process: subprocess.Popen[bytes], stopped: Stopped) -> str:
-    until = None if job.time_limit is None else time.monotonic() + job.time_limit
+    limit = job.limits.time_limit
+    until = None if limit is None else time.monotonic() + limit
     look = time.monotonic() + _LOOK_AT_LOSSES
     while (code := process.poll()) is None:
         if stopped():
             raise KeyboardInterrupt
         if until is not None and time.monotonic() > until:
-            return f"it ran longer than its time limit of {job.time_limit:g} s; see {job.output}"
-        if job.early_stop and time.monotonic() > look:
+            return f"it ran longer than its time limit of {limit:g} s; see {job.output}"
+        if job.limits.early_stop and time.monotonic() > look:
             if why := reason_to_stop(_losses(job)):
                 raise _Hopeless(why)
             look = time.monotonic() + _LOOK_AT_LOSSES

@@ -23,11 +23,11 @@ class Losses:
     others: Sequence[Mapping[int, float]]
 
 
-def require_optuna() -> None:
-    """Raises `Unsupported` where Optuna is not installed."""
+def require_optuna(what: str) -> None:
+    """Raises `Unsupported` where Optuna is not installed, which `what` needs."""
     if util.find_spec("optuna") is None:
         raise Unsupported(
-            "optuna is not installed, which run.early_stop needs: pip install 'flerm[optuna]'"
+            f"optuna is not installed, which {what} needs: pip install 'flerm[optuna]'"
         )
 
 

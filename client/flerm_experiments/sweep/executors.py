@@ -166,13 +166,13 @@ def executor_named(name: str, jobs: int | None, sweep: Sweep) -> Executor:
     if name == "local" and command is not None:
         from flerm_experiments.sweep.command_executor import CommandExecutor
 
-        return CommandExecutor(command, jobs)
+        return CommandExecutor(command.limits, jobs)
     if name == "local":
         return LocalExecutor(jobs)
     if name == "ray":
         if command is None:
             return RayExecutor(jobs)
-        return RayExecutor(jobs, cpus=command.cpus, gpus=command.gpus)
+        return RayExecutor(jobs, cpus=command.limits.cpus, gpus=command.limits.gpus)
     raise InvalidInput(f"on is {name!r}, but it must be one of {', '.join(EXECUTORS)}")
 
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from flerm_experiments.sweep.job_outcome import duration
 from flerm_experiments.sweep.loss_drawing import loss_drawing
+from flerm_experiments.sweep.sampler_search import SearchAnswer, label, short, values_text
 from flerm_experiments.sweep.tune import BaseAnswer, TunedRun
 
 Row = Sequence[str]
+_SHOWN_POINTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ def sections(run: TunedRun) -> list[Section]:
     """What the report says."""
     return [
         _answer(run),
+        *([_searched(run.base.searched)] if run.base.searched is not None else []),
         _curve(run),
         _cost(run),
         _matched(run),
@@ -68,6 +71,8 @@ def page(run: TunedRun) -> str:
 def answer_sentence(base: BaseAnswer) -> str:
     """The rate to use, in a sentence."""
     sentence = f"The best learning rate of the base is {base.lr:.4g}"
+    if base.searched is not None:
+        sentence += f", with {values_text(base.searched.best)}"
     if not math.isnan(base.row.optimum):
         sentence += f"; the optimum of its curve lies at {base.row.optimum:.4g}"
     if not math.isnan(base.interval.low):
@@ -93,6 +98,35 @@ def _answer(run: TunedRun) -> Section:
             f"{run.big.recording} in the family {run.base.sweep.family_name}.",
             f"The command is: {command.text}",
         ),
+    )
+
+
+def _searched(search: SearchAnswer) -> Section:
+    names = list(search.best.by_name)
+    rows: list[Row] = [("loss", "learning rate", *names)]
+    for point in search.ranked[:_SHOWN_POINTS]:
+        loss = search.points[point].loss
+        shown = "no loss" if math.isinf(loss) else f"{loss:.4f}"
+        values = (short(value) for value in point.by_name.values())
+        rows.append((shown, f"{search.sweep.lr_at(point.lr_index):.4g}", *values))
+    more = len(search.points) - _SHOWN_POINTS
+    return Section(
+        "What was searched",
+        (
+            f"{_count(len(search.points), 'run')} of the base with seed 0 searched "
+            f"{' and '.join(names)} together with the learning rate; the curve below, and the big "
+            "model, have the values of the first row.",
+            *(
+                (f"The table has the best {_SHOWN_POINTS}, and leaves out {more}.",)
+                if more > 0
+                else ()
+            ),
+            *(
+                f"Failed: {label(search.sweep, point)}: {why}"
+                for point, why in search.failures.items()
+            ),
+        ),
+        table=tuple(rows),
     )
 
 
@@ -126,11 +160,18 @@ def _spacing(run: TunedRun) -> str:
 
 
 def _cost(run: TunedRun) -> Section:
-    runs, spent = run.base.row.runs, run.base.row.seconds
+    searched = [] if run.base.searched is None else run.base.searched.points.values()
+    # Runs of the search that lie on the curve are in both.
+    seconds = {each.recording: each.seconds for each in (*run.base.finished.values(), *searched)}
+    runs, spent = len(seconds), math.fsum(seconds.values())
     whole = runs * run.big.seconds
     rows = (
         ("what", "runs", "time"),
-        ("sweep of the base", f"{runs}", duration(spent)),
+        (
+            "search and sweep of the base" if searched else "sweep of the base",
+            f"{runs}",
+            duration(spent),
+        ),
         ("the big run", "1", duration(run.big.seconds)),
         ("together", f"{runs + 1}", duration(spent + run.big.seconds)),
         ("a sweep of the big model", f"{runs}", duration(whole)),

@@ -45,7 +45,8 @@ def job_script(
         sweep.part(cell)
     processors, gpus = jobs or 1, 0
     if sweep.command is not None:
-        processors, gpus = processors * sweep.command.cpus, processors * sweep.command.gpus
+        limits = sweep.command.limits
+        processors, gpus = processors * limits.cpus, processors * limits.gpus
     options = [
         "--registry",
         registry,

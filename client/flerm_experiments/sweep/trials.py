@@ -88,11 +88,7 @@ def _command_job(sweep: Sweep, command: Command, trial: Trial, registry: str | N
             judged_later=command.objective is not None,
         ),
         objective=command.objective,
-        cpus=command.cpus,
-        gpus=command.gpus,
-        time_limit=command.time_limit,
-        retries=command.retries,
-        early_stop=command.early_stop,
+        limits=command.limits,
     )
 
 

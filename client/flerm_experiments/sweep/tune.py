@@ -16,6 +16,7 @@ from flerm_experiments.sweep.planner import base_best_index
 from flerm_experiments.sweep.registry_state import FinishedTrial, finished_trials
 from flerm_experiments.sweep.results import CurveRow, curve_rows
 from flerm_experiments.sweep.runner import SweepProgress, run_sweep
+from flerm_experiments.sweep.sampler_search import SearchAnswer, search_base
 from flerm_experiments.sweep.spec import Cell, Sweep
 from flerm_experiments.sweep.trials import Trial, job_of
 
@@ -30,6 +31,7 @@ class BaseAnswer:
     row: its curve.
     interval: of the optimum, a learning rate, over seeds.
     finished: the base's trainings.
+    searched: what was tuned besides the rate; None: nothing.
     """
 
     sweep: Sweep
@@ -37,6 +39,7 @@ class BaseAnswer:
     row: CurveRow
     interval: Interval
     finished: Mapping[Trial, FinishedTrial]
+    searched: SearchAnswer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +74,24 @@ def command_of(sweep: Sweep) -> Command:
 def sweep_base(
     sweep: Sweep,
     registry: str | None,
-    executor: Executor,
+    new_executor: Callable[[], Executor],
     on_progress: Callable[[SweepProgress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> BaseAnswer:
-    """Trains what is missing of the base's curve. Raises `FlermError` where trainings failed."""
+    """Searches what the sweep tunes besides the rate, then trains what is missing of the curve.
+
+    say: gets a line for each point of the search.
+
+    The sweep of the answer has the values that were found. Raises `FlermError` where trainings
+    failed.
+    """
+    command = command_of(sweep)
+    searched = None
+    if command.search is not None:
+        searched = search_base(sweep, command.search, registry, new_executor(), say)
+        sweep = searched.sweep_of_best
     base = sweep.part("base")
-    progress = run_sweep(base, registry, executor, on_progress=on_progress)
+    progress = run_sweep(base, registry, new_executor(), on_progress=on_progress)
     if progress.failures:
         trial, why = next(iter(progress.failures.items()))
         raise FlermError(
@@ -94,6 +109,7 @@ def sweep_base(
         row=row,
         interval=optimum_interval(runs),
         finished=finished,
+        searched=searched,
     )
 
 

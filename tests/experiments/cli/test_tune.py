@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from flerm_client.cli import main
+from flerm_core.errors import InvalidInput
 from flerm_experiments.cli.init import LINES, init
+from flerm_experiments.cli.sweep import sweep
 from flerm_experiments.cli.tune import tune
 from flerm_experiments.sweep.spec import load
 from tests.experiments.sweep.command_scripts import played, recordings, trained
@@ -56,6 +58,38 @@ def test_the_target_is_trained_once_at_the_bases_best_rate_and_reported(
     assert [each for each in trained(tmp_path) if "dry-run" not in each] == [
         each for each in lines if "dry-run" not in each
     ]
+
+
+def test_further_dimensions_are_searched_on_the_base_and_carried_to_the_target(
+    tmp_path: Path, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = played(
+        tmp_path,
+        options="--decay 0.3 --kind {kind}",
+        rates="[0.0125]",
+        table='[search]\nkind = ["a", "b"]\n',
+    )
+    tune(str(path), registry=address, as_json=True)
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert told["values"] == {"kind": "a"}
+    assert "search 2 of 20: lr 0.0125, kind" in printed.err
+    (big,) = recordings(address, role="scaled")
+    assert big.spec.config["kind"] == "a"
+    # Two runs of the search, one of which is the curve, then the dry run and the big run.
+    assert [line.split()[1] for line in trained(tmp_path)] == [
+        "record", "record", "dry-run", "match",
+    ]  # fmt: skip
+    text = Path(told["reports"][0]).read_text()
+    assert "The best learning rate of the base is 0.0125, with kind a" in text
+    assert "| loss | learning rate | kind |\n| --- | ---: | ---: |\n| 0.1255 | 0.0125 | a |" in text
+    assert "| search and sweep of the base | 2 |" in text
+
+
+def test_flerm_sweep_refuses_a_search(tmp_path: Path, address: str) -> None:
+    path = played(tmp_path, options="--kind {kind}", table='[search]\nkind = ["a", "b"]\n')
+    with pytest.raises(InvalidInput, match=r"search: .* has it for flerm tune, but flerm sweep"):
+        sweep(str(path), registry=address)
 
 
 def test_a_base_that_fails_ends_before_the_big_run(tmp_path: Path, address: str) -> None:

@@ -15,11 +15,14 @@ from flerm_client.registry.client import RegistryClient
 from flerm_client.training.run_instructions import RunInstructions
 
 parser = argparse.ArgumentParser()
-for name, kind in (("lr", float), ("seed", int), ("width", int), ("fail", str), ("out", str)):
+for name, kind in (("lr", float), ("seed", int), ("width", int), ("fail", str), ("out", str),
+                   ("decay", float), ("kind", str)):
     parser.add_argument(f"--{name}", type=kind)
 given = parser.parse_args()
 said = RunInstructions.from_environment()
 loss = (math.log2(given.lr) + 6.3) ** 2 + given.seed / 100 + 1 / given.width
+if given.decay is not None:
+    loss += 4 * abs(given.decay - 0.3) + 2 * (given.kind == "b")
 print(f"step 1 loss {loss + 1}")
 print(f"step 2 loss {loss}")
 with open(os.environ["TRAINED"], "a") as trained:

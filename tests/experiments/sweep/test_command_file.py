@@ -98,7 +98,11 @@ def test_braces_of_the_command_itself_are_doubled() -> None:
     [
         ("{lr}", "1", r"command has no \{lr\}, but every run must get its learning rate"),
         ("{seed}", "1", r"command has no \{seed\}, but there are several seeds"),
-        ("{width}", "1", r"command has no \{width\}, but base and target give it a value"),
+        (
+            "{width}",
+            "1",
+            r"command has no \{width\}, but base and target, or the search, give it a value",
+        ),
         ("{size}", "{siez}", r"command has \{siez\}, which is no placeholder; allowed are \{lr\}"),
         ("--lr", "'--lr", r"which cannot be split: No closing quotation"),
         ("width = 512\n", "", r"target has size, but it must have those of base: width, size"),
@@ -118,6 +122,21 @@ def test_braces_of_the_command_itself_are_doubled() -> None:
         ("[base]", '[objective]\nfile = "a"\n[base]', r"either line, or file and key"),
         ("[base]", '[objective]\nline = "("\n[base]', r"must be a regular expression"),
         ("[base]\n", "[base]\nlr = 1\n", r"base.lr cannot be a key"),
+        ("[base]", "[search]\ntrials = 3\n[base]", r"search is .* a table of what is tuned"),
+        ("[base]", "[search]\nwidth = [1, 2]\n[base]", r"search.width has a value in base and"),
+        ("[base]", "[search]\nlr = [1, 2]\n[base]", r"search.lr cannot be a key"),
+        ("[base]", "[search]\nb = [1, 1]\n[base]", r"search.b is \[1, 1\], .* two values"),
+        (
+            "[base]",
+            "[search]\nb = 0.1\n[base]",
+            r"search.b is 0.1, but it must be a list of values",
+        ),
+        ("[base]", "[search]\nb = {low = 2, high = 1}\n[base]", r"low must be below high"),
+        ("[base]", "[search]\nb = {low = 0, high = 1, log = true}\n[base]", r"must be above 0"),
+        ("[base]", '[search]\nb = {low = 0, high = "1"}\n[base]', r"search.b.high is '1'"),
+        ("[base]", "[search]\nb = [true, 2]\n[base]", r"search.b is True, but it must be a number"),
+        ("[base]", "[search]\nb = [1, 2]\ntrials = 0\n[base]", r"search.trials is 0"),
+        ("[base]", "[search]\nb = [1, 2]\n[base]", r"command has no \{b\}, but .* the search"),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence(old: str, new: str, sentence: str) -> None:
@@ -135,4 +154,7 @@ def test_the_published_schema_has_the_fields_of_the_reader_and_accepts_its_files
     whole = FILE + '[[cell]]\nwidth = 128\n[run]\ntime_limit = "2h"\n[objective]\nline = "(.*)"\n'
     assert is_valid(tomllib.loads(FILE))
     assert is_valid(tomllib.loads(whole))
+    space = "[search]\ntrials = 9\nwarmup = [0, 10]\ndecay = {low = 0.1, high = 1, log = true}\n"
+    assert is_valid(tomllib.loads(FILE + space))
+    assert not is_valid(tomllib.loads(FILE + "[search]\nwarmup = [1]\n"))
     assert not is_valid(tomllib.loads(FILE.replace("{lr}", "1")))

@@ -33,7 +33,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def carried_out(path: Path, address: str) -> dict[Trial, str]:
     sweep = load(str(path))
     assert sweep.command is not None
-    return run_sweep(sweep, address, CommandExecutor(sweep.command)).failures
+    return run_sweep(sweep, address, CommandExecutor(sweep.command.limits)).failures
 
 
 def test_a_sweep_of_a_script_finds_its_optimum_and_trains_nothing_twice(
@@ -173,7 +173,7 @@ def test_the_time_limit_ends_the_whole_process_group(tmp_path: Path, address: st
 
 def test_a_stopped_sweep_leaves_no_process_behind(tmp_path: Path, address: str) -> None:
     sweep = load(str(sleeping(tmp_path)))
-    executor = CommandExecutor(sweep.command)
+    executor = CommandExecutor(sweep.command.limits)
     future = executor.submit(job_of(sweep, Trial(None, 0, 0), address))
     wait_until(lambda: list(tmp_path.glob("flerm-runs/*/*/pids")))
     wait_until(lambda: pids_of(tmp_path))
@@ -244,13 +244,13 @@ def test_every_slot_has_gpus_of_its_own(
     script.write_text(
         "import os\nprint('on', os.environ['CUDA_VISIBLE_DEVICES'])\n" + script.read_text()
     )
-    assert CommandExecutor(load(str(path)).command).slots == 2
+    assert CommandExecutor(load(str(path)).command.limits).slots == 2
     assert carried_out(path, address) == {}
     printed = {log.read_text().splitlines()[0] for log in tmp_path.glob("flerm-runs/*/*/*.log")}
     assert printed == {"on 0,2", "on 5,7"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with pytest.raises(InvalidInput, match=r"run\.gpus is 2, but there are 1 GPUs"):
-        CommandExecutor(load(str(path)).command)
+        CommandExecutor(load(str(path)).command.limits)
 
 
 def test_what_a_signal_ended_is_named(tmp_path: Path, address: str) -> None:

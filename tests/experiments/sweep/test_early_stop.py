@@ -53,14 +53,14 @@ def test_a_stopped_run_counts_as_done_and_as_worse_than_any_loss(tmp_path: Path)
         "[run]\nearly_stop = true\n"
     )
     sweep, address = load(str(path)), f"file://{tmp_path}/registry"
-    assert run_sweep(sweep, address, CommandExecutor(sweep.command)).failures == {}
+    assert run_sweep(sweep, address, CommandExecutor(sweep.command.limits)).failures == {}
     losses = {trial.lr_index: each.loss for trial, each in finished_trials(sweep, address).items()}
     assert losses == {0: pytest.approx(1.1), 1: pytest.approx(1.2), 2: float("inf")}
     (stopped,) = recordings(address, status="interrupted")
     assert stopped.spec.lr == 0.9
     assert stopped.remarks[-1].startswith("stopped early: at step 2 its loss 9 is above")
     before = len(recordings(address))
-    run_sweep(sweep, address, CommandExecutor(sweep.command))
+    run_sweep(sweep, address, CommandExecutor(sweep.command.limits))
     assert len(recordings(address)) == before
     path.write_text(path.read_text().replace("true", "1"))
     with pytest.raises(InvalidInput, match="early_stop is 1, but it must be true or false"):
