@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from statistics import fmean, stdev
 from typing import Any
 
@@ -39,6 +40,12 @@ class SweepRun:
     def counts(self) -> bool:
         """Whether the run is a part of a loss curve."""
         return self.status == "diverged" or (self.status == "completed" and self.loss is not None)
+
+    @property
+    def finite_loss(self) -> float:
+        """The loss of a completed run; infinite of any other, and where it is not finite."""
+        finite = self.status == "completed" and self.loss is not None and math.isfinite(self.loss)
+        return self.loss if finite and self.loss is not None else math.inf
 
     @classmethod
     def of(cls, recording: Recording) -> SweepRun:
@@ -218,7 +225,7 @@ def _asked(recording: Recording, query: BestQuery) -> bool:
 def _curve(runs: Iterable[SweepRun]) -> dict[float, list[SweepRun]]:
     """The runs that count, by rate, ascending."""
     curve: dict[float, list[SweepRun]] = {}
-    for run in sorted(runs, key=lambda run: (run.lr, run.seed)):
+    for run in sorted(runs, key=attrgetter("lr", "seed")):
         if run.counts:
             last = next(reversed(curve), None)
             curve.setdefault(
@@ -230,19 +237,22 @@ def _curve(runs: Iterable[SweepRun]) -> dict[float, list[SweepRun]]:
 def _point(rate: float, runs: Sequence[SweepRun]) -> LossPoint:
     by_seed: dict[int, list[float]] = {}
     for run in runs:
-        finite = run.status == "completed" and run.loss is not None and math.isfinite(run.loss)
-        loss = run.loss if finite and run.loss is not None else math.inf
-        by_seed.setdefault(run.seed, []).append(loss)
+        by_seed.setdefault(run.seed, []).append(run.finite_loss)
     # A seed that was run twice counts once.
-    means = [fmean(its) for its in by_seed.values()]
+    means = [_mean(its) for its in by_seed.values()]
     losses = [loss for loss in means if math.isfinite(loss)]
     return LossPoint(
         lr=rate,
-        loss=fmean(losses) if losses else math.nan,
+        loss=_mean(losses) if losses else math.nan,
         spread=stdev(losses) if len(losses) > 1 else math.nan,
         seeds=len(losses),
         diverged=len(means) - len(losses),
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    # Most seeds have one run at a rate, and `fmean` costs as much as all else here.
+    return values[0] if len(values) == 1 else fmean(values)
 
 
 def _lowest(points: Sequence[LossPoint]) -> int | None:
@@ -253,18 +263,31 @@ def _lowest(points: Sequence[LossPoint]) -> int | None:
 
 
 def _optimum(points: Sequence[LossPoint], best: int) -> float:
-    if not 0 < best < len(points) - 1 or not (points[best - 1].seeds and points[best + 1].seeds):
+    if not 0 < best < len(points) - 1:
         return points[best].lr
-    middle = points[best]
-    low, high = (math.log2(points[at].lr / middle.lr) for at in (best - 1, best + 1))
-    rise_low, rise_high = points[best - 1].loss - middle.loss, points[best + 1].loss - middle.loss
+    around = points[best - 1 : best + 2]
+    losses = [point.loss if point.seeds else math.inf for point in around]
+    return vertex([point.lr for point in around], losses)
+
+
+def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """The learning rate at the vertex of the parabola in log2 lr through three points.
+
+    The middle rate where a loss is infinite, or where the parabola has no lowest point. The vertex
+    lies between the outer rates.
+    """
+    left, middle, right = rates
+    if math.inf in losses:
+        return middle
+    low, high = math.log2(left / middle), math.log2(right / middle)
+    rise_low, rise_high = losses[0] - losses[1], losses[2] - losses[1]
     # a x² + b x through (low, rise_low), (0, 0), (high, rise_high); the common denominator of a and
     # b cancels in the vertex.
     curvature = (rise_low / low - rise_high / high) / (low - high)
     if not curvature > 0:
-        return middle.lr
-    vertex = -(rise_low / low - curvature * low) / (2 * curvature)
-    return float(middle.lr * 2.0 ** min(max(vertex, low), high))
+        return middle
+    place = -(rise_low / low - curvature * low) / (2 * curvature)
+    return float(middle * 2.0 ** min(max(place, low), high))
 
 
 def _spread(runs: Sequence[SweepRun]) -> float:
@@ -277,10 +300,13 @@ def _spread(runs: Sequence[SweepRun]) -> float:
         by_seed.setdefault(run.seed, []).append(run)
     optima = []
     for _, its in sorted(by_seed.items()):
-        points = loss_curve(its) if len(its) > 2 else ()
-        best = _lowest(points)
-        if best is not None and 0 < best < len(points) - 1:
-            optima.append(math.log2(_optimum(points, best)))
+        curve = _curve(its) if len(its) > 2 else {}
+        rates = list(curve)
+        losses = [_mean([run.finite_loss for run in at]) for at in curve.values()]
+        best = losses.index(min(losses)) if losses else 0
+        if 0 < best < len(losses) - 1 and losses[best] < math.inf:
+            around = slice(best - 1, best + 2)
+            optima.append(math.log2(vertex(rates[around], losses[around])))
     return stdev(optima) if len(optima) > 1 else math.nan
 
 

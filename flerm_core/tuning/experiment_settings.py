@@ -134,12 +134,13 @@ def differing_settings(settings: Sequence[Settings]) -> tuple[tuple[str, ...], t
     only.
     """
     values: dict[str, set[Value]] = defaultdict(set)
-    for each in settings:
+    distinct = _distinct(settings)
+    for each in distinct:
         for name, value in each.items():
             values[name].add(value)
     varying = tuple(name for name, its in values.items() if len(its) > 1)
     few = [name for name in varying if len(values[name]) <= MOST_VALUES]
-    return tuple(_telling(settings, few)), varying
+    return tuple(_telling(distinct, few)), varying
 
 
 def short_texts(values: Iterable[str]) -> dict[str, str]:
@@ -227,18 +228,18 @@ def scales_of(runs: Sequence[ExperimentRun], bigger: Collection[str]) -> dict[st
     bases = [each for each in runs if _is_base(each, bigger)]
     names = _scale_names(runs)
     usual = {name: _usual(each.settings.get(name) for each in bases) for name in names}
-    return {
-        each.id: Scale(
+    known = {
+        id(settings): Scale(
             tuple(
-                (name, text_of(each.settings[name]), _ratio(each.settings[name], usual[name]))
+                (name, text_of(settings[name]), _ratio(settings[name], usual[name]))
                 for name in names
-                if name in each.settings
-                and each.settings[name] != usual[name]
-                and not _is_base(each, bigger)
+                if name in settings and settings[name] != usual[name]
             )
         )
-        for each in runs
+        for settings in _distinct(each.settings for each in runs)
     }
+    own = Scale()
+    return {each.id: own if _is_base(each, bigger) else known[id(each.settings)] for each in runs}
 
 
 def _is_base(run: ExperimentRun, bigger: Collection[str]) -> bool:
@@ -252,10 +253,10 @@ def _kind_names(bases: Sequence[ExperimentRun]) -> list[str]:
     """
     rates: dict[str, dict[Value, set[float]]] = defaultdict(lambda: defaultdict(set))
     seeds: dict[str, dict[Value, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for each in bases:
-        for name, value in each.settings.items():
-            rates[name][value].add(each.run.lr)
-            seeds[name][value].add(each.run.seed)
+    for settings, its_rates, its_seeds in _tried(bases):
+        for name, value in settings.items():
+            rates[name][value] |= its_rates
+            seeds[name][value] |= its_seeds
     several = len({each.run.seed for each in bases}) > 1
     names = [
         name
@@ -273,10 +274,10 @@ def _scale_names(runs: Sequence[ExperimentRun]) -> list[str]:
     """
     values: dict[str, set[Value]] = defaultdict(set)
     rates: dict[tuple[str, Value], set[float]] = defaultdict(set)
-    for each in runs:
-        for name, value in each.settings.items():
+    for settings, its_rates, _ in _tried(runs):
+        for name, value in settings.items():
             values[name].add(value)
-            rates[name, value].add(each.run.lr)
+            rates[name, value] |= its_rates
     names = [
         name
         for name, its in values.items()
@@ -299,7 +300,9 @@ def _telling(settings: Sequence[Settings], names: Iterable[str], first: str = ""
     listed = list(names)
     chosen: list[str] = []
 
-    distinct = {tuple(each.get(name) for name in listed): each for each in settings}.values()
+    distinct = {
+        tuple(each.get(name) for name in listed): each for each in _distinct(settings)
+    }.values()
 
     def groups(keys: Sequence[str]) -> int:
         return len({tuple(each.get(key) for key in keys) for each in distinct})
@@ -312,6 +315,25 @@ def _telling(settings: Sequence[Settings], names: Iterable[str], first: str = ""
         if groups([*chosen, name]) > groups(chosen):
             chosen.append(name)
     return [name for name in listed if name in chosen]
+
+
+def _distinct(settings: Iterable[Settings]) -> list[Settings]:
+    """Each object once, in the order of first ones. Recordings of a sweep share their settings, so
+    few objects stand for thousands of recordings.
+    """
+    return list({id(each): each for each in settings}.values())
+
+
+def _tried(runs: Iterable[ExperimentRun]) -> list[tuple[Settings, set[float], set[int]]]:
+    """Each object of settings with the learning rates and the seeds that it was run with."""
+    found: dict[int, tuple[Settings, set[float], set[int]]] = {}
+    for each in runs:
+        its = found.get(id(each.settings))
+        if its is None:
+            its = found[id(each.settings)] = (each.settings, set(), set())
+        its[1].add(each.run.lr)
+        its[2].add(each.run.seed)
+    return list(found.values())
 
 
 def _usual(values: Iterable[Value | None]) -> Value | None:

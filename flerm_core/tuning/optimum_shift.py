@@ -10,9 +10,8 @@ from itertools import product
 
 import numpy as np
 
-from flerm_core.errors import NotFound
 from flerm_core.records.recording import same_lr
-from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum, loss_curve
+from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum, loss_curve, vertex
 
 LEVEL = 0.9
 _DRAWS = 1000
@@ -53,8 +52,9 @@ def complete_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
     return tuple(point for point in points if point.seeds + point.diverged == most)
 
 
-def settled_runs(runs: Iterable[SweepRun]) -> list[SweepRun]:
-    """The runs of those seeds that were run at enough rates to show where the optimum lies.
+def settled_curve(runs: Iterable[SweepRun]) -> tuple[list[SweepRun], tuple[LossPoint, ...]]:
+    """The runs of those seeds that were run at enough rates to show where the optimum lies, and
+    their `complete_curve`.
 
     While a sweep is under way some seeds have been run at few rates, and a curve over all seeds
     would have these few rates only. Of the seeds with at least so many rates the largest set is
@@ -66,19 +66,21 @@ def settled_runs(runs: Iterable[SweepRun]) -> list[SweepRun]:
     for run in found:
         rates.setdefault(run.seed, set()).add(run.lr)
     levels = sorted({len(its) for its in rates.values() if len(its) > 2})
-    best, most = found, (False, 0)
+    best: tuple[list[SweepRun], tuple[LossPoint, ...]] | None = None
+    most = (False, 0)
     for level in levels[-MOST_LEVELS:]:
         kept = [run for run in found if len(rates[run.seed]) >= level]
         count = len({run.seed for run in kept})
-        whole = [each for each in loss_curve(kept) if each.seeds + each.diverged == count]
+        whole = tuple(each for each in loss_curve(kept) if each.seeds + each.diverged == count)
         sound = [at for at, each in enumerate(whole) if each.seeds and not each.diverged]
         low = min(sound, key=lambda at: whole[at].loss, default=0)
         quality = (0 < low < len(whole) - 1, min(len(whole), 3))
         if quality > most:
             most = quality
             places = [each.lr for each in whole]
-            best = [run for run in kept if _place(places, run.lr) is not None]
-    return best
+            there = {lr for lr in {run.lr for run in kept} if _place(places, lr) is not None}
+            best = [run for run in kept if run.lr in there], whole
+    return best or (found, complete_curve(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,13 @@ class Optimum:
     def of(cls, runs: Iterable[SweepRun]) -> Optimum:
         """Raises `NotFound` where the curve has no finite loss."""
         found = list(runs)
-        return cls(math.log2(curve_optimum(complete_curve(found))), tuple(_resampled(found)))
+        return cls.of_curve(found, complete_curve(found))
+
+    @classmethod
+    def of_curve(cls, runs: Sequence[SweepRun], points: Sequence[LossPoint]) -> Optimum:
+        """`of`, where `complete_curve(runs)` is known: `points`."""
+        draws = _resampled(runs, [point.lr for point in points])
+        return cls(math.log2(curve_optimum(points)), tuple(draws))
 
     def shift_from(self, base: Optimum) -> Shift:
         """How far this optimum lies from the base's. The stream of draws is fixed."""
@@ -121,25 +129,26 @@ def shift(runs: Iterable[SweepRun], base: Iterable[SweepRun]) -> Shift:
 
 def optimum_interval(runs: Iterable[SweepRun]) -> Interval:
     """Between which learning rates the optimum of `runs` lies, by the bootstrap of `shift`."""
-    draws = _resampled(list(runs))
+    found = list(runs)
+    draws = _resampled(found, [point.lr for point in complete_curve(found)])
     if len(draws) < 2:
         return Interval(low=math.nan, high=math.nan)
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(low=2.0 ** float(low), high=2.0 ** float(high))
 
 
-def _resampled(runs: Sequence[SweepRun]) -> list[float]:
+def _resampled(runs: Sequence[SweepRun], rates: Sequence[float]) -> list[float]:
     """log2 of the optimum of resamples of the seeds: all resamples for up to four seeds, else
     1,000.
+
+    rates: those of `complete_curve(runs)`.
     """
-    rates = [point.lr for point in complete_curve(runs)]
     by_seed: dict[int, dict[int, float]] = {}  # each seed's loss at each rate, by the rate's place
+    columns = {lr: _place(rates, lr) for lr in {run.lr for run in runs}}
     for run in runs:
-        column = _place(rates, run.lr)
+        column = columns[run.lr]
         if column is not None and run.counts:
-            finite = run.status == "completed" and run.loss is not None and math.isfinite(run.loss)
-            loss = run.loss if finite and run.loss is not None else math.inf
-            by_seed.setdefault(run.seed, {})[column] = loss
+            by_seed.setdefault(run.seed, {})[column] = run.finite_loss
     losses = np.array(
         [
             [its[column] for column in range(len(rates))]
@@ -152,13 +161,21 @@ def _resampled(runs: Sequence[SweepRun]) -> list[float]:
         return []
     chosen = np.array(list(product(range(count), repeat=count)) if count <= 4 else _drawn(count))
     means = np.concatenate([losses[some].mean(axis=1) for some in _parts(chosen, losses)])
+    return _optima(rates, means)
+
+
+def _optima(rates: Sequence[float], means: np.ndarray) -> list[float]:
+    """log2 of `curve_optimum` of each row of `means` [D, R], but for rows without a finite loss."""
+    rows = means.tolist()
+    last = len(rates) - 1
     found = []
-    for each in means:
-        points = [_point(rate, float(loss)) for rate, loss in zip(rates, each, strict=True)]
-        try:
-            found.append(math.log2(curve_optimum(points)))
-        except NotFound:  # every rate of this resample diverged
+    for row, best in zip(rows, means.argmin(axis=1).tolist(), strict=True):
+        if row[best] == math.inf:  # every rate of this resample diverged
             continue
+        optimum = rates[best]
+        if 0 < best < last:
+            optimum = vertex(rates[best - 1 : best + 2], row[best - 1 : best + 2])
+        found.append(math.log2(optimum))
     return found
 
 
@@ -178,14 +195,3 @@ def _parts(chosen: np.ndarray, losses: np.ndarray) -> list[np.ndarray]:
 
 def _drawn(count: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, count, (_DRAWS, count))
-
-
-def _point(rate: float, loss: float) -> LossPoint:
-    lost = not math.isfinite(loss)
-    return LossPoint(
-        lr=rate,
-        loss=math.nan if lost else loss,
-        spread=math.nan,
-        seeds=0 if lost else 1,
-        diverged=int(lost),
-    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flerm_core._arrays import thin
 from flerm_core.errors import NotFound
@@ -22,7 +22,7 @@ from flerm_core.tuning.experiment_settings import (
     kinds_of,
     scales_of,
 )
-from flerm_core.tuning.optimum_shift import Optimum, Shift, complete_curve, settled_runs
+from flerm_core.tuning.optimum_shift import Optimum, Shift, settled_curve
 
 MAX_CURVE_POINTS = 200  # of one curve in a figure; its row has all
 _UNKNOWN_SHIFT = Shift(octaves=math.nan, low=math.nan, high=math.nan)
@@ -115,14 +115,45 @@ class TransferReport:
         )
 
 
+class Curves:
+    """The curves of a report, for the next report of the same family: most of its runs are the
+    same, and the resamples of a curve cost most of a report. Callers may be on any thread.
+    """
+
+    def __init__(self) -> None:
+        self._curves: dict[_Key, tuple[Sequence[SweepRun], _Curve]] = {}
+        self._best: tuple[Sequence[SweepRun], Best] | None = None
+
+    def all(self, runs: Mapping[_Key, Sequence[SweepRun]]) -> dict[_Key, _Curve]:
+        """The curve of each of `runs`."""
+        before, found = self._curves, {}
+        for key, its in runs.items():
+            known = before.get(key)
+            found[key] = known if known is not None and known[0] == its else (its, _Curve.of(its))
+        self._curves = found
+        return {key: curve for key, (_, curve) in found.items()}
+
+    def best(self, family: str, runs: Sequence[SweepRun]) -> Best:
+        """As `best_rate`."""
+        known = self._best
+        if known is None or known[0] != runs:
+            self._best = known = runs, best_rate(family, runs)
+        return replace(known[1], family=family)
+
+
 def transfer_report(
-    family: str, experiments: Iterable[ExperimentRun], chosen: Mapping[str, str] | None = None
+    family: str,
+    experiments: Iterable[ExperimentRun],
+    chosen: Mapping[str, str] | None = None,
+    known: Curves | None = None,
 ) -> TransferReport:
     """The report of a family's runs.
 
     chosen: setting to value, of those that `TransferReport.kinds` names; of a setting that is not
-    among them the value with most recordings is shown.
+    among them the value with most recordings is shown. known: from the report before; the curves
+    whose runs are the same are taken from there.
     """
+    known = known or Curves()
     found = list(experiments)
     bigger = bigger_than_base(found)
     kinds, kept = kinds_of(found, bigger, chosen or {})
@@ -132,10 +163,10 @@ def transfer_report(
         runs[scales[each.id], each.variant].append(each.run)
     best, problem = None, ""
     try:
-        best = best_rate(family, runs.get(_BASE, []))
+        best = known.best(family, runs.get(_BASE, []))
     except NotFound as error:
         problem = str(error)
-    curves = {key: _Curve.of(its) for key, its in runs.items()}
+    curves = known.all(runs)
     rows = [_row(key, curves, best) for key in curves]
     rows.sort(key=lambda row: (row.scale.order, row.variant != "plain", row.variant))
     counts = Counter[str]()
@@ -165,12 +196,12 @@ class _Curve:
 
     @classmethod
     def of(cls, runs: Sequence[SweepRun]) -> _Curve:
-        own = settled_runs(runs)
+        own, points = settled_curve(runs)
         try:
-            optimum = Optimum.of(own)
+            optimum = Optimum.of_curve(own, points)
         except NotFound:  # no finite loss yet
             optimum = None
-        return cls(len({run.seed for run in own}), len(runs), complete_curve(own), optimum)
+        return cls(len({run.seed for run in own}), len(runs), points, optimum)
 
     @property
     def lowest(self) -> LossPoint | None:

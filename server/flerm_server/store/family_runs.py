@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 from flerm_core.records.recording import Family
 from flerm_core.tuning.best_lr import SweepRun
+from flerm_core.tuning.transfer_report import Curves
 
 Answer = TypeVar("Answer")
 
@@ -51,7 +52,9 @@ class FamilyRun:
 class Answers:
     """Answers computed of the same runs, by what was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Answers | None = None) -> None:
+        """before: the answers of the runs before their last change."""
+        self.curves: Curves = Curves() if before is None else before.curves
         self._found: dict[Hashable, Any] = {}
         self._computing = threading.RLock()
 

@@ -9,7 +9,7 @@ rules themselves are the core's; this module fetches what the rules need. `store
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -276,13 +276,19 @@ def family_overview(
 
 
 def _settings(found: FamilyRuns) -> tuple[Settings, ...]:
-    """What each run was run with."""
-    return found.answers.get(
-        "settings",
-        lambda: tuple(
-            settings_of(each.config, each.tags, each.optimizer_key) for each in found.runs
-        ),
-    )
+    """What each run was run with. Runs of equal settings share one object."""
+
+    def answer() -> tuple[Settings, ...]:
+        known: dict[Hashable, Settings] = {}
+        settings = []
+        for each in found.runs:
+            key = (id(each.config), each.optimizer_key, tuple(each.tags.items()))
+            if key not in known:
+                known[key] = settings_of(each.config, each.tags, each.optimizer_key)
+            settings.append(known[key])
+        return tuple(settings)
+
+    return found.answers.get("settings", answer)
 
 
 def _transfer(found: FamilyRuns, chosen: Mapping[str, str]) -> TransferReport:
@@ -291,7 +297,7 @@ def _transfer(found: FamilyRuns, chosen: Mapping[str, str]) -> TransferReport:
             ExperimentRun(each.id, each.role, each.variant, settings, each.run)
             for each, settings in zip(found.runs, _settings(found), strict=True)
         ]
-        return transfer_report(found.family.name, runs, chosen)
+        return transfer_report(found.family.name, runs, chosen, found.answers.curves)
 
     kept = found.answers.get(("transfer", tuple(sorted(chosen.items()))), answer)
     return replace(kept, family=found.family.name)  # which may have been renamed

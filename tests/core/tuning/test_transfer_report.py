@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from flerm_core.records.recording import ParameterList, Recording, RecordingSpec
 from flerm_core.tuning.experiment_settings import ExperimentRun
-from flerm_core.tuning.transfer_report import TransferReport
+from flerm_core.tuning.transfer_report import Curves, TransferReport
 from flerm_core.tuning.transfer_report import transfer_report as report_of
 from flerm_core.tuning.transfer_words import base_words, kind_words, transfer_words
 
@@ -48,6 +49,15 @@ BASE = runs(-5, role="base", config={"width": 1, "parameters": 100}, seeds=4)
 WIDE = {"config": {"width": 4, "parameters": 1600}}
 PLAIN = runs(-7, 0.8, **WIDE)
 MATCHED = runs(-5.25, 0.78, variant="matched", **WIDE)
+
+
+def test_a_report_with_the_curves_of_the_one_before_is_the_same():
+    known, found = Curves(), [*BASE, *PLAIN, *MATCHED]
+    report_of("f", map(ExperimentRun.of, found), known=known)
+    for changed in (found[:-1], [*found[1:], replace(found[0], final_loss=0.1)], found):
+        again = report_of("g", map(ExperimentRun.of, changed), known=known)
+        # Not by `==`: a report has NaN where something is not known.
+        assert repr(again) == repr(transfer_report("g", changed))
 
 
 def test_each_scale_and_variant_has_its_shift_and_the_cost_of_the_bases_rate():

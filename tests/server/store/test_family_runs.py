@@ -69,6 +69,8 @@ def assert_as_defined(store: Store, name: str) -> None:
         kind: sum((each.spec.role, each.spec.variant) == kind for each in found) for kind in kinds
     }
     assert set(overview.statuses) == {each.status for each in found}
+    # Not by `==`: a report has NaN where something is not known.
+    assert repr(overview.report) == repr(transfer_report(name, map(ExperimentRun.of, found)))
     for kind, coverage in overview.coverage.items():
         for lr, cells in coverage.rows:
             for seed, cell in zip(coverage.seeds, cells, strict=True):
@@ -125,6 +127,8 @@ def test_answers_are_those_of_a_pass_over_all_recordings_after_every_change(
                     final_loss=pick.choice([None, pick.uniform(1, 2)]),
                 )
                 changed.finish(started.id, 0, ending)
+        elif change < 0.7:
+            changed.tag(pick.choice(known), {"schedule": pick.choice(["cosine", "constant"])})
         elif change < 0.8:
             changed.delete(known.pop(pick.randrange(len(known))))
         else:

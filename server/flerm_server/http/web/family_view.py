@@ -51,16 +51,21 @@ class Filters:
         """Whether any field filters."""
         return any((self.role, self.variant, self.status, self.lr_min, self.lr_max))
 
-    def passes(self, run: FamilyRun, status: str) -> bool:
-        """Whether a run is shown. Raises `InvalidInput` for a rate that is no number."""
+    def left(self, found: FamilyRuns, settings: Sequence[Settings]) -> list[_Row]:
+        """The runs that are shown. Raises `InvalidInput` for a rate that is no number."""
         low, high = _rate("lr_min", self.lr_min), _rate("lr_max", self.lr_max)
-        return (
-            self.role in ("", run.role)
+        rows = list(zip(found.runs, settings, strict=True))
+        if not self.active:
+            return rows
+        return [
+            (run, its)
+            for run, its in rows
+            if self.role in ("", run.role)
             and self.variant in ("", run.variant)
-            and self.status in ("", status)
+            and self.status in ("", found.status_of(run))
             and (low is None or run.run.lr >= low or same_lr(run.run.lr, low))
             and (high is None or run.run.lr <= high or same_lr(run.run.lr, high))
-        )
+        ]
 
 
 async def filters_of(
@@ -96,11 +101,7 @@ class RecordingTable:
 def recording_table(store: Store, overview: FamilyOverview, filters: Filters) -> RecordingTable:
     """The rows that `filters` leave, newest first where no order is asked for."""
     found = overview.runs
-    shown = [
-        (each, settings)
-        for each, settings in zip(found.runs, overview.settings, strict=True)
-        if filters.passes(each, found.status_of(each))
-    ]
+    shown = filters.left(found, overview.settings)
     telling, varying = differing_settings([settings for _, settings in shown])
     offered = tuple(dict.fromkeys((*telling, *varying)))[:MOST_COLUMNS]
     columns = tuple(name for name in offered if name in filters.column) or telling

@@ -7,7 +7,7 @@ columns only: values and results are the driver's, without SQLAlchemy's type con
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,6 +28,11 @@ class Driver:
     def all(self, sql: str, arguments: Any) -> list[tuple[Any, ...]]:
         """The rows that a SELECT finds."""
         found: list[tuple[Any, ...]] = self.connection.execute(sql, arguments).fetchall()
+        return found
+
+    def each(self, sql: str, arguments: Any) -> Iterator[tuple[Any, ...]]:
+        """The rows that a SELECT finds, one after the other."""
+        found: Iterator[tuple[Any, ...]] = iter(self.connection.execute(sql, arguments))
         return found
 
     def many(self, sql: str, rows: Sequence[Any]) -> None:
@@ -54,6 +59,11 @@ class Prepared:
         """The rows that a SELECT finds."""
         sql, order = self._for(driver.dialect)
         return driver.all(sql, _arguments(values, order))
+
+    def each(self, driver: Driver, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+        """The rows that a SELECT finds, one after the other."""
+        sql, order = self._for(driver.dialect)
+        return driver.each(sql, _arguments(values, order))
 
     def run(self, driver: Driver, rows: Sequence[Mapping[str, Any]]) -> None:
         """Executes the statement once for each of `rows`."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from flerm_core.records.comparability import optimizer_key
 from flerm_core.tuning.best_lr import SweepRun, model_size
 from flerm_server.store.family_runs import Answers, FamilyRun, FamilyRuns
+from flerm_server.store.sql.compiled_statements import Driver, Prepared, PreparedIn
 from flerm_server.store.sql.engine import database_now, transaction
 from flerm_server.store.sql.listings import family_record
 from flerm_server.store.sql.mappers import family_from_row
@@ -26,22 +28,59 @@ from flerm_server.store.sql.tables import recording_tags, recordings
 MAX_RUNS = 100_000  # in memory, of all families together; a run takes about 400 bytes
 KEYS_AT_ONCE = 500
 
-_COLUMNS = ("key", "id", "role", "variant", "optimizer", "lr", "seed", "final_loss", "status")
+MOST_CHANGES = 2000  # more of one family are read by reading all of it
+
+_COLUMNS = (
+    "key", "updated_at", "id", "role", "variant", "optimizer", "lr", "seed", "final_loss", "status",
+)  # fmt: skip
+_EVERY_RUN = sa.select(
+    *(recordings.c[name] for name in _COLUMNS),
+    *(sa.cast(recordings.c[name], sa.Text) for name in ("optimizer_config", "config")),
+)
+_EVERY_TAG = sa.select(
+    recording_tags.c.recording_key, recording_tags.c.name, recording_tags.c.value
+)
+_OF_FAMILY = recordings.c.family_key == sa.bindparam("family")
+_STAMPS = Prepared(
+    sa.select(recordings.c.key, recordings.c.updated_at)
+    .where(_OF_FAMILY)
+    .order_by(recordings.c.created_at.desc(), recordings.c.key.desc())
+)
+_RUNS = Prepared(_EVERY_RUN.where(_OF_FAMILY))
+_RUNS_OF = PreparedIn(_EVERY_RUN, recordings.c.key)
+_TAGS = Prepared(_EVERY_TAG.join_from(recording_tags, recordings).where(_OF_FAMILY))
+_TAGS_OF = PreparedIn(_EVERY_TAG, recording_tags.c.recording_key)
+
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What runs of a sweep share: names, the keys of optimisers by (name, settings), and
+    configurations with the size of their model, by the digest of their text.
+    """
+
+    words: dict[str, str]
+    optimizers: dict[tuple[str, str], str]
+    configs: dict[bytes, tuple[Mapping[str, Any], float | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
     """What was read of a family at one count of its changes.
 
+    stamps: when each recording was last written to, by its key, in the order of `runs`.
     running: the ids of its running recordings, by their keys.
     rates: of its base recordings.
     """
 
     revision: int
+    stamps: Mapping[int, int]
     runs: tuple[FamilyRun, ...]
     running: Mapping[int, str]
     rates: tuple[float, ...]
-    answers: Answers = field(default_factory=Answers)
+    shared: _Shared
+    answers: Answers
 
 
 class FamilyRunsCache:
@@ -72,7 +111,7 @@ class FamilyRunsCache:
             with self._lock:
                 known = self._known.get(row.key)
             if known is None or known.revision != row.revision:
-                known = _load(connection, row.key, row.revision)
+                known = _load(connection, row.key, row.revision, known)
             lapsed = _lapsed(connection, known.running)
         self._keep(row.key, known)
         family = family_from_row(row, len(known.runs), known.rates)
@@ -88,51 +127,74 @@ class FamilyRunsCache:
                 kept -= len(oldest.runs)
 
 
-def _load(connection: sa.Connection, family_key: int, revision: int) -> _Known:
-    texts = (sa.cast(recordings.c[name], sa.Text) for name in ("optimizer_config", "config"))
-    query = (
-        sa.select(*(recordings.c[name] for name in _COLUMNS), *texts)
-        .where(recordings.c.family_key == family_key)
-        .order_by(recordings.c.created_at.desc(), recordings.c.key.desc())
+class _Reader:
+    """Reads runs from rows of `_RUNS`. Runs of a sweep share their settings, which are kept once.
+
+    `shared` holds them for the next reader, by the digest of their text.
+    """
+
+    def __init__(self, before: _Shared | None = None) -> None:
+        self.shared: _Shared = before or _Shared({}, {}, {})
+
+    def run(self, row: Row, tags: Mapping[str, str]) -> FamilyRun:
+        """The run of a row."""
+        _, _, identity, role, variant, optimizer, lr, seed, loss, status, settings, text = row
+        word = self.shared.words.setdefault
+        optimizer, status = word(optimizer, optimizer), word(status, status)
+        its_key = self.shared.optimizers.get((optimizer, settings))
+        if its_key is None:
+            its_key = optimizer_key(optimizer, json.loads(settings))
+            self.shared.optimizers[optimizer, settings] = its_key
+        digest = blake2b(text.encode(), digest_size=16).digest()
+        config = self.shared.configs.get(digest)
+        if config is None:
+            content = json.loads(text)
+            config = self.shared.configs[digest] = content, model_size(content)
+        run = SweepRun(lr=lr, seed=seed, loss=loss, status=status, size=config[1])
+        return FamilyRun(
+            identity, word(role, role), word(variant, variant), optimizer, its_key, config[0],
+            tags, run,
+        )  # fmt: skip
+
+
+def _load(
+    connection: sa.Connection, family_key: int, revision: int, before: _Known | None
+) -> _Known:
+    """The runs of a family. Those that are in `before`, unchanged since, are taken from there."""
+    driver = Driver(connection.connection.driver_connection, connection.dialect)
+    stamps = dict(_STAMPS.each(driver, {"family": family_key}))
+    if before is not None:
+        old = before.stamps
+        changed = [key for key, stamp in stamps.items() if old.get(key) != stamp]
+    if before is None or len(changed) > MOST_CHANGES:
+        reader, same = _Reader(), {}
+        rows = _RUNS.each(driver, {"family": family_key})
+        tags = _tags(_TAGS.each(driver, {"family": family_key}))
+    else:
+        reader = _Reader(before.shared)
+        same = dict(zip(before.stamps, before.runs, strict=True))
+        parts = [changed[at : at + KEYS_AT_ONCE] for at in range(0, len(changed), KEYS_AT_ONCE)]
+        rows = (row for part in parts for row in _RUNS_OF.all(driver, part))
+        tags = _tags(row for part in parts for row in _TAGS_OF.all(driver, part))
+    untagged: dict[str, str] = {}
+    found = {row[0]: reader.run(row, tags.get(row[0], untagged)) for row in rows}
+    runs = tuple(found.get(key) or same[key] for key in stamps)
+    return _Known(
+        revision,
+        stamps,
+        runs,
+        {key: run.id for key, run in zip(stamps, runs, strict=True) if run.status == "running"},
+        tuple(sorted({run.run.lr for run in runs if run.role == "base"})),
+        reader.shared,
+        Answers(before.answers if before is not None else None),
     )
-    # Recordings of a sweep share their settings, which are read and kept once.
-    tags = _tags(connection, family_key)
-    keys: dict[tuple[str, str], str] = {}
-    configs: dict[str, Mapping[str, Any]] = {}
-    words: dict[str, str] = {}
-    runs: list[FamilyRun] = []
-    running: dict[int, str] = {}
-    rates: set[float] = set()
-    for row in connection.execute(query):
-        key, identity, role, variant, optimizer, lr, seed, loss, status, settings, text = row
-        role, variant, optimizer, status = (
-            words.setdefault(word, word) for word in (role, variant, optimizer, status)
-        )
-        if (optimizer, settings) not in keys:
-            keys[optimizer, settings] = optimizer_key(optimizer, json.loads(settings))
-        if text not in configs:
-            configs[text] = json.loads(text)
-        its_key, config = keys[optimizer, settings], configs[text]
-        run = SweepRun(lr=lr, seed=seed, loss=loss, status=status, size=model_size(config))
-        its_tags = tags.get(key, {})
-        runs.append(FamilyRun(identity, role, variant, optimizer, its_key, config, its_tags, run))
-        if status == "running":
-            running[key] = identity
-        if role == "base":
-            rates.add(lr)
-    return _Known(revision, tuple(runs), running, tuple(sorted(rates)))
 
 
-def _tags(connection: sa.Connection, family_key: int) -> dict[int, dict[str, str]]:
-    """The tags of a family's recordings, by the recordings' keys."""
+def _tags(rows: Iterable[tuple[Any, ...]]) -> dict[int, dict[str, str]]:
+    """Tags from rows of `_TAGS`, by the recordings' keys."""
     words: dict[str, str] = {}
     found: dict[int, dict[str, str]] = {}
-    query = (
-        sa.select(recording_tags.c.recording_key, recording_tags.c.name, recording_tags.c.value)
-        .join_from(recording_tags, recordings)
-        .where(recordings.c.family_key == family_key)
-    )
-    for key, name, value in connection.execute(query):
+    for key, name, value in rows:
         found.setdefault(key, {})[words.setdefault(name, name)] = words.setdefault(value, value)
     return found
 
