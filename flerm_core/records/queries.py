@@ -97,7 +97,11 @@ class TargetQuery:
 class BestQuery:
     """A question for the best learning rate of a family.
 
-    An empty field does not restrict the recordings.
+    role, variant: of the recordings that count; an empty variant: plain.
+    optimizer: class name; empty: any.
+    tags: every one of these must be set on a recording that counts.
+    pick: setting to value (`steps` to `300`): which experiment, where the family has several. Of a
+        setting that is not named, the value with most recordings counts.
     """
 
     family: str
@@ -105,3 +109,4 @@ class BestQuery:
     variant: str = "plain"
     optimizer: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    pick: Mapping[str, str] = field(default_factory=dict)

@@ -276,6 +276,10 @@ def validate_best_query(query: BestQuery) -> None:
     check_text("variant", query.variant, MAX_LABEL)
     check_text("optimizer", query.optimizer, MAX_LABEL)
     _validate_tags("tags", query.tags)
+    check_count("pick", query.pick, MAX_TAGS)
+    for key, value in query.pick.items():
+        check_text("a key of pick", key, MAX_LABEL, least=1)
+        check_text(f"pick.{key}", value, MAX_CONFIG_BYTES)
 
 
 def validate_trajectory_query(query: TrajectoryQuery) -> None:

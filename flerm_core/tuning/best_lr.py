@@ -1,17 +1,15 @@
-"""The best learning rate of a sweep, its spread over seeds, and which rate to try next."""
+"""The best learning rate of one loss curve, its spread over seeds, and which rate to try next."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from statistics import fmean, stdev
 from typing import Any
 
-from flerm_core.errors import Ambiguous, NotFound, join_names
-from flerm_core.records.comparability import comparability_of
-from flerm_core.records.queries import BestQuery
+from flerm_core.errors import NotFound
 from flerm_core.records.recording import Recording, same_lr
 
 SIZE = "parameters"
@@ -87,6 +85,8 @@ class Best:
     next_lr: the rate to try next; `optimum` where nothing is left to try.
     advice: the reason for `next_lr`, in a sentence.
     points: the loss curve, ascending by rate.
+    experiment: of which experiment this is the answer, what else the family has, and how to choose
+        it, in sentences; empty: there is nothing else.
     """
 
     family: str
@@ -97,6 +97,7 @@ class Best:
     next_lr: float
     advice: str
     points: tuple[LossPoint, ...]
+    experiment: str = ""
 
     @property
     def rate(self) -> float:
@@ -115,48 +116,6 @@ class Best:
         if len(self.points) == 1:
             return (2 * self.lr, self.lr / 2)
         return () if self.next_lr == self.optimum else (self.next_lr,)
-
-
-def best_of(recordings: Iterable[Recording], query: BestQuery) -> Best:
-    """The best rate of a family's recordings. Recordings without their parameters are enough.
-
-    Raises `NotFound` when none is completed with a final loss, `Ambiguous` when several optimisers
-    would mix.
-    """
-    runs: dict[str, list[SweepRun]] = {}
-    for each in recordings:
-        if _asked(each, query):
-            runs.setdefault(comparability_of(each.spec).optimizer_key, []).append(SweepRun.of(each))
-    return best_of_runs(runs, query)
-
-
-def best_of_runs(runs: Mapping[str, Sequence[SweepRun]], query: BestQuery) -> Best:
-    """The best rate of the runs that `query` asks for, given by `ComparabilityKey.optimizer_key`.
-
-    Of runs with role base, those of models bigger than the smallest one are left out, and the
-    advice says so: one loss curve belongs to one model. Raises as `best_of` does.
-    """
-    if len(runs) > 1:
-        raise Ambiguous(
-            f"family: {query.family!r} was recorded with {len(runs)} optimisers: "
-            f"{join_names(sorted(runs))}; "
-            "name one by optimizer, tags"
-        )
-    asked = [run for each in runs.values() for run in each]
-    if query.role != "base":
-        return best_rate(query.family, asked)
-    least = min((run.size for run in asked if run.size is not None), default=math.inf)
-    of_base = [run for run in asked if run.size is None or run.size <= least]
-    best = best_rate(query.family, of_base)
-    left_out = len(asked) - len(of_base)
-    if not left_out:
-        return best
-    note = (
-        f"{left_out} recording{'s' * (left_out > 1)} with role base "
-        f"{'are' if left_out > 1 else 'is'} left out, of a bigger model: record such runs with "
-        "role='scaled'"
-    )
-    return replace(best, advice=f"{best.advice}; {note}" if best.advice else note)
 
 
 def model_size(config: Mapping[str, Any]) -> float | None:
@@ -209,16 +168,6 @@ def best_rate(family: str, runs: Iterable[SweepRun]) -> Best:
         next_lr=next_lr,
         advice=advice,
         points=points,
-    )
-
-
-def _asked(recording: Recording, query: BestQuery) -> bool:
-    spec = recording.spec
-    return (
-        (spec.family, spec.role, spec.variant)
-        == (query.family, query.role or "base", query.variant or "plain")
-        and query.optimizer in ("", spec.optimizer)
-        and all(spec.tags.get(key) == value for key, value in query.tags.items())
     )
 
 

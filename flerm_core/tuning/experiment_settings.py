@@ -116,6 +116,7 @@ class ExperimentRun:
     variant: str
     settings: Settings
     run: SweepRun
+    tags: Mapping[str, str]
 
     @classmethod
     def of(cls, recording: Recording) -> ExperimentRun:
@@ -123,7 +124,7 @@ class ExperimentRun:
         spec = recording.spec
         key = comparability_of(spec).optimizer_key
         settings = settings_of(spec.config, spec.tags, key)
-        return cls(spec.id, spec.role, spec.variant, settings, SweepRun.of(recording))
+        return cls(spec.id, spec.role, spec.variant, settings, SweepRun.of(recording), spec.tags)
 
 
 def differing_settings(settings: Sequence[Settings]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -181,7 +182,7 @@ def kinds_of(
 
     bigger: the ids of runs that are no base though their role says so.
     """
-    bases = [each for each in runs if _is_base(each, bigger)]
+    bases = [each for each in runs if is_base(each, bigger)]
     names = _kind_names(bases)
     asked = [name for name in chosen if name not in names]
     kinds, kept = [], list(runs)
@@ -193,13 +194,20 @@ def kinds_of(
                 counts[text_of(each.settings[name])] += 1
         if not counts:
             continue
-        wanted = chosen.get(name, "")
+        wanted = _named(chosen.get(name, ""), counts)
         offered = {value for value in counts if value in there or name in asked}
         usual = max(offered or counts, key=lambda value: counts[value])
         shown = wanted if wanted in counts else usual
         kinds.append(Kind(name, tuple(sorted(counts.items(), key=lambda each: -each[1])), shown))
         kept = [each for each in kept if _belongs(each, name, shown, there, bigger, wanted)]
     return tuple(kinds), kept
+
+
+def _named(wanted: str, values: Iterable[str]) -> str:
+    """The one of `values` that is `wanted`, or whose short text is; empty: none is."""
+    return next(
+        (full for full, short in short_texts(values).items() if wanted in (full, short)), ""
+    )
 
 
 def _belongs(
@@ -218,14 +226,14 @@ def _belongs(
     own = run.settings.get(name)
     if own is None or text_of(own) == shown:
         return True
-    if _is_base(run, bigger):
+    if is_base(run, bigger):
         return shown not in there
     return not wanted and name != OPTIMIZER and text_of(own) not in there
 
 
 def scales_of(runs: Sequence[ExperimentRun], bigger: Collection[str]) -> dict[str, Scale]:
     """The scale of each run, by its id."""
-    bases = [each for each in runs if _is_base(each, bigger)]
+    bases = [each for each in runs if is_base(each, bigger)]
     names = _scale_names(runs)
     usual = {name: _usual(each.settings.get(name) for each in bases) for name in names}
     known = {
@@ -239,10 +247,16 @@ def scales_of(runs: Sequence[ExperimentRun], bigger: Collection[str]) -> dict[st
         for settings in _distinct(each.settings for each in runs)
     }
     own = Scale()
-    return {each.id: own if _is_base(each, bigger) else known[id(each.settings)] for each in runs}
+    # A run that is no base's must not mix with the base's, though no setting tells it apart.
+    unlabelled = {"base": own, "scaled": Scale((("role", "scaled", math.nan),))}
+    return {
+        each.id: own if is_base(each, bigger) else known[id(each.settings)] or unlabelled[each.role]
+        for each in runs
+    }
 
 
-def _is_base(run: ExperimentRun, bigger: Collection[str]) -> bool:
+def is_base(run: ExperimentRun, bigger: Collection[str]) -> bool:
+    """Whether a run is one of the base's sweep."""
     return (run.role, run.variant) == ("base", "plain") and run.id not in bigger
 
 

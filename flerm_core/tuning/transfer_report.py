@@ -19,9 +19,11 @@ from flerm_core.tuning.experiment_settings import (
     Scale,
     bigger_than_base,
     dimension_of,
+    is_base,
     kinds_of,
     scales_of,
 )
+from flerm_core.tuning.experiment_words import experiment_words
 from flerm_core.tuning.optimum_shift import Optimum, Shift, settled_curve
 
 MAX_CURVE_POINTS = 200  # of one curve in a figure; its row has all
@@ -66,8 +68,8 @@ class TransferReport:
 
     best: the base's best rate; None: there is none, and `problem` says why. kinds: what tells the
     family's experiments apart, with the values that there are and the one that is shown. left_out:
-    recordings of the other kinds. bigger: recordings with role base whose model is bigger than the
-    base's; they count as scaled. rows: the base's first, then by scale and variant. dimensions:
+    recordings of the other kinds. experiment: `experiment_words` of these. rows: the base's first,
+    then by scale and variant. dimensions:
     those of `rows`, the one with most recordings first.
     """
 
@@ -76,7 +78,7 @@ class TransferReport:
     problem: str
     kinds: tuple[Kind, ...]
     left_out: int
-    bigger: int
+    experiment: str
     rows: tuple[TransferRow, ...]
     dimensions: tuple[str, ...]
 
@@ -161,9 +163,11 @@ def transfer_report(
     scales = scales_of(kept, bigger)
     for each in kept:
         runs[scales[each.id], each.variant].append(each.run)
+    experiment = experiment_words(kinds, len(found) - len(kept), len(bigger))
     best, problem = None, ""
     try:
-        best = known.best(family, runs.get(_BASE, []))
+        own = [each.run for each in kept if is_base(each, bigger)]
+        best = replace(known.best(family, own), experiment=experiment)
     except NotFound as error:
         problem = str(error)
     curves = known.all(runs)
@@ -179,7 +183,7 @@ def transfer_report(
         problem=problem,
         kinds=kinds,
         left_out=len(found) - len(kept),
-        bigger=len(bigger),
+        experiment=experiment,
         rows=tuple(rows),
         dimensions=tuple(name for name, _ in counts.most_common()),
     )

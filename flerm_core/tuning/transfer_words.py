@@ -63,24 +63,3 @@ def cost_words(cost: float) -> str:
 def signed(value: float) -> str:
     """A shift with its sign, and a minus as long as the plus."""
     return f"{value:+.2f}".replace("-", "−")
-
-
-def kind_words(report: TransferReport) -> str:
-    """Which experiment is shown, and what else there is; empty: there is one only."""
-    if not report.kinds and not report.bigger:
-        return ""
-    words = []
-    if report.kinds:
-        shown = ", ".join(f"{kind.name} {kind.labels[kind.shown]}" for kind in report.kinds)
-        more = f"; {_counted(report.left_out)} of others" if report.left_out else ""
-        words.append(f"Shown is the experiment with {shown}{more}.")
-    if report.bigger:
-        words.append(
-            f"With role base {_counted(report.bigger)} of a bigger model than the smallest base; "
-            'they count as scaled: record such runs with role="scaled".'
-        )
-    return " ".join(words)
-
-
-def _counted(recordings: int) -> str:
-    return f"{recordings} recording{'s are' if recordings != 1 else ' is'}"

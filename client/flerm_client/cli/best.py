@@ -10,6 +10,7 @@ import typer
 from flerm_client.cli.common import (
     Json,
     Optimizer,
+    Pick,
     Registry,
     Tag,
     client,
@@ -31,6 +32,7 @@ def best(
     ] = "plain",
     optimizer: Optimizer = "",
     tag: Tag = None,
+    pick: Pick = None,
     suggest: Annotated[
         bool,
         typer.Option("--suggest", help="print the rates to try next as JSON; none: settled"),
@@ -44,11 +46,17 @@ def best(
     """
     with client(registry) as connected:
         found = connected.best(
-            family, role=role, variant=variant, optimizer=optimizer, tags=tags_of(tag)
+            family,
+            role=role,
+            variant=variant,
+            optimizer=optimizer,
+            tags=tags_of(tag),
+            pick=tags_of(pick, "--pick"),
         )
     if suggest:
         rates = found.suggested_rates
-        print_json({"rates": rates, "settled": not rates, "lr": found.rate, "why": found.advice})
+        answer = {"rates": rates, "settled": not rates, "lr": found.rate, "why": found.advice}
+        print_json(answer | ({"experiment": found.experiment} if found.experiment else {}))
         return
     if as_json:
         print_json(found)
@@ -62,6 +70,8 @@ def best(
         f"{found.family}: use lr {number(found.optimum)}{spread} "
         f"(best recorded: {number(found.lr)}, loss {number(found.loss)})"
     )
+    if found.experiment:
+        say(found.experiment)
     say(f"next: lr {number(found.next_lr)}. {found.advice}")
     rows = [
         (point.lr, point.loss, point.spread, point.seeds, point.diverged) for point in found.points

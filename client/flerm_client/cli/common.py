@@ -54,6 +54,14 @@ Tag = Annotated[
     list[str] | None,
     typer.Option("--tag", help="a tag, key=value; may be repeated"),
 ]
+Pick = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pick",
+        help="setting=value, such as steps=300: which experiment, where the family has several; "
+        "default: the one with most recordings; may be repeated",
+    ),
+]
 Spool = Annotated[
     Path | None,
     typer.Option(
@@ -94,13 +102,13 @@ def server(registry: str | None) -> Iterator[Connection]:
         connection.close()
 
 
-def tags_of(tags: Sequence[str] | None) -> dict[str, str]:
-    """`key=value` arguments as a dictionary."""
+def tags_of(tags: Sequence[str] | None, option: str = "--tag") -> dict[str, str]:
+    """The `key=value` arguments of an option as a dictionary."""
     pairs = {}
     for tag in tags or ():
         key, equals, value = tag.partition("=")
         if not (key and equals):
-            raise InvalidInput(f"--tag: {tag!r} is no tag; allowed is key=value")
+            raise InvalidInput(f"{option}: {tag!r} is not allowed; key=value is")
         pairs[key] = value
     return pairs
 

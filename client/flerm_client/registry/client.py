@@ -249,12 +249,17 @@ class RegistryClient(RecordingWriter):
         variant: str = "plain",
         optimizer: str = "",
         tags: Mapping[str, str] | None = None,
+        pick: Mapping[str, str] | None = None,
     ) -> Best:
         """The best base learning rate: recorded, fitted with its spread, and which to try next.
 
         role, variant, optimizer, tags: only recordings with these.
+        pick: setting to value (`{"steps": "300"}`): which experiment, where the family has several
+            optimisers or schedules. Of a setting that is not named, the value with most recordings
+            counts; `Best.experiment` says which that is, and what else there is.
 
-        Raises `Ambiguous` where several optimisers were used and none is named.
+        Raises `NotFound` for an unknown family, one without a completed run, and a pick that no
+        run fits.
         """
         return self._backend.best(
             BestQuery(
@@ -263,5 +268,6 @@ class RegistryClient(RecordingWriter):
                 variant=variant,
                 optimizer=optimizer,
                 tags=dict(tags or {}),
+                pick=dict(pick or {}),
             )
         )

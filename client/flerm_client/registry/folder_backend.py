@@ -41,7 +41,9 @@ from flerm_core.records.recording import (
 )
 from flerm_core.records.validation import validate_family, validate_spec
 from flerm_core.trajectory import Trajectory
-from flerm_core.tuning.best_lr import Best, best_of
+from flerm_core.tuning.best_lr import Best
+from flerm_core.tuning.experiment_settings import ExperimentRun
+from flerm_core.tuning.family_best import best_of
 
 log = logging.getLogger("flerm.spool")
 
@@ -262,8 +264,9 @@ class FolderBackend(RegistryBackend):
         )
 
     def best(self, query: BestQuery) -> Best:
-        """The answer of `flerm_core.tuning.best_lr`."""
-        return best_of([each.recording() for each in self._of_family(query.family).values()], query)
+        """The answer of `flerm_core.tuning.family_best`."""
+        found = self._of_family(query.family).values()
+        return best_of((ExperimentRun.of(each.recording()) for each in found), query)
 
     def _of_family(self, family: str) -> dict[str, StoredRecording]:
         stored = self._read_all()

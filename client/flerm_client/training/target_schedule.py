@@ -16,12 +16,15 @@ from flerm_client.registry.query_process import fetch_best, fetch_targets
 from flerm_client.training.match_report import MatchReport, estimator_key, mismatches
 from flerm_client.training.run_options import MatchOptions
 from flerm_client.training.target_clock import TargetClock
+from flerm_core._warnings import warn
 from flerm_core.errors import FlermError, InvalidInput, NotFound, join_names
 from flerm_core.matching.match import Multipliers, match_rows, multipliers, thinned_columns
 from flerm_core.matching.targets import Targets, targets_digest
+from flerm_core.records.comparability import optimizer_key
 from flerm_core.records.queries import BestQuery, TargetQuery
 from flerm_core.records.recording import EstimatorSettings
 from flerm_core.trajectory import Trajectory
+from flerm_core.tuning.experiment_settings import OPTIMIZER
 
 _ARRAYS = ("steps", "table", "spread", "tokens")
 _TUPLES = ("names", "sources", "source_learning_rates")
@@ -75,12 +78,15 @@ class TargetSchedule:
         """
         end = time.monotonic() + options.timeout
         token = options.token
-        if math.isnan(query.lr):
-            best = BestQuery(family=query.family, optimizer=query.optimizer, tags=query.tags)
-            found = fetch_best(registry, best, token=token, timeout=options.timeout)
-            query = replace(query, lr=found.lr)
 
         def fetch(asked: TargetQuery) -> Targets:
+            if math.isnan(asked.lr):
+                best = fetch_best(
+                    registry, _best_query(asked), token=token, timeout=options.timeout
+                )
+                if best.experiment:
+                    warn(f"lr='best' is {best.lr:g}. {best.experiment}")
+                asked = replace(asked, lr=best.lr)
             return fetch_targets(registry, asked, token=token, timeout=end - time.monotonic())
 
         try:
@@ -171,6 +177,17 @@ class TargetSchedule:
         targets["estimator"] = EstimatorSettings(**targets["estimator"])
         self._targets = Targets(**targets)
         self.clock = TargetClock(**state["clock"])
+
+
+def _best_query(query: TargetQuery) -> BestQuery:
+    """The question for the best rate of the recordings that `query` takes targets from."""
+    settings = optimizer_key(query.optimizer, query.optimizer_config or {})
+    return BestQuery(
+        family=query.family,
+        optimizer=query.optimizer,
+        tags=query.tags,
+        pick={OPTIMIZER: settings} if query.optimizer else {},
+    )
 
 
 def _of_trajectory(

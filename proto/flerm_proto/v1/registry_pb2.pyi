@@ -555,8 +555,15 @@ class TargetsChunk(_message.Message):
     def __init__(self, header: _Optional[_Union[TargetsHeader, _Mapping]] = ..., rows: _Optional[_Union[TargetsRows, _Mapping]] = ...) -> None: ...
 
 class GetBestRequest(_message.Message):
-    __slots__ = ("family", "role", "variant", "optimizer", "tags")
+    __slots__ = ("family", "role", "variant", "optimizer", "tags", "pick")
     class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class PickEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -568,12 +575,14 @@ class GetBestRequest(_message.Message):
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
+    PICK_FIELD_NUMBER: _ClassVar[int]
     family: str
     role: str
     variant: str
     optimizer: str
     tags: _containers.ScalarMap[str, str]
-    def __init__(self, family: _Optional[str] = ..., role: _Optional[str] = ..., variant: _Optional[str] = ..., optimizer: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    pick: _containers.ScalarMap[str, str]
+    def __init__(self, family: _Optional[str] = ..., role: _Optional[str] = ..., variant: _Optional[str] = ..., optimizer: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., pick: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class LossPoint(_message.Message):
     __slots__ = ("lr", "loss", "spread", "seeds", "diverged")
@@ -590,7 +599,7 @@ class LossPoint(_message.Message):
     def __init__(self, lr: _Optional[float] = ..., loss: _Optional[float] = ..., spread: _Optional[float] = ..., seeds: _Optional[int] = ..., diverged: _Optional[int] = ...) -> None: ...
 
 class Best(_message.Message):
-    __slots__ = ("family", "lr", "loss", "optimum", "optimum_spread", "next_lr", "advice", "points")
+    __slots__ = ("family", "lr", "loss", "optimum", "optimum_spread", "next_lr", "advice", "points", "experiment")
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LR_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
@@ -599,6 +608,7 @@ class Best(_message.Message):
     NEXT_LR_FIELD_NUMBER: _ClassVar[int]
     ADVICE_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     family: str
     lr: float
     loss: float
@@ -607,4 +617,5 @@ class Best(_message.Message):
     next_lr: float
     advice: str
     points: _containers.RepeatedCompositeFieldContainer[LossPoint]
-    def __init__(self, family: _Optional[str] = ..., lr: _Optional[float] = ..., loss: _Optional[float] = ..., optimum: _Optional[float] = ..., optimum_spread: _Optional[float] = ..., next_lr: _Optional[float] = ..., advice: _Optional[str] = ..., points: _Optional[_Iterable[_Union[LossPoint, _Mapping]]] = ...) -> None: ...
+    experiment: str
+    def __init__(self, family: _Optional[str] = ..., lr: _Optional[float] = ..., loss: _Optional[float] = ..., optimum: _Optional[float] = ..., optimum_spread: _Optional[float] = ..., next_lr: _Optional[float] = ..., advice: _Optional[str] = ..., points: _Optional[_Iterable[_Union[LossPoint, _Mapping]]] = ..., experiment: _Optional[str] = ...) -> None: ...

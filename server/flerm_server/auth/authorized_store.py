@@ -22,7 +22,6 @@ from flerm_server.store.interface import (
     Batch,
     Page,
     Rows,
-    Runs,
     Selection,
     Started,
     Store,
@@ -226,11 +225,6 @@ class AuthorizedStore(Store):
     def sources(self, query: TargetQuery, *, within: str = "") -> tuple[Sources, tuple[str, ...]]:
         current_principal().require(Scope.READ, query.family)
         return self._store.sources(query, within=current_principal().family)
-
-    @override
-    def runs(self, filters: RecordingFilter) -> Runs:
-        current_principal().require(Scope.READ, filters.family)
-        return self._store.runs(filters)
 
     @override
     def family_runs(self, name: str, *, within: str = "") -> FamilyRuns:

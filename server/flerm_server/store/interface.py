@@ -20,7 +20,6 @@ from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_core.records.recording import Attempt, Ending, Family, Recording, RecordingSpec
 from flerm_core.records.validation import MAX_PAGE_SIZE
 from flerm_core.trajectory import Trajectory
-from flerm_core.tuning.best_lr import SweepRun
 from flerm_server.store.family_runs import FamilyRuns
 from flerm_server.store.loading import trajectory_of
 from flerm_server.store.quotas import UNLIMITED, Quotas
@@ -120,10 +119,6 @@ class StoreInfo:
 
     schema_revision: str
     now: datetime
-
-
-Runs = dict[tuple[str, str, str], list[SweepRun]]
-"""Runs of a sweep by role, variant and optimiser (`ComparabilityKey.optimizer_key`)."""
 
 
 class Store(ABC):
@@ -326,10 +321,6 @@ class Store(ABC):
         The core's rules select them, and raise what `select_sources` documents. Raises `NotFound`
         for an unknown family, as `family` does (`within` as there).
         """
-
-    @abstractmethod
-    def runs(self, filters: RecordingFilter) -> Runs:
-        """The runs that pass `filters`, as loss curves need them. `filters` must name a family."""
 
     @abstractmethod
     def family_runs(self, name: str, *, within: str = "") -> FamilyRuns:

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from flerm_core.errors import Ambiguous, NotFound, join_names
+from flerm_core.errors import NotFound, join_names
 from flerm_core.matching import matched_rates as rates
 from flerm_core.matching import target_ratios as ratios
 from flerm_core.matching.match import Multipliers, multipliers
@@ -24,8 +24,9 @@ from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import STATUSES, Family, Recording, content_digest
 from flerm_core.trajectory import Trajectory
-from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_of_runs, loss_curve
+from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, loss_curve
 from flerm_core.tuning.experiment_settings import ExperimentRun, Settings, settings_of
+from flerm_core.tuning.family_best import best_of
 from flerm_core.tuning.transfer_report import TransferReport, transfer_report
 from flerm_server.store.auxiliary_codec import decode
 from flerm_server.store.family_runs import FamilyRun, FamilyRuns
@@ -37,14 +38,6 @@ PEERS = ("plain", "matched")
 
 RoleAndVariant = tuple[str, str]
 """What tells the kinds of run of one family apart: ("base", "plain"), ("scaled", "matched"), ..."""
-
-
-@dataclass(frozen=True, slots=True)
-class RateAdvice:
-    """The learning rate to use and why; `best` None: there is none, and `sentence` says why not."""
-
-    best: Best | None
-    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,21 +210,18 @@ def _with_auxiliary(
 
 
 def best(store: Store, query: BestQuery) -> Best:
-    """The best rate of a family.
+    """The best rate of a family, the same as in its transfer report.
 
-    Raises as `best_of_runs` does, and `NotFound` for an unknown family.
+    Raises as `best_of` does, and `NotFound` for an unknown family.
     """
     validation.validate_best_query(query)
-    return _best(store, store.family_runs(query.family), query)
-
-
-def rate_advice(store: Store, query: BestQuery) -> RateAdvice:
-    """`best`, or the reason why a family has no best rate yet.
-
-    Raises `NotFound` for an unknown family.
-    """
-    validation.validate_best_query(query)
-    return _advice(store, store.family_runs(query.family), query)
+    found = store.family_runs(query.family)
+    # A query without the name, for the family may be renamed.
+    asked = content_digest([repr(replace(query, family=""))])
+    kept = found.answers.get(
+        ("best", asked), lambda: best_of(_experiments(found), query, found.answers.curves)
+    )
+    return replace(kept, family=query.family)
 
 
 def losses(store: Store, family: str) -> dict[RoleAndVariant, tuple[LossPoint, ...]]:
@@ -291,52 +281,25 @@ def _settings(found: FamilyRuns) -> tuple[Settings, ...]:
     return found.answers.get("settings", answer)
 
 
-def _transfer(found: FamilyRuns, chosen: Mapping[str, str]) -> TransferReport:
-    def answer() -> TransferReport:
-        runs = [
-            ExperimentRun(each.id, each.role, each.variant, settings, each.run)
+def _experiments(found: FamilyRuns) -> tuple[ExperimentRun, ...]:
+    """The runs with what each was run with."""
+    return found.answers.get(
+        "experiments",
+        lambda: tuple(
+            ExperimentRun(each.id, each.role, each.variant, settings, each.run, each.tags)
             for each, settings in zip(found.runs, _settings(found), strict=True)
-        ]
-        return transfer_report(found.family.name, runs, chosen, found.answers.curves)
+        ),
+    )
 
-    kept = found.answers.get(("transfer", tuple(sorted(chosen.items()))), answer)
+
+def _transfer(found: FamilyRuns, chosen: Mapping[str, str]) -> TransferReport:
+    kept = found.answers.get(
+        ("transfer", tuple(sorted(chosen.items()))),
+        lambda: transfer_report(
+            found.family.name, _experiments(found), chosen, found.answers.curves
+        ),
+    )
     return replace(kept, family=found.family.name)  # which may have been renamed
-
-
-def _best(store: Store, found: FamilyRuns, query: BestQuery) -> Best:
-    variant = query.variant or "plain"
-    if query.tags:
-        wanted = RecordingFilter(
-            family=query.family,
-            role=query.role,
-            variant=variant,
-            optimizer=query.optimizer,
-            tags=query.tags,
-        )
-        tagged = store.runs(wanted).items()
-        return best_of_runs({optimizer: runs for (_, _, optimizer), runs in tagged}, query)
-
-    def answer() -> Best:
-        runs: dict[str, list[SweepRun]] = {}
-        for each in found.runs:
-            if (
-                query.role in ("", each.role)
-                and each.variant == variant
-                and query.optimizer in ("", each.optimizer)
-            ):
-                runs.setdefault(each.optimizer_key, []).append(each.run)
-        return best_of_runs(runs, query)
-
-    kept = found.answers.get(("best", query.role, variant, query.optimizer), answer)
-    return replace(kept, family=query.family)  # which may have been renamed
-
-
-def _advice(store: Store, found: FamilyRuns, query: BestQuery) -> RateAdvice:
-    try:
-        answer = _best(store, found, query)
-    except (NotFound, Ambiguous) as error:
-        return RateAdvice(None, str(error))
-    return RateAdvice(answer, answer.advice)
 
 
 def _losses(runs: Sequence[FamilyRun]) -> dict[RoleAndVariant, tuple[LossPoint, ...]]:

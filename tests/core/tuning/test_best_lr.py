@@ -1,16 +1,13 @@
 """Which rate to use, and which to try next."""
 
 import math
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flerm_core.errors import Ambiguous, NotFound
-from flerm_core.records.queries import BestQuery
-from flerm_core.records.recording import ParameterList, Recording, RecordingSpec
-from flerm_core.tuning.best_lr import SweepRun, best_of, best_rate
+from flerm_core.errors import NotFound
+from flerm_core.tuning.best_lr import SweepRun, best_rate
 
 
 def sweep(losses: dict[float, float], seed: int = 0) -> list[SweepRun]:
@@ -107,47 +104,6 @@ def test_runs_without_an_end_do_not_count() -> None:
         NotFound, match="'demo' has no completed run with a final loss; 2 runs in all"
     ):
         best_rate("demo", runs[3:])
-
-
-def recording(exponent: float, loss: float, **spec: object) -> Recording:
-    fields = {"optimizer": "Adam"} | spec
-    return Recording(
-        spec=RecordingSpec(
-            family="demo", lr=2.0**exponent, parameters=ParameterList((), (), ()), **fields
-        ),  # type: ignore[arg-type]
-        status="completed",
-        final_loss=loss,
-        created_at=datetime(2025, 1, 1, tzinfo=UTC),
-    )
-
-
-def test_recordings_are_chosen_by_role_variant_optimiser_and_tags() -> None:
-    base = [recording(-9, 3.0), recording(-8, 2.0, tags={"width": "32"}), recording(-7, 3.0)]
-    others = [recording(-6, 0.1, role="scaled"), recording(-5, 0.1, variant="matched")]
-    assert best_of([*base, *others], BestQuery(family="demo")).lr == 2.0**-8
-    assert best_of([*base, *others], BestQuery(family="demo", variant="matched")).lr == 2.0**-5
-    assert len(best_of(base, BestQuery(family="demo", tags={"width": "32"})).points) == 1
-    mixed = [*base, recording(-8, 2.5, optimizer="SGD")]
-    with pytest.raises(
-        Ambiguous, match=r"'demo' was recorded with 2 optimisers: Adam\(\), SGD\(\)"
-    ):
-        best_of(mixed, BestQuery(family="demo"))
-    assert best_of(mixed, BestQuery(family="demo", optimizer="SGD")).loss == 2.5
-
-
-def test_models_bigger_than_the_base_do_not_count_and_are_named() -> None:
-    base = [recording(at, loss, config={"parameters": 640}) for at, loss in ((-9, 3), (-8, 2))]
-    unknown = recording(-7, 3.0)
-    bigger = [
-        recording(-8, 0.1, config={"parameters": 5_000}),
-        recording(-7, 0.1, config={"parameters": 5_000.0}),
-    ]
-    asked = BestQuery(family="demo")
-    expected, found = best_of([*base, unknown], asked), best_of([*base, unknown, *bigger], asked)
-    assert found.points == expected.points
-    assert found.optimum == expected.optimum
-    note = "2 recordings with role base are left out, of a bigger model"
-    assert found.advice == f"{expected.advice}; {note}: record such runs with role='scaled'"
 
 
 def test_the_rates_to_try_next_are_named_until_the_curve_is_settled() -> None:

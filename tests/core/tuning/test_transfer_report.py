@@ -11,7 +11,7 @@ from flerm_core.records.recording import ParameterList, Recording, RecordingSpec
 from flerm_core.tuning.experiment_settings import ExperimentRun
 from flerm_core.tuning.transfer_report import Curves, TransferReport
 from flerm_core.tuning.transfer_report import transfer_report as report_of
-from flerm_core.tuning.transfer_words import base_words, kind_words, transfer_words
+from flerm_core.tuning.transfer_words import base_words, transfer_words
 
 
 def transfer_report(family: str, recordings: list[Recording], *chosen) -> TransferReport:
@@ -87,8 +87,9 @@ def test_experiments_are_told_apart_and_the_largest_is_shown():
     report = transfer_report("f", [*BASE, *PLAIN, *sgd])
     (kind,) = report.kinds
     assert (kind.name, kind.shown, report.left_out) == ("optimizer", "Adam()", 14)
-    assert kind_words(report) == (
-        "Shown is the experiment with optimizer Adam; 14 recordings are of others."
+    assert report.experiment.startswith(
+        "This is the experiment with optimizer Adam. The family has others, with 14 recordings in "
+        "all: optimizer=SGD (14 recordings)"
     )
     asked = transfer_report("f", [*BASE, *PLAIN, *sgd], {"optimizer": "SGD()"})
     assert asked.best is not None
@@ -107,14 +108,14 @@ def test_a_setting_that_no_base_has_is_another_scale_and_not_another_experiment(
 def test_a_bigger_model_recorded_as_base_is_found_out():
     wide = runs(-7, 0.8, role="base", **WIDE)
     report = transfer_report("f", [*BASE, *wide, *MATCHED])
-    assert report.bigger == len(wide)
+    assert report.experiment.startswith(f"{len(wide)} recordings with role base are of a bigger")
     assert report.best is not None
     assert report.best.lr == 2.0**-5
     assert [(row.label, row.variant) for row in report.rows][1:] == [
         ("width ×4", "plain"),
         ("width ×4", "matched"),
     ]
-    assert 'record such runs with role="scaled"' in kind_words(report)
+    assert 'record such runs with role="scaled"' in report.experiment
 
 
 def test_at_an_end_the_next_rate_is_said_and_no_spread():

@@ -24,7 +24,8 @@ from flerm_core.records.recording import (
     EstimatorSettings,
 )
 from flerm_core.trajectory import Trajectory
-from flerm_core.tuning.best_lr import best_of
+from flerm_core.tuning.experiment_settings import ExperimentRun
+from flerm_core.tuning.family_best import best_of
 from tests.server.samples import NAMES, PARAMETERS, attempt, family, row, rows, spec
 
 
@@ -274,7 +275,7 @@ class RegistryConformance:
         asked = BestQuery(family=name)
         recordings = registry.recordings(RecordingFilter(family=name))
         # By their texts, for NaN (too few seeds for a spread) is not equal to itself.
-        assert repr(registry.best(asked)) == repr(best_of(recordings, asked))
+        assert repr(registry.best(asked)) == repr(best_of(map(ExperimentRun.of, recordings), asked))
         found = registry.targets(TargetQuery(family=name, lr=2e-3, names=NAMES))
         np.testing.assert_allclose([found[each] for each in NAMES], [2e-3, 4e-3, 6e-3], rtol=1e-6)
         with pytest.raises(NotFound, match=r"lies outside the recorded range 0\.001 to 0\.004"):

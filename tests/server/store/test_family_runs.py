@@ -12,8 +12,9 @@ from flerm_core.errors import Ambiguous, LimitExceeded, NotFound
 from flerm_core.records.queries import BestQuery, RecordingFilter
 from flerm_core.records.recording import Attempt, Ending, Recording
 from flerm_core.tuning import transfer_report as transfer_report_module
-from flerm_core.tuning.best_lr import SweepRun, best_of, loss_curve
+from flerm_core.tuning.best_lr import SweepRun, loss_curve
 from flerm_core.tuning.experiment_settings import ExperimentRun
+from flerm_core.tuning.family_best import best_of
 from flerm_core.tuning.transfer_report import transfer_report
 from flerm_server.store import queries, seed_coverage
 from flerm_server.store.interface import Store
@@ -55,14 +56,12 @@ def assert_as_defined(store: Store, name: str) -> None:
     report = transfer_report(name, map(ExperimentRun.of, found))
     # By their texts, because NaN is no NaN's equal.
     assert repr(queries.transfer(store, name)) == repr(report)
-    for role, variant in [*kinds, ("", "plain"), ("base", "unheard")]:
+    for role, variant in [*kinds, ("base", "unheard")]:
         for optimizer in ("", "Adam", "SGD"):
             query = BestQuery(family=name, role=role, variant=variant, optimizer=optimizer)
-            # `best_of` reads an empty role as base; a store asks for any role then.
-            if role:
-                assert answer(lambda q=query: queries.best(store, q)) == answer(
-                    lambda q=query: best_of(found, q)
-                )
+            assert answer(lambda q=query: queries.best(store, q)) == answer(
+                lambda q=query: best_of(map(ExperimentRun.of, found), q)
+            )
     overview = queries.family_overview(store, name)
     assert overview.family == store.family(name)
     assert overview.counts == {

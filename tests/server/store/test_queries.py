@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,20 +46,35 @@ def test_the_overview_of_a_family_advises_the_rate_that_best_gives(store: Store)
     assert overview.report.best == best
 
 
-def test_the_advice_says_why_there_is_no_best_rate(store: Store):
+def test_the_report_says_why_there_is_no_best_rate(store: Store):
     name = family()
     record(store, name, loss=None)
-    assert queries.rate_advice(store, BestQuery(family=name)) == queries.RateAdvice(
-        None, f"family: {name!r} has no completed run with a final loss; 1 run in all"
-    )
-    record(store, name, optimizer="SGD")
+    sentence = f"family: {name!r} has no completed run with a final loss; 1 run in all"
+    assert queries.transfer(store, name).problem == sentence
+    with pytest.raises(NotFound, match=re.escape(sentence)):
+        queries.best(store, BestQuery(family=name))
+
+
+def test_of_several_optimisers_every_question_shows_the_same_one(store: Store):
+    name = family()
+    for optimizer, rates in (("Adam", (1e-3, 2e-3, 4e-3)), ("SGD", (0.1, 0.2))):
+        for lr in rates:
+            record(store, name, lr=lr, optimizer=optimizer, tags={"of": optimizer})
+    report, best = queries.transfer(store, name), queries.best(store, BestQuery(family=name))
+    assert repr(report.best) == repr(best)
+    assert {point.lr for point in best.points} == {1e-3, 2e-3, 4e-3}
+    assert "2 recordings" in best.experiment
+    sgd = queries.best(store, BestQuery(family=name, tags={"of": "SGD"}))
+    assert {point.lr for point in sgd.points} == {0.1, 0.2}
+    (kind,) = report.kinds
+    picked = BestQuery(family=name, pick={kind.name: kind.values[-1][0]})
+    assert [point.lr for point in queries.best(store, picked).points] == [0.1, 0.2]
 
 
 def test_an_unknown_family_is_not_found_by_any_question(store: Store):
     name = family()
     for ask in (
         lambda: queries.best(store, BestQuery(family=name)),
-        lambda: queries.rate_advice(store, BestQuery(family=name)),
         lambda: queries.losses(store, name),
         lambda: queries.transfer(store, name),
         lambda: queries.family_overview(store, name),

@@ -83,6 +83,7 @@ BEST_VALUE: dict[str, Any] = {
         "The best rate 0.004 is the highest recorded, so the optimum may lie above it: try 0.008."
     ),
     "points": _POINTS,
+    "experiment": "",
 }
 TARGETS_VALUE: dict[str, Any] = {
     "family": NAME,

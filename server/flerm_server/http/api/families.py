@@ -50,16 +50,19 @@ def best(
     store: StoreDep,
     name: examples.FamilyName,
     tags: Tags,
+    pick: Picks,
     role: Annotated[str, Query(description="Role of the recordings: base or scaled")] = "base",
     variant: Annotated[
         str, Query(description="Variant of the recordings, such as plain or matched")
     ] = "plain",
     optimizer: Annotated[
-        str, Query(description="Optimiser's class name; empty: any, if there is only one")
+        str, Query(description="Optimiser's class name; empty: the one with most recordings")
     ] = "",
 ) -> BestOut:
     """Gives the best learning rate of a family, its spread over seeds, and the rate to try next."""
-    query = BestQuery(family=name, role=role, variant=variant, optimizer=optimizer, tags=tags)
+    query = BestQuery(
+        family=name, role=role, variant=variant, optimizer=optimizer, tags=tags, pick=pick
+    )
     return BestOut.of(queries.best(store, query))
 
 

@@ -97,6 +97,10 @@ class BestOut(fields_of(Best, models={LossPoint: LossPointOut}), CoreModel):  # 
     )
     optimum_spread: Number = Field(description="in octaves, over seeds; null for one")
     next_lr: Number
+    experiment: str = Field(
+        description="which experiment this is, what else there is and how to choose it; "
+        "empty: there is one"
+    )
 
 
 class TransferRowOut(BaseModel):

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
 
 from flerm_core.records.queries import RecordingFilter
-from flerm_core.tuning.transfer_words import base_words, kind_words, transfer_words
+from flerm_core.tuning.transfer_words import base_words, transfer_words
 from flerm_server.http.authentication import wants_page
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.figure_selection import Picks, recording_ids
@@ -86,7 +86,6 @@ def family(
         panels=len(report.panels(dimension)),
         carried=transfer_words(report),
         advice=base_words(report.best) if report.best else "",
-        kinds=kind_words(report),
         asked=urlencode([*asked, ("scale", dimension)]),
         counts=counts,
         shown=shown,

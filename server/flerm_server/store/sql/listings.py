@@ -5,18 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from flerm_core.errors import InvalidInput, NotFound
-from flerm_core.records.comparability import optimizer_key
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Family, Recording
-from flerm_core.tuning.best_lr import SweepRun, model_size
-from flerm_server.store.interface import PAGE_SIZE, Page, Runs, unknown_recording
+from flerm_server.store.interface import PAGE_SIZE, Page, unknown_recording
 from flerm_server.store.sql.compiled_statements import Driver, Prepared
 from flerm_server.store.sql.engine import timestamp_to_column
 from flerm_server.store.sql.mappers import (
@@ -218,32 +215,6 @@ def conditions(filters: RecordingFilter, now: int) -> list[sa.ColumnElement[bool
             recording_tags.c.name == name, recording_tags.c.value == value
         )
         found.append(recordings.c.key.in_(tagged))
-    return found
-
-
-def runs(connection: sa.Connection, filters: RecordingFilter, now: int) -> Runs:
-    """See `Store.runs`. Reads a few columns and makes no `Recording` of each row."""
-    texts = (sa.cast(recordings.c[name], sa.Text) for name in ("optimizer_config", "config"))
-    columns = [
-        recordings.c[name] for name in ("role", "variant", "optimizer", "lr", "seed", "final_loss")
-    ]
-    query: sa.Select[Any] = sa.select(*columns, status_at(now), *texts).where(
-        *conditions(filters, now)
-    )
-    keys: dict[tuple[str, str], str] = {}
-    found: Runs = {}
-    query = query.where(recordings.c.family_key == family_key(connection, filters.family))
-    sizes: dict[str, float | None] = {}
-    for row in connection.execute(query):
-        role, variant, optimizer, lr, seed, loss, status, text, config = row
-        if config not in sizes:
-            sizes[config] = model_size(json.loads(config))
-        key = keys.get((optimizer, text))
-        if key is None:
-            key = keys[optimizer, text] = optimizer_key(optimizer, json.loads(text))
-        found.setdefault((role, variant, key), []).append(
-            SweepRun(lr=lr, seed=seed, loss=loss, status=status, size=sizes[config])
-        )
     return found
 
 

@@ -28,7 +28,6 @@ from flerm_server.store.interface import (
     Batch,
     Page,
     Rows,
-    Runs,
     Selection,
     Started,
     Store,
@@ -280,12 +279,6 @@ class SqlStore(Store):
                     ), tuple(family.blocks)
             with transaction(self.engine, writes=True) as connection:
                 comparability.backfill(connection, family.key)
-
-    @override
-    def runs(self, filters: RecordingFilter) -> Runs:
-        validation.validate_filter(filters)
-        with transaction(self.engine) as connection:
-            return listings.runs(connection, filters, database_now(connection))
 
     @override
     def family_runs(self, name: str, *, within: str = "") -> FamilyRuns:

@@ -10,7 +10,9 @@ import httpx
 import pytest
 
 from flerm_client import RegistryClient
+from flerm_client.cli import main
 from flerm_core.errors import FlermError
+from flerm_core.records.recording import Ending
 from tests.server.conftest import Backend, serve
 from tests.server.samples import family, spec
 
@@ -94,7 +96,7 @@ def test_why_there_is_no_best_rate_is_one_sentence_everywhere(
     for optimizer in optimizers:
         backend.local.start(spec(name, optimizer=optimizer))
     rest = http.get(f"/api/v1/families/{name}/best")
-    assert rest.status_code in (404, 409)
+    assert rest.status_code == 404
     with (
         RegistryClient(f"grpc://{backend.server.grpc_address.text}") as registry,
         pytest.raises(FlermError) as refused,
@@ -102,9 +104,36 @@ def test_why_there_is_no_best_rate_is_one_sentence_everywhere(
         registry.best(name)
     assert rest.json()["detail"] in str(refused.value)
     text = html.unescape(page(http, f"/families/{name}"))
-    # A page shows one of several experiments, and says so.
-    several = "1 recording is of others."
-    assert (rest.json()["detail"] if len(optimizers) == 1 else several) in text
+    assert rest.json()["detail"] in text
+    assert ("choose one by pick" in text) is (len(optimizers) > 1)
+
+
+def test_of_several_optimisers_page_rest_grpc_and_command_name_the_same_one(
+    backend: Backend, http: httpx.Client, capsys: pytest.CaptureFixture[str]
+):
+    name, address = family(), f"grpc://{backend.server.grpc_address.text}"
+    for lr in (1e-3, 2e-3, 4e-3):
+        gallery.record(backend.local, name, lr=lr, loss=1 + abs(lr - 2e-3))
+    for lr in (0.1, 0.2):
+        sent = spec(name, lr=lr, optimizer="SGD", optimizer_config={})
+        backend.local.start(sent)
+        backend.local.finish(sent.id, 0, Ending(final_loss=lr))
+    rest = http.get(f"/api/v1/families/{name}/best").json()
+    assert rest["lr"] == 2e-3
+    assert "optimizer=SGD (2 recordings)" in rest["experiment"]
+    with RegistryClient(address) as registry:
+        best = registry.best(name)
+        assert (best.lr, best.experiment) == (rest["lr"], rest["experiment"])
+        picked = registry.best(name, pick={"optimizer": "SGD"})
+    assert html.unescape(page(http, f"/families/{name}")).count(rest["experiment"]) == 1
+    assert main(["best", name, "--registry", address]) == 0
+    assert rest["experiment"] in capsys.readouterr().out
+    assert main(["best", name, "--pick", "optimizer=SGD", "--registry", address]) == 0
+    assert "best recorded: 0.1, loss 0.1" in capsys.readouterr().out
+    asked = {"pick": "optimizer=SGD"}
+    assert http.get(f"/api/v1/families/{name}/best", params=asked).json()["lr"] == picked.lr == 0.1
+    answer = http.get(f"/api/v1/families/{name}/best", params={"pick": "optimizer=Lion"})
+    assert (answer.status_code, "there is Adam, SGD" in answer.json()["detail"]) == (404, True)
 
 
 @pytest.mark.parametrize("step", ["", "301"])

@@ -17,7 +17,8 @@ from flerm_core.matching.base_selection import Sources, choose_sources
 from flerm_core.records.comparability import ComparabilityKey
 from flerm_core.records.queries import POLICIES, BestQuery, RecordingFilter, TargetQuery
 from flerm_core.records.recording import Ending, EstimatorSettings, RecordingSpec
-from flerm_core.tuning.best_lr import best_of
+from flerm_core.tuning.experiment_settings import ExperimentRun
+from flerm_core.tuning.family_best import best_of
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
 from flerm_server.store.sql import comparability
@@ -149,7 +150,7 @@ def test_the_best_rate_is_that_of_a_listing(
     listing = list(backend.local.all_recordings(RecordingFilter(family=name)))
     query = BestQuery(family=name, tags=tags, optimizer=optimizer)
     assert repr(outcome(queries.best, backend.local, query)) == repr(
-        outcome(best_of, listing, query)
+        outcome(best_of, map(ExperimentRun.of, listing), query)
     )
 
 

@@ -1,0 +1,51 @@
+"""The best learning rate of a family, for one of the experiments that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from flerm_core.records.queries import BestQuery
+from flerm_core.tuning.best_lr import Best
+from flerm_core.tuning.experiment_settings import (
+    OPTIMIZER,
+    ExperimentRun,
+    bigger_than_base,
+    is_base,
+    kinds_of,
+)
+from flerm_core.tuning.experiment_words import check_picked, experiment_words
+from flerm_core.tuning.transfer_report import Curves
+
+
+def best_of(runs: Iterable[ExperimentRun], query: BestQuery, known: Curves | None = None) -> Best:
+    """The best rate of a family's runs.
+
+    Of several experiments (optimisers, schedules) the one that `query.pick` names counts, else the
+    one with most recordings; `Best.experiment` says which, and what else there is. Losses of models
+    of different sizes never mix. Without role and variant this is `TransferReport.best`. Raises
+    `NotFound` when no run is completed with a final loss, and for a pick that no run fits.
+
+    known: as in `transfer_report`.
+    """
+    asked = [each for each in runs if _has(each, query)]
+    role, variant = query.role, query.variant or "plain"
+    bigger = bigger_than_base(asked)
+    if (role, variant) != ("base", "plain"):
+        # The runs asked for are compared among themselves, as if they were the base's.
+        asked = [
+            replace(each, role="base", variant="plain")
+            for each in asked
+            if (each.role, each.variant) == (role, variant)
+        ]
+        bigger = frozenset()
+    kinds, kept = kinds_of(asked, bigger, query.pick)
+    check_picked(kinds, query.pick)
+    own = [each.run for each in kept if is_base(each, bigger)]
+    words = experiment_words(kinds, len(asked) - len(kept), len(bigger))
+    return replace((known or Curves()).best(query.family, own), experiment=words)
+
+
+def _has(run: ExperimentRun, query: BestQuery) -> bool:
+    name, _, _ = str(run.settings[OPTIMIZER]).partition("(")
+    return query.optimizer in ("", name) and query.tags.items() <= run.tags.items()
