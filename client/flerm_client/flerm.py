@@ -82,7 +82,7 @@ class FLeRM:
             every: optimiser steps between measurements; 0: once. 100 costs a long run
                 about 1 % of its time.
             start: the first step that is measured, counted from 1. A tensor without an update there
-                (LoRA's A while B is 0) is measured at the next step.
+                (LoRA's A while B is 0, a layer left out) is measured at the first that moves it.
             warmup: draws of the first measurement. 8, because matched runs begin with it.
             samples: draws of every other measurement, each on a probe batch. 1: an `example` draw
                 of 64 examples has a relative error of about 0.1.

@@ -26,12 +26,16 @@ def test_two_ranks_are_one_process_with_both_batches(tmp_path: Path) -> None:
     flerm = FLeRM.match(
         model, optimizers, probe=probe, family="f", estimator="exact", lr=1e-2, targets=targets()
     )
-    for step in range(STEPS):
-        model(torch.cat([batch_of(step, rank) for rank in range(2)])).square().mean().backward()
+    for model.step in range(STEPS):
+        model(
+            torch.cat([batch_of(model.step, rank) for rank in range(2)])
+        ).square().mean().backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+    assert first["steps"] == [1, 2], "the branch first moves at step 2"
     assert first["fslr"] == pytest.approx(flerm.fslr, rel=1e-3)
+    assert all(m != 1.0 for m in flerm.multipliers.values())
     assert first["multipliers"] == flerm.multipliers
     torch.testing.assert_close(first["weights"], [p.detach() for p in model.parameters()])
 
@@ -42,6 +46,7 @@ def test_two_ranks_under_fabric_measure_as_one_process_with_both_batches(tmp_pat
     assert result.code == 0, result.output
 
     model, (optimizer, _) = model_and_optimizers()
+    model.step = 1
     probe = [torch.cat([probe_of_rank(rank)[0] for rank in range(2)])]
     flerm = FLeRM.record(model, optimizer, probe=probe, family="f", estimator="exact")
     model(torch.cat([batch_of(0, rank) for rank in range(2)])).square().mean().backward()

@@ -20,6 +20,7 @@ QUICK = frozenset(
         "ViTForImageClassification",
         "MambaForCausalLM",
         "residual MLP",
+        "residual MLP, layer drop",
         "GRU",
         "TransformerEncoder",
         "convolutions, GroupNorm",

@@ -265,14 +265,12 @@ class TrainingSession:
         with SignalDeferral() as signals:
             try:
                 self._before_step(index)
-                result = self.param_groups[index].run_step(
-                    step,
-                    args,
-                    kwargs,
-                    self.multipliers,
-                    partial(self._note_rates, index),
-                    signals,
+                groups = self.param_groups[index]
+                args, kwargs = self.measurer.delayed.with_look(
+                    args, kwargs, groups, self._begin_measured_step
                 )
+                note_rates = partial(self._note_rates, index)
+                result = groups.run_step(step, args, kwargs, self.multipliers, note_rates, signals)
             except BaseException:
                 self._abandon_update()
                 raise
@@ -283,7 +281,7 @@ class TrainingSession:
             return result
 
     def _before_step(self, index: int) -> None:
-        """Captures the weights where the model's step that begins here is due."""
+        """Captures the weights where the model's step is due, or first moves a tensor."""
         if index in self._stepped:
             # This optimiser steps again before the others have: a critic's several steps, or a
             # GradScaler that skipped another optimiser. The model's step begins anew, because a
@@ -292,10 +290,22 @@ class TrainingSession:
             self._begun_anew += 1
             if self._begun_anew == _TELL_AFTER and (idle := self.remarks.idle_optimizers()):
                 self.remarks.say(idle)
-        if not self._stepped and self._due(self.steps + 1):
-            if matcher := self._matcher_due(self.steps + 1):
-                matcher.find_base_step(self.steps + 1, self.run_log)
-                self._rehearsal.before_step()
+        delayed = self.measurer.delayed
+        if not self._stepped:
+            delayed.moving = frozenset()
+        begun = delayed.look(self.param_groups[index])
+        if begun or (not self._stepped and self._due(self.steps + 1)):
+            self._begin_measured_step()
+
+    def _begin_measured_step(self) -> None:
+        """Captures the weights, and finds what the step is matched to, before any has changed."""
+        if self.measurer.failures.stopped:
+            return
+        if matcher := self._matcher_due(self.steps + 1):
+            matcher.find_base_step(self.steps + 1, self.run_log)
+            self._rehearsal.before_step()
+        if self._update is None:
+            self._scheduled_lr = float(self.optimizers[0].param_groups[0]["lr"])
             self._capture()
 
     def _capture(self) -> None:
@@ -341,7 +351,8 @@ class TrainingSession:
     def _matcher_due(self, step: int) -> StepMatcher | None:
         """What matches `step`; None where the step is not matched."""
         matcher = self.matcher
-        return matcher if matcher is not None and matcher.due(step, self.measurer.delayed) else None
+        moving = self.measurer.delayed.moving
+        return matcher if matcher is not None and matcher.due(step, moving) else None
 
     def _note_autocast(self, context: AutocastContext) -> None:
         if not self.measurer.meter.measuring:
@@ -361,7 +372,6 @@ class TrainingSession:
     def _measure(self, update: WeightUpdate, signals: SignalDeferral) -> None:
         """Measures the step just made, matches it where that is due, and logs it."""
         measurer, matcher = self.measurer, self._matcher_due(self.steps)
-        delayed = measurer.delayed
         measured = measurer.measure(update, signals, first=not self.run_log.rows)
         if not measured:
             return
@@ -372,7 +382,7 @@ class TrainingSession:
         if matcher is not None:
             if self._dry_run:
                 self._end_dry_run(matcher)
-            matcher.match(self.steps, measurer.fslr, update, delayed)
+            matcher.match(self.steps, measurer.fslr, update, measurer.delayed.moving)
         measurer.tell_of_unmeasured(update, measured, self.steps)
         measurer.schedule.done(self.steps)
         self._log(measured)

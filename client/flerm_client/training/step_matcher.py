@@ -55,9 +55,9 @@ class StepMatcher:
         self._remarks = remarks
         remarks.to_match = True
 
-    def due(self, step: int, delayed: frozenset[str]) -> bool:
-        """Whether `step` is matched: wholly, or for the `delayed` tensors alone."""
-        return bool(delayed) or self.schedule.due(step)
+    def due(self, step: int, moving: frozenset[str]) -> bool:
+        """Whether `step` is matched: wholly, or for the `moving` tensors alone."""
+        return bool(moving) or self.schedule.due(step)
 
     def find_base_step(self, step: int, run_log: RunLog) -> None:
         """Finds the base's step that `step` is matched to, before any weight has changed.
@@ -73,14 +73,14 @@ class StepMatcher:
         return self.target_schedule.report(self._base_step, self._of_every_tensor(fslr))
 
     def match(
-        self, step: int, fslr: Mapping[str, float], update: WeightUpdate, delayed: frozenset[str]
+        self, step: int, fslr: Mapping[str, float], update: WeightUpdate, moving: frozenset[str]
     ) -> None:
         """Finds the multipliers of the measured `step`, and repeats the step at these.
 
         fslr: the measurement, by tensor and depth group.
-        delayed: the tensors that are matched where the step as a whole is not due.
+        moving: the tensors that are matched where the step as a whole is not due.
         """
-        only: frozenset[str] = frozenset() if self.schedule.due(step) else delayed
+        only: frozenset[str] = frozenset() if self.schedule.due(step) else moving
         measured = self._of_every_tensor(fslr)
         schedule = self.target_schedule
         outcome = schedule.multipliers(self._base_step, measured, self.multipliers, only)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from flerm_client.training.delayed_tensors import DelayedTensors
 from flerm_client.training.measured_model import on_device
 from flerm_client.training.measurement_failures import MeasurementFailures
 from flerm_client.training.probe import Probe
@@ -37,8 +38,7 @@ class StepMeasurer:
     schedule: the steps that are measured.
     failures: the measurements that failed.
     fslr: the last measurement, by tensor and depth group.
-    delayed: the tensors that had a gradient but no update at the first measurement (LoRA's A while
-        B is 0). They are measured, and matched, at the step after the first measurement.
+    delayed: the tensors that are measured, and matched, at the step that first moves them.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StepMeasurer:
         self.schedule = StepSchedule(settings.start, settings.every)
         self.failures = MeasurementFailures(measured_model.module, remarks)
         self.fslr: dict[str, float] = {}
-        self.delayed: frozenset[str] = frozenset()
+        self.delayed = DelayedTensors(measured_model, ranks)
         self._model = measured_model
         self._ranks = ranks
         self._probe = probe
@@ -65,8 +65,8 @@ class StepMeasurer:
         self._remarks = remarks
 
     def due(self, step: int) -> bool:
-        """Whether `step` is measured, for the schedule's sake or for that of `delayed` tensors."""
-        return bool(self.delayed) or self.schedule.due(step)
+        """Whether `step` is measured, for the schedule's sake or for that of delayed tensors."""
+        return bool(self.delayed.moving) or self.schedule.due(step)
 
     def measure(
         self, update: WeightUpdate, signals: SignalDeferral, *, first: bool
@@ -82,12 +82,12 @@ class StepMeasurer:
         moved = _drop_unmoved(update)
         if not moved and not self._ranks.lockstep:
             return {}
-        draws = self.settings.warmup if first or self.delayed else self.settings.samples
+        draws = self.settings.warmup if first or self.delayed.moving else self.settings.samples
         batches = signals.between(self._probe)
         measured = self.meter.measure(update, batches, draws, weights_changed=moved)
         if not measured:
             return {}
-        self.delayed = self._find_delayed(update, measured) if first else frozenset()
+        self.delayed.follow(measured, first=first)
         # The last finite measurement stands. A tensor without an update (0) is unmeasured.
         usable = {name: value for name, value in measured.items() if 0.0 < value < math.inf}
         self.fslr = usable or self.fslr
@@ -97,20 +97,23 @@ class StepMeasurer:
     def fail(self, error: Exception, step: int) -> None:
         """The measurement of `step` raised `error`, and the run goes on."""
         self.failures.add(error, step, self.meter.estimator.name)
+        self.delayed.forget_moving()
         if self.settings.every:  # without, the one measurement is tried again at the next step
             self.schedule.done(step)
 
     def tell_of_unmeasured(
         self, update: WeightUpdate, measured: Mapping[str, float], step: int
     ) -> None:
-        """Warns of tensors that `step` changed without an FSLR, when no tensor is delayed.
+        """Warns of tensors that `step` changed without an FSLR, and that are not delayed.
 
         The first such step is warned of. The run's end names the tensors that never had an FSLR.
         """
-        if self.delayed:
-            return
         changed = update.changed_tensors()
-        missing = [name for name in self._model.parameters if not measured.get(name)]
+        missing = [
+            name
+            for name in self._model.parameters
+            if not measured.get(name) and name not in self.delayed.names
+        ]
         # Looking at every tensor waits for the device, and is needed where one is missing.
         names = [name for name in missing if changed[name] and not self.fslr.get(name)]
         if names and not self._remarks.without_fslr and self._ranks.is_rank0:
@@ -127,7 +130,7 @@ class StepMeasurer:
             "sharpness": self.meter.sharpness,
             "estimator": self.meter.estimator.name,
             "fslr": dict(self.fslr),
-            "delayed": sorted(self.delayed),
+            "delayed": sorted(self.delayed.names),
             "probe": self._probe.state_dict(),
             "random": None if random is None else random.state_dict(),
         }
@@ -139,7 +142,7 @@ class StepMeasurer:
         self.meter.measurements = state["measurements"]
         self.meter.sharpness = state["sharpness"]
         self.fslr = dict(state["fslr"])
-        self.delayed = frozenset(state["delayed"])
+        self.delayed.names = frozenset(state["delayed"])
         self._load_randomness(state)
 
     def _load_randomness(self, state: Mapping[str, Any]) -> None:
@@ -157,19 +160,6 @@ class StepMeasurer:
             with meter.randomness.active():
                 probe.load_state_dict(state["probe"])
             meter.randomness.state = RandomState.from_state_dict(state["random"])
-
-    def _find_delayed(self, update: WeightUpdate, measured: Mapping[str, float]) -> frozenset[str]:
-        """The tensors that had a gradient but no update; the same on every rank."""
-        # Every rank has the same FSLRs, and so takes part in the collective or not. Gradients are
-        # this rank's own.
-        if 0.0 not in measured.values():
-            return frozenset()
-        found = [
-            name
-            for name, parameter in self._model.parameters.items()
-            if measured.get(name) == 0.0 and update.rates.get(name) and parameter.grad is not None
-        ]
-        return frozenset(self._ranks.broadcast_object(sorted(found)))
 
 
 def _make_meter(

@@ -37,9 +37,9 @@ def run() -> dict[str, Any]:
     flerm = FLeRM.match(
         model, optimizers, targets=targets(), process_group=dist.group.WORLD, **keywords
     )
-    for step in range(STEPS):
-        model(batch_of(step, rank)).square().mean().backward()
-        for parameter in model.parameters():
+    for model.step in range(STEPS):
+        model(batch_of(model.step, rank)).square().mean().backward()
+        for parameter in [p for p in model.parameters() if p.grad is not None]:
             dist.all_reduce(parameter.grad)
             parameter.grad /= world
         for optimizer in optimizers:
@@ -50,6 +50,7 @@ def run() -> dict[str, Any]:
         "refused": refused,
         "multipliers": flerm.multipliers,
         "fslr": flerm.fslr,
+        "steps": flerm.trajectory.steps.tolist(),
         "weights": [p.detach().clone() for p in model.parameters()],
     }
 
@@ -61,6 +62,7 @@ def run_fabric() -> dict[str, float]:
     fabric = Fabric(accelerator="cpu", devices=world, strategy="ddp")
     fabric.launch()
     model, (optimizer, _) = model_and_optimizers()
+    model.step = 1
     model, optimizer = fabric.setup(model, optimizer)
     probe = probe_of_rank(rank)
     flerm = FLeRM.record(model, optimizer, probe=probe, family="f", estimator="exact")

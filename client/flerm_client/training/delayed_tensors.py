@@ -1,0 +1,111 @@
+"""The tensors that the first measured step did not move, and the step that moves each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flerm_client.training.param_groups import ScaledParamGroups
+from flerm_client.training.step_wrapper import with_closure
+from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.distributed.sharding import to_local
+from flerm_core.measure.measured_model import MeasuredModel
+
+
+class DelayedTensors:
+    """The tensors that had no FSLR at the first measurement, until a step moves them.
+
+    Examples are LoRA's A while B is 0, a layer that the first step leaves out, an expert without
+    tokens, and weights that are frozen for a while.
+
+    names: these tensors.
+    moving: those of them that the step at hand moves. They are measured, and matched, at this step.
+
+    A tensor moves where it has a gradient that is not 0, and a rate above 0. Weight decay alone
+    does not count, because it says nothing of the steps that follow.
+    """
+
+    def __init__(self, model: MeasuredModel, ranks: MeasurementRanks) -> None:
+        self.names: frozenset[str] = frozenset()
+        self.moving: frozenset[str] = frozenset()
+        self._parameters = model.parameters
+        self._device = model.device
+        self._ranks = ranks
+
+    def look(self, groups: ScaledParamGroups) -> bool:
+        """Whether a step of the optimiser of `groups` would now move further tensors of `names`.
+
+        These are then `moving`, the same on every rank. All ranks call this at the same point. One
+        all-reduce while there are such tensors, none for one process.
+        """
+        names = sorted(self.names - self.moving)
+        # A tensor that never has a gradient costs nothing but this.
+        mine = [each for each in names if self._parameters[each].grad is not None]
+        rates = groups.current({}) if mine else {}
+        mine = [each for each in mine if rates.get(each)]
+        if not names or (self._ranks.single_process and not mine):
+            return False
+        found = torch.zeros(len(names), dtype=torch.float64, device=self._device)
+        for name in mine:
+            found[names.index(name)] = _has_gradient(self._parameters[name])
+        flags = self._ranks.sum(found).tolist()
+        begun = {name for name, flag in zip(names, flags, strict=True) if flag}
+        self.moving |= begun
+        return bool(begun)
+
+    def with_look(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        groups: ScaledParamGroups,
+        begun: Callable[[], None],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a step of the optimiser of `groups`, of which a closure is replaced.
+
+        Its first call is followed by `look`, and `begun` is called where that is true: gradients
+        may be computed inside the step, as under Lightning. Where the weights have changed by then
+        (SAM), W_old is gone, and nothing is looked for.
+        """
+        if not self.names:
+            return args, kwargs
+        versions: list[int] | None = self._versions()
+
+        def looking(closure: Callable[[], Any]) -> Callable[[], Any]:
+            def call() -> Any:
+                nonlocal versions
+                result = closure()
+                if versions == self._versions() and self.look(groups):
+                    begun()
+                versions = None
+                return result
+
+            return call
+
+        return with_closure(args, kwargs, looking)
+
+    def _versions(self) -> list[int]:
+        return [parameter._version for parameter in self._parameters.values()]
+
+    def follow(self, measured: Mapping[str, float], *, first: bool) -> None:
+        """The step at hand was measured: `measured` FSLRs, by tensor and depth group.
+
+        first: whether the run had no measurement before.
+        """
+        if first:
+            self.names = frozenset(name for name in self._parameters if measured.get(name) == 0.0)
+        else:
+            self.forget_moving()
+
+    def forget_moving(self) -> None:
+        """The tensors that move were tried, and are no longer waited for."""
+        self.names -= self.moving
+
+
+def _has_gradient(parameter: nn.Parameter) -> Tensor:
+    """Whether this rank's part of the gradient is not all zeros: bool []."""
+    assert parameter.grad is not None
+    gradient = to_local(parameter.grad)
+    return (gradient.coalesce().values() if gradient.is_sparse else gradient).any()
