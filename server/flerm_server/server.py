@@ -242,6 +242,7 @@ def _http_server(
     config = uvicorn.Config(
         app,
         http=TimeLimitProtocol,
+        ws="none",  # no route has a WebSocket, and such a connection would escape the time limits
         log_config=None,
         access_log=False,
         proxy_headers=False,  # uvicorn would believe every process of this host

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flerm_core.errors import LimitExceeded
+from flerm_server.presence import current_presence
 
 SHARE = 0.75  # the most of a limit that one caller may take
+LOOK_SECONDS = 0.5  # how often a caller who waits is looked for
 
 
 class SharedLimit:
@@ -40,15 +42,17 @@ class SharedLimit:
 
         wait: for how many seconds to wait until there is enough.
 
-        Raises `LimitExceeded`.
+        Raises `LimitExceeded`, and `CallerGone` where the caller leaves meanwhile.
         """
+        presence = current_presence()
         deadline = time.monotonic() + wait
         with self._lock:
             while (refusal := self._refusal(caller, amount)) is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise LimitExceeded(refusal)
-                self._condition(caller, amount).wait(left)
+                self._condition(caller, amount).wait(min(left, LOOK_SECONDS))
+                presence.require()
             self._taken[caller] += amount
             self._all += amount
 

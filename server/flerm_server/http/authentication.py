@@ -21,6 +21,7 @@ from flerm_server.http.problems import problem, status_of
 from flerm_server.http.public_site import PublicSite
 from flerm_server.logs import public_sentence
 from flerm_server.metrics import Metrics
+from flerm_server.presence import ALWAYS, work_for
 
 THREADS = 8  # for looking up tokens, which slow requests must not hold up
 COOKIE = "flerm_session"
@@ -85,8 +86,11 @@ class Authenticate:
         except FlermError as error:
             await self._refuse(error, scope, headers)(scope, receive, send)
             return
-        act_as(principal)  # each request is a task with a context of its own
-        scope.setdefault("state", {}).update(principal=principal, recheck_access=authenticate)
+        state = scope.setdefault("state", {})
+        state.update(principal=principal, recheck_access=authenticate)
+        # Each request is a task with a context of its own.
+        act_as(principal)
+        work_for(state.get("presence", ALWAYS))
         await self._app(scope, receive, send)
 
     def _authentication(self, headers: Headers, scope: Scope) -> Callable[[], Principal]:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flerm_server.auth.permissions import path_needs
 from flerm_server.http.problems import problem
 from flerm_server.metrics import Metrics
+from flerm_server.presence import CallerGone
 from flerm_server.tracing import span
 
 REQUEST_ID = "x-request-id"
@@ -28,6 +29,7 @@ REQUESTS_PER_TOKEN = 20  # of the 40 that have a thread at once
 WAITING_PER_TOKEN = 200
 BODY_SECONDS = 60.0
 PIECE_BYTES = 32 << 10
+CALLER_GONE = 499  # as nginx logs it; metrics and the log alone have it
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 # A name or an address: anything more would get into the addresses that our pages show. It may be
@@ -269,6 +271,8 @@ class Observe:
         try:
             with span(method, headers, request_id=request_id):
                 await self._app(scope, receive, observe)
+        except CallerGone:
+            status = CALLER_GONE
         finally:
             self._record(scope, method, status, time.perf_counter() - started)
 

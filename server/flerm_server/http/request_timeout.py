@@ -10,6 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flerm_server.http.answer_headers import SECURITY_HEADERS
 from flerm_server.http.problems import problem
+from flerm_server.presence import Presence
 
 HEAD_SECONDS = 20.0
 READ_SECONDS = 20.0
@@ -44,11 +45,18 @@ class TimeLimitProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         self._waiting.pop(self, None)
+        if self.cycle is not None:
+            self.cycle.scope["state"]["presence"].end()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
-        """Takes what came. The connection no longer waits once that is a request."""
+        """Takes what came. The connection no longer waits once that is a request.
+
+        The request's state has the `presence` of its caller, which ends with the connection.
+        """
         super().handle_events()
+        if self.cycle is not None:  # whose task has not run yet where the request is new
+            self.cycle.scope["state"].setdefault("presence", Presence())
         if self.cycle is not None and not self.cycle.response_complete:
             self._waiting.pop(self, None)
 

@@ -23,6 +23,7 @@ from flerm_server.auth.permissions import RPCS
 from flerm_server.auth.principal import Principal, Scope, act_as
 from flerm_server.logs import public_sentence
 from flerm_server.metrics import Metrics
+from flerm_server.presence import CallerGone, Presence, work_for
 from flerm_server.rpc.admission import Admission, CallKind
 from flerm_server.rpc.receiver import parse
 from flerm_server.tracing import span
@@ -117,7 +118,8 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
                 self._admitted(call, kind) as principal,
                 self._received(call, kind, handler, messages) as message,
             ):
-                return copy_context().run(_act, principal, handler.unary_unary, message, context)
+                act, presence = handler.unary_unary, _presence(context)
+                return copy_context().run(_act, principal, presence, act, message, context)
 
         def stream(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             call = Call(method, metadata, context)
@@ -171,7 +173,8 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         """
         context = copy_context()
         recheck = self._admission.recheck_token(call.method, call.authorization)
-        answers = context.run(_act, principal, act, message, call.context)
+        presence = _presence(call.context)
+        answers = context.run(_act, principal, presence, act, message, call.context)
         end = object()
         while (answer := context.run(next, answers, end)) is not end:
             yield answer
@@ -193,8 +196,8 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         except GeneratorExit:
             code = grpc.StatusCode.CANCELLED
             raise
-        except grpc.RpcError:
-            code = grpc.StatusCode.CANCELLED  # the client left before its message came
+        except (CallerGone, grpc.RpcError):  # the second: before its message came
+            code = grpc.StatusCode.CANCELLED
             message = "the client has left"
         except Exception:
             code = grpc.StatusCode.INTERNAL
@@ -224,9 +227,24 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         )
 
 
-def _act(principal: Principal | None, act: Any, request: Any, context: grpc.ServicerContext) -> Any:
+def _presence(context: grpc.ServicerContext) -> Presence:
+    """That of the caller, until the call is over."""
+    presence = Presence()
+    if not context.add_callback(presence.end):
+        presence.end()  # the call is over already
+    return presence
+
+
+def _act(
+    principal: Principal | None,
+    presence: Presence,
+    act: Any,
+    request: Any,
+    context: grpc.ServicerContext,
+) -> Any:
     if principal is not None:
         act_as(principal)
+    work_for(presence)
     return act(request, context)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from flerm_core.errors import FlermError
+from flerm_server.presence import Presence
 
 POOL_SECONDS = 5  # how long a call waits for a connection of the pool
 ROOM_BYTES = 512 << 10  # with less room on its disk a database counts as full
@@ -72,6 +74,13 @@ class Connections(ABC):
     @abstractmethod
     def confirm(self, connection: Any) -> None:
         """Raises `Unreachable` where the transaction just committed may not be durable."""
+
+    @abstractmethod
+    def attended(self, connection: Any, presence: Presence) -> AbstractContextManager[None]:
+        """Ends the statements of the block soon after the caller has left; they then fail.
+
+        Raises `CallerGone` where the caller had left before the block began.
+        """
 
     @abstractmethod
     def require_room(self, connection: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import PoolProxiedConnection
 
 from flerm_core.errors import FlermError, InvalidInput, Refused, Unreachable
+from flerm_server.presence import ALWAYS, current_presence
 from flerm_server.store.sql.compiled_statements import Driver
 from flerm_server.store.sql.connections import POOL_SECONDS, Connections, TransactionKind
 from flerm_server.store.sql.database_url import database_file, public_name
@@ -145,14 +146,30 @@ def driver_transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[D
 
 @contextmanager
 def _begun(engine: sa.Engine, kind: TransactionKind) -> Iterator[PoolProxiedConnection]:
-    """A connection of the pool in a transaction, which is committed when the block ends."""
+    """A connection of the pool in a transaction, which is committed when the block ends.
+
+    A transaction that reads ends when its caller leaves, and raises `CallerGone`. One that writes
+    goes on: it may be for other callers too, and whether it was committed would not be known.
+    """
     connections = connections_of(engine)
+    presence = ALWAYS if kind.writes else current_presence()
+    presence.require()
     with _our_errors(engine):
         pooled = _checked_out(engine, kind)
         connection: Any = pooled.driver_connection
         try:
-            yield pooled
-            connection.commit()
+            try:
+                with (
+                    nullcontext()
+                    if presence is ALWAYS
+                    else connections.attended(connection, presence)
+                ):
+                    yield pooled
+                    connection.commit()
+            finally:
+                # Also where the statement was answered before it was cancelled: the next one of
+                # this connection may then be.
+                presence.require()
             if kind.writes:
                 connections.confirm(connection)
         except BaseException as error:

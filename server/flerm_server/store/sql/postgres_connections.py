@@ -7,7 +7,9 @@ statements.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -16,6 +18,7 @@ from psycopg.pq import TransactionStatus
 from typing_extensions import override
 
 from flerm_core.errors import FlermError, Refused, Unreachable
+from flerm_server.presence import Presence
 from flerm_server.store.sql.connections import ROOM_BYTES, Connections, TransactionKind
 from flerm_server.store.sql.database_url import libpq_options, public_name
 
@@ -25,6 +28,7 @@ Result = TypeVar("Result")
 CONNECT_SECONDS = 3  # for one host of the URL
 BEGIN_SECONDS = 4.0  # a database that lives begins a transaction at once
 ANSWER_SECONDS = 8.0  # for one statement; the database itself cancels it a second earlier
+CANCEL_SECONDS = 0.2  # between two attempts to cancel a statement
 IDLE_SECONDS = 30  # how long a transaction of a server that went away keeps its locks
 
 READ_ONLY = "25006"
@@ -131,6 +135,22 @@ class PostgresConnections(Connections):
         """A commit that PostgreSQL has answered is durable."""
 
     @override
+    @contextmanager
+    def attended(self, connection: PatientConnection, presence: Presence) -> Iterator[None]:
+        ended = threading.Event()
+
+        def cancel() -> None:
+            threading.Thread(
+                target=_cancel, args=(connection, ended), name="cancel", daemon=True
+            ).start()
+
+        with presence.calling(cancel):
+            try:
+                yield
+            finally:
+                ended.set()
+
+    @override
     def require_room(self, connection: PatientConnection) -> None:
         connection.execute(_ROOM)
 
@@ -159,3 +179,14 @@ class PostgresConnections(Connections):
     @override
     def close(self) -> None:
         """Nothing is held beside the connections."""
+
+
+def _cancel(connection: PatientConnection, ended: threading.Event) -> None:
+    """Cancels the statement of a connection that another thread uses, until that has noticed.
+
+    Not once only: the database ignores what comes between two statements.
+    """
+    while not ended.is_set():
+        with suppress(psycopg.Error):  # a database that does not answer ends the statement itself
+            connection.cancel_safe(timeout=CONNECT_SECONDS)
+        ended.wait(CANCEL_SECONDS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -14,10 +15,14 @@ from urllib.parse import quote
 from typing_extensions import override
 
 from flerm_core.errors import FlermError, Unreachable
+from flerm_server.presence import Presence
 from flerm_server.store.sql.connections import ROOM_BYTES, Connections, TransactionKind
 from flerm_server.store.sql.sqlite_ownership import FileIds, SqliteOwnership, file_ids
 
 BUSY_SECONDS = 8  # how long a writer waits for another writer
+# After how many steps of its virtual machine a statement looks whether its caller has left: about
+# 20 ms. A look takes the interpreter's lock, for which busy threads may let it wait.
+LOOK_STEPS = 500_000
 
 
 class SqliteConnection(sqlite3.Connection):
@@ -80,6 +85,16 @@ class SqliteConnections(Connections):
     def confirm(self, connection: SqliteConnection) -> None:
         if file_ids(self._file) != connection.files:
             raise self._gone()
+
+    @override
+    @contextmanager
+    def attended(self, connection: SqliteConnection, presence: Presence) -> Iterator[None]:
+        presence.require()
+        connection.set_progress_handler(lambda: presence.gone, LOOK_STEPS)
+        try:
+            yield
+        finally:
+            connection.set_progress_handler(None, 0)
 
     @override
     def require_room(self, connection: Any) -> None:
