@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from forked import ServerProcess, start_server
 from hypothesis import settings
 from postgres import PostgresCluster, free_port, postgres_tool, throwaway_cluster
 
@@ -47,7 +48,7 @@ class RegistryProcess:
     grpc: host:port. http: a URL. output: the lines that the process has printed so far.
     """
 
-    process: subprocess.Popen[str]
+    process: ServerProcess | subprocess.Popen[bytes]
     grpc: str
     http: str
     db: str
@@ -117,29 +118,28 @@ def launch_registry(
     grpc: str = "127.0.0.1:0",
     http: str = "127.0.0.1:0",
     options: tuple[str, ...] = (),
-    program: tuple[str, ...] = ("-m", "flerm_server.cli"),
+    script: Path | None = None,
 ) -> RegistryProcess:
     """Starts a registry and waits until it answers on both ports.
 
-    program: what Python runs. The test fails with the output of a registry that does not start.
+    script: what a new interpreter runs in place of `flerm_server.cli`. The test fails with the
+    output of a registry that does not start.
     """
-    command = [sys.executable, *program, "serve", "--db", db, "--grpc", grpc, "--http", http]
-    process = subprocess.Popen(
-        [*command, "--announce", str(announce), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
-    )
+    arguments = ("--db", db, "--grpc", grpc, "--http", http, "--announce", str(announce), *options)
+    read_end, write_end = os.pipe()
+    try:
+        process = _start(script, ("serve", *arguments), write_end)
+    finally:
+        os.close(write_end)
     output: list[str] = []
     ready = threading.Event()
 
     def follow() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            output.append(line)
-            if line.startswith("registry: "):
-                ready.set()
+        with os.fdopen(read_end) as printed:
+            for line in printed:
+                output.append(line)
+                if line.startswith("registry: "):
+                    ready.set()
         ready.set()
 
     threading.Thread(target=follow, daemon=True).start()
@@ -150,6 +150,17 @@ def launch_registry(
     addresses = json.loads(announce.read_text())
     announce.unlink()
     return RegistryProcess(process, addresses["grpc"], f"http://{addresses['http']}", db, output)
+
+
+def _start(
+    script: Path | None, arguments: tuple[str, ...], output: int
+) -> ServerProcess | subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONFAULTHANDLER": "1"}
+    if script is None:
+        return start_server(*arguments, environment=environment, output=output)
+    return subprocess.Popen(
+        [sys.executable, str(script), *arguments], env=environment, stdout=output, stderr=output
+    )
 
 
 @pytest.fixture(scope="session")

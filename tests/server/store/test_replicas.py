@@ -37,7 +37,7 @@ from tests.server.conftest import migrate
 from tests.server.samples import NAMES, PARAMETERS, attempt, family, row, spec
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Registry"]
-NEXT_VERSION = (str(Path(__file__).parent / "jobs" / "next_version.py"),)
+NEXT_VERSION = Path(__file__).parent / "jobs" / "next_version.py"
 
 
 @dataclass
@@ -285,10 +285,10 @@ class Load:
             thread.join()
 
 
-def run(program: tuple[str, ...], *arguments: str) -> str:
+def run(*program: str) -> str:
     """Runs a command of one version; its output."""
     ended = subprocess.run(
-        [sys.executable, *program, *arguments],
+        [sys.executable, *program],
         capture_output=True,
         text=True,
         timeout=60,
@@ -311,10 +311,10 @@ def test_servers_are_upgraded_one_by_one_under_load(postgres: PostgresCluster, t
     load = Load([each.address for each in balancers])
     try:
         until(lambda: len(load.written) == 6, "the load did not begin")
-        assert "-> 9001" in run(NEXT_VERSION, "db", "upgrade", "--db", db)
+        assert "-> 9001" in run(str(NEXT_VERSION), "db", "upgrade", "--db", db)
         for at in range(2):
             new = launch_registry(
-                db, tmp_path / f"new-{at}.json", options=("--drain", "5"), program=NEXT_VERSION
+                db, tmp_path / f"new-{at}.json", options=("--drain", "5"), script=NEXT_VERSION
             )
             old = servers[at]
             servers[at] = new
