@@ -28,17 +28,54 @@ class Outcome:
 def on_ranks(
     ranks: int, script: str | Path, *arguments: str, folder: Path, seconds: float = 90.0
 ) -> Outcome:
-    """Runs `script` (of jobs/, or a path) on `ranks` processes.
+    """Runs `script` (of jobs/, a path, or `-m module`) on `ranks` processes.
 
     Each rank may torch.save to its `rank{r}.pt` in `folder`. It works like `torchrun` in a tenth
     of the time: without its agent, and torch is imported once.
     """
     store, group = rendezvous(ranks)
     each = [own | _environment(folder) for own in group]
-    output = folder / "output"
-    codes = fork(JOBS / script, *arguments, environments=each, output=output).wait(seconds)
+    outcome = _forked(
+        ranks, _program(script), *arguments, each=each, folder=folder, seconds=seconds
+    )
     del store
+    return outcome
+
+
+def under_an_agent(
+    ranks: int,
+    script: str | Path,
+    *arguments: str,
+    folder: Path,
+    seconds: float = 90.0,
+    restarts: int = 0,
+) -> Outcome:
+    """Runs `script` under torchrun's agent, which starts the ranks again when one fails.
+
+    The agent's ranks are forked, so that torch is imported once.
+    """
+    command = (str(ranks), str(restarts), _program(script), *arguments)
+    each = [_environment(folder)]
+    return _forked(
+        ranks, str(JOBS / "agent.py"), *command, each=each, folder=folder, seconds=seconds
+    )
+
+
+def _forked(
+    ranks: int,
+    program: str,
+    *arguments: str,
+    each: list[dict[str, str]],
+    folder: Path,
+    seconds: float,
+) -> Outcome:
+    output = folder / "output"
+    codes = fork(program, *arguments, environments=each, output=output).wait(seconds)
     return _outcome(max(map(abs, codes)), output.read_text(), ranks, folder)
+
+
+def _program(script: str | Path) -> str:
+    return str(script) if str(script).startswith("-m ") else str(JOBS / script)
 
 
 def torchrun(
@@ -51,7 +88,8 @@ def torchrun(
     **environment: str,
 ) -> Outcome:
     """`script` (of jobs/, a path, or `-m module`) as a user launches it."""
-    target = ["-m", str(script)[3:]] if str(script).startswith("-m ") else [str(JOBS / script)]
+    program = _program(script)
+    target = ["-m", program[3:]] if program.startswith("-m ") else [program]
     launcher = [
         sys.executable,
         "-m",

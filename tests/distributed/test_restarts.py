@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +13,29 @@ from flerm_client import RegistryClient
 from flerm_client.spool import spool_files
 from tests.conftest import StartRegistry
 
-from .launch import torchrun
+from .launch import Outcome, torchrun, under_an_agent
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "registry"),
+    ("launcher", "wrapper", "registry"),
     [
-        ("fsdp", "server"),
-        pytest.param("ddp", "server", marks=pytest.mark.slow),
-        pytest.param("ddp", "folder", marks=pytest.mark.slow),
-        pytest.param("fsdp", "folder", marks=pytest.mark.slow),
+        (under_an_agent, "fsdp", "server"),
+        *(
+            pytest.param(torchrun, wrapper, registry, marks=pytest.mark.slow)
+            for wrapper in ("ddp", "fsdp")
+            for registry in ("server", "folder")
+        ),
     ],
 )
 def test_a_killed_rank_and_a_restarted_group_are_one_recording(
-    wrapper: str, registry: str, start_registry: StartRegistry, tmp_path: Path
+    launcher: Callable[..., Outcome],
+    wrapper: str,
+    registry: str,
+    start_registry: StartRegistry,
+    tmp_path: Path,
 ) -> None:
     address = start_registry().address if registry == "server" else (tmp_path / "registry").as_uri()
-    result = torchrun(
+    result = launcher(
         2, "restarted.py", wrapper, address, folder=tmp_path, seconds=110.0, restarts=1
     )
     assert result.code == 0, result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from flerm_client import FLeRM, RegistryClient
 from flerm_experiments.workloads.train_loop import Job, train
 from tests.conftest import RegistryProcess
-from tests.distributed.launch import on_ranks, torchrun
+from tests.distributed.launch import Outcome, on_ranks, torchrun, under_an_agent
 
 HERE = Path(__file__).parent
 
@@ -89,7 +90,7 @@ def test_two_ranks_match_what_the_registry_holds(
         registry.address,
     )
     out = tmp_path / "result.json"
-    matched = torchrun(
+    matched = on_ranks(
         2,
         "-m flerm_client.cli",
         *arguments,
@@ -133,12 +134,15 @@ def test_what_the_registry_does_not_know_is_named_on_every_rank(
     assert "surprise.weight" in parameter and "0.weight" in parameter
 
 
+@pytest.mark.parametrize(
+    "launcher", [under_an_agent, pytest.param(torchrun, marks=pytest.mark.slow)]
+)
 def test_the_command_line_says_it_in_one_line_and_ends_with_its_code(
-    registry: RegistryProcess, tmp_path: Path
+    launcher: Callable[..., Outcome], registry: RegistryProcess, tmp_path: Path
 ) -> None:
     arguments = ("train", "resmlp", "--lr", "1e-3", "--steps", "5", "--family", "nobody", "--match")
     arguments += ("--registry", registry.address)
-    done = torchrun(2, "-m flerm_client.cli", *arguments, folder=tmp_path)
+    done = launcher(2, "-m flerm_client.cli", *arguments, folder=tmp_path)
     assert done.code != 0
     lines = [
         line for line in done.output.splitlines() if "'nobody'" in line and "Traceback" not in line

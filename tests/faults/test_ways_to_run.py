@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from forked import fork, rendezvous
 
 from flerm_client import RegistryClient
 
@@ -87,11 +88,17 @@ def assert_recorded(registry, family: str, steps: int) -> None:
         )
 
 
+def run_forked(script: Path, environment: dict[str, str], seconds: float = 60.0) -> tuple[int, str]:
+    """The script's exit code, and what the script prints. Its process is forked."""
+    output = script.with_suffix(".output")
+    (code,) = fork(script, environments=[environment], output=output).wait(seconds)
+    return code, output.read_text()
+
+
 def test_a_script_without_a_main_guard_that_never_closes(registry, family, environment, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(training(family))
-    done = run([sys.executable, str(script)], environment)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run_forked(script, environment) == (0, "")
     assert_recorded(registry, family, 6)
 
 
@@ -104,8 +111,8 @@ def test_a_program_on_the_command_line(registry, family, environment):
 def test_a_script_that_fails_is_recorded_as_failed(registry, family, environment, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(training(family, ending="raise RuntimeError('out of memory')"))
-    done = run([sys.executable, str(script)], environment)
-    assert done.returncode == 1 and "out of memory" in done.stderr
+    code, printed = run_forked(script, environment)
+    assert code == 1 and "out of memory" in printed
     with RegistryClient(registry.address) as client:
         assert [each.status for each in client.recordings(family)] == ["failed"]
 
@@ -153,8 +160,12 @@ def test_beside_dataloader_workers(method, rounds, registry, family, environment
         family, rounds=rounds, loader=f"num_workers={workers}, multiprocessing_context='{method}'"
     )
     script.write_text(guarded(code) if method == "spawn" else code)
-    done = run([sys.executable, str(script)], environment, seconds=60.0 if rounds == 2 else 1000.0)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    seconds = 60.0 if rounds == 2 else 1000.0
+    if method == "fork":
+        assert run_forked(script, environment, seconds) == (0, "")
+    else:
+        done = run([sys.executable, str(script)], environment, seconds)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert_recorded(registry, family, 2 * rounds)
 
 
@@ -176,42 +187,25 @@ print("training begins")
 def test_a_matched_script_without_targets_ends_on_every_rank_before_it_trains(tmp_path):
     script = tmp_path / "match.py"
     script.write_text(MATCH)
-    with socket.socket() as bound, socket.socket() as rendezvous:
+    store, group = rendezvous(2)
+    with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        rendezvous.bind(("127.0.0.1", 0))
-        port = str(rendezvous.getsockname()[1])
-        rendezvous.close()
-        group = {
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1",
-        }
         address = f"grpc://127.0.0.1:{bound.getsockname()[1]}"
-        common = {
-            **os.environ,
-            **group,
-            "FLERM_REGISTRY": address,
-            "FLERM_SPOOL": str(tmp_path / "spool"),
-        }
+        common = {"FLERM_REGISTRY": address, "FLERM_SPOOL": str(tmp_path / "spool")}
+        outputs = [tmp_path / f"rank{rank}" for rank in range(2)]
         jobs = [
-            subprocess.Popen(
-                [sys.executable, str(script)],
-                env={**common, "RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(2)
+            fork(script, environments=[common | own], output=output)
+            for own, output in zip(group, outputs, strict=True)
         ]
-        ended = [job.communicate(timeout=60.0) for job in jobs]
-    assert [job.returncode for job in jobs] == [1, 1]
-    for out, err in ended:
-        assert out == ""
+        assert [job.wait(60.0) for job in jobs] == [[1], [1]]
+    del store
+    for output in outputs:
+        printed = output.read_text()
+        assert "training begins" not in printed
         assert re.search(
             rf"^(\[rank\d\]: )?flerm_core\.errors\.Unreachable: {address} "
             r"cannot be reached: .*refused$",
-            err,
+            printed,
             re.MULTILINE,
-        ), err
+        ), printed
     assert not list(Path(tmp_path / "spool").glob("*.spool"))

@@ -118,14 +118,15 @@ def start_server(*arguments: str, environment: dict[str, str], output: int) -> S
 
 
 def fork(
-    script: Path,
+    script: Path | str,
     *arguments: str,
     environments: Sequence[dict[str, str]],
     output: Path | None = None,
 ) -> Forked:
-    """Starts `script` once for each of `environments`, which are added to this process's own.
+    """Starts `script`, a path or `-m module`, once for each of `environments`.
 
-    `output`: the file for what they print; None: this process's standard error.
+    These are added to this process's own. `output`: the file for what they print; None: this
+    process's standard error.
     """
     added = [os.environ | environment for environment in environments]
     order = {
