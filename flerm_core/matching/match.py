@@ -21,7 +21,7 @@ from flerm_core.matching.depth_rules import (
     DepthGroup,
     DepthRule,
 )
-from flerm_core.matching.tied_embeddings import carry_over_tied
+from flerm_core.matching.tied_embeddings import carry_over_tied, tied_remark
 from flerm_core.parameter_names import (
     as_axes,
     canonical,
@@ -38,6 +38,7 @@ __all__ = [
     "DEPTH_RULES",
     "Multipliers",
     "depth_rule",
+    "match_remarks",
     "match_rows",
     "match_targets",
     "multipliers",
@@ -171,6 +172,23 @@ def match_rows(
     if unmatched:
         raise NotFound(_unmatched(unmatched, base, axes))
     return result
+
+
+def match_remarks(
+    base: Collection[str],
+    names: Iterable[str],
+    *,
+    bands: Mapping[str, str] | None = None,
+    blocks: str | Iterable[str] | None = None,
+) -> tuple[str, ...]:
+    """Sentences on how `match_rows` finds targets for tensors that the base has under no name.
+
+    base: the base's names. The other arguments are those of `match_rows`.
+    """
+    asked = _canonical_by_name(names).values()
+    axes = as_axes(blocks) or find_axes(base, asked)
+    said = tied_remark(base, asked, bands or {}, axes)
+    return (said,) if said else ()
 
 
 def _canonical_by_name(names: Iterable[str]) -> dict[str, str]:

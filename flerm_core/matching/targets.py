@@ -16,7 +16,7 @@ from flerm_core._arrays import thin
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound
 from flerm_core.log_interpolation import blend, geometric_mean, interpolate_rows, log_spread
 from flerm_core.matching.base_selection import Sources, choose_sources
-from flerm_core.matching.match import DEFAULT_DEPTH, match_rows, thinned_columns
+from flerm_core.matching.match import DEFAULT_DEPTH, match_remarks, match_rows, thinned_columns
 from flerm_core.parameter_names import canonical, is_depth_group
 from flerm_core.records.packing import pack
 from flerm_core.records.queries import TargetQuery
@@ -59,6 +59,7 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
         the run did not tell.
     final_tokens: the tokens that the base runs saw by their end, at most; None where a run did not
         tell.
+    remarks: sentences on how targets were found for tensors that the base does not have.
     """
 
     family: str
@@ -79,6 +80,7 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
     digest: str
     final_step: int
     final_tokens: int | None = None
+    remarks: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> float:
         try:
@@ -179,7 +181,8 @@ def build_targets(
     if max_values:
         width = len(query.names) or len(everything[0].names)
         steps = steps[thin(len(steps), max(2, max_values // max(width, 1)))]
-    names, table, spread = _tables(query, loaded, steps, query.blocks or tuple(blocks))
+    axes = query.blocks or tuple(blocks)
+    names, table, spread = _tables(query, loaded, steps, axes)
     final_step, final_tokens = _ends(recordings, everything)
     return Targets(
         family=query.family,
@@ -200,6 +203,7 @@ def build_targets(
         digest=targets_digest(names, steps, table),
         final_step=final_step,
         final_tokens=final_tokens,
+        remarks=match_remarks(everything[0].names, names, bands=_bands(everything[0]), blocks=axes),
     )
 
 
@@ -220,7 +224,7 @@ def _tables(
     everything = [each for group in loaded.values() for each in group]
     base = everything[0]
     asked = query.names or tuple(name for name in base.names if not is_depth_group(name))
-    bands = dict(zip(base.names, base.bands, strict=True))
+    bands = _bands(base)
 
     def matched(trajectory: Trajectory, at: NDArray[np.int64]) -> dict[str, Array]:
         return match_rows(
@@ -288,6 +292,10 @@ def _refuse_other_models(sources: Sources, loaded: Mapping[float, Sequence[Traje
                 f"are not of one model: {apart}; name one by tags, and record bigger models with "
                 "role='scaled'"
             )
+
+
+def _bands(base: Trajectory) -> dict[str, str]:
+    return dict(zip(base.names, base.bands, strict=True))
 
 
 def _mean(group: Sequence[Trajectory]) -> Trajectory:

@@ -36,17 +36,50 @@ def carry_over_tied(
     holds only if all else of the base is asked for too: a question for some tensors does not tell
     whether the model is tied.
     """
-    embedding, readout = _only_two(base, asked, bands)
-    if not (embedding and readout):
-        return base
-    pair = {embedding, readout}
-    in_base, in_other = pair & base.keys(), pair & set(asked)
-    if len(in_base) == 1 and len(in_other) == 2:
-        part = np.asarray(base[in_base.pop()], np.float64) / np.sqrt(2.0)
-        return {**base, embedding: part, readout: part}
-    if len(in_base) == 2 and len(in_other) == 1 and _asks_for_all_else(base, asked, axes, pair):
-        return {**base, in_other.pop(): np.hypot(base[embedding], base[readout])}
+    in_base, in_other = _tied_by_one(base, asked, bands, axes)
+    if len(in_base) == 1:
+        part = np.asarray(base[in_base[0]], np.float64) / np.sqrt(2.0)
+        return {**base, **dict.fromkeys(in_other, part)}
+    if in_base:
+        return {**base, in_other[0]: np.hypot(*(base[name] for name in in_base))}
     return base
+
+
+def tied_remark(
+    base: Collection[str], asked: Collection[str], bands: Mapping[str, str], axes: Sequence[str]
+) -> str:
+    """What `carry_over_tied` does with these names, in one sentence; empty where it does nothing.
+
+    base: the base's names. The other arguments are those of `carry_over_tied`.
+    """
+    in_base, in_other = _tied_by_one(base, asked, bands, axes)
+    if len(in_base) == 1:
+        return (
+            f"the base's {in_base[0]} is token embedding and readout in one, and this model has "
+            f"{' and '.join(in_other)}: the target of each is 1/√2 of that tensor's FSLR"
+        )
+    if in_base:
+        return (
+            f"{in_other[0]} is token embedding and readout in one, and the base has "
+            f"{' and '.join(in_base)}: its target is the root of the sum of their squared FSLRs"
+        )
+    return ""
+
+
+def _tied_by_one(
+    base: Collection[str], asked: Collection[str], bands: Mapping[str, str], axes: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Embedding and readout as the base has them, and as the other model has them.
+
+    One of the two lists holds one name, the other both; both are empty where not one model alone is
+    tied.
+    """
+    pair = [name for name in _only_two(base, asked, bands) if name]
+    in_base, in_other = ([name for name in pair if name in names] for names in (base, asked))
+    sizes = len(in_base), len(in_other)
+    if sizes == (1, 2) or (sizes == (2, 1) and _asks_for_all_else(base, asked, axes, set(pair))):
+        return in_base, in_other
+    return [], []
 
 
 def _only_two(

@@ -66,6 +66,8 @@ def targets(
         f"{found.family} at lr {number(found.lr)}: from {len(found.sources)} recordings "
         f"at lr {rates}, {found.seeds} seeds, step {found.steps[0]}, digest {found.digest[:12]}"
     )
+    for remark in found.remarks:
+        say(remark)
     rows = [
         (parameter, value, float(found.spread[0][at]))
         for at, (parameter, value) in enumerate(found.items())

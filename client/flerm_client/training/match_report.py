@@ -32,6 +32,7 @@ class MatchReport:
     spread: of ln FSLR over the base's seeds; NaN for one seed.
     seeds, sources, digest: of the targets; 0 and empty for targets of no recording.
     mismatches: sentences that say where the run differs from the recordings.
+    remarks: sentences on how targets were found for tensors that the base does not have.
     outcome: the multipliers, and why some tensors have none; None where nothing was measured yet.
     """
 
@@ -43,6 +44,7 @@ class MatchReport:
     sources: tuple[str, ...] = ()
     digest: str = ""
     mismatches: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     measured: Mapping[str, float] = field(default_factory=dict)
     outcome: Multipliers | None = None
 
@@ -70,6 +72,7 @@ class MatchReport:
             sources=found.sources,
             digest=found.digest,
             mismatches=mismatches,
+            remarks=found.remarks,
             measured=measured or {},
             outcome=None if measured is None else multipliers(targets, measured),
         )
@@ -81,7 +84,8 @@ class MatchReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        names = ["family", "lr", "sources", "seeds", "digest", "targets", "spread", "mismatches"]
+        names = ["family", "lr", "sources", "seeds", "digest", "targets", "spread"]
+        names += ["mismatches", "remarks"]
         content: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.outcome is not None:
             content |= {"measured": self.measured, "multipliers": self.outcome.values}
@@ -93,6 +97,7 @@ class MatchReport:
         seeds = f" ({self.seeds} seeds)" if self.seeds else ""
         lines = [f"{len(self.targets)} tensors match {self.family} at lr {self.lr:g}{seeds}"]
         lines += [f"mismatch: {mismatch}" for mismatch in self.mismatches]
+        lines += self.remarks
         for kind, meaning in _KINDS:
             names = getattr(self.outcome, kind, ())
             if names:

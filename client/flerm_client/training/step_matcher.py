@@ -54,6 +54,8 @@ class StepMatcher:
         self._ranks = ranks
         self._remarks = remarks
         remarks.to_match = True
+        for sentence in target_schedule.remarks:
+            remarks.say(sentence)
 
     def due(self, step: int, moving: frozenset[str]) -> bool:
         """Whether `step` is matched: wholly, or for the `moving` tensors alone."""

@@ -18,7 +18,13 @@ from flerm_client.training.run_options import MatchOptions
 from flerm_client.training.target_clock import TargetClock
 from flerm_core._warnings import warn
 from flerm_core.errors import FlermError, InvalidInput, NotFound, join_names
-from flerm_core.matching.match import Multipliers, match_rows, multipliers, thinned_columns
+from flerm_core.matching.match import (
+    Multipliers,
+    match_remarks,
+    match_rows,
+    multipliers,
+    thinned_columns,
+)
 from flerm_core.matching.targets import Targets, targets_digest
 from flerm_core.records.comparability import optimizer_key
 from flerm_core.records.queries import BestQuery, TargetQuery
@@ -27,7 +33,7 @@ from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.experiment_settings import OPTIMIZER
 
 _ARRAYS = ("steps", "table", "spread", "tokens")
-_TUPLES = ("names", "sources", "source_learning_rates")
+_TUPLES = ("names", "sources", "source_learning_rates", "remarks")
 
 
 class TargetSchedule:
@@ -112,6 +118,11 @@ class TargetSchedule:
         """The answer to a query, with its sources; None for the user's own FSLRs or trajectory."""
         return self._targets if self._targets.sources else None
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on how targets were found for tensors that the base does not have."""
+        return self._targets.remarks
+
     def base_step(self, step: int, tokens: int | None) -> float:
         """The base's step whose targets are those of this run's `step`.
 
@@ -173,7 +184,7 @@ class TargetSchedule:
         """Takes over the targets and the clock of the run that wrote `state`."""
         targets = dict(state["targets"])
         targets |= {name: targets[name].numpy() for name in _ARRAYS}
-        targets |= {name: tuple(targets[name]) for name in _TUPLES}
+        targets |= {name: tuple(targets.get(name, ())) for name in _TUPLES}
         targets["estimator"] = EstimatorSettings(**targets["estimator"])
         self._targets = Targets(**targets)
         self.clock = TargetClock(**state["clock"])
@@ -206,7 +217,10 @@ def _of_trajectory(
         blocks=options.blocks,
         depth=options.depth,
     )
-    rows = replace(_without_sources(options, lr), steps=base.steps, tokens=base.tokens)
+    said = match_remarks(base.names, names, bands=bands, blocks=options.blocks)
+    rows = replace(
+        _without_sources(options, lr), steps=base.steps, tokens=base.tokens, remarks=said
+    )
     return _with_table(rows, list(matched), np.stack(list(matched.values()), axis=1))
 
 

@@ -90,6 +90,38 @@ def test_a_tensor_without_update_keeps_multiplier_one_and_trains_on() -> None:
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_a_run_whose_base_ties_what_it_does_not_says_so_once() -> None:
+    class Decoder(nn.Module):
+        def __init__(self, *, tied: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed = nn.Linear(8, 8, bias=False)
+            if not tied:
+                self.lm_head = nn.Linear(8, 8, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            readout: nn.Linear = getattr(self, "lm_head", self.embed)
+            return torch.tanh(self.embed(x)) @ readout.weight
+
+    def train(**keywords: Any) -> FLeRM:
+        model = Decoder(tied="targets" not in keywords)
+        optimizer = Adam(model.parameters(), 1e-2)
+        make = FLeRM.match if "targets" in keywords else FLeRM.record
+        flerm = make(model, optimizer, probe=probe(), family="f", estimator="exact", **keywords)
+        step(model, optimizer, vectors())
+        flerm.close()
+        return flerm
+
+    base = train().trajectory
+    with pytest.warns(
+        UserWarning, match=r"embed\.weight is token embedding and readout in"
+    ) as told:
+        flerm = train(targets=base)
+    assert len(told) == 1
+    half = base.at(1)["embed.weight"] / 2**0.5
+    assert flerm.targets == pytest.approx({"embed.weight": half, "lm_head.weight": half})
+
+
 def test_a_run_matched_once_goes_on_recording_its_own_fslrs() -> None:
     def train(record_every: int | None) -> tuple[Trace, FLeRM]:
         model, batches = fresh("resmlp")

@@ -8,6 +8,9 @@ import pytest
 
 from flerm_core import Trajectory, match_targets
 from flerm_core.errors import NotFound
+from flerm_core.matching.match import match_remarks
+from flerm_core.records.queries import TargetQuery
+from tests.core.matching.sources import answer, grid
 
 LAYER = "model.layers.0.mlp.up_proj.weight"
 EMBEDDING, READOUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -36,6 +39,31 @@ def test_of_a_tied_base_both_tensors_get_the_root_of_half() -> None:
 def test_a_tied_target_gets_the_joint_change_of_both() -> None:
     assert match_targets(UNTIED, [EMBEDDING, LAYER]) == pytest.approx({EMBEDDING: 5.0, LAYER: 1.0})
     assert match_targets(UNTIED, [READOUT, LAYER]) == pytest.approx({READOUT: 5.0, LAYER: 1.0})
+
+
+def test_what_was_done_is_said() -> None:
+    (said,) = match_remarks(TIED.names, [EMBEDDING, LAYER, READOUT])
+    assert said == (
+        "the base's model.embed_tokens.weight is token embedding and readout in one, and this "
+        "model has model.embed_tokens.weight and lm_head.weight: the target of each is 1/√2 of "
+        "that tensor's FSLR"
+    )
+    (said,) = match_remarks(UNTIED.names, [READOUT, LAYER])
+    assert said == (
+        "lm_head.weight is token embedding and readout in one, and the base has "
+        "model.embed_tokens.weight and lm_head.weight: its target is the root of the sum of their "
+        "squared FSLRs"
+    )
+    assert match_remarks(TIED.names, [f"module.{name}" for name in TIED.names]) == ()
+
+
+def test_the_answer_of_a_registry_says_so_too() -> None:
+    names = ("embed.weight", "layers.0.q.weight", "layers.1.q.weight")
+    for asked, said in (((*names, "lm_head.weight"), 1), (names, 0)):
+        query = TargetQuery(family="demo", lr=1e-3, names=asked)
+        found = answer(query, *grid({(1e-3, 0): 1.0}))
+        assert len(found.remarks) == said
+        assert found["embed.weight"] == pytest.approx(1.0 if not said else 1 / ROOT)
 
 
 def test_a_question_for_some_tensors_is_no_tied_model() -> None:

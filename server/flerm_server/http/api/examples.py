@@ -104,6 +104,7 @@ TARGETS_VALUE: dict[str, Any] = {
     "digest": "0f" * 32,
     "final_step": 401,
     "final_tokens": None,
+    "remarks": [],
 }
 TARGETS_REQUEST: dict[str, Any] = {
     "family": NAME,
