@@ -267,8 +267,9 @@ def _refuse_mixture(group: DepthGroup, bands: Mapping[str, str]) -> None:
 
 def _unmatched(names: Sequence[str], base: Mapping[str, Array], axes: Sequence[str]) -> str:
     tensors = [name for name in base if not is_depth_group(name)]
-    near = [close for name in names[:5] for close in _close_names(canonical(name), tensors)]
-    hint = f" (close: {', '.join(dict.fromkeys(near))})" if near else ""
+    near = {name: _close_names(canonical(name), tensors) for name in names[:5]}
+    pairs = [f"{name} to {close}" for name, its in near.items() for close in its]
+    hint = f" (close: {', '.join(pairs)})" if pairs else ""
     along = f"; block axes: {', '.join(axes)}" if axes else ""
     return (
         f"names: {join_names(names, 50)} not matched by the base, which has "
@@ -284,7 +285,7 @@ def _close_names(name: str, tensors: Sequence[str]) -> list[str]:
     """
     length = len(name)
     alike = (each for each in tensors if 2 * abs(len(each) - length) <= length)
-    return get_close_matches(name, list(islice(alike, MAX_COMPARED)), n=1, cutoff=0.8)
+    return get_close_matches(name, list(islice(alike, MAX_COMPARED)), n=1, cutoff=0.7)
 
 
 @dataclass(frozen=True, slots=True)

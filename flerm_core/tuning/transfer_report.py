@@ -68,9 +68,10 @@ class TransferReport:
 
     best: the base's best rate; None: there is none, and `problem` says why. kinds: what tells the
     family's experiments apart, with the values that there are and the one that is shown. left_out:
-    recordings of the other kinds. experiment: `experiment_words` of these. rows: the base's first,
-    then by scale and variant. dimensions:
-    those of `rows`, the one with most recordings first.
+    recordings of the other kinds. bigger: ids of the recordings with role base whose model is
+    bigger than the base's; they count as scaled. experiment: `experiment_words` of these. rows: the
+    base's first, then by scale and variant. dimensions: those of `rows`, the one with most
+    recordings first.
     """
 
     family: str
@@ -78,6 +79,7 @@ class TransferReport:
     problem: str
     kinds: tuple[Kind, ...]
     left_out: int
+    bigger: frozenset[str]
     experiment: str
     rows: tuple[TransferRow, ...]
     dimensions: tuple[str, ...]
@@ -183,6 +185,7 @@ def transfer_report(
         problem=problem,
         kinds=kinds,
         left_out=len(found) - len(kept),
+        bigger=bigger,
         experiment=experiment,
         rows=tuple(rows),
         dimensions=tuple(name for name, _ in counts.most_common()),

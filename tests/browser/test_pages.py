@@ -230,8 +230,9 @@ def test_recordings_are_chosen_and_compared(open_page: Open, filled: Gallery):
 def test_the_matcher_gives_rates_and_the_code_that_applies_them(open_page: Open, filled: Gallery):
     page = open_page(f"{filled.url}/match")
     page.get_by_label("Family").select_option("team/decoder")
-    page.get_by_label("Learning rate").fill("0.004")
-    page.get_by_label("Tensors").fill("embed.weight 40\nreadout.weight 10")
+    page.wait_for_url("**/match?family=team%2Fdecoder")
+    page.get_by_role("textbox", name="Learning rate").fill("0.004")
+    page.get_by_label("tensors, one a line").fill("embed.weight 40\nreadout.weight 10")
     page.get_by_role("button", name="Match").click()
     measured = {"embed.weight": 40, "readout.weight": 10}
     asked = {"family": "team/decoder", "lr": 0.004, "measured": measured}
@@ -251,10 +252,35 @@ def test_the_matcher_gives_rates_and_the_code_that_applies_them(open_page: Open,
     expect(page.locator("#code")).to_contain_text("start=301")
 
 
+def test_the_matcher_takes_a_recording_and_its_code_is_copied_without_permission(
+    open_page: Open, filled: Gallery
+):
+    page = open_page(f"{filled.url}/match")
+    page.get_by_label("Family").select_option("team/decoder")
+    page.wait_for_url("**/match?family=team%2Fdecoder")
+    page.get_by_label("A recording of the big model").select_option(filled.ids["plain"])
+    page.get_by_role("button", name="Match").click()
+    expect(page.get_by_role("heading", name="14 tensors at 0.004, step 1")).to_be_visible()
+    expect(page.locator("#by-hand")).to_contain_text("torch.optim.Adam(")
+    # A page that was not opened by https has no clipboard, and a browser may refuse the page.
+    page.evaluate(
+        "() => { navigator.clipboard.writeText = async () => { throw new Error('refused'); }; }"
+    )
+    page.get_by_role("button", name="Copy Hugging Face Trainer").click()
+    expect(page.get_by_role("button", name="Copied Hugging Face Trainer")).to_be_visible()
+    page.get_by_role("link", name="Matcher").first.click()
+    page.get_by_label("Family").select_option("team/decoder")
+    page.wait_for_url("**/match?family=team%2Fdecoder")
+    page.get_by_label("Or its tensors, one a line").focus()
+    page.keyboard.press("Control+V")
+    pasted = re.compile(r'mode="match",\n.*family="team', re.S)
+    expect(page.locator("textarea")).to_have_value(pasted)
+
+
 def test_a_model_too_long_for_an_address_is_posted(open_page: Open, large: Gallery):
     listed = gallery.parameters(83)
     page = open_page(f"{large.url}/match?family=large/model&lr=0.004")
-    page.get_by_label("Tensors").fill("\n".join(f"{name} 10" for name in listed.names))
+    page.get_by_label("tensors, one a line").fill("\n".join(f"{name} 10" for name in listed.names))
     page.get_by_role("button", name="Match").click()
     expect(page.get_by_text("500 tensors at 0.004")).to_be_visible()
 

@@ -53,7 +53,7 @@ def test_every_unmatched_name_is_listed_beside_what_there_is() -> None:
     assert sentence.startswith(
         "names: haed.weight, layers.0.mlp.weight not matched by the base, which has embed.weight,"
     )
-    assert "(close: head.weight" in sentence
+    assert "(close: haed.weight to head.weight" in sentence
 
 
 def test_a_plain_mlp_of_another_depth_is_refused() -> None:

@@ -102,5 +102,5 @@ def test_two_readouts_are_no_pair_and_the_error_says_what_to_do() -> None:
 
 
 def test_the_nearest_name_is_named() -> None:
-    with pytest.raises(NotFound, match=r"\(close: model.embed_tokens.weight\)"):
+    with pytest.raises(NotFound, match=r"\(close: \S+ to model.embed_tokens.weight\)"):
         match_targets(TIED, ["model.embed_token.weight"])

@@ -121,6 +121,25 @@ def recording_table(store: Store, overview: FamilyOverview, filters: Filters) ->
     return RecordingTable(columns, offered, rows, len(ordered), page, pages)
 
 
+def recording_labels(overview: FamilyOverview, places: Sequence[int]) -> dict[str, str]:
+    """What to call some of a family's recordings, by their ids: what tells them apart.
+
+    places: of the recordings in `overview.runs`.
+    """
+    settings = [overview.settings[at] for at in places]
+    telling, _ = differing_settings(settings)
+    short = short_texts({text_of(each[OPTIMIZER]) for each in settings})
+    labels = {}
+    for at, its in zip(places, settings, strict=True):
+        run = overview.runs.runs[at]
+        texts = {name: _text(its, name) for name in telling}
+        words = [f"{name} {short.get(text, text)}" for name, text in texts.items()]
+        labels[run.id] = ", ".join(
+            [run.variant, *words, f"lr {run.run.lr:.3g}", f"seed {run.run.seed}", run.id[:8]]
+        )
+    return labels
+
+
 def setting_differences(recordings: Sequence[Recording]) -> list[tuple[str, tuple[str, ...]]]:
     """The settings in which recordings differ, with the value of each; a dash for none."""
     settings = [ExperimentRun.of(each).settings for each in recordings]

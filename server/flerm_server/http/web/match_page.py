@@ -1,12 +1,11 @@
-"""The matcher's page: it takes the tensors of a model, and gives their learning rates and the code
-that applies them."""
+"""The matcher's page: for the tensors of a model it gives the learning rates and the code that
+applies them."""
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Annotated
 from urllib.parse import parse_qs
 
@@ -14,95 +13,28 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
-from flerm_core.errors import FlermError, InvalidInput
+from flerm_core.errors import FlermError, InvalidInput, NotFound, join_names
 from flerm_core.matching.match import Multipliers
 from flerm_core.matching.targets import Targets
-from flerm_core.parameter_names import is_depth_group
 from flerm_core.records.checks import MAX_INTEGER, quote_value
-from flerm_core.records.queries import BestQuery, TargetQuery, TrajectoryQuery
+from flerm_core.records.comparability import comparability_of
+from flerm_core.records.queries import BestQuery, TargetQuery
+from flerm_core.records.recording import Recording
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.problems import status_of
+from flerm_server.http.web.family_view import recording_labels
+from flerm_server.http.web.match_code import loop_code, rates_code, trainer_code
+from flerm_server.http.web.model_tensors import ModelTensors, parse_tensors, recorded_tensors
 from flerm_server.http.web.templating import Pages, PagesDep, PublicAddress, PublicAddressDep
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
+from flerm_server.store.queries import BaseKind
 
 MAX_TEXT = 4 << 20  # bytes
+MAX_FAMILIES = 1000
+MAX_OFFERED = 100  # recordings to choose from
 
 web = APIRouter(include_in_schema=False)
-
-
-@dataclass(frozen=True, slots=True)
-class PastedTensors:
-    """What was pasted.
-
-    measured: FSLRs by name, NaN where unmeasured; empty: none was given.
-    shapes: one for each name; empty: not every tensor has one.
-    """
-
-    names: tuple[str, ...]
-    measured: dict[str, float]
-    shapes: tuple[tuple[int, ...], ...]
-
-
-def parse(text: str) -> PastedTensors:
-    """Reads lines of `name`, `name FSLR` or `name [8, 8]`, or a JSON object of names to either.
-
-    Raises `InvalidInput` naming the line.
-    """
-    entries = _json_entries(text) if text.lstrip().startswith("{") else _line_entries(text)
-    measured: dict[str, float] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    names = [name for _, name, _ in entries]
-    for where, name, value in entries:
-        if isinstance(value, list) and all(isinstance(size, int) for size in value):
-            shapes[name] = tuple(value)
-        elif (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and abs(value) <= sys.float_info.max
-        ):
-            measured[name] = float(value)
-        elif value is not None:
-            raise InvalidInput(
-                f"{where} has {quote_value(value)}; "
-                "a measured FSLR, a shape such as [64, 32] or nothing is allowed"
-            )
-    if measured:
-        measured = {name: measured.get(name, math.nan) for name in names}
-    complete = len(shapes) == len(names)
-    return PastedTensors(
-        tuple(names), measured, tuple(shapes[name] for name in names) if complete else ()
-    )
-
-
-Entry = tuple[str, str, object]  # where it stands (for errors), name, value
-
-
-def _json_entries(text: str) -> list[Entry]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"tensors: the text begins with {{ but is no JSON ({error})") from None
-    return [(f"tensors: {quote_value(name)}", str(name), value) for name, value in content.items()]
-
-
-def _line_entries(text: str) -> list[Entry]:
-    return [_line(at, line) for at, line in enumerate(text.splitlines(), 1) if line.strip()]
-
-
-def _line(at: int, text: str) -> Entry:
-    """Line number `at`. A name may be quoted and end with a colon; a shape may be torch's."""
-    text = text.strip()
-    name, _, rest = text.partition(" " if " " in text else "\t")
-    name, rest = name.rstrip(":,=").strip("\"'"), rest.strip().lstrip(":=").strip().rstrip(",")
-    where = f"tensors: line {at}, {quote_value(name)},"
-    if not rest:
-        return where, name, None
-    value = rest.replace("(", "[").replace(",)", "]").replace(")", "]").removeprefix("torch.Size")
-    try:
-        return where, name, json.loads(value)
-    except (ValueError, RecursionError):
-        return where, name, None if rest.lower() == "nan" else rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,31 +51,53 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class MatchResult:
-    """The answer: the rate and step asked for, the targets, a row for each tensor, and code with
-    the rates in it (empty: nothing measured was given)."""
+    """The answer: the rate and step asked for, the targets, a row for each tensor, and the code.
+
+    best: why that rate; empty: it was given. by_hand: code with the rates in it; empty: nothing
+    measured was given.
+    """
 
     lr: float
+    best: str
     step: int | None
     targets: Targets
     rows: tuple[Row, ...]
-    code: str
+    loop: str
+    trainer: str
+    by_hand: str
 
 
 @dataclass(frozen=True, slots=True)
 class MatchForm:
     """The fields of the form, as text.
 
-    lr: base learning rate; blank: the family's best.
-    tensors: what `parse` reads; blank: the base's own.
-    recording: the id of a recording whose first measurement fills `tensors`.
+    base: which base recordings, a key of `queries.base_kinds`; blank: those of the recording's own
+    optimiser and estimator, else most.
+    lr: base learning rate; blank: the best of these recordings.
+    recording: the id of a recording of the big model, whose first measurement is matched.
+    tensors: what `parse_tensors` reads, where there is no recording; blank: the base's own.
     step: the step at which the FSLRs were measured; blank: the first one measured.
     """
 
     family: str = ""
+    base: str = ""
     lr: str = ""
-    tensors: str = ""
     recording: str = ""
+    tensors: str = ""
     step: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MatchChoices:
+    """What the form offers for a family.
+
+    bases: names of base recordings to take targets from, with how many there are, most first.
+    base: the one that counts. recordings: ids of recordings of bigger models with labels.
+    """
+
+    bases: tuple[tuple[str, int], ...] = ()
+    base: str = ""
+    recordings: tuple[tuple[str, str], ...] = ()
 
 
 @web.get("/match")
@@ -172,24 +126,24 @@ async def posted(
                 "POST /api/v1/match takes JSON of any model"
             )
     try:
-        fields = parse_qs(body.decode(), keep_blank_values=True)
+        found = parse_qs(body.decode(), keep_blank_values=True)
     except UnicodeDecodeError:
         raise InvalidInput("tensors: the text is not UTF-8; only UTF-8 is allowed") from None
-    names = ("family", "lr", "tensors", "recording", "step")
-    asked = MatchForm(**{name: fields.get(name, [""])[0] for name in names})
+    asked = MatchForm(**{each.name: found.get(each.name, [""])[0] for each in fields(MatchForm)})
     return await run_in_threadpool(_answer, store, pages, address, request, asked)
 
 
 def _answer(
     store: Store, pages: Pages, address: PublicAddress, request: Request, asked: MatchForm
 ) -> HTMLResponse:
-    families = [each.name for each in store.families(page_size=1000).items]
-    found, tensors, sentence, status = None, asked.tensors, "", 200
+    families = [each.name for each in store.families(page_size=MAX_FAMILIES).items]
+    registry = address.url(request)
+    found, choices, sentence, status = None, MatchChoices(), "", 200
     try:
-        if asked.recording.strip() and not tensors.strip():
-            tensors = _first_measurement(store, asked.recording.strip())
         if asked.family:
-            found = match(store, asked.family, asked.lr, tensors, asked.step)
+            kinds = queries.base_kinds(store, asked.family)
+            choices = match_choices(store, asked, kinds)
+            found = match(store, asked, kinds, registry)
     except FlermError as error:
         sentence, status = str(error), status_of(error)
     return pages.page(
@@ -197,41 +151,102 @@ def _answer(
         request,
         status=status,
         families=families,
-        family=asked.family,
-        lr=asked.lr,
-        tensors=tensors,
-        step=asked.step,
+        asked=asked,
+        choices=choices,
         found=found,
         error=sentence,
-        registry=address.url(request),
+        registry=registry,
     )
 
 
-def match(store: Store, family: str, lr: str, tensors: str, step: str = "") -> MatchResult:
-    """Matches the tensors that were pasted. The texts are those of a `MatchForm`.
+def match_choices(store: Store, asked: MatchForm, kinds: Mapping[str, BaseKind]) -> MatchChoices:
+    """What the form offers. Raises `NotFound` for an unknown family or recording."""
+    overview = queries.family_overview(store, asked.family)
+    bigger = overview.report.bigger
+    offered = [
+        at
+        for at, each in enumerate(overview.runs.runs)
+        if each.role == "scaled" or each.id in bigger or each.id == asked.recording
+    ]
+    return MatchChoices(
+        bases=tuple((name, kind.count) for name, kind in kinds.items()),
+        base=_chosen_base(asked, kinds, _chosen_recording(store, asked)),
+        recordings=tuple(recording_labels(overview, offered[:MAX_OFFERED]).items()),
+    )
+
+
+def match(
+    store: Store, asked: MatchForm, kinds: Mapping[str, BaseKind], registry: str
+) -> MatchResult:
+    """Matches the tensors of a recording, or those that were pasted.
 
     Raises `InvalidInput` for text that cannot be read, else as `queries.targets` and `queries.best`
     do.
     """
-    at_step = _parse_step(step)
-    rate = _parse_rate(lr)
+    recording = _chosen_recording(store, asked)
+    if recording is not None and asked.tensors.strip():
+        raise InvalidInput(
+            "tensors: a recording of the big model is chosen too; choose none, or clear the text"
+        )
+    tensors, step = parse_tensors(asked.tensors), _parse_step(asked.step)
+    if recording is not None:
+        tensors, first = recorded_tensors(store, asked.recording)
+        step = first if step is None else step
+    base = _chosen_base(asked, kinds, recording)
+    spec = kinds[base].recording.spec if base else None
+    rate, best = _parse_rate(asked.lr), ""
     if rate is None:
-        rate = queries.best(store, BestQuery(family=family)).lr
-    pasted = parse(tensors)
+        pick = kinds[base].pick if base else {}
+        answer = queries.best(store, BestQuery(family=asked.family, pick=pick))
+        rate, best = answer.lr, answer.advice
     query = TargetQuery(
-        family=family, lr=rate, names=pasted.names, shapes=pasted.shapes, step=at_step
+        family=asked.family,
+        lr=rate,
+        names=tensors.names,
+        shapes=tensors.shapes,
+        step=step,
+        optimizer=spec.optimizer if spec else "",
+        optimizer_config=spec.optimizer_config if spec else None,
+        estimator=spec.estimator if spec else None,
     )
-    if pasted.measured:
-        found, result = queries.match(store, query, pasted.measured)
+    if tensors.measured:
+        found, result = queries.match(store, query, tensors.measured)
     else:
         found, result = queries.targets(store, query), Multipliers({})
-    wanted = dict(found)
-    notes = _notes(result)
-    rows = tuple(
-        _row(name, rate, wanted, pasted.measured, result.values.get(name), notes)
-        for name in pasted.names or wanted
+    rows = _rows(rate, found, tensors, result)
+    rates = {row.name: row.rate for row in rows if row.rate is not None}
+    return MatchResult(
+        lr=rate,
+        best=best,
+        step=step,
+        targets=found,
+        rows=rows,
+        loop=loop_code(asked.family, rate, registry, step),
+        trainer=trainer_code(asked.family, rate, registry, step),
+        by_hand=rates_code(found.optimizer or "AdamW", rate, rates) if tensors.measured else "",
     )
-    return MatchResult(rate, at_step, found, rows, _code(rate, rows) if pasted.measured else "")
+
+
+def _chosen_recording(store: Store, asked: MatchForm) -> Recording | None:
+    identity = asked.recording.strip()
+    return store.recording(identity) if identity else None
+
+
+def _chosen_base(
+    asked: MatchForm, kinds: Mapping[str, BaseKind], recording: Recording | None
+) -> str:
+    """The name of the base recordings that answer; empty: the family has none that are completed.
+
+    Raises `NotFound` for a name that is not among `kinds`.
+    """
+    if asked.base and asked.base not in kinds:
+        raise NotFound(
+            f"base: {quote_value(asked.base)} fits no completed base recording of "
+            f"{asked.family!r}; there is {join_names(kinds) or 'none'}"
+        )
+    key = None if recording is None else comparability_of(recording.spec)
+    own = (name for name, kind in kinds.items() if kind.key == key)
+    return asked.base or next(own, next(iter(kinds), ""))
 
 
 def _parse_rate(text: str) -> float | None:
@@ -258,58 +273,29 @@ def _parse_step(text: str) -> int | None:
     return int(text)
 
 
-def _notes(result: Multipliers) -> dict[str, list[str]]:
-    """What is to be said of tensors, by name."""
-    found: dict[str, list[str]] = {}
+def _rows(
+    lr: float, targets: Targets, tensors: ModelTensors, result: Multipliers
+) -> tuple[Row, ...]:
+    wanted = dict(targets)
+    notes: dict[str, list[str]] = {}
     for note, names in (
         ("unmeasured", result.unmeasured),
         ("noise", result.noisy),
         ("clamped", result.clamped),
     ):
         for name in names:
-            found.setdefault(name, []).append(note)
-    return found
-
-
-def _row(
-    name: str,
-    lr: float,
-    wanted: dict[str, float],
-    measured: dict[str, float],
-    multiplier: float | None,
-    notes: dict[str, list[str]],
-) -> Row:
-    return Row(
-        name=name,
-        target=wanted.get(name, math.nan),
-        measured=measured.get(name, math.nan),
-        multiplier=multiplier,
-        rate=None if multiplier is None else lr * multiplier,
-        note=", ".join(notes.get(name, ())),
-    )
-
-
-def _code(lr: float, rows: tuple[Row, ...]) -> str:
-    """Python code that builds an optimiser with the rates."""
-    rates = "\n".join(
-        f"    {json.dumps(row.name)}: {row.rate:.6g}," for row in rows if row.rate is not None
-    )
-    return (
-        f"rates = {{\n{rates}\n}}\n"
-        "optimizer = torch.optim.AdamW(\n"
-        f'    [{{"params": [p], "lr": rates.get(name, {lr:.6g})}} '
-        "for name, p in model.named_parameters()]\n"
-        ")\n"
-    )
-
-
-def _first_measurement(store: Store, recording_id: str) -> str:
-    """A recording's first measurement, as one would paste it."""
-    ends = queries.trajectory(store, TrajectoryQuery(recording_id=recording_id, max_points=2))
-    if not len(ends):
-        raise InvalidInput(
-            f"recording: {quote_value(recording_id)} has no measurement yet; choose one that has"
+            notes.setdefault(name, []).append(note)
+    rows = []
+    for name in tensors.names or wanted:
+        multiplier = result.values.get(name)
+        rows.append(
+            Row(
+                name=name,
+                target=wanted.get(name, math.nan),
+                measured=tensors.measured.get(name, math.nan),
+                multiplier=multiplier,
+                rate=None if multiplier is None else lr * multiplier,
+                note=", ".join(notes.get(name, ())),
+            )
         )
-    return "\n".join(
-        f"{name} {value:.6g}" for name, value in ends.at().items() if not is_depth_group(name)
-    )
+    return tuple(rows)

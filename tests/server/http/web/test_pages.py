@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator
 
 import gallery
@@ -14,7 +15,7 @@ from flerm_client.cli import main
 from flerm_core.errors import FlermError
 from flerm_core.records.recording import Ending
 from tests.server.conftest import Backend, serve
-from tests.server.samples import family, spec
+from tests.server.samples import PARAMETERS, batch, family, rows, spec
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,57 @@ def test_of_several_optimisers_page_rest_grpc_and_command_name_the_same_one(
     assert http.get(f"/api/v1/families/{name}/best", params=asked).json()["lr"] == picked.lr == 0.1
     answer = http.get(f"/api/v1/families/{name}/best", params={"pick": "optimizer=Lion"})
     assert (answer.status_code, "there is Adam, SGD" in answer.json()["detail"]) == (404, True)
+
+
+def test_the_matcher_takes_a_recording_of_the_big_model(
+    backend: Backend, http: httpx.Client, ids: dict[str, str]
+):
+    text = page(http, "/match", family="team/decoder")
+    label = html.unescape(text.partition(f'value="{ids["plain"]}">')[2].partition("<")[0])
+    assert label == f"plain, lr 0.016, seed 3, {ids['plain'][:8]}"
+    big = backend.local.trajectory(ids["plain"])
+    asked = {
+        "family": "team/decoder",
+        "lr": 0.004,
+        "names": list(big.names),
+        "shapes": list(map(list, big.shapes)),
+        "measured": dict(big.at()),
+        "step": 1,
+    }
+    found = http.post("/api/v1/match", json=asked).json()
+    text = page(http, "/match", family="team/decoder", lr="0.004", recording=ids["plain"])
+    for name in big.names:
+        row = text[text.index(f'class="name">{name}<') :].partition("</tr>")[0]
+        assert f">{found['learning_rates'][name]:.4g}<" in row, name
+    wrong = {"family": "team/decoder", "recording": ids["plain"], "tensors": "embed.weight"}
+    answer = http.get("/match", params=wrong)
+    assert (answer.status_code, "choose none, or clear the text" in answer.text) == (422, True)
+
+
+def test_the_matcher_offers_every_optimiser_and_shows_the_one_with_most_recordings(
+    backend: Backend, http: httpx.Client
+):
+    name = family()
+    for lr, loss in ((1e-3, 3.0), (2e-3, 1.0), (4e-3, 2.0)):
+        gallery.record(backend.local, name, lr=lr, loss=loss)
+    for lr in (0.1, 0.2):
+        sent = spec(name, lr=lr, optimizer="SGD", optimizer_config={}, parameters=PARAMETERS)
+        backend.local.start(sent)
+        backend.local.append_many([batch(sent.id, *rows(1, 101))])
+        backend.local.finish(sent.id, 0, Ending(final_loss=lr))
+    text = html.unescape(page(http, "/match", family=name))
+    assert "tensors at 0.002" in text
+    assert "There are others: SGD" in text
+    assert "lr=0.002," in text
+    (other,) = re.findall(r'<option value="(SGD[^"]*)">', text)
+    text = html.unescape(page(http, "/match", family=name, base=other))
+    assert "3 tensors at 0.1<" in text
+    asked = {"family": name, "lr": 0.1, "optimizer": "SGD"}
+    found = http.get("/api/v1/targets", params=asked).json()
+    assert f">{found['values'][0][0]:.4g}<" in text
+    answer = http.get("/match", params={"family": name, "base": "Lion"})
+    assert answer.status_code == 404
+    assert "fits no completed base recording" in answer.text
 
 
 @pytest.mark.parametrize("step", ["", "301"])

@@ -147,16 +147,27 @@ if (followed) {
   addEventListener("pagehide", () => source.close());
 }
 
-// A model that is too long for an address is sent by POST.
+// A model that is too long for an address is sent by POST. Another family has other recordings.
 const matcher = document.getElementById("matcher");
 if (matcher) {
   matcher.addEventListener("submit", () => { matcher.method = matcher.elements.tensors.value.length > 4000 ? "post" : "get"; });
+  matcher.elements.family.addEventListener("change", (event) => location.assign(`/match?family=${encodeURIComponent(event.target.value)}`));
+}
+
+// Without a permission, or over plain HTTP, the clipboard is reached by selecting the text only.
+async function copy(element) {
+  try {
+    await navigator.clipboard.writeText(element.textContent);
+    return true;
+  } catch {
+    getSelection().selectAllChildren(element);
+    return document.execCommand("copy");
+  }
 }
 
 for (const button of document.querySelectorAll("button[data-copy]")) {
-  button.hidden = !navigator.clipboard;
+  button.hidden = false;
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
-    button.textContent = "Copied";
+    button.firstChild.textContent = await copy(document.getElementById(button.dataset.copy)) ? "Copied" : "Selected: press Ctrl+C";
   });
 }
