@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from flerm_experiments.sweep.figures import sweep_figures
 from flerm_experiments.sweep.registry_state import finished_trials
 from flerm_experiments.sweep.results import curve_rows, markdown
 from flerm_experiments.sweep.spec import load, presets
+
+Row = Mapping[str, str]
 
 HERE = Path(__file__).parent
 PAGE, FIGURES = HERE.parent / "results.md", HERE / "results"
@@ -124,7 +126,7 @@ def overview(page: str) -> str:
         cells = dict(_cells(page, sections))
         there = [scale for scale in SCALES if (scale, "plain") in cells]
         for scale in there:
-            best = float(cells[scale, "plain"][6])
+            best = float(cells[scale, "plain"]["best loss"])
             curve_rows = [
                 cells.get((scale, v), cells.get((scale, DEFAULT)) if v == "matched" else None)
                 for v in VARIANTS
@@ -134,17 +136,20 @@ def overview(page: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cells(page: str, sections: tuple[str, ...]) -> Iterator[tuple[tuple[str, str], list[str]]]:
+def _cells(page: str, sections: tuple[str, ...]) -> Iterator[tuple[tuple[str, str], Row]]:
+    """The rows of the sections' tables by scale and variant, where there is a shift."""
     for name in sections:
         known = re.search(rf"<!-- sweep {re.escape(name)} -->.*?<!-- end -->", page, re.DOTALL)
-        for line in known.group().splitlines() if known else ():
-            row = [cell.strip() for cell in line.strip("|").split("|")]
-            if len(row) == 10 and row[4] not in ("shift", "---", "–"):
-                yield (row[0], row[1]), row
+        lines = [line for line in known.group().splitlines() if line[:1] == "|"] if known else []
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        for cells in rows:
+            row = dict(zip(head, cells, strict=True))
+            if row["shift"] != "–":
+                yield (row["scale"], row["variant"]), row
 
 
-def _entry(row: list[str], best: float) -> str:
-    shift, carried = row[4], row[7]
+def _entry(row: Row, best: float) -> str:
+    shift, carried = row["shift"], row["loss at base's rate"]
     if carried == "–":
         return shift.replace("-", "−")
     percent = round(100 * (float(carried) / best - 1))

@@ -138,8 +138,7 @@ def optimum_interval(runs: Iterable[SweepRun]) -> Interval:
 
 
 def _resampled(runs: Sequence[SweepRun], rates: Sequence[float]) -> list[float]:
-    """log2 of the optimum of resamples of the seeds: all resamples for up to four seeds, else
-    1,000.
+    """log2 of the optimum of each of `seed_resamples`.
 
     rates: those of `complete_curve(runs)`.
     """
@@ -159,7 +158,7 @@ def _resampled(runs: Sequence[SweepRun], rates: Sequence[float]) -> list[float]:
     count = len(losses)
     if count < 2:
         return []
-    chosen = np.array(list(product(range(count), repeat=count)) if count <= 4 else _drawn(count))
+    chosen = seed_resamples(count)
     means = np.concatenate([losses[some].mean(axis=1) for some in _parts(chosen, losses)])
     return _optima(rates, means)
 
@@ -193,5 +192,11 @@ def _parts(chosen: np.ndarray, losses: np.ndarray) -> list[np.ndarray]:
     return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
 
-def _drawn(count: int) -> np.ndarray:
+def seed_resamples(count: int) -> np.ndarray:
+    """Indices [draws, count] of seeds, resampled with replacement.
+
+    All resamples for up to four seeds, else 1,000 of a fixed stream.
+    """
+    if count <= 4:
+        return np.array(list(product(range(count), repeat=count)))
     return np.random.default_rng(1).integers(0, count, (_DRAWS, count))

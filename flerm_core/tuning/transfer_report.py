@@ -25,6 +25,7 @@ from flerm_core.tuning.experiment_settings import (
 )
 from flerm_core.tuning.experiment_words import experiment_words
 from flerm_core.tuning.optimum_shift import Optimum, Shift, settled_curve
+from flerm_core.tuning.regret import UNKNOWN, Losses, Regret, losses_by_rate, regret
 
 MAX_CURVE_POINTS = 200  # of one curve in a figure; its row has all
 _UNKNOWN_SHIFT = Shift(octaves=math.nan, low=math.nan, high=math.nan)
@@ -41,6 +42,7 @@ class TransferRow:
     where rates mean something else (µP). loss: the lowest mean. loss_at_base: the mean at the
     base's best rate, infinite where a seed diverged there; NaN where that rate was not run. cost:
     loss_at_base over the lowest mean of plain training at this scale, less 1; NaN: not known.
+    regret: over the lowest of all variants at this scale; unknown for the base.
     """
 
     scale: Scale
@@ -54,6 +56,7 @@ class TransferRow:
     loss: float
     loss_at_base: float
     cost: float
+    regret: Regret
     points: tuple[LossPoint, ...]
 
     @property
@@ -173,7 +176,8 @@ def transfer_report(
     except NotFound as error:
         problem = str(error)
     curves = known.all(runs)
-    rows = [_row(key, curves, best) for key in curves]
+    losses = {key: losses_by_rate(its) for key, its in runs.items() if key[0]}
+    rows = [_row(key, curves, best, losses) for key in curves]
     rows.sort(key=lambda row: (row.scale.order, row.variant != "plain", row.variant))
     counts = Counter[str]()
     for row in rows:
@@ -220,7 +224,10 @@ _Key = tuple[Scale, str]
 _BASE: _Key = (Scale(), "plain")
 
 
-def _row(key: _Key, curves: Mapping[_Key, _Curve], best: Best | None) -> TransferRow:
+def _row(
+    key: _Key, curves: Mapping[_Key, _Curve], best: Best | None, losses: Mapping[_Key, Losses]
+) -> TransferRow:
+    """The row of `key`. losses: of the keys with another scale than the base's."""
     (scale, variant), own = key, curves[key]
     # µP's rates mean something else than the base's, so it is compared with itself.
     itself = variant != "plain" and not variant.startswith("matched")
@@ -248,6 +255,9 @@ def _row(key: _Key, curves: Mapping[_Key, _Curve], best: Best | None) -> Transfe
         loss_at_base=at_base,
         # A ratio of losses says nothing where a loss may be negative.
         cost=at_base / lowest - 1 if lowest > 0 else math.nan,
+        regret=UNKNOWN
+        if key not in losses
+        else regret(losses[key], rate, [its for each, its in losses.items() if each[0] == scale]),
         points=own.points,
     )
 

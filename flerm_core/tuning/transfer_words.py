@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 
 from flerm_core.tuning.best_lr import Best
 from flerm_core.tuning.transfer_report import TransferReport, TransferRow
+
+ONE_SEED = (
+    "The base has one seed: optima of single seeds lie up to 0.4 octaves apart, so record two more."
+)
+"""What is said of a base with one seed. The figure is that of docs/results.md."""
+_INITIAL = re.compile("init", re.IGNORECASE)
 
 
 def base_words(best: Best) -> str:
@@ -37,6 +44,36 @@ def transfer_words(report: TransferReport) -> str:
     if math.isnan(plain.cost):
         return f"{plainly}."
     return f"{plainly}, and the base's rate gives a loss {cost_words(plain.cost)} that."
+
+
+def caution_words(report: TransferReport) -> tuple[str, ...]:
+    """When not to trust a match of this family, and what regret its matches had, in sentences."""
+    base = report.base
+    words = []
+    if base is not None and base.seeds == 1:
+        words.append(ONE_SEED)
+    matched = [row for row in report.rows if row.scale and row.variant.startswith("matched")]
+    changed = {
+        name for row in matched for name, _, _ in row.scale.differences if _INITIAL.search(name)
+    }
+    if changed:
+        words.append(
+            f"Some models differ from the base in {', '.join(sorted(changed))}: a match carries "
+            "over that only where a norm follows every weight."
+        )
+    known = [row.regret.value for row in matched if not math.isnan(row.regret.value)]
+    if known:
+        low, high = (_regret_text(end(known)) for end in (min, max))
+        span = low if low == high else f"{low} to {high}"
+        words.append(
+            f"At the base's rate, {len(known)} matched curve{'s' if len(known) > 1 else ''} had a "
+            f"regret of {span} over the best that was tried with their models."
+        )
+    return tuple(words)
+
+
+def _regret_text(value: float) -> str:
+    return "diverged" if math.isinf(value) else f"{100 * value:.1f} %"
 
 
 def place_words(row: TransferRow) -> str:

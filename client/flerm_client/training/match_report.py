@@ -14,6 +14,7 @@ from flerm_core.matching.match import Multipliers, multipliers
 from flerm_core.matching.targets import Targets
 from flerm_core.records.comparability import settings_in_force
 from flerm_core.records.recording import EstimatorSettings
+from flerm_core.tuning.transfer_words import ONE_SEED
 
 _WIDE = 0.5  # of ln FSLR over seeds; a target with a greater spread is a rough guess
 _KINDS = (
@@ -98,6 +99,8 @@ class MatchReport:
         lines = [f"{len(self.targets)} tensors match {self.family} at lr {self.lr:g}{seeds}"]
         lines += [f"mismatch: {mismatch}" for mismatch in self.mismatches]
         lines += self.remarks
+        if self.seeds == 1:
+            lines.append(f"caution: {ONE_SEED}")
         for kind, meaning in _KINDS:
             names = getattr(self.outcome, kind, ())
             if names:

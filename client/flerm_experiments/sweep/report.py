@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flerm_core.tuning.transfer_report import is_bracketed
+from flerm_core.tuning.transfer_words import ONE_SEED
 from flerm_experiments.sweep.job_outcome import duration
 from flerm_experiments.sweep.loss_drawing import loss_drawing
 from flerm_experiments.sweep.sampler_search import SearchAnswer, label, short, values_text
@@ -94,11 +96,24 @@ def _answer(run: TunedRun) -> Section:
         "Answer",
         (
             answer_sentence(run.base),
+            *_cautions(run),
             f"The big model ({cell.size}), matched at {run.base.lr:.4g}, {loss}; its recording is "
             f"{run.big.recording} in the family {run.base.sweep.family_name}.",
             f"The command is: {command.text}",
         ),
     )
+
+
+def _cautions(run: TunedRun) -> list[str]:
+    """When not to trust the rate."""
+    found = []
+    if run.base.row.seeds == 1:
+        found.append(ONE_SEED)
+    if not is_bracketed(run.base.row.points):
+        found.append(
+            "The best rate lies at an end of those that were tried, so the optimum may lie beyond."
+        )
+    return found
 
 
 def _searched(search: SearchAnswer) -> Section:

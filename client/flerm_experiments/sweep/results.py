@@ -12,6 +12,7 @@ from statistics import fmean
 
 from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum
 from flerm_core.tuning.optimum_shift import Shift, complete_curve, shift
+from flerm_core.tuning.regret import UNKNOWN, Regret, losses_by_rate, regret
 from flerm_experiments.sweep.planner import base_best_index, seeds_settled_of
 from flerm_experiments.sweep.registry_state import FinishedTrial
 from flerm_experiments.sweep.spec import Cell, Sweep
@@ -26,6 +27,7 @@ HEADINGS = (
     "90 % interval",
     "best loss",
     "loss at base's rate",
+    "regret",
     "runs",
     "min",
 )
@@ -42,6 +44,7 @@ class CurveRow:
     shift: in octaves from the base's optimum.
     loss: the mean at the best rate tried.
     loss_at_base: the mean at the base's best rate, infinite where a seed diverged there.
+    regret: of loss_at_base over all variants of this size.
     runs: all trainings of the curve.
     seconds: their wall time, summed.
 
@@ -55,6 +58,7 @@ class CurveRow:
     shift: Shift
     loss: float
     loss_at_base: float
+    regret: Regret
     points: tuple[LossPoint, ...]
     runs: int
     seconds: float
@@ -74,6 +78,7 @@ class CurveRow:
             _UNKNOWN if no_interval else f"{low:+.2f} to {high:+.2f}",
             _loss_text(self.loss),
             _loss_text(self.loss_at_base),
+            _regret_text(self.regret),
             str(self.runs),
             f"{self.seconds / 60:.1f}",
         )
@@ -119,10 +124,20 @@ def _curve_row(
         else Shift(octaves=math.nan, low=math.nan, high=math.nan),
         loss=min(means, default=math.nan),
         loss_at_base=_loss_at(points, base_lr) if shares_lr else math.nan,
+        regret=UNKNOWN if cell is None or not shares_lr else _regret(cell, curves, base_lr),
         points=points,
         runs=len(trials),
         seconds=sum(each.seconds for each in trials),
     )
+
+
+def _regret(cell: Cell, curves: Mapping[Cell | None, list[SweepRun]], base_lr: float) -> Regret:
+    losses = {
+        each: losses_by_rate(runs)
+        for each, runs in curves.items()
+        if each is not None and each.size == cell.size
+    }
+    return regret(losses[cell], base_lr, losses.values())
 
 
 def _trials_of(finished: Mapping[Trial, FinishedTrial], cell: Cell | None) -> list[FinishedTrial]:
@@ -142,6 +157,16 @@ def _loss_at(points: Sequence[LossPoint], lr: float) -> float:
 
 def _loss_text(value: float) -> str:
     return _UNKNOWN if math.isnan(value) else "diverged" if math.isinf(value) else f"{value:.4f}"
+
+
+def _regret_text(found: Regret) -> str:
+    """`1.2 %`, with its interval where there are several seeds."""
+    if not math.isfinite(found.value):
+        return _UNKNOWN if math.isnan(found.value) else "diverged"
+    text = f"{100 * found.value:.1f} %"
+    if math.isnan(found.low):
+        return text
+    return f"{text} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
 def markdown(sweep: Sweep, rows: Sequence[CurveRow]) -> str:

@@ -208,6 +208,9 @@ TRANSFER = _json(
                 "loss": 0.0101,
                 "loss_at_base": 0.0102,
                 "cost": -0.014,
+                "regret": 0.01,
+                "regret_low": 0.0,
+                "regret_high": 0.018,
                 "points": _POINTS,
             }
         ],

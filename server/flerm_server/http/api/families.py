@@ -90,6 +90,9 @@ def transfer(store: StoreDep, name: examples.FamilyName, pick: Picks) -> Transfe
                 loss=row.loss,
                 loss_at_base=row.loss_at_base,
                 cost=row.cost,
+                regret=row.regret.value,
+                regret_low=row.regret.low,
+                regret_high=row.regret.high,
                 points=[LossPointOut.of(each) for each in row.points],
             )
             for row in report.rows

@@ -118,6 +118,9 @@ class TransferRowOut(BaseModel):
     loss: Number = Field(description="lowest mean final loss")
     loss_at_base: Number = Field(description="at the base's best rate; null: not run or diverged")
     cost: Number = Field(description="loss_at_base over plain training's lowest loss, less 1")
+    regret: Number = Field(description="the same over the lowest loss of all variants there")
+    regret_low: Number = Field(description="lower end of the 90 % interval over seeds")
+    regret_high: Number
     points: list[LossPointOut]
 
 

@@ -56,6 +56,10 @@ WORDS = {
         "The loss at the base's best rate, relative to the lowest loss of plain training at any "
         "rate. 0 % or less: the base's rate is as good as a sweep of this model."
     ),
+    "regret": (
+        "The loss at the base's best rate, relative to the lowest loss of any variant at any rate "
+        "with this model. What was not tried does not count."
+    ),
     "spread": "The standard deviation over seeds.",
     "scale": "How much wider, deeper, … than the base a model is.",
     "status": (

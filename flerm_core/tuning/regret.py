@@ -1,0 +1,109 @@
+"""What carrying the base's rate over costs at a scale: the measure that a user pays for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flerm_core.records.recording import same_lr
+from flerm_core.tuning.best_lr import SweepRun
+from flerm_core.tuning.optimum_shift import LEVEL, seed_resamples
+
+_DIVERGED = 1e30  # stands for the loss of a diverged run: no mean with it is a lowest one
+_PART = 1 << 22  # ratios in memory at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regret:
+    """The loss at the base's rate over the lowest loss of all variants at any rate, less 1.
+
+    value: 0 or more: 0.02 is a loss 2 % above the lowest. Infinite where a run at the base's rate
+        diverged; NaN where there is none at that rate, or where losses may be negative.
+    low, high: its 90 % bootstrap interval over seeds; NaN where one seed was run at that rate.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+UNKNOWN = Regret(value=math.nan, low=math.nan, high=math.nan)
+
+Losses = Mapping[float, Mapping[int, float]]
+"""Learning rate to seed to final loss, infinite for a run that diverged."""
+
+
+def losses_by_rate(runs: Iterable[SweepRun]) -> Losses:
+    """The losses of the runs that count; of several runs of a seed at a rate their mean."""
+    found: dict[float, dict[int, list[float]]] = {}
+    for run in runs:
+        if run.counts:
+            found.setdefault(run.lr, {}).setdefault(run.seed, []).append(run.finite_loss)
+    return {
+        lr: {seed: sum(its) / len(its) for seed, its in by_seed.items()}
+        for lr, by_seed in found.items()
+    }
+
+
+def regret(own: Losses, lr: float, variants: Iterable[Losses]) -> Regret:
+    """The regret of one variant at one scale, at the base's rate `lr`.
+
+    own: the losses of this variant.
+    variants: those of all variants at this scale, `own` among them.
+
+    Losses are compared seed by seed: each variant and rate by the means over the seeds that it
+    shares with `own` at `lr`, because seeds differ in the level of their loss. A rate of another
+    variant that shares no seed does not count. The interval is Efron's percentile bootstrap: these
+    seeds are resampled with replacement. The lowest of several means is chosen by their noise too,
+    so regrets are too large rather than too small.
+    """
+    by_seed = next((its for rate, its in own.items() if same_lr(rate, lr)), None)
+    if by_seed is None:
+        return UNKNOWN
+    seeds = sorted(by_seed)
+    at_base = np.array([by_seed[seed] for seed in seeds])
+    rates = [
+        its for variant in variants for its in variant.values() if not its.keys().isdisjoint(seeds)
+    ]
+    candidates = np.array(
+        [[its.get(seed, math.nan) for seed in seeds] for its in (by_seed, *rates)]
+    )
+    if bool((candidates <= 0).any()):  # a ratio of losses says nothing where one may be negative
+        return UNKNOWN
+    if not np.isfinite(at_base).all():
+        return Regret(value=math.inf, low=math.nan, high=math.nan)
+    once = np.ones((1, len(seeds)))
+    value = float(_largest_ratio(at_base, candidates, once)[0]) - 1
+    if len(seeds) < 2:
+        return Regret(value=value, low=math.nan, high=math.nan)
+    drawn = seed_resamples(len(seeds))
+    weights = np.array([np.bincount(each, minlength=len(seeds)) for each in drawn], float)
+    ratios = _largest_ratio(at_base, candidates, weights)
+    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - 1
+    return Regret(value=value, low=float(low), high=float(high))
+
+
+def _largest_ratio(
+    at_base: NDArray[np.float64], candidates: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """For each draw the largest ratio of the mean at the base's rate to a candidate's mean.
+
+    at_base: [seeds]. candidates: [candidates, seeds], NaN where a seed was not run. weights:
+    [draws, seeds], how often a draw has each seed.
+    """
+    run = ~np.isnan(candidates)
+    lost = np.where(run, np.minimum(candidates, _DIVERGED), 0.0)
+    base = np.where(run, at_base, 0.0)
+    largest = np.ones(len(weights))
+    size = max(1, _PART // len(weights))
+    for start in range(0, len(candidates), size):
+        its = slice(start, start + size)
+        below = weights @ lost[its].T
+        # A draw without any seed of a candidate says nothing of it.
+        ratios = np.divide(weights @ base[its].T, below, out=np.zeros_like(below), where=below > 0)
+        largest = np.maximum(largest, ratios.max(axis=1))
+    return largest

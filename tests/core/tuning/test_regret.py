@@ -1,0 +1,62 @@
+"""Regret: the loss at the base's rate over the lowest loss of all variants, seed by seed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from flerm_core.tuning.best_lr import SweepRun
+from flerm_core.tuning.regret import losses_by_rate, regret
+
+
+def test_the_lowest_loss_of_any_variant_at_any_rate_is_compared() -> None:
+    matched = {0.1: {0: 2.0}, 0.2: {0: 1.9}}
+    plain = {0.1: {0: 9.0}, 0.05: {0: 1.6}}
+    assert regret(matched, 0.1, [matched, plain]).value == pytest.approx(2.0 / 1.6 - 1)
+    assert regret(plain, 0.1, [matched, plain]).value == pytest.approx(9.0 / 1.6 - 1)
+
+
+def test_the_best_at_the_bases_rate_has_none() -> None:
+    matched = {0.1: {0: 1.5}, 0.2: {0: 1.9}}
+    found = regret(matched, 0.1 * (1 + 1e-12), [matched])
+    assert found.value == 0
+    assert math.isnan(found.low)
+
+
+def test_losses_are_compared_over_the_seeds_that_both_have() -> None:
+    # Seed 1 has the higher level; over seed 0 alone the other variant is 1 % better.
+    matched = {0.1: {0: 1.01, 1: 2.0}}
+    plain = {0.3: {0: 1.0}, 0.4: {7: 0.1}}
+    assert regret(matched, 0.1, [matched, plain]).value == pytest.approx(0.01)
+
+
+def test_the_interval_is_that_of_all_resamples_of_few_seeds() -> None:
+    # Ratios 1.1 and 1.3 for one seed twice, 1.2 for both: each of two resamples in four is mixed.
+    matched = {0.1: {0: 1.1, 1: 1.3}}
+    plain = {0.2: {0: 1.0, 1: 1.0}}
+    found = regret(matched, 0.1, [matched, plain])
+    assert found.value == pytest.approx(0.2)
+    assert (found.low, found.high) == (pytest.approx(0.115), pytest.approx(0.285))
+
+
+def test_a_run_that_diverged_is_never_the_lowest_and_an_infinite_regret() -> None:
+    matched = {0.1: {0: 1.0, 1: 1.0}, 0.4: {0: 0.1, 1: math.inf}}
+    assert regret(matched, 0.1, [matched]).value == 0
+    assert regret(matched, 0.4, [matched]).value == math.inf
+
+
+def test_it_is_unknown_without_a_run_at_the_rate_and_where_losses_may_be_negative() -> None:
+    matched = {0.1: {0: 1.0}, 0.2: {0: -0.5}}
+    assert math.isnan(regret(matched, 0.3, [matched]).value)
+    assert math.isnan(regret(matched, 0.1, [matched]).value)
+
+
+def test_losses_of_runs_are_means_of_a_seed_and_only_of_runs_that_count() -> None:
+    runs = [
+        SweepRun(lr=0.1, seed=0, loss=1.0, status="completed"),
+        SweepRun(lr=0.1, seed=0, loss=3.0, status="completed"),
+        SweepRun(lr=0.1, seed=1, loss=None, status="diverged"),
+        SweepRun(lr=0.2, seed=0, loss=None, status="running"),
+    ]
+    assert losses_by_rate(runs) == {0.1: {0: 2.0, 1: math.inf}}
