@@ -7,18 +7,18 @@ the two declarations, so that there is no third place that could forget the fiel
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.struct_pb2 import Value as StructValue
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from flerm_proto.structs import MOST_KEPT, struct_from_proto, struct_to_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
 Value = TypeVar("Value")
@@ -59,36 +59,13 @@ def set_timestamp(message: Timestamp, moment: datetime) -> None:
 
 def timestamp_from_proto(message: Timestamp) -> datetime:
     """A moment, in UTC, from a message. Raises `ValueError` for one beyond the calendar."""
-    return message.ToDatetime(tzinfo=UTC)
-
-
-def struct_to_proto(values: Mapping[str, Any]) -> Struct:
-    """A JSON-like mapping as a Struct. Raises `ValueError` where a value is not JSON-like."""
-    message = Struct()
-    message.update(dict(values))
-    return message
-
-
-def struct_from_proto(message: Struct) -> dict[str, Any]:
-    """The mapping of a Struct. Whole numbers come back as int: a Struct has floats only.
-
-    Raises `ValueError` for a number that is not finite.
-    """
-    return {key: _json_value(value) for key, value in message.fields.items()}
-
-
-def _json_value(message: StructValue) -> Any:
-    kind = message.WhichOneof("kind")
-    if kind == "number_value":
-        number = message.number_value
-        if not math.isfinite(number):
-            raise ValueError(f"{number} is not a number of JSON")
-        return int(number) if number.is_integer() and abs(number) < 2**53 else number
-    if kind == "list_value":
-        return [_json_value(each) for each in message.list_value.values]
-    if kind == "struct_value":
-        return struct_from_proto(message.struct_value)
-    return None if kind in (None, "null_value") else getattr(message, kind)
+    if not 0 <= message.nanos < 1_000_000_000:
+        raise ValueError(f"{message.nanos} nanoseconds: 0 to 999,999,999 are allowed")
+    try:
+        # `Timestamp.ToDatetime` takes five times as long.
+        return _EPOCH + timedelta(0, message.seconds, message.nanos // 1000)
+    except OverflowError as error:
+        raise ValueError(f"{message.seconds} s after 1970 is beyond the calendar") from error
 
 
 def shape_to_proto(shape: Sequence[int]) -> pb.Shape:
@@ -120,6 +97,7 @@ class MessageCodec(Generic[Value, Wire]):
         message_only: Sequence[str] = (),
         value_only: Sequence[str] = (),
         empty_is_default: bool = False,
+        repeats: bool = False,
     ) -> None:
         """Pairs the fields of both. The work by declaration is done here, once for each class.
 
@@ -130,6 +108,8 @@ class MessageCodec(Generic[Value, Wire]):
         value_only: fields of the dataclass that this message does not carry.
         empty_is_default: whether an empty text in the message stands for the dataclass's default,
             as it does in questions.
+        repeats: whether few different values come often, as a part of other messages. The last
+            conversions are then kept, for which the dataclass has to be frozen and hashable.
 
         Raises `TypeError` where a field of one has no field of that name in the other, and where
         a field that may be None has no `optional` in the message.
@@ -144,22 +124,40 @@ class MessageCodec(Generic[Value, Wire]):
                 f"{value_type.__name__} and {message_type.__name__} differ in {sorted(unpaired)}"
             )
         hints = get_type_hints(value_type)
+        # The fields that need a conversion. The others are read together, by one call.
         self._to: dict[str, Callable[[Any], Any]] = {}
         self._from: dict[str, Callable[[Any], Any]] = {}
         for name in declared.keys() - set(value_only):
             optional = type(None) in get_args(hints[name])
             default = declared[name].default if empty_is_default else ""
             self._pair(wire[name], optional, default)
+        carried = declared.keys() - set(value_only)
+        self._to_plain = _reader_of(sorted(carried - self._to.keys()))
+        self._from_plain = _reader_of(sorted(carried - self._from.keys()))
+        self.part = Codec(self.to_proto, self.from_proto)
+        if repeats:
+            known = lru_cache(MOST_KEPT)(self._from_bytes)
+            self.part = Codec(
+                lru_cache(MOST_KEPT)(self.to_proto),
+                lambda message: known(message.SerializeToString()),
+            )
 
     def to_proto(self, value: Value, **message_only: Any) -> Wire:
         """The message of `value`; `message_only` are the fields that `value` does not have."""
-        fields = {name: read(value) for name, read in self._to.items()}
+        fields = self._to_plain(value)
+        for name, read in self._to.items():
+            fields[name] = read(value)
         return self.message_type(**fields, **message_only)
 
     def from_proto(self, message: Wire, **value_only: Any) -> Value:
         """The value of `message`; `value_only` are the fields that `message` does not have."""
-        fields = {name: read(message) for name, read in self._from.items()}
+        fields = self._from_plain(message)
+        for name, read in self._from.items():
+            fields[name] = read(message)
         return self.value_type(**fields, **value_only)
+
+    def _from_bytes(self, data: bytes) -> Value:
+        return self.from_proto(self.message_type.FromString(data))
 
     def _pair(self, field: Any, optional: bool, default: Any) -> None:
         """Notes how the field travels.
@@ -170,7 +168,6 @@ class MessageCodec(Generic[Value, Wire]):
         if optional and not field.has_presence:
             raise TypeError(f"{field.full_name} is not `optional`, and {name} may be None")
         codec = None if field.message_type is None else self._codec(field.message_type.full_name)
-        self._to[name] = self._from[name] = get
         if codec is None or _is_map(field):
             if _is_map(field):
                 self._from[name] = lambda message: dict(get(message))
@@ -191,16 +188,26 @@ class MessageCodec(Generic[Value, Wire]):
                 read(get(message)) if message.HasField(name) else None
             )
         else:
-            self._to[name] = lambda value: write(get(value))
-            self._from[name] = (
-                (lambda message: read(get(message)))
-                if absent is None
-                else lambda message: read(get(message)) if message.HasField(name) else absent
+            empty = read(get(self.message_type())) if absent is None else absent
+            # An empty part, such as the parameters of a recording in a listing, does not travel.
+            unset = empty if absent is None else None
+            self._to[name] = lambda value: None if (part := get(value)) == unset else write(part)
+            mutable = isinstance(empty, dict)  # each value has one of its own
+            self._from[name] = lambda message: (
+                read(get(message)) if mutable or message.HasField(name) else empty
             )
 
     def _codec(self, message_name: str) -> Codec | None:
         part = self._parts.get(message_name)
-        return _CODECS.get(message_name) if part is None else Codec(part.to_proto, part.from_proto)
+        return _CODECS.get(message_name) if part is None else part.part
+
+
+def _reader_of(names: Sequence[str]) -> Callable[[Any], dict[str, Any]]:
+    """A function that reads these fields of a value or message."""
+    if len(names) < 2:  # `attrgetter` gives no tuple then
+        return lambda value: {name: getattr(value, name) for name in names}
+    read = attrgetter(*names)
+    return lambda value: dict(zip(names, read(value), strict=True))
 
 
 def _is_repeated(field: Any) -> bool:

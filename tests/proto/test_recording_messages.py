@@ -210,3 +210,30 @@ def test_a_row_comes_back_bit_by_bit(
 def test_bytes_that_are_no_floats_are_damage() -> None:
     with pytest.raises(DataLoss, match="7 packed bytes are not whole rows"):
         recording_messages.measurement_from_proto(pb.Measurement(step=1, fslr=b"1234567"))
+
+
+def test_what_comes_back_is_its_own_and_what_goes_is_as_it_is_then() -> None:
+    """Conversions of equal configurations are kept, and must not be shared with whoever changes
+    one."""
+    config = {"width": 8, "betas": [0.9, 0.99]}
+    messages = []
+    for width in (8, 8, 16, True, 1):
+        config["width"] = width
+        messages.append(recording_messages.spec_to_proto(RecordingSpec(
+            family="f", lr=1.0, parameters=ParameterList((), (), ()), config=config,
+        )))  # fmt: skip
+    first, second, *others = (recording_messages.spec_from_proto(each).config for each in messages)
+    assert [first["width"], second["width"], *(each["width"] for each in others)] == [
+        8,
+        8,
+        16,
+        1,
+        1,
+    ]
+    assert others[1]["width"] is True
+    assert others[2]["width"] is not True
+    assert isinstance(first, dict)
+    first["betas"].append(0.5)
+    first["width"] = 9
+    assert second == {"width": 8, "betas": [0.9, 0.99]}
+    assert recording_messages.spec_from_proto(messages[0]).config == second
