@@ -26,6 +26,7 @@ from flerm_server.http.api import (
     trajectory_formats,
 )
 from flerm_server.http.authentication import Authenticate
+from flerm_server.http.kept_answers import GZIP_LEVEL, KeptAnswers
 from flerm_server.http.middleware import (
     LimitBody,
     Observe,
@@ -40,7 +41,6 @@ from flerm_server.metrics import Metrics
 from flerm_server.version import version
 
 API_ASSETS = Path(str(files("fastapi_offline"))) / "static"
-GZIP_LEVEL = 5  # most of what level 9 saves, in a third of its time
 
 
 def create_app(
@@ -84,6 +84,7 @@ def create_app(
     app.state.public_address = public_address or PublicAddress()
     app.state.probe_threads = CapacityLimiter(health.PROBE_THREADS)
     app.state.assets = assets.Assets()
+    app.state.kept_answers = KeptAnswers()
     app.state.pages = Pages(app.state.assets, site)
     problems.install(app, pages.ErrorPage(app.state.pages))
     # In this order: `/families/{name:path}` also fits the paths of the routes before it.

@@ -76,14 +76,23 @@ class Answers:
 class FamilyRuns:
     """The runs of one family, newest first.
 
+    revision: how often the database had counted a change of the runs.
     lapsed: the ids of those that are interrupted because their lease ended.
+    written: when each running recording was last written to, in microseconds.
     answers: what was computed of these runs.
     """
 
     family: Family
     runs: tuple[FamilyRun, ...]
-    lapsed: frozenset[str] = frozenset()
-    answers: Answers = field(default_factory=Answers, repr=False, compare=False)
+    revision: int
+    lapsed: frozenset[str]
+    written: tuple[int, ...]
+    answers: Answers = field(repr=False, compare=False)
+
+    @property
+    def version(self) -> Hashable:
+        """While this is the same, so is all that the family's recordings say of themselves."""
+        return self.family, self.revision, self.lapsed, self.written
 
     def status_of(self, run: FamilyRun) -> str:
         """The status of one of `runs` at present."""

@@ -19,6 +19,7 @@ from flerm_server.http.api import examples
 from flerm_server.http.api.schemas import FigureOut
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.figure_selection import Picks, matching_names, recording_ids
+from flerm_server.http.kept_answers import KeptAnswersDep, kept_response
 from flerm_server.http.problems import PROBLEM
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
@@ -29,19 +30,27 @@ api = APIRouter(prefix="/api/v1", responses=PROBLEM, tags=["figures"])
 @api.get("/families/{name:path}/figure", responses=examples.FIGURE, response_model=FigureOut)
 def losses(
     store: StoreDep,
+    kept: KeptAnswersDep,
+    request: Request,
     name: examples.FamilyName,
     pick: Picks,
     scale: Annotated[
         str, Query(description="The setting that differs, such as width; empty: the usual one")
     ] = "",
     columns: Annotated[int, Query(ge=1, le=8, description="Panels in a row")] = 4,
-) -> JSONResponse:
+) -> Response:
     """Draws final loss against learning rate: a panel for each variant, a curve for each scale.
 
     A dotted line marks the base's optimum.
     """
-    report = queries.transfer(store, name, pick)
-    return _answer(transfer_figure(report.panels(scale), columns=columns))
+
+    def draw() -> bytes:
+        report = queries.transfer(store, name, pick)
+        return bytes(_answer(transfer_figure(report.panels(scale), columns=columns)).body)
+
+    return kept_response(
+        kept, request, lambda: store.family_runs(name).version, draw, "application/json"
+    )
 
 
 @api.get("/recordings/{recording_id}/figure", responses=examples.FIGURE, response_model=FigureOut)

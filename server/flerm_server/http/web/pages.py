@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
 from flerm_core.records.queries import RecordingFilter
@@ -13,6 +14,7 @@ from flerm_core.tuning.transfer_words import base_words, caution_words, transfer
 from flerm_server.http.authentication import wants_page
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.figure_selection import Picks, recording_ids
+from flerm_server.http.kept_answers import KeptAnswersDep, kept_response
 from flerm_server.http.web.family_view import (
     Filters,
     filter_choices,
@@ -23,6 +25,7 @@ from flerm_server.http.web.family_view import (
 from flerm_server.http.web.glossary import WORDS
 from flerm_server.http.web.templating import Pages, PagesDep, PublicAddressDep
 from flerm_server.store import queries
+from flerm_server.store.interface import Store
 
 web = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -58,18 +61,32 @@ def family(
     store: StoreDep,
     pages: PagesDep,
     address: PublicAddressDep,
+    kept: KeptAnswersDep,
     filters: Annotated[Filters, Depends(filters_of)],
     pick: Picks,
     request: Request,
     name: str,
     show: str = "base/plain",
     scale: str = "",
-) -> HTMLResponse:
+) -> Response:
     """One family: which rate to use, whether it carried over, coverage and recordings.
 
     filters: the rows and columns of the table. pick: which experiment, as in REST. show: the
     role/variant whose coverage is shown. scale: the setting whose curves are shown.
     """
+
+    def draw() -> bytes:
+        content = _family_content(store, name, pick, filters, show, scale)
+        page = pages.page("family.html", request, registry=address.url(request), **content)
+        return bytes(page.body)
+
+    return kept_response(kept, request, lambda: store.family_runs(name).version, draw, "text/html")
+
+
+def _family_content(
+    store: Store, name: str, pick: Mapping[str, str], filters: Filters, show: str, scale: str
+) -> dict[str, Any]:
+    """What the template of a family's page reads; the arguments are those of `family`."""
     overview = queries.family_overview(store, name, pick)
     counts = {"/".join(kind): count for kind, count in overview.counts.items()}
     coverage = {"/".join(kind): cells for kind, cells in overview.coverage.items()}
@@ -77,25 +94,22 @@ def family(
     report = overview.report
     dimension = scale if scale in report.dimensions else next(iter(report.dimensions), "")
     asked = [("pick", f"{key}={value}") for key, value in pick.items()]
-    return pages.page(
-        "family.html",
-        request,
-        family=overview.family,
-        report=report,
-        dimension=dimension,
-        panels=len(report.panels(dimension)),
-        carried=transfer_words(report),
-        cautions=caution_words(report),
-        advice=base_words(report.best) if report.best else "",
-        asked=urlencode([*asked, ("scale", dimension)]),
-        counts=counts,
-        shown=shown,
-        coverage=coverage.get(shown),
-        table=recording_table(store, overview, filters),
-        filters=filters,
-        choices=filter_choices(overview),
-        registry=address.url(request),
-    )
+    return {
+        "family": overview.family,
+        "report": report,
+        "dimension": dimension,
+        "panels": len(report.panels(dimension)),
+        "carried": transfer_words(report),
+        "cautions": caution_words(report),
+        "advice": base_words(report.best) if report.best else "",
+        "asked": urlencode([*asked, ("scale", dimension)]),
+        "counts": counts,
+        "shown": shown,
+        "coverage": coverage.get(shown),
+        "table": recording_table(store, overview, filters),
+        "filters": filters,
+        "choices": filter_choices(overview),
+    }
 
 
 @web.get("/compare")

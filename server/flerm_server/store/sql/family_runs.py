@@ -20,7 +20,7 @@ from flerm_core.records.comparability import optimizer_key
 from flerm_core.tuning.best_lr import SweepRun, model_size
 from flerm_server.store.family_runs import Answers, FamilyRun, FamilyRuns
 from flerm_server.store.sql.compiled_statements import Driver, Prepared, PreparedIn
-from flerm_server.store.sql.engine import database_now, transaction
+from flerm_server.store.sql.engine import driver_database_now, transaction
 from flerm_server.store.sql.listings import family_record
 from flerm_server.store.sql.mappers import family_from_row
 from flerm_server.store.sql.tables import recording_tags, recordings
@@ -50,6 +50,13 @@ _RUNS = Prepared(_EVERY_RUN.where(_OF_FAMILY))
 _RUNS_OF = PreparedIn(_EVERY_RUN, recordings.c.key)
 _TAGS = Prepared(_EVERY_TAG.join_from(recording_tags, recordings).where(_OF_FAMILY))
 _TAGS_OF = PreparedIn(_EVERY_TAG, recording_tags.c.recording_key)
+
+_LEASES = PreparedIn(
+    sa.select(recordings.c.key, recordings.c.updated_at, recordings.c.lease_until).order_by(
+        recordings.c.key
+    ),
+    recordings.c.key,
+)
 
 Row = tuple[Any, ...]
 
@@ -112,10 +119,10 @@ class FamilyRunsCache:
                 known = self._known.get(row.key)
             if known is None or known.revision != row.revision:
                 known = _load(connection, row.key, row.revision, known)
-            lapsed = _lapsed(connection, known.running)
+            lapsed, written = _live(connection, known.running)
         self._keep(row.key, known)
         family = family_from_row(row, len(known.runs), known.rates)
-        return FamilyRuns(family, known.runs, lapsed, known.answers)
+        return FamilyRuns(family, known.runs, row.revision, lapsed, written, known.answers)
 
     def _keep(self, key: int, known: _Known) -> None:
         with self._lock:
@@ -199,14 +206,20 @@ def _tags(rows: Iterable[tuple[Any, ...]]) -> dict[int, dict[str, str]]:
     return found
 
 
-def _lapsed(connection: sa.Connection, running: Mapping[int, str]) -> frozenset[str]:
-    """The ids of running recordings whose lease has ended."""
+def _live(
+    connection: sa.Connection, running: Mapping[int, str]
+) -> tuple[frozenset[str], tuple[int, ...]]:
+    """Of running recordings: the ids of those whose lease has ended, and when each was last written
+    to.
+    """
+    driver = Driver(connection.connection.driver_connection, connection.dialect)
     keys: Sequence[int] = list(running)
-    found: list[str] = []
-    now = database_now(connection) if keys else 0
+    now = driver_database_now(driver) if keys else 0
+    lapsed: list[str] = []
+    written: list[int] = []
     for start in range(0, len(keys), KEYS_AT_ONCE):
-        query = sa.select(recordings.c.key).where(
-            recordings.c.key.in_(keys[start : start + KEYS_AT_ONCE]), recordings.c.lease_until < now
-        )
-        found += [running[key] for key in connection.execute(query).scalars()]
-    return frozenset(found)
+        for key, stamp, lease in _LEASES.all(driver, keys[start : start + KEYS_AT_ONCE]):
+            written.append(stamp)
+            if lease is not None and lease < now:
+                lapsed.append(running[key])
+    return frozenset(lapsed), tuple(written)
