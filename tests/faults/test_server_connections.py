@@ -137,7 +137,7 @@ def test_random_bytes_at_the_port_leave_nothing_behind(start_registry: StartRegi
         stub = rpc.RegistryStub(channel)
         stub.ServerInfo(pb.ServerInfoRequest(), timeout=20)
         before = descriptors(registry)
-        threads = [threading.Thread(target=talk) for _ in range(4)]
+        threads = [threading.Thread(target=talk, daemon=True) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -177,7 +177,7 @@ def test_many_clients_at_once_and_every_row_is_there_once(
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
+    threads = [threading.Thread(target=client, daemon=True) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -58,6 +58,11 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def files_of(pid: int) -> int:
+    """How many descriptors the process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def bearer(token: str) -> list[tuple[str, str]]:
     return [("authorization", f"Bearer {token}")]
 
@@ -199,7 +204,7 @@ def test_silent_readers_cost_little_and_are_dropped(
         http = f"http://{server.http_address.text}"
         whole = httpx.get(f"{http}/static/plotly.min.js", timeout=20).content
         assert len(whole) > 2 * MIB
-        before = resident(os.getpid())
+        before, open_files = resident(os.getpid()), files_of(os.getpid())
         held = [silent_reader(server, "/static/plotly.min.js") for _ in range(60)]
         for each in held:
             readers.callback(each.close)
@@ -217,7 +222,7 @@ def test_silent_readers_cost_little_and_are_dropped(
                 pass
             return taken < len(whole)
 
-        time.sleep(2)
+        until(lambda: files_of(os.getpid()) <= open_files + len(held), "the server drops nobody")
         assert dropped()
         assert httpx.get(f"{http}/static/plotly.min.js", timeout=20).content == whole
 
@@ -262,7 +267,7 @@ def test_probes_answer_while_requests_hold_all_threads(
             answer = client.get(f"{http}/api/v1/families", headers=dict(bearer(token)), timeout=30)
             statuses.append(answer.status_code)
 
-        threads = [threading.Thread(target=ask) for _ in range(60)]
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(60)]
         for thread in threads:
             thread.start()
         try:

@@ -176,7 +176,7 @@ def test_weights_are_the_same_bits_and_every_measurement_arrives_once(
     # This run begins while the registry is still gone: recording needs none.
     begin = time.monotonic()
     recorded = ranks.train("record", fault.spool, family=f"other-{uuid.uuid4().hex[:8]}", **common)
-    assert time.monotonic() - begin < 5.0
+    assert time.monotonic() - begin < 15.0, "it would wait 20 s for an answer"
     fault.heal()
     assert_unharmed(fault, matched, undisturbed["match"], STEPS[::3])
     assert_unharmed(fault, recorded, undisturbed["record"], STEPS)
@@ -208,7 +208,7 @@ def test_without_targets_every_rank_fails_in_time_with_the_same_sentence(
 ):
     begin = time.monotonic()
     outcomes = ranks.train("match", tmp_path, registry=unanswering, family=FAMILY, timeout=1.0)
-    assert time.monotonic() - begin < 6.0
+    assert time.monotonic() - begin < 15.0
     assert {each["error"] for each in outcomes} == {"Unreachable"}
     (sentence,) = {each["message"] for each in outcomes}
     assert unanswering in sentence and "\n" not in sentence

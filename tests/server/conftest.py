@@ -44,14 +44,14 @@ def migrate(url: str) -> str:
     return url
 
 
-def serve(url: str) -> Iterator[Backend]:
+def serve(url: str, drain_seconds: float = 2.0) -> Iterator[Backend]:
     """A server in this process, on free ports."""
     server = Server(
         Settings(
             db=url,
             grpc=ListenAddress("127.0.0.1", 0),
             http=ListenAddress("127.0.0.1", 0),
-            drain_seconds=2,
+            drain_seconds=drain_seconds,
         )
     )
     server.start()

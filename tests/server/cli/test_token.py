@@ -95,7 +95,7 @@ def test_a_copy_made_while_rows_come_in_is_a_whole_registry(
             step += 1
             store.append_many([batch(sent.id, row(step))])
 
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=write, daemon=True)
     writer.start()
     try:
         while store.recording(sent.id).rows < 50:

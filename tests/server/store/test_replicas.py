@@ -144,7 +144,9 @@ def test_rows_sent_to_both_servers_at_the_same_time_are_stored_once(pair: Pair):
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=client, args=(pair.stubs[at % 2],)) for at in range(16)]
+    threads = [
+        threading.Thread(target=client, args=(pair.stubs[at % 2],), daemon=True) for at in range(16)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -256,7 +258,8 @@ class Load:
         self.written: dict[str, int] = {}
         self._over = threading.Event()
         self._threads = [
-            threading.Thread(target=self._record, args=(address,)) for address in addresses
+            threading.Thread(target=self._record, args=(address,), daemon=True)
+            for address in addresses
         ]
         for thread in self._threads:
             thread.start()

@@ -91,7 +91,7 @@ def test_many_threads_append_at_once_and_every_row_is_there_once(backend: Backen
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(16)]
+    threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -118,7 +118,7 @@ def test_two_servers_on_one_database_do_not_lose_counts(backend: Backend):
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=writer, args=(number,)) for number in range(2)]
+    threads = [threading.Thread(target=writer, args=(number,), daemon=True) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
