@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -15,9 +14,9 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
 )
-from torch.utils.data._utils import worker
 
 from flerm_client.training.forked_reader import ForkedReader
+from flerm_client.training.loader_copy import begin_as_worker
 from flerm_core.errors import InvalidInput
 
 _WINDOW = 1000  # batches of a sampler that are shuffled together
@@ -78,19 +77,8 @@ def _batches(loader: Any, batch_size: int | None) -> Iterable[Any]:
         hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     )
     order = {"batch_size": size} if is_stream else _order(loader, dataset, size, batch_size)
-    _begin_as_worker(loader, dataset)
+    begin_as_worker(loader, dataset)
     return DataLoader(dataset, collate_fn=getattr(loader, "collate_fn", None), **order)
-
-
-def _begin_as_worker(loader: Any, dataset: Any) -> None:
-    """What a worker of `loader` does first. A loader without workers has nothing to do."""
-    if not getattr(loader, "num_workers", 0):
-        return
-    worker._worker_info = worker.WorkerInfo(
-        id=0, num_workers=1, seed=torch.initial_seed(), dataset=dataset
-    )
-    if loader.worker_init_fn is not None:
-        loader.worker_init_fn(0)
 
 
 def _order(loader: Any, dataset: Any, size: int | None, wished: int | None) -> dict[str, Any]:

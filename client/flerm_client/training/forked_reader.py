@@ -27,6 +27,17 @@ from flerm_core.errors import InvalidInput, MeasurementError
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
+class NotReadable(InvalidInput):
+    """The data cannot be read in a copy of this process, or not be sent from there.
+
+    what: this and why, without the remedy.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: give probe=, fresh input batches")
+        self.what = what
+
+
 class ForkedReader:
     """An iterable whose batches are read in a copy of this process.
 
@@ -127,10 +138,7 @@ class _Pass:
         if kind == "end":
             raise StopIteration
         if kind == "error":
-            raise InvalidInput(
-                f"{name} cannot be read in a process of its own ({content}): "
-                "give probe=, fresh input batches"
-            )
+            raise NotReadable(f"{name} cannot be read in a process of its own ({content})")
         return content
 
     def _forget_connection(self) -> None:

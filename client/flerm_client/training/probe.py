@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from flerm_client.training.forked_reader import ForkedReader
+from flerm_client.training.forked_reader import ForkedReader, NotReadable
+from flerm_client.training.loader_copy import read_here, read_in_copy, shares_state
+from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
 from flerm_core.measure.state_guard import RandomState
 
@@ -18,9 +17,9 @@ from flerm_core.measure.state_guard import RandomState
 class Probe:
     """An endless iterator over the user's probe.
 
-    `position` counts the batches taken from the present pass over the probe. A DataLoader's own
-    generators, from which the training may draw too, have after each batch the state they had
-    before: the probe keeps states of its own for them.
+    `position` counts the batches taken from the present pass over the probe. A DataLoader may share
+    its data set, samplers and generators with the training, and so is read in a copy of this
+    process. Any other iterable is read as it is.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
@@ -28,13 +27,12 @@ class Probe:
             raise InvalidInput(
                 f"probe is a {type(batches).__name__}; allowed is an iterable of input batches"
             )
-        self._batches = batches
+        # The loader, until its first batch was read: then it is known where it can be read.
+        self._loader = batches if isinstance(batches, DataLoader) else None
+        self._batches = batches if self._loader is None else read_in_copy(self._loader)
         self._pass: Iterator[Any] | None = None
         self._pass_began: RandomState | None = None
         self.position = 0
-        self._generators = _generators_of(batches)
-        self._states: list[Tensor] = []  # the probe's own, of each generator
-        self._states_began: list[Tensor] = []
         self._peeked: list[Any] = []  # the batch that was looked at and not taken
 
     def __iter__(self) -> Iterator[Any]:
@@ -47,8 +45,7 @@ class Probe:
         """
         if self._peeked:
             return self._peeked.pop()
-        with self._own_states():
-            return self._next()
+        return self._take()
 
     def peek(self) -> Any:
         """The next batch, which stays the next one. Raises as `__next__` does."""
@@ -79,34 +76,27 @@ class Probe:
         # A shuffling loader draws its order here. The state before is kept, so that a resumed run
         # can draw the same order.
         self._pass_began = RandomState()
-        self._states_began = [each.get_state() for each in self._generators]
-        shared = (
-            getattr(self._batches, "_iterator", None)
-            if isinstance(self._batches, DataLoader)
-            else None
-        )
-        if shared is not None and shared is not self._pass:
-            raise InvalidInput(
-                "probe is a DataLoader with persistent_workers=True that is in use elsewhere, "
-                "which reading it would disturb; give a loader of its own"
-            )
         self._pass = iter(self._batches)
         self.position = 0
 
-    @contextmanager
-    def _own_states(self) -> Iterator[None]:
-        outside = [each.get_state() for each in self._generators]
-        for at, each in enumerate(self._generators):
-            if self._states:
-                each.set_state(self._states[at])
-            else:
-                each.manual_seed(int(torch.randint(2**62, ())))
+    def _take(self) -> Any:
+        """The next batch. A loader whose first batch a copy cannot read is read in this process."""
         try:
-            yield
-        finally:
-            self._states = [each.get_state() for each in self._generators]
-            for each, state in zip(self._generators, outside, strict=True):
-                each.set_state(state)
+            batch = self._next()
+        except NotReadable as error:
+            if self._loader is None:
+                raise
+            if shares_state(self._loader):
+                warn(
+                    f"{error.what}. It is read in this process: what its data set draws and reads "
+                    "is no longer drawn and read by the training, if that has the same data set; "
+                    "a data set of its own for probe= avoids this"
+                )
+            self.close()
+            self._batches = read_here(self._loader)
+            batch = self._next()
+        self._loader = None
+        return batch
 
     def close(self) -> None:
         """Ends the present pass, and the processes that read it."""
@@ -121,7 +111,6 @@ class Probe:
             "position": self.position - len(self._peeked),
             "peeked": len(self._peeked),
             "pass_began": began,
-            "generators_began": self._states_began,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -137,27 +126,9 @@ class Probe:
             return
         self._peeked.clear()
         RandomState.from_state_dict(state["pass_began"]).restore()
-        # The other probe may have been another kind of loader. Generators then start anew.
-        began = state.get("generators_began", [])
-        self._states = list(began) if len(began) == len(self._generators) else []
-        with self._own_states():
-            self._begin()
-            for _ in range(state["position"] - given):
-                self._next()
-            # The random numbers of the checkpoint are those after the batch was looked at.
-            self._peeked += [self._next() for _ in range(state["peeked"])]
-            self.position = state["position"]
-
-
-def _generators_of(batches: Any) -> list[torch.Generator]:
-    """The generators that a DataLoader and its samplers draw from, each once."""
-    if not isinstance(batches, DataLoader):
-        return []
-    holders = (
-        batches,
-        batches.sampler,
-        batches.batch_sampler,
-        getattr(batches.batch_sampler, "sampler", None),
-    )
-    found = [getattr(each, "generator", None) for each in holders]
-    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+        self._begin()
+        for _ in range(state["position"] - given):
+            self._take()
+        # The random numbers of the checkpoint are those after the batch was looked at.
+        self._peeked += [self._take() for _ in range(state["peeked"])]
+        self.position = state["position"]
