@@ -34,7 +34,7 @@ from flerm_server.http.request_timeout import TimeLimitProtocol
 from flerm_server.http.web.templating import PublicAddress
 from flerm_server.metrics import Metrics
 from flerm_server.open_files import raise_open_files
-from flerm_server.rpc.admission import OPEN_THREADS, Admission
+from flerm_server.rpc.admission import Admission
 from flerm_server.rpc.interceptors import CallInterceptor
 from flerm_server.rpc.receiver import HARD_MESSAGE_BYTES
 from flerm_server.rpc.service import RegistryService
@@ -82,7 +82,7 @@ class Server:
             authenticator, calls=THREADS, streams=THREADS - THREADS_FOR_UNARY_CALLS
         )
         try:
-            settings.check(has_tokens=(has_tokens := tokens.any_exist()))
+            settings.check(has_tokens=(has_tokens := authenticator.tokens_required))
             for sentence in settings.opened(has_tokens=has_tokens):
                 log.warning(sentence)
             self._socket = _listen(settings.http)
@@ -264,13 +264,7 @@ def _grpc_server(
 ) -> grpc.Server:
     server = grpc.server(
         ThreadPoolExecutor(THREADS, thread_name_prefix="grpc"),
-        interceptors=[
-            CallInterceptor(
-                metrics,
-                admission,
-                ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="grpc-open"),
-            )
-        ],
+        interceptors=[CallInterceptor(metrics, admission)],
         maximum_concurrent_rpcs=MAX_CALLS,
         options=[
             ("grpc.so_reuseport", 0),  # two servers must not share a port by accident

@@ -16,10 +16,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from waiting import until
 
-from flerm_core.errors import LimitExceeded
+from flerm_core.errors import LimitExceeded, Unauthenticated
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
+from flerm_server.auth.principal import Principal
 from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.http import middleware, request_timeout
 from flerm_server.http.api import events
@@ -54,6 +55,12 @@ def locked(folder: Path) -> Iterator[tuple[Server, str]]:
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def locked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
+    with locked(tmp_path_factory.mktemp("locked")) as server_and_token:
+        yield server_and_token
+
+
 def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -68,7 +75,9 @@ def bearer(token: str) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def half_open(channel: grpc.Channel, method: str, token: str = "", *, count: int) -> Iterator[list]:
+def half_open(
+    channel: grpc.Channel, method: str, metadata: list[tuple[str, str]] | None = None, *, count: int
+) -> Iterator[list]:
     """Calls that never send their message."""
     hold = threading.Event()
 
@@ -79,7 +88,6 @@ def half_open(channel: grpc.Channel, method: str, token: str = "", *, count: int
     call = channel.stream_unary(
         method, request_serializer=lambda each: each, response_deserializer=lambda each: each
     )
-    metadata = bearer(token) if token else None
     calls = [call.future(nothing(), metadata=metadata) for _ in range(count)]
     try:
         yield calls
@@ -93,17 +101,34 @@ def code(call: grpc.Future) -> grpc.StatusCode:
     return call.exception(timeout=20).code()
 
 
-def test_half_open_calls_without_a_token_are_answered_at_once_and_hold_up_nobody(tmp_path: Path):
+@pytest.mark.parametrize("authorization", ["", "Basic eDp5", "Bearer flerm_1234", "Bearer "])
+def test_half_open_calls_without_a_token_are_answered_at_once_and_hold_up_nobody(
+    locked_server: tuple[Server, str], monkeypatch: pytest.MonkeyPatch, authorization: str
+):
+    server, token = locked_server
+    refused_on: set[str] = set()
+    authenticate = server._admission.authenticate
+
+    def note(method: str, given: str) -> Principal | None:
+        try:
+            return authenticate(method, given)
+        except Unauthenticated:
+            refused_on.add(threading.current_thread().name)
+            raise
+
+    monkeypatch.setattr(server._admission, "authenticate", note)
+    metadata = [("authorization", authorization)] if authorization else None
     with (
-        locked(tmp_path) as (server, token),
         grpc.insecure_channel(server.grpc_address.text) as channel,
-        half_open(channel, f"{METHOD}Append", count=300) as calls,
+        half_open(channel, f"{METHOD}Append", metadata, count=75) as calls,
     ):
         for _ in range(5):
             rpc.RegistryStub(channel).ServerInfo(
                 pb.ServerInfoRequest(), timeout=5, metadata=bearer(token)
             )
         assert {code(call) for call in calls} == {grpc.StatusCode.UNAUTHENTICATED}
+    assert len(refused_on) <= admission.REFUSING_THREADS
+    assert all(name.startswith("grpc-refusing") for name in refused_on)
 
 
 def test_half_open_probes_keep_the_health_from_nobody(tmp_path: Path):
@@ -127,7 +152,7 @@ def test_a_call_with_a_token_has_a_time_to_send_its_message(
     with (
         locked(tmp_path) as (server, token),
         grpc.insecure_channel(server.grpc_address.text) as channel,
-        half_open(channel, f"{METHOD}Append", token, count=40) as calls,
+        half_open(channel, f"{METHOD}Append", bearer(token), count=40) as calls,
     ):
         assert {code(call) for call in calls} <= {
             grpc.StatusCode.CANCELLED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from flerm_core.errors import Unauthenticated
@@ -61,20 +62,27 @@ class Authenticator:
                 self._last_check = time.monotonic()
         return self._tokens_required
 
+    def is_no_token(self, authorization: str) -> bool:
+        """Whether `from_header` refuses the header whatever the database has. Asks no database."""
+        if not self._tokens_required:
+            return False
+        try:
+            _secret(authorization)
+        except Unauthenticated:
+            return True
+        return False
+
     def from_header(self, authorization: str) -> Principal:
         """Who sends the header `Authorization: Bearer flerm_…`. Raises `Unauthenticated`."""
         if not authorization:
             return self._anonymous()
-        scheme, _, text = authorization.partition(" ")
-        if scheme.lower() != "bearer":
-            if not self.tokens_required:
-                return ANYBODY
-            raise Unauthenticated("authorization: only Bearer and a token is allowed")
-        return self._verify(TOKEN, text.strip())
+        return self._verify(lambda: _secret(authorization))
 
     def from_cookie(self, session: str) -> Principal:
         """Who sends that session cookie; empty for none. Raises `Unauthenticated`."""
-        return self._verify(SESSION, session) if session else self._anonymous()
+        if not session:
+            return self._anonymous()
+        return self._verify(lambda: Secret.parse(SESSION, session))
 
     def _anonymous(self) -> Principal:
         if self.tokens_required:
@@ -84,10 +92,18 @@ class Authenticator:
             )
         return ANYBODY
 
-    def _verify(self, kind: str, text: str) -> Principal:
+    def _verify(self, secret: Callable[[], Secret]) -> Principal:
         try:
-            return self.tokens.authenticate(Secret.parse(kind, text))
+            return self.tokens.authenticate(secret())
         except Unauthenticated:
             if not self.tokens_required:
                 return ANYBODY
             raise
+
+
+def _secret(authorization: str) -> Secret:
+    """The token in the header. Raises `Unauthenticated` where it has none."""
+    scheme, _, text = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("authorization: only Bearer and a token is allowed")
+    return Secret.parse(TOKEN, text.strip())

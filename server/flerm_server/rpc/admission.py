@@ -27,6 +27,7 @@ OPEN_WAITING = 6
 OPEN_STREAMS = 20
 OPEN_REQUEST_STREAMS = 4  # those that take one message after another: reflection
 OPEN_THREADS = OPEN_STREAMS + OPEN_REQUEST_STREAMS + OPEN_WAITING + 8
+REFUSING_THREADS = 2  # so few that strangers' calls take little of the processor from the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,10 @@ class Admission:
         principal = self._authenticator.from_header(authorization)
         principal.require(needed)
         return principal
+
+    def is_refused(self, method: str, authorization: str) -> bool:
+        """Whether `authenticate` refuses the call at once: a token is needed, and it has none."""
+        return rpc_needs(method) is not None and self._authenticator.is_no_token(authorization)
 
     def recheck_token(self, method: str, authorization: str) -> Callable[[], None]:
         """A function to call repeatedly while a streaming call goes on.

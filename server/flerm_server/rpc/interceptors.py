@@ -24,7 +24,12 @@ from flerm_server.auth.principal import Principal, Scope, act_as
 from flerm_server.logs import public_sentence
 from flerm_server.metrics import Metrics
 from flerm_server.presence import CallerGone, Presence, work_for
-from flerm_server.rpc.admission import Admission, CallKind
+from flerm_server.rpc.admission import (
+    OPEN_THREADS,
+    REFUSING_THREADS,
+    Admission,
+    CallKind,
+)
 from flerm_server.rpc.receiver import parse
 from flerm_server.tracing import span
 
@@ -82,17 +87,18 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
     the client gets INTERNAL with the request's id, the log the traceback.
     """
 
-    def __init__(
-        self, metrics: Metrics, admission: Admission, open_threads: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, metrics: Metrics, admission: Admission) -> None:
         """metrics: counts the calls.
-        admission: decides which calls reach their handler.
-        open_threads: for calls that need no token, so that these and the others cannot take each
-            other's threads.
+        admission: decides which calls reach their handler, and on which threads.
         """
         self._metrics = metrics
         self._admission = admission
-        self._open_threads = open_threads
+        # Three kinds of call that cannot take each other's threads: those that need no token, those
+        # that need one and have none, and all others, which have the server's own.
+        self._open_threads = ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="grpc-open")
+        self._refusing_threads = ThreadPoolExecutor(
+            REFUSING_THREADS, thread_name_prefix="grpc-refusing"
+        )
 
     def intercept_service(
         self,
@@ -134,6 +140,8 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         act: Any = stream if kind.streaming else unary
         if not kind.needs_token:
             act.experimental_thread_pool = self._open_threads
+        elif self._admission.is_refused(method, metadata.get("authorization", "")):
+            act.experimental_thread_pool = self._refusing_threads
         make = (
             grpc.stream_stream_rpc_method_handler
             if kind.streaming
