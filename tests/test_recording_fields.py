@@ -76,6 +76,7 @@ ENDING = Ending(
     final_step=12,
     tokens=34,
     remarks=("step 3 was not measured: it moved nothing", "1 tensor was clamped"),
+    finished_at=NOON.replace(hour=14),
 )
 
 

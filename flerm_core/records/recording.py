@@ -265,6 +265,7 @@ class Ending:
     final_step: the last optimiser step.
     tokens: seen by the end.
     remarks: sentences that say what of the run was not measured or matched, and why.
+    finished_at: when, as another registry knew it; None: when the registry hears of it.
     """
 
     status: str = "completed"
@@ -272,6 +273,7 @@ class Ending:
     final_step: int | None = None
     tokens: int | None = None
     remarks: tuple[str, ...] = ()
+    finished_at: datetime | None = None
 
     @classmethod
     def of(cls, recording: Recording) -> Ending:

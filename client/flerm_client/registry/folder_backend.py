@@ -96,6 +96,8 @@ class StoredRecording:
         ended = (ending or Ending()).as_dict() | {"status": self.last.status}
         if ended["tokens"] is None and logged:
             ended["tokens"] = logged[-1]
+        if ending is not None:
+            ended["finished_at"] = ended["finished_at"] or changed_at
         return Recording(
             spec=self.spec,
             attempt=len(self.attempts),
@@ -104,7 +106,6 @@ class StoredRecording:
             last_step=rows[-1].step if rows else 0,
             created_at=self.attempts[0].attempt.started_at,
             updated_at=changed_at,
-            finished_at=changed_at if ending is not None else None,
             parameter_count=len(self.spec.parameters),
             **ended,
         )

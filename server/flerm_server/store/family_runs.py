@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
 from flerm_core.records.recording import Family
@@ -76,6 +77,7 @@ class Answers:
 class FamilyRuns:
     """The runs of one family, newest first.
 
+    active_at: when one of them was last written to; without runs, when the family was changed.
     revision: how often the database had counted a change of the runs.
     lapsed: the ids of those that are interrupted because their lease ended.
     written: when each running recording was last written to, in microseconds.
@@ -84,6 +86,7 @@ class FamilyRuns:
 
     family: Family
     runs: tuple[FamilyRun, ...]
+    active_at: datetime
     revision: int
     lapsed: frozenset[str]
     written: tuple[int, ...]

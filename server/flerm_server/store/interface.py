@@ -145,6 +145,7 @@ class Store(ABC):
     `interrupted` everywhere. `start`, `append_many` and `renew` of the latest attempt renew it.
 
     *Ordering.* Families are listed by name, recordings newest first, by (created_at, internal key).
+    `created_at` is when the first attempt began, so that a late spool or an import is not new.
     These keys never change, and pages are cut by them: a recording that exists when the first page
     is read appears on the pages exactly once.
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from fnmatch import fnmatchcase
 
 from flerm_core.errors import NotFound, join_names
@@ -42,6 +44,8 @@ from flerm_server.store.seed_coverage import SeedCoverage, seed_coverage
 
 PEERS = ("plain", "matched")
 """The variants whose losses are shown beside another's."""
+
+LossPoints = Sequence[LossPoint]
 
 RoleAndVariant = tuple[str, str]
 """What tells the kinds of run of one family apart: ("base", "plain"), ("scaled", "matched"), ..."""
@@ -80,6 +84,15 @@ class FamilyOverview:
     counts: Mapping[RoleAndVariant, int]
     coverage: Mapping[RoleAndVariant, SeedCoverage]
     statuses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySummary:
+    """A family in a list. active_at: when one of its recordings was last written to."""
+
+    family: Family
+    report: TransferReport
+    active_at: datetime
 
 
 def select(store: Store, query: TrajectoryQuery) -> tuple[Selection, list[int] | None]:
@@ -311,6 +324,16 @@ def family_overview(
         coverage=found.answers.get(("coverage", found.lapsed), lambda: _coverage(found)),
         statuses=tuple(status for status in STATUSES if statuses[status]),
     )
+
+
+def family_summaries(store: Store, families: Sequence[Family]) -> list[FamilySummary]:
+    """What each family came to; those that were deleted meanwhile are left out."""
+    summaries = []
+    for family in families:
+        with suppress(NotFound):
+            found = store.family_runs(family.name)
+            summaries.append(FamilySummary(found.family, _transfer(found, {}), found.active_at))
+    return summaries
 
 
 def _settings(found: FamilyRuns) -> tuple[Settings, ...]:

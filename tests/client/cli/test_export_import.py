@@ -93,6 +93,7 @@ def test_a_family_arrives_as_it_was(start_registry: StartRegistry, tmp_path: Pat
     assert listed[0] == listed[1] == [empty.id, running.id, ended.id]
     for each in (ended, running, empty):
         assert here.recording(each.id).spec == there.recording(each.id).spec
+        assert here.recording(each.id).created_at == there.recording(each.id).created_at
         assert here.trajectory(each.id) == there.trajectory(each.id)
         auxiliary = [
             [rows.auxiliary for rows in store.read(store.select(each.id))]
@@ -100,6 +101,7 @@ def test_a_family_arrives_as_it_was(start_registry: StartRegistry, tmp_path: Pat
         ]
         assert auxiliary[0] == auxiliary[1]
     found = here.recording(ended.id)
+    assert found.finished_at == there.recording(ended.id).finished_at
     assert (found.status, found.final_loss, found.final_step, found.tokens) == (
         "completed",
         0.25,

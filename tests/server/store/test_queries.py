@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flerm_core.errors import NotFound
-from flerm_core.records.queries import BestQuery, TrajectoryQuery
+from flerm_core.records.queries import BestQuery, RecordingFilter, TrajectoryQuery
 from flerm_core.records.recording import Ending
 from flerm_server.store import queries, seed_coverage
 from flerm_server.store.interface import Store
 from flerm_server.store.sql.store import open_store
-from tests.server.samples import NAMES, batch, family, rows, spec
+from tests.server.samples import NAMES, attempt, batch, family, rows, spec
 
 
 @pytest.fixture
@@ -127,6 +129,32 @@ def test_the_losses_of_one_scale_are_the_bases_row_of_the_report(store: Store):
         "width 8",
         "width 16",
     ]
+
+
+def test_a_family_was_active_when_its_newest_row_came(store: Store):
+    name = family()
+    running = record(store, name, loss=None)
+    record(store, name, lr=2e-3, loss=1.0)
+    (before,) = queries.family_summaries(store, [store.family(name)])
+    store.append_many([batch(running, *rows(301))])
+    (after,) = queries.family_summaries(store, [store.family(name)])
+    assert after.active_at == store.recording(running).updated_at > before.active_at
+    assert repr(after.report) == repr(queries.transfer(store, name))
+
+
+def test_a_recording_is_as_old_as_its_first_attempt(store: Store):
+    name = family()
+    newer = record(store, name)
+    late = spec(name)
+    store.start(late, attempt(0, 30))
+    found = store.recording(late.id)
+    assert found.created_at == attempt(0, 30).started_at
+    listed = [each.spec.id for each in store.recordings(RecordingFilter(family=name)).items]
+    assert listed == [newer, late.id]
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    early = spec(name)
+    store.start(early, replace(attempt(0, 30), started_at=tomorrow))
+    assert store.recording(early.id).created_at < tomorrow
 
 
 def test_a_trajectory_is_thinned_and_reduced_to_a_pattern(store: Store):

@@ -27,6 +27,8 @@ from flerm_server.http.web.templating import Pages, PagesDep, PublicAddressDep
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
 
+PAGE_FAMILIES = 30  # each with its transfer report
+
 web = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
@@ -44,12 +46,13 @@ def index(
 
     after: the page token of the families to begin with. q: how a family's name begins.
     """
-    families = store.families(prefix=q.strip(), page_token=after)
+    families = store.families(prefix=q.strip(), page_size=PAGE_FAMILIES, page_token=after)
     newest = store.recordings(RecordingFilter(), page_size=8)
     return pages.page(
         "index.html",
         request,
-        families=families,
+        families=queries.family_summaries(store, families.items),
+        next_token=families.next_token,
         newest=newest.items,
         q=q,
         registry=address.url(request),

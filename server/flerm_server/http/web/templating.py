@@ -17,6 +17,7 @@ from flerm_core.tuning.transfer_words import signed
 from flerm_server.http.public_site import PublicSite
 from flerm_server.http.web.assets import Assets
 from flerm_server.http.web.glossary import meaning
+from flerm_server.http.web.sparkline import sparkline
 from flerm_server.version import version
 
 
@@ -53,6 +54,7 @@ class Pages:
             "version": version(),
             "with_query": with_query,
             "meaning": meaning,
+            "sparkline": sparkline,
         }
         self._environment.filters |= {
             "number": number,

@@ -20,7 +20,11 @@ from flerm_core.records.comparability import optimizer_key
 from flerm_core.tuning.best_lr import SweepRun, model_size
 from flerm_server.store.family_runs import Answers, FamilyRun, FamilyRuns
 from flerm_server.store.sql.compiled_statements import Driver, Prepared, PreparedIn
-from flerm_server.store.sql.engine import driver_database_now, transaction
+from flerm_server.store.sql.engine import (
+    driver_database_now,
+    timestamp_from_column,
+    transaction,
+)
 from flerm_server.store.sql.listings import family_record
 from flerm_server.store.sql.mappers import family_from_row
 from flerm_server.store.sql.tables import recording_tags, recordings
@@ -122,7 +126,12 @@ class FamilyRunsCache:
             lapsed, written = _live(connection, known.running)
         self._keep(row.key, known)
         family = family_from_row(row, len(known.runs), known.rates)
-        return FamilyRuns(family, known.runs, row.revision, lapsed, written, known.answers)
+        # Rows change no run but when it was written to, so those of running ones were asked for.
+        latest = max([*written, *known.stamps.values()], default=row.updated_at)
+        active_at = timestamp_from_column(latest)
+        return FamilyRuns(
+            family, known.runs, active_at, row.revision, lapsed, written, known.answers
+        )
 
     def _keep(self, key: int, known: _Known) -> None:
         with self._lock:

@@ -116,10 +116,17 @@ def spec_to_row(spec: RecordingSpec) -> dict[str, Any]:
 def ending_to_row(ending: Ending) -> dict[str, Any]:
     """The columns of `recordings` that the end of an attempt sets.
 
-    Tokens that the end does not state stay those of the last row.
+    Tokens that the end does not state stay those of the last row; a moment that it does not state
+    is left out.
     """
     stated = ending.as_dict()
-    return {name: value for name, value in stated.items() if name != "tokens" or value is not None}
+    if ending.finished_at is not None:
+        stated["finished_at"] = timestamp_to_column(ending.finished_at)
+    return {
+        name: value
+        for name, value in stated.items()
+        if name not in ("tokens", "finished_at") or value is not None
+    }
 
 
 def status_at(now: int) -> sa.Case[str]:

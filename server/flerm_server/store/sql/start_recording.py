@@ -130,7 +130,8 @@ class StartRecording:
             "rows": 0,
             "first_step": 0,
             "last_step": 0,
-            "created_at": self.now,
+            # A spool or an archive may arrive long after its run, which is not newer for that.
+            "created_at": min(self._started_at(), self.now),
             "updated_at": self.now,
             "lease_until": self.lease_until,
             "created_by": self.created_by,

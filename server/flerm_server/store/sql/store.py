@@ -184,13 +184,15 @@ class SqlStore(Store):
                         f"recording {recording_id}: attempt {found.number} ended as "
                         f"{found.status}, not as {ending.status}"
                     )
+                ended = ending_to_row(ending)
+                ended["finished_at"] = min(ended.get("finished_at", now), now)
                 connection.execute(
                     attempts.update()
                     .where(attempts.c.key == found.key)
-                    .values(status=ending.status, finished_at=now)
+                    .values(status=ending.status, finished_at=ended["finished_at"])
                 )
                 if found.number == recording.attempt:
-                    values = ending_to_row(ending) | {"finished_at": now, "updated_at": now}
+                    values = ended | {"updated_at": now}
                     connection.execute(
                         recordings.update().where(recordings.c.key == recording.key).values(values)
                     )

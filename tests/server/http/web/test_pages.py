@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
+from datetime import datetime
 
 import gallery
 import httpx
@@ -51,6 +52,22 @@ def test_a_family_shows_the_rate_its_coverage_and_its_recordings(
     assert "Use 0.0038" in text
     assert "seed 0" in text
     assert f"/recordings/{ids['base']}" in text
+
+
+def test_the_index_shows_what_each_family_came_to(http: httpx.Client, ids: dict[str, str]):
+    text = html.unescape(page(http, "/"))
+    row = text[text.index('href="/families/team/decoder"') :].partition("</tr>")[0]
+    report = http.get("/api/v1/families/team/decoder/transfer").json()
+    matched = next(each for each in report["rows"] if each["variant"] == "matched")
+    assert "lowest at 0.004" in row
+    assert f">{report['best']['optimum']:.3g}<" in row
+    assert f"<b>{matched['shift']:+.2f}</b>".replace("-", "−") in row
+    assert "width ×4, matched" in row
+    recordings = http.get("/api/v1/recordings", params={"family": "team/decoder"}).json()
+    newest = max(each["updated_at"] for each in recordings["recordings"])
+    assert datetime.fromisoformat(re.findall('datetime="([^"]*)"', row)[0]) == (
+        datetime.fromisoformat(newest)
+    )
 
 
 def test_every_other_page_renders(http: httpx.Client, ids: dict[str, str]):
