@@ -71,7 +71,7 @@ def test_a_statement_ends_when_its_caller_has_left(
     monkeypatch: pytest.MonkeyPatch,
 ):
     # Without the caller's leaving the statement would run for longer than this test waits.
-    monkeypatch.setattr("flerm_server.store.sql.postgres_connections._SETTINGS", "SELECT 1")
+    monkeypatch.setattr("flerm_server.store.sql.postgres_connections._SETTINGS", ("SELECT 1",))
     monkeypatch.setattr("flerm_server.store.sql.postgres_connections.ANSWER_SECONDS", 60.0)
     leave = ask(backend)
     assert long_statement.began.wait(SECONDS)

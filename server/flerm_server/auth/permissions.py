@@ -6,6 +6,7 @@ The gRPC interceptor and the HTTP middleware both ask here. A method without a r
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from flerm_server.auth.principal import Scope
 
@@ -37,6 +38,7 @@ OPEN_PATHS = ("/healthz", "/readyz", "/login", "/static/")
 WHOLE_PATHS = ("/metrics",)
 
 
+@lru_cache(maxsize=128)
 def rpc_needs(method: str) -> Scope | None:
     """The scope that `/package.Service/Method` needs; None: open to everybody."""
     service, _, name = method.strip("/").partition("/")

@@ -23,8 +23,9 @@ from flerm_server.auth.credentials import (
 from flerm_server.auth.principal import Principal, Scope
 from flerm_server.store.sql.compiled_statements import Prepared
 from flerm_server.store.sql.engine import (
+    clock_answer,
+    clock_question,
     database_now,
-    driver_database_now,
     driver_transaction,
     timestamp_from_column,
     transaction,
@@ -141,9 +142,11 @@ class SqlTokenStore(TokenStore):
 
     @override
     def authenticate(self, secret: Secret) -> Principal:
-        with driver_transaction(self._engine) as driver:
-            found = (_TOKEN if secret.kind == TOKEN else _SESSION).all(driver, {"id": secret.id})
-            now = driver_database_now(driver) if secret.kind == SESSION else 0
+        statement = _TOKEN if secret.kind == TOKEN else _SESSION
+        dialect = self._engine.dialect
+        asked = [statement.of(dialect, {"id": secret.id}), *clock_question(dialect)]
+        with driver_transaction(self._engine, first=asked) as driver:
+            found, now = driver.answers[0], clock_answer(driver)
         if not found:
             raise unauthenticated(secret.kind, UNKNOWN, secret.id)
         digest, name, scope, family, revoked_at, *session = found[0]

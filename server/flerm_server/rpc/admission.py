@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from flerm_core.errors import LimitExceeded
 from flerm_server.auth.authenticator import RECHECK_SECONDS, Authenticator
@@ -37,21 +37,19 @@ class CallKind:
     method: `/package.Service/Method`.
     streaming: whether the call's answers are a stream.
     requests: whether the call's messages are a stream.
+    name: the method without its service.
+    needs_token: whether the call is not open to everybody.
     """
 
     method: str
     streaming: bool = False
     requests: bool = False
+    name: str = field(init=False)
+    needs_token: bool = field(init=False)
 
-    @property
-    def needs_token(self) -> bool:
-        """Whether the call is not open to everybody."""
-        return rpc_needs(self.method) is not None
-
-    @property
-    def appends(self) -> bool:
-        """Whether the call appends rows."""
-        return self.method.rsplit("/", 1)[-1] == "Append"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.method.rsplit("/", 1)[-1])
+        object.__setattr__(self, "needs_token", rpc_needs(self.method) is not None)
 
 
 class Admission:
@@ -134,18 +132,29 @@ class Admission:
 
         Raises `LimitExceeded`, which names the limit.
         """
-        with ExitStack() as held:
-            if kind.needs_token:
-                if kind.streaming:
-                    held.enter_context(self._streams.held(caller))
-                held.enter_context(self._calls.held(caller))
-                if kind.appends:
-                    held.enter_context(self._append(peer))
-            elif kind.requests:
-                held.enter_context(self._open_request_streams.held(caller))
-            elif kind.streaming:
-                held.enter_context(self._open_streams.held(caller))
-            yield
+        held: list[SharedLimit] = []
+        appends = kind.name == "Append"
+        try:
+            for limit in self._limits(kind):
+                limit.take(caller)
+                held.append(limit)
+            if appends:
+                self._begin_append(peer)
+            try:
+                yield
+            finally:
+                if appends:
+                    self._end_append(peer)
+        finally:
+            for limit in held:
+                limit.give_back(caller)
+
+    def _limits(self, kind: CallKind) -> Sequence[SharedLimit]:
+        if kind.needs_token:
+            return (self._streams, self._calls) if kind.streaming else (self._calls,)
+        if kind.requests:
+            return (self._open_request_streams,)
+        return (self._open_streams,) if kind.streaming else ()
 
     @contextmanager
     def message_memory(self, caller: str) -> Iterator[Callable[[int], None]]:
@@ -167,8 +176,7 @@ class Admission:
         finally:
             self._memory.give_back(caller, reserved)
 
-    @contextmanager
-    def _append(self, peer: str) -> Iterator[None]:
+    def _begin_append(self, peer: str) -> None:
         with self._lock:
             if self._appends[peer] >= APPENDS_PER_CLIENT:
                 raise LimitExceeded(
@@ -176,10 +184,9 @@ class Admission:
                     "flight, the most that may be; wait for answers"
                 )
             self._appends[peer] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._appends[peer] -= 1
-                if not self._appends[peer]:
-                    del self._appends[peer]
+
+    def _end_append(self, peer: str) -> None:
+        with self._lock:
+            self._appends[peer] -= 1
+            if not self._appends[peer]:
+                del self._appends[peer]

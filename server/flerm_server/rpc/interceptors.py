@@ -49,19 +49,17 @@ log = structlog.get_logger("flerm.grpc")
 class Call:
     """One call.
 
-    name: the method without its service.
     token: the id of the token, once known.
     """
 
-    method: str
-    metadata: dict[str, str]
+    kind: CallKind
     context: grpc.ServicerContext
     token: str = ""
-    name: str = field(init=False)
+    metadata: dict[str, str] = field(init=False)
     request_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.name = self.method.rsplit("/", 1)[-1]
+        self.metadata = {key: str(value) for key, value in self.context.invocation_metadata() or ()}
         given = self.metadata.get(REQUEST_ID, "")[:MAX_REQUEST_ID]
         self.request_id = given if given.isprintable() and given else uuid.uuid4().hex
 
@@ -99,48 +97,54 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         self._refusing_threads = ThreadPoolExecutor(
             REFUSING_THREADS, thread_name_prefix="grpc-refusing"
         )
+        # By method, and whether the call is refused for the lack of a token.
+        self._handlers: dict[tuple[str, bool], grpc.RpcMethodHandler[Any, Any]] = {}
 
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler, wrapped."""
-        handler: Any = continuation(handler_call_details)
-        if handler is None:
-            return None
+        """The handler, wrapped once for all its calls."""
         method = handler_call_details.method
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        refused = self._admission.is_refused(method, str(metadata.get("authorization", "")))
+        if (method, refused) not in self._handlers:
+            handler = continuation(handler_call_details)
+            if handler is None:
+                return None
+            self._handlers[method, refused] = self._wrapped(method, handler, refused)
+        return self._handlers[method, refused]
+
+    def _wrapped(self, method: str, handler: Any, refused: bool) -> grpc.RpcMethodHandler[Any, Any]:
         kind = CallKind(
             method, streaming=handler.response_streaming, requests=handler.request_streaming
         )
-        metadata = {
-            key: str(value) for key, value in handler_call_details.invocation_metadata or ()
-        }
 
         def unary(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            call = Call(method, metadata, context)
+            call = Call(kind, context)
             with (
                 self._observed(call),
-                self._admitted(call, kind) as principal,
-                self._received(call, kind, handler, messages) as message,
+                self._admitted(call) as principal,
+                self._received(call, handler, messages) as message,
             ):
                 act, presence = handler.unary_unary, _presence(context)
                 return copy_context().run(_act, principal, presence, act, message, context)
 
         def stream(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
-            call = Call(method, metadata, context)
-            with self._observed(call), self._admitted(call, kind) as principal:
+            call = Call(kind, context)
+            with self._observed(call), self._admitted(call) as principal:
                 if kind.requests:  # reflection, which needs no token
                     read = (_parse(handler, method, each) for each in messages)
                     yield from handler.stream_stream(read, context)
                     return
-                with self._received(call, kind, handler, messages) as message:
+                with self._received(call, handler, messages) as message:
                     yield from self._answers(call, principal, handler.unary_stream, message)
 
         act: Any = stream if kind.streaming else unary
         if not kind.needs_token:
             act.experimental_thread_pool = self._open_threads
-        elif self._admission.is_refused(method, metadata.get("authorization", "")):
+        elif refused:
             act.experimental_thread_pool = self._refusing_threads
         make = (
             grpc.stream_stream_rpc_method_handler
@@ -150,26 +154,24 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         return make(act, None, handler.response_serializer)
 
     @contextmanager
-    def _admitted(self, call: Call, kind: CallKind) -> Iterator[Principal | None]:
+    def _admitted(self, call: Call) -> Iterator[Principal | None]:
         """Whose call it is, which is counted as long as the block runs."""
-        principal = self._admission.authenticate(call.method, call.authorization)
+        principal = self._admission.authenticate(call.kind.method, call.authorization)
         call.token = principal.token_id if principal else ""
-        with self._admission.in_flight(kind, call.caller, call.context.peer()):
+        with self._admission.in_flight(call.kind, call.caller, call.context.peer()):
             yield principal
 
     @contextmanager
-    def _received(
-        self, call: Call, kind: CallKind, handler: Any, messages: Iterator[bytes]
-    ) -> Iterator[Any]:
+    def _received(self, call: Call, handler: Any, messages: Iterator[bytes]) -> Iterator[Any]:
         """The call's one message; memory is kept for it as long as the block runs."""
-        if not kind.needs_token:
+        if not call.kind.needs_token:
             data = self._admission.open_receiver.receive(messages, call.context)
-            yield _parse(handler, call.method, data)
+            yield _parse(handler, call.kind.method, data)
             return
         with self._admission.message_memory(call.caller) as keep:
             data = self._admission.receiver.receive(messages, call.context)
             keep(len(data))
-            yield _parse(handler, call.method, data)
+            yield _parse(handler, call.kind.method, data)
 
     def _answers(
         self, call: Call, principal: Principal | None, act: Any, message: Any
@@ -180,7 +182,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         any thread.
         """
         context = copy_context()
-        recheck = self._admission.recheck_token(call.method, call.authorization)
+        recheck = self._admission.recheck_token(call.kind.method, call.authorization)
         presence = _presence(call.context)
         answers = context.run(_act, principal, presence, act, message, call.context)
         end = object()
@@ -195,7 +197,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         started = time.perf_counter()
         self._metrics.in_flight.labels("grpc").inc()
         try:
-            with span(call.name, call.metadata, request_id=call.request_id):
+            with span(call.kind.name, call.metadata, request_id=call.request_id):
                 yield
         except FlermError as error:
             code, message, told = code_of(error), str(error), public_sentence(error)
@@ -212,7 +214,9 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
             message = f"internal error of the registry; its log has it as request {call.request_id}"
             # When a client leaves, the iterator of its stream raises: that is no bug.
             if call.context.is_active():
-                log.exception("bug", method=call.name, request_id=call.request_id, token=call.token)
+                log.exception(
+                    "bug", method=call.kind.name, request_id=call.request_id, token=call.token
+                )
         finally:
             self._record(call, code, message, time.perf_counter() - started)
         if message:
@@ -221,12 +225,12 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
 
     def _record(self, call: Call, code: grpc.StatusCode, message: str, seconds: float) -> None:
         self._metrics.in_flight.labels("grpc").dec()
-        self._metrics.calls.labels("grpc", call.name, code.name).inc()
-        self._metrics.seconds.labels("grpc", call.name).observe(seconds)
-        write = log.info if call.name in LOGGED_CALLS else log.debug
+        self._metrics.calls.labels("grpc", call.kind.name, code.name).inc()
+        self._metrics.seconds.labels("grpc", call.kind.name).observe(seconds)
+        write = log.info if call.kind.name in LOGGED_CALLS else log.debug
         write(
             "call",
-            method=call.name,
+            method=call.kind.name,
             code=code.name,
             seconds=round(seconds, 6),
             message=message,

@@ -20,7 +20,7 @@ MAX_MESSAGE_BYTES = 4 << 20
 HARD_MESSAGE_BYTES = 2 * MAX_MESSAGE_BYTES
 # The largest message that validation accepts has 1,000 rows of 64 scalars and 16 vectors.
 MAX_MESSAGE_ENTRIES = 250_000
-SMALL_MESSAGE_BYTES = 64 << 10  # so small that parsing takes little, whatever they hold
+ENTRY_BYTES = 2  # at least, on the wire: a key and a length
 LOOK_SECONDS = 0.5  # how often overdue calls are looked for
 
 
@@ -110,7 +110,7 @@ def parse(data: bytes, parser: Callable[[bytes], Any], message: Descriptor) -> A
             "allowed: send fewer rows"
         )
     if (
-        size > SMALL_MESSAGE_BYTES
+        size > ENTRY_BYTES * MAX_MESSAGE_ENTRIES
         and count_entries(data, message, MAX_MESSAGE_ENTRIES) > MAX_MESSAGE_ENTRIES
     ):
         raise LimitExceeded(

@@ -21,7 +21,13 @@ from flerm_core.records.measurement_validation import validate_batch
 from flerm_core.records.recording import FINAL_STATUSES
 from flerm_server.store.auxiliary_codec import encode
 from flerm_server.store.interface import Appended, Batch
-from flerm_server.store.sql.compiled_statements import Driver, InsertMany, Prepared, PreparedIn
+from flerm_server.store.sql.compiled_statements import (
+    Driver,
+    InsertMany,
+    Prepared,
+    PreparedIn,
+    Statement,
+)
 from flerm_server.store.sql.start_recording import attempt_ended
 from flerm_server.store.sql.tables import attempts, measurements, recordings
 
@@ -62,8 +68,8 @@ _ATTEMPTS = PreparedIn(
         attempts.c.status,
         attempts.c.visible_below,
         attempts.c.last_step,
-    ),
-    attempts.c.recording_key,
+    ).join(recordings),
+    recordings.c.id,
 )
 _STORED = Prepared(
     sa.select(measurements.c.step, *(measurements.c[name] for name in CONTENT)).where(
@@ -143,9 +149,10 @@ def append(
 ) -> list[Appended | FlermError]:
     """Stores `batches` within the caller's transaction; see `Store.append_many`.
 
+    driver: of a transaction that began with what `state_of` asks.
     now, lease_until: the database's time and the end of a renewed lease, in microseconds.
     """
-    states = _load(driver, {batch.recording_id for batch in batches})
+    states = _states(driver)
     answers: list[Appended | FlermError] = []
     for batch in batches:
         try:
@@ -156,14 +163,24 @@ def append(
     return answers
 
 
-def _load(driver: Driver, ids: set[str]) -> dict[str, _Recording]:
-    """Locks the recordings with these `ids` and reads their state, by id."""
-    states = {row[1]: _Recording(row[0], *row[2:]) for row in _LOCK.all(driver, list(ids))}
+def state_of(dialect: sa.Dialect, batches: Sequence[Batch]) -> list[Statement]:
+    """What to ask first in the transaction of `append`: it locks the recordings of `batches`, and
+    reads their state.
+    """
+    ids = list({batch.recording_id for batch in batches})
+    # Attempts by a statement of their own, so that it sees what others committed while the first
+    # one waited for its locks.
+    return [_LOCK.of(dialect, ids), _ATTEMPTS.of(dialect, ids)]
+
+
+def _states(driver: Driver) -> dict[str, _Recording]:
+    """The recordings that `state_of` found, by id."""
+    found, its_attempts = driver.answers[:2]
+    states = {row[1]: _Recording(row[0], *row[2:]) for row in found}
     by_key = {state.key: state for state in states.values()}
-    if by_key:
-        # A statement of its own, so that it sees what others committed while the first one waited
-        # for its locks.
-        for recording_key, number, *attempt in _ATTEMPTS.all(driver, list(by_key)):
+    for recording_key, number, *attempt in its_attempts:
+        # A recording that was made since the first statement looked is not locked.
+        if recording_key in by_key:
             by_key[recording_key].attempts[number] = _Attempt(*attempt)
     return states
 
@@ -254,35 +271,35 @@ def _refuse_other_content(
 
 
 def _write(driver: Driver, states: dict[str, _Recording], now: int, lease_until: int) -> None:
-    """Stores the planned rows and the new state of attempts and recordings."""
+    """Stores the planned rows and the new state of attempts and recordings, with the commit."""
     written = [state for state in states.values() if state.written]
     changed = [
         attempt for state in written for attempt in state.attempts.values() if attempt.pending
     ]
     if changed:
-        _INSERT.run(
-            driver,
+        rows = (
             changed[0].pending
             if len(changed) == 1
-            else [row for each in changed for row in each.pending],
+            else [row for each in changed for row in each.pending]
         )
-        _UPDATE_ATTEMPT.run(
-            driver, [{"attempt": each.key, "greatest": each.highest} for each in changed]
+        _INSERT.run(driver, rows)
+    driver.last += [
+        _UPDATE_ATTEMPT.of(driver.dialect, {"attempt": each.key, "greatest": each.highest})
+        for each in changed
+    ]
+    driver.last += [
+        _UPDATE_RECORDING.of(
+            driver.dialect,
+            {
+                "recording": state.key,
+                "count": state.rows,
+                "first": state.first_step,
+                "last": state.last_step,
+                "seen": state.tokens,
+                "now": now,
+                "number": state.written,
+                "lease": lease_until,
+            },
         )
-    if written:
-        _UPDATE_RECORDING.run(
-            driver,
-            [
-                {
-                    "recording": state.key,
-                    "count": state.rows,
-                    "first": state.first_step,
-                    "last": state.last_step,
-                    "seen": state.tokens,
-                    "now": now,
-                    "number": state.written,
-                    "lease": lease_until,
-                }
-                for state in written
-            ],
-        )
+        for state in written
+    ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from flerm_core.errors import FlermError
 from flerm_server.presence import Presence
+from flerm_server.store.sql.compiled_statements import Rows, Statement
 
 POOL_SECONDS = 5  # how long a call waits for a connection of the pool
 ROOM_BYTES = 512 << 10  # with less room on its disk a database counts as full
@@ -64,12 +66,18 @@ class Connections(ABC):
         """A new connection, without its number."""
 
     @abstractmethod
-    def begin(self, connection: Any, kind: TransactionKind) -> None:
-        """Begins a transaction.
+    def begin(
+        self, connection: Any, kind: TransactionKind, first: Sequence[Statement] = ()
+    ) -> list[Rows]:
+        """Begins a transaction, and returns what its `first` statements find.
 
         Raises an error of the driver, or `Unreachable`, for a connection that cannot be used any
         more.
         """
+
+    @abstractmethod
+    def commit(self, connection: Any, last: Sequence[Statement] = ()) -> None:
+        """Executes the `last` statements of a transaction and commits it."""
 
     @abstractmethod
     def confirm(self, connection: Any) -> None:
@@ -88,6 +96,10 @@ class Connections(ABC):
 
         connection: in a transaction. Nothing stays on the disk.
         """
+
+    @abstractmethod
+    def is_answer(self, error: BaseException) -> bool:
+        """Whether an error of `begin` is one that another connection would get too."""
 
     @abstractmethod
     def has_failed(self, connection: Any, error: Exception) -> bool:

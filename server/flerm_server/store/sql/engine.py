@@ -23,7 +23,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from flerm_core.errors import FlermError, InvalidInput, Refused, Unreachable
 from flerm_server.presence import ALWAYS, current_presence
-from flerm_server.store.sql.compiled_statements import Driver
+from flerm_server.store.sql.compiled_statements import Driver, Rows, Statement
 from flerm_server.store.sql.connections import POOL_SECONDS, Connections, TransactionKind
 from flerm_server.store.sql.database_url import database_file, public_name
 from flerm_server.store.sql.sqlite_connections import SqliteConnections
@@ -128,24 +128,30 @@ def transaction(
 
     Raises errors of the database as errors of ours: see `_our_errors`.
     """
-    with _begun(engine, TransactionKind(writes, snapshot, unhurried)) as pooled:
+    with _begun(engine, TransactionKind(writes, snapshot, unhurried)) as (pooled, _):
         connection = sa.Connection(engine, connection=pooled)
         with connection.begin():
             yield connection
 
 
 @contextmanager
-def driver_transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[Driver]:
+def driver_transaction(
+    engine: sa.Engine, *, writes: bool = False, first: Sequence[Statement] = ()
+) -> Iterator[Driver]:
     """A transaction on the driver's own connection; `writes` as in `transaction`.
 
     It saves the 100 µs and more that SQLAlchemy adds to a transaction.
+
+    first: statements to send along with its begin; see `Driver.answers`.
     """
-    with _begun(engine, TransactionKind(writes)) as pooled:
-        yield Driver(pooled.driver_connection, engine.dialect)
+    with _begun(engine, TransactionKind(writes), first) as (_, driver):
+        yield driver
 
 
 @contextmanager
-def _begun(engine: sa.Engine, kind: TransactionKind) -> Iterator[PoolProxiedConnection]:
+def _begun(
+    engine: sa.Engine, kind: TransactionKind, first: Sequence[Statement] = ()
+) -> Iterator[tuple[PoolProxiedConnection, Driver]]:
     """A connection of the pool in a transaction, which is committed when the block ends.
 
     A transaction that reads ends when its caller leaves, and raises `CallerGone`. One that writes
@@ -155,8 +161,9 @@ def _begun(engine: sa.Engine, kind: TransactionKind) -> Iterator[PoolProxiedConn
     presence = ALWAYS if kind.writes else current_presence()
     presence.require()
     with _our_errors(engine):
-        pooled = _checked_out(engine, kind)
+        pooled, answers = _checked_out(engine, kind, first)
         connection: Any = pooled.driver_connection
+        driver = Driver(connection, engine.dialect, answers)
         try:
             try:
                 with (
@@ -164,8 +171,8 @@ def _begun(engine: sa.Engine, kind: TransactionKind) -> Iterator[PoolProxiedConn
                     if presence is ALWAYS
                     else connections.attended(connection, presence)
                 ):
-                    yield pooled
-                    connection.commit()
+                    yield pooled, driver
+                    connections.commit(connection, driver.last)
             finally:
                 # Also where the statement was answered before it was cancelled: the next one of
                 # this connection may then be.
@@ -197,8 +204,10 @@ def execute_alone(engine: sa.Engine, statements: Sequence[str]) -> None:
             connection.close()
 
 
-def _checked_out(engine: sa.Engine, kind: TransactionKind) -> PoolProxiedConnection:
-    """A connection of the pool that has begun a transaction.
+def _checked_out(
+    engine: sa.Engine, kind: TransactionKind, first: Sequence[Statement]
+) -> tuple[PoolProxiedConnection, list[Rows]]:
+    """A connection of the pool that has begun a transaction, and what its statements found.
 
     Connections that are stale are dropped. Raises what a new connection raises.
     """
@@ -209,22 +218,16 @@ def _checked_out(engine: sa.Engine, kind: TransactionKind) -> PoolProxiedConnect
         connection: Any = pooled.driver_connection
         if connections.trusts(connection):
             try:
-                connections.begin(connection, kind)
-                return pooled
+                return pooled, connections.begin(connection, kind, first)
             except BaseException as error:
                 _drop(pooled, connections, connection, error)
-                stale = connection.number <= newest and not _is_busy(error)
+                stale = connection.number <= newest and not connections.is_answer(error)
                 if not (stale and isinstance(error, Exception)):
                     pooled.close()
                     raise
         else:
             pooled.invalidate()
         pooled.close()
-
-
-def _is_busy(error: BaseException) -> bool:
-    """Whether SQLite's write lock was not free: another connection would not get it either."""
-    return getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
 
 
 def _drop(
@@ -289,11 +292,21 @@ def database_now(connection: sa.Connection) -> int:
 
 def driver_database_now(driver: Driver) -> int:
     """`database_now` on the driver's own connection."""
-    return (
-        time.time_ns() // 1000
-        if driver.dialect.name == "sqlite"
-        else int(driver.all(POSTGRES_CLOCK.text, None)[0][0])
-    )
+    if driver.dialect.name == "sqlite":
+        return time.time_ns() // 1000
+    return int(driver.all(Statement(POSTGRES_CLOCK.text, None))[0][0])
+
+
+def clock_question(dialect: sa.Dialect) -> list[Statement]:
+    """The statement, if it takes one, that `clock_answer` needs to have been asked last."""
+    return [] if dialect.name == "sqlite" else [Statement(POSTGRES_CLOCK.text, None)]
+
+
+def clock_answer(driver: Driver) -> int:
+    """`database_now` of a transaction that began with `clock_question`."""
+    if driver.dialect.name == "sqlite":
+        return time.time_ns() // 1000
+    return int(driver.answers[-1][0][0])
 
 
 def insert_new(connection: sa.Connection, table: sa.Table, values: dict[str, Any]) -> int | None:

@@ -8,7 +8,7 @@ statements.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from flerm_core.errors import FlermError, Refused, Unreachable
 from flerm_server.presence import Presence
+from flerm_server.store.sql.compiled_statements import Rows, Statement
 from flerm_server.store.sql.connections import ROOM_BYTES, Connections, TransactionKind
 from flerm_server.store.sql.database_url import libpq_options, public_name
 
@@ -29,6 +30,9 @@ CONNECT_SECONDS = 3  # for one host of the URL
 BEGIN_SECONDS = 4.0  # a database that lives begins a transaction at once
 ANSWER_SECONDS = 8.0  # for one statement; the database itself cancels it a second earlier
 CANCEL_SECONDS = 0.2  # between two attempts to cancel a statement
+# For a lock that a statement sent along with BEGIN waits for. Less than BEGIN_SECONDS, so that a
+# lock that is held is told from a database that does not answer.
+LOCK_SECONDS = 3
 IDLE_SECONDS = 30  # how long a transaction of a server that went away keeps its locks
 
 READ_ONLY = "25006"
@@ -37,9 +41,10 @@ MISSING_RIGHT = "42501"
 INCOMPLETE = ("42P01", "42703", "3F000")
 
 _SETTINGS = (
-    f"SET LOCAL statement_timeout = {round((ANSWER_SECONDS - 1) * 1000)}; "
-    f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000}"
+    f"SET LOCAL statement_timeout = {round((ANSWER_SECONDS - 1) * 1000)}",
+    f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000}",
 )
+_LOCKS = f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}"
 # A database may be configured to acknowledge a commit before it is on disk. The store promises that
 # what it acknowledged is durable. Stricter settings than `on` stay.
 _DURABLE = (
@@ -118,17 +123,37 @@ class PostgresConnections(Connections):
         return connection
 
     @override
-    def begin(self, connection: PatientConnection, kind: TransactionKind) -> None:
+    def begin(
+        self,
+        connection: PatientConnection,
+        kind: TransactionKind,
+        first: Sequence[Statement] = (),
+    ) -> list[Rows]:
         statements = ["BEGIN"]
         if kind.snapshot:
             statements[0] += " ISOLATION LEVEL REPEATABLE READ"
         if not kind.unhurried:
-            statements.append(_SETTINGS)
+            statements += _SETTINGS
         if kind.writes:
             statements.append(_DURABLE)
+        if first:
+            statements.append(_LOCKS)
+        cursor = psycopg.ClientCursor(connection)
+        asked = _texts(cursor, first)
         connection.patience = BEGIN_SECONDS
-        connection.execute("; ".join(statements))
+        cursor.execute("; ".join([*statements, *asked]))
         connection.patience = None if kind.unhurried else ANSWER_SECONDS
+        for _ in statements[1:]:
+            cursor.nextset()
+        return [cursor.fetchall() for _ in asked if cursor.nextset()]
+
+    @override
+    def commit(self, connection: PatientConnection, last: Sequence[Statement] = ()) -> None:
+        if not last:
+            connection.commit()
+            return
+        cursor = psycopg.ClientCursor(connection)
+        cursor.execute("; ".join([*_texts(cursor, last), "COMMIT"]))
 
     @override
     def confirm(self, connection: PatientConnection) -> None:
@@ -153,6 +178,11 @@ class PostgresConnections(Connections):
     @override
     def require_room(self, connection: PatientConnection) -> None:
         connection.execute(_ROOM)
+
+    @override
+    def is_answer(self, error: BaseException) -> bool:
+        answers = (psycopg.DataError, psycopg.ProgrammingError, psycopg.errors.LockNotAvailable)
+        return isinstance(error, answers)
 
     @override
     def has_failed(self, connection: PatientConnection, error: Exception) -> bool:
@@ -190,3 +220,8 @@ def _cancel(connection: PatientConnection, ended: threading.Event) -> None:
         with suppress(psycopg.Error):  # a database that does not answer ends the statement itself
             connection.cancel_safe(timeout=CONNECT_SECONDS)
         ended.wait(CANCEL_SECONDS)
+
+
+def _texts(cursor: psycopg.ClientCursor[Any], statements: Sequence[Statement]) -> list[str]:
+    """Statements with their arguments in the text: one message has several only in that form."""
+    return [cursor.mogrify(sql, arguments) for sql, arguments in statements]

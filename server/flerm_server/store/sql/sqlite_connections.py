@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -16,6 +18,7 @@ from typing_extensions import override
 
 from flerm_core.errors import FlermError, Unreachable
 from flerm_server.presence import Presence
+from flerm_server.store.sql.compiled_statements import Rows, Statement
 from flerm_server.store.sql.connections import ROOM_BYTES, Connections, TransactionKind
 from flerm_server.store.sql.sqlite_ownership import FileIds, SqliteOwnership, file_ids
 
@@ -69,7 +72,12 @@ class SqliteConnections(Connections):
         return connection
 
     @override
-    def begin(self, connection: SqliteConnection, kind: TransactionKind) -> None:
+    def begin(
+        self,
+        connection: SqliteConnection,
+        kind: TransactionKind,
+        first: Sequence[Statement] = (),
+    ) -> list[Rows]:
         found = file_ids(self._file)
         if found != connection.files:
             if found.database == connection.files.database and found.log is None:  # type: ignore[union-attr]
@@ -80,6 +88,13 @@ class SqliteConnections(Connections):
         # A transaction that reads before it writes takes the write lock with its first statement.
         # Otherwise its first write fails where another transaction has written since it read.
         connection.execute("BEGIN IMMEDIATE" if kind.writes else "BEGIN")
+        return [connection.execute(*each).fetchall() for each in first]
+
+    @override
+    def commit(self, connection: SqliteConnection, last: Sequence[Statement] = ()) -> None:
+        for sql, alike in groupby(last, key=itemgetter(0)):
+            connection.executemany(sql, [arguments for _, arguments in alike])
+        connection.commit()
 
     @override
     def confirm(self, connection: SqliteConnection) -> None:
@@ -112,6 +127,11 @@ class SqliteConnections(Connections):
                 f"the database {self._file} has no room for {ROOM_BYTES >> 10} KiB more: "
                 f"{error.strerror}"
             ) from error
+
+    @override
+    def is_answer(self, error: BaseException) -> bool:
+        # The write lock was not free: another connection would not get it either.
+        return getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
 
     @override
     def has_failed(self, connection: Any, error: Exception) -> bool:

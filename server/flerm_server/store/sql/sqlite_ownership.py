@@ -37,12 +37,14 @@ class FileIds(NamedTuple):
 
 def file_ids(file: Path) -> FileIds:
     """The files that lie at these names now."""
-    return FileIds(*(_file_id(Path(f"{file}{suffix}")) for suffix in ("", "-wal", "-shm")))
+    # Texts, because every transaction asks: a path takes longer to make than the file to be found.
+    name = str(file)
+    return FileIds(_file_id(name), _file_id(f"{name}-wal"), _file_id(f"{name}-shm"))
 
 
-def _file_id(path: Path) -> tuple[int, int] | None:
+def _file_id(name: str | Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        found = os.stat(name)  # noqa: PTH116
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino

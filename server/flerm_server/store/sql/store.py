@@ -36,13 +36,20 @@ from flerm_server.store.interface import (
 )
 from flerm_server.store.quotas import UNLIMITED, Quotas
 from flerm_server.store.readiness import Readiness
-from flerm_server.store.sql import comparability, listings, maintenance, read_rows, schema
-from flerm_server.store.sql.append_rows import append
+from flerm_server.store.sql import (
+    append_rows,
+    comparability,
+    listings,
+    maintenance,
+    read_rows,
+    schema,
+)
 from flerm_server.store.sql.base_index import SqlBaseIndex
 from flerm_server.store.sql.database_url import parse_url
 from flerm_server.store.sql.engine import (
+    clock_answer,
+    clock_question,
     database_now,
-    driver_database_now,
     driver_transaction,
     open_engine,
     timestamp_from_column,
@@ -168,9 +175,11 @@ class SqlStore(Store):
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
         if not batches:
             return []
-        with driver_transaction(self.engine, writes=True) as driver:
-            now = driver_database_now(driver)
-            return append(driver, batches, now, now + self._lease)
+        dialect = self.engine.dialect
+        asked = [*append_rows.state_of(dialect, batches), *clock_question(dialect)]
+        with driver_transaction(self.engine, writes=True, first=asked) as driver:
+            now = clock_answer(driver)
+            return append_rows.append(driver, batches, now, now + self._lease)
 
     @override
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
