@@ -6,6 +6,7 @@ The rows of targets and trajectories travel in messages of at most `MAX_CHUNK_BY
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -103,9 +104,10 @@ def trajectory_from_proto(
     header = first.header
     parameters = parameters_from_proto(header.parameters)
     rows = header.rows
-    values = np.empty((rows, len(parameters)), np.float32)
-    steps, tokens = np.empty(rows, np.int64), np.empty(rows, np.int64)
-    losses, rates = np.empty(rows), np.empty(rows)
+    with _allocating(header):
+        values = np.empty((rows, len(parameters)), np.float32)
+        steps, tokens = np.empty(rows, np.int64), np.empty(rows, np.int64)
+        losses, rates = np.empty(rows), np.empty(rows)
     at = 0
     for chunk in rest:
         part = chunk.rows
@@ -138,6 +140,18 @@ def trajectory_from_proto(
     return recording_from_proto(header.recording), trajectory
 
 
+@contextmanager
+def _allocating(header: pb.TrajectoryHeader) -> Iterator[None]:
+    """Raises `DataLoss` where no memory holds the rows that a header promises."""
+    try:
+        yield
+    except (ValueError, MemoryError) as error:
+        raise DataLoss(
+            f"trajectory of {header.recording.spec.id}: its header says that it has "
+            f"{header.rows} rows of {len(header.parameters.names)} values, which no memory holds"
+        ) from error
+
+
 def auxiliary_from_proto(chunks: Iterable[pb.TrajectoryChunk]) -> AuxiliaryColumns:
     """The auxiliary scalars and vectors of a trajectory that was asked for with `auxiliary`.
 
@@ -147,7 +161,8 @@ def auxiliary_from_proto(chunks: Iterable[pb.TrajectoryChunk]) -> AuxiliaryColum
     first, rest = _header(chunks)
     header = first.header
     rows, width = header.rows, len(header.parameters.names)
-    found = AuxiliaryColumns(np.empty(rows, np.int64), {}, {})
+    with _allocating(header):
+        found = AuxiliaryColumns(np.empty(rows, np.int64), {}, {})
     at = 0
     for chunk in rest:
         part = chunk.rows

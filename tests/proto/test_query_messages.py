@@ -277,3 +277,8 @@ def test_a_trajectory_that_breaks_off_or_runs_over_is_refused() -> None:
     rows.rows.losses.pop()
     with pytest.raises(DataLoss, match="rows 0 to 2 of 2 do not fit together"):
         convert.trajectory_from_proto([header, rows])
+    for count in (-1, 2**60, 2**63 - 1):
+        header.header.rows = count
+        for read in (convert.trajectory_from_proto, convert.auxiliary_from_proto):
+            with pytest.raises(DataLoss, match=f"says that it has {count} rows"):
+                read([header, rows])

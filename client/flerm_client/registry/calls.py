@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flerm_client.registry.address import RegistryAddress
-from flerm_core.errors import Unreachable
+from flerm_core.errors import DataLoss, Unreachable
 from flerm_proto.v1 import registry_pb2 as pb
 
 UNARY_SECONDS = 15.0
@@ -57,6 +57,8 @@ class RegistryCalls(ABC):
         """The answers of GetTrajectory: the header, then all rows.
 
         Where the connection breaks after some rows, the call is made again for those that follow.
+        Raises `DataLoss` where rows come before a header, none come in a message that should have
+        some, or more come than the header says: a registry could otherwise send them without end.
         """
         rest = pb.GetTrajectoryRequest()
         rest.CopyFrom(request)
@@ -74,6 +76,11 @@ class RegistryCalls(ABC):
                             rest.last_step = chunk.header.recording.last_step
                     else:
                         received += len(chunk.rows.steps)
+                        if not chunk.rows.steps or received > rows:
+                            raise DataLoss(
+                                f"recording {request.recording_id}: {received} of {rows} rows came "
+                                f"with a message of {len(chunk.rows.steps)}"
+                            )
                         rest.first_step = chunk.rows.steps[-1] + 1
                     yield chunk
                 return

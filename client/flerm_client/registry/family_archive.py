@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from flerm_client.registry.calls import APPEND_BYTES, APPEND_ROWS, APPEND_SECONDS, RegistryCalls
 from flerm_core._files import make_private_folder, open_private
-from flerm_core.errors import InvalidInput, NotFound
+from flerm_core.errors import DataLoss, FlermError, InvalidInput, NotFound, join_names
 from flerm_core.records.checks import check_uuid
 from flerm_core.records.packing import FLOAT32, pack
 from flerm_core.records.recording import ENDING_STATUSES, Ending
@@ -34,7 +35,14 @@ from flerm_proto.recording_messages import ending_to_proto, recording_from_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
 SCALAR, VECTOR = "scalar:", "vector:"
-_PLAIN_COLUMNS = 5  # step, loss, learning_rate, tokens, fslr
+MAX_JSON_BYTES = 64 << 20
+_PLAIN_COLUMNS = ("step", "loss", "learning_rate", "tokens", "fslr")
+# What json, protobuf, pyarrow and numpy raise for files that hold something else. pyarrow's own
+# errors are OSError, ValueError, TypeError, KeyError, NotImplementedError and MemoryError too.
+_CAUSED_BY_CONTENT = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+    NotImplementedError, MemoryError, ParseError,
+)  # fmt: skip
 
 OnRecording = Callable[[str, int], None]
 """Called for each recording that is done, with its id and its number of rows."""
@@ -70,14 +78,10 @@ def import_family(calls: RegistryCalls, folder: Path, on_recording: OnRecording)
     `export_family` did not write to its end, `AlreadyExists` where the registry has other content
     under the same id.
     """
-    try:
-        content = json.loads(_plain_file(folder / "family.json").read_text())
-        order = content.pop("order")
+    with _readable(f"{folder} does not hold an exported family"):
+        content = json.loads(_text(folder / "family.json"))
+        order = list(content.pop("order"))
         family = Parse(json.dumps(content), pb.Family(), ignore_unknown_fields=True)
-    except (OSError, ValueError, KeyError, ParseError) as error:
-        raise InvalidInput(
-            f"folder: {folder} does not hold an exported family ({error})"
-        ) from error
     request = pb.RegisterFamilyRequest(
         name=family.name, description=family.description, blocks=family.blocks
     )
@@ -97,14 +101,39 @@ def _write(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
     # The auxiliary columns are known only at the end, so a recording is held in memory as a whole.
     answers = calls.trajectory(pb.GetTrajectoryRequest(recording_id=recording_id, auxiliary=True))
     chunks = [chunk.rows for chunk in answers if chunk.HasField("rows")]
+    width = recording.parameter_count
+    if any(len(chunk.values) != 4 * width * len(chunk.steps) for chunk in chunks):
+        raise DataLoss(f"recording {recording_id}: the registry sent rows of another width")
     with open_private(folder / f"{recording_id}.parquet", "wb") as file:
-        pq.write_table(_table(chunks, recording.parameter_count), file, compression="zstd")
+        pq.write_table(_table(chunks, width), file, compression="zstd")
     return sum(len(chunk.steps) for chunk in chunks)
 
 
 def _write_text(file: Path, text: str) -> None:
     with open_private(file, "w") as opened:
         opened.write(text + "\n")
+
+
+@contextmanager
+def _readable(sentence: str) -> Iterator[None]:
+    """Raises what the content of an archive's files causes as `InvalidInput`.
+
+    Somebody else wrote the files, so they may hold anything.
+    """
+    try:
+        yield
+    except FlermError:
+        raise
+    except _CAUSED_BY_CONTENT as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InvalidInput(f"folder: {sentence} ({reason[:300]})") from error
+
+
+def _text(path: Path) -> str:
+    size = _plain_file(path).stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise InvalidInput(f"folder: {path} has {size} bytes; at most {MAX_JSON_BYTES} are allowed")
+    return path.read_text()
 
 
 def _plain_file(path: Path) -> Path:
@@ -163,35 +192,46 @@ def _table(chunks: list[Any], width: int) -> Any:
 
 
 def _send(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        text = _plain_file(folder / f"{recording_id}.json").read_text()
+    unreadable = f"recording {recording_id} in {folder} cannot be read"
+    with _readable(unreadable):
+        text = _text(folder / f"{recording_id}.json")
+        path = _plain_file(folder / f"{recording_id}.parquet")
         recording = Parse(text, pb.Recording(), ignore_unknown_fields=True)
-        file = pq.ParquetFile(_plain_file(folder / f"{recording_id}.parquet"))
-    except (OSError, ParseError, pa.ArrowInvalid) as error:
-        raise InvalidInput(
-            f"folder: recording {recording_id} in {folder} cannot be read ({error})"
-        ) from error
+        if recording.spec.id != recording_id:
+            raise InvalidInput(f"folder: {recording_id}.json is of {recording.spec.id[:80]!r}")
+        ending = Ending.of(recording_from_proto(recording))
+        file = pq.ParquetFile(path)
+        if missing := set(_PLAIN_COLUMNS) - set(file.schema_arrow.names):
+            raise InvalidInput(f"folder: {path.name} has no column {join_names(sorted(missing))}")
+        requests = _requests(recording_id, file, max(recording.parameter_count, 1))
     attempt = pb.Attempt(started_at=recording.created_at)
     start = pb.StartRecordingRequest(spec=recording.spec, attempt=attempt)
     calls.unary("StartRecording", start)
     rows = 0
-    width = max(recording.parameter_count, 1)
-    row_bytes = 4 * width * (1 + len(file.schema_arrow.names) - _PLAIN_COLUMNS)
-    batch_rows = max(1, min(APPEND_ROWS, APPEND_BYTES // row_bytes))
-    for batch in file.iter_batches(batch_size=batch_rows):
-        request = pb.AppendRequest(
-            recording_id=recording_id, measurements=_measurements(batch, width)
-        )
+    while True:
+        with _readable(unreadable):
+            request = next(requests, None)
+        if request is None:
+            break
         calls.unary("Append", request, seconds=APPEND_SECONDS)
-        rows += batch.num_rows
-    ending = Ending.of(recording_from_proto(recording))
+        rows += len(request.measurements)
     if ending.status not in ENDING_STATUSES:
         ending = replace(ending, status="interrupted")
     calls.unary("FinishRecording", ending_to_proto(ending, recording_id=recording_id))
     return rows
+
+
+def _requests(recording_id: str, file: Any, width: int) -> Iterator[pb.AppendRequest]:
+    """The rows of a Parquet file, as requests to append them.
+
+    width: the recording's parameters.
+    """
+    row_bytes = 4 * width * (1 + len(file.schema_arrow.names) - len(_PLAIN_COLUMNS))
+    batch_rows = max(1, min(APPEND_ROWS, APPEND_BYTES // row_bytes))
+    for batch in file.iter_batches(batch_size=batch_rows):
+        yield pb.AppendRequest(recording_id=recording_id, measurements=_measurements(batch, width))
 
 
 def _measurements(batch: Any, width: int) -> Iterator[pb.Measurement]:

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from google.protobuf import json_format
 
 from flerm_client.cli import main
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Ending
+from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.auth.sql_tokens import SqlTokenStore
@@ -199,6 +202,57 @@ def test_an_archive_has_no_links(registry, tmp_path, capsys, linked):
     path.symlink_to(tmp_path / "outside")
     assert main(["import", str(folder), "--registry", registry.address]) == 2
     assert "is a link or no plain file" in capsys.readouterr().err
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("content", ["[]", "7", DEEP, '{"order": 7}', '{"order": []}x', "\udcff"])
+def test_a_family_file_that_holds_something_else_is_said(registry, tmp_path, capsys, content):
+    (tmp_path / "family.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert main(["import", str(tmp_path), "--registry", registry.address]) == 2
+    assert "does not hold an exported family" in capsys.readouterr().err
+
+
+def columns(**changed: pa.Array | None) -> pa.Table:
+    """The rows of a recording with three tensors, with other columns in place of some."""
+    right = {
+        "step": pa.array([1, 2]),
+        "loss": pa.array([0.5, 0.5]),
+        "learning_rate": pa.array([1.0, 1.0]),
+        "tokens": pa.array([10, 20]),
+        "fslr": pa.FixedSizeListArray.from_arrays(pa.array([1.0] * 6, pa.float32()), 3),
+    }
+    return pa.table({name: each for name, each in (right | changed).items() if each is not None})
+
+
+HOSTILE_ROWS = {
+    "no column": columns(fslr=None),
+    "texts": columns(step=pa.array(["1", "2"])),
+    "nulls": columns(step=pa.array([1, None])),
+    "lists of another width": columns(fslr=pa.array([[1.0], [2.0]])),
+    "numbers in place of lists": columns(fslr=pa.array([1.0, 2.0])),
+    "a step beyond all": columns(step=pa.array([1, 2**64 - 1], pa.uint64())),
+    "a scalar that is a text": columns(**{"scalar:x": pa.array(["a", "b"])}),
+    "one column": pa.table({"x": [1]}),
+}
+
+
+@pytest.mark.parametrize("name", [*HOSTILE_ROWS, "deep", "another's", "sparse"])
+def test_a_recording_that_holds_something_else_is_said(registry, tmp_path, capsys, name):
+    sent = spec("f")
+    message = pb.Recording(spec=recording_messages.spec_to_proto(sent), parameter_count=3)
+    if name == "another's":
+        message.spec.id = spec("f").id
+    folder = archive(tmp_path / "f", sent.id) / "recordings"
+    text = DEEP if name == "deep" else json_format.MessageToJson(message)
+    with (folder / f"{sent.id}.json").open("w") as file:
+        file.write(text)
+        file.truncate(1 << 40 if name == "sparse" else None)
+    pq.write_table(HOSTILE_ROWS.get(name, columns()), folder / f"{sent.id}.parquet")
+    assert main(["import", str(folder.parent), "--registry", registry.address]) == 2
+    error = capsys.readouterr().err
+    assert "folder: " in error and sent.id in error and "Traceback" not in error
 
 
 def test_exports_are_for_their_owner(start_registry: StartRegistry, tmp_path, capsys):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+
 from flerm_client.registry.calls import FIRST_PAGE_SIZE, PAGE_SIZE, RegistryCalls
+from flerm_core.errors import DataLoss
 from flerm_proto.v1 import registry_pb2 as pb
 
 
@@ -34,3 +39,26 @@ def test_pages_are_fetched_one_by_one_until_the_last():
     assert listing.asked == [(FIRST_PAGE_SIZE, "")]
     assert [each.name for page in pages for each in page.families] == ["3", "4"]
     assert listing.asked == [(FIRST_PAGE_SIZE, ""), (PAGE_SIZE, "3")]
+
+
+class Endless(Listing):
+    """A registry that sends `message` after a header of three rows, again and again."""
+
+    def __init__(self, *steps: int) -> None:
+        super().__init__()
+        self.sent = 0
+        self.message = pb.TrajectoryChunk(rows=pb.TrajectoryRows(steps=steps))
+
+    def stream(self, method, request) -> Iterator[pb.TrajectoryChunk]:
+        yield pb.TrajectoryChunk(header=pb.TrajectoryHeader(rows=3))
+        while True:
+            self.sent += 1
+            yield self.message
+
+
+@pytest.mark.parametrize(("steps", "most"), [((1, 2), 2), ((), 1)])
+def test_a_registry_that_sends_rows_without_end_is_left(steps: tuple[int, ...], most: int):
+    registry = Endless(*steps)
+    with pytest.raises(DataLoss, match="of 3 rows came"):
+        list(registry.trajectory(pb.GetTrajectoryRequest(recording_id="a")))
+    assert registry.sent == most
