@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+ALL = slice(None)
 
 
 def interpolate_rows(steps: NDArray[np.int64], values: NDArray[np.float32], asked: Array) -> Array:
@@ -22,25 +23,34 @@ def interpolate_rows(steps: NDArray[np.int64], values: NDArray[np.float32], aske
         return result
     inside = np.clip(asked, steps[0], steps[-1])
     measured = ~np.isnan(values)
-    whole = measured.all(axis=0)
+    whole: NDArray[np.bool_] = np.asarray(measured.all(axis=0))
+    if whole.all():
+        return _between(steps, values, inside)
     if whole.any():
-        result[:, whole] = _between(steps, values[:, whole].astype(np.float64), inside)
+        result[:, whole] = _between(steps, values, inside, whole)
     for column in np.flatnonzero(~whole & measured.any(axis=0)):
         rows = measured[:, column]
         known = steps[rows]
-        column_values = values[rows, column].astype(np.float64)[:, None]
+        column_values = values[rows, column][:, None]
         after = inside >= known[0]
         result[after, column] = _between(known, column_values, inside[after])[:, 0]
     return result
 
 
-def _between(steps: NDArray[np.int64], values: Array, asked: Array) -> Array:
-    """`interpolate_rows` for values without NaN. After the last step its values hold."""
+def _between(
+    steps: NDArray[np.int64],
+    values: NDArray[np.float32],
+    asked: Array,
+    columns: NDArray[np.bool_] | slice = ALL,
+) -> Array:
+    """`interpolate_rows` of `columns`, which have no NaN. After the last step their values hold."""
     upper = np.clip(np.searchsorted(steps, asked, "left"), 0, len(steps) - 1)
     lower = np.where(steps[upper] <= asked, upper, np.maximum(upper - 1, 0))
     gap = (steps[upper] - steps[lower]).astype(np.float64)
     weight = np.divide(asked - steps[lower], gap, out=np.zeros(len(asked)), where=gap > 0)
-    return blend(values[lower], values[upper], weight[:, None])
+    # Only the rows that are needed are converted: a run may have a thousand times as many.
+    left, right = (values[at][:, columns].astype(np.float64) for at in (lower, upper))
+    return blend(left, right, weight[:, None])
 
 
 def blend(left: Array, right: Array, weight: Array | float) -> Array:

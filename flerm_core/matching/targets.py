@@ -264,10 +264,11 @@ def targets_digest(
 
     Equal targets have equal digests on every machine; all NaNs count as equal.
     """
-    plain = np.where(np.isnan(values), np.float32(np.nan), values)
     content = hashlib.sha256(json.dumps(list(names)).encode())
     content.update(np.ascontiguousarray(steps, "<i8").tobytes())
-    content.update(pack(plain))
+    for part in _parts(len(values), len(names)):
+        rows = values[part]
+        content.update(pack(np.where(np.isnan(rows), np.float32(np.nan), rows)))
     return content.hexdigest()
 
 

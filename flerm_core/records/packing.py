@@ -20,7 +20,7 @@ def pack(values: NDArray[np.floating] | Sequence[float]) -> bytes:
     return np.ascontiguousarray(values, dtype=FLOAT32).tobytes()
 
 
-def unpack(data: bytes, columns: int) -> NDArray[np.float32]:
+def unpack(data: bytes | bytearray, columns: int) -> NDArray[np.float32]:
     """The float32 array [len(data) / (4 * columns), columns] whose bytes `pack` made.
 
     It is a read-only view of `data`. Raises `DataLoss` when the length is not a whole number of

@@ -103,6 +103,12 @@ class PreparedIn:
         """
         return driver.all(self.of(driver.dialect, values, more))
 
+    def each(
+        self, driver: Driver, values: Sequence[Any], more: Mapping[str, Any] | None = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """The rows of `all`, one after the other."""
+        return driver.each(self.of(driver.dialect, values, more))
+
     def of(
         self, dialect: sa.Dialect, values: Sequence[Any], more: Mapping[str, Any] | None = None
     ) -> Statement:

@@ -7,6 +7,8 @@ five statements.
 from __future__ import annotations
 
 import json
+import math
+from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -54,8 +56,6 @@ _ROWS = PreparedIn(
 
 Visible = tuple[int, int, int]
 """An attempt: its key, its first step, and the step below which its rows are visible."""
-Row = tuple[int, bytes, float | None, float | None, int | None]
-"""Step, FSLRs, loss, learning rate, tokens."""
 
 
 def read_trajectories(driver: Driver, wanted: Sequence[Recording]) -> list[Trajectory]:
@@ -71,21 +71,17 @@ def read_trajectories(driver: Driver, wanted: Sequence[Recording]) -> list[Traje
         unread = sorted(set(list_of.values()) - lists.keys())
         for key, content in _PARAMETERS.all(driver, unread) if unread else ():
             lists[key] = parameters_from_row(json.loads(content))
-        keys = [key for each in its_attempts.values() for key, _, _ in each]
-        rows: dict[int, list[Row]] = {}
-        for key, *row in _ROWS.all(driver, keys) if keys else ():
-            rows.setdefault(key, []).append((row[0], row[1], row[2], row[3], row[4]))
+        visible = {key: range(*its) for each in its_attempts.values() for key, *its in each}
+        rows = {key: _Rows() for key in visible}
+        for key, step, *row in _ROWS.each(driver, list(visible)) if visible else ():
+            if step in visible[key]:
+                rows[key].add(step, *row)
         for each in part:
             identity = each.spec.id
             if identity not in its_attempts:
                 raise NotFound(f"recording {identity} was deleted while it was read")
-            visible = [
-                row
-                for key, first, below in its_attempts[identity]
-                for row in rows.get(key, ())
-                if first <= row[0] < below
-            ]
-            found[identity] = _trajectory(identity, lists[list_of[identity]], visible)
+            its_rows = [rows.pop(key) for key, _, _ in its_attempts[identity]]
+            found[identity] = _trajectory(identity, lists[list_of[identity]], its_rows)
     return [found[each.spec.id] for each in wanted]
 
 
@@ -104,19 +100,46 @@ def _parts(wanted: Sequence[Recording]) -> Iterator[list[Recording]]:
         yield part
 
 
-def _trajectory(identity: str, parameters: ParameterList, rows: Sequence[Row]) -> Trajectory:
-    width = len(parameters)
-    data = b"".join(row[1] for row in rows)
-    if len(data) != 4 * width * len(rows):
+class _Rows:
+    """The visible rows of one attempt, as columns. The FSLRs of a row are copied as the row comes,
+    so that those of a long recording are in memory once.
+    """
+
+    def __init__(self) -> None:
+        self.fslr = bytearray()
+        self.steps = array("q")
+        self.losses, self.rates = array("d"), array("d")
+        self.tokens = array("q")
+
+    def add(
+        self, step: int, fslr: bytes, loss: float | None, rate: float | None, tokens: int | None
+    ) -> None:
+        """Adds a row. What was not logged becomes NaN, and -1 for tokens."""
+        self.fslr += fslr
+        self.steps.append(step)
+        self.losses.append(math.nan if loss is None else loss)
+        self.rates.append(math.nan if rate is None else rate)
+        self.tokens.append(-1 if tokens is None else tokens)
+
+
+def _trajectory(identity: str, parameters: ParameterList, parts: Sequence[_Rows]) -> Trajectory:
+    """The trajectory of a recording, from the rows of its attempts."""
+    width, count = len(parameters), sum(len(each.steps) for each in parts)
+    # Most recordings have one attempt, whose bytes need no copy.
+    data = parts[0].fslr if len(parts) == 1 else b"".join(each.fslr for each in parts)
+    if len(data) != 4 * width * count:
         raise DataLoss(f"recording {identity}: its rows do not have {width} values each")
-    steps, _, losses, rates, tokens = zip(*rows, strict=True) if rows else ((),) * 5
+
+    def column(name: str, dtype: type[np.generic]) -> np.ndarray:
+        return np.concatenate([np.empty(0, dtype), *(getattr(each, name) for each in parts)])
+
     return Trajectory(
         parameters.names,
         parameters.shapes,
-        np.array(steps, np.int64),
-        unpack(data, width).reshape(len(rows), width),
+        column("steps", np.int64),
+        unpack(data, width).reshape(count, width),
         bands=parameters.bands,
-        losses=np.array(losses, np.float64),  # None becomes NaN
-        learning_rates=np.array(rates, np.float64),
-        tokens=np.array([-1 if count is None else count for count in tokens], np.int64),
+        losses=column("losses", np.float64),
+        learning_rates=column("rates", np.float64),
+        tokens=column("tokens", np.int64),
     )
