@@ -219,6 +219,11 @@ class Recording:
     final_step: int | None = None
     remarks: tuple[str, ...] = ()
 
+    @property
+    def steps(self) -> int:
+        """The optimiser steps that were run; while their number is not known, the last measured."""
+        return self.last_step if self.final_step is None else self.final_step
+
     def without_parameters(self) -> Recording:
         """The recording as a listing holds it."""
         return replace(self, spec=replace(self.spec, parameters=ParameterList((), (), ())))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Query
 
 from flerm_core.errors import InvalidInput
+from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Recording, same_lr
 from flerm_core.tuning.experiment_settings import (
     OPTIMIZER,
@@ -24,6 +26,7 @@ from flerm_server.store.interface import Store
 from flerm_server.store.queries import FamilyOverview
 
 _Row = tuple[FamilyRun, Settings]
+_DIGEST = re.compile("(?=[0-9]*[a-f])[0-9a-f]{12,64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PAGE_ROWS = 50
 MOST_COLUMNS = 24  # settings that are offered as columns
 
@@ -32,8 +35,8 @@ MOST_COLUMNS = 24  # settings that are offered as columns
 class Filters:
     """The fields of the page's address, as text; an empty field does not filter.
 
-    sort: lr, seed, variant, status, loss, started or a setting, with a minus for falling order;
-    empty: newest first. column:
+    sort: lr, seed, variant, status, loss, ran (steps), rows, started or a setting, with a minus for
+    falling order; empty: newest first. column:
     the settings that are shown; none: those that tell the rows apart. page: from 1.
     """
 
@@ -102,10 +105,10 @@ def recording_table(store: Store, overview: FamilyOverview, filters: Filters) ->
     """The rows that `filters` leave, newest first where no order is asked for."""
     found = overview.runs
     shown = filters.left(found, overview.settings)
-    telling, varying = differing_settings([settings for _, settings in shown])
+    telling, varying = _told_apart([settings for _, settings in shown])
     offered = tuple(dict.fromkeys((*telling, *varying)))[:MOST_COLUMNS]
     columns = tuple(name for name in offered if name in filters.column) or telling
-    ordered = _sorted(shown, found, filters.sort)
+    ordered = _sorted(store, shown, found, filters.sort)
     pages = max(1, -(-len(ordered) // PAGE_ROWS))
     page = min(filters.page, pages)
     part = ordered[(page - 1) * PAGE_ROWS : page * PAGE_ROWS]
@@ -127,7 +130,7 @@ def recording_labels(overview: FamilyOverview, places: Sequence[int]) -> dict[st
     places: of the recordings in `overview.runs`.
     """
     settings = [overview.settings[at] for at in places]
-    telling, _ = differing_settings(settings)
+    telling, _ = _told_apart(settings)
     short = short_texts({text_of(each[OPTIMIZER]) for each in settings})
     labels = {}
     for at, its in zip(places, settings, strict=True):
@@ -143,7 +146,7 @@ def recording_labels(overview: FamilyOverview, places: Sequence[int]) -> dict[st
 def setting_differences(recordings: Sequence[Recording]) -> list[tuple[str, tuple[str, ...]]]:
     """The settings in which recordings differ, with the value of each; a dash for none."""
     settings = [ExperimentRun.of(each).settings for each in recordings]
-    names = dict.fromkeys(name for each in settings for name in each)
+    names = _readable(dict.fromkeys(name for each in settings for name in each), settings)
     rows = [(name, tuple(_text(each, name) for each in settings)) for name in names]
     return [(name, texts) for name, texts in rows if len(set(texts)) > 1]
 
@@ -157,8 +160,29 @@ def filter_choices(overview: FamilyOverview) -> dict[str, list[str]]:
     }
 
 
-def _sorted(runs: list[_Row], found: FamilyRuns, sort: str) -> list[_Row]:
+def _told_apart(settings: Sequence[Settings]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """`differing_settings` without those that say nothing to a reader."""
+    telling, varying = differing_settings(settings)
+    return _readable(telling, settings), _readable(varying, settings)
+
+
+def _readable(names: Iterable[str], settings: Sequence[Settings]) -> tuple[str, ...]:
+    """`names` without the settings whose values are digests or ids."""
+    distinct = list({id(each): each for each in settings}.values())
+    return tuple(
+        name
+        for name in names
+        if not all(_DIGEST.fullmatch(text_of(each[name])) for each in distinct if name in each)
+    )
+
+
+def _sorted(store: Store, runs: list[_Row], found: FamilyRuns, sort: str) -> list[_Row]:
     name = sort.removeprefix("-")
+    if name in ("ran", "rows"):  # which change with every row, and are not among what is kept
+        wanted = RecordingFilter(family=found.family.name)
+        every = {each.spec.id: each for each in store.all_recordings(wanted)}
+        lengths = {at: each.rows if name == "rows" else each.steps for at, each in every.items()}
+        return sorted(runs, key=lambda row: lengths.get(row[0].id, 0), reverse=sort.startswith("-"))
     if not name:
         return runs
     if name == "started":

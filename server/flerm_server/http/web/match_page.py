@@ -166,12 +166,14 @@ def match_choices(store: Store, asked: MatchForm, kinds: Mapping[str, BaseKind])
     offered = [
         at
         for at, each in enumerate(overview.runs.runs)
-        if each.role == "scaled" or each.id in bigger or each.id == asked.recording
+        if each.role == "scaled" or each.id in bigger
     ]
+    chosen = [at for at, each in enumerate(overview.runs.runs) if each.id == asked.recording]
+    offered = list(dict.fromkeys([*chosen, *offered]))[:MAX_OFFERED]
     return MatchChoices(
         bases=tuple((name, kind.count) for name, kind in kinds.items()),
         base=_chosen_base(asked, kinds, _chosen_recording(store, asked)),
-        recordings=tuple(recording_labels(overview, offered[:MAX_OFFERED]).items()),
+        recordings=tuple(recording_labels(overview, offered).items()),
     )
 
 
@@ -198,7 +200,7 @@ def match(
     if rate is None:
         pick = kinds[base].pick if base else {}
         answer = queries.best(store, BestQuery(family=asked.family, pick=pick))
-        rate, best = answer.lr, answer.advice
+        rate, best = answer.rate, answer.advice
     query = TargetQuery(
         family=asked.family,
         lr=rate,
