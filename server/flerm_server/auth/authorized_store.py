@@ -118,13 +118,29 @@ class AuthorizedStore(Store):
         created_by: str = "",
         quotas: Quotas = UNLIMITED,
     ) -> Started:
-        current_principal().require(Scope.WRITE, spec.family)
+        return self.start_as_read(spec.family, spec.id, lambda: (spec, attempt))
+
+    def start_as_read(
+        self,
+        family: str,
+        recording_id: str,
+        read: Callable[[], tuple[RecordingSpec, Attempt | None]],
+    ) -> Started:
+        """`start`, where a request says the family and the recording's id.
+
+        read: gives the specification, with that family and id, and the attempt; it is called once
+            the principal may write them.
+        """
         principal = current_principal()
+        principal.require(Scope.WRITE, family)
         if principal.family:
             # The id may be of a recording in another family than the specification says.
             with suppress(NotFound):
-                if not principal.covers(self._store.family_of(spec.id)):
-                    raise PermissionDenied(f"recording {spec.id}: the id is taken; use a new one")
+                if not principal.covers(self._store.family_of(recording_id)):
+                    raise PermissionDenied(
+                        f"recording {recording_id}: the id is taken; use a new one"
+                    )
+        spec, attempt = read()
         return self._store.start(
             spec, attempt, created_by=principal.text, quotas=self._its_quotas()
         )

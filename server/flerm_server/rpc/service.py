@@ -15,7 +15,7 @@ from flerm_core.errors import FlermError, InvalidInput
 from flerm_core.records import validation
 from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.packing import pack
-from flerm_core.records.recording import now
+from flerm_core.records.recording import Attempt, RecordingSpec, now
 from flerm_proto import query_messages, recording_messages
 from flerm_proto.fields import timestamp_to_proto
 from flerm_proto.query_messages import MAX_CHUNK_BYTES
@@ -89,20 +89,12 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         self, request: pb.StartRecordingRequest, context: grpc.ServicerContext
     ) -> pb.StartRecordingResponse:
         """Opens a recording or an attempt."""
-        spec = _read("spec", lambda: recording_messages.spec_from_proto(request.spec))
-        attempt = _read("attempt", lambda: recording_messages.attempt_from_proto(request.attempt))
-        if attempt.resume_at and not attempt.id:
-            raise InvalidInput(
-                f"attempt.id of recording {spec.id[:80]!r} is empty: "
-                f"a resume (resume_at {attempt.resume_at}) needs one"
-            )
-        # The first attempt needs no id of its own, and a client without a clock says no time.
-        attempt = replace(
-            attempt,
-            id=attempt.id or spec.id,
-            started_at=attempt.started_at if request.attempt.HasField("started_at") else now(),
-        )
-        started = self._store.start(spec, attempt)
+
+        def read() -> tuple[RecordingSpec, Attempt]:
+            spec = _read("spec", lambda: recording_messages.spec_from_proto(request.spec))
+            return spec, _attempt(request, spec.id)
+
+        started = self._store.start_as_read(request.spec.family, request.spec.id, read)
         self._metrics.recordings.inc(started.created)
         return pb.StartRecordingResponse(
             recording_id=started.recording_id, attempt=started.attempt, created=started.created
@@ -231,6 +223,21 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         return query_messages.best_to_proto(
             queries.best(self._store, query_messages.best_query_from_proto(request))
         )
+
+
+def _attempt(request: pb.StartRecordingRequest, recording_id: str) -> Attempt:
+    attempt = _read("attempt", lambda: recording_messages.attempt_from_proto(request.attempt))
+    if attempt.resume_at and not attempt.id:
+        raise InvalidInput(
+            f"attempt.id of recording {recording_id[:80]!r} is empty: "
+            f"a resume (resume_at {attempt.resume_at}) needs one"
+        )
+    # The first attempt needs no id of its own, and a client without a clock says no time.
+    return replace(
+        attempt,
+        id=attempt.id or recording_id,
+        started_at=attempt.started_at if request.attempt.HasField("started_at") else now(),
+    )
 
 
 def _page_in_message(

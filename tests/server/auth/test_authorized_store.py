@@ -52,6 +52,28 @@ def test_an_append_that_nobody_authenticated_stores_nothing(store: SqlStore):
     assert store.recording(started.id).rows == 0
 
 
+def test_a_start_is_read_once_it_is_known_who_may_make_it(store: SqlStore):
+    taken, new = spec("team/resmlp"), spec("other/resmlp")
+    store.start(taken)
+    authorized = AuthorizedStore(store)
+
+    def never() -> None:
+        raise AssertionError("the recording is read before it is known who may start it")
+
+    for principal, family, recording_id in (
+        (Principal(Scope.READ), new.family, new.id),
+        (Principal(Scope.WRITE, family="other"), taken.family, new.id),
+        (Principal(Scope.WRITE, family="other"), new.family, taken.id),
+    ):
+        with pytest.raises(PermissionDenied):
+            as_principal(principal, authorized.start_as_read, family, recording_id, never)
+    writer = Principal(Scope.WRITE, family="other")
+    started = as_principal(
+        writer, authorized.start_as_read, new.family, new.id, lambda: (new, None)
+    )
+    assert (started.created, store.recording(new.id).spec) == (True, new)
+
+
 def test_an_append_of_a_reader_or_of_another_team_is_refused_before_it_is_queued(store: SqlStore):
     started = spec("team/resmlp")
     store.start(started)
