@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from measured_models import build as build_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
@@ -28,11 +30,6 @@ from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import draw_projection, generator_for, projection_scale
 from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_core.parameter_names import block_axes, depth_groups
-
-try:
-    import measured_models as models
-except ImportError:  # in a rank
-    import measured_models as models
 
 RATE = 1e-3
 SEED = 4
@@ -100,7 +97,7 @@ def batch_of(rank: int, uneven: bool = False) -> Tensor:
 def model_and_batches(name: str, ranks: int) -> tuple[nn.Module, Callable[[int], Tensor]]:
     """The model of a scenario, not sharded yet, and the batch of each data-parallel rank."""
     if name.startswith("gallery-"):
-        case = models.build(name.removeprefix("gallery-"))
+        case = build_model(name.removeprefix("gallery-"))
         return case.model, case.batch
     kind, options, _, _ = scenarios(ranks)[name]
     return build(kind, **options), lambda rank: batch_of(rank, "uneven" in name)
@@ -228,70 +225,58 @@ def _dp(size: int) -> tuple[tuple[str, int], ...]:
 
 def scenarios(ranks: int) -> dict[str, Scenario]:
     """By name, those that run on that many ranks."""
-    half = ranks // 2
-    found: dict[str, Scenario] = {
-        "blocks": (Decoder, {}, _dp(ranks), fsdp_blocks),
-        "tied": (Decoder, {"tied": True}, _dp(ranks), fsdp_whole),
-        "kept": (
-            Decoder,
-            {},
-            _dp(ranks),
-            lambda m, mesh: fsdp_blocks(m, mesh, reshard_after_forward=False),
-        ),
-        "resharded": (
-            Decoder,
-            {},
-            _dp(ranks),
-            lambda m, mesh: fsdp_blocks(m, mesh, reshard_after_forward=True),
-        ),
-        "offloaded": (
-            Decoder,
-            {},
-            _dp(ranks),
-            lambda m, mesh: fsdp_blocks(m, mesh, offload_policy=CPUOffloadPolicy(pin_memory=False)),
-        ),
-        "every": (Decoder, {}, _dp(ranks), fsdp_every_module),
-        "columns": (Decoder, {}, _dp(ranks), fsdp_columns),
-        "some": (Decoder, {}, _dp(ranks), fsdp_some),
-        "summed": (Decoder, {}, _dp(ranks), fsdp_summed),
-        "accumulating": (Decoder, {}, _dp(ranks), fsdp_accumulating),
-        "frozen": (Decoder, {}, _dp(ranks), fsdp_frozen),
-        "uneven": (Decoder, {}, _dp(ranks), fsdp_blocks),
-        "tp": (ParallelDecoder, {}, (("tp", ranks),), tensor_parallel),
-        "sequence": (
-            ParallelDecoder,
-            {},
-            (("tp", ranks),),
-            lambda m, mesh: tensor_parallel(m, mesh, sequence=True),
-        ),
-        "vocabulary": (
-            ParallelDecoder,
-            {},
-            (("tp", ranks),),
-            lambda m, mesh: tensor_parallel(m, mesh, sequence=True, vocabulary=True),
-        ),
+    found = _fully_sharded(ranks) | _tensor_parallel(ranks)
+    return found | _on_a_grid() if ranks == 4 else found
+
+
+def _fully_sharded(ranks: int) -> dict[str, Scenario]:
+    mesh = _dp(ranks)
+    shardings: dict[str, Callable[[Any, Any], Any]] = {
+        "blocks": fsdp_blocks,
+        "kept": partial(fsdp_blocks, reshard_after_forward=False),
+        "resharded": partial(fsdp_blocks, reshard_after_forward=True),
+        "offloaded": partial(fsdp_blocks, offload_policy=CPUOffloadPolicy(pin_memory=False)),
+        "every": fsdp_every_module,
+        "columns": fsdp_columns,
+        "some": fsdp_some,
+        "summed": fsdp_summed,
+        "accumulating": fsdp_accumulating,
+        "frozen": fsdp_frozen,
+        "uneven": fsdp_blocks,
     }
+    found: dict[str, Scenario] = {
+        name: (Decoder, {}, mesh, sharded) for name, sharded in shardings.items()
+    }
+    found["tied"] = (Decoder, {"tied": True}, mesh, fsdp_whole)
     for name in ("behind", "positions", "convolution"):
         found[f"gallery-{name}"] = (
-            models.build(name).model.__class__,
+            build_model(name).model.__class__,
             {},
-            _dp(ranks),
+            mesh,
             lambda m, mesh: fully_shard(m, mesh=mesh),
         )
-    if ranks == 4:
-        grid = (("dp", half), ("tp", 2))
-        found |= {
-            "hsdp": (Decoder, {}, (("replicate", half), ("shard", 2)), fsdp_blocks),
-            "hsdp-uneven": (Decoder, {}, (("replicate", half), ("shard", 2)), fsdp_blocks),
-            "fsdp-tp": (ParallelDecoder, {}, grid, tp_fsdp),
-            "fsdp-sequence": (
-                ParallelDecoder,
-                {},
-                grid,
-                lambda m, mesh: tp_fsdp(m, mesh, sequence=True, vocabulary=True),
-            ),
-        }
     return found
+
+
+def _tensor_parallel(ranks: int) -> dict[str, Scenario]:
+    ways = {"tp": {}, "sequence": {"sequence": True}}
+    ways["vocabulary"] = {"sequence": True, "vocabulary": True}
+    return {
+        name: (ParallelDecoder, {}, (("tp", ranks),), partial(tensor_parallel, **options))
+        for name, options in ways.items()
+    }
+
+
+def _on_a_grid() -> dict[str, Scenario]:
+    """Those of two by two ranks."""
+    hybrid, grid = (("replicate", 2), ("shard", 2)), (("dp", 2), ("tp", 2))
+    sequence = partial(tp_fsdp, sequence=True, vocabulary=True)
+    return {
+        "hsdp": (Decoder, {}, hybrid, fsdp_blocks),
+        "hsdp-uneven": (Decoder, {}, hybrid, fsdp_blocks),
+        "fsdp-tp": (ParallelDecoder, {}, grid, tp_fsdp),
+        "fsdp-sequence": (ParallelDecoder, {}, grid, sequence),
+    }
 
 
 # What must come out

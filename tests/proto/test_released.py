@@ -14,6 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, struct_pb2, timesta
 from google.protobuf.message_factory import GetMessageClass
 
 from flerm_core.records.packing import pack
+from flerm_core.records.recording import RecordingSpec
 from flerm_proto.v1 import registry_pb2 as pb
 from tests.conftest import RegistryProcess
 from tests.server.samples import family, spec
@@ -118,71 +119,73 @@ def test_what_would_break_a_client_is_found(change, sentence: str):
     assert any(sentence in each for each in breaking(present_file(), changed))
 
 
-@each_release
-def test_a_client_of_the_release_works(release: Path, registry: RegistryProcess):
-    """It starts, appends, reads back and ends with the message types of its own time."""
-    pool = descriptor_pool.DescriptorPool()
-    for dependency in (struct_pb2, timestamp_pb2):
-        pool.AddSerializedFile(dependency.DESCRIPTOR.serialized_pb)
-    file = pool.AddSerializedFile(
-        released_file(release).SerializeToString()
-    ) or pool.FindFileByName(released_file(release).name)
-    kind = {name: GetMessageClass(message) for name, message in file.message_types_by_name.items()}
-    service = file.services_by_name["Registry"]
-    values = np.array([[1, 2, np.nan], [3, 4, 5]], np.float32)
-    sent = spec(family())
-    with grpc.insecure_channel(registry.grpc) as channel:
+class ReleasedClient:
+    """Calls the service by the message types of a release.
 
-        def call(name: str, request):
-            method = service.methods_by_name[name]
-            make = channel.unary_stream if method.server_streaming else channel.unary_unary
-            path = f"/{service.full_name}/{name}"
-            answer = kind[method.output_type.name].FromString
-            return make(path, kind[method.input_type.name].SerializeToString, answer)(
-                request, timeout=20
-            )
+    kind: the message classes, by name.
+    """
 
-        assert "v1" in call("ServerInfo", kind["ServerInfoRequest"]()).api_versions
-        start = kind["StartRecordingRequest"]()
+    def __init__(self, release: Path, channel: grpc.Channel) -> None:
+        pool = descriptor_pool.DescriptorPool()
+        for dependency in (struct_pb2, timestamp_pb2):
+            pool.AddSerializedFile(dependency.DESCRIPTOR.serialized_pb)
+        file = pool.AddSerializedFile(
+            released_file(release).SerializeToString()
+        ) or pool.FindFileByName(released_file(release).name)
+        messages = file.message_types_by_name.items()
+        self.kind = {name: GetMessageClass(message) for name, message in messages}
+        self._service = file.services_by_name["Registry"]
+        self._channel = channel
+
+    def call(self, name: str, request):
+        method = self._service.methods_by_name[name]
+        streams = method.server_streaming
+        make = self._channel.unary_stream if streams else self._channel.unary_unary
+        encode = self.kind[method.input_type.name].SerializeToString
+        answer = self.kind[method.output_type.name].FromString
+        return make(f"/{self._service.full_name}/{name}", encode, answer)(request, timeout=20)
+
+    def start_request(self, sent: RecordingSpec):
+        start = self.kind["StartRecordingRequest"]()
         start.spec.id, start.spec.family, start.spec.lr = sent.id, sent.family, sent.lr
-        start.spec.role, start.spec.variant, start.spec.optimizer, start.spec.world_size = (
-            "base",
-            "plain",
-            "Adam",
-            1,
-        )
-        start.spec.estimator.name, start.spec.estimator.samples, start.spec.estimator.warmup = (
-            "example",
-            1,
-            8,
-        )
-        start.spec.estimator.start = 1
+        start.spec.role, start.spec.variant = "base", "plain"
+        start.spec.optimizer, start.spec.world_size = "Adam", 1
+        estimator = start.spec.estimator
+        estimator.name, estimator.samples, estimator.warmup = "example", 1, 8
+        estimator.start = 1
         for name, shape, band in zip(
             sent.parameters.names, sent.parameters.shapes, sent.parameters.bands, strict=True
         ):
             start.spec.parameters.names.append(name)
             start.spec.parameters.shapes.add().dims.extend(shape)
             start.spec.parameters.bands.append(band)
-        assert call("StartRecording", start).created
+        return start
+
+
+@each_release
+def test_a_client_of_the_release_works(release: Path, registry: RegistryProcess):
+    """It starts, appends, reads back and ends with the message types of its own time."""
+    values = np.array([[1, 2, np.nan], [3, 4, 5]], np.float32)
+    sent = spec(family())
+    with grpc.insecure_channel(registry.grpc) as channel:
+        client = ReleasedClient(release, channel)
+        kind, call = client.kind, client.call
+        assert "v1" in call("ServerInfo", kind["ServerInfoRequest"]()).api_versions
+        assert call("StartRecording", client.start_request(sent)).created
         append = kind["AppendRequest"](recording_id=sent.id)
         for step, row in zip((1, 101), values, strict=True):
             append.measurements.add(step=step, fslr=pack(row), loss=2.0)
         assert call("Append", append).committed == 2
         header, rows = call("GetTrajectory", kind["GetTrajectoryRequest"](recording_id=sent.id))
-        assert (list(header.header.parameters.names), list(rows.rows.steps)) == (
-            list(sent.parameters.names),
-            [1, 101],
-        )
+        assert list(header.header.parameters.names) == list(sent.parameters.names)
+        assert list(rows.rows.steps) == [1, 101]
         assert rows.rows.values == values.tobytes()
-        ended = call(
-            "FinishRecording",
-            kind["FinishRecordingRequest"](
-                recording_id=sent.id, status="completed", final_loss=2.0
-            ),
+        finish = kind["FinishRecordingRequest"](
+            recording_id=sent.id, status="completed", final_loss=2.0
         )
+        ended = call("FinishRecording", finish)
         assert (ended.status, ended.rows) == ("completed", 2)
-        targets = list(
-            call("GetTargets", kind["GetTargetsRequest"](family=sent.family, lr=sent.lr))
-        )
+        asked = kind["GetTargetsRequest"](family=sent.family, lr=sent.lr)
+        targets = list(call("GetTargets", asked))
         assert list(targets[0].header.sources) == [sent.id]
         assert call("GetBest", kind["GetBestRequest"](family=sent.family)).lr == sent.lr

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -21,6 +22,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from typer.testing import CliRunner
 
 from flerm_core.errors import InvalidInput, Unreachable
+from flerm_core.records.recording import RecordingSpec
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
@@ -265,69 +267,51 @@ def status(stub: rpc.RegistryStub, method: str, request: object) -> tuple[grpc.S
     return caught.value.code(), caught.value.details()
 
 
+def bad_requests(sent: RecordingSpec) -> list[tuple[str, Any, grpc.StatusCode, str]]:
+    """Methods with a request that they refuse, the status, and a part of the sentence.
+
+    sent: a recording that was started.
+    """
+    invalid, unknown = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+    message = recording_messages.spec_to_proto(sent)
+    short, torn = (
+        pb.AppendRequest(
+            recording_id=sent.id, measurements=[pb.Measurement(step=1, fslr=b"\x00" * length)]
+        )
+        for length in (8, 7)
+    )
+    stranger = pb.AppendRequest(recording_id="nobody")
+    nameless = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(spec("bad name")))
+    lost = pb.StartRecordingRequest(spec=message, attempt=pb.Attempt(resume_at=5))
+    infinite = pb.StartRecordingRequest(spec=message)
+    infinite.spec.config["x"] = float("nan")
+    late = pb.StartRecordingRequest(spec=message, attempt=pb.Attempt(id=attempt(0, 1).id))
+    late.attempt.started_at.seconds = 2**60
+    done = pb.FinishRecordingRequest(recording_id=sent.id, status="done")
+    return [
+        ("Append", short, invalid, "values at step 1"),
+        ("Append", torn, invalid, "7 packed bytes"),
+        ("Append", stranger, unknown, "'nobody' is not in this registry"),
+        ("StartRecording", pb.StartRecordingRequest(), invalid, "id: ''"),
+        ("StartRecording", nameless, invalid, "family: 'bad name'"),
+        ("StartRecording", lost, invalid, "a resume (resume_at 5) needs one"),
+        ("StartRecording", infinite, invalid, "spec: "),
+        ("StartRecording", late, invalid, "attempt: "),
+        ("RegisterFamily", pb.RegisterFamilyRequest(name=""), invalid, "family: ''"),
+        ("ListRecordings", pb.ListRecordingsRequest(page_size=-1), invalid, "page_size: -1"),
+        ("FinishRecording", done, invalid, "status: 'done'"),
+        ("RenewLease", pb.RenewLeaseRequest(recording_id="x"), unknown, "'x'"),
+        ("GetBest", pb.GetBestRequest(family="none/such"), unknown, "'none/such'"),
+    ]
+
+
 def test_bad_input_gets_a_status_and_a_sentence(registry: RegistryProcess):
     sent = spec(family())
     start = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent))
     with grpc.insecure_channel(registry.grpc) as channel:
         stub = rpc.RegistryStub(channel)
         stub.StartRecording(start, timeout=10)
-        short = pb.AppendRequest(
-            recording_id=sent.id, measurements=[pb.Measurement(step=1, fslr=b"\x00" * 8)]
-        )
-        torn = pb.AppendRequest(
-            recording_id=sent.id, measurements=[pb.Measurement(step=1, fslr=b"\x00" * 7)]
-        )
-        nameless = recording_messages.spec_to_proto(spec("bad name"))
-        lost = pb.StartRecordingRequest(
-            spec=recording_messages.spec_to_proto(sent), attempt=pb.Attempt(resume_at=5)
-        )
-        infinite = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(sent))
-        infinite.spec.config["x"] = float("nan")
-        late = pb.StartRecordingRequest(
-            spec=recording_messages.spec_to_proto(sent), attempt=pb.Attempt(id=attempt(0, 1).id)
-        )
-        late.attempt.started_at.seconds = 2**60
-        invalid = grpc.StatusCode.INVALID_ARGUMENT
-        for method, request, code, part in (
-            ("Append", short, invalid, "values at step 1"),
-            ("Append", torn, invalid, "7 packed bytes"),
-            (
-                "Append",
-                pb.AppendRequest(recording_id="nobody"),
-                grpc.StatusCode.NOT_FOUND,
-                "'nobody' is not in this registry",
-            ),
-            ("StartRecording", pb.StartRecordingRequest(), invalid, "id: ''"),
-            (
-                "StartRecording",
-                pb.StartRecordingRequest(spec=nameless),
-                invalid,
-                "family: 'bad name'",
-            ),
-            ("StartRecording", lost, invalid, "a resume (resume_at 5) needs one"),
-            ("StartRecording", infinite, invalid, "spec: "),
-            ("StartRecording", late, invalid, "attempt: "),
-            ("RegisterFamily", pb.RegisterFamilyRequest(name=""), invalid, "family: ''"),
-            ("ListRecordings", pb.ListRecordingsRequest(page_size=-1), invalid, "page_size: -1"),
-            (
-                "FinishRecording",
-                pb.FinishRecordingRequest(recording_id=sent.id, status="done"),
-                invalid,
-                "status: 'done'",
-            ),
-            (
-                "RenewLease",
-                pb.RenewLeaseRequest(recording_id="x"),
-                grpc.StatusCode.NOT_FOUND,
-                "'x'",
-            ),
-            (
-                "GetBest",
-                pb.GetBestRequest(family="none/such"),
-                grpc.StatusCode.NOT_FOUND,
-                "'none/such'",
-            ),
-        ):
+        for method, request, code, part in bad_requests(sent):
             found, sentence = status(stub, method, request)
             assert (found, part in sentence) == (code, True), sentence
             assert "\n" not in sentence

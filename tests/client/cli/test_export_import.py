@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from google.protobuf import json_format
 
 from flerm_client.cli import main
 from flerm_core.records.queries import RecordingFilter
-from flerm_core.records.recording import Ending
+from flerm_core.records.recording import Ending, RecordingSpec
 from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.auth.sql_tokens import SqlTokenStore
+from flerm_server.store.interface import Store
 from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
 from tests.server.samples import batch, row, rows, spec
@@ -37,26 +38,48 @@ def flerm(*arguments: str, registry: str, token: str = "") -> subprocess.Complet
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_a_family_arrives_as_it_was(start_registry: StartRegistry, tmp_path: Path):
-    old = start_registry(db=f"sqlite:///{tmp_path}/old.db")
-    there = open_store(old.db)
-    there.register_family(FAMILY, description="small ones", blocks=("layers.*",))
+def fill(store: Store) -> tuple[RecordingSpec, RecordingSpec, RecordingSpec]:
+    """A recording that ended, one that runs, and one without rows, of one family."""
+    store.register_family(FAMILY, description="small ones", blocks=("layers.*",))
     ended, running, empty = (
         spec(FAMILY, tags={"a": "b"}, config={"width": 32}),
         spec(FAMILY, lr=3e-3),
         spec(FAMILY, lr=9e-3),
     )
     for each in (ended, running, empty):
-        there.start(each)
+        store.start(each)
     vectors = {"multipliers": np.array([1, np.nan, 2], np.float32)}
     further = [
         row(1, loss=0.5, learning_rate=1e-3, tokens=10),
         row(2, scalars={"sharpness": 3.5}),
         row(3, vectors=vectors),
     ]
-    there.append_many([batch(ended.id, *further), batch(running.id, *rows(*range(1, 1201))[:1000])])
-    there.append_many([batch(running.id, *rows(*range(1001, 1201)))])
-    there.finish(ended.id, 0, Ending(final_loss=0.25, final_step=4, tokens=40))
+    store.append_many([batch(ended.id, *further), batch(running.id, *rows(*range(1, 1201))[:1000])])
+    store.append_many([batch(running.id, *rows(*range(1001, 1201)))])
+    store.finish(ended.id, 0, Ending(final_loss=0.25, final_step=4, tokens=40))
+    return ended, running, empty
+
+
+def assert_same_recordings(there: Store, here: Store, specs: Sequence[RecordingSpec]) -> None:
+    """Both stores hold these recordings alone, the last first, and of each the same rows."""
+    for store in (there, here):
+        listed = [each.spec.id for each in store.recordings(RecordingFilter()).items]
+        assert listed == [each.id for each in reversed(specs)]
+    for each in specs:
+        assert here.recording(each.id).spec == there.recording(each.id).spec
+        assert here.recording(each.id).created_at == there.recording(each.id).created_at
+        assert here.trajectory(each.id) == there.trajectory(each.id)
+        auxiliary = [
+            [rows.auxiliary for rows in store.read(store.select(each.id))]
+            for store in (there, here)
+        ]
+        assert auxiliary[0] == auxiliary[1]
+
+
+def test_a_family_arrives_as_it_was(start_registry: StartRegistry, tmp_path: Path):
+    old = start_registry(db=f"sqlite:///{tmp_path}/old.db")
+    there = open_store(old.db)
+    specs = ended, running, _ = fill(there)
 
     folder = tmp_path / "moved"
     done = flerm("export", FAMILY, str(folder), registry=old.address)
@@ -64,18 +87,10 @@ def test_a_family_arrives_as_it_was(start_registry: StartRegistry, tmp_path: Pat
         done.stderr
     )
     table = pq.read_table(folder / "recordings" / f"{ended.id}.parquet")
-    assert table.column_names == [
-        "step",
-        "loss",
-        "learning_rate",
-        "tokens",
-        "fslr",
-        "scalar:sharpness",
-        "vector:multipliers",
-    ]
-    assert json.loads((folder / "recordings" / f"{ended.id}.json").read_text())["spec"]["tags"] == {
-        "a": "b"
-    }
+    columns = ["step", "loss", "learning_rate", "tokens", "fslr"]
+    assert table.column_names == [*columns, "scalar:sharpness", "vector:multipliers"]
+    written = json.loads((folder / "recordings" / f"{ended.id}.json").read_text())
+    assert written["spec"]["tags"] == {"a": "b"}
 
     new = start_registry(db=f"sqlite:///{tmp_path}/new.db")
     here = open_store(new.db)
@@ -85,32 +100,13 @@ def test_a_family_arrives_as_it_was(start_registry: StartRegistry, tmp_path: Pat
         assert (done.returncode, done.stdout) == (0, f"{FAMILY}: 3 recordings with 1203 rows\n"), (
             done.stderr
         )
-    assert (here.family(FAMILY).description, here.family(FAMILY).blocks) == (
-        "small ones",
-        ("layers.*",),
-    )
-    listed = [
-        [each.spec.id for each in store.recordings(RecordingFilter()).items]
-        for store in (there, here)
-    ]
-    assert listed[0] == listed[1] == [empty.id, running.id, ended.id]
-    for each in (ended, running, empty):
-        assert here.recording(each.id).spec == there.recording(each.id).spec
-        assert here.recording(each.id).created_at == there.recording(each.id).created_at
-        assert here.trajectory(each.id) == there.trajectory(each.id)
-        auxiliary = [
-            [rows.auxiliary for rows in store.read(store.select(each.id))]
-            for store in (there, here)
-        ]
-        assert auxiliary[0] == auxiliary[1]
+    family = here.family(FAMILY)
+    assert (family.description, family.blocks) == ("small ones", ("layers.*",))
+    assert_same_recordings(there, here, specs)
     found = here.recording(ended.id)
     assert found.finished_at == there.recording(ended.id).finished_at
-    assert (found.status, found.final_loss, found.final_step, found.tokens) == (
-        "completed",
-        0.25,
-        4,
-        40,
-    )
+    assert (found.status, found.final_loss) == ("completed", 0.25)
+    assert (found.final_step, found.tokens) == (4, 40)
     assert here.recording(running.id).status == "interrupted"  # nobody here writes it
     assert found.created_by.startswith("mover (")
     there.close()
