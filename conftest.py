@@ -1,6 +1,6 @@
 """Runs every `python` and `console` block of the documentation and the README as a test.
 
-A page's blocks share one namespace and run in order, in a folder of their own. The default ports
+It also keeps imported modules out of garbage collections. A page's blocks share one namespace and run in order, in a folder of their own. The default ports
 are replaced by free ones. A page that speaks to a registry without starting one finds a running
 registry with a few recordings. In a console block the lines that begin with `$` are commands, and
 `&` at the end leaves a command running. The output is not compared, because figures differ between
@@ -9,6 +9,7 @@ machines.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -145,6 +146,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name in LONG:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(300))
+
+
+def pytest_collection_finish() -> None:
+    """Takes all that was imported out of garbage collections.
+
+    A million objects of torch and transformers are looked at in each full collection. Frameworks
+    ask for one at the end of each training, which took half of the time of such a test.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 PARSERS = [
