@@ -1,6 +1,8 @@
 """Runs every `python` and `console` block of the documentation and the README as a test.
 
-It also keeps imported modules out of garbage collections. A page's blocks share one namespace and run in order, in a folder of their own. The default ports
+It also keeps imported modules out of garbage collections.
+
+A page's blocks share one namespace and run in order, in a folder of their own. The default ports
 are replaced by free ones. A page that speaks to a registry without starting one finds a running
 registry with a few recordings. In a console block the lines that begin with `$` are commands, and
 `&` at the end leaves a command running. The output is not compared, because figures differ between
