@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flerm_core.measure.distributed.sharding import to_local
 from flerm_core.measure.output_projection import floating_tensors
 
 _ROUNDINGS = 256  # two runs of kernels that add in any order differ by fewer
@@ -20,14 +21,20 @@ _PART = 1 << 20  # values converted at once
 _MOST = 0.05  # of the largest value, in the dtypes of few bits
 
 
-def hidden_state(model: nn.Module, forward: Callable[[], Tensor], first: Tensor) -> str:
+def hidden_state(
+    model: nn.Module,
+    forward: Callable[[], Tensor],
+    first: Tensor,
+    on_any_rank: Callable[[bool], bool] = bool,
+) -> str:
     """One sentence on state of `model` that is out of reach; empty where there is none.
 
     forward: computes the outputs of one batch, each time from the same generators, buffers and
         attributes.
     first: what it returned already.
+    on_any_rank: whether its argument is true on any of the ranks that call the model together.
     """
-    if _equal([first], [forward()]):
+    if not on_any_rank(not _equal([first], [forward()])):
         return ""
     traces = [_trace(model, forward) for _ in range(2)]
     where = next(
@@ -52,7 +59,7 @@ def _trace(model: nn.Module, forward: Callable[[], Tensor]) -> list[tuple[str, s
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            parts = [each.detach().clone() for each in floating_tensors(output)]
+            parts = [to_local(each).clone() for each in floating_tensors(output)]
             found.append((name, type(module).__name__, parts))
 
         return hook

@@ -18,16 +18,16 @@ from flerm_client.training.probe import Probe
 from flerm_client.training.run_remarks import RunRemarks
 from flerm_core._warnings import warn
 from flerm_core.errors import FlermError, MeasurementError
-from flerm_core.measure.autodiff.gradient_stream import is_reentrant
+from flerm_core.measure.autodiff.gradient_stream import stream_gradients
 from flerm_core.measure.distributed import fsdp2
 from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.distributed.sharding import to_local
 from flerm_core.measure.fslr_meter import FSLRMeter
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import as_output
 from flerm_core.measure.state_guard import (
     AutocastContext,
     ForwardStart,
-    hooks_disabled,
     preserve_model_state,
 )
 
@@ -36,8 +36,9 @@ class Rehearsal:
     """Looks at one probe batch, once: at the call of `record` or `match`, or before the first step.
 
     At the call the training's autocast region is not known: a forward counts that works with or
-    without one. FSDP2 has no state before the first forward of the training. Where the model is
-    not ready, `pending` stays true, and `before_step` looks.
+    without one. Ranks that share tensors cannot try both, because each forward is one of all ranks;
+    and FSDP2 has no state before the first forward of the training. Where the model is not ready,
+    `pending` stays true, and `before_step` looks.
 
     remarks: takes what there is to say of state that cannot be put back.
     raises: whether what is found at the call is raised, as a matching run does; else it is a
@@ -122,11 +123,10 @@ class Rehearsal:
         """The outputs of `batch` in the autocast region, or what goes wrong with it."""
         module = self._model.module
         try:
-            with region.open(self._model.device.type), _forward_mode(self._ranks.lockstep):
+            with region.open(self._model.device.type):
                 outputs = as_output(self._model.output(module, batch))
                 _check_finite(outputs)
-                if not self._ranks.lockstep:
-                    self._differentiate(outputs)
+                self._differentiate(outputs)
         except FlermError as error:
             fsdp2.reset_after_error(module)
             return error
@@ -138,26 +138,33 @@ class Rehearsal:
             )
             made.__cause__ = error
             return made
-        return outputs.detach()
+        return to_local(outputs)
 
     def _look_for_hidden_state(
         self, batch: Any, region: AutocastContext, start: ForwardStart, first: Tensor
     ) -> Exception | None:
         """Says where the forward is no function of batch and weights; returns what goes wrong.
 
-        first: the outputs of a forward before.
-        Ranks in lockstep do not look: they might not agree on how often to call the model.
+        first: the outputs of a forward before, this rank's part.
+        Ranks in lockstep look closer all at once, because each forward is one of all ranks.
         """
-        module = self._model.module
+        module, ranks = self._model.module, self._ranks
 
         def forward() -> Tensor:
-            with region.open(self._model.device.type):
-                outputs = as_output(self._model.output(module, batch)).detach()
+            # FSDP2 waits for a backward pass after each forward that could have one.
+            with region.open(self._model.device.type), torch.set_grad_enabled(not ranks.lockstep):
+                outputs = to_local(as_output(self._model.output(module, batch)))
             start.restore()
             return outputs
 
+        def on_any_rank(differs: bool) -> bool:
+            if not ranks.lockstep:
+                return differs
+            flag = torch.tensor([float(differs)], device=self._model.device)
+            return bool(ranks.sum(flag).item())
+
         try:
-            if not self._ranks.lockstep and (sentence := hidden_state(module, forward, first)):
+            if sentence := hidden_state(module, forward, first, on_any_rank):
                 self._remarks.say(sentence)
         except Exception as error:
             return error
@@ -173,10 +180,7 @@ class Rehearsal:
                 "the outputs do not depend on the weights in a way that has a derivative: is "
                 "there a no_grad() or detach() on their way? output= says what is computed"
             )
-        if is_reentrant(outputs):
-            return  # such checkpoints allow plain backward passes alone, as measurements make them
-        with hooks_disabled(trained):
-            torch.autograd.grad(outputs.sum(), trained, allow_unused=True)
+        stream_gradients(outputs, torch.ones_like(outputs), self._model, lambda *_: None)
 
     @contextmanager
     def _prepared_model(self) -> Iterator[None]:
@@ -192,11 +196,6 @@ class Rehearsal:
         finally:
             meter.measuring = False
             fsdp2.reshard(module)
-
-
-def _forward_mode(lockstep: bool) -> torch.no_grad | torch.enable_grad:
-    """Ranks in lockstep run the forward alone: their backward is made of collectives too."""
-    return torch.no_grad() if lockstep else torch.enable_grad()
 
 
 def _check_finite(outputs: Tensor) -> None:
