@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -232,7 +234,20 @@ def test_many_recordings_are_pruned_in_few_transactions(
     assert list(store.all_recordings(RecordingFilter())) == left
     for each in left:
         assert len(store.trajectory(each.spec.id)) == each.rows
-    assert prune.prune(store.engine, RecordingFilter(), after)[0] == len(left)
+    # Two at once, of the same families and tokens, beside recordings that start and end.
+    with ThreadPoolExecutor(2) as threads:
+        prunes = [
+            threads.submit(prune.prune, store.engine, RecordingFilter(family=name), after)
+            for name in names * 2
+        ]
+        fresh = [spec(names[at % 2], seed=100 + at) for at in range(12)]
+        for at, each in enumerate(fresh):
+            store.start(each, created_by=f"token {at % 3}")
+            with suppress(NotFound):  # pruned already
+                store.finish(each.id, 0, Ending(status="failed"))
+    deleted = sum(each.result()[0] for each in prunes)
+    deleted += prune.prune(store.engine, RecordingFilter(), after)[0]
+    assert deleted == len(left) + len(fresh)
     with transaction(store.engine) as connection:
         for table in (attempts, measurements, recording_tags):
             count = sa.select(sa.func.count()).select_from(table)
