@@ -134,7 +134,7 @@ class MessageCodec(Generic[Value, Wire]):
         carried = declared.keys() - set(value_only)
         self._to_plain = _reader_of(sorted(carried - self._to.keys()))
         self._from_plain = _reader_of(sorted(carried - self._from.keys()))
-        self.part = Codec(self.to_proto, self.from_proto)
+        self.part = Codec(self.to_fields, self.from_proto)
         if repeats:
             known = lru_cache(MOST_KEPT)(self._from_bytes)
             self.part = Codec(
@@ -144,10 +144,17 @@ class MessageCodec(Generic[Value, Wire]):
 
     def to_proto(self, value: Value, **message_only: Any) -> Wire:
         """The message of `value`; `message_only` are the fields that `value` does not have."""
+        return self.message_type(**self.to_fields(value), **message_only)
+
+    def to_fields(self, value: Value) -> dict[str, Any]:
+        """The fields of the message of `value`, for the constructor of a message around this one.
+
+        A message that is given to another's constructor would be copied.
+        """
         fields = self._to_plain(value)
         for name, read in self._to.items():
             fields[name] = read(value)
-        return self.message_type(**fields, **message_only)
+        return fields
 
     def from_proto(self, message: Wire, **value_only: Any) -> Value:
         """The value of `message`; `value_only` are the fields that `message` does not have."""

@@ -165,7 +165,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
 
         def page(size: int) -> pb.ListRecordingsResponse:
             found = self._store.recordings(filters, page_size=size, page_token=request.page_token)
-            items = map(recording_messages.recording_to_proto, found.items)
+            items = map(recording_messages.RECORDING.to_fields, found.items)
             return pb.ListRecordingsResponse(recordings=items, next_page_token=found.next_token)
 
         return _page_in_message(page, request.page_size, lambda made: len(made.recordings))
