@@ -65,6 +65,11 @@ def is_depth_group(name: str) -> bool:
     return "*" in name.split(".")
 
 
+def starred(name: str) -> str:
+    """`name` with a star for each number. A depth group and its tensors have one starred name."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
 def as_axes(blocks: str | Iterable[str] | None) -> tuple[str, ...]:
     """Block axes as a tuple.
 
@@ -122,7 +127,7 @@ def split_name(name: str, axes: Sequence[str]) -> tuple[str, tuple[int, ...]]:
     """
     path = name.split(".")
     tree = _axis_tree(tuple(axes))
-    starred: dict[str, int] = {}  # each axis that fits, and where its star stands first
+    star_at: dict[str, int] = {}  # each axis that fits, and where its star stands first
     for start in range(len(path)):
         nodes = [tree]
         for at in range(start, len(path)):
@@ -135,8 +140,8 @@ def split_name(name: str, axes: Sequence[str]) -> tuple[str, tuple[int, ...]]:
                 break
             for node in nodes:
                 if node.axis:
-                    starred.setdefault(node.axis, at)
-    places = sorted(place for place in set(starred.values()) if path[place].isdecimal())
+                    star_at.setdefault(node.axis, at)
+    places = sorted(place for place in set(star_at.values()) if path[place].isdecimal())
     numbers = tuple(int(path[place]) for place in places)
     for place in places:
         path[place] = "*"

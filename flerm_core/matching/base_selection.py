@@ -1,4 +1,7 @@
-"""Which recordings answer a question for targets, so that one set of targets has one origin."""
+"""Chooses the base recordings that answer a query for targets.
+
+They all have the same optimiser, settings included, and the same estimator.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,23 @@ from flerm_core.records.queries import POLICIES, TargetQuery
 from flerm_core.records.recording import Recording, same_lr
 
 Sources = dict[float, tuple[Recording, ...]]
-"""Learning rate to its recordings, one for each seed, both ascending: one rate, or the two
-neighbours of the rate asked for.
+"""The recordings at one learning rate, or at each of the two rates around the query's.
+
+Rates ascend; at each rate there is one recording for each seed, and seeds ascend.
 """
 
 
 class BaseRecordingIndex(Protocol):
-    """The base recordings of one family (role base, variant plain), as `select_sources` reads them.
+    """What `select_sources` asks about the base recordings of a family (role base, variant plain).
 
-    All methods but `statuses` see only the completed recordings that have all of `tags`.
+    `statuses` counts all of them. The other methods see only completed recordings that have all of
+    `tags`.
     """
 
     def statuses(self, lr: float | None = None) -> Counter[str]:
         """How many recordings there are of each status.
 
-        lr: only those at this learning rate.
+        lr: counts only the recordings at this learning rate.
         """
 
     def tag_values(self, key: str, tags: Mapping[str, str]) -> set[str]:
@@ -50,7 +55,7 @@ class BaseRecordingIndex(Protocol):
     ) -> Iterator[float]:
         """The distinct learning rates of recordings with one of `keys`, from `start` on, ascending.
 
-        down: the rates below `start` instead, descending.
+        down: gives the rates below `start` instead, descending.
         """
 
     def newest_per_seed(
@@ -60,9 +65,9 @@ class BaseRecordingIndex(Protocol):
         lr_min: float,
         lr_max: float,
     ) -> list[Recording]:
-        """The newest recording of each seed; older ones may be among them.
+        """Recordings with one of `keys` and a learning rate from `lr_min` to `lr_max`.
 
-        They have one of `keys` and a learning rate from `lr_min` to `lr_max`.
+        The newest recording of each seed must be among them; older ones may be.
         """
 
 
@@ -79,13 +84,14 @@ def choose_sources(recordings: Iterable[Recording], query: TargetQuery) -> Sourc
 def select_sources(index: BaseRecordingIndex, query: TargetQuery) -> Sources:
     """The recordings of `index` that answer `query`, by learning rate.
 
-    They have role base, variant plain, status completed and what the query asks for. Among
-    themselves they have one optimiser, settings included, and one estimator. Where a seed was
-    recorded more than once at a rate, the newest recording counts.
+    They have role base, variant plain, status completed, and whatever else the query asks for. All
+    have the same optimiser, settings included, and the same estimator. Where a seed was recorded
+    more than once at a rate, only the newest recording is taken.
 
-    Raises `NotFound` where nothing fits, with what there is; `Ambiguous` for several optimisers or
-    estimators, with how to choose; `InvalidInput` for an unknown policy and for a learning rate
-    that is not finite and above 0.
+    Raises `NotFound` where no recording fits; the message lists what was recorded. Raises
+    `Ambiguous` where recordings of several optimisers or estimators fit; the message says how to
+    choose. Raises `InvalidInput` for an unknown policy, and for a learning rate that is not finite
+    and above 0.
     """
     if query.policy not in POLICIES:
         raise InvalidInput(
@@ -113,9 +119,9 @@ def _is_base(recording: Recording, family: str) -> bool:
 
 
 def _keys_that_fit(index: BaseRecordingIndex, query: TargetQuery) -> set[ComparabilityKey]:
-    """The comparability keys with what the query asks for.
+    """The comparability keys of the recordings that meet all conditions of the query but the rate.
 
-    A condition that leaves none raises, with what there is.
+    Raises `NotFound` at the first condition that no recording meets.
     """
     left = index.keys({})
     if not left:
@@ -208,19 +214,16 @@ def _counted(statuses: Counter[str]) -> str:
 def _neighbouring_rates(
     index: BaseRecordingIndex, keys: Collection[ComparabilityKey], query: TargetQuery
 ) -> list[float]:
-    """The nearest learning rates below and from the query's on, each with all rates that `same_lr`
-    takes for the same.
+    """The nearest rate below the query's, and the nearest rate at or above the query's, ascending.
 
-    No policy needs more.
+    Rates that count as the same (`same_lr`) are all listed. No policy needs more rates than these.
     """
     below = _leading_run(index.rates(keys, query.tags, query.lr, down=True))
     return [*reversed(below), *_leading_run(index.rates(keys, query.tags, query.lr))]
 
 
 def _leading_run(rates: Iterable[float]) -> list[float]:
-    """The first of `rates` and those that follow, as long as neighbours are the same rate by
-    `same_lr`.
-    """
+    """The start of `rates`, up to the first rate that differs (`same_lr`) from the rate before."""
     found: list[float] = []
     for rate in rates:
         if found and not same_lr(found[-1], rate):
@@ -241,7 +244,7 @@ def _grouped(rates: Iterable[float]) -> dict[float, float]:
 
 
 def _one_per_seed(recordings: Iterable[Recording]) -> tuple[Recording, ...]:
-    """The newest recording of each seed, by seed, in whatever order they are given."""
+    """The newest recording of each seed, sorted by seed."""
     newest = {
         each.spec.seed: each
         for each in sorted(recordings, key=lambda each: (each.created_at, each.spec.id))
@@ -255,15 +258,17 @@ def _answering_rates(
     keys: Collection[ComparabilityKey],
     near: Sequence[float],
 ) -> list[float]:
-    """The rates that answer the query: one, or the two that it lies between.
+    """The rates that answer the query: one rate, or the two that the query's rate lies between.
 
-    near: the rates nearest to the query's, ascending, at least one.
+    near: the recorded rates nearest to the query's, ascending, at least one.
+
+    Raises `NotFound` where the policy allows none of them.
     """
     same = next((rate for rate in near if same_lr(rate, query.lr)), None)
     if same is not None:
         return [same]
     if query.policy == "nearest":
-        # A ratio may be too small for a float.
+        # The ratio may underflow to 0, which has no logarithm.
         return [
             min(near, key=lambda rate: (abs(math.log(rate / query.lr or sys.float_info.min)), rate))
         ]

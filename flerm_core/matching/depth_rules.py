@@ -1,4 +1,4 @@
-"""Depth rules: which targets the B blocks of a base give to the B' blocks of another model.
+"""Depth rules: how the FSLRs of a base's B blocks become targets for another model's B' blocks.
 
 docs/method.md, "Depth", has the mathematics.
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 BlockNumbers = tuple[int, ...]
 Columns = Mapping[str, NDArray[np.floating]]
-"""Name in the base to its FSLRs [T]."""
+"""The FSLRs [T] of each tensor and depth group of the base, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class DepthGroup:
     template: the group's name (`layers.*.attn.q.weight`).
     base, target: the group's tensors in each model by their block numbers (one number per axis),
         ascending.
-    joint_name: the name under which the base's recording may hold the FSLR of a joint change.
-    joint_members: the base's tensors whose joint change that is. They are those of `base`. A
-        recording that holds only the joint change along more axes (all experts of all layers) has
-        more tensors there.
+    joint_name: the name under which the base's recording may hold a joint FSLR of the group.
+    joint_members: the base's tensors that this joint FSLR is measured over. Usually they are the
+        tensors of `base`. Where only a wider group was recorded (all experts of all layers), they
+        are all tensors of that group.
     """
 
     template: str
@@ -50,19 +50,19 @@ class DepthGroup:
 
 
 DepthRule = Callable[[DepthGroup, Columns, Columns], dict[str, Array]]
-"""`rule(group, columns, whole_run)` gives the target FSLRs [T] of each tensor of `group.target`, by
-name.
+"""`rule(group, columns, whole_run)` gives the targets [T] of the tensors of `group.target` by name.
 
-`columns` are the base's FSLRs at the T steps asked for, `whole_run` its FSLRs over all of its run.
+`columns` are the base's FSLRs at the T steps of the query, `whole_run` those over its whole run.
 """
 
 
 def split(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, Array]:
     """The paper's rule: target block j takes the base's FSLR on the interval [j/B', (j+1)/B').
 
-    The FSLR of each base block is spread evenly over the block's own interval. So B' = kB gives
-    FSLR/k to each of the k blocks, and every other ratio, shallower models too, keeps the total.
-    Several axes are split one after the other. NaN where a base block that counts is unmeasured.
+    The FSLR of each base block is spread evenly over the block's own interval. So with B' = kB each
+    of the k blocks in place of one gets FSLR/k. With any other ratio, and in shallower models, the
+    sum over blocks stays the same. Several axes are split one after the other. A target is NaN
+    where a base block that contributes to the target is unmeasured.
     """
     shares = _shares(list(group.base), list(group.target))
     return {
@@ -77,10 +77,10 @@ def split(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, 
 def coherent(group: DepthGroup, columns: Columns, whole_run: Columns) -> dict[str, Array]:
     """`split`, corrected for blocks whose changes of the output add up only in part.
 
-    The targets f are those of `split` times one factor. The factor is such that blocks of the
-    base's coherence ρ (`_coherence`) have the joint change of the base's FSLRs F: (1 − ρ) Σf² + ρ
-    (Σf)² = (1 − ρ) ΣF² + ρ (ΣF)². With ρ = 1 the targets are those of `split`, with ρ = 0 and B' =
-    kB they are F/√k.
+    All targets of `split` are multiplied by one factor. With it, the targets f have the same joint
+    change as the base's FSLRs F, if the blocks of both models have the base's coherence ρ
+    (`_coherence`): (1 − ρ) Σf² + ρ (Σf)² = (1 − ρ) ΣF² + ρ (ΣF)². With ρ = 1 the targets are those
+    of `split`. With ρ = 0 and B' = kB they are F/√k.
     """
     return _rescaled(group, columns, _coherence(group, whole_run))
 
@@ -110,11 +110,10 @@ def _sums(names: Iterable[str], columns: Columns) -> tuple[Array, Array]:
 def _coherence(group: DepthGroup, whole_run: Columns) -> float:
     """How far the changes of two base blocks add up in the outputs: ρ in [0, 1].
 
-    With the FSLRs F of the tensors and the FSLR J of their joint change, ρ = (J² − ΣF²) / ((ΣF)² −
-    ΣF²). The mean over the whole run is taken: at the first step an optimiser moves all blocks down
-    one slope and later each on its own, while the learning rates are set for the run. 1 where J was
-    not recorded (only the estimators `example` and `exact` measure it) and where there is one
-    block.
+    With the FSLRs F of the tensors and their joint FSLR J, ρ = (J² − ΣF²) / ((ΣF)² − ΣF²). The mean
+    over the whole run is taken, because coherence is highest at the first step and falls later,
+    while the learning rates are set for the whole run. ρ is 1 where J was not recorded (only the
+    estimators `example` and `exact` measure it), and where there is only one block.
     """
     squares, whole = _sums(group.joint_members, whole_run)
     crossed = whole - squares
@@ -128,9 +127,7 @@ def _coherence(group: DepthGroup, whole_run: Columns) -> float:
 
 
 def _rescaled(group: DepthGroup, columns: Columns, coherence: float) -> dict[str, Array]:
-    """The targets of `split` times the factor that gives them the joint change of the base, for
-    blocks of this coherence.
-    """
+    """The targets of `split` times the factor of `coherent`, for blocks of this coherence."""
     targets = split(group, columns, {})
     squares, whole = _sums(group.base.values(), columns)
     wanted = (1 - coherence) * squares + coherence * whole
@@ -143,9 +140,9 @@ def _rescaled(group: DepthGroup, columns: Columns, coherence: float) -> dict[str
 def _shares(
     base: list[BlockNumbers], target: list[BlockNumbers]
 ) -> dict[BlockNumbers, dict[BlockNumbers, float]]:
-    """For each target block the share that it takes of each base block.
+    """For each target block, the share that the block takes of each base block's FSLR.
 
-    Both lists ascend and are not empty.
+    Both lists are sorted and not empty.
     """
     if base == [()]:
         return {target[0]: {(): 1.0}}
@@ -153,8 +150,8 @@ def _shares(
     result: dict[BlockNumbers, dict[BlockNumbers, float]] = {}
     depth, target_depth = len(base_blocks), len(target_blocks)
     for j, (number, below) in enumerate(target_blocks):
-        # In units of 1/(B·B') target block j covers [j·B, (j+1)·B) and base block i [i·B',
-        # (i+1)·B'). These are the base blocks that it meets.
+        # In units of 1/(B·B') target block j covers [j·B, (j+1)·B), and base block i covers
+        # [i·B', (i+1)·B'). The loop runs over the base blocks that overlap target block j.
         for i in range(j * depth // target_depth, -(-(j + 1) * depth // target_depth)):
             base_number, base_below = base_blocks[i]
             start = max(j * depth, i * target_depth)
@@ -168,7 +165,7 @@ def _shares(
 
 
 def _by_first(numbers: list[BlockNumbers]) -> list[tuple[int, list[BlockNumbers]]]:
-    """Block numbers grouped by the number along the first axis, which is taken off."""
+    """Block numbers grouped by the first axis. The groups hold the numbers along the other axes."""
     return [
         (first, [each[1:] for each in group])
         for first, group in groupby(numbers, key=lambda each: each[0])
@@ -179,7 +176,7 @@ Tree = tuple["Tree", ...]
 
 
 def _block_counts(numbers: list[BlockNumbers]) -> Tree:
-    """How many blocks there are at each level, whatever their numbers."""
+    """The tree of blocks without their numbers: a tuple with one entry per block, and so on."""
     return (
         tuple(_block_counts(below) for _, below in _by_first(numbers))
         if numbers and numbers[0]

@@ -30,6 +30,7 @@ from flerm_core.parameter_names import (
     is_depth_group,
     split_name,
     stands_for,
+    starred,
 )
 from flerm_core.trajectory import Trajectory
 
@@ -46,11 +47,11 @@ __all__ = [
 ]
 
 NOISE = 1e-4
-"""An FSLR below so much of the median over tensors is noise."""
+"""An FSLR below this fraction of the median over tensors is noise."""
 ROUNDING = 1 / 16
-"""In octaves; multipliers are rounded to this."""
+"""Multipliers are rounded to multiples of this many octaves."""
 MAX_COMPARED = 500
-MAX_ROWS = 256  # of a run, enough for a mean over it
+MAX_ROWS = 256  # rows of a run that depth rules read, enough for a mean over the run
 
 
 def depth_rule(depth: str) -> DepthRule:
@@ -74,22 +75,22 @@ def match_targets(
 ) -> dict[str, float]:
     """Target FSLRs for another model of the family, from one recording of the base.
 
-    A token embedding and a readout that one of the models ties answer for each other
-    (`carry_over_tied`). Where both models have equally many blocks, the target of a tensor is the
-    FSLR of the base's tensor of that name, exactly. Elsewhere the depth rule says how the base's
-    blocks answer for the target's.
+    Where both models have equally many blocks, the target of a tensor is exactly the FSLR of the
+    base's tensor at the same place. Elsewhere the depth rule says how the FSLRs of the base's
+    blocks become those of the other model's. Where only one of the models ties its token embedding
+    and readout, `carry_over_tied` gives their targets.
 
     trajectory: the base's FSLRs.
-    names: the other model's parameters. They may carry the prefixes of wrappers, and are answered
-        as they were given.
-    step: the step of the base; None: its first row.
-    blocks: the axes that count blocks ("layers.*"), one or several; None: those on which the names
-        of both models differ.
+    names: the other model's parameter names. They may have the prefixes of wrappers, and the result
+        has the names as they were given.
+    step: the step of the base's run; None: its first row.
+    blocks: the axes that count blocks ("layers.*"), one or several; None: the axes along which the
+        names of the two models differ.
     depth: the name of a rule in `DEPTH_RULES`.
 
     A target is NaN where the base had not measured that tensor by that step. Raises `NotFound` for
-    names that the base cannot match, with all of these names and what the base has; `InvalidInput`
-    for a wrong axis, rule or step.
+    names that the base cannot match; the message lists these names and the base's. Raises
+    `InvalidInput` for a wrong axis, rule or step.
     """
     columns = {name: np.array([value]) for name, value in trajectory.at(step).items()}
     matched = match_rows(
@@ -104,9 +105,9 @@ def match_targets(
 
 
 def thinned_columns(trajectory: Trajectory) -> Mapping[str, NDArray[np.float32]]:
-    """A base's columns over its whole run, as `match_rows` needs them.
+    """A base's FSLRs over its whole run by name, as `match_rows` needs them.
 
-    Of a long run they have 256 rows, evenly spread.
+    A long run is thinned to 256 rows, evenly spread.
     """
     rows = trajectory.thinned(MAX_ROWS)
     return dict(zip(rows.names, rows.values.T, strict=True))
@@ -121,16 +122,17 @@ def match_rows(
     blocks: str | Iterable[str] | None = None,
     depth: str = DEFAULT_DEPTH,
 ) -> dict[str, Array]:
-    """`match_targets` for T steps at once: target name to float64 [T].
+    """`match_targets` for T steps at once: the targets, float64 [T], by name.
 
-    base: name to the base's FSLRs at these steps, float64 [T].
+    base: the base's FSLRs at these steps by name, float64 [T] each.
     names: as in `match_targets`.
-    whole_run: the base's columns over its whole run (`thinned_columns`), whichever steps are asked
-        for.
-    bands: the base's bands by name. They guard axes that were found rather than given: an axis
-        along which a depth group mixes several bands counts layers of different kinds (a plain MLP
-        in a `torch.nn.Sequential`), and is refused.
+    whole_run: the base's FSLRs over its whole run (`thinned_columns`), whatever the T steps are.
+    bands: the base's bands by name. They serve to check block axes that were found from names and
+        not given. An axis along which a depth group has several bands counts layers of different
+        kinds (a plain MLP in a `torch.nn.Sequential`), and is refused.
     blocks, depth: as in `match_targets`.
+
+    Raises as `match_targets` does.
     """
     rule = depth_rule(depth)
     asked = _canonical_by_name(names)
@@ -181,9 +183,10 @@ def match_remarks(
     bands: Mapping[str, str] | None = None,
     blocks: str | Iterable[str] | None = None,
 ) -> tuple[str, ...]:
-    """Sentences on how `match_rows` finds targets for tensors that the base has under no name.
+    """Sentences on how `match_rows` finds targets for tensors that the base does not have.
 
-    base: the base's names. The other arguments are those of `match_rows`.
+    base: the base's tensor names.
+    names, bands, blocks: as in `match_rows`.
     """
     asked = _canonical_by_name(names).values()
     axes = as_axes(blocks) or find_axes(base, asked)
@@ -192,7 +195,7 @@ def match_remarks(
 
 
 def _canonical_by_name(names: Iterable[str]) -> dict[str, str]:
-    """Name as given to canonical name."""
+    """The canonical name of each name. Raises `InvalidInput` where two names are one parameter."""
     asked: dict[str, str] = {}
     seen: dict[str, str] = {}
     for name in names:
@@ -207,7 +210,7 @@ def _canonical_by_name(names: Iterable[str]) -> dict[str, str]:
 
 
 def _depth_groups(names: Iterable[str], axes: Sequence[str]) -> dict[str, dict[BlockNumbers, str]]:
-    """Template to the group's tensors by their block numbers, ascending."""
+    """For each template, the group's tensors by their block numbers, ascending."""
     groups: dict[str, dict[BlockNumbers, str]] = {}
     for name in names:
         template, numbers = split_name(name, axes)
@@ -216,27 +219,24 @@ def _depth_groups(names: Iterable[str], axes: Sequence[str]) -> dict[str, dict[B
     return {template: dict(sorted(members.items())) for template, members in groups.items()}
 
 
-def _form(name: str) -> str:
-    """`name` with a star for each number. A template and its tensors have one form."""
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
-
-
 def _joint_names(
     templates: Iterable[str],
     base: Iterable[str],
     base_groups: Mapping[str, Mapping[BlockNumbers, str]],
 ) -> dict[str, str]:
-    """The name under which the base recorded each group's joint change: the group's own, or that of
-    the one wider group there is.
+    """For each template, the name under which the base recorded the group's joint FSLR.
+
+    It is the template itself, or the name of a wider group where exactly one was recorded.
     """
-    recorded: dict[str, list[str]] = {}  # by their forms: a template is compared with few of them
+    # Grouped by starred name, so that each template is compared with few names.
+    recorded: dict[str, list[str]] = {}
     for name in base:
         if is_depth_group(name):
-            recorded.setdefault(_form(name), []).append(name)
+            recorded.setdefault(starred(name), []).append(name)
     found: dict[str, str] = {}
     for template in templates:
-        alike = recorded.get(_form(template), [])
-        # One block has no joint change, and how far a wider group coheres says nothing of it.
+        alike = recorded.get(starred(template), [])
+        # A single block has no coherence, and that of a wider group says nothing about the block.
         if template not in alike and len(base_groups[template]) > 1:
             alike = [name for name in alike if stands_for(name, template)]
             found[template] = alike[0] if len(alike) == 1 else template
@@ -279,9 +279,10 @@ def _unmatched(names: Sequence[str], base: Mapping[str, Array], axes: Sequence[s
 
 
 def _close_names(name: str, tensors: Sequence[str]) -> list[str]:
-    """The tensor whose name is closest to `name`, among those of about its length.
+    """The one name of `tensors` that is closest to `name`; empty where none is close.
 
-    Comparing takes long, so of many tensors only the first `MAX_COMPARED` are compared.
+    A comparison takes long, so only names of about the same length are compared, and of these only
+    the first `MAX_COMPARED`.
     """
     length = len(name)
     alike = (each for each in tensors if 2 * abs(len(each) - length) <= length)
@@ -292,9 +293,9 @@ def _close_names(name: str, tensors: Sequence[str]) -> list[str]:
 class Multipliers:
     """What the learning rate of each tensor is multiplied by.
 
-    values: tensor to multiplier.
+    values: the multiplier of each tensor.
     unmeasured, noisy: the tensors that kept their multiplier for this reason, sorted.
-    clamped: the tensors whose multiplier was bounded, sorted.
+    clamped: the tensors whose multiplier was limited to an end of the clamp, sorted.
     """
 
     values: dict[str, float]
@@ -313,17 +314,19 @@ def multipliers(
 ) -> Multipliers:
     """m = target / measured (Eq. 19), rounded to 1/16 octave, for every tensor of either mapping.
 
-    targets, measured: tensor to FSLR. Depth groups among them are passed over.
-    previous: the multipliers in force, by tensor. A tensor that is left alone keeps its own; 1
-        where it has none.
+    targets, measured: FSLRs by tensor. Depth groups among them are ignored.
+    previous: the multipliers in force, by tensor.
     clamp: the least and the greatest multiplier.
-    only: where there are any, all other tensors are left alone.
+    only: the tensors that may get a new multiplier; empty: all tensors may.
 
-    A measurement below `NOISE` times the median over tensors is noise, and so is a target below
-    `NOISE` times the median of the targets; these tensors are left alone. So are tensors whose
-    measurement or target is absent, NaN, infinite or zero. All multipliers are finite and positive,
-    and the same on every machine. Raises `NotFound` for a measured tensor without a target,
-    `InvalidInput` for a negative number or a clamp that does not hold 1.
+    Other tensors keep their multiplier of `previous`, or 1. So do noisy tensors, whose measured
+    FSLR is below `NOISE` times the median of the measured FSLRs, or whose target is below `NOISE`
+    times the median of the targets. So do unmeasured tensors, whose measured FSLR or target is
+    absent, NaN, infinite or zero.
+
+    All new multipliers are finite and positive, and the same on every machine. Raises `NotFound`
+    for a measured tensor without a target, and `InvalidInput` for a negative number and for a clamp
+    that does not contain 1.
     """
     low, high = clamp
     _check_input(targets, measured, clamp)
@@ -376,7 +379,7 @@ def _tensors(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def noise_floor(fslrs: Iterable[float]) -> float:
-    """Below which an FSLR among those of all tensors is noise; 0 where none is measured."""
+    """The value below which an FSLR is noise, given those of all tensors; 0 where none is known."""
     usable = [value for value in fslrs if _usable(value)]
     return NOISE * median(usable) if usable else 0.0
 

@@ -1,8 +1,8 @@
 """The learning rates that a matched run trained at, tensor by tensor, and the targets behind them.
 
 A recording of a matched run holds its FSLRs and, beside each row, the multipliers in force. The
-targets are not stored. They are computed anew from the base recordings that the run names, and
-count only where their digest is the run's own.
+targets are not stored. They are computed anew from the base recordings that the run names as its
+sources, and are used only where their digest equals the digest that the run recorded.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ NOTES = {
     "unmeasured": "left alone: no update of this tensor was measured when the run was matched",
     "no target": "left alone: the base has no FSLR of this tensor at that step",
 }
-"""What is said of a tensor: the short word, and the sentence that explains the word."""
+"""The note on a tensor: a short word, and the sentence that explains the word."""
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRate:
-    """One tensor, or the medians of one band, at one step; NaN: not known.
+    """One tensor at one step, or the medians over the tensors of one band. NaN: not known.
 
     target: the FSLR to reach.
     fslr: the measured FSLR.
-    rate: η(t) · multiplier.
-    ratio: fslr · multiplier / target, 1 where the target is reached.
+    rate: the tensor's learning rate, η(t) · multiplier.
+    ratio: fslr · multiplier / target, which is 1 where the target is reached.
     note: a key of `NOTES`.
-    count: how many tensors stand behind the numbers.
+    count: how many tensors the medians are over; 1 for a single tensor.
     """
 
     name: str
@@ -68,19 +68,19 @@ class TensorRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MatchedRates:
-    """What a matched run trained at.
+    """The learning rates that a matched run trained at, and the targets behind them.
 
-    parameters: its L tensors, without depth groups.
-    steps: int64 [T].
-    schedule: float64 [T], η(t) of the user's schedule.
+    parameters: the run's L tensors, without depth groups.
+    steps: the T measured steps that have multipliers, int64 [T].
+    schedule: η(t) of the user's schedule, float64 [T].
     fslr, multipliers, targets: float64 [T, L], NaN: not known.
-    notes [L]: keys of `NOTES`, as of the last match.
-    matched: bool [T], the rows at which multipliers were set.
-    depth, clock: the depth rule and the clock by which targets were found in the base recordings;
-        empty where these recordings do not give the run's targets any more. The targets are then
-        what the run reached when it was matched, target = multiplier · measured.
-    sources: the base recordings.
-    missing: the ids of those that the registry has no more.
+    notes: a key of `NOTES` for each tensor [L], as of the tensor's last match.
+    matched: the rows at which multipliers were set, bool [T].
+    depth, clock: the depth rule and the clock by which the targets were found in the base
+        recordings. Both are empty where these recordings no longer give the run's targets. Targets
+        are then what the run reached when it was matched: target = multiplier · measured.
+    sources: the base recordings that the registry still has.
+    missing: the ids of the base recordings that it no longer has.
     """
 
     parameters: ParameterList
@@ -122,7 +122,10 @@ class MatchedRates:
         return int(self.steps[np.flatnonzero(self.matched)[-1]])
 
     def at(self, step: int | None = None) -> list[TensorRate]:
-        """Every tensor at a measured step; None: `match_step`. Raises `NotFound` for another."""
+        """Every tensor at a measured step; None: at `match_step`.
+
+        Raises `NotFound` for a step that is not in `steps`.
+        """
         step = self.match_step if step is None else step
         row = int(np.searchsorted(self.steps, step))
         if row == len(self.steps) or self.steps[row] != step:
@@ -166,8 +169,11 @@ def medians(rates: Sequence[TensorRate]) -> list[TensorRate]:
 def effective_fslrs(run: Trajectory, auxiliary: AuxiliaryColumns, lr: float) -> Trajectory:
     """How far each tensor's updates moved the outputs: learning rate · multiplier · FSLR.
 
-    lr: the rate of rows that logged none. A run that was not matched has multiplier 1 everywhere,
-    as have depth groups.
+    Depth groups, and all tensors of a run that was not matched, count with multiplier 1.
+
+    run: the run's FSLRs at learning rate 1, T rows.
+    auxiliary: of the same rows.
+    lr: the learning rate of rows that logged none.
     """
     rates = np.where(np.isnan(run.learning_rates), lr, run.learning_rates)
     ones = np.ones(run.values.shape, np.float32)
@@ -187,10 +193,11 @@ def matched_rates(
 ) -> MatchedRates:
     """The rates of a matched run.
 
-    run: its trajectory of T rows.
-    auxiliary: of the same rows.
-    find: the recording with an id; it raises `NotFound` for one that was deleted.
-    load: the trajectory of the recording with an id.
+    recording: the matched run's recording.
+    run: the recording's trajectory, T rows.
+    auxiliary: the auxiliary values of the same rows.
+    find: gives the recording with an id, and raises `NotFound` for a deleted one.
+    load: gives the trajectory of the recording with an id.
     blocks: the family's block axes.
 
     Raises `NotFound` for a recording without multipliers, which was not matched.
@@ -205,12 +212,13 @@ def matched_rates(
     columns = np.array([at for at, name in enumerate(run.names) if not is_depth_group(name)])
     factors = multipliers[np.ix_(rows, columns)].astype(np.float64)
     fslr = run.values[np.ix_(rows, columns)].astype(np.float64)
-    changes = np.diff(factors, axis=0, prepend=1.0) != 0  # at the first row: what is not 1
+    changes = np.diff(factors, axis=0, prepend=1.0) != 0  # all multipliers were 1 before the run
     matched = changes.any(axis=1)
     matched[0] |= not matched.any()
     parameters = run.parameters.select(columns.tolist())
     steps, tokens = run.steps[rows], run.tokens[rows]
-    # What the run reached at its matches: a tensor whose multiplier stayed 1 counts at the first.
+    # What the run reached where multipliers changed. A tensor whose multiplier stayed 1 is taken at
+    # the first match.
     first = np.arange(len(rows)) == np.flatnonzero(matched)[0]
     held = _last(np.where(changes | first[:, None], factors * fslr, np.nan))
     targets, depth, clock = held, "", ""
@@ -258,8 +266,9 @@ def _targets_of(
     load: Callable[[str], Trajectory],
     blocks: Sequence[str],
 ) -> Targets | None:
-    """The targets that the run used, which have the digest that it recorded; None: no depth rule
-    gives them.
+    """The targets that the run used: those with the digest that it recorded.
+
+    Every depth rule is tried. None where no rule gives targets with this digest.
     """
     spec = recording.spec
     groups: dict[float, tuple[Recording, ...]] = {}
@@ -276,7 +285,7 @@ def _targets_of(
             found = build_targets(
                 replace(query, depth=rule), groups, lambda each: loaded[each.spec.id], blocks=blocks
             )
-        except FlermError:  # a rule that does not suit these models was not the run's
+        except FlermError:  # the run did not use a rule that fails for these models
             continue
         if found.digest == spec.targets_digest:
             return found
@@ -291,8 +300,15 @@ def _on_clock(
     final_step: int | None,
     names: Sequence[str],
 ) -> Array | None:
-    """The targets [T, L] of `names` at the run's `steps`, on one of the clocks; None: the run has
-    none.
+    """The targets [T, L] that a run has at its `steps`, if it finds its place by `clock`.
+
+    None where this clock cannot be read, because tokens or the run's end are not known.
+
+    targets: the targets over the base's run.
+    clock: "step", "tokens" or "fraction".
+    steps, tokens: the matched run's measured steps and tokens, [T].
+    final_step: the step at which the matched run ended, where it has.
+    names: the tensors, in the order of the columns.
     """
     readings: Mapping[str, Sequence[float | Fraction] | None] = {
         "step": steps.tolist(),
@@ -309,7 +325,7 @@ def _on_clock(
     except FlermError:  # the base logged no tokens
         return None
     table = interpolate_rows(targets.steps, targets.table, np.array(found, np.float64))
-    # Before the base's first measurement of a tensor that measurement holds, as in a run.
+    # Before the base's first measurement of a tensor, that first value is used, as in training.
     first = _last(targets.table.astype(np.float64))[0]
     table = np.where(np.isnan(table), first, table)
     return table[:, [targets.names.index(name) for name in names]]
@@ -324,7 +340,10 @@ def _reached(targets: Array, reached: Array, changes: NDArray[np.bool_]) -> bool
 
 
 def _last(values: Array) -> Array:
-    """Each column's last value that is not NaN; before its first, that first."""
+    """`values` with each NaN replaced by the column's last known value.
+
+    At the start of a column, before any known value, it is replaced by the first known one.
+    """
     steps = np.arange(len(values), dtype=np.int64)
     known = ~np.isnan(values)
     at = np.maximum.accumulate(np.where(known, steps[:, None], -1), axis=0)

@@ -17,10 +17,10 @@ def target_ratios(base: Trajectory, other: Trajectory, *, blocks: Sequence[str] 
 
     1 is matched, NaN is unmeasured.
 
-    base: the recording that targets are taken from, by the default depth rule. Steps beyond its
-        last are compared with its last.
+    base: the recording that targets are taken from, by the default depth rule. Steps of `other`
+        beyond the base's last step are compared with the base's last row.
     other: a recording of a model of the same family. Its depth groups are left out.
-    blocks: the family's axes; empty: found from the names.
+    blocks: the family's block axes; empty: they are found from the names.
 
     Returns a trajectory [T, tensors] without unit at the steps of `other`. Raises `NotFound` for
     tensors that have no counterpart in `base`, where there is no tensor to compare, and for a base

@@ -17,7 +17,7 @@ from flerm_core.errors import Ambiguous, InvalidInput, NotFound
 from flerm_core.log_interpolation import blend, geometric_mean, interpolate_rows, log_spread
 from flerm_core.matching.base_selection import Sources, choose_sources
 from flerm_core.matching.match import DEFAULT_DEPTH, match_remarks, match_rows, thinned_columns
-from flerm_core.parameter_names import canonical, is_depth_group
+from flerm_core.parameter_names import canonical, is_depth_group, starred
 from flerm_core.records.packing import pack
 from flerm_core.records.queries import TargetQuery
 from flerm_core.records.recording import EstimatorSettings, Recording
@@ -32,7 +32,7 @@ PART_BYTES = 4 << 20
 
 
 class _PlacesOfNames:
-    """A slot in which `Targets` keeps the places of its names, which is no field of the answer."""
+    """Gives `Targets` a slot for the column of each name. It is not a field of the dataclass."""
 
     __slots__ = ("_places",)
 
@@ -43,22 +43,24 @@ class _PlacesOfNames:
 class Targets(_PlacesOfNames, Mapping[str, float]):
     """Target FSLRs over a run, and where they come from.
 
-    As a mapping this is the first row: tensor to FSLR, NaN where the base had not measured the
-    tensor.
+    As a mapping, this is the first row of `table`: the FSLR of each tensor, NaN where the base had
+    not measured the tensor.
 
-    names [L]: the asking model's tensors.
-    steps: int64 [T], of the base runs.
-    table: float32 [T, L], in output units per unit learning rate.
-    spread: float32 [T, L], the standard deviation of ln FSLR over seeds; NaN for one seed.
-    tokens: int64 [T], seen by these steps; -1: not known.
-    sources: the ids of the recordings used.
-    source_learning_rates: of these recordings, distinct, ascending.
-    seeds: how many recordings were averaged, at the learning rate where there are fewest.
+    family, lr, policy, depth: as in the query; `depth` names the rule that was used.
+    names: the L tensors of the model that the query is about.
+    steps: steps of the base runs, int64 [T].
+    table: the targets, float32 [T, L], in output units per unit of learning rate.
+    spread: the standard deviation of ln FSLR over seeds, float32 [T, L]; NaN for a single seed.
+    tokens: the tokens that the base runs had seen by these steps, int64 [T]; -1: not known.
+    optimizer, optimizer_config, estimator: those of the base runs.
+    sources: the ids of the base recordings.
+    source_learning_rates: the distinct learning rates of these recordings, ascending.
+    seeds: how many recordings were averaged, at the learning rate with the fewest.
     digest: `targets_digest` of names, steps and table.
-    final_step: the step at which the longest of the base runs ended; its last measured step where
-        the run did not tell.
-    final_tokens: the tokens that the base runs saw by their end, at most; None where a run did not
-        tell.
+    final_step: the step at which the longest of the base runs ended. Where this is not known, the
+        last measured step.
+    final_tokens: the most tokens that a base run had seen by its end; None where this is not known
+        for every base run.
     remarks: sentences on how targets were found for tensors that the base does not have.
     """
 
@@ -111,12 +113,13 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
         tokens: Reading | None = None,
         fraction: Reading | None = None,
     ) -> dict[str, float]:
-        """Tensor to FSLR at a position that one of three clocks gives; else of the first row.
+        """The target of each tensor at one point of the base's run.
 
-        step, tokens, fraction: as in `step_at`.
+        step, tokens, fraction: the point, by one of the three clocks, as in `step_at`; without any,
+            the first row.
 
-        Between rows the logarithm of the FSLR is linear in the step. After the last row its values
-        hold. Raises as `step_at` does.
+        Between rows the logarithm of the FSLR is linear in the step. After the last row the last
+        row's values hold. Raises as `step_at` does.
         """
         position = self.step_at(step=step, tokens=tokens, fraction=fraction)
         row = interpolate_rows(self.steps, self.table, np.array([position], np.float64))[0]
@@ -129,14 +132,14 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
         tokens: Reading | None = None,
         fraction: Reading | None = None,
     ) -> float:
-        """The base's step at a position that one of three clocks gives; else the first row's.
+        """The base's step at a point that one of three clocks gives; without any, the first row's.
 
         step: the step itself.
-        tokens: tokens seen by then.
-        fraction: of `final_step`, in [0, 1].
+        tokens: the tokens seen by then.
+        fraction: the fraction of `final_step`, in [0, 1].
 
-        Raises `InvalidInput` for more than one clock or a value out of range, `NotFound` for tokens
-        where the sources logged none.
+        Raises `InvalidInput` for more than one clock and for a value out of range, and `NotFound`
+        for `tokens` where the base recordings logged none.
         """
         readings = {"step": step, "tokens": tokens, "fraction": fraction}
         recordings = f"the recordings {', '.join(self.sources)}"
@@ -154,18 +157,19 @@ def build_targets(
 ) -> Targets:
     """The targets that answer `query`.
 
-    Seeds are averaged at each learning rate, as in `Trajectory.average`. The depth rule is applied
-    to every row. Two learning rates are blended at the query's rate, log-log.
+    At each learning rate the seeds are averaged, as in `Trajectory.average`. The depth rule is
+    applied to every row. Where there are two learning rates, targets at the query's rate are
+    interpolated between them, linear in the logarithms of rate and FSLR.
 
     sources: what `choose_sources` chose.
     load: reads the trajectory of a recording.
     blocks: the family's block axes, used where the query names none.
-    max_values: at most as many targets; more are thinned to fewer steps, evenly, the first and the
-        last among them; 0: all.
+    max_values: the most targets (steps times tensors) to give; 0: all. More are thinned to fewer
+        steps, evenly spread, with the first and the last among them.
 
-    Raises `Ambiguous` when the sources are not of one model, `NotFound` for names that cannot be
-    matched and for sources without rows, `InvalidInput` for shapes whose number of dimensions is
-    not the base's.
+    Raises `Ambiguous` where the sources are not recordings of one model, `NotFound` for names that
+    cannot be matched and for a source without rows, and `InvalidInput` for shapes whose number of
+    dimensions is not the base's.
     """
     loaded = {rate: [load(each) for each in recordings] for rate, recordings in sources.items()}
     _refuse_other_models(sources, loaded)
@@ -246,7 +250,7 @@ def _tables(
             names = tuple(columns[0])
             table, spread = (np.empty((len(steps), len(names)), np.float32) for _ in range(2))
         table[part] = _blend_rates(query, rates, [_table(each, at) for each in columns])
-        # The spread of a target is that of the targets which each seed alone would have given.
+        # The spread is taken over the targets that each seed alone would have given.
         spreads = [
             log_spread(np.stack([_table(matched(each, at), at) for each in group]))
             if len(group) > 1
@@ -312,10 +316,10 @@ def _mean(group: Sequence[Trajectory]) -> Trajectory:
 
 
 def _parts(rows: int, width: int) -> Iterator[slice]:
-    """Slices of so many rows that `width` float64 values a row stay within `PART_BYTES`; at least
-    one row each.
+    """Slices of rows, each of at most `PART_BYTES` with `width` float64 values a row.
 
-    Trajectories hold float32, and only one part of them at a time is converted to float64.
+    A slice has at least one row. Trajectories hold float32, and only one slice at a time is
+    converted to float64.
     """
     size = max(1, PART_BYTES // (8 * max(width, 1)))
     return (slice(start, start + size) for start in range(0, rows, size))
@@ -327,9 +331,7 @@ def _table(columns: Mapping[str, Array], steps: NDArray[np.int64]) -> Array:
 
 
 def _weight(query: TargetQuery, rates: Sequence[float]) -> float:
-    """The position of the query's rate between two rates, by logarithms: 0 at the lower, 1 at the
-    upper.
-    """
+    """Where the query's rate lies between two, by logarithms: 0 at the lower, 1 at the upper."""
     return math.log(query.lr / rates[0]) / math.log(rates[1] / rates[0])
 
 
@@ -338,7 +340,10 @@ def _blend_rates(query: TargetQuery, rates: Sequence[float], tables: Sequence[Ar
 
 
 def _blend_spreads(query: TargetQuery, rates: Sequence[float], spreads: Sequence[Array]) -> Array:
-    """The spread of the blended targets: that of a weighted mean of two independent logarithms."""
+    """The spread of the blended targets.
+
+    It is the standard deviation of a weighted mean of two independent logarithms.
+    """
     if len(spreads) == 1:
         return spreads[0]
     weight = _weight(query, rates)
@@ -347,8 +352,9 @@ def _blend_spreads(query: TargetQuery, rates: Sequence[float], spreads: Sequence
 
 
 def _tokens(trajectories: Sequence[Trajectory], steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tokens seen by `steps`, by `tokens_at`, as the mean over the runs; -1 everywhere when one of
-    the runs logged none.
+    """The mean over the runs of the tokens seen by `steps` (`tokens_at`).
+
+    -1 everywhere where one of the runs logged no tokens.
     """
     if not all((each.tokens >= 0).any() for each in trajectories):
         return np.full(len(steps), -1, np.int64)
@@ -358,12 +364,11 @@ def _tokens(trajectories: Sequence[Trajectory], steps: NDArray[np.int64]) -> NDA
 
 
 def _check_dimensions(query: TargetQuery, base: Trajectory) -> None:
-    """Raises `InvalidInput` for a shape whose number of dimensions the base's tensors at that place
-    do not have.
+    """Raises `InvalidInput` where a tensor has another number of dimensions than the base's.
 
-    Tensors at one place of a family have one number of dimensions at every width, so another number
-    means another architecture. Without shapes in the query or in the base (imported recordings have
-    none) nothing is checked.
+    In a family, corresponding tensors have the same number of dimensions at every width, so another
+    number means another architecture. Nothing is checked where the query or the base has no shapes
+    (imported recordings have none).
     """
     if not query.shapes or not any(base.shapes):
         return
@@ -375,17 +380,12 @@ def _check_dimensions(query: TargetQuery, base: Trajectory) -> None:
     dimensions: dict[str, set[int]] = {}
     for name, shape in zip(base.names, base.shapes, strict=True):
         if not is_depth_group(name):
-            dimensions.setdefault(_starred(name), set()).add(len(shape))
+            dimensions.setdefault(starred(name), set()).add(len(shape))
     for name, shape in zip(query.names, query.shapes, strict=True):
-        known = dimensions.get(_starred(canonical(name)), set())
+        known = dimensions.get(starred(canonical(name)), set())
         if not is_depth_group(name) and known and len(shape) not in known:
             raise InvalidInput(
                 f"shapes: {name!r} has {len(shape)} dimensions ({list(shape)}); {sorted(known)} "
                 "allowed, "
                 f"as in the base of {query.family!r}"
             )
-
-
-def _starred(name: str) -> str:
-    """`name` with `*` for every number."""
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))

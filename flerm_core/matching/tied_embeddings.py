@@ -1,4 +1,4 @@
-"""Targets between a model whose readout is its token embedding and one where the two are apart."""
+"""Targets where one of two models ties its token embedding and its readout, and the other not."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def carry_over_tied(
     bands: Mapping[str, str],
     axes: Sequence[str],
 ) -> Mapping[str, Array]:
-    """`base` with columns for a token embedding and a readout that only one of two models ties.
+    """`base`, with FSLRs for a token embedding and a readout that only one of two models ties.
 
-    base: name to FSLRs [T] of the base.
-    asked: the canonical names of the other model.
+    base: the base's FSLRs [T] by name.
+    asked: the canonical names of the other model's tensors.
     bands: the base's bands by name, where they are known.
     axes: the block axes.
 
-    A tied tensor's FSLR is that of the joint change of its two uses. The two move the outputs
-    almost independently (docs/method.md), so squares add up. Where the base alone is tied, the
-    embedding and the readout get 1/√2 of the tied tensor's FSLR each. Where the other model alone
-    is tied, its tensor gets √(e² + r²) of the base's two. This
-    holds only if all else of the base is asked for too: a question for some tensors does not tell
-    whether the model is tied.
+    The FSLR of a tied tensor is the joint FSLR of its two uses. The uses move the outputs almost
+    independently (docs/method.md), so their squares add up. Where only the base is tied, the other
+    model's embedding and readout each get 1/√2 of the tied tensor's FSLR. Where only the other
+    model is tied, its tensor gets √(e² + r²), from the base's embedding e and readout r. The latter
+    is done only where `asked` has counterparts of all other tensors of the base, because names of
+    some tensors do not show whether the model is tied.
     """
     in_base, in_other = _tied_by_one(base, asked, bands, axes)
     if len(in_base) == 1:
@@ -69,10 +69,10 @@ def tied_remark(
 def _tied_by_one(
     base: Collection[str], asked: Collection[str], bands: Mapping[str, str], axes: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Embedding and readout as the base has them, and as the other model has them.
+    """The names of embedding and readout in the base, and those in the other model.
 
-    One of the two lists holds one name, the other both; both are empty where not one model alone is
-    tied.
+    The tied model has one name, the other two. Both lists are empty where not exactly one of the
+    models is tied.
     """
     pair = [name for name in _only_two(base, asked, bands) if name]
     in_base, in_other = ([name for name in pair if name in names] for names in (base, asked))
@@ -85,7 +85,7 @@ def _tied_by_one(
 def _only_two(
     base: Collection[str], asked: Collection[str], bands: Mapping[str, str]
 ) -> tuple[str, str]:
-    """The one token embedding and the one readout matrix of both models; empty where not one."""
+    """The token embedding and the readout matrix of both models; empty where there is not one."""
     found: dict[str, list[str]] = {"embedding": [], "readout": []}
     for name in dict.fromkeys([*base, *asked]):
         path = name.split(".")

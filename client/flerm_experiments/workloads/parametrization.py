@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from flerm_core.parameter_names import starred
 from flerm_experiments.workloads.optimizers import GRADIENT_NORMALISED, ParamGroups
 
 
@@ -82,7 +83,8 @@ def parameter_groups(
     lr: η.
     fixed: tensor name to a learning rate of its own, or None.
     """
-    shapes = {_starred(each): parameter.shape for each, parameter in base.named_parameters()}
+    # Blocks beyond the base's number have the shapes of the base's blocks.
+    shapes = {starred(each): parameter.shape for each, parameter in base.named_parameters()}
     groups: dict[float, list[nn.Parameter]] = {}
     for each, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -92,7 +94,7 @@ def parameter_groups(
             groups.setdefault(own, []).append(parameter)
             continue
         grown = _fan_growth(
-            parameter.shape, shapes[_starred(each)], lookup=_is_embedding(model, each)
+            parameter.shape, shapes[starred(each)], lookup=_is_embedding(model, each)
         )
         if name == "mup" and grown.readout:
             with torch.no_grad():
@@ -112,10 +114,3 @@ def _fan_growth(shape: torch.Size, base: torch.Size, *, lookup: bool) -> FanGrow
 
 def _is_embedding(model: nn.Module, name: str) -> bool:
     return isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
-
-
-def _starred(name: str) -> str:
-    """The name with a star for every number, as blocks beyond the base's have the shapes of its
-    own.
-    """
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))

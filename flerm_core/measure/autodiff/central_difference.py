@@ -18,13 +18,15 @@ from flerm_core.measure.output_projection import floating_tensors
 def difference_step(
     weight_squares: float, change_squares: float, numel: float, typical: float, epsilon: float
 ) -> float:
-    """h such that hΔW has ∛ε of the weights' size (both RMS).
+    """The step h for which the RMS of hΔW is ∛ε times the RMS of the weights.
 
-    The errors of rounding (ε/h) and of curvature (h²) are then both small. Weights smaller than
-    `typical`, a mean square, are taken to be as large as that: fresh biases are zero.
+    The errors of rounding (ε/h) and of curvature (h²) are then both small. 1 where ΔW is zero.
 
-    weight_squares, change_squares: the sums of squared weights and changes, over `numel` elements.
-    epsilon: the rounding error of the dtype that is computed in.
+    weight_squares, change_squares: the sums of the squared weights and of the squared ΔW.
+    numel: how many elements each of the two sums has.
+    typical: the least mean square that is assumed for the weights. Fresh biases, for instance,
+        are zero.
+    epsilon: the rounding error ε of the dtype that the model computes in.
     """
     if not change_squares > 0.0:
         return 1.0
@@ -42,10 +44,11 @@ def difference_along(
     *,
     widened: bool,
 ) -> list[Tensor]:
-    """(y(W + hΔW) − y(W − hΔW)) / 2h of each output y, at least float32; as `jvp_along` else.
+    """(y(W + hΔW) − y(W − hΔW)) / 2h of each output y, in float32 or wider.
 
-    widened: whether parameters, buffers and inputs in half precision are cast to float32, and
-        autocast is off. That is more accurate, but not every kernel takes float32.
+    module, changes, args, kwargs, start, outputs_of: as in `jvp_along`.
+    widened: whether to cast parameters, buffers and inputs in half precision to float32, and to
+        turn autocast off. The cast is more accurate, but not every kernel takes float32.
     """
     device = next(iter(changes.values())).device.type
     with torch.no_grad(), torch.autocast(device, enabled=False) if widened else nullcontext():

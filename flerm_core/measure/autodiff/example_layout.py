@@ -1,11 +1,12 @@
-"""Which rows of an activation belong to which example. It is measured, not guessed.
+"""Measures which rows of an activation belong to which example.
 
 1. Choose a random half S of the examples, and set ω to zero for all others.
 2. Form ∂φ/∂y for the output y of every module, by one backward pass.
 3. The rows of examples outside S are exactly zero, and no others, if and only if (a) no example's
    output depends on the rows of another and (b) the rows are laid out as assumed.
 
-So one backward pass gives the layout of every activation, or shows that examples are coupled.
+So one backward pass gives the layout of every activation, or shows that examples are coupled (one
+example's output depends on another's input).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ class Layout:
     """Where the rows of example n are in a tensor of N examples.
 
     "axis": along dimension `axis`, which counts the examples. "major": rows n·k … n·k+k−1 of
-    dimension 0, k for each example. "minor": rows n, n+N, n+2N, … of dimension 0. "single": there
-    is one example, so that all rows are its own. That says nothing about several examples.
-    "unused": φ does not depend on the tensor, whatever its shape.
+    dimension 0, k for each example. "minor": rows n, n+N, n+2N, … of dimension 0. "single": the
+    batch has one example, which all rows belong to; a batch of several examples needs a layout of
+    its own. "unused": φ does not depend on the tensor, so its shape does not matter.
     """
 
     kind: Literal["axis", "major", "minor", "single", "unused"]
@@ -80,9 +81,14 @@ def random_half(n_examples: int, generator: torch.Generator) -> Tensor:
 def find_layout(gradient: Tensor, chosen: Tensor) -> Layout | None:
     """The layout of an activation, from its gradient under an ω that is zero outside `chosen`.
 
-    None where no layout explains the zeros. Of several that do, the one that gives most examples of
-    `chosen` a gradient: where only one position of a sequence has one, its number may lie in
-    `chosen` by chance. Any layout explains a gradient that is zero throughout. NaN tells nothing.
+    gradient: ∂φ/∂y of the activation y.
+    chosen: the examples whose ω is not zero, bool [N].
+
+    Returns None where no layout explains the zeros. Where several layouts do, returns the one in
+    which most of the chosen examples have a gradient. A wrong layout can explain the zeros by
+    chance, but then it gives a gradient to fewer examples: take an axis of N positions of which
+    only the last one has a gradient, and that position's number is among the chosen. Every layout
+    explains a gradient that is zero throughout. NaN counts as zero.
     """
     n_examples = len(chosen)
     if n_examples == 1:
@@ -98,5 +104,5 @@ def find_layout(gradient: Tensor, chosen: Tensor) -> Layout | None:
 
 
 def has_gradient(gradient: Tensor) -> Tensor:
-    """Where a gradient is neither zero nor NaN: bool, shaped like it."""
+    """Which elements of a gradient are neither zero nor NaN: bool, shaped like `gradient`."""
     return (gradient != 0) & ~gradient.isnan()

@@ -1,4 +1,4 @@
-"""∂φ/∂W, tensor by tensor as backward forms them, so that only a few of them exist at once."""
+"""∂φ/∂W, tensor by tensor as backward forms them, so that few gradients exist at any time."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ def _from_tensor_hooks(
         def hook(gradient: Tensor) -> Tensor:
             with torch.no_grad():
                 consume(name, gradient.to_dense())
-            if gradient.is_sparse:  # an embedding's few rows; a hook must return a sparse one too
+            if gradient.is_sparse:  # small, and a hook must return a sparse gradient as well
                 return gradient
-            # Autograd keeps what the hook returns until the pass ends: zeros without memory.
+            # Autograd keeps what the hook returns until the pass ends. An expanded zero takes no
+            # memory.
             return gradient.new_zeros(()).expand(gradient.shape)
 
         return hook

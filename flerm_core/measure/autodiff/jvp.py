@@ -30,11 +30,13 @@ def jvp_along(
     start: how generators and buffers were when the call began.
     outputs_of: the output tensors in what the module returns.
 
-    Attention runs by plain matrix products, because its fused kernels have no forward mode. Raises
-    whatever torch raises where an operator has none.
+    Attention runs by plain matrix products, because its fused kernels have no forward mode. Where
+    another operator has no forward mode, torch's own error is raised.
     """
     with (
-        torch.enable_grad(),  # of detached tensors; so that no_grad is known for the module's own
+        # Measurements run under no_grad. With gradients enabled here (all tensors are detached),
+        # `_ConstantsUnderNoGrad` sees only the no_grad blocks of the module itself.
+        torch.enable_grad(),
         _ConstantsUnderNoGrad(),
         start.generators(),
         sdpa_kernel(SDPBackend.MATH),
@@ -56,7 +58,9 @@ def jvp_along(
 
 
 class _ConstantsUnderNoGrad(TorchFunctionMode):
-    """Inside, what is computed under no_grad has no tangent, as it has no gradient in training."""
+    """While active, results computed under no_grad get no tangent, since training takes them as
+    constants.
+    """
 
     def __torch_function__(
         self,

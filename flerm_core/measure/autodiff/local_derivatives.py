@@ -1,8 +1,8 @@
-"""δy of a module's call under ΔW, for modules without a closed form: by what works for each.
+"""The output change δy of a module's call under ΔW, for modules without a closed form.
 
-Forward mode comes first, because it has no step to choose. Where an operator has none (grouped
-matrix products, recurrent kernels, autograd functions without `jvp`), the module's own forward is
-differenced. What works for a module is found out at its first call and holds from then on.
+Forward mode is tried first, because it has no step size to choose. Where an operator has no forward
+mode (grouped matrix products, recurrent kernels, autograd functions without `jvp`), the difference
+of two forwards of the module is taken. A method that failed for a module is not tried again for it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ METHODS: tuple[tuple[str, Callable[..., list[Tensor]]], ...] = (
 
 
 class NoDerivative(EstimatorNotApplicable):
-    """A module cannot be differentiated by itself.
-
-    reason: what each method raised.
-    """
+    """`module` cannot be differentiated by any method. `reason` says what each method raised."""
 
     def __init__(self, module: nn.Module, reason: str) -> None:
         super().__init__(f"{type(module).__name__} has no derivative: {reason}")
@@ -43,10 +40,9 @@ class NoDerivative(EstimatorNotApplicable):
 class LocalDerivatives:
     """Differentiates modules one by one.
 
-    n_methods: how many of `METHODS` may be used.
-
-    failures: module to what the methods raised that do not work for it, in the order of `METHODS`.
-        The method after these does.
+    n_methods: how many of `METHODS` may be used, from the first on.
+    failures: for each module, the errors of the methods that failed, in the order of `METHODS`. The
+        next method in that order is the one to use.
     """
 
     n_methods: int = len(METHODS)
@@ -61,13 +57,13 @@ class LocalDerivatives:
         start: CallStart,
         outputs_of: Callable[[Any], list[Tensor]] = floating_tensors,
     ) -> list[Tensor]:
-        """δy of each output of a call of `module`.
+        """δy of each output of the call `module(*args, **kwargs)`.
 
-        changes: ΔW by the parameter's path; they act together.
+        changes: ΔW by the parameter's path in `module`; all changes act together.
         start: how generators and buffers were when the call began.
-        outputs_of: the output tensors in what the module returns.
+        outputs_of: gives the output tensors in what the module returns.
 
-        Raises `NoDerivative` where no method works, and `torch.OutOfMemoryError` as it comes.
+        Raises `NoDerivative` where no method works, and passes on `torch.OutOfMemoryError`.
         """
         failed = self.failures.setdefault(module, [])
         while len(failed) < self.n_methods:

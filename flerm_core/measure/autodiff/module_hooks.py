@@ -1,6 +1,6 @@
 """One forward with hooks on modules, and one backward that gives the gradients of their outputs.
 
-Neither outputs nor inputs are held longer than training holds them (`saved_inputs`).
+The hooks hold neither outputs nor inputs longer than training itself does (`saved_inputs`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OnGradient = Callable[["ModuleOutput", ModuleCall, Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class ModuleOutput:
-    """A tensor of a forward: output `index` of call number `call` of `module`."""
+    """Names a tensor of a forward: output `index` of call number `call` of `module`, all from 0."""
 
     module: nn.Module
     call: int
@@ -36,15 +36,17 @@ class ModuleOutput:
 class ModuleHooks:
     """Hooks on `modules` for one forward, and for one backward pass through its graph.
 
-    modules: those whose outputs are observed, each with the paths of its tensors.
-    shared: those of them whose output is the same for all examples (a position embedding). The
-        gradient there is the sum over the examples. Such an output is expanded to one row per
-        example, along a new dimension 0 or one of size 1. Modules that broadcast the output compute
-        the same values as before, but each example then has a gradient of its own.
+    modules: the modules whose outputs are observed, each with the paths of its tensors.
+    shared: the modules among these whose output is the same for all examples (a position
+        embedding). The gradient of such an output is the sum over the examples. So the output is
+        expanded to one row per example: along dimension 0 where its size is 1, else along a new
+        dimension 0. Modules that broadcast the output compute the same values as before, but each
+        example then has a gradient of its own.
     n_examples: how many rows the outputs of `shared` get.
+    known_earliest: the result of `find_earliest` in an earlier forward. It is used again where the
+        same outputs come in the same order.
 
     `edges` are the observed outputs in the order of the forward, and `shapes` their shapes.
-    `known_earliest`: the last order of outputs that was seen, and what `find_earliest` gave for it.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class ModuleHooks:
         self._shared = shared
         self._n_examples = n_examples
         self._last_call: dict[nn.Module, int] = {}
-        # Of the calls that are running, the innermost last: a module may call itself.
+        # The running calls of each module, innermost last, because a module may call itself.
         self._running: dict[nn.Module, list[_RunningCall]] = {}
         self._forward_running = False
         self._sink = _GradientSink()
@@ -68,11 +70,11 @@ class ModuleHooks:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Inside, the forward runs."""
+        """Attaches the hooks. The caller runs the forward inside."""
         handles = self._watch_starts()
         for module in self._modules:
-            # Before all other hooks: what these make of an output (tensor parallel redistributes
-            # it) is not the module's own output.
+            # This hook comes before all others, because others may change the module's own output
+            # (tensor parallel redistributes it).
             handles.append(
                 module.register_forward_hook(self._after_forward, with_kwargs=True, prepend=True)
             )
@@ -94,13 +96,15 @@ class ModuleHooks:
         """Sends `direction` = ∂φ/∂f back through the graph, once.
 
         `on_gradient` is called with each observed output, its call and its gradient, as the pass
-        reaches it. Returns the gradients of `tensors`; None for one that φ does not depend on.
+        reaches the output. Returns the gradients of `tensors`, with None in place of the gradient
+        of a tensor that φ does not depend on.
         """
         if not self.edges and not tensors:
             return []
-        # Autograd keeps the gradients of the edges that it is asked for until the pass ends, and
-        # frees all others at once. The pass reaches all edges on the way to the earliest ones.
-        # What ran, and in which order, may differ from the forward before (layer drop).
+        # Autograd keeps the gradients of the requested edges until the pass ends, and frees all
+        # others at once. So only the earliest edges are requested: on the way there, the pass
+        # reaches all edges. They are found anew where another set or order of modules ran than in
+        # the forward before (layer drop).
         known = self.known_earliest
         if known.order != tuple(self.edges):
             known.order, known.earliest = tuple(self.edges), tuple(self.find_earliest())
@@ -124,7 +128,7 @@ class ModuleHooks:
     def find_earliest(self) -> set[ModuleOutput]:
         """The observed outputs that depend on no other observed output."""
         observed = {edge.node for edge in self.edges.values()}
-        # Whether backward comes from a node to an observed one, in post-order from all of these.
+        # For each node, whether backward gets from there to an observed node. Filled in post-order.
         reaches_observed: dict[Any, bool] = {}
         stack = [(node, False) for node in observed]
         while stack:
@@ -158,7 +162,7 @@ class ModuleHooks:
     def _ended(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> _RunningCall:
-        """The innermost call of `module`, which ends with these inputs."""
+        """The call of `module` that ends now; made from these inputs where no start was noted."""
         running = self._running.get(module)
         return running.pop() if running else _RunningCall(args, kwargs, None)
 
@@ -193,11 +197,12 @@ class ModuleHooks:
         return result if is_changed else None
 
     def _observable(self, module: nn.Module, result: Any) -> tuple[Any, bool]:
-        """What the module returns, such that each output has the gradient of its own uses outside.
+        """What the module returns, changed so that each output has a gradient of its own.
 
-        And whether that is another object. One output may be computed from another (a router's
-        scores from its logits), whose gradient would then hold the first's part too. So several
-        outputs are returned as views.
+        Returns the result and whether it was changed. Where a module has several outputs, one may
+        be computed from another (a router's scores from its logits). The gradient of the logits
+        would then include what comes back through the scores. So several outputs are returned as
+        views, and the gradient of a view counts its uses outside the module only.
         """
         if isinstance(result, Tensor):
             is_shared = module in self._shared
@@ -213,9 +218,9 @@ class ModuleHooks:
 
 @dataclass(slots=True)
 class _RunningCall:
-    """A call with its inputs, in copies of the containers that it may fill.
+    """A call and its inputs. Containers among the inputs are copies, because a call may fill them.
 
-    start: as `ModuleCall` keeps it; None where closed forms serve, and in a recomputation.
+    start: as in `ModuleCall`; None where closed forms serve, and in a recomputation.
     """
 
     args: tuple[Any, ...]
@@ -233,7 +238,7 @@ class KnownEarliest:
 
 @dataclass(slots=True)
 class _GradientSink:
-    """Where the gradients of the backward pass under way go; None while there is none.
+    """The receiver of the running backward pass's gradients; None while no pass is running.
 
     Hooks refer to this object and not to `ModuleHooks`. `ModuleHooks` holds the graph, and the
     graph holds the hooks, so a reference back would be a cycle. All activations would then stay in

@@ -1,8 +1,8 @@
-"""⟨δy, ∂φ/∂y⟩ of a module's call: how φ moves when one of the module's own tensors does.
+"""δy ⊙ ∂φ/∂y of a module's call: how φ moves when one of the module's own tensors does.
 
-δy is the change of the module's output y under ΔW of one tensor. The products of its elements with
-those of ∂φ/∂y are not yet summed over an example's positions and features. The modules that hold
-nearly all parameters have closed forms; all others are differentiated by `LocalDerivatives`.
+δy is the change of the module's output y under ΔW of one tensor. The functions here return products
+element by element; the caller sums them over each example's positions and features. The modules
+that hold nearly all parameters have closed forms. `LocalDerivatives` differentiates all others.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class ModuleCall:
     """One call of a module in a probe's forward.
 
     args, kwargs: its inputs, detached.
-    start: the random generators and buffers at its start; None where closed forms serve all its
-        tensors.
+    start: the random generators and buffers at the call's start; None where closed forms serve all
+        tensors of the module.
     output_changes: tensor name to δy of each output, filled in by `replay_products`.
     """
 
@@ -37,7 +37,7 @@ class ModuleCall:
 
     @property
     def input(self) -> Tensor:
-        """The input of a module that has one."""
+        """The first input of the call."""
         found: Tensor = self.args[0] if self.args else next(iter(self.kwargs.values()))
         return found
 
@@ -49,7 +49,7 @@ Product = Callable[[Any, Tensor, str, Tensor, Tensor], Tensor]
 def _linear(module: nn.Linear, x: Tensor, name: str, change: Tensor, gradient: Tensor) -> Tensor:
     if name == "bias":
         return gradient @ change
-    # ⟨ΔW x, g⟩ = ⟨x, ΔWᵀ g⟩: the narrower of the two, in place, is the smallest temporary.
+    # ⟨ΔW x, g⟩ = ⟨x, ΔWᵀ g⟩. The side with fewer features makes the smaller temporary.
     if module.in_features <= module.out_features and gradient.ndim == x.ndim:
         return (gradient @ change).mul_(x)
     return (x.to(change.dtype) @ change.T) * gradient
@@ -136,9 +136,11 @@ def module_type(module: nn.Module) -> type[nn.Module]:
 def has_closed_form(module: nn.Module, path: str) -> bool:
     """Whether `closed_form_products` holds for the module's parameter at `path`.
 
-    The module must be exactly of a known class, since a subclass may compute something else, with
-    the forward of its class. The parameter must be the very tensor that this forward uses. It is
-    not where a hook or a parametrization computes that from others (weight norm, pruning).
+    The module must be of a known class and use that class's forward, because a subclass or a
+    replaced forward may compute something else. The parameter must be the very tensor that the
+    forward uses. Where a hook or a parametrization computes that tensor from others (weight norm,
+    pruning), it is not. An embedding with `scale_grad_by_freq` is left out, because its gradient is
+    not the derivative of its forward.
     """
     return (
         module_type(module) in _CLOSED_FORMS
@@ -153,10 +155,11 @@ def closed_form_products(call: ModuleCall, path: str, change: Tensor, gradient: 
     """δy ⊙ ∂φ/∂y, in the dtype of `change`, for a module that has a closed form.
 
     path: the parameter's name in the module.
-    change: its ΔW.
+    change: the parameter's ΔW.
     gradient: ∂φ/∂y.
 
-    The leading dimensions of the result are those of y; the others may be summed already.
+    The leading dimensions of the result are those of y. A closed form may already have summed over
+    the last ones.
     """
     form = _CLOSED_FORMS[module_type(call.module)]
     return form(call.module, call.input, path, change, gradient.to(change.dtype))
@@ -173,9 +176,12 @@ def replay_products(
 ) -> Tensor:
     """δy ⊙ ∂φ/∂y, shaped like y, for any module: δy comes from a replay of the call.
 
-    names: the module's parameter paths to tensor names. A tied tensor moves at all its paths.
+    call: the call to replay. It keeps δy for the call's other outputs.
+    derivatives: differentiates the replayed call.
+    names: the tensor's name for each of the module's parameter paths. A tied tensor moves at all
+        its paths.
     tensor: the name of the tensor that moves.
-    change: its ΔW.
+    change: ΔW of this tensor.
     index: which of the module's outputs y is.
     gradient: ∂φ/∂y.
 

@@ -1,8 +1,8 @@
-"""A module's call once more, with other tensors in the place of its own, without a trace.
+"""Repeats a module's call with other parameters and buffers, and leaves the module unchanged.
 
-To replay a call, the module must start as it started then. So random generators and buffers are
-those of the call's start, and afterwards whatever the replay changed is as it was: buffers, plain
-attributes (a weight that a hook computes), lists of weights.
+A replay starts with the random generators and buffers of the original call's start. Afterwards
+everything that the replay changed is put back: buffers, plain attributes (a weight that a hook
+computes), lists of weights.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from flerm_core.measure.state_guard import RandomState
 
 # torch's hooks that compute a module's weight from other tensors before each forward.
 _WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
-_OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # of every module: parameters, hooks, …
+# The attributes that every module has: parameters, hooks, …
+_OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 class CallStart:
     """Random generators and buffers as they are at the start of a module's call.
 
-    Integer and boolean buffers (masks, positions) are left out: they are large, and no forward
-    writes them. So are the vectors of a power iteration. Its gradient takes these as constants, as
-    they are after the call.
+    Integer and boolean buffers (masks, positions) are left out, because they are large and no
+    forward writes them. The vectors of a power iteration (spectral norm) are left out too, because
+    the gradient treats them as constants with the values that they have after the call.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -51,7 +52,9 @@ class CallStart:
 
     @contextmanager
     def generators(self) -> Iterator[None]:
-        """Inside, the random generators start as they did then; afterwards they are as before."""
+        """Inside, the random generators start as at the call's start. Afterwards they are as
+        before.
+        """
         current = RandomState()
         self._random_state.restore()
         try:
@@ -79,13 +82,14 @@ def replay(
 ) -> Any:
     """What `module` returns for copies of `args` and `kwargs`.
 
-    tensors: what it computes with in the place of its parameters and buffers, by path.
+    tensors: the tensors, by path, that take the place of the module's parameters and buffers.
 
-    The module's own hooks do not run, since inputs are those that its forward got, and FSDP2's
-    would gather and reshard parameters. Only torch's hooks that compute a weight do.
+    Of the module's own hooks only torch's that compute a weight run. The others must not: `args`
+    and `kwargs` already went through the hooks before the forward, and FSDP2's hooks would gather
+    and reshard parameters.
 
-    Raises `EstimatorNotApplicable` where FSDP2 wraps modules inside `module`: these gather in their
-    own forwards only.
+    Raises `EstimatorNotApplicable` where FSDP2 wraps modules inside `module`, because FSDP2 gathers
+    the parameters of such a module in that module's own forward only.
     """
     if any(isinstance(inner, FSDPModule) for inner in module.modules() if inner is not module):
         raise EstimatorNotApplicable(
@@ -101,10 +105,10 @@ def replay(
 
 
 def gathered_parameters(module: nn.Module, inputs: Any) -> dict[str, Tensor]:
-    """The module's parameters by path, detached; whole ones for those that FSDP2 has sharded.
+    """The module's parameters by path, detached; those that FSDP2 has sharded are gathered.
 
-    These have the dtype of the inputs, which is that of FSDP2's mixed precision. All ranks call
-    this at the same point.
+    A gathered parameter is cast to the dtype of `inputs`, which is the dtype of FSDP2's mixed
+    precision. All ranks must call this at the same point.
     """
     dtype = next((tensor.dtype for tensor in floating_tensors(inputs)), None)
     return {
@@ -115,7 +119,7 @@ def gathered_parameters(module: nn.Module, inputs: Any) -> dict[str, Tensor]:
 
 @contextmanager
 def _replaced(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, `module` computes with `tensors`; each path is a place of its own, tied or not."""
+    """Inside, `module` computes with `tensors`. Each path of a tied tensor is set by itself."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     places: set[tuple[int, str]] = set()
     try:
@@ -151,7 +155,10 @@ def _attributes_kept(module: nn.Module) -> Iterator[None]:
 
 
 def _restorer(module: nn.Module) -> Callable[[], None]:
-    """Puts the attributes of `module` back, and the contents of those that are lists or dicts."""
+    """A function that puts the present attributes of `module` back.
+
+    It also puts back the present contents of attributes that are lists or dictionaries.
+    """
     attributes = vars(module)
     before = dict(attributes)
     contents = {

@@ -1,8 +1,8 @@
 """The inputs of a module's call, kept as autograd keeps the tensors that it saves for backward.
 
-Whatever the training does to save the memory of activations therefore also saves that of these
-inputs. Activation checkpointing frees them after the forward and computes them again in the
-backward pass. Offloading keeps them in host memory.
+So these inputs take no more memory than the training's own activations. Activation checkpointing
+frees them after the forward and computes them again in the backward pass. Offloading keeps them in
+host memory.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class SavedInputs:
             self._node: Any = _Save.apply(torch.empty(0, requires_grad=True), *tensors).grad_fn  # type: ignore[no-untyped-call]
 
     def pop(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Returns `args` and `kwargs`, detached, and frees them, so it can be called only once.
+        """Returns `args` and `kwargs`, detached, and frees them. It can be called only once.
 
-        Under activation checkpointing it recomputes the forward, unless the backward pass has
-        already done that.
+        Under activation checkpointing this call recomputes the forward, unless the backward pass
+        has already done so.
         """
         tensors, self._node = self._node.saved_tensors, None
         args, kwargs = replace_instances(

@@ -1,10 +1,10 @@
-"""⟨δy, ∂φ/∂y⟩ where several ranks work on one batch (tensor and sequence parallel).
+"""δy ⊙ ∂φ/∂y where several ranks work on one batch (tensor and sequence parallel).
 
 For a linear map, c = Σ ∂φ/∂y[·, o] x[·, i] ΔW[o, i], summed over positions, output features o and
 input features i. Each rank can sum over its own part of one of these indices, if all factors that
 have the index are cut along it and all other factors are whole. The sum over the ranks is then c.
-So along each mesh dimension one index is chosen: one along which the activations or ΔW are cut
-anyway. Where none is cut, the ranks have the same c and the first one's counts.
+So for each mesh dimension an index is chosen along which the activations or ΔW are cut anyway.
+Where nothing is cut, all ranks have the same c, and only the first rank's c counts.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ def find_sharded_layout(gradient: Tensor, chosen: Tensor) -> Layout | None:
 def sharded_products(
     call: ModuleCall, path: str, change: Tensor, gradient: Tensor, *, is_first: bool
 ) -> Tensor | None:
-    """This rank's part of `closed_form_products`; None where another rank's equal part counts.
+    """This rank's part of `closed_form_products`; None where only an equal part elsewhere counts.
 
-    is_first: whether this rank is the first of those that work on its batch.
+    call, path, change, gradient: as in `closed_form_products`; they may be DTensors.
+    is_first: whether this rank is the first of the ranks that work on its batch.
 
     Raises `EstimatorNotApplicable` for a module without a closed form.
     """
@@ -82,9 +83,9 @@ def sharded_products(
 def _factor_placements(
     module: nn.Module, path: str, given: tuple[Placement, ...], ndim: int
 ) -> FactorPlacements:
-    """How ∂φ/∂y, x and ΔW must lie along one mesh dimension, so that each rank has its part of c.
+    """How to cut ∂φ/∂y, x and ΔW along one mesh dimension, so that each rank has its part of c.
 
-    given: how they lie.
+    given: how the three are cut now.
     ndim: the number of dimensions of ∂φ/∂y.
     """
     gradient_dim, _, change_dim = (shard_dim(placement) for placement in given)
@@ -103,16 +104,16 @@ def _factor_placements(
 
 
 def _reduced(tensor: DTensor) -> DTensor:
-    """`tensor` with all sums over ranks that are still to be done."""
+    """`tensor` with all pending sums over ranks carried out."""
     placements = tuple(Replicate() if p.is_partial() else p for p in tensor.placements)
     return redistributed(tensor, placements)
 
 
 def _on_mesh(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
-    """`tensor` as a DTensor on `mesh`, that of the activations, with all sums over ranks done.
+    """`tensor` as a DTensor on `mesh`, with all pending sums over ranks carried out.
 
-    A plain tensor is the same on all ranks. One on a larger mesh is whole along its other
-    dimensions.
+    A plain tensor is the same on all ranks. A DTensor on a larger mesh keeps how it is cut along
+    the dimensions of `mesh`, and must be whole along the others.
     """
     if not isinstance(tensor, DTensor):
         return DTensor.from_local(tensor, mesh, (Replicate(),) * mesh.ndim, run_check=False)

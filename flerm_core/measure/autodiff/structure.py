@@ -1,7 +1,7 @@
 """Copies of what modules are called with, so that a call can be repeated as it was.
 
-A forward may fill what it is given: a cache of keys and values, a list of auxiliary losses. So
-containers and objects are copied, and tensors are replaced by a choice of the caller.
+A forward may write to its arguments: to a cache of keys and values, or a list of auxiliary losses.
+So containers and objects are copied, and the caller chooses what takes the place of each tensor.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ def replace_instances(
 ) -> Any:
     """A copy of `value` with each instance of `kind` in it replaced.
 
-    Lists, tuples and dictionaries are copied with what they hold, and so are other objects for
-    which `is_copied` holds. What is held twice is replaced once. Modules, classes and functions are
-    the same objects in the copy, and so is what cannot be copied (generators, locks).
+    Lists, tuples and dictionaries are copied with their contents, and so are other objects for
+    which `is_copied` holds. An object that occurs twice is copied or replaced once. Modules,
+    classes, functions, and objects that cannot be copied (generators, locks) are not copied: the
+    copy refers to the same objects.
     """
     return _Copier(kind, replacement, is_copied).copied(value)
 
@@ -39,7 +40,8 @@ class _Copier:
         is_copied: Callable[[Any], bool],
     ) -> None:
         self._kind, self._replacement, self._is_copied = kind, replacement, is_copied
-        self._done: dict[int, tuple[Any, Any]] = {}  # with the value, so that its id stays its own
+        # By id: the value and its copy. The value is kept so that no other object gets its id.
+        self._done: dict[int, tuple[Any, Any]] = {}
 
     def copied(self, value: Any) -> Any:
         if id(value) not in self._done:
@@ -51,7 +53,7 @@ class _Copier:
             return self._replacement(value)
         if isinstance(value, tuple):
             items = [self.copied(item) for item in value]
-            # `_make` passes by a constructor that checks its arguments, as PackedSequence's does.
+            # `_make` avoids constructors that check their arguments, as PackedSequence's does.
             make = getattr(type(value), "_make", type(value))
             return make(items)
         if callable(value) or isinstance(value, nn.Module):
@@ -63,14 +65,15 @@ class _Copier:
         return value
 
     def _filled(self, value: Any) -> Any:
-        """A copy of a container or an object, with what it holds copied."""
+        """A copy of a container or an object, with its contents copied too."""
         try:
             own = copy.copy(value)
         except Exception:  # a class may raise whatever it likes
             return value
         if own is value:
             return value
-        self._done[id(value)] = value, own  # before what it holds, which may hold it
+        # Noted before the contents are copied, because the contents may refer back to `value`.
+        self._done[id(value)] = value, own
         if isinstance(own, dict):
             for key, item in value.items():
                 own[key] = self.copied(item)
@@ -83,7 +86,7 @@ class _Copier:
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object holds in its dictionary and its slots."""
+    """The names and values of an object's attributes, from its dictionary and its slots."""
     yield from getattr(value, "__dict__", {}).items()
     for each in type(value).__mro__:
         slots = vars(each).get("__slots__", ())

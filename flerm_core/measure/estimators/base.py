@@ -23,7 +23,10 @@ ReductionScope = Literal["local", "model_parallel", "world"]
 
 
 class Draw(NamedTuple):
-    """Of one probe batch: partial sums, float64 [any length], and its number N·K of outputs."""
+    """The partial sums of one probe batch, float64 [any length], and the batch's number of outputs.
+
+    The number of outputs is N·K: examples times output features.
+    """
 
     partial_sums: Tensor
     n_outputs: int
@@ -46,16 +49,14 @@ class Estimator(ABC):
     "world", all ranks. `reduce_parts` then forms the statistics of the complete sums. Unless the
     scope is "world", the statistics are added up over the remaining ranks afterwards.
 
-    An estimator may have to find out on its first draw how to measure this model. It says so by
-    `needs_discovery`. After that draw the ranks agree: where the estimator is not applicable on
-    any of them (it raised `EstimatorNotApplicable`), all take the fallback, else the meter calls
-    `end_discovery`.
+    An estimator may have to find out on its first draw how to measure this model; `needs_discovery`
+    is then True. After that draw the ranks agree on the outcome. Where the draw raised
+    `EstimatorNotApplicable` on any rank, all ranks take the fallback. Otherwise the meter calls
+    `end_discovery` on all ranks.
     """
 
     name: str
     reduction: ReductionScope = "local"
-    measures_depth_groups: bool = False
-    """Whether it also gives the FSLRs of depth groups, the joint changes of their tensors."""
 
     def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
         self.model = model
@@ -71,7 +72,7 @@ class Estimator(ABC):
         return
 
     def end_discovery(self) -> None:
-        """Called after a draw of discovery that succeeded on all ranks."""
+        """Called after a first draw that succeeded on all ranks."""
         return
 
     @property
@@ -87,7 +88,7 @@ class Estimator(ABC):
         of outputs, and those of several batches and ranks simply add up.
 
         The model is at W_old. The caller restores whatever the forward changes (buffers, random
-        generators). Raises `EstimatorNotApplicable` from a draw of discovery.
+        generators). While `needs_discovery`, this may raise `EstimatorNotApplicable`.
         """
 
     def reduce_parts(self, partial_sums: Tensor) -> Tensor:
@@ -96,7 +97,9 @@ class Estimator(ABC):
 
     @abstractmethod
     def fslrs(self, mean: NDArray[np.float64]) -> dict[str, float]:
-        """FSLRs by tensor and depth group, in output units per unit learning rate.
+        """FSLRs by tensor name, and by depth group where the estimator gives joint FSLRs.
 
-        mean: the statistics [n_statistics] per output. NaN or 0 where there was nothing to measure.
+        The unit is output units per unit of learning rate.
+
+        mean: the statistics [n_statistics], divided by the number of outputs.
         """

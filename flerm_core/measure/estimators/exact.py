@@ -40,19 +40,19 @@ class Exact(Estimator):
     Where an operator has no forward mode, and for sharded models, the derivative is a central
     difference.
 
-    It costs one forward with tangents per tensor and depth group, more than all other estimators:
-    for models of few tensors, and to judge the other estimators. A stochastic model (dropout) is
-    differentiated for one draw of its masks, the same for all tensors.
+    This estimator costs one forward with tangents per tensor and depth group, more than any other.
+    It is meant for models of few tensors, and to judge the other estimators. A stochastic model
+    (dropout) is differentiated for one draw of its masks, the same for all tensors.
     """
 
     name = "exact"
-    measures_depth_groups = True
 
     def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
         super().__init__(model, output_layer)
         self._output_module = _OutputModule(model)
-        self._derivatives = LocalDerivatives(n_methods=2)  # not those in half precision
-        # What is measured to the tensors that move together for it.
+        # Differences in half precision, the last method, would be too coarse.
+        self._derivatives = LocalDerivatives(n_methods=2)
+        # Each tensor and depth group, with the tensors that are moved together to measure it.
         self._members = {name: (name,) for name in model.parameters} | dict(model.depth_groups)
 
     @property
@@ -126,7 +126,7 @@ class Exact(Estimator):
         outputs = []
         for factor in (step, -step):
             with update.displaced(changes, factor):
-                reshard(self.model.module)  # gathered weights of an earlier forward are out of date
+                reshard(self.model.module)  # frees outdated weights that a forward has gathered
                 random_state.restore()
                 with torch.no_grad():
                     outputs.append(self.model.outputs(batch))

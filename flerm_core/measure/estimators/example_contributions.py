@@ -1,8 +1,8 @@
 """c_n = Δ_ℓφ_n: what each example n contributes to the change of φ under each tensor's update.
 
-Module by module c_n = ⟨δy_n, ∂φ/∂y_n⟩, with y_n the rows of the module's output that belong to
-example n and δy their change under ΔW_ℓ. So one forward and backward pass over activations gives c
-for all tensors and examples. No gradient of a weight is formed.
+For each module, c_n = ⟨δy_n, ∂φ/∂y_n⟩. Here y_n are the rows of the module's output that belong to
+example n, and δy_n is their change under ΔW_ℓ. So one forward and one backward pass over the
+activations give c for all tensors and examples. No gradient of a weight is formed.
 """
 
 from __future__ import annotations
@@ -36,29 +36,31 @@ from flerm_core.measure.state_guard import hooks_disabled
 from flerm_core.measure.update.allgather import AllGather
 from flerm_core.measure.update.weight_update import WeightUpdate
 
-# How far Σ_n c_n and ⟨ΔW, ∂φ/∂W⟩ may differ by rounding, relative to their size. A use of a tensor
-# that no hook observed shows as an error of the size of its part.
+# How far Σ_n c_n and ⟨ΔW, ∂φ/∂W⟩ may differ by rounding, relative to their size. Where no hook
+# observed one of a tensor's uses, they differ by the whole part of that use.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.15, torch.float16: 0.05}
 
-# A tensor that does not move φ (a bias before BatchNorm) is all rounding. Differences below this
-# fraction of the median tensor's size are not looked at.
+# The values of a tensor that does not move φ (a bias before BatchNorm) are rounding errors.
+# Differences below this fraction of the median tensor's size are ignored.
 _NEGLIGIBLE = 1e-4
 
-# Above this fraction a gradient of which no hook saw anything is no rounding of a zero.
+# Where no hook observed any use of a tensor but the tensor has a gradient: above this fraction of
+# the median tensor's size, the gradient is more than rounding, and a use was missed.
 _UNOBSERVED = 1e-12
 
 
 @dataclass
 class HookPlan:
-    """How the model is observed. `LayoutProbe` finds it out.
+    """How the model is observed. `LayoutProbe` finds the plan.
 
     layouts: where the examples' rows are in each output that was observed in any discovery.
-    shared: the modules whose output is the same for all examples, as `ModuleHooks` takes them. A
-        dictionary, for its order.
+    shared: the modules whose output is the same for all examples, as `ModuleHooks` takes them. It
+        is a dictionary because its order counts.
     batch_axis: which tensor of a batch counts the examples, and along which dimension.
-    idle_outputs: those whose gradient was always zero, so that any layout explained it (LoRA's A
-        while B is zero).
-    idle_tensors: those that hardly moved φ so far, so that nothing shows where they are used.
+    idle_outputs: the outputs whose gradient was always zero, so that their layout is not yet known
+        for certain (LoRA's A while B is zero).
+    idle_tensors: the tensors that have hardly moved φ so far, so that a missed use of them would
+        not have shown.
     known_earliest: as `ModuleHooks` keeps it from forward to forward.
     """
 
@@ -89,10 +91,11 @@ class ExampleContributions:
         self.positions = {name: i for i, name in enumerate(model.parameters)}
         self.plan = HookPlan()
         self.derivatives = LocalDerivatives()
-        self._gather_order: list[str] = []  # in which the last backward requested ΔW
+        # Tensor names, in the order in which the last backward requested their ΔW.
+        self._gather_order: list[str] = []
 
     def forward(self, batch: Any) -> tuple[ModuleHooks, Tensor]:
-        """Runs the model on `batch` with hooks. Returns these and the outputs f [N, ...]."""
+        """Runs the model on `batch` with hooks. Returns the hooks and the outputs f [N, ...]."""
         plan = self.plan
         n_examples = plan.rows_of(batch) if plan.shared else 0
         shared = plan.shared if n_examples else {}
@@ -103,8 +106,8 @@ class ExampleContributions:
     def fits(self, batch: Any, hooks: ModuleHooks, outputs: Tensor) -> bool:
         """Whether the plan holds for the forward of `batch` that gave `hooks` and `outputs`.
 
-        It does not where a module ran that did not run before, or more often (layer drop, loops),
-        or where an activation has another shape than the plan's rows can have.
+        The plan does not hold where a module ran for the first time, or more often than before
+        (layer drop, loops), or where an activation's shape does not fit the layout in the plan.
         """
         n_examples = len(outputs)
         if n_examples == 0:
@@ -120,9 +123,10 @@ class ExampleContributions:
     def backward(
         self, hooks: ModuleHooks, outputs: Tensor, direction: Tensor, update: WeightUpdate
     ) -> tuple[Tensor, bool]:
-        """c [tensors, N] float64, for ∂φ/∂f = `direction`; this rank's part of it.
+        """This rank's part of c [tensors, N], float64, for ∂φ/∂f = `direction`.
 
-        And whether the plan holds: no output or tensor that was idle matters by now.
+        Also returns whether the plan still holds. It does not where an idle output got a gradient,
+        or an idle tensor a use that no hook observed.
         """
         n_examples = len(outputs)
         idle_moved = False
@@ -157,9 +161,9 @@ class ExampleContributions:
         return contributions, not (idle_moved or differ)
 
     def _idle_parameters(self) -> dict[str, nn.Parameter]:
-        """The idle tensors whose gradient a backward pass gives; none where ranks share tensors.
+        """The idle tensors whose gradients a backward pass gives.
 
-        There only FSDP2 itself can reduce it.
+        None where ranks share tensors, because there only FSDP2 itself can reduce the gradients.
         """
         if self.model.sharding is not None:
             return {}
@@ -173,9 +177,14 @@ class ExampleContributions:
     def compare(
         self, contributions: Tensor, gradient_sums: Tensor, outputs: Tensor
     ) -> tuple[list[str], list[str]]:
-        """The tensors for which Σ_n c_n is not ⟨ΔW, ∂φ/∂W⟩ [tensors], up to rounding.
+        """The tensors for which Σ_n c_n differs from ⟨ΔW, ∂φ/∂W⟩ by more than rounding.
 
-        And those that hardly move φ, for which the comparison tells nothing. Alike on all ranks.
+        Also returns the tensors that hardly move φ, for which the comparison shows nothing. All
+        ranks get the same answer.
+
+        contributions: this rank's part of c, [tensors, N].
+        gradient_sums: this rank's part of ⟨ΔW, ∂φ/∂W⟩, [tensors].
+        outputs: f of the same forward; only its dtype and device are used.
         """
         sums, gradient_sums, squares = self.sharding.sum_world(
             torch.stack([contributions.sum(1), gradient_sums, contributions.square().sum(1)])
@@ -185,7 +194,7 @@ class ExampleContributions:
         differ = (sums - gradient_sums).abs() > (
             self._rounding(outputs) * size + _NEGLIGIBLE * typical
         )
-        # Nothing is too small to be measured where no use of the tensor was observed at all.
+        # A tensor without any observed use differs even where its gradient is very small.
         differ |= (squares == 0.0) & (size > _UNOBSERVED * typical)
         negligible = size <= _NEGLIGIBLE * typical
         names = list(self.positions)
@@ -205,7 +214,7 @@ class ExampleContributions:
     def _products(
         self, output: ModuleOutput, call: ModuleCall, name: str, change: Tensor, gradient: Tensor
     ) -> Tensor | None:
-        """δy ⊙ ∂φ/∂y for tensor `name`; None where another rank's equal part counts."""
+        """δy ⊙ ∂φ/∂y for tensor `name`; None where only an equal part on another rank counts."""
         held = self.owners.owners[call.module]
         path = next(path for path, each in held.items() if each == name)
         if self.sharding.is_model_parallel:

@@ -1,7 +1,7 @@
 """Estimators from Z = ΔW ⊙ ∂φ/∂W (Eq. 8): `full`, `iid` and the paper's `kronecker`.
 
-Δ_ℓφ = Σ Z has mean 0 and variance FSLR² (Eq. 7 and 9). The three differ in what they assume of the
-covariance of Z's elements, and so in the sums over Z whose expectations they need.
+Δ_ℓφ = Σ Z has mean 0 and variance FSLR² (Eq. 7 and 9). The three estimators differ in what they
+assume about the covariance of Z's elements, and so in which sums over Z they average.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ class SquaredSums(Estimator):
     """Draws s_0 = Σ Z² and, for each dimension d of the tensor, s_d = Σ (Σ_{i_d} Z)² (Eq. 27c).
 
     The inner sum of s_d runs over dimension d, the outer one over all others. A scalar counts as a
-    tensor of one dimension. `_fslr` makes the FSLR of a tensor from the means of these.
+    tensor of one dimension. `_fslr` makes the FSLR of a tensor from the means of s_0 … s_D.
 
     The statistics are s_0, s_1 … s_D of every tensor in turn. Where dimension d is sharded, the
-    sums Σ_{i_d} Z must be complete before they are squared. Their partial sums then take the place
-    of s_d in a draw: one number for each index of the other dimensions.
+    sums Σ_{i_d} Z must be complete before they are squared. So a draw then has this rank's part of
+    Σ_{i_d} Z in place of s_d: one number for each index of the other dimensions.
     """
 
     def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
         super().__init__(model, output_layer)
         self.reduction: ReductionScope = "local" if model.sharding is None else "world"
-        self._statistics: dict[str, slice] = {}  # where those of each tensor are
-        self._sums: dict[str, list[slice]] = {}  # in a draw: where s_0 is, then each s_d
+        # Where the statistics of each tensor are among all statistics.
+        self._statistics: dict[str, slice] = {}
+        # Where each tensor's s_0, s_1 … s_D are in a draw.
+        self._sums: dict[str, list[slice]] = {}
         self._n_partial_sums = self._n_statistics = 0
         for name, parameter in model.parameters.items():
             dims = range(max(parameter.ndim, 1))
@@ -57,6 +59,7 @@ class SquaredSums(Estimator):
         return shard.sum_numel(dim) if shard is not None and dim in shard.shard_dims else 1
 
     def _append(self, length: int) -> slice:
+        """Reserves `length` further numbers in a draw."""
         start, self._n_partial_sums = self._n_partial_sums, self._n_partial_sums + length
         return slice(start, self._n_partial_sums)
 
@@ -115,14 +118,18 @@ class SquaredSums(Estimator):
 
 
 class Kronecker(SquaredSums):
-    """FSLR = √(Π_d E[s_d] / E[s_0]^(D−1)) (Eq. 28): the covariance of Z is a Kronecker product
-    of one matrix per dimension (Eq. 11).
+    """FSLR = √(Π_d E[s_d] / E[s_0]^(D−1)) (Eq. 28).
 
-    The output layer is known better: output f_nk depends on row k of its weight alone, and ω_nk is
-    independent between outputs, so its rows of Z are independent. Named, its weight uses
-    Σ_k (Σ_j Z_kj)² = s_1 and its bias Σ_k Z_k² = s_0. Both are unbiased.
+    The formula assumes that the covariance of Z is a Kronecker product of one matrix per dimension
+    (Eq. 11).
 
-    Raises `InvalidInput` where a named output layer is no measured matrix and vector.
+    For the output layer no such assumption is needed. Output f_nk depends only on row k of the
+    layer's weight, and ω_nk is independent between outputs, so the rows of Z are independent. Where
+    `output_layer` names the layer, its weight has FSLR² = E[Σ_k (Σ_j Z_kj)²], and its bias
+    FSLR² = E[Σ_k Z_k²] = E[s_0]. Both are unbiased.
+
+    Raises `InvalidInput` where the named weight is no measured tensor of 2 dimensions, or the named
+    bias none of 1.
     """
 
     name = "kronecker"
@@ -152,10 +159,10 @@ class Kronecker(SquaredSums):
 
 
 class Independent(SquaredSums):
-    """FSLR = √E[s_0]: all elements of Z are taken as independent (Section 3.2).
+    """FSLR = √E[s_0], as if all elements of Z were independent (Section 3.2).
 
-    The elements seldom are independent, so the FSLR may be far off (docs/estimators.md). This
-    estimator is there to compare others with.
+    They seldom are, so the FSLR may be far off (docs/estimators.md). This estimator is there to
+    compare others with.
     """
 
     name = "iid"
@@ -220,8 +227,8 @@ def iter_z(
 ) -> Iterator[Tensor]:
     """Z of tensor `name`, in chunks of rows, so that no temporary is as large as the tensor.
 
-    A chunk has at least one dimension. Of a sharded tensor this rank's part comes at once, and
-    nothing where a replica of it on another rank counts.
+    A chunk has at least one dimension. A sharded tensor gives this rank's part in one chunk, and no
+    chunk where another rank holds the same part and counts it.
     """
     sharding = model.sharding
     if sharding is not None:
@@ -236,7 +243,7 @@ def iter_z(
 
 
 def sum_of_z(model: MeasuredModel, update: WeightUpdate, name: str, gradient: Tensor) -> Tensor:
-    """Δ_ℓφ = Σ Z of tensor `name` (Eq. 8), float64 []; of a sharded one, this rank's part."""
+    """Δ_ℓφ = Σ Z of tensor `name` (Eq. 8), float64 []; this rank's part of a sharded tensor."""
     total = torch.zeros((), dtype=torch.float64, device=gradient.device)
     for z in iter_z(model, update, name, gradient):
         total += z.sum(dtype=torch.float64)
@@ -250,13 +257,14 @@ def _sum_of_squares(values: Tensor) -> Tensor:
 def projection_of(model: MeasuredModel, outputs: Tensor, generator: torch.Generator) -> Tensor:
     """∂φ/∂f [N, ...], the direction of the backward pass.
 
-    Where tensors are sharded, gradients are reduced over ranks before an estimator sees them. Each
-    output must then weigh alike, so the direction is ω itself, without the rank's own scale.
+    Where tensors are sharded, gradients are summed over ranks before an estimator sees them. The
+    outputs of all ranks must then have equal weight. So the direction is ω itself, without the
+    factor 1/√(NK), which differs between ranks.
     """
     direction = draw_projection(outputs, generator)
     return direction if model.sharding is None else direction / projection_scale(outputs)
 
 
 def square_scale(model: MeasuredModel, outputs: Tensor) -> float:
-    """Turns squares under `projection_of` into squares under ω, as `Estimator.draw` gives them."""
+    """The factor from squares under `projection_of` to squares under ω (see `Estimator.draw`)."""
     return projection_scale(outputs) ** -2 if model.sharding is None else 1.0

@@ -1,7 +1,7 @@
 """Finds out how a model is observed example by example, on a probe batch.
 
-What must be known is which module answers for which tensor, which activations all examples share,
-and where the rows of each example are. `LayoutProbe.discover` gives the steps.
+To be found out: which module answers for which tensor, which activations all examples share, and
+where the rows of each example are. `LayoutProbe.discover` lists the steps.
 """
 
 from __future__ import annotations
@@ -45,26 +45,27 @@ class LayoutProbe:
         self._sharding = contributions.sharding
         self._plan = contributions.plan
         self._owners = contributions.owners
-        self._used_tensors: set[str] = set()  # that were seen to move φ
+        self._used_tensors: set[str] = set()  # the tensors that were seen to move φ
 
     def discover(
         self, batch: Any, update: WeightUpdate, generator: torch.Generator
     ) -> tuple[Tensor, Tensor] | None:
-        """Finds out how every module is observed; then gives c [tensors, N] and the outputs.
+        """Finds out how every module is observed. Then returns c [tensors, N] and the outputs.
 
         c holds the contribution of each example of `batch` to each tensor's Δφ.
 
         1. Run the forward with hooks, and find the layout of every output (`example_layout`).
-        2. Where an output has none, all examples share it, or its module mixes them. Expand it to
-           the examples in the first case, observe the module's parent instead in the second. Then
-           go to 1.
+        2. Where an output has no layout, either all examples share the output, or its module mixes
+           them. First take the output as shared: expand it to the examples. Where that fails,
+           observe the module's parent instead. Then go to 1.
         3. Compute c. Where a module cannot be differentiated (`LocalDerivatives`), observe its
            parent instead, and go to 1.
         4. Compare Σ_n c_n with ⟨ΔW, ∂φ/∂W⟩ (Eq. 4) from a plain backward. Where they differ, a use
            of the tensor went unobserved: observe the owner's parent instead, and go to 1.
 
-        Every pass has a forward of its own, from the same random state and buffers: a graph that is
-        kept for another pass would hold what activation checkpointing recomputed for the last one.
+        Every backward pass has a forward of its own, from the same random state and buffers. A
+        graph that is kept for a second pass would keep all that activation checkpointing
+        recomputed in the first.
 
         Returns None where no rank's batch has examples. Raises `EstimatorNotApplicable` with the
         reason where examples cannot be told apart, and `MeasurementError` where only some ranks of
@@ -101,7 +102,10 @@ class LayoutProbe:
     def _compute(
         self, hooks: ModuleHooks, outputs: Tensor, direction: Tensor, update: WeightUpdate
     ) -> Tensor | None:
-        """c [tensors, N]; None where a module has no derivative, whose parent is observed then."""
+        """c [tensors, N].
+
+        Where a module has no derivative, returns None, and has the module's parent observed.
+        """
         try:
             return self._contributions.backward(hooks, outputs, direction, update)[0]
         except NoDerivative as error:
@@ -130,10 +134,11 @@ class LayoutProbe:
     ) -> tuple[ModuleHooks, Tensor]:
         """A forward from `start`, whose outputs equal `reference` on all ranks.
 
-        Where they do not, or where it raises, the module whose output was expanded last is at
-        fault: whoever takes the output does more than to broadcast it. Then its parent is observed.
-        Where none is expanded, the model's kernels or state vary from forward to forward, and
-        whether that matters shows later, in the comparison with gradients.
+        Where the outputs differ, or the forward raises, the reason is the module whose output was
+        expanded last: another module does more with the output than broadcast it. The module's
+        parent is then observed instead. Where no output is expanded and the outputs differ, the
+        model's kernels or state vary from forward to forward. The later comparison with gradients
+        shows whether that matters.
         """
         while True:
             start.restore()
@@ -155,8 +160,10 @@ class LayoutProbe:
     ) -> nn.Module | None:
         """Fills in the layout of every observed output.
 
-        Returns the first module of the forward whose output has none, on any rank; None where all
-        have one. chosen: the half of the examples whose ω is not zero, bool [N].
+        Returns the first module of the forward whose output has no layout on some rank. Returns
+        None where all outputs have one.
+
+        chosen: the half of the examples whose ω is not zero, bool [N].
         """
         if len(outputs) == 1 and not self._sharding.shards:
             self._keep_layouts(dict.fromkeys(hooks.edges, Layout("single")), set(), hooks, 1)
@@ -191,7 +198,11 @@ class LayoutProbe:
         hooks: ModuleHooks,
         n_examples: int,
     ) -> None:
-        """Adds what one backward pass showed, unless an earlier one showed more that still fits."""
+        """Adds the layouts that one backward pass showed to the plan.
+
+        A pass shows little about an idle output, or with a single example. In these cases a layout
+        from an earlier pass that still fits is kept.
+        """
         layouts = self._plan.layouts
         for output, layout in found.items():
             if output in idle or layout == Layout("single"):
@@ -206,7 +217,7 @@ class LayoutProbe:
                     self._plan.idle_outputs.add(output)
 
     def _resolve_unclear(self, module: nn.Module, tried_as_shared: list[nn.Module]) -> None:
-        """The rows of `module`'s output belong to no single example: shares it, or mixes them."""
+        """Takes the output of `module` as shared; where that was tried, observes the parent."""
         if module not in tried_as_shared and self._plan.batch_axis is not None:
             tried_as_shared.append(module)
             self._plan.shared[module] = None
@@ -214,11 +225,12 @@ class LayoutProbe:
             self._promote_to_parent(module, _COUPLED)
 
     def _promote_to_parent(self, module: nn.Module, reason: str) -> None:
-        """The parent of `module` answers for its tensors, by a derivative of its own.
+        """From now on the parent of `module` answers for the module's tensors.
 
-        That costs more than a closed form, so it is allowed up to the cost of a forward-mode pass
-        of the whole model for a tenth of the tensors (at least four). Raises
-        `EstimatorNotApplicable` with the reason beyond that.
+        The parent has to be differentiated, which costs more than a closed form. The total is
+        limited to one forward-mode pass of the whole model for a tenth of the tensors (at least
+        four passes). Raises `EstimatorNotApplicable` with `reason` beyond that limit, or where
+        `module` has no parent.
         """
         self._plan.shared.pop(module, None)
         tensors = set(self._owners.owners[module].values())
@@ -231,10 +243,10 @@ class LayoutProbe:
             )
 
     def _cost_of_promoted(self) -> float:
-        """How many forward-mode passes of the whole model the promoted tensors cost, about.
+        """About how many forward-mode passes of the whole model the promoted tensors cost.
 
-        A pass of a module costs as much of that as it holds of the model's parameters. Tables of
-        embeddings are left out, because their size says nothing about their cost.
+        The cost of a pass of one module is taken to be the module's share of the model's
+        parameters. Embedding tables are left out, because their size says nothing about their cost.
         """
         total = _size(self._model.module)
         return sum(
@@ -253,9 +265,13 @@ class LayoutProbe:
     ) -> list[str]:
         """The tensors for which Σ_n c_n is not ⟨ΔW, ∂φ/∂W⟩ of a plain forward and backward.
 
-        start: that of the forward that gave `contributions`.
+        Also notes in the plan which tensors have not moved φ yet.
 
-        Notes which tensors move φ.
+        batch: the probe batch that gave `contributions`.
+        start: the start of the forward that gave them.
+        direction: ∂φ/∂f [N, ...].
+        contributions: c [tensors, N].
+        update: ΔW of each tensor.
         """
         gradient_sums = torch.zeros_like(contributions[:, 0])
         positions = self._contributions.positions
@@ -290,7 +306,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _size(module: nn.Module) -> int:
-    """The number of elements of all parameters in `module` but those of embeddings."""
+    """The number of elements of all parameters in `module`, embeddings left out."""
     tables = {
         id(p)
         for each in module.modules()
@@ -301,7 +317,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _batch_axis(batch: Any, n_examples: int) -> tuple[int, int] | None:
-    """Which tensor of a batch has N elements along which dimension; the first of several."""
+    """The first tensor of a batch, by its number, with a dimension of N elements; and which one."""
     for index, tensor in enumerate(tensors_in(batch)):
         for axis, size in enumerate(tensor.shape):
             if size == n_examples:

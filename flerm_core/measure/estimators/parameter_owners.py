@@ -1,4 +1,4 @@
-"""Which module answers for a tensor: the one whose derivative sees every use of the tensor."""
+"""Which modules answer for a tensor: those whose derivatives together see each use of it once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch.nn.utils.parametrize import is_parametrized
 class ParameterOwners:
     """The modules to observe in a probe's forward, each with the tensors that it answers for.
 
-    At first each tensor belongs to the modules that hold it. A tensor of a parametrization belongs
-    to the module whose weight is computed from it. A tied tensor has several owners, and its change
-    is the sum over its uses in all of them. `promote` moves a tensor to the parents of
-    its owners, where a use of it is outside them (a weight read without calling its module).
+    At first the owners of a tensor are the modules that hold it. The owner of a parametrization's
+    tensor is the module whose weight is computed from the tensor. A tied tensor has several owners,
+    and its effect is the sum over its uses in all of them. `promote` moves a tensor to the parents
+    of its owners. That is needed where the tensor is used outside its owners (a weight that is read
+    without a call of its module).
 
-    `owners` maps a module to {the tensor's path in the module: the tensor's name}. `promoted` are
+    `owners` maps a module to {the tensor's path in the module: the tensor's name}. `promoted` holds
     the tensors that were moved.
     """
 
@@ -48,7 +49,10 @@ class ParameterOwners:
                 self.owners[module] = held
 
     def promote(self, tensor: str) -> bool:
-        """Moves `tensor` to the parents of its owners. False where only the root owns it."""
+        """Moves `tensor` to the parents of its owners.
+
+        Returns False where only the whole model owns the tensor, which has no parent.
+        """
         self.promoted.add(tensor)
         moved = False
         additions: list[tuple[nn.Module, dict[str, str]]] = []
@@ -68,9 +72,9 @@ class ParameterOwners:
         return moved
 
     def _merge_nested(self, tensor: str) -> None:
-        """Where one owner of `tensor` is inside another, the outer one takes over its uses.
+        """Where one owner of `tensor` is inside another, moves the tensor to the outer one.
 
-        Its derivative sees them, so they would count twice.
+        The outer owner's derivative sees the uses in the inner one too, so they would count twice.
         """
         holders = [module for module, held in self.owners.items() if tensor in held.values()]
         for outer in holders:

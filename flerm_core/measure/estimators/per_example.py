@@ -6,8 +6,9 @@
    samples, unbiased.
 3. c_n comes from the gradients of activations alone (`example_contributions`).
 
-The first draw finds out how the model is observed, and proves on a plain backward that no use of a
-tensor was missed (`layout_probe`). A later draw finds out anew where that does not hold for it.
+The first draw finds out how to observe the model, and checks against a plain backward that no use
+of a tensor was missed (`layout_probe`). A later draw for which this plan does not hold makes a new
+one.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ from flerm_core.measure.update.weight_update import WeightUpdate
 
 
 class PerExample(Estimator):
-    """FSLR = √E[Σ_n c_n²]. Depth groups come without cost: their c is the sum of their members'.
+    """FSLR = √E[Σ_n c_n²].
 
-    Where ranks share the work on a batch, each has a part of c. The parts are added up before they
-    are squared.
+    Joint FSLRs of depth groups cost nothing more: the c_n of a group is the sum of its tensors'.
+
+    Where ranks share the work on a batch, each rank has a part of c. The parts are added up before
+    they are squared.
     """
 
     name = "example"
-    measures_depth_groups = True
 
     def __init__(self, model: MeasuredModel, output_layer: OutputLayer | None = None) -> None:
         super().__init__(model, output_layer)
@@ -68,11 +70,11 @@ class PerExample(Estimator):
         return self._agreed_for != self._requires_grad()
 
     def end_discovery(self) -> None:
-        """What the last draw found out holds from now on."""
+        """Notes that all ranks can use what the last draw found out."""
         self._agreed_for = self._requires_grad()
 
     def begin_measurement(self) -> None:
-        """Has the second, fourth, eighth, … measurement verified like the first.
+        """Requests a check against a plain backward in the measurements 2, 4, 8, 16, …
 
         A use of a tensor may begin to matter at any time (behind a gate that is 0 at first).
         """
@@ -85,8 +87,10 @@ class PerExample(Estimator):
     def draw(self, batch: Any, update: WeightUpdate, generator: torch.Generator) -> Draw:
         """Σ_n c_n² of every tensor, then of every depth group.
 
-        With scope "model_parallel" this rank's part of c instead, flat [tensors · N]. A rank whose
-        batch is empty finds out nothing, and does so on its next draw.
+        With the reduction scope "model_parallel": this rank's part of c, flat [tensors · N]. A rank
+        whose first batch is empty finds out on a later draw how to observe the model.
+
+        Raises `MeasurementError` where the outputs of some examples only are not finite.
         """
         if self._discovered_for != self._requires_grad():
             self._coupled = False
@@ -100,7 +104,7 @@ class PerExample(Estimator):
             return Draw(torch.zeros(length, dtype=torch.float64, device=self.model.device), 0)
         contributions, outputs = found
         _check_finite(contributions)
-        scale = projection_scale(outputs)  # of ∂φ/∂f; a draw is of ω itself
+        scale = projection_scale(outputs)  # ∂φ/∂f has this factor, and a draw must not have it
         if self.reduction == "model_parallel":
             return Draw((contributions / scale).reshape(-1), outputs.numel())
         return Draw(self._sums_of_squares(contributions) / scale**2, outputs.numel())
@@ -108,9 +112,10 @@ class PerExample(Estimator):
     def _by_plan(
         self, batch: Any, update: WeightUpdate, generator: torch.Generator
     ) -> tuple[Tensor, Tensor] | None:
-        """c and the outputs by what is known, which is found out anew where that does not hold.
+        """c and the outputs, by the plan; by a new plan where the present one does not hold.
 
-        Without an all-reduce, unless forwards of ranks wait for each other: other ranks may go on.
+        Ranks whose forwards do not wait for one another need not agree about that, so there is no
+        all-reduce between them.
         """
         sharding = self._contributions.sharding
         start = ForwardStart(self.model.module)
@@ -119,7 +124,7 @@ class PerExample(Estimator):
             direction = draw_projection(outputs, generator)
             try:
                 found, holds = self._contributions.backward(hooks, outputs, direction, update)
-            except NoDerivative:  # of a module that runs otherwise than before
+            except NoDerivative:  # a module computes in another way than before
                 reset_after_error(self.model.module)
                 holds = False
             if holds and self._verify and len(outputs) > 0:
@@ -137,11 +142,12 @@ class PerExample(Estimator):
         generator: torch.Generator,
         start: ForwardStart,
     ) -> tuple[Tensor, Tensor] | None:
-        """c and the outputs, once it is found out how to observe the model on `batch`.
+        """Makes the plan on `batch`, then returns c and the outputs. None without any example.
 
-        Where examples cannot be told apart, c has one column from now on. That needs no agreement:
-        other ranks may go on with one per example, since both have the same expectation. Where
-        ranks share tensors, gradients are sums over ranks, and `EstimatorNotApplicable` is raised.
+        Where examples cannot be told apart, c has a single column from now on, Σ_n c_n. Other ranks
+        may keep one column per example, since both have the same expectation, so the ranks need not
+        agree. Where ranks share tensors, Σ_n c_n of one rank is not known, because gradients are
+        sums over ranks. Then `EstimatorNotApplicable` is raised.
         """
         start.restore()
         generator_state = generator.get_state()
@@ -157,7 +163,8 @@ class PerExample(Estimator):
             )
             self._coupled, self._discovered_for = True, self._requires_grad()
             start.restore()
-            generator.set_state(generator_state)  # as in a draw that knows it already
+            # The same ω as in a draw that does not try discovery first.
+            generator.set_state(generator_state)
             return self._one_sample(batch, update, generator)
         if found is not None:
             self._discovered_for = self._requires_grad()
@@ -166,7 +173,7 @@ class PerExample(Estimator):
     def _one_sample(
         self, batch: Any, update: WeightUpdate, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Σ_n c_n as the only column, and the outputs: unbiased also where examples are mixed."""
+        """Σ_n c_n as the only column of c, and the outputs. Unbiased even where examples mix."""
         outputs = self.model.outputs(batch)
         sums = torch.zeros(
             len(self.model.parameters), 1, dtype=torch.float64, device=outputs.device
@@ -205,7 +212,7 @@ class PerExample(Estimator):
 def _check_finite(contributions: Tensor) -> None:
     """Raises `MeasurementError` where c is finite for some examples only.
 
-    Where it is finite for none, the run has diverged, which the meter's numbers show.
+    Where c is finite for no example, the run has diverged. The meter reports that.
     """
     finite = contributions.isfinite().all(0)
     if finite.any() and not finite.all():
