@@ -17,6 +17,7 @@ from flerm_core._files import atomic_path
 from flerm_core.errors import InvalidInput, NotFound, Refused
 from flerm_server.store.sql.database_url import database_file, public_name
 from flerm_server.store.sql.engine import driver_transaction, refuse_network_file_system
+from flerm_server.store.sql.foreign_objects import foreign_objects
 from flerm_server.store.sql.sqlite_ownership import (
     Header,
     LockFile,
@@ -123,11 +124,14 @@ def _check(copy: Path, source: Path) -> None:
         tables = {
             name for (name,) in connection.execute("SELECT name FROM sqlite_master").fetchall()
         }
+        strange = foreign_objects(lambda sql: connection.execute(sql).fetchall())
     if found != [("ok",)] or dangling is not None:
         reason = found[0][0] if found != [("ok",)] else f"rows without their {dangling[2]}"
         raise Refused(f"backup {source}: it is damaged ({reason}); nothing was changed")
     if not {"alembic_version", "schema_support", "recordings"} <= tables:
         raise Refused(f"backup {source}: it is not a registry's database; nothing was changed")
+    if strange:
+        raise Refused(f"backup {source}: no registry made {strange} in it; nothing was changed")
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def open_engine(url: sa.URL) -> sa.Engine:
 
     On SQLite, write transactions run one after the other.
 
-    Raises `Refused` for a SQLite file on a network file system.
+    Raises `Refused` for a SQLite file on a network file system, and for what is no plain file.
     """
     connections: Connections
     if url.get_backend_name() == "postgresql":
@@ -57,9 +57,12 @@ def open_engine(url: sa.URL) -> sa.Engine:
 
         connections, pool_size, max_overflow, recycle = PostgresConnections(url), 8, 24, 1800
     else:
-        refuse_network_file_system(database_file(url))
+        file = database_file(url)
+        if file.exists() and not file.is_file():
+            raise Refused(f"db {file}: it is no plain file; name one, or one that is not there yet")
+        refuse_network_file_system(file)
         connections, pool_size, max_overflow, recycle = (
-            SqliteConnections(database_file(url)), 8, 56, -1
+            SqliteConnections(file), 8, 56, -1
         )  # fmt: skip
     engine = sa.create_engine(
         url,

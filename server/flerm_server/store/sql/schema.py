@@ -7,16 +7,18 @@ do so, and `NEEDS` is the oldest revision that this server can work with.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from flerm_core.errors import Refused
+from flerm_core.errors import Refused, join_names
 from flerm_server.store.sql import change_counts
 from flerm_server.store.sql.backups import backup
 from flerm_server.store.sql.database_url import database_file
 from flerm_server.store.sql.engine import connections_of, transaction
+from flerm_server.store.sql.foreign_objects import foreign_objects
 from flerm_server.store.sql.sqlite_connections import create_file
 from flerm_server.store.sql.tables import NEEDS, metadata, schema_support
 
@@ -25,6 +27,7 @@ OLDEST = "0001"  # what all migrations together write to `schema_support`
 ALEMBIC_VERSION = """CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 )"""
+REVISION = re.compile("[0-9]{4}")
 UPGRADE_LOCK = 0x666C65726D  # the number of a PostgreSQL advisory lock: the bytes of "flerm"
 
 
@@ -84,16 +87,32 @@ def _state(connection: sa.Connection) -> SchemaState:
             "the database belongs to another program (its alembic_version is not a registry's): "
             "name one of its own"
         )
-    current = (
-        connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one_or_none()
-        or ""
-    )
-    oldest = (
-        connection.execute(sa.select(schema_support.c.oldest_server)).scalar_one()
-        if current
-        else ""
-    )
-    return SchemaState(current, head(), oldest)
+    current = _revision(connection, "alembic_version", "version_num")
+    oldest = _revision(connection, "schema_support", "oldest_server") if current else ""
+    if current and not oldest:
+        raise Refused("the table schema_support of the database has no revision: restore a backup")
+    newest = head()
+    if connection.dialect.name == "sqlite" and current <= newest:
+        strange = foreign_objects(lambda sql: connection.exec_driver_sql(sql).fetchall())
+        if strange:
+            raise Refused(
+                f"no registry made {strange} in the database: drop what you made yourself, or "
+                "restore a backup"
+            )
+    return SchemaState(current, newest, oldest)
+
+
+def _revision(connection: sa.Connection, table: str, column: str) -> str:
+    """The revision that a table holds; empty: it has no row. Raises `Refused` for other content."""
+    found = connection.exec_driver_sql(f"SELECT {column} FROM {table}").scalars().fetchmany(2)
+    if not found:
+        return ""
+    if len(found) > 1 or not REVISION.fullmatch(str(found[0])):
+        raise Refused(
+            f"the table {table} of the database holds {join_names(map(repr, found))}; "
+            "one revision of four digits is allowed: restore a backup"
+        )
+    return str(found[0])
 
 
 def check(engine: sa.Engine) -> SchemaState:

@@ -8,14 +8,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from flerm_client import RegistryClient
+from flerm_core.errors import InvalidInput, Refused
 from flerm_server.cli import app
+from flerm_server.store.sql.backups import restore
+from flerm_server.store.sql.database_url import parse_url
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster, StartRegistry, postgres_tool
 from tests.server.conftest import migrate
@@ -280,3 +284,45 @@ def test_a_postgresql_registry_is_restored_under_its_name(
         new = client.start_recording("f", 1e-3, ["c"], [(1,)], seed=2)
         client.append(new, [1], [[3.0]])
         assert client.recording(kept).rows == 20
+
+
+@pytest.mark.parametrize(
+    ("statements", "sentence"),
+    [
+        (
+            ("CREATE TRIGGER t AFTER INSERT ON families BEGIN DELETE FROM tokens; END",),
+            "no registry made the trigger 't' in",
+        ),
+        (
+            (
+                "ALTER TABLE kinds RENAME TO others",
+                "CREATE VIEW kinds AS SELECT * FROM others",
+            ),
+            "no registry made the view 'kinds' in",
+        ),
+        (("INSERT INTO alembic_version VALUES ('0003')",), "one revision of four digits"),
+        (("UPDATE alembic_version SET version_num = x'ff00'",), "one revision of four digits"),
+        (("DELETE FROM schema_support",), "the table schema_support of the database has no"),
+    ],
+)
+def test_what_no_registry_made_is_refused(tmp_path: Path, statements: Sequence[str], sentence: str):
+    file = tmp_path / "hostile.db"
+    open_store(f"sqlite:///{file}").close()
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    with pytest.raises(Refused, match=sentence):
+        open_store(f"sqlite:///{file}")
+    if sentence.startswith("no registry"):
+        target = tmp_path / "runs.db"
+        with pytest.raises(Refused, match=sentence):
+            restore(parse_url(f"sqlite:///{target}"), file)
+        assert not target.exists()
+
+
+def test_a_database_is_a_plain_file(tmp_path: Path):
+    os.mkfifo(tmp_path / "fifo.db")
+    (tmp_path / "zero.db").symlink_to("/dev/zero")
+    for name in ("fifo.db", "zero.db", ""):
+        with pytest.raises((Refused, InvalidInput), match="no plain file"):
+            open_store(f"sqlite:///{tmp_path / name}")
