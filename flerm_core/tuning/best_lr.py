@@ -15,8 +15,8 @@ from flerm_core.records.recording import Recording, same_lr
 SIZE = "parameters"
 """The key of a configuration that holds the number of the model's weights."""
 
-# In octaves. A rate this near to the optimum counts as the optimum, because matched rates are
-# rounded to this.
+# A rate within so many octaves of the optimum counts as the optimum, because matched rates are
+# rounded to 1/16 octave.
 _CLOSE = 1 / 16
 
 
@@ -24,8 +24,8 @@ _CLOSE = 1 / 16
 class SweepRun:
     """One run of a sweep.
 
-    loss: its final loss. Only completed runs with a loss, and diverged runs, count.
-    size: the number of weights of its model; None where it is not known.
+    loss: the run's final loss; None where the run logged none.
+    size: the number of weights of the run's model; None where it is not known.
     """
 
     lr: float
@@ -36,12 +36,12 @@ class SweepRun:
 
     @property
     def counts(self) -> bool:
-        """Whether the run is a part of a loss curve."""
+        """Whether the run is part of a loss curve: it diverged, or completed with a loss."""
         return self.status == "diverged" or (self.status == "completed" and self.loss is not None)
 
     @property
     def finite_loss(self) -> float:
-        """The loss of a completed run; infinite of any other, and where it is not finite."""
+        """The loss of a completed run; infinite for other runs and where the loss is not finite."""
         finite = self.status == "completed" and self.loss is not None and math.isfinite(self.loss)
         return self.loss if finite and self.loss is not None else math.inf
 
@@ -62,8 +62,10 @@ class SweepRun:
 class LossPoint:
     """One learning rate of a loss curve.
 
-    loss, spread: mean and standard deviation of the final loss over `seeds` seeds whose loss is
-    finite; NaN for too few of them. A seed that was run more than once counts once, with its mean.
+    loss, spread: the mean and the standard deviation of the final loss over the seeds with a finite
+        loss; NaN where there are no such seeds, or fewer than two. A seed that was run more than
+        once counts once, with the mean of its runs.
+    seeds: the number of seeds with a finite loss.
     diverged: the number of seeds with a run that diverged.
     """
 
@@ -78,15 +80,16 @@ class LossPoint:
 class Best:
     """The answer to a `BestQuery`.
 
+    family: the family's name.
     lr, loss: the best recorded learning rate, and its mean loss.
     optimum: the learning rate of the fitted optimum.
-    optimum_spread: its standard deviation over seeds in octaves; NaN for fewer than two seeds, and
-    where the best rate is an end of the curve.
+    optimum_spread: the standard deviation of the optimum over seeds, in octaves; NaN for fewer than
+        two seeds, and where the best rate is an end of the curve.
     next_lr: the rate to try next; `optimum` where nothing is left to try.
     advice: the reason for `next_lr`, in a sentence.
     points: the loss curve, ascending by rate.
-    experiment: of which experiment this is the answer, what else the family has, and how to choose
-        it, in sentences; empty: there is nothing else.
+    experiment: sentences on which of the family's experiments this answer is about, which others
+        there are, and how to choose one; empty where there is only one.
     """
 
     family: str
@@ -109,9 +112,9 @@ class Best:
 
     @property
     def suggested_rates(self) -> tuple[float, ...]:
-        """The rates to try next, the most useful first; empty where the curve is settled.
+        """The rates to try next, the most useful first; empty where nothing is left to try.
 
-        They may be trained at once.
+        All of them may be trained at the same time.
         """
         if len(self.points) == 1:
             return (2 * self.lr, self.lr / 2)
@@ -119,7 +122,7 @@ class Best:
 
 
 def model_size(config: Mapping[str, Any]) -> float | None:
-    """How many weights a recording's configuration says its model has; None where it is silent.
+    """The number of the model's weights by a recording's configuration; None where it has none.
 
     `FLeRM.record` and `match` write this number.
     """
@@ -146,10 +149,11 @@ def curve_optimum(points: Sequence[LossPoint]) -> float:
 def best_rate(family: str, runs: Iterable[SweepRun]) -> Best:
     """The best rate of `runs` by their final losses.
 
-    A rate at which a run diverged is taken only where every rate has such a run. The optimum is the
-    vertex of the parabola in log2 lr through the mean losses at the best rate and at its two
-    neighbours; without two neighbours it is the best rate itself. Raises `NotFound` when no run is
-    completed with a finite loss.
+    The best rate has the lowest mean loss of all rates at which no run diverged. Only where runs
+    diverged at every rate, such rates are compared too. The optimum is the vertex of the parabola
+    in log2 lr through the mean losses at the best rate and at its two neighbours. Without two
+    neighbours the optimum is the best rate. Raises `NotFound` when no run is completed with a
+    finite loss.
     """
     found = list(runs)
     points = loss_curve(found)
@@ -187,7 +191,6 @@ def _point(rate: float, runs: Sequence[SweepRun]) -> LossPoint:
     by_seed: dict[int, list[float]] = {}
     for run in runs:
         by_seed.setdefault(run.seed, []).append(run.finite_loss)
-    # A seed that was run twice counts once.
     means = [_mean(its) for its in by_seed.values()]
     losses = [loss for loss in means if math.isfinite(loss)]
     return LossPoint(
@@ -200,7 +203,7 @@ def _point(rate: float, runs: Sequence[SweepRun]) -> LossPoint:
 
 
 def _mean(values: Sequence[float]) -> float:
-    # Most seeds have one run at a rate, and `fmean` costs as much as all else here.
+    # Most seeds have one run at a rate. For these `fmean` would double the time of a curve.
     return values[0] if len(values) == 1 else fmean(values)
 
 
@@ -222,8 +225,10 @@ def _optimum(points: Sequence[LossPoint], best: int) -> float:
 def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
     """The learning rate at the vertex of the parabola in log2 lr through three points.
 
-    The middle rate where a loss is infinite, or where the parabola has no lowest point. The vertex
-    lies between the outer rates.
+    rates, losses: of the three points, by ascending rate.
+
+    Returns the middle rate where a loss is infinite, and where the parabola has no lowest point. A
+    vertex outside the outer rates is moved to the nearer of them.
     """
     left, middle, right = rates
     if math.inf in losses:
@@ -307,8 +312,9 @@ def _advice(points: Sequence[LossPoint], best: int, optimum: float) -> tuple[flo
 
 
 def _neighbour(points: Sequence[LossPoint], best: int, optimum: float) -> int:
-    """The index of the neighbour on whose side the optimum lies, or of the further neighbour where
-    it lies at the best rate.
+    """The index of the best rate's neighbour on the side of the optimum.
+
+    Where the optimum is the best rate itself, the neighbour that is further away.
     """
     rate = points[best].lr
     if optimum != rate:

@@ -1,8 +1,9 @@
-"""What tells the experiments of one family apart (optimiser, schedule, steps), and what tells the
-scales of one experiment apart (width, depth, rank).
+"""Sorts the recordings of a family into experiments, and those of one experiment into scales.
 
-Both are found from the settings that recordings hold: a setting that differs among the base
-recordings makes another experiment, a setting that differs from the base's makes another scale.
+An experiment is a sweep with one optimiser, schedule, number of steps and so on. A scale is one
+width, depth or rank. Both are found from the settings in the recordings. Where base recordings
+differ in a setting, they belong to different experiments. Where a recording differs from the base
+in a setting, the recording has another scale.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from flerm_core.records.recording import Recording
 from flerm_core.tuning.best_lr import SIZE, SweepRun
 
 MOST_VALUES = 12
-"""A setting with more values tells runs apart, not experiments or scales."""
+"""A setting with more values than this is one of single runs, not of experiments or scales."""
 OPTIMIZER = "optimizer"
 
 USUAL = (
     "width", "d_model", "hidden_size", "n_embd", "depth", "num_hidden_layers", "n_layer", "layers",
     "blocks", "rank", "init_scale", "batch_size", "batch", "steps", "schedule",
 )  # fmt: skip
-"""The names that a setting goes by before others that say the same."""
+"""Where several settings make the same distinction, one with a name in this list is shown."""
 
 Value = str | float
 Settings = Mapping[str, Value]
@@ -34,8 +35,10 @@ Settings = Mapping[str, Value]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One setting that tells experiments apart: its values with the number of their recordings, and
-    the value that is shown.
+    """One setting in which the experiments of a family differ.
+
+    values: each value of the setting with the number of its recordings, the most frequent first.
+    shown: the value of the experiment that is shown.
     """
 
     name: str
@@ -50,8 +53,10 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How a model differs from the base: (setting, value, value over the base's) each; the ratio is
-    NaN where the values are no numbers. Empty: the base's own scale.
+    """How a model differs from the base.
+
+    differences: (setting, value, value over the base's value) for each setting that differs. The
+        ratio is NaN where the values are no numbers. Empty for the base's own scale.
     """
 
     differences: tuple[tuple[str, str, float], ...] = ()
@@ -65,7 +70,7 @@ class Scale:
         return ", ".join(_words(*each) for each in self.differences) or "base"
 
     def short(self, dimension: str) -> str:
-        """The label where `dimension` is said elsewhere: `×4`."""
+        """The label without the name of the setting, for a figure that names `dimension`: `×4`."""
         return self.label.replace(f"{dimension} ", "") if "," not in dimension else self.label
 
     @property
@@ -75,13 +80,13 @@ class Scale:
 
     @property
     def order(self) -> tuple[object, ...]:
-        """By which scales are sorted: the base, then few differences, then small ones."""
+        """The key to sort scales by: the base first, then by the number and size of differences."""
         names = tuple(name for name, _, _ in self.differences)
         return len(names), names, tuple(_place(value) for _, value, _ in self.differences)
 
 
 def _place(value: str) -> tuple[bool, float, str]:
-    """By which values are sorted: numbers by size, then words by letter."""
+    """The key to sort values by: numbers by size, then words in alphabetical order."""
     number = _value(value)
     return (False, number, value) if isinstance(number, float) else (True, 0.0, value)
 
@@ -96,8 +101,11 @@ def dimension_of(scale: Scale) -> str:
 
 
 def settings_of(config: Mapping[str, Any], tags: Mapping[str, str], optimizer_key: str) -> Settings:
-    """The plain values of tags and configuration, and the optimiser with its settings
-    (`ComparabilityKey.optimizer_key`). Of a name that both have, the configuration's value counts.
+    """The settings of a recording: its tags, the plain values of its configuration, its optimiser.
+
+    Where a tag and a configuration value have the same name, the configuration's value is taken.
+
+    optimizer_key: the optimiser with its settings (`ComparabilityKey.optimizer_key`).
     """
     found: dict[str, Value] = {name: _value(value) for name, value in tags.items()}
     for name, value in config.items():
@@ -109,7 +117,7 @@ def settings_of(config: Mapping[str, Any], tags: Mapping[str, str], optimizer_ke
 
 @dataclass(frozen=True, slots=True)
 class ExperimentRun:
-    """One recording, as the questions about its losses need it. settings: see `settings_of`."""
+    """What questions about losses need of one recording. settings: see `settings_of`."""
 
     id: str
     role: str
@@ -128,11 +136,11 @@ class ExperimentRun:
 
 
 def differing_settings(settings: Sequence[Settings]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The settings that tell these apart, for a table: the few that do, and all that have several
-    values.
+    """The names of the settings in which recordings differ, as columns of a table.
 
-    Settings with a value of its own for nearly every recording (a job's number) are in the second
-    only.
+    Returns two tuples. The first has a few settings that tell the recordings apart. The second has
+    all settings with several values, also those that differ for nearly every recording (a job's
+    number).
     """
     values: dict[str, set[Value]] = defaultdict(set)
     distinct = _distinct(settings)
@@ -145,8 +153,10 @@ def differing_settings(settings: Sequence[Settings]) -> tuple[tuple[str, ...], t
 
 
 def short_texts(values: Iterable[str]) -> dict[str, str]:
-    """Texts such as `AdamW(betas=[0.9, 0.999], weight_decay=0.1)` without the arguments that all of
-    them have: `AdamW(weight_decay=0.1)`.
+    """A short text for each of `values`, without the arguments that all of them have.
+
+    Where all have the same betas, `AdamW(betas=[0.9, 0.999], weight_decay=0.1)` becomes
+    `AdamW(weight_decay=0.1)`.
     """
     parts = {}
     for value in dict.fromkeys(values):
@@ -161,14 +171,14 @@ def short_texts(values: Iterable[str]) -> dict[str, str]:
 
 
 def text_of(value: Value) -> str:
-    """A setting's value as an address and a page have it."""
+    """A setting's value as text, for addresses and pages."""
     if not isinstance(value, float):
         return value
     return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:g}"
 
 
 def bigger_than_base(runs: Sequence[ExperimentRun]) -> frozenset[str]:
-    """The ids of the runs with role base whose model has more weights than another one's."""
+    """The ids of the runs with role base whose model is bigger than the smallest with role base."""
     sizes = {each.id: each.settings.get(SIZE) for each in runs if each.role == "base"}
     known = {at: size for at, size in sizes.items() if isinstance(size, float)}
     least = min(known.values(), default=math.inf)
@@ -178,9 +188,12 @@ def bigger_than_base(runs: Sequence[ExperimentRun]) -> frozenset[str]:
 def kinds_of(
     runs: Sequence[ExperimentRun], bigger: Collection[str], chosen: Mapping[str, str]
 ) -> tuple[tuple[Kind, ...], list[ExperimentRun]]:
-    """What tells the experiments apart, and the runs of the one that is shown.
+    """The settings in which experiments differ, and the runs of the experiment that is shown.
 
-    bigger: the ids of runs that are no base though their role says so.
+    runs: all runs of the family.
+    bigger: the ids of runs with role base that count as scaled (`bigger_than_base`).
+    chosen: the value to show of some settings, by name. Of the others the value with most
+        recordings is shown.
     """
     bases = [each for each in runs if is_base(each, bigger)]
     names = _kind_names(bases)
@@ -204,7 +217,7 @@ def kinds_of(
 
 
 def _named(wanted: str, values: Iterable[str]) -> str:
-    """The one of `values` that is `wanted`, or whose short text is; empty: none is."""
+    """The one of `values` that equals `wanted`, or whose short text does; empty where none does."""
     return next(
         (full for full, short in short_texts(values).items() if wanted in (full, short)), ""
     )
@@ -220,8 +233,14 @@ def _belongs(
 ) -> bool:
     """Whether a run belongs to the experiment whose setting `name` is `shown`.
 
-    A scaled run with a number that no base has is kept: it is of another scale. Where a value was
-    asked for that no base has, the base is kept whatever its value.
+    A run without the setting belongs. So does a scaled run whose value no base has, because it is
+    then of another scale. Where no base has the value `shown`, every base belongs.
+
+    run: the run in question.
+    name, shown: the setting, and its value in the experiment.
+    there: the values of this setting that bases have.
+    bigger: as in `kinds_of`.
+    wanted: the value that the user chose; empty where the user chose none.
     """
     own = run.settings.get(name)
     if own is None or text_of(own) == shown:
@@ -247,7 +266,7 @@ def scales_of(runs: Sequence[ExperimentRun], bigger: Collection[str]) -> dict[st
         for settings in _distinct(each.settings for each in runs)
     }
     own = Scale()
-    # A run that is no base's must not mix with the base's, though no setting tells it apart.
+    # A scaled run must not count as the base, even where no setting differs from the base's.
     unlabelled = {"base": own, "scaled": Scale((("role", "scaled", math.nan),))}
     return {
         each.id: own if is_base(each, bigger) else known[id(each.settings)] or unlabelled[each.role]
@@ -261,9 +280,10 @@ def is_base(run: ExperimentRun, bigger: Collection[str]) -> bool:
 
 
 def _kind_names(bases: Sequence[ExperimentRun]) -> list[str]:
-    """The settings that tell the base's experiments apart, the optimiser first.
+    """The settings in which the base's experiments differ, the optimiser first.
 
-    Each value of such a setting has several learning rates, and does not follow the seed.
+    Every value of such a setting was run at several learning rates. A setting that changes with the
+    seed is none.
     """
     rates: dict[str, dict[Value, set[float]]] = defaultdict(lambda: defaultdict(set))
     seeds: dict[str, dict[Value, set[int]]] = defaultdict(lambda: defaultdict(set))
@@ -283,8 +303,9 @@ def _kind_names(bases: Sequence[ExperimentRun]) -> list[str]:
 
 
 def _scale_names(runs: Sequence[ExperimentRun]) -> list[str]:
-    """The settings that tell scales apart: those whose values have several rates, or are numbers
-    of models that were trained at one rate only.
+    """The settings in which scales differ.
+
+    All values of such a setting are numbers, or each value was run at several learning rates.
     """
     values: dict[str, set[Value]] = defaultdict(set)
     rates: dict[tuple[str, Value], set[float]] = defaultdict(set)
@@ -306,10 +327,11 @@ def _scale_names(runs: Sequence[ExperimentRun]) -> list[str]:
 
 
 def _telling(settings: Sequence[Settings], names: Iterable[str], first: str = "") -> list[str]:
-    """Those of `names` that tell more apart than the ones before them, in their first order.
+    """The `names` that are needed to tell `settings` apart, in the order of `names`.
 
-    Usual names go first, then those with short values: the count of weights says nothing new beside
-    the width.
+    Names are tried one by one, and one is kept where it tells apart what the names kept before do
+    not. `first` is tried first, then `USUAL` names, then names with short values. So the number of
+    weights is left out where the width is kept.
     """
     listed = list(names)
     chosen: list[str] = []
@@ -332,14 +354,15 @@ def _telling(settings: Sequence[Settings], names: Iterable[str], first: str = ""
 
 
 def _distinct(settings: Iterable[Settings]) -> list[Settings]:
-    """Each object once, in the order of first ones. Recordings of a sweep share their settings, so
-    few objects stand for thousands of recordings.
+    """The distinct objects among `settings`, in order.
+
+    Recordings of a sweep share their settings object, so there are few for thousands of recordings.
     """
     return list({id(each): each for each in settings}.values())
 
 
 def _tried(runs: Iterable[ExperimentRun]) -> list[tuple[Settings, set[float], set[int]]]:
-    """Each object of settings with the learning rates and the seeds that it was run with."""
+    """Each distinct settings object, with the learning rates and the seeds of its runs."""
     found: dict[int, tuple[Settings, set[float], set[int]]] = {}
     for each in runs:
         its = found.get(id(each.settings))
@@ -359,7 +382,7 @@ def _usual(values: Iterable[Value | None]) -> Value | None:
 
 
 def _value(value: str | float) -> Value:
-    """Numbers as numbers, also those that a tag holds as text, so that both are the same."""
+    """`value` as a number where it is one, so that a tag's "4" equals a configuration's 4."""
     if isinstance(value, bool):
         return str(value)
     try:

@@ -1,4 +1,4 @@
-"""Which experiment of a family an answer is about, in sentences; the same wherever it is asked."""
+"""Sentences on which experiment of a family an answer is about, for command line and pages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from flerm_core.tuning.experiment_settings import Kind
 
 
 def experiment_words(kinds: Sequence[Kind], left_out: int, bigger: int) -> str:
-    """Which experiment is shown, what else there is and how to choose it; empty: there is one only.
+    """Which experiment is shown, which others there are, and how to choose one.
 
-    left_out: recordings of other experiments. bigger: recordings with role base of a model that is
-    bigger than the smallest base.
+    Empty where there is only one experiment and no bigger base.
+
+    kinds: the settings in which the experiments differ.
+    left_out: the number of recordings of other experiments.
+    bigger: the number of recordings with role base whose model is bigger than the smallest base.
     """
     words = []
     shown = ", ".join(f"{kind.name} {kind.labels[kind.shown]}" for kind in kinds)

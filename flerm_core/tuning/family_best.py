@@ -21,12 +21,14 @@ from flerm_core.tuning.transfer_report import Curves
 def best_of(runs: Iterable[ExperimentRun], query: BestQuery, known: Curves | None = None) -> Best:
     """The best rate of a family's runs.
 
-    Of several experiments (optimisers, schedules) the one that `query.pick` names counts, else the
-    one with most recordings; `Best.experiment` says which, and what else there is. Losses of models
-    of different sizes never mix. Without role and variant this is `TransferReport.best`. Raises
-    `NotFound` when no run is completed with a final loss, and for a pick that no run fits.
+    Where the family has several experiments (optimisers, schedules), the answer is about the one
+    that `query.pick` names, else about the one with most recordings. `Best.experiment` says which
+    one that is, and which others there are. Losses of models of different sizes are never averaged.
+    For role base and variant plain this is the same as `TransferReport.best`.
 
     known: as in `transfer_report`.
+
+    Raises `NotFound` when no run is completed with a final loss, and for a pick that no run fits.
     """
     asked = [each for each in runs if _has(each, query)]
     role, variant = query.role, query.variant or "plain"

@@ -15,8 +15,8 @@ from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum, loss_c
 
 LEVEL = 0.9
 _DRAWS = 1000
-MOST_LEVELS = 16  # numbers of rates by which seeds are told apart
-PART_VALUES = 1 << 20  # of resampled losses in memory
+MOST_LEVELS = 16  # how many least numbers of rates `settled_curve` tries
+PART_VALUES = 1 << 20  # resampled losses that are in memory at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,8 @@ class Shift:
     """How far an optimum lies from the base's.
 
     octaves: log2 of the optimum over the base's optimum.
-    low, high: its 90 % bootstrap interval over the seeds of both curves; NaN where a curve has a
-        single seed.
+    low, high: the 90 % bootstrap interval of `octaves` over the seeds of both curves; NaN where a
+        curve has a single seed.
     """
 
     octaves: float
@@ -53,13 +53,13 @@ def complete_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
 
 
 def settled_curve(runs: Iterable[SweepRun]) -> tuple[list[SweepRun], tuple[LossPoint, ...]]:
-    """The runs of those seeds that were run at enough rates to show where the optimum lies, and
-    their `complete_curve`.
+    """The runs of the seeds that show where the optimum lies, and their `complete_curve`.
 
-    While a sweep is under way some seeds have been run at few rates, and a curve over all seeds
-    would have these few rates only. Of the seeds with at least so many rates the largest set is
-    taken whose lowest loss lies between two others; where none is such, the set with most common
-    rates. Where no seed has three rates (a random search) all runs count.
+    While a sweep is under way, some seeds have been run at few rates, and a curve over all seeds
+    would have only these few rates. So sets of seeds are tried: all seeds with at least 3 rates,
+    with at least 4, and so on. The first set whose lowest loss lies between two other rates is
+    taken. Where there is no such set, the first with three common rates is taken, or else the one
+    with most. Where no seed has three rates (a random search), all runs are taken.
     """
     found = [run for run in runs if run.counts]
     rates: dict[int, set[float]] = {}
@@ -85,8 +85,10 @@ def settled_curve(runs: Iterable[SweepRun]) -> tuple[list[SweepRun], tuple[LossP
 
 @dataclass(frozen=True, slots=True)
 class Optimum:
-    """A curve's optimum as log2 of the learning rate, and those of resamples of its seeds (Efron's
-    bootstrap); none where there is one seed.
+    """A curve's optimum, and the optima of resamples of its seeds (Efron's bootstrap).
+
+    place: log2 of the learning rate at the optimum.
+    draws: the same for each resample; empty where there is only one seed.
     """
 
     place: float
@@ -94,18 +96,24 @@ class Optimum:
 
     @classmethod
     def of(cls, runs: Iterable[SweepRun]) -> Optimum:
-        """Raises `NotFound` where the curve has no finite loss."""
+        """The optimum of `complete_curve(runs)`.
+
+        Raises `NotFound` where the curve has no finite loss.
+        """
         found = list(runs)
         return cls.of_curve(found, complete_curve(found))
 
     @classmethod
     def of_curve(cls, runs: Sequence[SweepRun], points: Sequence[LossPoint]) -> Optimum:
-        """`of`, where `complete_curve(runs)` is known: `points`."""
+        """As `of`, with `points` = `complete_curve(runs)` already known."""
         draws = _resampled(runs, [point.lr for point in points])
         return cls(math.log2(curve_optimum(points)), tuple(draws))
 
     def shift_from(self, base: Optimum) -> Shift:
-        """How far this optimum lies from the base's. The stream of draws is fixed."""
+        """How far this optimum lies from the base's.
+
+        The random numbers have a fixed seed, so the interval is reproducible.
+        """
         octaves = self.place - base.place
         if len(self.draws) < 2 or len(base.draws) < 2:
             return Shift(octaves=octaves, low=math.nan, high=math.nan)
@@ -128,7 +136,7 @@ def shift(runs: Iterable[SweepRun], base: Iterable[SweepRun]) -> Shift:
 
 
 def optimum_interval(runs: Iterable[SweepRun]) -> Interval:
-    """Between which learning rates the optimum of `runs` lies, by the bootstrap of `shift`."""
+    """The interval of the learning rate at the optimum of `runs`, by the bootstrap of `shift`."""
     found = list(runs)
     draws = _resampled(found, [point.lr for point in complete_curve(found)])
     if len(draws) < 2:
@@ -138,11 +146,11 @@ def optimum_interval(runs: Iterable[SweepRun]) -> Interval:
 
 
 def _resampled(runs: Sequence[SweepRun], rates: Sequence[float]) -> list[float]:
-    """log2 of the optimum of each of `seed_resamples`.
+    """log2 of the optimum of each of `seed_resamples`; empty for fewer than two seeds.
 
-    rates: those of `complete_curve(runs)`.
+    rates: the learning rates of `complete_curve(runs)`.
     """
-    by_seed: dict[int, dict[int, float]] = {}  # each seed's loss at each rate, by the rate's place
+    by_seed: dict[int, dict[int, float]] = {}  # each seed's loss at each rate, by the rate's index
     columns = {lr: _place(rates, lr) for lr in {run.lr for run in runs}}
     for run in runs:
         column = columns[run.lr]
@@ -164,7 +172,7 @@ def _resampled(runs: Sequence[SweepRun], rates: Sequence[float]) -> list[float]:
 
 
 def _optima(rates: Sequence[float], means: np.ndarray) -> list[float]:
-    """log2 of `curve_optimum` of each row of `means` [D, R], but for rows without a finite loss."""
+    """log2 of the optimum of each row of `means` [draws, rates]; no entry without a finite loss."""
     rows = means.tolist()
     last = len(rates) - 1
     found = []
@@ -193,9 +201,9 @@ def _parts(chosen: np.ndarray, losses: np.ndarray) -> list[np.ndarray]:
 
 
 def seed_resamples(count: int) -> np.ndarray:
-    """Indices [draws, count] of seeds, resampled with replacement.
+    """Indices of seeds, resampled with replacement, [draws, count].
 
-    All resamples for up to four seeds, else 1,000 of a fixed stream.
+    For up to four seeds these are all possible resamples, else 1,000 random ones by a fixed seed.
     """
     if count <= 4:
         return np.array(list(product(range(count), repeat=count)))

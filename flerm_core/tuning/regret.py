@@ -1,4 +1,4 @@
-"""What carrying the base's rate over costs at a scale: the measure that a user pays for."""
+"""Regret: how much loss it costs to train a model at the base's best rate."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from flerm_core.records.recording import same_lr
 from flerm_core.tuning.best_lr import SweepRun
 from flerm_core.tuning.optimum_shift import LEVEL, seed_resamples
 
-_DIVERGED = 1e30  # stands for the loss of a diverged run: no mean with it is a lowest one
-_PART = 1 << 22  # ratios in memory at a time
+_DIVERGED = 1e30  # in place of an infinite loss, so that sums stay finite and are never the lowest
+_PART = 1 << 22  # ratios that are in memory at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regret:
     """The loss at the base's rate over the lowest loss of all variants at any rate, less 1.
 
-    value: 0 or more: 0.02 is a loss 2 % above the lowest. Infinite where a run at the base's rate
-        diverged; NaN where there is none at that rate, or where losses may be negative.
-    low, high: its 90 % bootstrap interval over seeds; NaN where one seed was run at that rate.
+    value: at least 0; 0.02 means a loss 2 % above the lowest. Infinite where a run at the base's
+        rate diverged. NaN where there is no run at that rate, and where losses may be negative.
+    low, high: the 90 % bootstrap interval of `value` over seeds; NaN where a single seed was run at
+        the base's rate.
     """
 
     value: float
@@ -34,11 +35,11 @@ class Regret:
 UNKNOWN = Regret(value=math.nan, low=math.nan, high=math.nan)
 
 Losses = Mapping[float, Mapping[int, float]]
-"""Learning rate to seed to final loss, infinite for a run that diverged."""
+"""The final loss by learning rate and then by seed; infinite for a run that diverged."""
 
 
 def losses_by_rate(runs: Iterable[SweepRun]) -> Losses:
-    """The losses of the runs that count; of several runs of a seed at a rate their mean."""
+    """The losses of the runs that count; the mean where a seed was run several times at a rate."""
     found: dict[float, dict[int, list[float]]] = {}
     for run in runs:
         if run.counts:
@@ -53,13 +54,14 @@ def regret(own: Losses, lr: float, variants: Iterable[Losses]) -> Regret:
     """The regret of one variant at one scale, at the base's rate `lr`.
 
     own: the losses of this variant.
-    variants: those of all variants at this scale, `own` among them.
+    lr: the base's best rate.
+    variants: the losses of all variants at this scale, `own` among them.
 
-    Losses are compared seed by seed: each variant and rate by the means over the seeds that it
-    shares with `own` at `lr`, because seeds differ in the level of their loss. A rate of another
-    variant that shares no seed does not count. The interval is Efron's percentile bootstrap: these
-    seeds are resampled with replacement. The lowest of several means is chosen by their noise too,
-    so regrets are too large rather than too small.
+    Seeds differ in the level of their loss. So `own` at `lr` is compared with each variant and rate
+    by the means over the seeds that both were run with. A variant and rate without a common seed is
+    left out. The interval is Efron's percentile bootstrap: the seeds of `own` at `lr` are resampled
+    with replacement. The lowest of several means is partly lowest by chance, so a regret tends to
+    be too large rather than too small.
     """
     by_seed = next((its for rate, its in own.items() if same_lr(rate, lr)), None)
     if by_seed is None:
@@ -103,7 +105,7 @@ def _largest_ratio(
     for start in range(0, len(candidates), size):
         its = slice(start, start + size)
         below = weights @ lost[its].T
-        # A draw without any seed of a candidate says nothing of it.
+        # Where a draw has no seed of a candidate, the two are not compared (ratio 0).
         ratios = np.divide(weights @ base[its].T, below, out=np.zeros_like(below), where=below > 0)
         largest = np.maximum(largest, ratios.max(axis=1))
     return largest

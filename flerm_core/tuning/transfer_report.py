@@ -1,5 +1,7 @@
-"""Did the learning rate carry over? A family's answer: the best rate of its base, and for each
-scale and variant where the optimum lies and what training at the base's rate costs.
+"""Reports whether the learning rate carried over in a family.
+
+A report has the best rate of the base. For each scale and variant it has the optimum, and what
+training at the base's best rate costs.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from flerm_core.tuning.experiment_words import experiment_words
 from flerm_core.tuning.optimum_shift import Optimum, Shift, settled_curve
 from flerm_core.tuning.regret import UNKNOWN, Losses, Regret, losses_by_rate, regret
 
-MAX_CURVE_POINTS = 200  # of one curve in a figure; its row has all
+MAX_CURVE_POINTS = 200  # points of a curve in a figure; `TransferRow.points` has all
 _UNKNOWN_SHIFT = Shift(octaves=math.nan, low=math.nan, high=math.nan)
 
 
@@ -35,14 +37,22 @@ _UNKNOWN_SHIFT = Shift(octaves=math.nan, low=math.nan, high=math.nan)
 class TransferRow:
     """One curve of loss against learning rate: a scale and a variant.
 
-    scale: empty for the base's own. dimension: the settings in which it differs from the base.
-    seeds, points: of the seeds that all of the curve's rates were run with. runs: all recordings.
-    optimum: a learning rate; NaN where no loss is finite. bracketed: whether higher losses lie on
-    both sides of the lowest. shift: from the base, or from the same variant at the base's scale
-    where rates mean something else (µP). loss: the lowest mean. loss_at_base: the mean at the
-    base's best rate, infinite where a seed diverged there; NaN where that rate was not run. cost:
-    loss_at_base over the lowest mean of plain training at this scale, less 1; NaN: not known.
-    regret: over the lowest of all variants at this scale; unknown for the base.
+    scale: the scale; empty for the base's own.
+    dimension: the settings in which the scale differs from the base.
+    variant: the variant, such as `plain` or `matched`.
+    seeds: how many seeds the curve is over (`settled_curve`).
+    runs: how many recordings there are of this scale and variant.
+    optimum: the learning rate at the optimum; NaN where no loss is finite.
+    bracketed: whether there are rates with higher losses on both sides of the lowest loss.
+    shift: how far the optimum lies from the base's. A variant whose rates mean something else (µP)
+        is compared with the same variant at the base's scale.
+    loss: the lowest mean loss.
+    loss_at_base: the mean loss at the base's best rate; infinite where a seed diverged there, NaN
+        where that rate was not run.
+    cost: `loss_at_base` over the lowest mean loss of plain training at this scale, less 1; NaN
+        where it is not known.
+    regret: the regret over all variants at this scale; unknown for the base's scale.
+    points: the loss curve, ascending by rate.
     """
 
     scale: Scale
@@ -69,12 +79,16 @@ class TransferRow:
 class TransferReport:
     """A family's answer for one kind of experiment.
 
-    best: the base's best rate; None: there is none, and `problem` says why. kinds: what tells the
-    family's experiments apart, with the values that there are and the one that is shown. left_out:
-    recordings of the other kinds. bigger: ids of the recordings with role base whose model is
-    bigger than the base's; they count as scaled. experiment: `experiment_words` of these. rows: the
-    base's first, then by scale and variant. dimensions: those of `rows`, the one with most
-    recordings first.
+    family: the family's name.
+    best: the base's best rate; None where there is none.
+    problem: why there is no best rate; empty where there is one.
+    kinds: the settings in which the family's experiments differ, with their values.
+    left_out: the number of recordings of the experiments that are not shown.
+    bigger: the ids of the recordings with role base whose model is bigger than the base's. They
+        count as scaled.
+    experiment: sentences on which experiment is shown (`experiment_words`).
+    rows: one row for each scale and variant, the base's first.
+    dimensions: the dimensions of `rows`, the one with most recordings first.
     """
 
     family: str
@@ -93,10 +107,12 @@ class TransferReport:
         return next((row for row in self.rows if not row.scale and row.variant == "plain"), None)
 
     def panels(self, dimension: str = "") -> dict[str, dict[str, tuple[LossPoint, ...]]]:
-        """The curves of the paper's Figure 2 by variant and scale; each variant has the base's. Of
-        a curve at most `MAX_CURVE_POINTS` rates, the lowest loss among them.
+        """The curves of a figure like the paper's Figure 2, by variant and then by scale.
 
-        dimension: the setting that differs; empty: the first of `dimensions`.
+        Each variant also has the base's curve. A curve has at most `MAX_CURVE_POINTS` points, the
+        lowest loss among them.
+
+        dimension: the setting in which the scales differ; empty: the first of `dimensions`.
         """
         shown = dimension or next(iter(self.dimensions), "")
         base = {"base": _thinned(self.base.points)} if self.base else {}
@@ -109,13 +125,16 @@ class TransferReport:
 
     @property
     def headline(self) -> TransferRow | None:
-        """The matched row of the biggest scale that has an optimum and a cost, if there is one."""
+        """The matched row of the biggest scale with a known shift; None where there is none.
+
+        A row whose optimum is bracketed comes before all rows whose optimum is not.
+        """
         known = [row for row in self.rows if row.variant == "matched" and row.scale]
         known = [row for row in known if not math.isnan(row.shift.octaves)]
         return max(known, key=lambda row: (row.bracketed, row.scale.size), default=None)
 
     def plain_beside(self, row: TransferRow) -> TransferRow | None:
-        """Plain training at the scale of `row`."""
+        """The row of plain training at the scale of `row`; None where there is none."""
         return next(
             (each for each in self.rows if each.scale == row.scale and each.variant == "plain"),
             None,
@@ -123,8 +142,10 @@ class TransferReport:
 
 
 class Curves:
-    """The curves of a report, for the next report of the same family: most of its runs are the
-    same, and the resamples of a curve cost most of a report. Callers may be on any thread.
+    """Keeps the curves of a family's report for the next report of the same family.
+
+    Most runs of the two reports are the same, and resampling a curve takes most of a report's time.
+    Callers may be on any thread.
     """
 
     def __init__(self) -> None:
@@ -141,7 +162,7 @@ class Curves:
         return {key: curve for key, (_, curve) in found.items()}
 
     def best(self, family: str, runs: Sequence[SweepRun]) -> Best:
-        """As `best_rate`."""
+        """As `best_rate`; the answer is kept until `runs` change."""
         known = self._best
         if known is None or known[0] != runs:
             self._best = known = runs, best_rate(family, runs)
@@ -156,9 +177,11 @@ def transfer_report(
 ) -> TransferReport:
     """The report of a family's runs.
 
-    chosen: setting to value, of those that `TransferReport.kinds` names; of a setting that is not
-    among them the value with most recordings is shown. known: from the report before; the curves
-    whose runs are the same are taken from there.
+    family: the family's name.
+    experiments: all runs of the family.
+    chosen: the value to show of some settings of `TransferReport.kinds`, by name. Of the others the
+        value with most recordings is shown.
+    known: the curves of an earlier report. Curves whose runs are unchanged are taken from there.
     """
     known = known or Curves()
     found = list(experiments)
@@ -198,7 +221,11 @@ def transfer_report(
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
-    """The settled runs of one scale and variant. count: all of its recordings."""
+    """The settled curve of one scale and variant.
+
+    seeds: how many seeds the curve is over.
+    count: how many recordings there are of this scale and variant.
+    """
 
     seeds: int
     count: int
@@ -227,9 +254,10 @@ _BASE: _Key = (Scale(), "plain")
 def _row(
     key: _Key, curves: Mapping[_Key, _Curve], best: Best | None, losses: Mapping[_Key, Losses]
 ) -> TransferRow:
-    """The row of `key`. losses: of the keys with another scale than the base's."""
+    """The row of scale and variant `key`. losses: those of all scales but the base's."""
     (scale, variant), own = key, curves[key]
-    # µP's rates mean something else than the base's, so it is compared with itself.
+    # In a variant such as µP the same rate means something else than in plain training. So the
+    # variant is compared with itself at the base's scale.
     itself = variant != "plain" and not variant.startswith("matched")
     reference = curves.get((Scale(), variant)) if itself else None
     base = reference or curves.get(_BASE)

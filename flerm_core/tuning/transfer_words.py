@@ -1,4 +1,4 @@
-"""What a transfer report says in sentences, the same on pages and in the command line."""
+"""A transfer report in sentences, the same on pages and on the command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def base_words(best: Best) -> str:
 
 
 def transfer_words(report: TransferReport) -> str:
-    """What carrying the base's rate over to the biggest matched model gave; empty: not known."""
+    """How well the base's rate carried over to the biggest matched model; empty: not known."""
     row = report.headline
     if row is None:
         return ""
@@ -89,7 +89,7 @@ def place_words(row: TransferRow) -> str:
 
 
 def cost_words(cost: float) -> str:
-    """`1.2 % below`, `as low as` or `17 % above`; of a rate that diverges, that."""
+    """The cost in words: `1.2 % below`, `as low as`, `17 % above` or `that diverges, against`."""
     if math.isinf(cost):
         return "that diverges, against"
     if abs(cost) < 0.0005:

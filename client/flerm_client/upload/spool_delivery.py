@@ -255,10 +255,12 @@ def is_abandoned_empty(path: Path) -> bool:
 
 
 def can_take_over(path: Path) -> tuple[bool, str]:
-    """Whether another process than its owner may deliver `path`, and if not, why.
+    """Whether a process that did not write `path` may deliver it, and if not, why.
 
-    It may when the owner is known to have ended. It also may when the file holds the end of the
-    attempt, because a second delivery of a whole file changes nothing.
+    It may deliver a file whose owner has ended or is not named in the file. It may also deliver a
+    file that holds the end of the attempt, because a second delivery of a whole file changes
+    nothing. It may take a file that is no spool file, because the delivery moves such a file to the
+    quarantine.
     """
     if path.exists() and not is_own_file(path):
         return False, f"{path.name} belongs to another user, or is a link"
