@@ -1,4 +1,4 @@
-"""What all integrations share: a run begun with what the framework knows, and its new metrics."""
+"""What all integrations share: they begin a run with what the framework knows, and log metrics."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ Mode = Literal["record", "match"] | None
 
 
 class CallbackState:
-    """The state of a framework's callback: what the user asked for, and the run under way.
+    """The state of a framework's callback: what the user asked for, and the present run.
 
     mode: "record" or "match"; None: as the environment says (`FLeRM.auto`).
+    keywords: the keywords of `FLeRM.record` or `match` that the user gave.
 
-    flerm: the FLeRM of the run; None before the first run, and where the environment says nothing.
+    `flerm` is the FLeRM of the run. It is None before the first run, and where the environment asks
+    for nothing.
 
-    Raises `InvalidInput` for an unknown mode or keyword, and without a family: where the user wrote
-    the callback, not when training begins.
+    Raises `InvalidInput` for an unknown mode or keyword, and for a missing family. This is raised
+    when the callback is made, before training begins.
     """
 
     def __init__(self, mode: str | None, keywords: Mapping[str, Any]) -> None:
@@ -55,13 +57,14 @@ class CallbackState:
         checkpoint: bytes | None = None,
         **keywords: Any,
     ) -> FLeRM:
-        """`FLeRM.record` or `match`, with what the framework knows where the user leaves it open.
+        """Calls `FLeRM.record` or `match`. What the user did not give comes from the framework.
 
-        loader: the training data, for the probe.
-        batch_size: of the probe; None: the loader's.
+        model, optimizer: the wrapped model and its optimiser.
+        loader: the training data; the probe is made of it where the user gave none.
+        batch_size: the batch size of that probe; None: the loader's.
         total_steps: the length of the run, for `clock="fraction"`.
-        checkpoint: what `collect_state` made, of the run that goes on here.
-        keywords: take precedence over the user's.
+        checkpoint: what `collect_state` returned, where an earlier run goes on.
+        keywords: keywords that take precedence over the user's.
         """
         self._end("interrupted")
         given = {"output": output_of} | self._keywords | keywords
@@ -79,7 +82,7 @@ class CallbackState:
         return flerm
 
     def _mark_logged(self) -> None:
-        """The measurements that are there now need not be logged: a checkpoint brought them."""
+        """Notes that all present measurements are logged, or came with a checkpoint."""
         self._measurements_logged = 0 if self.flerm is None else self.flerm.measurements
 
     def _new_metrics(self) -> dict[str, float]:
@@ -96,7 +99,7 @@ class CallbackState:
         return values | {f"flerm/lr/{name}": value for name, value in rates.items()}
 
     def _end(self, status: str) -> None:
-        """Ends the recording of the run under way, if there is one."""
+        """Ends the recording of the present run, if there is one."""
         if self.flerm is not None:
             self.flerm.close(status=status)
 

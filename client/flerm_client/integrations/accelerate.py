@@ -80,7 +80,7 @@ class _AcceleratedRun(CallbackState):
                 accelerator.log(metrics, step=flerm.steps)
 
         def leave_checkpoints() -> None:
-            # Accelerate has no function for it.
+            # Accelerate has no public function that takes an object off its checkpoints.
             others = [each for each in accelerator._custom_objects if each is not self]
             accelerator._custom_objects = others
 
@@ -90,7 +90,7 @@ class _AcceleratedRun(CallbackState):
         return flerm
 
     def state_dict(self) -> dict[str, Any]:
-        """Accelerate asks every rank, and saves what rank 0 returns."""
+        """The state of all ranks. Accelerate calls this on every rank, and saves rank 0's."""
         assert self.flerm is not None
         return {"checkpoint": collect_state(self.flerm)}
 

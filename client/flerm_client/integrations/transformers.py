@@ -116,7 +116,10 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Logs the tokens and the loss of the step that follows: the micro-batches' sum."""
+        """Logs the tokens and the loss of the step that follows.
+
+        The loss is the sum over the micro-batches.
+        """
         if self.flerm is None:
             return
         self.flerm.log(tokens=state.num_input_tokens_seen or None)

@@ -1,4 +1,4 @@
-"""A user's own training command: its placeholders, its scales, and how a run of it is judged."""
+"""A user's own training command: its placeholders, its scales, and where a run's loss is found."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GIVEN = ("lr", "seed", "folder")
 
 @dataclass(frozen=True, slots=True)
 class CommandScale:
-    """Which model a command trains: the value of each key, and that of the base.
+    """Which model a command trains: the value of each key, and the base's value of the same key.
 
     values, base: pairs of key and value with the same keys, in the order of the sweep file.
     """
@@ -53,13 +53,13 @@ class CommandScale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """Where the loss of a run is found that `flerm.log` does not tell.
+    """Where the loss of a run is found, if not in `flerm.log`.
 
-    line: a regular expression with one group; the last match in the run's output counts.
-    file, key: a file of JSON, or of JSON lines of which the last with the key counts, and the
-        loss's place in it: `eval.loss`.
+    line: a regular expression with one group, for the run's output. The last match is taken.
+    file, key: a JSON file, and the path of the loss in it, such as `eval.loss`. In a file of JSON
+        lines, the last line with the key is taken.
 
-    One of the two ways is given.
+    Either `line` or `file` and `key` are given.
 
     Raises `InvalidInput` for anything else.
     """

@@ -1,7 +1,7 @@
 """One run of a user's command: a process group of its own, watched until its recording has ended.
 
-The registry tells how the run ended. So a run that is finished counts even where its sweep was
-killed, and a run that another sweep has under way is waited for and not started again.
+How a run ended is read from the registry. So a run that ended counts even where its sweep was
+killed. A run that another sweep is running is waited for, and not started a second time.
 """
 
 from __future__ import annotations
@@ -107,10 +107,11 @@ def run_command(
     devices: str | None = None,
     stopped: Stopped = lambda: False,
 ) -> JobOutcome:
-    """Runs `job`, unless the registry holds it as ended, and returns how it ended.
+    """Runs `job`, unless its recording in the registry has ended. Returns how the run ended.
 
-    devices: CUDA_VISIBLE_DEVICES; None: as it is.
-    stopped: asked while the process runs; when true the process group is ended.
+    devices: the value of CUDA_VISIBLE_DEVICES; None: it stays as it is.
+    stopped: called again and again while the process runs. Once it returns True, the process group
+        is ended.
 
     Raises `CommandFailed` where no attempt ended with a loss, and `KeyboardInterrupt` when stopped.
     """
@@ -164,7 +165,7 @@ def dry_run(job: CommandJob, *, stopped: Stopped = lambda: False) -> str:
 
 
 def _nothing_recorded(job: CommandJob) -> str:
-    """Why a command that ended well has no loss."""
+    """A sentence on why a run has no loss although its process ended with exit code 0."""
     if job.objective is not None and _recordings(job):
         try:
             job.objective.read(job.output, {"folder": str(job.folder)})
@@ -226,7 +227,7 @@ def _attempt(
 
 @contextmanager
 def _ending_group(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Whatever happens inside: nothing of the process's group runs afterwards."""
+    """Ends the process group of `process` on leaving, also after an error."""
     try:
         yield
     finally:
@@ -263,7 +264,7 @@ def _last_line(output: Path) -> str:
 
 
 def _end_group(group: int, over: Callable[[], bool]) -> None:
-    """Ends a process group: first by SIGTERM, and by SIGKILL when time is over."""
+    """Ends a process group: by SIGTERM, and by SIGKILL where that takes longer than `_GRACE`."""
     for number, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
         try:
             os.killpg(group, number)
@@ -275,9 +276,9 @@ def _end_group(group: int, over: Callable[[], bool]) -> None:
 
 
 def _ended(job: CommandJob, *, patient: bool) -> Recording | None:
-    """The job's recording that is completed or diverged, and judged; None where there is none.
+    """The job's recording that is completed or diverged, with its final loss; None without one.
 
-    patient: wait for what is still being delivered.
+    patient: whether to wait for rows that the uploader is still delivering.
     """
     until = time.monotonic() + (_DELIVERY if patient else 0.0)
     while True:
