@@ -35,12 +35,16 @@ class DelayedTensors:
         self._device = model.device
         self._ranks = ranks
 
-    def look(self, groups: ScaledParamGroups) -> bool:
+    def look(self, groups: ScaledParamGroups, *, anew: bool = False) -> bool:
         """Whether a step of the optimiser of `groups` would now move further tensors of `names`.
 
         These are then `moving`, the same on every rank. All ranks call this at the same point. One
         all-reduce while there are such tensors, none for one process.
+
+        anew: whether a step of the model begins, so that none is `moving` yet.
         """
+        if anew:
+            self.moving = frozenset()
         names = sorted(self.names - self.moving)
         # A tensor that never has a gradient costs nothing but this.
         mine = [each for each in names if self._parameters[each].grad is not None]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from flerm_client.training.run_remarks import RunRemarks
 from flerm_client.training.signal_deferral import SignalDeferral
 from flerm_client.training.step_wrapper import between_user_hooks, with_closure
 
@@ -36,6 +37,7 @@ class ScaledParamGroups:
         self._split: list[_GroupSplit] = []
         self._multipliers: Mapping[str, float] | None = None
         self._split_for: list[tuple[int, ...]] = []
+        self._count = self._parameter_count()
 
     def current(self, multipliers: Mapping[str, float]) -> dict[str, float]:
         """η(t) · m_ℓ by tensor name, as the next step would take it."""
@@ -55,6 +57,19 @@ class ScaledParamGroups:
             for name, group in self._named()
             if group["weight_decay"]
         }
+
+    def _parameter_count(self) -> int:
+        return sum(len(group["params"]) for group in self.optimizer.param_groups)
+
+    def tell_of_added(self, remarks: RunRemarks) -> None:
+        """Says where the user has given the optimiser further tensors since the run began."""
+        if (count := self._parameter_count()) > self._count:
+            remarks.say(
+                f"the optimizer has got {count - self._count} further tensors since FLeRM was "
+                "attached: they are trained at their own rate, and neither measured nor matched; "
+                "close FLeRM and attach it again to have them measured"
+            )
+        self._count = count
 
     def _named(self) -> Iterator[tuple[str, Group]]:
         for group in self.optimizer.param_groups:

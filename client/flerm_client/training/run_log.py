@@ -32,6 +32,10 @@ from flerm_core.trajectory import Trajectory
 
 # The losses behind a final loss (Section 4: "averaged over the last 200 batches").
 _LAST = 200
+# Losses logged without a step after which the run says that something else must train the model:
+# while it goes on, and at its end. Either is more than gradient accumulation has between two steps.
+_TELL_AFTER_LOSSES = 200
+_MANY_LOSSES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class RunLog:
         self._owner = os.getpid()
         self._losses: deque[Any] = deque(maxlen=_LAST)
         self._losses_logged = 0
+        self._losses_ahead = 0  # logged since the last step
+        self._most_ahead = 0  # before one step: more than 1 where gradients are accumulated
         self._pending_loss: Any = None
         self.tokens: int | None = None
         self.pending_tokens: int | None = None
@@ -117,6 +123,9 @@ class RunLog:
             self._pending_loss = loss
             self._losses.append(loss)
             self._losses_logged += 1
+            self._losses_ahead += 1
+            if self._losses_ahead == max(_TELL_AFTER_LOSSES, 10 * self._most_ahead):
+                self.remarks.say(self._untrained())
         if tokens is not None:
             count = int(tokens)
             check_integer("tokens", count)
@@ -125,7 +134,16 @@ class RunLog:
     def end_step(self, step: int) -> None:
         """The run's `step`-th step is over, and with it the loss and tokens logged for the step."""
         self._pending_loss = self.pending_tokens = None
+        self._most_ahead = max(self._most_ahead, self._losses_ahead)
+        self._losses_ahead = 0
         self.remarks.steps = step
+
+    def _untrained(self) -> str:
+        return (
+            f"{self._losses_ahead} losses were logged since step {self.remarks.steps}, and no step "
+            "was made through the optimizer that was given: is it another object that trains the "
+            "model now? Nothing of it is measured or matched"
+        )
 
     def add(
         self,
@@ -187,6 +205,8 @@ class RunLog:
         losses = [float(loss) for loss in self._losses]
         if status == "completed" and (self.diverged or not all(map(math.isfinite, losses))):
             status = "diverged"
+        if self.rows and self._losses_ahead > max(_MANY_LOSSES, 2 * self._most_ahead):
+            self.remarks.say(self._untrained())
         remarks = self.remarks.at_end(self._measured(), warns=status in ("completed", "diverged"))
         if self.remarks.stepped or status == "completed":
             self._open_reporter()

@@ -290,10 +290,9 @@ class TrainingSession:
             self._begun_anew += 1
             if self._begun_anew == _TELL_AFTER and (idle := self.remarks.idle_optimizers()):
                 self.remarks.say(idle)
-        delayed = self.measurer.delayed
-        if not self._stepped:
-            delayed.moving = frozenset()
-        begun = delayed.look(self.param_groups[index])
+        groups = self.param_groups[index]
+        groups.tell_of_added(self.remarks)
+        begun = self.measurer.delayed.look(groups, anew=not self._stepped)
         if begun or (not self._stepped and self._due(self.steps + 1)):
             self._begin_measured_step()
 

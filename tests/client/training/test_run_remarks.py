@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from folder_runs import Model, probe, step
 from torch import nn
 from torch.optim import Adam
@@ -135,3 +136,38 @@ torch.optim.Adam(model.parameters(), 1e-3).step()
     with RegistryClient(tmp_path.as_uri()) as registry:
         (found,) = registry.recordings("f")
     assert found.status == "completed" and "no step was made" in found.remarks[0]
+
+
+def test_tensors_that_the_optimizer_gets_later_are_told_once(tmp_path: Path) -> None:
+    model, optimizer, flerm = begun(tmp_path)
+    step(model, optimizer)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2)) for _ in range(2)]})
+    for _ in range(3):
+        step(model, optimizer)
+    flerm.close()
+    (remark,) = told(tmp_path, flerm.recording_id).remarks
+    assert remark.startswith("the optimizer has got 2 further tensors since FLeRM was attached")
+
+
+@pytest.mark.parametrize("after", [40, 250])
+def test_an_optimizer_that_another_has_replaced_is_told(tmp_path: Path, after: int) -> None:
+    model, optimizer, flerm = begun(tmp_path)
+    flerm.log(loss=1.0)
+    step(model, optimizer)
+    for _ in range(after):
+        flerm.log(loss=1.0)
+    flerm.close()
+    remarks = told(tmp_path, flerm.recording_id).remarks
+    assert [each for each in remarks if f"{after} losses were logged since step 1" in each]
+
+
+def test_losses_of_accumulated_gradients_are_no_replaced_optimizer(tmp_path: Path) -> None:
+    model, optimizer, flerm = begun(tmp_path)
+    for _ in range(4):
+        for _ in range(32):
+            flerm.log(loss=1.0)
+        step(model, optimizer)
+    for _ in range(31):
+        flerm.log(loss=1.0)
+    flerm.close()
+    assert told(tmp_path, flerm.recording_id).remarks == ()
