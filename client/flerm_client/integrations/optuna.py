@@ -23,7 +23,7 @@ _TRIAL_TAG = "optuna"
 
 
 class RegistryCallback:
-    """Reads a study's past from the registry, tells its runs what to record, and ends it in time.
+    """Keeps an Optuna study in the registry: its earlier trials, its runs and its end.
 
     family: of the recordings. registry: its address; None: FLERM_REGISTRY. study_name: a tag of the
     recordings, by which studies on one family are told apart. lr: the name of the parameter that is

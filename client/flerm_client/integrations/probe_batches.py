@@ -1,4 +1,4 @@
-"""Probe batches out of the training data, without reading what trains."""
+"""Makes a probe of the training data, without taking batches from the training's own loader."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def probe_of(loader: Iterable[Any], batch_size: int | None = None) -> Iterable[A
     Batches are read in a process of their own, in a copy of the loader (`ForkedReader`): data set,
     collate function, sampler, their generators and files. So nothing that the training draws or
     reads changes, whatever these hold. A list or tuple of batches is its own probe. A sampler's
-    batches come in another order, which the probe's own random numbers decide (design, method 5);
+    batches come in another order, which the probe's own random numbers decide;
     they differ between ranks.
 
     Raises `InvalidInput` for data that cannot be read twice: then `probe=` must be given. Iterating

@@ -116,9 +116,9 @@ def _write_text(file: Path, text: str) -> None:
 
 @contextmanager
 def _readable(sentence: str) -> Iterator[None]:
-    """Raises what the content of an archive's files causes as `InvalidInput`.
+    """Inside, errors that the content of an archive's files causes become `InvalidInput`.
 
-    Somebody else wrote the files, so they may hold anything.
+    Somebody else may have written the files, so their content may be anything.
     """
     try:
         yield

@@ -70,7 +70,7 @@ class StoredRecording:
         return self.attempts[0].spec
 
     def rows(self) -> list[Measurement]:
-        """The rows that count: those that no later attempt has begun at or before."""
+        """The rows that count: an attempt replaces earlier ones from its first step on."""
         visible: dict[int, Measurement] = {}
         for at, content in enumerate(self.attempts):
             later = [other.attempt.resume_at for other in self.attempts[at + 1 :]]

@@ -162,7 +162,7 @@ class RecordingWriter:
         status: str = "completed",
         remarks: Sequence[str] = (),
     ) -> Recording:
-        """Says of a run that is over how it ended, where that was found outside of the run.
+        """Sets the final loss and the status of an ended run, where another program found them.
 
         final_loss: the loss that counts; None: there is none.
         status: as in `finish`.

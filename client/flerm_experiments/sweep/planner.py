@@ -29,8 +29,8 @@ def plan(sweep: Sweep, done: FinalLosses) -> list[PlannedTrial]:
     """All trials known to be missing, the most useful first; empty when every curve is settled.
 
     The base's curve comes first, with all its seeds. Then every cell is trained with one seed
-    before any cell is trained with a second, so a sweep that is stopped early has all curves
-    coarsely and not a few finely. Further trials may turn out to be missing once these are done.
+    before any cell is trained with a second, so a sweep that is stopped early has all curves with
+    few seeds. Once the trials of this plan are done, a new plan may have further ones.
     """
     base = runs_to_train(
         curve_losses(done, None),
@@ -107,7 +107,7 @@ def _search(
 ) -> tuple[int, tuple[int, ...], range]:
     """Where a search begins, what is trained in any case, and what may be trained.
 
-    Of a sweep that lists its rates all are trained.
+    In a sweep that lists its rates, all of them are trained.
     """
     allowed = sweep.allowed_indices
     return expected, tuple(allowed) if sweep.rates else required, allowed

@@ -1,6 +1,6 @@
 """What a registry holds of a sweep.
 
-A sweep keeps no other state. Who reads the registry sees how far the sweep is, and can go on.
+A sweep keeps no other state, so any process that reads the registry can continue the sweep.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def finished_trials(sweep: Sweep, registry: str | None) -> dict[Trial, FinishedT
 
 
 def finished_among(sweep: Sweep, recordings: Iterable[Recording]) -> dict[Trial, FinishedTrial]:
-    """The trials of `sweep` that `recordings` hold; these come newest first within each length."""
+    """The trials of `sweep` that `recordings` has. Recordings of equal length come newest first."""
     found: dict[Trial, FinishedTrial] = {}
     for recording in recordings:
         if is_over(recording):

@@ -89,7 +89,7 @@ def _start_ready(
     registry: str | None,
     executor: Executor,
 ) -> None:
-    """Submits trials that wait for nothing, until every slot is taken."""
+    """Submits trials whose predecessors are done, until every slot is taken."""
     busy = set(under_way.values())
     for planned in missing:
         if len(under_way) >= executor.slots:

@@ -1,6 +1,6 @@
 """Trials: from a cell, a learning rate and a seed to the training job and its key.
 
-The job's key is a tag of its recording. By the key the registry tells whether a job was done.
+The job's key is a tag of the job's recording. The tag shows whether the registry has the job's run.
 """
 
 from __future__ import annotations
