@@ -44,7 +44,7 @@ class RegistryCalls(ABC):
 
         `request` must have the fields `page_size` and `page_token`; both are set here.
         """
-        request.page_size = min(FIRST_PAGE_SIZE, PAGE_SIZE)
+        request.page_size = FIRST_PAGE_SIZE
         while True:
             page = self.unary(method, request)
             yield page

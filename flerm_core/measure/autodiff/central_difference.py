@@ -56,7 +56,8 @@ def difference_along(
         if widened:
             args, kwargs = replace_instances((args, dict(kwargs)), Tensor, _wide)
             parameters = _widened(parameters)
-        step = _step(parameters, changes, _epsilon([*parameters.values(), *floating_tensors(args)]))
+        inputs = floating_tensors((args, kwargs))
+        step = _step(parameters, changes, _epsilon([*parameters.values(), *inputs]))
         sides: list[list[Tensor]] = []
         for factor in (step, -step):
             tensors = start.buffers_of(module)
