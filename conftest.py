@@ -15,7 +15,6 @@ import gc
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres import free_port
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
@@ -39,7 +39,7 @@ class Page(Document):
     @classmethod
     def parse(cls, path: str, *parsers: Any, encoding: str = "utf-8") -> Document:
         """As `Document.parse`, with the ports replaced."""
-        grpc, http = free_address(), free_address()
+        grpc, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
         text = Path(path).read_text(encoding).replace(GRPC, grpc).replace(HTTP, http)
         page = cls(text, path)
         page.namespace |= {"GRPC_ADDRESS": grpc, "HTTP_ADDRESS": http}
@@ -47,13 +47,6 @@ class Page(Document):
             for region in parser(page):
                 page.add(region)
         return page
-
-
-def free_address() -> str:
-    """A port of the loopback that is free now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{found.getsockname()[1]}"
 
 
 def run_console(example: Example) -> None:

@@ -117,9 +117,8 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         self, request: pb.FinishRecordingRequest, context: grpc.ServicerContext
     ) -> pb.Recording:
         """Ends an attempt."""
-        recording = self._store.finish(
-            request.recording_id, request.attempt, recording_messages.ending_from_proto(request)
-        )
+        ending = _read("finished_at", lambda: recording_messages.ending_from_proto(request))
+        recording = self._store.finish(request.recording_id, request.attempt, ending)
         return recording_messages.recording_to_proto(recording.without_parameters())
 
     def RenameFamily(

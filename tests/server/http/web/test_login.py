@@ -25,11 +25,17 @@ PAGE = {"Accept": "text/html"}
 class Visit:
     """A registry with a token for reading, and a browser before it."""
 
-    def __init__(self, store: SqlStore, server: Server) -> None:
+    def __init__(self, store: SqlStore) -> None:
+        """Starts the server, which needs a token from its first request on."""
         self.store = store
         self.token, self.secret = sql_tokens.SqlTokenStore(store.engine).create("reader", "read")
-        self.url = f"https://{server.http_address.text}"  # as browsers know it: a proxy speaks TLS
-        behind = self.url.replace("https", "http")
+        db = store.engine.url.render_as_string(hide_password=False)
+        self.server = Server(
+            Settings(db=db, grpc=HERE, http=HERE, drain_seconds=1, tls_terminated_upstream=True)
+        )
+        self.server.start()
+        behind = f"http://{self.server.http_address.text}"
+        self.url = behind.replace("http", "https")  # as browsers know it: a proxy speaks TLS
         self.browser = httpx.Client(base_url=behind, headers=PAGE, timeout=20)
 
     def log_in(self, **more: str) -> httpx.Response:
@@ -40,24 +46,12 @@ class Visit:
 
 @pytest.fixture
 def visit(tmp_path) -> Iterator[Visit]:
-    db = f"sqlite:///{tmp_path}/registry.db"
-    store = open_store(db)
-    server = Server(
-        Settings(
-            db=db,
-            grpc=HERE,
-            http=HERE,
-            drain_seconds=1,
-            tls_terminated_upstream=True,
-            insecure=True,
-        )
-    )
-    server.start()
-    found = Visit(store, server)
+    store = open_store(f"sqlite:///{tmp_path}/registry.db")
+    found = Visit(store)
     yield found
     found.browser.close()
     store.close()
-    server.stop()
+    found.server.stop()
 
 
 def test_a_page_leads_to_the_login_and_back(visit: Visit):
