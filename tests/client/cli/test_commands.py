@@ -335,21 +335,19 @@ def test_sync_to_a_registry_that_is_down_ends_with_4_and_loses_nothing(tmp_path,
     assert path.exists()
 
 
-def test_a_listing_takes_at_most_800_ms_of_processor_time_from_process_start(sweep, registry):
-    # Processor time, because wall time depends on what else the machine does.
-    command = [
-        sys.executable,
-        "-m",
-        "flerm_client.cli",
-        "families",
-        "--json",
-        "-r",
-        registry.address,
-    ]
-    taken = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken) <= 0.8
+def processor_seconds(*arguments: str) -> float:
+    """Of a new interpreter with these arguments."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, timeout=30)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_a_listing_takes_at_most_twice_the_imports_that_no_command_can_do_without(sweep, registry):
+    # Processor time beside a floor of the same moment, because wall time, and how fast a processor
+    # is, depend on what else the machine does. The floor was 400 ms where the bound was set.
+    listing = ("-m", "flerm_client.cli", "families", "--json", "-r", registry.address)
+    floor = ("-c", "import typer, pydantic, numpy, grpc, google.protobuf.struct_pb2")
+    pairs = [(processor_seconds(*listing), processor_seconds(*floor)) for _ in range(3)]
+    taken, least = (min(each) for each in zip(*pairs, strict=True))
+    assert taken <= 2 * least

@@ -61,9 +61,9 @@ class Line:
                 left -= len(data)
                 stand -= len(data)
                 self._closing.wait(self.pause if len(data) > 1 << 14 else 0.0)
-        for each in (source, sink):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+        # Only this direction ends: what was sent still arrives, and the other end closes the rest.
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
 
 
 @pytest.fixture
