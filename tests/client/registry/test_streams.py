@@ -21,6 +21,9 @@ from flerm_core.records.queries import TargetQuery
 TENSORS, ROWS = 500, 1200  # three messages
 
 
+CUT_SECONDS = 1.5  # from the last byte of a line that is cut until the cut
+
+
 class Line:
     """A connection to a server that ends after some bytes, stands still after some, or is slow."""
 
@@ -61,6 +64,9 @@ class Line:
                 left -= len(data)
                 stand -= len(data)
                 self._closing.wait(self.pause if len(data) > 1 << 14 else 0.0)
+        if left <= 0:
+            # gRPC's Python layer drops what has come and was not asked for when the line ends.
+            self._closing.wait(CUT_SECONDS)
         # Only this direction ends: what was sent still arrives, and the other end closes the rest.
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
