@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from flerm_experiments.sweep.job_outcome import duration
@@ -15,8 +16,16 @@ if TYPE_CHECKING:
 
 
 def end_with_children() -> None:
-    """Takes a cluster's SIGTERM as Ctrl-C, so that the trainings under way are ended, too."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Takes a cluster's SIGTERM as Ctrl-C, so that the trainings under way are ended, too.
+
+    Some send the signal twice, as timeout(1) does. The second must not interrupt that ending.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def print_progress(sweep: Sweep, progress: SweepProgress) -> None:
