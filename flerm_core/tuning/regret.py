@@ -31,6 +31,16 @@ class Regret:
     low: float
     high: float
 
+    @property
+    def text(self) -> str:
+        """`1.2 % (0.4 to 2.1)`; a word where it diverged, a dash where it is not known."""
+        if not math.isfinite(self.value):
+            return "–" if math.isnan(self.value) else "diverged"
+        text = f"{100 * self.value:.1f} %"
+        if math.isnan(self.low):
+            return text
+        return f"{text} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
 
 UNKNOWN = Regret(value=math.nan, low=math.nan, high=math.nan)
 

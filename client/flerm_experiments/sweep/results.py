@@ -78,7 +78,7 @@ class CurveRow:
             _UNKNOWN if no_interval else f"{low:+.2f} to {high:+.2f}",
             _loss_text(self.loss),
             _loss_text(self.loss_at_base),
-            _regret_text(self.regret),
+            self.regret.text,
             str(self.runs),
             f"{self.seconds / 60:.1f}",
         )
@@ -157,16 +157,6 @@ def _loss_at(points: Sequence[LossPoint], lr: float) -> float:
 
 def _loss_text(value: float) -> str:
     return _UNKNOWN if math.isnan(value) else "diverged" if math.isinf(value) else f"{value:.4f}"
-
-
-def _regret_text(found: Regret) -> str:
-    """`1.2 %`, with its interval where there are several seeds."""
-    if not math.isfinite(found.value):
-        return _UNKNOWN if math.isnan(found.value) else "diverged"
-    text = f"{100 * found.value:.1f} %"
-    if math.isnan(found.low):
-        return text
-    return f"{text} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
 def markdown(sweep: Sweep, rows: Sequence[CurveRow]) -> str:

@@ -63,7 +63,6 @@ class Pages:
             "ratio": ratio,
             "octaves": octaves,
             "percent": percent,
-            "regret": regret,
             "setting": setting,
             "time": time,
             "path": path,
@@ -124,12 +123,6 @@ def percent(value: float) -> str:
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "diverged"
     return f"{100 * value:+.1f} %".replace("-", "−")
-
-
-def regret(value: float, low: float, high: float) -> str:
-    """A regret, with its interval where that is known."""
-    text = percent(value).removeprefix("+")
-    return text if math.isnan(low) else f"{text} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def setting(value: object) -> str:
