@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import io
 import os
@@ -49,8 +50,9 @@ class ForkedReader:
     pipes are closed in the copy. Each pass is read by a copy of that copy, so all passes begin at
     the same state; only the global generators begin at a seed drawn from torch's generator.
 
-    Iterating raises `InvalidInput` where the data cannot be read or sent, `MeasurementError` where
-    the reading process was killed.
+    A reading process that was killed is replaced once for each batch. Iterating raises
+    `InvalidInput` where the data cannot be read or sent, `MeasurementError` where the process that
+    replaces it was killed too.
     """
 
     def __init__(self, read: Callable[[], Iterable[Any]], name: str) -> None:
@@ -111,27 +113,41 @@ class _Pass:
         return self
 
     def __next__(self) -> Any:
+        try:
+            batch = self._next()
+        except OSError:
+            batch = self._next_of_another_process()
+        self._position += 1
+        return batch
+
+    def _next_of_another_process(self) -> Any:
+        name = self._reader.name
+        try:
+            return self._next()
+        except OSError as error:
+            raise MeasurementError(
+                f"the process that reads {name} for the probe has ended twice ({error!r}), as one "
+                "does that was killed for its memory: give probe=, fresh input batches"
+            ) from error
+
+    def _next(self) -> Any:
         if self._connection is None:
-            # The first batch, or the first after an interrupt.
+            # The first batch, or the first after an interrupt or after a process that was killed.
             connection = self._connection = self._reader.open_pass(self._seed)
             self._hang_up = weakref.finalize(self, _hang_up, connection, os.getpid())
             for _ in range(self._position):
                 self._request(connection)
-        batch = self._request(self._connection)
-        self._position += 1
-        return batch
+        return self._request(self._connection)
 
     def _request(self, connection: Connection) -> Any:
+        """The answer to one request. Raises `OSError` where the process has ended."""
         name = self._reader.name
         try:
             connection.send_bytes(b"next")
             kind, content = pickle.loads(connection.recv_bytes())
-        except (EOFError, OSError) as error:
+        except EOFError as error:
             self._forget_connection()
-            raise MeasurementError(
-                f"the process that reads {name} for the probe has ended ({error!r}), as one does "
-                "that was killed for its memory: give probe=, fresh input batches"
-            ) from error
+            raise ConnectionResetError("no more is read") from error
         except BaseException:
             self._forget_connection()  # an interrupt may have left half an answer in it
             raise
@@ -186,13 +202,31 @@ def _serve(control: socket.socket, read: Callable[[], Iterable[Any]]) -> None:
         message, descriptors, *_ = socket.recv_fds(control, 8, 1)
         if not message:
             return
-        if os.fork() == 0:
+        if _fork_of_copy() == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _take_own_files({descriptors[0]})
             _read_pass(Connection(descriptors[0]), read, int.from_bytes(message, "little"))
             return
         os.close(descriptors[0])
+
+
+def _fork_of_copy() -> int:
+    """`os.fork` for the copy, without the handlers that libraries have set for a fork.
+
+    gRPC's handlers wait for threads that the copy no longer has, or abort. A process of one thread
+    needs none: its locks are in order.
+    """
+    bare_fork = getattr(ctypes.PyDLL(None), "_Fork", None)  # POSIX 2024; glibc since 2.34
+    if bare_fork is None:
+        return os.fork()
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = int(bare_fork())
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    else:
+        ctypes.pythonapi.PyOS_AfterFork_Parent()
+    return pid
 
 
 def _read_pass(connection: Connection, read: Callable[[], Iterable[Any]], seed: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,7 +133,7 @@ def test_what_cannot_be_sent_is_said() -> None:
         list(ForkedReader(lambda: [lambda: 0], "rows"))
 
 
-def test_a_reading_process_that_was_killed_is_said_and_the_next_batch_is_the_next() -> None:
+def test_a_reading_process_that_was_killed_is_replaced() -> None:
     def rows() -> Iterator[tuple[int, int]]:
         yield from ((at, os.getpid()) for at in range(9))
 
@@ -138,9 +141,47 @@ def test_a_reading_process_that_was_killed_is_said_and_the_next_batch_is_the_nex
     next(reading)
     _, pid = next(reading)
     os.kill(pid, signal.SIGKILL)
+    assert [at for at, _ in reading] == list(range(2, 9))
+
+
+def test_reading_that_is_killed_again_is_said_and_the_next_batch_is_the_next(
+    tmp_path: Path,
+) -> None:
+    deadly = tmp_path / "deadly"
+    deadly.touch()
+
+    def rows() -> Iterator[int]:
+        yield from range(2)
+        if deadly.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield 2
+
+    reading = iter(ForkedReader(rows, "rows"))
+    assert [next(reading), next(reading)] == [0, 1]
     with pytest.raises(MeasurementError, match=r"the process that reads rows for the probe has e"):
         next(reading)
-    assert next(reading)[0] == 2
+    deadly.unlink()
+    assert next(reading) == 2
+
+
+# As gRPC does, whose handler aborts in a copy of a process that called it from several threads.
+HANDLER_OF_A_LIBRARY = """
+import ctypes, os
+from flerm_client.training.forked_reader import ForkedReader
+
+original, libc = os.getpid(), ctypes.CDLL(None)
+handler = ctypes.CFUNCTYPE(None)(lambda: None if os.getpid() == original else os._exit(6))
+assert libc.__register_atfork(handler, None, None, None) == 0
+reader = ForkedReader(lambda: range(3), "rows")
+print([*reader, *reader])
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "_Fork"), reason="the C library has no _Fork")
+def test_a_copy_forks_without_the_handlers_of_libraries() -> None:
+    program = [sys.executable, "-c", HANDLER_OF_A_LIBRARY]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.stdout.strip() == "[0, 1, 2, 0, 1, 2]", done.stderr
 
 
 def test_a_copy_that_was_killed_is_made_anew() -> None:
