@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flerm_client.registry.address import RegistryAddress
@@ -35,6 +35,14 @@ class RegistryCalls(ABC):
         `seconds`: how long one try may take.
         """
 
+    def ahead(self, method: str, request: Any) -> Callable[[], Any]:
+        """What gives the answer of the unary method `method`.
+
+        A carrier that can asks at once, so that the registry works while its caller does something
+        else. `request` must stay as it is until the answer is taken.
+        """
+        return lambda: self.unary(method, request)
+
     @abstractmethod
     def stream(self, method: str, request: Any) -> Iterator[Any]:
         """The answers of the streaming method `method`."""
@@ -42,16 +50,24 @@ class RegistryCalls(ABC):
     def pages(self, method: str, request: Any) -> Iterator[Any]:
         """The answers of the listing method `method`, page by page.
 
-        `request` must have the fields `page_size` and `page_token`; both are set here.
+        `request` must have the fields `page_size` and `page_token`; both are set here. From the
+        second page on, the next one is asked for while the caller reads the one before.
         """
         request.page_size = FIRST_PAGE_SIZE
-        while True:
-            page = self.unary(method, request)
+        page = self.unary(method, request)
+        yield page
+        request.page_size = PAGE_SIZE
+        following = self._page_after(page, method, request)
+        while following is not None:
+            page = following()
+            following = self._page_after(page, method, request)
             yield page
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-            request.page_size = PAGE_SIZE
+
+    def _page_after(self, page: Any, method: str, request: Any) -> Callable[[], Any] | None:
+        if not page.next_page_token:
+            return None
+        request.page_token = page.next_page_token
+        return self.ahead(method, request)
 
     def trajectory(self, request: pb.GetTrajectoryRequest) -> Iterator[pb.TrajectoryChunk]:
         """The answers of GetTrajectory: the header, then all rows.

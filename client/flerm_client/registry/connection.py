@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 # Both must be set before grpc is imported. Without the first, a channel that a forked child opens
@@ -85,6 +86,19 @@ class Connection(RegistryCalls):
         """See `RegistryCalls.unary`."""
         return self._with_retries(lambda left: self._call(method, request, min(seconds, left)))
 
+    def ahead(self, method: str, request: Any) -> Callable[[], Any]:
+        """See `RegistryCalls.ahead`. Where the call that was begun fails, it is made again."""
+        started = self._call(method, request, UNARY_SECONDS, begin=True)
+        began_in = os.getpid()
+
+        def answer() -> Any:
+            if os.getpid() == began_in:
+                with suppress(grpc.RpcError):
+                    return started.result()
+            return self.unary(method, request)
+
+        return answer
+
     def stream(self, method: str, request: Any) -> Iterator[Any]:
         """See `RegistryCalls.stream`.
 
@@ -114,12 +128,17 @@ class Connection(RegistryCalls):
             self._channel.close()
         self._channel = self._stub = None
 
-    def _call(self, method: str, request: Any, seconds: float | None) -> Any:
+    def _call(
+        self, method: str, request: Any, seconds: float | None, *, begin: bool = False
+    ) -> Any:
+        """The call's answer, its answers, or with `begin` the future of its answer."""
         if self._channel is None or self._pid != os.getpid():
             self._channel = self._open_channel()
             self._stub = RegistryStub(self._channel)
             self._pid = os.getpid()
-        return getattr(self._stub, method)(request, timeout=seconds, metadata=self._metadata())
+        call = getattr(self._stub, method)
+        act = call.future if begin else call
+        return act(request, timeout=seconds, metadata=self._metadata())
 
     def _open_channel(self) -> grpc.Channel:
         options = [*_OPTIONS, *([("grpc.enable_http_proxy", 0)] if self.address.local else [])]

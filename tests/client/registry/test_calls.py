@@ -12,16 +12,17 @@ from flerm_proto.v1 import registry_pb2 as pb
 
 
 class Listing(RegistryCalls):
-    """A registry with families "0" to "4", three on a page."""
+    """A registry with families "0" to "4", `size` on a page."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 3) -> None:
+        self.size = size
         self.asked: list[tuple[int, str]] = []
 
     def unary(self, method, request, *, seconds=15.0):
         self.asked.append((request.page_size, request.page_token))
         start = int(request.page_token or 0)
-        names = [str(at) for at in range(5)][start : start + 3]
-        token = str(start + 3) if start + 3 < 5 else ""
+        names = [str(at) for at in range(5)][start : start + self.size]
+        token = str(start + self.size) if start + self.size < 5 else ""
         return pb.ListFamiliesResponse(
             families=[pb.Family(name=name) for name in names], next_page_token=token
         )
@@ -39,6 +40,25 @@ def test_pages_are_fetched_one_by_one_until_the_last():
     assert listing.asked == [(FIRST_PAGE_SIZE, "")]
     assert [each.name for page in pages for each in page.families] == ["3", "4"]
     assert listing.asked == [(FIRST_PAGE_SIZE, ""), (PAGE_SIZE, "3")]
+
+
+class Early(Listing):
+    """A registry that begins a call when it is asked ahead."""
+
+    def ahead(self, method, request):
+        answer = self.unary(method, request)
+        return lambda: answer
+
+
+def test_pages_after_the_second_are_asked_for_while_the_one_before_is_read():
+    listing = Early(2)
+    pages = listing.pages("ListFamilies", pb.ListFamiliesRequest())
+    next(pages)
+    assert len(listing.asked) == 1  # many callers stop here
+    assert [each.name for each in next(pages).families] == ["2", "3"]
+    assert listing.asked[-1] == (PAGE_SIZE, "4")
+    assert [each.name for page in pages for each in page.families] == ["4"]
+    assert len(listing.asked) == 3
 
 
 class Endless(Listing):

@@ -70,3 +70,15 @@ def test_a_refusal_is_not_tried_again(gate):
 def test_a_token_that_no_header_can_hold_is_refused():
     with pytest.raises(InvalidInput, match="only printable ASCII"):
         info(Connection(NOBODY, lambda: "naïve"))
+
+
+def test_a_call_made_ahead_is_made_again_where_it_fails(gate):
+    connection = Connection(address_of(gate.address), lambda: "", patience=30.0)
+    gate.behave(code="UNAVAILABLE")
+    answer = connection.ahead("ServerInfo", pb.ServerInfoRequest())
+    gate.behave()
+    assert "v1" in answer().api_versions
+    gate.behave(code="RESOURCE_EXHAUSTED")
+    with pytest.raises(LimitExceeded):
+        connection.ahead("ServerInfo", pb.ServerInfoRequest())()
+    connection.close()
