@@ -18,8 +18,11 @@ from flerm_server.store.sql.tables import comparability_keys, recordings
 
 
 def intern(connection: sa.Connection, key: ComparabilityKey) -> int:
-    """The number of this key's row, which is made when it is new."""
-    digest = content_digest([key.optimizer, key.settings, key.estimator])
+    """The number of this key's row, which is made when it is new.
+
+    A transaction that interns several keys does so in the order of their `_digest`.
+    """
+    digest = _digest(key)
     query = sa.select(comparability_keys.c.key).where(comparability_keys.c.digest == digest)
     number: int | None = connection.execute(query).scalar_one_or_none()
     if number is None:
@@ -31,6 +34,10 @@ def intern(connection: sa.Connection, key: ComparabilityKey) -> int:
         }
         number = insert_new(connection, comparability_keys, values)
     return number if number is not None else int(connection.execute(query).scalar_one())
+
+
+def _digest(key: ComparabilityKey) -> str:
+    return content_digest([key.optimizer, key.settings, key.estimator])
 
 
 def has_unkeyed(connection: sa.Connection, family_key: int) -> bool:
@@ -54,16 +61,18 @@ def backfill(connection: sa.Connection, family_key: int) -> None:
         .where(*base_of(family_key), recordings.c.kind_key.is_(None))
         .order_by(recordings.c.key)
     )
-    numbers: dict[tuple[str, ...], int] = {}
-    changes = []
-    for recording, *texts_of_key in connection.execute(query):
-        content = tuple(texts_of_key)
-        if content not in numbers:
-            optimizer, config, estimator = content
-            settings = EstimatorSettings(**json.loads(estimator))
-            key = ComparabilityKey.of(optimizer, json.loads(config), settings)
-            numbers[content] = intern(connection, key)
-        changes.append({"recording": recording, "number": numbers[content]})
+    found = [
+        (recording, (optimizer, config, estimator))
+        for recording, optimizer, config, estimator in connection.execute(query)
+    ]
+    keys = {content: _key_of(*content) for content in dict.fromkeys(each for _, each in found)}
+    # A key that is new locks its row until the commit. Servers that backfill two families, whose
+    # recordings have the same keys in another order, would wait for each other for ever.
+    numbers = {
+        content: intern(connection, keys[content])
+        for content in sorted(keys, key=lambda each: _digest(keys[each]))
+    }
+    changes = [{"recording": recording, "number": numbers[content]} for recording, content in found]
     if changes:
         change = (
             recordings.update()
@@ -71,6 +80,12 @@ def backfill(connection: sa.Connection, family_key: int) -> None:
             .values(kind_key=sa.bindparam("number"))
         )
         connection.execute(change, changes)
+
+
+def _key_of(optimizer: str, config: str, estimator: str) -> ComparabilityKey:
+    """The key of a recording whose columns hold these texts."""
+    settings = EstimatorSettings(**json.loads(estimator))
+    return ComparabilityKey.of(optimizer, json.loads(config), settings)
 
 
 def base_of(family_key: int) -> tuple[sa.ColumnElement[bool], ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from waiting import until
 
-from flerm_core.errors import FlermError, NotFound
+from flerm_core.errors import Ambiguous, FlermError, NotFound
 from flerm_core.matching.base_selection import Sources, choose_sources
 from flerm_core.records.comparability import ComparabilityKey
 from flerm_core.records.queries import POLICIES, BestQuery, RecordingFilter, TargetQuery
@@ -25,7 +28,8 @@ from flerm_server.store.sql import comparability
 from flerm_server.store.sql.base_index import SqlBaseIndex
 from flerm_server.store.sql.database_url import parse_url
 from flerm_server.store.sql.engine import open_engine, transaction
-from flerm_server.store.sql.tables import families, recordings
+from flerm_server.store.sql.store import open_store
+from flerm_server.store.sql.tables import comparability_keys, families, recordings
 from tests.server.conftest import Backend
 from tests.server.samples import family, spec
 
@@ -188,6 +192,46 @@ def test_two_servers_may_backfill_keys_at_the_same_time(backend: Backend):
         comparability.backfill(connection, key)
         comparability.backfill(connection, key)  # the other server, which waited for the first
         assert not comparability.has_unkeyed(connection, key)
+    engine.dispose()
+
+
+def test_servers_that_backfill_the_same_keys_of_two_families_do_not_lock_each_other_out(
+    postgres_backend: Backend,
+):
+    """The recordings of one family have the keys of the other, in reverse order.
+
+    Each of two servers waits within its backfill until the key in the middle is free.
+    """
+    configs = [{"eps": random.random()} for _ in range(3)]
+    names = [family(), family()]
+    for name, each in zip(names, (configs, configs[::-1]), strict=True):
+        made = [(spec("", lr=1e-3, optimizer_config=config), "completed") for config in each]
+        record_all(postgres_backend.local, name, made)
+    engine = open_engine(parse_url(postgres_backend.url))
+    with transaction(engine, writes=True) as connection:
+        theirs = sa.select(families.c.key).where(families.c.name.in_(names))
+        mine = recordings.c.family_key.in_(theirs)
+        used = connection.scalars(sa.select(recordings.c.kind_key).where(mine)).all()
+        connection.execute(recordings.update().where(mine).values(kind_key=None))
+        connection.execute(comparability_keys.delete().where(comparability_keys.c.key.in_(used)))
+    stores = [open_store(postgres_backend.url) for _ in names]
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with ThreadPoolExecutor(2) as threads:
+        with transaction(engine, writes=True) as connection:
+            middle = ComparabilityKey.of("Adam", configs[1], spec("").estimator)
+            comparability.intern(connection, middle)
+            answers = [
+                threads.submit(outcome, sources, store, TargetQuery(family=name, lr=1e-3))
+                for store, name in zip(stores, names, strict=True)
+            ]
+            until(lambda: connection.execute(waiting).scalar_one() == 2, "both wait")
+        for answer in answers:
+            assert answer.result()[0] is Ambiguous, answer.result()
+    for store in stores:
+        store.close()
     engine.dispose()
 
 
