@@ -4,16 +4,18 @@ A *path* is a name split at its dots. A *template* is a name in which `*` stands
 numbers of one or more axes (`layers.*.attn.q.weight`). A *depth group* is a template that stands
 for several tensors of one model; its FSLR is that of their joint change.
 
-An *axis* is a path that ends in `*` (`layers.*`, `encoder.layers.*`, `stages.*.blocks.*`). An axis
-matches a name at the first place where all its components follow each other, so `layers.*` also
-counts the blocks of `model.layers.3.mlp.weight`. An axis that begins with `*`, for a model that is
-itself a `torch.nn.Sequential`, matches only at the beginning of a name.
+An *axis* is a path that ends in `*` (`layers.*`, `encoder.layers.*`, `stages.*.blocks.*`). The
+number of a block may also end a component: the axis of `encoder_layer_3` is `encoder_layer_*`. An
+axis matches a name at the first place where all its components follow each other, so `layers.*`
+also counts the blocks of `model.layers.3.mlp.weight`. An axis that begins with the component `*`,
+for a model that is itself a `torch.nn.Sequential`, matches only at the beginning of a name.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 
@@ -21,9 +23,14 @@ from flerm_core.errors import InvalidInput
 
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _ADAPTER = "default"
+_NUMBERED = re.compile(r"(.*?)(\d+)")
+_OF_A_LAYER = ("lora_", "parametrizations")
+"""Modules that adapters and parametrizations put into a layer, whose names begin so."""
 
 Path = tuple[str, ...]
 Shapes = Sequence[Sequence[int]]
+Kinds = set[tuple[int, ...]]
+"""The shapes of the tensors of one name."""
 
 
 def canonical(name: str) -> str:
@@ -61,24 +68,49 @@ def canonical_names(names: Iterable[str]) -> list[str]:
 
 
 def is_depth_group(name: str) -> bool:
-    """Whether `name` is the template of a depth group: one of its components is `*`."""
-    return "*" in name.split(".")
+    """Whether `name` is the template of a depth group: one of its components ends in `*`."""
+    return "*" in name and any(part.endswith("*") for part in name.split("."))
 
 
 def starred(name: str) -> str:
-    """`name` with a star for each number. A depth group and its tensors have one starred name."""
+    """`name` with a star for each number that is a component."""
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
+def widest_template(name: str) -> str:
+    """`name` with a star for each number that ends a component.
+
+    Those names that one template may stand for have one widest template.
+    """
+    return ".".join(_star(part) for part in name.split("."))
+
+
+@lru_cache(maxsize=4096)
+def _star(part: str) -> str:
+    """`part` with a star for the number that it ends in."""
+    numbered = _NUMBERED.fullmatch(part)
+    return f"{numbered[1]}*" if numbered else part
+
+
+def _number(part: str) -> int:
+    """The number that `part` ends in."""
+    return int(part[len(_star(part)) - 1 :])
+
+
+def _is_numbered(part: str) -> bool:
+    return _star(part) != part
 
 
 def as_axes(blocks: str | Iterable[str] | None) -> tuple[str, ...]:
     """Block axes as a tuple.
 
-    Raises `InvalidInput` for one that does not end in the component `*` or has empty components.
+    Raises `InvalidInput` for one that has empty components, or whose last component does not end in
+    its only `*`.
     """
     axes = (blocks,) if isinstance(blocks, str) else tuple(blocks or ())
     for axis in axes:
         path = axis.split(".")
-        if path[-1] != "*" or not all(path):
+        if path[-1].find("*") != len(path[-1]) - 1 or not all(path):
             raise InvalidInput(
                 f"blocks: {axis!r} is not an axis; an axis is a dotted path that ends in '*', "
                 "such as 'layers.*'"
@@ -114,7 +146,7 @@ def _below(node: _AxisNode, part: str, *, first: bool, begins: bool) -> Iterator
     begins: it is the first that is compared. An axis that begins with a star fits the beginning of
         a name only.
     """
-    for key in {part, "*"} if part.isdecimal() else {part}:
+    for key in {part, _star(part)}:
         if key in node and (key != "*" or first or not begins):
             yield node[key]
 
@@ -141,10 +173,10 @@ def split_name(name: str, axes: Sequence[str]) -> tuple[str, tuple[int, ...]]:
             for node in nodes:
                 if node.axis:
                     star_at.setdefault(node.axis, at)
-    places = sorted(place for place in set(star_at.values()) if path[place].isdecimal())
-    numbers = tuple(int(path[place]) for place in places)
+    places = sorted(place for place in set(star_at.values()) if _is_numbered(path[place]))
+    numbers = tuple(_number(path[place]) for place in places)
     for place in places:
-        path[place] = "*"
+        path[place] = _star(path[place])
     return ".".join(path), numbers
 
 
@@ -155,8 +187,7 @@ def stands_for(template: str, name: str) -> bool:
 
 def _fits(pattern: Sequence[str], path: Sequence[str]) -> bool:
     return len(pattern) == len(path) and all(
-        want == part or (want == "*" and part.isdecimal())
-        for want, part in zip(pattern, path, strict=True)
+        want in (part, _star(part)) for want, part in zip(pattern, path, strict=True)
     )
 
 
@@ -188,8 +219,9 @@ def find_axes(base: Iterable[str], target: Iterable[str]) -> tuple[str, ...]:
 
     An axis is a place in the names at which both models have numbers, but not equally many. Where
     both have equally many, the numbers are ordinary parts of names: `0.weight` and `2.weight` of
-    two `torch.nn.Sequential` of one length correspond by name. Nested axes (`stages.*.blocks.*`)
-    are found too. Depth groups among the names are ignored.
+    two `torch.nn.Sequential` of one length correspond by name. A number that ends a component
+    counts where `_are_parts` says so in both models. Nested axes (`stages.*.blocks.*`) are found
+    too. Depth groups among the names are ignored.
     """
     found: set[str] = set()
     _compare((), _paths(base), _paths(target), found)
@@ -202,15 +234,16 @@ def _paths(names: Iterable[str]) -> set[Path]:
 
 def _compare(prefix: Path, base: set[Path], target: set[Path], found: set[str]) -> None:
     left, right = _children(base), _children(target)
-    numbers, others = (
-        {part for part in left if part.isdecimal()},
-        {part for part in right if part.isdecimal()},
-    )
-    if numbers and others and len(numbers) != len(others):
-        axis = (*prefix, "*")
+    others = _by_star(right)
+    for star, parts in _by_star(left).items():
+        its = others.get(star, [])
+        counted = _are_parts(prefix, parts, left) and _are_parts(prefix, its, right)
+        if len(parts) == len(its) or not counted:
+            continue
+        axis = (*prefix, star)
         found.add(".".join(axis))
-        _compare(axis, _joined(left, numbers), _joined(right, others), found)
-        left = {part: tails for part, tails in left.items() if part not in numbers}
+        _compare(axis, _joined(left, parts), _joined(right, its), found)
+        left = {part: tails for part, tails in left.items() if part not in parts}
     for part in left.keys() & right.keys():
         _compare((*prefix, part), left[part], right[part], found)
 
@@ -223,8 +256,49 @@ def _children(paths: Iterable[Path]) -> dict[str, set[Path]]:
     return children
 
 
-def _joined(children: dict[str, set[Path]], parts: Iterable[str]) -> set[Path]:
+def _joined(children: Mapping[str, set[Path]], parts: Iterable[str]) -> set[Path]:
     return {tail for part in parts for tail in children[part]}
+
+
+def _by_star(parts: Iterable[str]) -> dict[str, list[str]]:
+    """Those of `parts` that end in a number, by what they are with a star for it."""
+    found: dict[str, list[str]] = {}
+    for part in parts:
+        if _is_numbered(part):
+            found.setdefault(_star(part), []).append(part)
+    return found
+
+
+def _are_parts(prefix: Path, numbered: list[str], children: Mapping[str, Iterable[Path]]) -> bool:
+    """Whether the numbers of `numbered`, components of equal stem below `prefix`, may count blocks.
+
+    children: what stands below `prefix`, by component.
+
+    A component that is a number may. A number that ends a component (`encoder_layer_3`) often tells
+    two layers of a block apart (`ln_1`, `fc2`, `attn1`). It may count blocks under three
+    conditions:
+
+    1. The numbers run from 0 or 1 without a gap.
+    2. Each component holds modules, not only tensors.
+    3. Nothing else stands beside the components, or no number stands before them in the name.
+    """
+    if not numbered or _star(numbered[0]) == "*":
+        return bool(numbered)
+    numbers = sorted(map(_number, numbered))
+    return (
+        numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        and numbers[0] < 2
+        and all(_holds_modules(children[part]) for part in numbered)
+        and (len(numbered) == len(children) or not any(map(_is_block, prefix)))
+    )
+
+
+def _is_block(part: str) -> bool:
+    return _is_numbered(part) or part.endswith("*")
+
+
+def _holds_modules(tails: Iterable[Path]) -> bool:
+    return any(len(tail) > 1 and not tail[0].startswith(_OF_A_LAYER) for tail in tails)
 
 
 def block_axes(names: Sequence[str], shapes: Shapes) -> tuple[str, ...]:
@@ -239,8 +313,10 @@ def block_axes(names: Sequence[str], shapes: Shapes) -> tuple[str, ...]:
        modules themselves, one name that agrees is enough, because the first block of a
        convolutional stage may differ from the rest.
 
-    So the layers of a plain MLP in a `torch.nn.Sequential` are not blocks. Nested axes are found
-    too. Depth groups among the names are ignored.
+    So the layers of a plain MLP in a `torch.nn.Sequential` are not blocks. Numbers that end a
+    component (`encoder_layer_3`) may run from 1, must hold modules, and all tensors must agree; the
+    number must not tell layers of one block apart (`_are_parts`). Nested axes are found too. Depth
+    groups among the names are ignored.
     """
     shape_of = {
         tuple(name.split(".")): tuple(shape)
@@ -252,27 +328,33 @@ def block_axes(names: Sequence[str], shapes: Shapes) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _count(prefix: Path, shapes: dict[Path, set[tuple[int, ...]]], found: set[str]) -> None:
-    children: dict[str, dict[Path, set[tuple[int, ...]]]] = defaultdict(dict)
+def _count(prefix: Path, shapes: dict[Path, Kinds], found: set[str]) -> None:
+    children: dict[str, dict[Path, Kinds]] = defaultdict(dict)
     for path, kinds in shapes.items():
         if path:
             children[path[0]][path[1:]] = kinds
-    numbers = {part for part in children if part.isdecimal()}
-    if _are_blocks([children[part] for part in numbers], numbers):
-        joined: dict[Path, set[tuple[int, ...]]] = defaultdict(set)
-        for part in numbers:
+    blocks = {
+        star: parts
+        for star, parts in _by_star(children).items()
+        if _are_parts(prefix, parts, children)
+        and _are_blocks([children[part] for part in parts], parts)
+    }
+    for star, parts in blocks.items():
+        joined: dict[Path, Kinds] = defaultdict(set)
+        for part in parts:
             for tail, kinds in children.pop(part).items():
                 joined[tail] |= kinds
-        found.add(".".join((*prefix, "*")))
-        _count((*prefix, "*"), joined, found)
+        found.add(".".join((*prefix, star)))
+        _count((*prefix, star), joined, found)
     for part, below in children.items():
         _count((*prefix, part), below, found)
 
 
-def _are_blocks(blocks: list[dict[Path, set[tuple[int, ...]]]], numbers: set[str]) -> bool:
-    if len(numbers) < 2 or {int(part) for part in numbers} != set(range(len(numbers))):
+def _are_blocks(blocks: list[dict[Path, Kinds]], parts: list[str]) -> bool:
+    bare = parts[0].isdecimal()
+    if len(parts) < 2 or (bare and set(map(_number, parts)) != set(range(len(parts)))):
         return False
-    kinds: dict[Path, list[set[tuple[int, ...]]]] = defaultdict(list)
+    kinds: dict[Path, list[Kinds]] = defaultdict(list)
     for block in blocks:
         for tail, shapes in block.items():
             kinds[tail].append(shapes)
@@ -280,7 +362,7 @@ def _are_blocks(blocks: list[dict[Path, set[tuple[int, ...]]]], numbers: set[str
         all(shapes == found[0] for shapes in found) for found in kinds.values() if len(found) > 1
     ]
     modules_of_modules = any(len(tail) > 1 for tail in kinds)
-    return any(shared) if modules_of_modules else bool(shared) and all(shared)
+    return any(shared) if bare and modules_of_modules else bool(shared) and all(shared)
 
 
 def depth_groups(names: Iterable[str], axes: Sequence[str]) -> dict[str, list[str]]:
@@ -307,4 +389,4 @@ def _templates(name: str, widest: str) -> Iterator[str]:
     stars = [at for at, (part, wide) in enumerate(pairs) if part != wide]
     for count in range(len(stars), 0, -1):
         for chosen in combinations(stars, count):
-            yield ".".join("*" if at in chosen else part for at, (part, _) in enumerate(pairs))
+            yield ".".join(wide if at in chosen else part for at, (part, wide) in enumerate(pairs))

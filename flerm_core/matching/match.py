@@ -30,7 +30,7 @@ from flerm_core.parameter_names import (
     is_depth_group,
     split_name,
     stands_for,
-    starred,
+    widest_template,
 )
 from flerm_core.trajectory import Trajectory
 
@@ -228,14 +228,14 @@ def _joint_names(
 
     It is the template itself, or the name of a wider group where exactly one was recorded.
     """
-    # Grouped by starred name, so that each template is compared with few names.
+    # Grouped by widest template, so that each template is compared with few names.
     recorded: dict[str, list[str]] = {}
     for name in base:
         if is_depth_group(name):
-            recorded.setdefault(starred(name), []).append(name)
+            recorded.setdefault(widest_template(name), []).append(name)
     found: dict[str, str] = {}
     for template in templates:
-        alike = recorded.get(starred(template), [])
+        alike = recorded.get(widest_template(template), [])
         # A single block has no coherence, and that of a wider group says nothing about the block.
         if template not in alike and len(base_groups[template]) > 1:
             alike = [name for name in alike if stands_for(name, template)]

@@ -1,5 +1,7 @@
 """What a parameter is called, and which numbers in its name count blocks."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from flerm_core.parameter_names import (
     depth_groups,
     expand,
     find_axes,
+    is_depth_group,
     split_name,
 )
 
@@ -169,27 +172,78 @@ def test_several_axes_have_a_depth_group_for_each_choice_among_them() -> None:
     assert len(roles) == 1 + 3 + 2
 
 
-parts = st.sampled_from(["a", "b", "0", "1", "*"])
+parts = st.sampled_from(["a", "b", "0", "1", "a1", "*"])
 paths = st.lists(parts, min_size=1, max_size=5).map(".".join)
 some_axes = st.lists(
-    st.lists(parts, max_size=2).map(lambda path: ".".join([*path, "*"])), max_size=5
+    st.builds(
+        lambda path, star: ".".join([*path, star]),
+        st.lists(parts, max_size=2),
+        st.sampled_from(["*", "a*"]),
+    ),
+    max_size=5,
 )
+
+
+def test_a_number_that_ends_a_component_counts_blocks() -> None:
+    base = ["conv_proj.weight", *names("encoder.layers.encoder_layer_{}.mlp.{}.weight", 2, 2)]
+    target = ["conv_proj.weight", *names("encoder.layers.encoder_layer_{}.mlp.{}.weight", 5, 2)]
+    axis = "encoder.layers.encoder_layer_*"
+    assert find_axes(base, target) == (axis,)
+    shapes = [(8, 4, 2, 2), *[(16, 4), (4, 16)] * 2]
+    assert block_axes(base, shapes) == (axis,)
+    group = "encoder.layers.encoder_layer_*.mlp.1.weight"
+    members = [each for each in base if each.endswith("mlp.1.weight")]
+    assert depth_groups(base, [axis])[group] == members == expand(group, base)
+    assert is_depth_group(group)
+    assert split_name("net.block12.fc.bias", ["block*"]) == ("net.block*.fc.bias", (12,))
+
+
+def test_numbers_that_end_a_component_may_begin_at_one_and_stand_beside_other_modules() -> None:
+    def model(blocks: int) -> list[str]:
+        numbered = [f"block{number}.fc.weight" for number in range(1, blocks + 1)]
+        return ["embed.weight", *numbered, "head.weight"]
+
+    assert find_axes(model(2), model(3)) == ("block*",)
+    assert block_axes(model(3), [(8, 4), *[(4, 4)] * 3, (8, 4)]) == ("block*",)
+    assert block_axes(model(3), [(8, 4), (4, 4), (4, 4), (8, 4), (8, 4)]) == ()
+
+
+@pytest.mark.parametrize(
+    ("base", "target"),
+    [
+        (["ln_1.weight", "ln_2.weight"], ["ln_1.weight", "ln_2.weight", "ln_3.weight"]),
+        (["fc1.lora_A.weight"], ["fc1.lora_A.weight", "fc2.lora_A.weight"]),
+        (["layer2.a.weight"], ["layer2.a.weight", "layer3.a.weight"]),
+        (["b0.a.weight"], ["b0.a.weight", "b2.a.weight"]),
+        (
+            [*names("h.{}.attn1.q.weight", 2), *names("h.{}.ln.weight", 2)],
+            [*names("h.{}.attn1.q.weight", 2), *names("h.{}.attn2.q.weight", 2), "h.0.ln.weight"],
+        ),
+    ],
+    ids=["layers of a block", "adapters", "from two", "a gap", "modules of a block"],
+)
+def test_numbers_that_tell_layers_apart_are_names(base: list[str], target: list[str]) -> None:
+    assert find_axes(base, target) == ()
+    for model in (base, target):
+        axes = block_axes(model, [(4, 4)] * len(model))
+        assert not [axis for axis in axes if axis not in ("*", "h.*")]
 
 
 @given(paths, some_axes)
 def test_a_name_is_split_where_each_axis_first_fits(name: str, axes: list[str]) -> None:
     path = name.split(".")
+    stars = [re.sub(r"^(.*?)\d+$", r"\1*", part) for part in path]
     starred = set()
     for axis in axes:
         pattern = axis.split(".")
         for start in range(1 if pattern[0] == "*" else len(path)):
-            part = path[start : start + len(pattern)]
+            part = list(zip(path, stars, strict=True))[start : start + len(pattern)]
             if len(part) == len(pattern) and all(
-                want == have or (want == "*" and have.isdecimal())
-                for want, have in zip(pattern, part, strict=True)
+                want in have for want, have in zip(pattern, part, strict=True)
             ):
                 starred.add(start + len(pattern) - 1)
                 break
-    places = sorted(at for at in starred if path[at].isdecimal())
-    template = ["*" if at in places else part for at, part in enumerate(path)]
-    assert split_name(name, axes) == (".".join(template), tuple(int(path[at]) for at in places))
+    places = sorted(at for at in starred if stars[at] != path[at])
+    template = [star if at in places else path[at] for at, star in enumerate(stars)]
+    numbers = tuple(int(path[at].removeprefix(stars[at][:-1])) for at in places)
+    assert split_name(name, axes) == (".".join(template), numbers)

@@ -28,6 +28,28 @@ def test_only_the_given_block_axes_count() -> None:
         match_targets(trajectory, ["enc.0.w"], blocks="dec")
 
 
+def test_blocks_may_be_numbered_at_the_end_of_a_component() -> None:
+    def named(style: str, blocks: int) -> list[str]:
+        return ["stem.weight", *(f"{style}{block}.mlp.weight" for block in range(blocks))]
+
+    def targets(style: str) -> list[float]:
+        group = f"{style}*.mlp.weight"
+        rows = Trajectory([*named(style, 2), group], [(2, 2)] * 4, [1], [[5, 3, 4, 6]])
+        assert match_targets(rows, named(style, 2)) == dict(
+            zip(named(style, 2), [5, 3, 4], strict=True)
+        )
+        return list(match_targets(rows, named(style, 4)).values())
+
+    # rho = (36 - 25) / (49 - 25) of the joint FSLR 6.
+    rho = 11 / 24
+    wanted = 25 * (1 - rho) + 49 * rho
+    factor = math.sqrt(wanted / (12.5 * (1 - rho) + 49 * rho))
+    assert targets("enc.block_") == pytest.approx(
+        [5, *(factor * half for half in (1.5, 1.5, 2, 2))]
+    )
+    assert targets("block") == targets("enc.block_") == targets("enc.")
+
+
 def test_targets_are_read_at_the_step_that_is_asked_for() -> None:
     assert blocks_of(match_targets(base([1.0, 3.0]), decoder(2), step=51)) == pytest.approx([2, 6])
     assert blocks_of(match_targets(base([1.0, 3.0]), decoder(2), step=10**6)) == [4, 12]
