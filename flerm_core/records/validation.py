@@ -58,6 +58,7 @@ MAX_PARAMETERS = 20_000
 MAX_PARAMETER_NAME = 512
 MAX_DIMENSIONS = 16
 MAX_ROWS = 1_000  # measurements of one request
+MAX_PARTS = 50  # recordings of one request to import them
 MAX_CONFIG_BYTES = 65_536  # as JSON
 MAX_TAGS = 64
 MAX_TAG_KEY = 64

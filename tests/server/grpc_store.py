@@ -29,6 +29,7 @@ from flerm_server.store.interface import (
     StoreInfo,
 )
 from flerm_server.store.quotas import UNLIMITED
+from flerm_server.store.recording_part import Imported
 
 SECONDS = 20
 
@@ -120,6 +121,24 @@ class GrpcStore(Store):
                 ),
             )
         )
+
+    def import_parts(self, parts, *, created_by="", quotas=UNLIMITED) -> Imported:
+        request = pb.ImportRecordingsRequest()
+        for part in parts:
+            message = request.parts.add(recording_id=part.recording_id)
+            if part.spec is not None:
+                message.start.spec.CopyFrom(recording_messages.spec_to_proto(part.spec))
+            if part.attempt is not None:
+                message.start.attempt.CopyFrom(recording_messages.attempt_to_proto(part.attempt))
+            message.measurements.extend(
+                map(recording_messages.measurement_to_proto, part.rows or ())
+            )
+            if part.ending is not None:
+                message.finish.CopyFrom(recording_messages.ending_to_proto(part.ending))
+        found = self._call("ImportRecordings", request)
+        # How many were created does not travel.
+        created = sum(part.spec is not None for part in parts)
+        return Imported(created, found.committed, found.duplicates)
 
     def renew(self, recording_id: str, attempt: int = 0) -> float:
         return self._call(

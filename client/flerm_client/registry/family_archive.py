@@ -31,6 +31,7 @@ from flerm_core.errors import DataLoss, FlermError, InvalidInput, NotFound, join
 from flerm_core.records.checks import check_uuid
 from flerm_core.records.packing import FLOAT32, pack
 from flerm_core.records.recording import ENDING_STATUSES, Ending
+from flerm_core.records.validation import MAX_PARTS
 from flerm_proto.recording_messages import ending_to_proto, recording_from_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
@@ -82,14 +83,22 @@ def import_family(calls: RegistryCalls, folder: Path, on_recording: OnRecording)
         content = json.loads(_text(folder / "family.json"))
         order = list(content.pop("order"))
         family = Parse(json.dumps(content), pb.Family(), ignore_unknown_fields=True)
-    request = pb.RegisterFamilyRequest(
-        name=family.name, description=family.description, blocks=family.blocks
-    )
     for recording_id in order:
         check_uuid("order", recording_id)
-    calls.unary("RegisterFamily", request)
-    for recording_id in order:
-        on_recording(recording_id, _send(calls, recording_id, folder / "recordings"))
+    described = pb.RegisterFamilyRequest(
+        name=family.name, description=family.description, blocks=family.blocks
+    )
+    calls.unary("RegisterFamily", described)
+    parts = (part for each in order for part in _parts(each, folder / "recordings"))
+    sent: dict[str, int] = {}
+    for request in _requests(parts):
+        calls.unary("ImportRecordings", request, seconds=APPEND_SECONDS)
+        for part in request.parts:
+            rows = sent.pop(part.recording_id, 0) + len(part.measurements)
+            if part.HasField("finish"):
+                on_recording(part.recording_id, rows)
+            else:
+                sent[part.recording_id] = rows
     return family.name, len(order)
 
 
@@ -191,7 +200,8 @@ def _table(chunks: list[Any], width: int) -> Any:
     return pa.table(columns)
 
 
-def _send(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
+def _parts(recording_id: str, folder: Path) -> Iterator[pb.RecordingPart]:
+    """A recording of the archive: the first part starts it, the last one ends it."""
     import pyarrow.parquet as pq
 
     unreadable = f"recording {recording_id} in {folder} cannot be read"
@@ -205,33 +215,54 @@ def _send(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
         file = pq.ParquetFile(path)
         if missing := set(_PLAIN_COLUMNS) - set(file.schema_arrow.names):
             raise InvalidInput(f"folder: {path.name} has no column {join_names(sorted(missing))}")
-        requests = _requests(recording_id, file, max(recording.parameter_count, 1))
-    attempt = pb.Attempt(started_at=recording.created_at)
-    start = pb.StartRecordingRequest(spec=recording.spec, attempt=attempt)
-    calls.unary("StartRecording", start)
-    rows = 0
+        blocks = _blocks(file, max(recording.parameter_count, 1))
+    part = pb.RecordingPart(
+        recording_id=recording_id,
+        start=pb.StartRecordingRequest(
+            spec=recording.spec, attempt=pb.Attempt(started_at=recording.created_at)
+        ),
+    )
     while True:
         with _readable(unreadable):
-            request = next(requests, None)
-        if request is None:
+            measurements = next(blocks, None)
+        if measurements is None:
             break
-        calls.unary("Append", request, seconds=APPEND_SECONDS)
-        rows += len(request.measurements)
+        if part.measurements:
+            yield part
+            part = pb.RecordingPart(recording_id=recording_id)
+        part.measurements.extend(measurements)
     if ending.status not in ENDING_STATUSES:
         ending = replace(ending, status="interrupted")
-    calls.unary("FinishRecording", ending_to_proto(ending, recording_id=recording_id))
-    return rows
+    part.finish.CopyFrom(ending_to_proto(ending))
+    yield part
 
 
-def _requests(recording_id: str, file: Any, width: int) -> Iterator[pb.AppendRequest]:
-    """The rows of a Parquet file, as requests to append them.
+def _requests(parts: Iterator[pb.RecordingPart]) -> Iterator[pb.ImportRecordingsRequest]:
+    """Requests of bounded size, in each at most one part of a recording."""
+    request, rows, size, last = pb.ImportRecordingsRequest(), 0, 0, ""
+    for part in parts:
+        rows, size = rows + len(part.measurements), size + part.ByteSize()
+        full = len(request.parts) == MAX_PARTS or rows > APPEND_ROWS or size > APPEND_BYTES
+        if request.parts and (full or part.recording_id == last):
+            yield request
+            request, rows, size = (
+                pb.ImportRecordingsRequest(), len(part.measurements), part.ByteSize()
+            )  # fmt: skip
+        request.parts.append(part)
+        last = part.recording_id
+    if request.parts:
+        yield request
+
+
+def _blocks(file: Any, width: int) -> Iterator[list[pb.Measurement]]:
+    """The rows of a Parquet file, in blocks that a request may hold.
 
     width: the recording's parameters.
     """
     row_bytes = 4 * width * (1 + len(file.schema_arrow.names) - len(_PLAIN_COLUMNS))
-    batch_rows = max(1, min(APPEND_ROWS, APPEND_BYTES // row_bytes))
-    for batch in file.iter_batches(batch_size=batch_rows):
-        yield pb.AppendRequest(recording_id=recording_id, measurements=_measurements(batch, width))
+    block_rows = max(1, min(APPEND_ROWS, APPEND_BYTES // row_bytes))
+    for block in file.iter_batches(batch_size=block_rows):
+        yield list(_measurements(block, width))
 
 
 def _measurements(batch: Any, width: int) -> Iterator[pb.Measurement]:

@@ -271,6 +271,32 @@ class FinishRecordingRequest(_message.Message):
     finished_at: _timestamp_pb2.Timestamp
     def __init__(self, recording_id: _Optional[str] = ..., attempt: _Optional[int] = ..., status: _Optional[str] = ..., final_loss: _Optional[float] = ..., final_step: _Optional[int] = ..., tokens: _Optional[int] = ..., remarks: _Optional[_Iterable[str]] = ..., finished_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
+class ImportRecordingsRequest(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[RecordingPart]
+    def __init__(self, parts: _Optional[_Iterable[_Union[RecordingPart, _Mapping]]] = ...) -> None: ...
+
+class RecordingPart(_message.Message):
+    __slots__ = ("recording_id", "start", "measurements", "finish")
+    RECORDING_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    recording_id: str
+    start: StartRecordingRequest
+    measurements: _containers.RepeatedCompositeFieldContainer[Measurement]
+    finish: FinishRecordingRequest
+    def __init__(self, recording_id: _Optional[str] = ..., start: _Optional[_Union[StartRecordingRequest, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., finish: _Optional[_Union[FinishRecordingRequest, _Mapping]] = ...) -> None: ...
+
+class ImportRecordingsResponse(_message.Message):
+    __slots__ = ("committed", "duplicates")
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATES_FIELD_NUMBER: _ClassVar[int]
+    committed: int
+    duplicates: int
+    def __init__(self, committed: _Optional[int] = ..., duplicates: _Optional[int] = ...) -> None: ...
+
 class TagRecordingRequest(_message.Message):
     __slots__ = ("recording_id", "set", "remove")
     class SetEntry(_message.Message):

@@ -45,6 +45,11 @@ class RegistryStub(object):
                 request_serializer=flerm__proto_dot_v1_dot_registry__pb2.FinishRecordingRequest.SerializeToString,
                 response_deserializer=flerm__proto_dot_v1_dot_registry__pb2.Recording.FromString,
                 )
+        self.ImportRecordings = channel.unary_unary(
+                '/flerm.registry.v1.Registry/ImportRecordings',
+                request_serializer=flerm__proto_dot_v1_dot_registry__pb2.ImportRecordingsRequest.SerializeToString,
+                response_deserializer=flerm__proto_dot_v1_dot_registry__pb2.ImportRecordingsResponse.FromString,
+                )
         self.RenewLease = channel.unary_unary(
                 '/flerm.registry.v1.Registry/RenewLease',
                 request_serializer=flerm__proto_dot_v1_dot_registry__pb2.RenewLeaseRequest.SerializeToString,
@@ -137,6 +142,15 @@ class RegistryServicer(object):
 
     def FinishRecording(self, request, context):
         """Ends an attempt. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportRecordings(self, request, context):
+        """Stores recordings of another registry: their starts, rows and ends, in one transaction. A request
+        is stored whole or refused whole, and may be sent again, as StartRecording, Append and
+        FinishRecording may.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -242,6 +256,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.FinishRecording,
                     request_deserializer=flerm__proto_dot_v1_dot_registry__pb2.FinishRecordingRequest.FromString,
                     response_serializer=flerm__proto_dot_v1_dot_registry__pb2.Recording.SerializeToString,
+            ),
+            'ImportRecordings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportRecordings,
+                    request_deserializer=flerm__proto_dot_v1_dot_registry__pb2.ImportRecordingsRequest.FromString,
+                    response_serializer=flerm__proto_dot_v1_dot_registry__pb2.ImportRecordingsResponse.SerializeToString,
             ),
             'RenewLease': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewLease,
@@ -398,6 +417,23 @@ class Registry(object):
         return grpc.experimental.unary_unary(request, target, '/flerm.registry.v1.Registry/FinishRecording',
             flerm__proto_dot_v1_dot_registry__pb2.FinishRecordingRequest.SerializeToString,
             flerm__proto_dot_v1_dot_registry__pb2.Recording.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ImportRecordings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/flerm.registry.v1.Registry/ImportRecordings',
+            flerm__proto_dot_v1_dot_registry__pb2.ImportRecordingsRequest.SerializeToString,
+            flerm__proto_dot_v1_dot_registry__pb2.ImportRecordingsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -29,6 +29,7 @@ from flerm_server.store.interface import (
     unknown_recording,
 )
 from flerm_server.store.quotas import UNLIMITED, Quotas
+from flerm_server.store.recording_part import Imported, RecordingPart
 
 COMPUTATIONS = 4  # of targets, at once
 COMPUTING_SECONDS = 60.0  # for how long a call waits for its turn
@@ -131,6 +132,13 @@ class AuthorizedStore(Store):
         read: gives the specification, with that family and id, and the attempt; it is called once
             the principal may write them.
         """
+        self._require_to_start(family, recording_id)
+        spec, attempt = read()
+        return self._store.start(
+            spec, attempt, created_by=current_principal().text, quotas=self._its_quotas()
+        )
+
+    def _require_to_start(self, family: str, recording_id: str) -> None:
         principal = current_principal()
         principal.require(Scope.WRITE, family)
         if principal.family:
@@ -140,9 +148,34 @@ class AuthorizedStore(Store):
                     raise PermissionDenied(
                         f"recording {recording_id}: the id is taken; use a new one"
                     )
-        spec, attempt = read()
-        return self._store.start(
-            spec, attempt, created_by=principal.text, quotas=self._its_quotas()
+
+    @override
+    def import_parts(
+        self, parts: Sequence[RecordingPart], *, created_by: str = "", quotas: Quotas = UNLIMITED
+    ) -> Imported:
+        started = [
+            (each.recording_id, None if each.spec is None else each.spec.family) for each in parts
+        ]
+        return self.import_as_read(started, lambda: parts)
+
+    def import_as_read(
+        self,
+        started: Sequence[tuple[str, str | None]],
+        read: Callable[[], Sequence[RecordingPart]],
+    ) -> Imported:
+        """`import_parts`, where a request says the id of each part's recording and the family in
+        which the part starts it, if it does.
+
+        read: gives the parts, with these ids and families; it is called once the principal may
+            write them.
+        """
+        for recording_id, family in started:
+            if family is None:
+                self._require(Scope.WRITE, recording_id)
+            else:
+                self._require_to_start(family, recording_id)
+        return self._store.import_parts(
+            read(), created_by=current_principal().text, quotas=self._its_quotas()
         )
 
     @override

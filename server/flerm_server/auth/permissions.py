@@ -22,6 +22,7 @@ RPCS: Mapping[str, Scope] = {
     "StartRecording": Scope.WRITE,
     "Append": Scope.WRITE,
     "FinishRecording": Scope.WRITE,
+    "ImportRecordings": Scope.WRITE,
     "RenewLease": Scope.WRITE,
     "TagRecording": Scope.WRITE,
     "RenameFamily": Scope.ADMIN,

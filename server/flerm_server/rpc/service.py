@@ -25,7 +25,8 @@ from flerm_server.auth.authorized_store import AuthorizedStore
 from flerm_server.metrics import Metrics
 from flerm_server.store import queries
 from flerm_server.store.auxiliary_codec import decode
-from flerm_server.store.interface import Batch, Rows
+from flerm_server.store.interface import Appended, Batch, Rows
+from flerm_server.store.recording_part import Imported, RecordingPart
 from flerm_server.version import version
 
 API_VERSIONS = ("v1",)
@@ -90,11 +91,9 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
     ) -> pb.StartRecordingResponse:
         """Opens a recording or an attempt."""
 
-        def read() -> tuple[RecordingSpec, Attempt]:
-            spec = _read("spec", lambda: recording_messages.spec_from_proto(request.spec))
-            return spec, _attempt(request, spec.id)
-
-        started = self._store.start_as_read(request.spec.family, request.spec.id, read)
+        started = self._store.start_as_read(
+            request.spec.family, request.spec.id, lambda: _start(request)
+        )
         self._metrics.recordings.inc(started.created)
         return pb.StartRecordingResponse(
             recording_id=started.recording_id, attempt=started.attempt, created=started.created
@@ -108,9 +107,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
             return Batch(request.recording_id, rows, request.attempt)
 
         stored = self._store.append(request.recording_id, lambda: _read("measurements", read))
-        self._metrics.rows.inc(stored.committed - stored.duplicates)
-        if stored.duplicates:
-            self._metrics.duplicates.inc(stored.duplicates)
+        self._count_rows(stored)
         return pb.AppendResponse(committed=stored.committed, duplicates=stored.duplicates)
 
     def FinishRecording(
@@ -120,6 +117,24 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         ending = _read("finished_at", lambda: recording_messages.ending_from_proto(request))
         recording = self._store.finish(request.recording_id, request.attempt, ending)
         return recording_messages.recording_to_proto(recording.without_parameters())
+
+    def ImportRecordings(
+        self, request: pb.ImportRecordingsRequest, context: grpc.ServicerContext
+    ) -> pb.ImportRecordingsResponse:
+        """Stores parts of recordings; answers when they are committed."""
+        started = [
+            (part.recording_id, part.start.spec.family if part.HasField("start") else None)
+            for part in request.parts
+        ]
+        stored = self._store.import_as_read(started, lambda: list(map(_part, request.parts)))
+        self._metrics.recordings.inc(stored.created)
+        self._count_rows(stored)
+        return pb.ImportRecordingsResponse(committed=stored.committed, duplicates=stored.duplicates)
+
+    def _count_rows(self, stored: Appended | Imported) -> None:
+        self._metrics.rows.inc(stored.committed - stored.duplicates)
+        if stored.duplicates:
+            self._metrics.duplicates.inc(stored.duplicates)
 
     def RenameFamily(
         self, request: pb.RenameFamilyRequest, context: grpc.ServicerContext
@@ -222,6 +237,35 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         return query_messages.best_to_proto(
             queries.best(self._store, query_messages.best_query_from_proto(request))
         )
+
+
+def _start(request: pb.StartRecordingRequest) -> tuple[RecordingSpec, Attempt]:
+    spec = _read("spec", lambda: recording_messages.spec_from_proto(request.spec))
+    return spec, _attempt(request, spec.id)
+
+
+def _part(message: pb.RecordingPart) -> RecordingPart:
+    name = message.recording_id[:80]
+    spec, attempt = (
+        _read(f"start of recording {name!r}", lambda: _start(message.start))
+        if message.HasField("start")
+        else (None, None)
+    )
+    return RecordingPart(
+        recording_id=message.recording_id,
+        spec=spec,
+        attempt=attempt,
+        rows=_read(
+            f"measurements of recording {name!r}",
+            lambda: recording_messages.batch_from_proto(message.measurements),
+        ),
+        ending=_read(
+            f"finish of recording {name!r}",
+            lambda: recording_messages.ending_from_proto(message.finish),
+        )
+        if message.HasField("finish")
+        else None,
+    )
 
 
 def _attempt(request: pb.StartRecordingRequest, recording_id: str) -> Attempt:

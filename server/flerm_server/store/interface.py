@@ -23,6 +23,7 @@ from flerm_core.trajectory import Trajectory
 from flerm_server.store.family_runs import FamilyRuns
 from flerm_server.store.loading import trajectory_of
 from flerm_server.store.quotas import UNLIMITED, Quotas
+from flerm_server.store.recording_part import Imported, RecordingPart
 
 Item = TypeVar("Item")
 
@@ -242,10 +243,17 @@ class Store(ABC):
 
     @abstractmethod
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
-        """Ends an attempt (0: the latest); the recording.
+        """Ends an attempt (0: the latest); the recording. Readers see no end of an older attempt.
 
-        The end of an older attempt changes nothing that readers see. Raises `AlreadyExists` for an
-        attempt that has ended in another way.
+        Raises `AlreadyExists` for an attempt that has ended in another way.
+        """
+
+    @abstractmethod
+    def import_parts(
+        self, parts: Sequence[RecordingPart], *, created_by: str = "", quotas: Quotas = UNLIMITED
+    ) -> Imported:
+        """Stores parts of at most `MAX_PARTS` different recordings. Raises what `start`,
+        `append_many` and `finish` raise; the sentence names the recording.
         """
 
     @abstractmethod

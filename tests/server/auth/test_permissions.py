@@ -41,6 +41,9 @@ def request(locked: Locked, method: str) -> Any:
         return pb.RegisterFamilyRequest(name=locked.family, description="ours")
     if method == "StartRecording":
         return start
+    if method == "ImportRecordings":
+        part = pb.RecordingPart(recording_id=start.spec.id, start=start)
+        return pb.ImportRecordingsRequest(parts=[part])
     if method in ("GetTargets", "GetBest"):
         locked.recording()
         more = {"lr": 1e-3, "names": NAMES} if method == "GetTargets" else {}
@@ -159,6 +162,28 @@ def test_a_bound_token_opens_no_attempt_of_another_s_recording_by_a_name_of_its_
     with grpc.insecure_channel(locked.server.grpc_address.text) as channel:
         assert call(channel, "StartRecording", start, secret.text)[0] == DENIED
     assert locked.store.recording(sent.id).attempt == 1
+
+
+def test_a_bound_token_imports_nothing_into_another_s_recording(locked: Locked):
+    theirs = locked.recording()
+    mine = spec(f"{locked.family.split('/')[0]}x/none")
+    _, secret = SqlTokenStore(locked.store.engine).create("near", "write", mine.family)
+    start = pb.StartRecordingRequest(spec=recording_messages.spec_to_proto(mine))
+    started = pb.RecordingPart(recording_id=mine.id, start=start)
+    rows_of_theirs = pb.RecordingPart(
+        recording_id=theirs, measurements=[recording_messages.measurement_to_proto(row(9))]
+    )
+    under_their_id = pb.RecordingPart(recording_id=theirs, start=start)
+    rows_before = locked.store.recording(theirs).rows
+    with grpc.insecure_channel(locked.server.grpc_address.text) as channel:
+        for parts, outcome in (
+            ([started, rows_of_theirs], MISSING),
+            ([started, under_their_id], DENIED),
+        ):
+            asked = pb.ImportRecordingsRequest(parts=parts)
+            assert call(channel, "ImportRecordings", asked, secret.text)[0] == outcome
+    assert locked.store.recording(theirs).rows == rows_before
+    assert mine.family not in [each.name for each in locked.store.families().items]
 
 
 def test_health_and_reflection_need_no_token(locked: Locked):

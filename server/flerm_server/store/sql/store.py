@@ -8,13 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 from typing_extensions import override
 
-from flerm_core.errors import AlreadyExists, FlermError, NotFound
+from flerm_core.errors import FlermError
 from flerm_core.matching.base_selection import Sources, select_sources
 from flerm_core.matching.targets import Targets
 from flerm_core.records import validation
 from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_core.records.recording import (
-    FINAL_STATUSES,
     Attempt,
     Ending,
     Family,
@@ -32,10 +31,10 @@ from flerm_server.store.interface import (
     Started,
     Store,
     StoreInfo,
-    unknown_recording,
 )
 from flerm_server.store.quotas import UNLIMITED, Quotas
 from flerm_server.store.readiness import Readiness
+from flerm_server.store.recording_part import Imported, RecordingPart
 from flerm_server.store.sql import (
     append_rows,
     comparability,
@@ -56,11 +55,12 @@ from flerm_server.store.sql.engine import (
     transaction,
 )
 from flerm_server.store.sql.family_runs import FamilyRunsCache
+from flerm_server.store.sql.finish_attempt import finish_attempt, lock_attempt
+from flerm_server.store.sql.import_parts import import_parts
 from flerm_server.store.sql.kept_targets import KeptTargets
-from flerm_server.store.sql.mappers import ending_to_row
 from flerm_server.store.sql.read_trajectories import read_trajectories
 from flerm_server.store.sql.start_recording import StartRecording, ensure_family
-from flerm_server.store.sql.tables import attempts, families, recordings
+from flerm_server.store.sql.tables import families, recordings
 
 LEASE_SECONDS = 120.0  # how long a recording whose client is silent still counts as running
 
@@ -186,31 +186,21 @@ class SqlStore(Store):
         validation.validate_ending(ending)
         with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
-            recording, found = _lock_attempt(connection, recording_id, attempt)
-            if found.status != ending.status:
-                if found.status in FINAL_STATUSES:
-                    raise AlreadyExists(
-                        f"recording {recording_id}: attempt {found.number} ended as "
-                        f"{found.status}, not as {ending.status}"
-                    )
-                ended = ending_to_row(ending)
-                ended["finished_at"] = min(ended.get("finished_at", now), now)
-                connection.execute(
-                    attempts.update()
-                    .where(attempts.c.key == found.key)
-                    .values(status=ending.status, finished_at=ended["finished_at"])
-                )
-                if found.number == recording.attempt:
-                    values = ended | {"updated_at": now}
-                    connection.execute(
-                        recordings.update().where(recordings.c.key == recording.key).values(values)
-                    )
+            finish_attempt(connection, recording_id, attempt, ending, now)
             return listings.one_recording(connection, recording_id, now)[1]
+
+    @override
+    def import_parts(
+        self, parts: Sequence[RecordingPart], *, created_by: str = "", quotas: Quotas = UNLIMITED
+    ) -> Imported:
+        with transaction(self.engine, writes=True) as connection:
+            now = database_now(connection)
+            return import_parts(connection, parts, created_by, now, now + self._lease, quotas)
 
     @override
     def renew(self, recording_id: str, attempt: int = 0) -> float:
         with transaction(self.engine, writes=True) as connection:
-            recording, found = _lock_attempt(connection, recording_id, attempt)
+            recording, found = lock_attempt(connection, recording_id, attempt)
             if found.number != recording.attempt or found.status != "running":
                 return 0.0
             lease_until = database_now(connection) + self._lease
@@ -307,31 +297,6 @@ class SqlStore(Store):
     @override
     def close(self) -> None:
         self.engine.dispose()
-
-
-def _lock_attempt(connection: sa.Connection, recording_id: str, number: int) -> tuple[Any, Any]:
-    """Locks a recording; its row and that of its attempt `number` (0: the latest).
-
-    Raises `NotFound`.
-    """
-    recording = connection.execute(
-        sa.select(recordings.c.key, recordings.c.attempt)
-        .where(recordings.c.id == recording_id)
-        .with_for_update()
-    ).one_or_none()
-    if recording is None:
-        raise unknown_recording(recording_id)
-    attempt = connection.execute(
-        sa.select(attempts).where(
-            attempts.c.recording_key == recording.key,
-            attempts.c.number == (number or recording.attempt),
-        )
-    ).one_or_none()
-    if attempt is None:
-        raise NotFound(
-            f"recording {recording_id} has no attempt {number}; its latest is {recording.attempt}"
-        )
-    return recording, attempt
 
 
 def open_store(url: str, *, lease_seconds: float = LEASE_SECONDS) -> SqlStore:

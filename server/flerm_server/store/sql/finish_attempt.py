@@ -1,0 +1,68 @@
+"""The end of an attempt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from flerm_core.errors import AlreadyExists, NotFound
+from flerm_core.records.recording import FINAL_STATUSES, Ending
+from flerm_server.store.interface import unknown_recording
+from flerm_server.store.sql.mappers import ending_to_row
+from flerm_server.store.sql.tables import attempts, recordings
+
+
+def finish_attempt(
+    connection: sa.Connection, recording_id: str, attempt: int, ending: Ending, now: int
+) -> None:
+    """`Store.finish` within a writing transaction.
+
+    now: the database's time in microseconds.
+    """
+    recording, found = lock_attempt(connection, recording_id, attempt)
+    if found.status == ending.status:
+        return
+    if found.status in FINAL_STATUSES:
+        raise AlreadyExists(
+            f"recording {recording_id}: attempt {found.number} ended as "
+            f"{found.status}, not as {ending.status}"
+        )
+    ended = ending_to_row(ending)
+    ended["finished_at"] = min(ended.get("finished_at", now), now)
+    connection.execute(
+        attempts.update()
+        .where(attempts.c.key == found.key)
+        .values(status=ending.status, finished_at=ended["finished_at"])
+    )
+    if found.number == recording.attempt:
+        connection.execute(
+            recordings.update()
+            .where(recordings.c.key == recording.key)
+            .values(ended | {"updated_at": now})
+        )
+
+
+def lock_attempt(connection: sa.Connection, recording_id: str, number: int) -> tuple[Any, Any]:
+    """Locks a recording; its row and that of its attempt `number` (0: the latest).
+
+    Raises `NotFound`.
+    """
+    recording = connection.execute(
+        sa.select(recordings.c.key, recordings.c.attempt)
+        .where(recordings.c.id == recording_id)
+        .with_for_update()
+    ).one_or_none()
+    if recording is None:
+        raise unknown_recording(recording_id)
+    attempt = connection.execute(
+        sa.select(attempts).where(
+            attempts.c.recording_key == recording.key,
+            attempts.c.number == (number or recording.attempt),
+        )
+    ).one_or_none()
+    if attempt is None:
+        raise NotFound(
+            f"recording {recording_id} has no attempt {number}; its latest is {recording.attempt}"
+        )
+    return recording, attempt
