@@ -13,9 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
-POSTGRES: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 ROWS_AT_ONCE = 2000  # of one statement, which is to be answered soon
 Rows = list[tuple[Any, ...]]
 
@@ -128,13 +126,11 @@ class InsertMany:
     """An INSERT of rows given as tuples of the values of `columns`, in that order."""
 
     def __init__(self, table: sa.Table, columns: Sequence[str]) -> None:
-        into = f"INSERT INTO {table.name} ({', '.join(columns)}) "
-        self._one = f"{into}VALUES ({', '.join(['%s'] * len(columns))})"
+        self._into = f"INSERT INTO {table.name} ({', '.join(columns)}) "
+        self._types = [table.c[name].type for name in columns]
+        self._one = f"{self._into}VALUES ({', '.join(['%s'] * len(columns))})"
         self._sqlite = self._one.replace("%s", "?")
-        # One statement for all rows, as binary arrays, takes half the time of one for each row.
-        types = [table.c[name].type.compile(POSTGRES) for name in columns]
-        arrays = ", ".join(f"%b::{each}[]" for each in types)
-        self._many = f"{into}SELECT * FROM unnest({arrays})"
+        self._many = ""
 
     def run(self, driver: Driver, rows: Sequence[tuple[Any, ...]]) -> None:
         """Inserts `rows` (at least one), at the latest with the commit."""
@@ -143,6 +139,12 @@ class InsertMany:
         elif len(rows) == 1:
             driver.last.append(Statement(self._one, rows[0]))
         else:
+            self._many = self._many or self._of_arrays(driver.dialect)
             for at in range(0, len(rows), ROWS_AT_ONCE):
                 columns = zip(*rows[at : at + ROWS_AT_ONCE], strict=True)
                 driver.connection.execute(self._many, list(map(list, columns)))
+
+    def _of_arrays(self, postgres: sa.Dialect) -> str:
+        # One statement for all rows, as binary arrays, takes half the time of one for each row.
+        arrays = ", ".join(f"%b::{each.compile(postgres)}[]" for each in self._types)
+        return f"{self._into}SELECT * FROM unnest({arrays})"

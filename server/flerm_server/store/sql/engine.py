@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import PoolProxiedConnection
 
 from flerm_core.errors import FlermError, InvalidInput, Refused, Unreachable
@@ -317,8 +316,12 @@ def insert_new(connection: sa.Connection, table: sa.Table, values: dict[str, Any
 
     Another transaction may insert that row at the same time: this is no error.
     """
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(table).values(values).on_conflict_do_nothing().returning(table.c.key)
+    # A dialect's module is loaded where it is used: PostgreSQL's takes a tenth of a server's start.
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects.sqlite import insert
+    else:
+        from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
+    statement = insert(table).values(values).on_conflict_do_nothing().returning(table.c.key)
     key: int | None = connection.execute(statement).scalar_one_or_none()
     return key
 

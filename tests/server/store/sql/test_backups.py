@@ -201,7 +201,10 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("stride", [37, pytest.param(1, marks=pytest.mark.slow)])
+ONE_BY_ONE = pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])
+
+
+@pytest.mark.parametrize("stride", [37, ONE_BY_ONE])
 def test_a_restore_that_is_killed_anywhere_leaves_the_old_or_the_new(
     killed: tuple[Path, dict[str, int]], folder: Path, stride: int
 ):
