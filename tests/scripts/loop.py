@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flerm_core.trajectory import Trajectory
+from flerm_client import FLeRM
 
 STEPS, HALF = 6, 3
 """Optimiser steps of a whole run, and before the checkpoint."""
-RECORDING = {"family": "scripts", "every": 2, "warmup": 2}
+MATCHED = 3
+"""The step at which a matched run is matched."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,14 @@ class Run:
     """One training: how a script is called.
 
     folder: where the script keeps its checkpoint; a resumed run finds the first half's there.
-    record: whether FLeRM records the run. stop: whether the run ends at the checkpoint.
-    resume: whether the run begins at the checkpoint.
+    record: whether FLeRM is attached. targets: the FSLRs by tensor that the run is then matched to;
+    None: the run is recorded. stop: whether the run ends at the checkpoint. resume: whether the run
+    begins at the checkpoint.
     """
 
     folder: Path
     record: bool = False
+    targets: Mapping[str, float] | None = None
     stop: bool = False
     resume: bool = False
 
@@ -35,14 +41,33 @@ class Run:
         """The step that the run ends after."""
         return HALF if self.stop else STEPS
 
+    @property
+    def mode(self) -> str:
+        """How FLeRM is attached."""
+        return "record" if self.targets is None else "match"
+
+    @property
+    def attach(self) -> Callable[..., FLeRM]:
+        """`FLeRM.record` or `FLeRM.match`."""
+        found: Callable[..., FLeRM] = getattr(FLeRM, self.mode)
+        return found
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The keywords of `attach` that are the same in all scripts."""
+        if self.targets is None:
+            return {"family": "scripts", "every": 2, "warmup": 2}
+        matched = {"targets": self.targets, "start": MATCHED, "record_every": 2}
+        return {"family": "scripts", "warmup": 2, **matched}
+
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out: losses by step, weights at the end, and the recording."""
+    """What came out: losses by step, weights at the end, and the FLeRM that was attached."""
 
     losses: list[float]
     weights: dict[str, Tensor]
-    trajectory: Trajectory | None = None
+    flerm: FLeRM | None = None
 
 
 Script = Callable[[Run], Trained]
@@ -58,3 +83,26 @@ def text(count: int, length: int, vocabulary: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randint(1, 4, (count, length), generator=generator)
     return steps.cumsum(1) % vocabulary
+
+
+def targets_of(recorded: Trained) -> dict[str, float]:
+    """A quarter of the FSLRs of a recorded run's last row, by tensor."""
+    assert recorded.flerm is not None
+    return {name: value / 4 for name, value in recorded.flerm.fslr.items()}
+
+
+def assert_matched(plain: Trained, matched: Trained, targets: Mapping[str, float]) -> None:
+    """The losses show the match from the step after it, and every multiplier is what it should be.
+
+    A multiplier is the target over the measured FSLR, to a thirty-second of an octave.
+    """
+    assert matched.losses[:MATCHED] == plain.losses[:MATCHED]
+    assert matched.losses[MATCHED:] != plain.losses[MATCHED:]
+    flerm = matched.flerm
+    assert flerm is not None
+    measured = {name: value for name, value in flerm.matched_fslr.items() if name in targets}
+    assert measured
+    for name, value in measured.items():
+        m = flerm.multipliers[name]
+        exact = abs(math.log2(m * value / targets[name])) <= 1 / 32 + 1e-6
+        assert exact or (m == 1.0 and value < 1e-4 * statistics.median(measured.values())), name

@@ -37,7 +37,7 @@ class ScaledParamGroups:
         self._split: list[_GroupSplit] = []
         self._multipliers: Mapping[str, float] | None = None
         self._split_for: list[tuple[int, ...]] = []
-        self._count = self._parameter_count()
+        self._known = self._parameters()
 
     def current(self, multipliers: Mapping[str, float]) -> dict[str, float]:
         """η(t) · m_ℓ by tensor name, as the next step would take it."""
@@ -58,18 +58,26 @@ class ScaledParamGroups:
             if group["weight_decay"]
         }
 
-    def _parameter_count(self) -> int:
-        return sum(len(group["params"]) for group in self.optimizer.param_groups)
+    def _parameters(self) -> dict[int, nn.Parameter]:
+        return {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
 
-    def tell_of_added(self, remarks: RunRemarks) -> None:
-        """Says where the user has given the optimiser further tensors since the run began."""
-        if (count := self._parameter_count()) > self._count:
+    def tell_of_added(self, remarks: RunRemarks, *, thoroughly: bool) -> None:
+        """Says where the user has given the optimiser further tensors since the run began.
+
+        thoroughly: also looks where there are no more tensors than before, because others may have
+            been taken away.
+        """
+        count = sum(len(group["params"]) for group in self.optimizer.param_groups)
+        if count <= len(self._known) and not thoroughly:
+            return
+        now = self._parameters()
+        if added := len(now.keys() - self._known.keys()):
             remarks.say(
-                f"the optimizer has got {count - self._count} further tensors since FLeRM was "
+                f"the optimizer has got {added} further tensors since FLeRM was "
                 "attached: they are trained at their own rate, and neither measured nor matched; "
                 "close FLeRM and attach it again to have them measured"
             )
-        self._count = count
+        self._known |= now
 
     def _named(self) -> Iterator[tuple[str, Group]]:
         for group in self.optimizer.param_groups:

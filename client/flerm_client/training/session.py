@@ -33,7 +33,6 @@ from flerm_client.training.weight_decay import is_independent
 from flerm_client.upload.reporter import check_reporting
 from flerm_core.errors import InvalidInput, Unsupported
 from flerm_core.measure.sharpness import require_scipy
-from flerm_core.measure.state_guard import AutocastContext
 from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_core.records.recording import Attempt, EstimatorSettings, RecordingSpec
 from flerm_core.records.validation import validate_family_name
@@ -177,7 +176,7 @@ class TrainingSession:
         self._autocast = AutocastListener(
             modules_that_show_autocast(self.options.model, self.measured_model),
             self.measured_model.device.type,
-            self._note_autocast,
+            self.measurer.note_forward,
         )
         given = self.options.optimizer
         wrapped = given if isinstance(given, list | tuple) else [given]
@@ -291,10 +290,11 @@ class TrainingSession:
             if self._begun_anew == _TELL_AFTER and (idle := self.remarks.idle_optimizers()):
                 self.remarks.say(idle)
         groups = self.param_groups[index]
-        groups.tell_of_added(self.remarks)
+        self.measurer.unseen.seen()
         begun = self.measurer.delayed.look(groups, anew=not self._stepped)
         if begun or (not self._stepped and self._due(self.steps + 1)):
             self._begin_measured_step()
+        groups.tell_of_added(self.remarks, thoroughly=self._update is not None)
 
     def _begin_measured_step(self) -> None:
         """Captures the weights, and finds what the step is matched to, before any has changed."""
@@ -352,10 +352,6 @@ class TrainingSession:
         matcher = self.matcher
         moving = self.measurer.delayed.moving
         return matcher if matcher is not None and matcher.due(step, moving) else None
-
-    def _note_autocast(self, context: AutocastContext) -> None:
-        if not self.measurer.meter.measuring:
-            self.measurer.meter.autocast = context
 
     # One measurement
 

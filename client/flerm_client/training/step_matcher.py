@@ -109,6 +109,7 @@ class StepMatcher:
         self.schedule.resume(step, state["next_due"])
         for name in _RESUMED_BY_NAME:
             setattr(self, name, dict(state[name]))
+        self._remarks.matched = any(m != 1.0 for m in self.multipliers.values())
         asked = self.target_schedule.clock
         self.target_schedule.load_state_dict(state["target_schedule"])
         found = self.target_schedule.clock

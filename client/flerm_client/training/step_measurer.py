@@ -16,13 +16,14 @@ from flerm_client.training.run_options import RunOptions
 from flerm_client.training.run_remarks import RunRemarks, unmeasured_sentence
 from flerm_client.training.signal_deferral import SignalDeferral
 from flerm_client.training.step_schedule import StepSchedule
+from flerm_client.training.unseen_steps import UnseenSteps
 from flerm_core._warnings import warn
 from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.estimators.registry import make_estimator
 from flerm_core.measure.fslr_meter import FSLRMeter
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import seed_from
-from flerm_core.measure.state_guard import PrivateRandomness, RandomState
+from flerm_core.measure.state_guard import AutocastContext, PrivateRandomness, RandomState
 from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_core.records.recording import EstimatorSettings
 
@@ -39,6 +40,7 @@ class StepMeasurer:
     failures: the measurements that failed.
     fslr: the last measurement, by tensor and depth group.
     delayed: the tensors that are measured, and matched, at the step that first moves them.
+    unseen: says when another optimiser trains the model.
     """
 
     def __init__(
@@ -58,11 +60,18 @@ class StepMeasurer:
         self.failures = MeasurementFailures(measured_model.module, remarks)
         self.fslr: dict[str, float] = {}
         self.delayed = DelayedTensors(measured_model, ranks)
+        self.unseen = UnseenSteps(measured_model.parameters.values(), remarks)
         self._model = measured_model
         self._ranks = ranks
         self._probe = probe
         self._seed = options.seed
         self._remarks = remarks
+
+    def note_forward(self, autocast: AutocastContext) -> None:
+        """The training begins a forward with gradients, in the region `autocast`."""
+        if not self.meter.measuring:
+            self.meter.autocast = autocast
+            self.unseen.look()
 
     def due(self, step: int) -> bool:
         """Whether `step` is measured, for the schedule's sake or for that of delayed tensors."""

@@ -121,6 +121,21 @@ def test_sentences_are_bounded_in_length_and_number() -> None:
     assert len(found) == 20 and all(len(each) == 1000 and each.isprintable() for each in found)
 
 
+def test_a_matched_run_that_is_resumed_has_matched(tmp_path: Path) -> None:
+    targets = {name: 2.0 for name, _ in Model().named_parameters()}
+    options = {"targets": targets, "every": None}
+    model, optimizer, flerm = begun(tmp_path, "match", **options)
+    step(model, optimizer)
+    state = flerm.state_dict()
+    flerm.close("interrupted")
+    model, optimizer, flerm = begun(tmp_path, "match", **options)
+    flerm.load_state_dict(state)
+    step(model, optimizer)
+    flerm.close()
+    assert set(flerm.multipliers.values()) != {1.0}
+    assert told(tmp_path, flerm.recording_id).remarks == ()
+
+
 @pytest.mark.slow
 def test_a_script_that_closes_nothing_still_says_it(tmp_path: Path) -> None:
     script = f"""
@@ -147,6 +162,45 @@ def test_tensors_that_the_optimizer_gets_later_are_told_once(tmp_path: Path) -> 
     flerm.close()
     (remark,) = told(tmp_path, flerm.recording_id).remarks
     assert remark.startswith("the optimizer has got 2 further tensors since FLeRM was attached")
+
+
+def test_tensors_that_take_the_place_of_others_are_told(tmp_path: Path) -> None:
+    model, optimizer, flerm = begun(tmp_path)
+    step(model, optimizer)
+    optimizer.param_groups[0]["params"][-1] = nn.Parameter(torch.ones(2))
+    step(model, optimizer)
+    flerm.close()
+    (remark,) = told(tmp_path, flerm.recording_id).remarks
+    assert remark.startswith("the optimizer has got 1 further tensors since FLeRM was attached")
+
+
+def test_an_optimizer_that_another_has_replaced_is_told_where_no_loss_is_logged(
+    tmp_path: Path,
+) -> None:
+    model, optimizer, flerm = begun(tmp_path)
+    step(model, optimizer)
+    other = Adam(model.parameters(), 1e-3)
+    for _ in range(12):
+        step(model, other)
+    flerm.close()
+    assert flerm.steps == 1
+    (remark,) = told(tmp_path, flerm.recording_id).remarks
+    assert remark.startswith("the weights have changed 8 times since step 1 without a step")
+
+
+def test_weights_that_a_forward_writes_are_no_replaced_optimizer(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(8, 4, max_norm=0.5), nn.Linear(4, 2))
+    optimizer = Adam(model.parameters(), 1e-3)
+    ids = torch.arange(8).reshape(2, 4)
+    flerm = FLeRM.record(
+        model, optimizer, probe=[ids], family="f", registry=tmp_path.as_uri(), every=1
+    )
+    for _ in range(3):
+        for _ in range(20):  # gradients are accumulated
+            model(ids).square().mean().backward()
+        optimizer.step()
+    flerm.close()
+    assert told(tmp_path, flerm.recording_id).remarks == ()
 
 
 @pytest.mark.parametrize("after", [40, 250])

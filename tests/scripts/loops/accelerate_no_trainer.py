@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 
 from flerm_client.integrations import accelerate as flerm_accelerate
-from tests.scripts.loop import HALF, RECORDING, STEPS, Run, Trained, text, weights
+from tests.scripts.loop import HALF, STEPS, Run, Trained, text, weights
 
 VOCABULARY, LENGTH, BATCH, ACCUMULATION = 32, 12, 4, 2
 
@@ -31,7 +31,8 @@ def train(run: Run) -> Trained:
     flerm = None
     if run.record:
         probe = [{"input_ids": text(8, LENGTH, VOCABULARY, seed)} for seed in range(4)]
-        flerm = flerm_accelerate.record(accelerator, model, optimizer, probe, **RECORDING)
+        attach = getattr(flerm_accelerate, run.mode)
+        flerm = attach(accelerator, model, optimizer, probe, **run.keywords)
     begin, batches = 0, loader
     if run.resume:
         accelerator.load_state(str(run.folder / "state"))
@@ -58,4 +59,4 @@ def train(run: Run) -> Trained:
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")
     trained = weights(accelerator.unwrap_model(model))
-    return Trained(losses, trained, flerm.trajectory if flerm is not None else None)
+    return Trained(losses, trained, flerm)

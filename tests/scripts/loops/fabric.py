@@ -6,8 +6,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from flerm_client import FLeRM
-from tests.scripts.loop import RECORDING, Run, Trained, text, weights
+from tests.scripts.loop import Run, Trained, text, weights
 from tests.scripts.loops.nano_gpt import GPT, LENGTH, VOCABULARY
 
 
@@ -19,9 +18,9 @@ def train(run: Run) -> Trained:
     model, optimizer = fabric.setup(gpt := GPT(), torch.optim.AdamW(gpt.parameters(), lr=1e-2))
     flerm = None
     if run.record:
-        flerm = FLeRM.record(
+        flerm = run.attach(
             model, optimizer, probe=[text(8, LENGTH, VOCABULARY, seed) for seed in range(90, 94)],
-            output=lambda model, ids: model(ids)[0], **RECORDING,
+            output=lambda model, ids: model(ids)[0], **run.keywords,
         )  # fmt: skip
     state = {"model": model, "optimizer": optimizer, "step": 0, "random": torch.get_rng_state()}
     if flerm is not None:
@@ -48,5 +47,4 @@ def train(run: Run) -> Trained:
         )
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")
-    trajectory = flerm.trajectory if flerm is not None else None
-    return Trained(losses, weights(model.module), trajectory)
+    return Trained(losses, weights(model.module), flerm)

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from flerm_client import FLeRM
-from tests.scripts.loop import RECORDING, STEPS, Run, Trained, text, weights
+from tests.scripts.loop import STEPS, Run, Trained, text, weights
 
 VOCABULARY, PAD, BATCH = 32, 0, 8
 Row = tuple[Tensor, Tensor]
@@ -56,7 +55,7 @@ def train(run: Run) -> Trained:
     flerm = None
     if run.record:
         probe = [collate(conversations[at : at + BATCH]) for at in range(0, 4 * BATCH, BATCH)]
-        flerm = FLeRM.record(model, optimizer, probe=probe, output=outputs, **RECORDING)
+        flerm = run.attach(model, optimizer, probe=probe, output=outputs, **run.keywords)
     begin = 0
     if run.resume:
         model.load_state_dict(torch.load(run.folder / "model.pt", weights_only=True))
@@ -87,4 +86,4 @@ def train(run: Run) -> Trained:
         torch.save(state, run.folder / "trainer_state.pt")
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")
-    return Trained(losses, weights(model), flerm.trajectory if flerm is not None else None)
+    return Trained(losses, weights(model), flerm)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from flerm_client.integrations.lightning import FLeRMCallback
-from tests.scripts.loop import HALF, RECORDING, STEPS, Run, Trained, weights
+from tests.scripts.loop import HALF, STEPS, Run, Trained, weights
 
 
 class Classifier(LightningModule):
@@ -56,7 +56,7 @@ def train(run: Run) -> Trained:
     ]
     callback = None
     if run.record:
-        callback = FLeRMCallback("record", probe=probe, **RECORDING)
+        callback = FLeRMCallback(run.mode, probe=probe, **run.keywords)
         callbacks.append(callback)
     module = Classifier()
     trainer = Trainer(
@@ -66,5 +66,4 @@ def train(run: Run) -> Trained:
     )  # fmt: skip
     trainer.fit(module, loader, ckpt_path=run.folder / "last.ckpt" if run.resume else None)
     assert trainer.global_step == (HALF if run.stop else STEPS)
-    trajectory = callback.flerm.trajectory if callback is not None else None
-    return Trained(module.losses, weights(module), trajectory)
+    return Trained(module.losses, weights(module), callback and callback.flerm)

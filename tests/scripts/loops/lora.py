@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flerm_client import FLeRM
-from tests.scripts.loop import RECORDING, Run, Trained, text, weights
+from tests.scripts.loop import Run, Trained, text, weights
 
 VOCABULARY, LENGTH = 32, 12
 
@@ -43,9 +42,9 @@ def train(run: Run) -> Trained:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     flerm = None
     if run.record:
-        flerm = FLeRM.record(
+        flerm = run.attach(
             model, optimizer, probe=[text(8, LENGTH, VOCABULARY, seed) for seed in range(4)],
-            output=outputs, **RECORDING,
+            output=outputs, **run.keywords,
         )  # fmt: skip
     begin = 0
     if run.resume:
@@ -75,4 +74,4 @@ def train(run: Run) -> Trained:
         )  # fmt: skip
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")
-    return Trained(losses, weights(model), flerm.trajectory if flerm is not None else None)
+    return Trained(losses, weights(model), flerm)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from flerm_client import FLeRM
-from tests.scripts.loop import RECORDING, Run, Trained, text, weights
+from tests.scripts.loop import Run, Trained, text, weights
 from tests.scripts.loops.nano_gpt import GPT, LENGTH, VOCABULARY
 
 
@@ -26,9 +25,9 @@ def train(run: Run) -> Trained:
     ]
     flerm = None
     if run.record:
-        flerm = FLeRM.record(
+        flerm = run.attach(
             model, optimizers, probe=[text(8, LENGTH, VOCABULARY, seed) for seed in range(90, 94)],
-            output=lambda model, ids: model(ids)[0], lr=3e-3, **RECORDING,
+            output=lambda model, ids: model(ids)[0], lr=3e-3, **run.keywords,
         )  # fmt: skip
     kept: dict[str, object] = {"model": model}
     kept |= {f"optimizer {at}": each for at, each in enumerate(optimizers)}
@@ -59,4 +58,4 @@ def train(run: Run) -> Trained:
         torch.save(state | extra, run.folder / "state.pt")
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")
-    return Trained(losses, weights(model), flerm.trajectory if flerm is not None else None)
+    return Trained(losses, weights(model), flerm)

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flerm_client import FLeRM
-from tests.scripts.loop import RECORDING, STEPS, Run, Trained, text, weights
+from tests.scripts.loop import STEPS, Run, Trained, text, weights
 
 VOCABULARY, LENGTH, SIZE, ACCUMULATION = 32, 12, 16, 2
 
@@ -74,9 +73,9 @@ def train(run: Run) -> Trained:
     )  # fmt: skip
     flerm = None
     if run.record:
-        flerm = FLeRM.record(
+        flerm = run.attach(
             model, optimizer, probe=[text(8, LENGTH, VOCABULARY, seed) for seed in range(90, 94)],
-            output=lambda model, ids: model(ids)[0], lr=1e-2, **RECORDING,
+            output=lambda model, ids: model(ids)[0], lr=1e-2, **run.keywords,
         )  # fmt: skip
     checkpoint = run.folder / "ckpt.pt"
     begin = 0
@@ -114,4 +113,4 @@ def train(run: Run) -> Trained:
         )  # fmt: skip
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")
-    return Trained(losses, weights(model), flerm.trajectory if flerm is not None else None)
+    return Trained(losses, weights(model), flerm)

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from flerm_client.integrations.transformers import FLeRMCallback
-from tests.scripts.loop import HALF, RECORDING, STEPS, Run, Trained, text, weights
+from tests.scripts.loop import HALF, STEPS, Run, Trained, text, weights
 
 VOCABULARY, LENGTH, BATCH = 32, 12, 4
 
@@ -51,7 +51,7 @@ def train(run: Run) -> Trained:
         trainer.add_callback(StopAtHalf())
     callback = None
     if run.record:
-        callback = FLeRMCallback("record", probe=probe, **RECORDING).add_to(trainer)
+        callback = FLeRMCallback(run.mode, probe=probe, **run.keywords).add_to(trainer)
     trainer.train(
         resume_from_checkpoint=str(run.folder / f"checkpoint-{HALF}") if run.resume else None
     )
@@ -59,5 +59,5 @@ def train(run: Run) -> Trained:
     return Trained(
         losses[HALF:] if run.resume else losses,
         weights(trainer.model),
-        callback.flerm.trajectory if callback is not None else None,
+        callback.flerm if callback is not None else None,
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flerm_client import FLeRM
-from tests.scripts.loop import RECORDING, Run, Trained, text, weights
+from tests.scripts.loop import Run, Trained, text, weights
 
 VOCABULARY, SIZE, LENGTH, BATCH = 32, 16, 6, 8
 State = tuple[Tensor, Tensor]
@@ -45,9 +44,9 @@ def train(run: Run) -> Trained:
     optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
     flerm = None
     if run.record:
-        flerm = FLeRM.record(
+        flerm = run.attach(
             model, optimizer, probe=[text(BATCH, LENGTH, VOCABULARY, seed) for seed in range(4)],
-            output=outputs, **RECORDING,
+            output=outputs, **run.keywords,
         )  # fmt: skip
     begin, state = 0, no_state(BATCH)
     if run.resume:
@@ -84,4 +83,4 @@ def train(run: Run) -> Trained:
         )  # fmt: skip
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")
-    return Trained(losses, weights(model), flerm.trajectory if flerm is not None else None)
+    return Trained(losses, weights(model), flerm)
