@@ -77,12 +77,13 @@ def transfer_figure(
     colours = dict(zip(labels, [GREY, *sequential(len(labels) - 1)], strict=True))
     low, high = _loss_range(drawn, losses)
     ends = _ends(drawn)
+    ticks = _ticks(drawn, ends)
     base = next((its for curves in drawn.values() for its in curves.values() if its), ())
     data: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
     axes: dict[str, Any] = {}
     for panel, (title, curves) in zip(_grid(len(drawn), columns), drawn.items(), strict=True):
-        axes |= _axes(panel, ends, (low, high), curves)
+        axes |= _axes(panel, ends, (low, high), ticks)
         if titles:
             notes.append(_title(title, panel))
         notes += _labels(curves, colours, panel, ends, (low, high))
@@ -116,11 +117,8 @@ def _grid(count: int, columns: int) -> list[_Panel]:
 
 
 def _axes(
-    panel: _Panel, ends: Sequence[float], losses: Sequence[float], curves: Mapping[str, Points]
+    panel: _Panel, ends: Sequence[float], losses: Sequence[float], ticks: Sequence[float]
 ) -> dict[str, Any]:
-    rates = sorted({point.lr for points in curves.values() for point in points})
-    shown = [rate for rate in rates if ends[0] <= math.log10(rate) <= ends[1]]
-    ticks = shown[:: max(1, -(-len(shown) // TICKS))]
     x = axis(
         "learning rate", log=True, domain=[panel.left, min(panel.left + panel.width, 1)],
         range=list(ends), anchor=f"y{panel.suffix}", tickmode="array",
@@ -133,6 +131,19 @@ def _axes(
         nticks=6,
     )  # fmt: skip
     return {f"xaxis{panel.suffix}": x, f"yaxis{panel.suffix}": y}
+
+
+def _ticks(panels: Mapping[str, Mapping[str, Points]], ends: Sequence[float]) -> list[float]:
+    """The recorded rates that are written below every panel, so far apart that none overlap."""
+    apart = (ends[1] - ends[0]) / TICKS
+    ticks: list[float] = []
+    for rate in sorted(
+        {p.lr for curves in panels.values() for its in curves.values() for p in its}
+    ):
+        place = math.log10(rate)
+        if ends[0] <= place <= ends[1] and (not ticks or place - math.log10(ticks[-1]) >= apart):
+            ticks.append(rate)
+    return ticks
 
 
 def _title(title: str, panel: _Panel) -> dict[str, Any]:

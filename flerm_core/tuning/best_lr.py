@@ -304,10 +304,11 @@ def _advice(points: Sequence[LossPoint], best: int, optimum: float) -> tuple[flo
             f"Use {optimum:.3g}: the optimum lies at the recorded rate {rate:.3g}, between two "
             "higher losses.",
         )
+    low, high = sorted((rate, points[towards].lr))
     return (
         optimum,
-        f"Use {optimum:.3g}: the optimum lies between recorded rates no more than an octave apart "
-        f"(best: {rate:.3g}).",
+        f"Use {optimum:.3g}: the optimum lies between the recorded rates {low:.3g} and {high:.3g}, "
+        f"with the lower loss at {rate:.3g}.",
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from flerm_core.records.comparability import comparability_of
 from flerm_core.records.recording import Recording
 from flerm_core.tuning.best_lr import SIZE, SweepRun
+from flerm_core.tuning.scale import UNLABELLED, Scale, Value, value_of
 
 MOST_VALUES = 12
 """A setting with more values than this is one of single runs, not of experiments or scales."""
@@ -29,7 +30,6 @@ USUAL = (
 )  # fmt: skip
 """Where several settings make the same distinction, one with a name in this list is shown."""
 
-Value = str | float
 Settings = Mapping[str, Value]
 
 
@@ -51,55 +51,6 @@ class Kind:
         return short_texts(value for value, _ in self.values)
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How a model differs from the base.
-
-    differences: (setting, value, value over the base's value) for each setting that differs. The
-        ratio is NaN where the values are no numbers. Empty for the base's own scale.
-    """
-
-    differences: tuple[tuple[str, str, float], ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.differences)
-
-    @property
-    def label(self) -> str:
-        """`width ×4, depth ×4`; "base" for the base's scale."""
-        return ", ".join(_words(*each) for each in self.differences) or "base"
-
-    def short(self, dimension: str) -> str:
-        """The label without the name of the setting, for a figure that names `dimension`: `×4`."""
-        return self.label.replace(f"{dimension} ", "") if "," not in dimension else self.label
-
-    @property
-    def size(self) -> float:
-        """The product of the ratios."""
-        return math.prod(ratio for _, _, ratio in self.differences if not math.isnan(ratio))
-
-    @property
-    def order(self) -> tuple[object, ...]:
-        """The key to sort scales by: the base first, then by the number and size of differences."""
-        names = tuple(name for name, _, _ in self.differences)
-        return len(names), names, tuple(_place(value) for _, value, _ in self.differences)
-
-
-def _place(value: str) -> tuple[bool, float, str]:
-    """The key to sort values by: numbers by size, then words in alphabetical order."""
-    number = _value(value)
-    return (False, number, value) if isinstance(number, float) else (True, 0.0, value)
-
-
-def _words(name: str, value: str, ratio: float) -> str:
-    return f"{name} {value}" if math.isnan(ratio) else f"{name} ×{ratio:.3g}"
-
-
-def dimension_of(scale: Scale) -> str:
-    """The settings in which a scale differs, such as `width` or `width, depth`."""
-    return ", ".join(name for name, _, _ in scale.differences)
-
-
 def settings_of(config: Mapping[str, Any], tags: Mapping[str, str], optimizer_key: str) -> Settings:
     """The settings of a recording: its tags, the plain values of its configuration, its optimiser.
 
@@ -107,10 +58,10 @@ def settings_of(config: Mapping[str, Any], tags: Mapping[str, str], optimizer_ke
 
     optimizer_key: the optimiser with its settings (`ComparabilityKey.optimizer_key`).
     """
-    found: dict[str, Value] = {name: _value(value) for name, value in tags.items()}
+    found: dict[str, Value] = {name: value_of(value) for name, value in tags.items()}
     for name, value in config.items():
         if isinstance(value, str | int | float):
-            found[name] = _value(value)
+            found[name] = value_of(value)
     found[OPTIMIZER] = optimizer_key
     return found
 
@@ -267,7 +218,7 @@ def scales_of(runs: Sequence[ExperimentRun], bigger: Collection[str]) -> dict[st
     }
     own = Scale()
     # A scaled run must not count as the base, even where no setting differs from the base's.
-    unlabelled = {"base": own, "scaled": Scale((("role", "scaled", math.nan),))}
+    unlabelled = {"base": own, "scaled": UNLABELLED}
     return {
         each.id: own if is_base(each, bigger) else known[id(each.settings)] or unlabelled[each.role]
         for each in runs
@@ -379,17 +330,6 @@ def _usual(values: Iterable[Value | None]) -> Value | None:
         if value is not None:
             counts[value] += 1
     return max(counts, key=lambda value: counts[value], default=None)
-
-
-def _value(value: str | float) -> Value:
-    """`value` as a number where it is one, so that a tag's "4" equals a configuration's 4."""
-    if isinstance(value, bool):
-        return str(value)
-    try:
-        number = float(value)
-    except ValueError:
-        return str(value)
-    return number if math.isfinite(number) else str(value)
 
 
 def _ratio(value: Value, base: Value | None) -> float:

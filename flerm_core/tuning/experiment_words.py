@@ -28,8 +28,8 @@ def experiment_words(kinds: Sequence[Kind], left_out: int, bigger: int) -> str:
     if others:
         there = join_names(f"{pick} ({_counted(count)})" for pick, count in others)
         words.append(
-            f"This is the experiment with {shown}. The family has others, with {_counted(left_out)}"
-            f" in all: {there}; choose one by pick, such as pick {others[0][0]}."
+            f"This is about the runs with {shown}. The family has others, {_counted(left_out)} in "
+            f"all: {there}; to ask about one of them, pick its setting, such as {others[0][0]}."
         )
     if bigger:
         are = "are" if bigger > 1 else "is"

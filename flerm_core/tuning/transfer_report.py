@@ -18,9 +18,7 @@ from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_rate
 from flerm_core.tuning.experiment_settings import (
     ExperimentRun,
     Kind,
-    Scale,
     bigger_than_base,
-    dimension_of,
     is_base,
     kinds_of,
     scales_of,
@@ -28,6 +26,7 @@ from flerm_core.tuning.experiment_settings import (
 from flerm_core.tuning.experiment_words import experiment_words
 from flerm_core.tuning.optimum_shift import Optimum, Shift, settled_curve
 from flerm_core.tuning.regret import UNKNOWN, Losses, Regret, losses_by_rate, regret
+from flerm_core.tuning.scale import Scale, dimension_of
 
 MAX_CURVE_POINTS = 200  # points of a curve in a figure; `TransferRow.points` has all
 _UNKNOWN_SHIFT = Shift(octaves=math.nan, low=math.nan, high=math.nan)
@@ -88,7 +87,6 @@ class TransferReport:
         count as scaled.
     experiment: sentences on which experiment is shown (`experiment_words`).
     rows: one row for each scale and variant, the base's first.
-    dimensions: the dimensions of `rows`, the one with most recordings first.
     """
 
     family: str
@@ -99,7 +97,16 @@ class TransferReport:
     bigger: frozenset[str]
     experiment: str
     rows: tuple[TransferRow, ...]
-    dimensions: tuple[str, ...]
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """The dimensions of `rows`: that of `headline`, then the one with most recordings."""
+        counts = Counter[str]()
+        for row in self.rows:
+            if row.scale:
+                counts[row.dimension] += row.runs
+        first = self.headline.dimension if self.headline is not None else ""
+        return tuple(sorted(counts, key=lambda name: (name != first, -counts[name])))
 
     @property
     def base(self) -> TransferRow | None:
@@ -121,6 +128,7 @@ class TransferReport:
             if row.dimension == shown and row.scale:
                 its = panels.setdefault(row.variant, dict(base))
                 its[row.scale.short(shown)] = _thinned(row.points)
+        panels = {each: panels[each] for each in sorted(panels, key=_variant_order)}
         return panels or ({"plain": base} if base else {})
 
     @property
@@ -201,11 +209,7 @@ def transfer_report(
     curves = known.all(runs)
     losses = {key: losses_by_rate(its) for key, its in runs.items() if key[0]}
     rows = [_row(key, curves, best, losses) for key in curves]
-    rows.sort(key=lambda row: (row.scale.order, row.variant != "plain", row.variant))
-    counts = Counter[str]()
-    for row in rows:
-        if row.scale:
-            counts[row.dimension] += row.runs
+    rows.sort(key=lambda row: (row.scale.order, _variant_order(row.variant)))
     return TransferReport(
         family=family,
         best=best,
@@ -215,7 +219,6 @@ def transfer_report(
         bigger=bigger,
         experiment=experiment,
         rows=tuple(rows),
-        dimensions=tuple(name for name, _ in counts.most_common()),
     )
 
 
@@ -245,6 +248,11 @@ class _Curve:
     def lowest(self) -> LossPoint | None:
         sound = [point for point in self.points if point.seeds and not point.diverged]
         return min(sound, key=lambda point: point.loss, default=None)
+
+
+def _variant_order(variant: str) -> tuple[bool, bool, str]:
+    """The key to sort variants by: plain, matched, then the others in alphabetical order."""
+    return variant != "plain", variant != "matched", variant
 
 
 _Key = tuple[Scale, str]

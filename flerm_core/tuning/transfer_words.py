@@ -58,22 +58,25 @@ def caution_words(report: TransferReport) -> tuple[str, ...]:
     }
     if changed:
         words.append(
-            f"Some models differ from the base in {', '.join(sorted(changed))}: a match carries "
-            "over that only where a norm follows every weight."
+            f"Some models differ from the base in {', '.join(sorted(changed))}: matching makes up "
+            "for this only where a norm follows every weight."
         )
     known = [row.regret.value for row in matched if not math.isnan(row.regret.value)]
-    if known:
-        low, high = (_regret_text(end(known)) for end in (min, max))
+    finite = [value for value in known if not math.isinf(value)]
+    if finite:
+        low, high = (f"{100 * end(finite):.1f} %" for end in (min, max))
         span = low if low == high else f"{low} to {high}"
         words.append(
-            f"At the base's rate, {len(known)} matched curve{'s' if len(known) > 1 else ''} had a "
-            f"regret of {span} over the best that was tried with their models."
+            f"At the base's rate, the loss of {_counted(len(finite))} was {span} above the lowest "
+            "that was tried with the same model."
         )
+    if len(known) > len(finite):
+        words.append(f"At the base's rate, {_counted(len(known) - len(finite))} diverged.")
     return tuple(words)
 
 
-def _regret_text(value: float) -> str:
-    return "diverged" if math.isinf(value) else f"{100 * value:.1f} %"
+def _counted(curves: int) -> str:
+    return f"{curves} matched curve{'s' if curves > 1 else ''}"
 
 
 def place_words(row: TransferRow) -> str:

@@ -203,6 +203,7 @@ def test_a_matched_run_says_at_which_rate_a_tensor_ran_and_why(open_page: Open, 
     tensor = {name: f"{values[0]:.4g}" for name, values in found["tensors"][0].items()
               if name in ("learning_rate", "multiplier", "target", "fslr")}  # fmt: skip
     section = page.get_by_role("region", name="Learning rate of every tensor, and why")
+    expect(page.locator(".lead")).to_contain_text("a bigger model, width ×4, trained by")
     expect(section).to_contain_text("carried to this depth by the rule coherent")
     row = section.get_by_role("row").filter(has_text="layers.1.mlp.down.weight")
     cells = row.get_by_role("cell").all_text_contents()
@@ -213,8 +214,10 @@ def test_a_matched_run_says_at_which_rate_a_tensor_ran_and_why(open_page: Open, 
         tensor["fslr"],
     ]
     page.get_by_label("At step").select_option("301")
+    section.get_by_role("combobox", name="Tensors, by name").fill("layers.1.mlp.*")
     page.get_by_role("button", name="Show").click()
-    page.wait_for_url("**step=301#rates")
+    page.wait_for_url("**step=301&pattern=layers.1.mlp.*#rates")
+    expect(section.locator("summary")).to_have_text("2 of 14 tensors at step 301")
     expect(section).to_contain_text("as they were at step 1, where the run was last matched")
     section.get_by_role("link", name="seed 0").click()
     expect(page).to_have_url(f"{filled.url}/recordings/{filled.ids['base']}")
@@ -227,6 +230,11 @@ def test_recordings_are_chosen_and_compared(open_page: Open, filled: Gallery):
     page.get_by_role("button", name="Compare selected").click()
     chromium.wait_until_drawn(page)
     expect(page.locator("[data-figure]")).to_have_count(1)
+    differences = page.get_by_role("region", name="Table of differences")
+    expect(differences.get_by_role("row").nth(1)).to_have_text(
+        re.compile("variant.*(matched|plain)")
+    )
+    expect(page.get_by_role("heading", level=2).last).to_contain_text("width ×4, rate 0.004")
     page.get_by_role("link", name="The other way round").click()
     chromium.wait_until_drawn(page)
 

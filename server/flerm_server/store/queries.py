@@ -32,17 +32,19 @@ from flerm_core.tuning.experiment_settings import (
     OPTIMIZER,
     ExperimentRun,
     Settings,
+    bigger_than_base,
+    scales_of,
     settings_of,
     short_texts,
 )
 from flerm_core.tuning.family_best import best_of
+from flerm_core.tuning.scale import Scale
 from flerm_core.tuning.transfer_report import TransferReport, transfer_report
 from flerm_server.store.auxiliary_codec import decode
 from flerm_server.store.family_runs import FamilyRun, FamilyRuns
 from flerm_server.store.interface import Selection, Store
 from flerm_server.store.seed_coverage import SeedCoverage, seed_coverage
 
-PEERS = ("plain", "matched")
 """The variants whose losses are shown beside another's."""
 
 LossPoints = Sequence[LossPoint]
@@ -189,31 +191,6 @@ def matched_rates(store: Store, recording_id: str, *, max_points: int = 0) -> Ma
         )
 
 
-def peers(store: Store, recording: Recording) -> dict[str, Recording]:
-    """The runs to show beside a scaled one: the same model trained by other variants at the same
-    rate, and the base at that rate; by label.
-
-    Of several the one with the same seed counts, else the newest. A base has none.
-    """
-    spec = recording.spec
-    if spec.role == "base":
-        return {}
-    wanted = RecordingFilter(
-        family=spec.family, lr_min=spec.lr, lr_max=spec.lr, optimizer=spec.optimizer
-    )
-    found: dict[str, Recording] = {}
-    for each in store.recordings(wanted, page_size=validation.MAX_PAGE_SIZE).items:
-        its = each.spec
-        base = its.id in spec.targets_sources or (
-            not spec.targets_sources and (its.role, its.variant) == ("base", "plain")
-        )
-        same = its.config == spec.config and its.variant in PEERS and its.variant != spec.variant
-        label = "base" if base else its.variant if same and its.role == "scaled" else ""
-        if label and (label not in found or its.seed == spec.seed != found[label].spec.seed):
-            found[label] = each
-    return found
-
-
 def target_ratios(
     store: Store, base_id: str, other_id: str, *, raw: bool = False, max_points: int = 0
 ) -> Trajectory:
@@ -324,6 +301,20 @@ def family_overview(
         coverage=found.answers.get(("coverage", found.lapsed), lambda: _coverage(found)),
         statuses=tuple(status for status in STATUSES if statuses[status]),
     )
+
+
+def scale_of(store: Store, recording: Recording) -> Scale:
+    """How the model of a recording differs from the base of its family.
+
+    Raises `NotFound` for an unknown family.
+    """
+    found = store.family_runs(recording.spec.family)
+
+    def answer() -> dict[str, Scale]:
+        runs = _experiments(found)
+        return scales_of(runs, bigger_than_base(runs))
+
+    return found.answers.get("scales", answer).get(recording.spec.id, Scale())
 
 
 def family_summaries(store: Store, families: Sequence[Family]) -> list[FamilySummary]:

@@ -54,6 +54,15 @@ def test_panels_stand_in_rows_of_so_many_columns() -> None:
     assert [layout[f"xaxis{at}"]["domain"] for at in ("", 2, 3)] == [[0, 1]] * 3
 
 
+def test_all_panels_have_the_same_rates_below_them_and_none_lies_over_another() -> None:
+    wide = {"base": losses_at(-9, range(-11, -7)), "×16": losses_at(-2, range(-10, 0))}
+    layout = transfer_figure({"plain": wide, "matched": {"base": wide["base"]}})["layout"]
+    first, second = layout["xaxis"], layout["xaxis2"]
+    assert first["tickvals"] == second["tickvals"]
+    assert first["tickvals"] == pytest.approx([2.0**-11, 2.0**-8, 2.0**-5, 2.0**-2], rel=1e-4)
+    assert first["range"] == second["range"]
+
+
 def test_transfer_figures_show_the_optima_and_not_what_is_far_off() -> None:
     far = [LossPoint(lr=1.0, loss=99.0, spread=float("nan"), seeds=1, diverged=0)]
     figure = transfer_figure({"plain": {"base": [*losses_at(-6), *far]}})

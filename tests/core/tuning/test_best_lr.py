@@ -67,8 +67,8 @@ def test_in_a_fine_grid_the_optimum_is_the_answer() -> None:
     assert best.next_lr == best.optimum == pytest.approx(2.0**-8.3)
     assert (
         best.advice
-        == "Use 0.00317: the optimum lies between recorded rates no more than an octave apart "
-        "(best: 0.00391)."
+        == "Use 0.00317: the optimum lies between the recorded rates 0.00195 and 0.00391, "
+        "with the lower loss at 0.00391."
     )
 
 

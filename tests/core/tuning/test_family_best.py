@@ -54,9 +54,10 @@ def test_of_several_optimisers_the_one_with_most_recordings_counts_and_the_rest_
     found = best_of([*ADAM, *SGD])
     assert found.lr == 2.0**-8
     assert found.experiment == (
-        "This is the experiment with optimizer Adam. The family has others, with 3 recordings in "
+        "This is about the runs with optimizer Adam. The family has others, 3 recordings in "
         "all: optimizer=SGD(momentum=0.9) (2 recordings), optimizer=SGD(momentum=0.5) "
-        "(1 recording); choose one by pick, such as pick optimizer=SGD(momentum=0.9)."
+        "(1 recording); to ask about one of them, pick its setting, such as "
+        "optimizer=SGD(momentum=0.9)."
     )
     picked = best_of([*ADAM, *SGD], pick={"optimizer": "SGD(momentum=0.9)"})
     assert (picked.lr, len(picked.points)) == (2.0**-3, 2)

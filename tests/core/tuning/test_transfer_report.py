@@ -82,13 +82,28 @@ def test_each_scale_and_variant_has_its_shift_and_the_cost_of_the_bases_rate():
     assert "Trained plainly, the optimum lies 2.00 octaves below the base's" in said
 
 
+def test_the_models_of_the_sentence_are_shown_first_and_matched_stands_beside_plain():
+    config = {"depth": 1, "width": 1}
+    base = runs(-5, role="base", config=config)
+    both = {"config": {"depth": 4, "width": 4}}
+    deep = {"config": {"depth": 4, "width": 1}}
+    others = [run for name in ("joint", "matched") for run in runs(-5, variant=name, **both)]
+    many = [run for name in ("joint", "split") for run in runs(-5, variant=name, **deep)]
+    report = transfer_report("f", [*base, *others, *runs(-6, **both), *many, *runs(-6, **deep)])
+    assert report.headline is not None
+    assert report.headline.label == "depth ×4, width ×4"
+    assert report.dimensions == ("depth, width", "depth")
+    assert list(report.panels()) == ["plain", "matched", "joint"]
+    assert list(report.panels("depth")) == ["plain", "joint", "split"]
+
+
 def test_experiments_are_told_apart_and_the_largest_is_shown():
     sgd = runs(-3, role="base", optimizer="SGD", config={"width": 1})
     report = transfer_report("f", [*BASE, *PLAIN, *sgd])
     (kind,) = report.kinds
     assert (kind.name, kind.shown, report.left_out) == ("optimizer", "Adam()", 14)
     assert report.experiment.startswith(
-        "This is the experiment with optimizer Adam. The family has others, with 14 recordings in "
+        "This is about the runs with optimizer Adam. The family has others, 14 recordings in "
         "all: optimizer=SGD (14 recordings)"
     )
     asked = transfer_report("f", [*BASE, *PLAIN, *sgd], {"optimizer": "SGD()"})
@@ -152,7 +167,7 @@ def test_cautions_name_one_seed_an_initialisation_and_the_regret_that_was_measur
     assert "one seed" in found[0]
     assert "differ from the base in init_scale" in found[1]
     # The matched loss of 1 at the base's rate over 0.8, the lowest that plain training reached.
-    assert "1 matched curve had a regret of 25.0 % over" in found[2]
+    assert "the loss of 1 matched curve was 25.0 % above the lowest that was tried" in found[2]
 
 
 def test_a_base_of_two_seeds_without_matches_needs_no_caution():

@@ -23,6 +23,7 @@ from flerm_server.http.kept_answers import KeptAnswersDep, kept_response
 from flerm_server.http.problems import PROBLEM
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
+from flerm_server.store.peers import peers
 
 api = APIRouter(prefix="/api/v1", responses=PROBLEM, tags=["figures"])
 
@@ -114,7 +115,7 @@ def _peers(store: Store, recording_id: str, query: TrajectoryQuery) -> dict[str,
     """The runs whose losses are drawn beside that of a recording, by their labels."""
     return {
         label: queries.trajectory(store, replace(query, recording_id=each.spec.id))
-        for label, each in queries.peers(store, store.recording(recording_id)).items()
+        for label, each in peers(store, store.recording(recording_id)).items()
     }
 
 

@@ -89,11 +89,13 @@ async def filters_of(
 class RecordingTable:
     """One page of the table.
 
-    columns: the settings shown. offered: those that could be. rows: recordings with the texts of
-    `columns`. total: of all pages. pages: how many there are.
+    columns: the settings shown. numeric: those of them that are numbers in all rows. offered: those
+    that could be shown. rows: recordings with the texts of `columns`. total: of all pages. pages:
+    how many there are.
     """
 
     columns: tuple[str, ...]
+    numeric: frozenset[str]
     offered: tuple[str, ...]
     rows: tuple[tuple[Recording, tuple[str, ...]], ...]
     total: int
@@ -121,7 +123,10 @@ def recording_table(store: Store, overview: FamilyOverview, filters: Filters) ->
 
     recordings = store.recordings_by_id([each.id for each, _ in part])
     rows = tuple((each, cells(each)) for each in recordings)
-    return RecordingTable(columns, offered, rows, len(ordered), page, pages)
+    numeric = frozenset(
+        name for name in columns if all(isinstance(its.get(name, 0.0), float) for _, its in part)
+    )
+    return RecordingTable(columns, numeric, offered, rows, len(ordered), page, pages)
 
 
 def recording_labels(overview: FamilyOverview, places: Sequence[int]) -> dict[str, str]:
@@ -143,9 +148,19 @@ def recording_labels(overview: FamilyOverview, places: Sequence[int]) -> dict[st
     return labels
 
 
-def setting_differences(recordings: Sequence[Recording]) -> list[tuple[str, tuple[str, ...]]]:
-    """The settings in which recordings differ, with the value of each; a dash for none."""
-    settings = [ExperimentRun.of(each).settings for each in recordings]
+def differences(recordings: Sequence[Recording]) -> list[tuple[str, tuple[str, ...]]]:
+    """In what recordings differ, with the text of each; a dash for none."""
+    settings: list[Settings] = [
+        {
+            "family": each.spec.family,
+            "role": each.spec.role,
+            "variant": each.spec.variant,
+            "learning rate": each.spec.lr,
+            "seed": float(each.spec.seed),
+            **ExperimentRun.of(each).settings,
+        }
+        for each in recordings
+    ]
     names = _readable(dict.fromkeys(name for each in settings for name in each), settings)
     rows = [(name, tuple(_text(each, name) for each in settings)) for name in names]
     return [(name, texts) for name, texts in rows if len(set(texts)) > 1]

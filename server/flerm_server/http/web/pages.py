@@ -17,10 +17,10 @@ from flerm_server.http.figure_selection import Picks, recording_ids
 from flerm_server.http.kept_answers import KeptAnswersDep, kept_response
 from flerm_server.http.web.family_view import (
     Filters,
+    differences,
     filter_choices,
     filters_of,
     recording_table,
-    setting_differences,
 )
 from flerm_server.http.web.glossary import WORDS
 from flerm_server.http.web.templating import Pages, PagesDep, PublicAddressDep
@@ -133,7 +133,8 @@ def compare(
         "compare.html",
         request,
         recordings=recordings,
-        differences=setting_differences(recordings),
+        scales=[queries.scale_of(store, each) for each in recordings],
+        differences=differences(recordings),
         raw=raw,
     )
 

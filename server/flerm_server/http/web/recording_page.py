@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
@@ -14,6 +16,7 @@ from flerm_server.http.figure_selection import matching_names
 from flerm_server.http.web.templating import PagesDep
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
+from flerm_server.store.peers import peers
 
 # Tensors in the table; the data links have all of them.
 MAX_LISTED = 2000
@@ -33,7 +36,7 @@ def recording(
 ) -> HTMLResponse:
     """One recording.
 
-    pattern: tensors to draw one by one, shell style.
+    pattern: the tensors to draw one by one and to list in the table of rates, shell style.
     step: the step of the table of learning rates; None: the last one at which the run was matched.
     """
     found = store.recording(recording_id)
@@ -42,23 +45,32 @@ def recording(
     first = ends.values[0].tolist() if len(ends) else unmeasured
     last = ends.values[-1].tolist() if len(ends) else unmeasured
     tensors = list(zip(ends.names, ends.bands, ends.shapes, first, last, strict=True))
+    wanted = pattern.strip()
     return pages.page(
         "recording.html",
         request,
         recording=found,
         spec=found.spec,
         running=found.status not in FINAL_STATUSES,
-        pattern=pattern.strip(),
-        drawn=matching_names(ends.names, pattern.strip()),
+        scale=queries.scale_of(store, found),
+        pattern=wanted,
+        drawn=matching_names(ends.names, wanted),
+        most_listed=MAX_LISTED,
         tensors=tensors[:MAX_LISTED],
         steps=ends.steps.tolist(),
-        rates=_rates(store, found, step),
-        peers=queries.peers(store, found),
+        rates=_rates(store, found, step, wanted),
+        peers=peers(store, found),
     )
 
 
-def _rates(store: Store, recording: Recording, step: int | None) -> dict[str, object] | None:
-    """What the page shows of a matched run's rates; None: the run was not matched."""
+def _rates(
+    store: Store, recording: Recording, step: int | None, pattern: str
+) -> dict[str, object] | None:
+    """What the page shows of a matched run's rates; None: the run was not matched.
+
+    The arguments are those of `recording`. Where no tensor has a name like `pattern`, all are
+    listed.
+    """
     if recording.spec.variant == "plain" and not recording.spec.targets_sources:
         return None
     try:
@@ -72,7 +84,7 @@ def _rates(store: Store, recording: Recording, step: int | None) -> dict[str, ob
         "step": shown,
         "schedule": float(found.schedule[found.steps.tolist().index(shown)]),
         "bands": medians(tensors),
-        "tensors": tensors[:MAX_LISTED],
+        "listed": [each for each in tensors if fnmatchcase(each.name, pattern or "*")] or tensors,
         "notes": _notes(found),
     }
 

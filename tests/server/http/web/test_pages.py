@@ -152,7 +152,7 @@ def test_why_there_is_no_best_rate_is_one_sentence_everywhere(
     assert rest.json()["detail"] in str(refused.value)
     text = html.unescape(page(http, f"/families/{name}"))
     assert rest.json()["detail"] in text
-    assert ("choose one by pick" in text) is (len(optimizers) > 1)
+    assert ("pick its setting, such as optimizer=" in text) is (len(optimizers) > 1)
 
 
 def test_of_several_optimisers_page_rest_grpc_and_command_name_the_same_one(
