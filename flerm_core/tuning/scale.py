@@ -29,8 +29,10 @@ class Scale:
     def short(self, dimension: str) -> str:
         """The label without the names in `dimension`, for a figure that has them: `×4`."""
         named = dimension.split(", ")
-        words = (_words("" if name in named else name, *its) for name, *its in self.differences)
-        return ", ".join(words) or self.label
+        return ", ".join(
+            _words("" if name in named else name, value, ratio)
+            for name, value, ratio in self.differences
+        )
 
     @property
     def known(self) -> bool:
