@@ -31,7 +31,7 @@ def export(
         Path,
         typer.Argument(
             help="for a recording: .npz (read by Trajectory.load), .csv or .json; "
-            "for a family: a new folder"
+            "for a family: a new folder, or that of an export that was interrupted"
         ),
     ],
     pattern: Annotated[
@@ -45,7 +45,9 @@ def export(
     """Write a recording's trajectory to a file, or a family to a folder.
 
     A trajectory is written as npz, CSV (one column per parameter) or JSON. A family is written with
-    all its recordings, as JSON and Parquet; `flerm import` sends the folder to another registry.
+    all its recordings as Parquet, which DuckDB, Polars and pandas read as one table; `flerm import`
+    sends the folder to another registry. An export that was interrupted goes on when it is
+    repeated.
 
     Example: flerm export 6a1f0c1e-8a57-4b6e-9f0e-0c5d3c1c9a11 base.npz
 
@@ -78,14 +80,8 @@ def export(
 def _export_family(name: str, folder: Path, registry: str | None, as_json: bool) -> None:
     from flerm_client.registry.family_archive import export_family
 
-    rows = 0
-
-    def on_recording(recording: str, count: int) -> None:
-        nonlocal rows
-        rows += count
-
-    with server(registry) as connection:
-        recordings = export_family(connection, name, folder, on_recording)
+    with server(registry) as connection, transfer(f"family {name}") as bar:
+        recordings, rows = export_family(connection, name, folder, bar)
     if as_json:
         print_json({"folder": str(folder), "recordings": recordings, "rows": rows})
     else:

@@ -1,11 +1,8 @@
-"""A family as a folder of files, for keeping or for another registry.
+"""A family as a folder of files, for keeping, for another registry, or for a notebook.
 
-    FOLDER/family.json             Family of the wire contract, and `order`: the recordings' ids in
-                                   the order in which they began
-    FOLDER/recordings/ID.json      Recording of the wire contract, with all parameters
-    FOLDER/recordings/ID.parquet   a row for each measured step: step, loss, learning_rate, tokens,
-                                   fslr (a list of float32, NaN: not measured), and a column
-                                   `scalar:NAME` or `vector:NAME` for each auxiliary value
+    FOLDER/family.json    Family of the wire contract, and `parts`: the names of its parts
+    FOLDER/recordings/, FOLDER/rows/
+                          the parts: see `flerm_client.registry.archive_files`
 
 The archive holds what a registry shows: one trajectory for each recording, without the rows that
 later attempts have replaced.
@@ -13,31 +10,35 @@ later attempts have replaced.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
-from typing import Any
 
-import numpy as np
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
-from numpy.typing import NDArray
 
+from flerm_client.registry.archive_files import (
+    blocks,
+    measurements,
+    new_part,
+    open_part,
+    part_names,
+    plain_file,
+    remove_fragments,
+    remove_part,
+)
 from flerm_client.registry.calls import APPEND_BYTES, APPEND_ROWS, APPEND_SECONDS, RegistryCalls
 from flerm_core._files import make_private_folder, open_private
-from flerm_core.errors import DataLoss, FlermError, InvalidInput, NotFound, join_names
+from flerm_core.errors import DataLoss, FlermError, InvalidInput, NotFound
 from flerm_core.records.checks import check_uuid
-from flerm_core.records.packing import FLOAT32, pack
 from flerm_core.records.recording import ENDING_STATUSES, Ending
 from flerm_core.records.validation import MAX_PARTS
 from flerm_proto.recording_messages import ending_to_proto, recording_from_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
-SCALAR, VECTOR = "scalar:", "vector:"
 MAX_JSON_BYTES = 64 << 20
-_PLAIN_COLUMNS = ("step", "loss", "learning_rate", "tokens", "fslr")
 # What json, protobuf, pyarrow and numpy raise for files that hold something else. pyarrow's own
 # errors are OSError, ValueError, TypeError, KeyError, NotImplementedError and MemoryError too.
 _CAUSED_BY_CONTENT = (
@@ -45,35 +46,136 @@ _CAUSED_BY_CONTENT = (
     NotImplementedError, MemoryError, ParseError,
 )  # fmt: skip
 
-OnRecording = Callable[[str, int], None]
-"""Called for each recording that is done, with its id and its number of rows."""
+Progress = Callable[[int, int], None]
+"""Called with the number of recordings that are done, and of those to do in all."""
 
 
-def export_family(calls: RegistryCalls, name: str, folder: Path, on_recording: OnRecording) -> int:
-    """Writes the family `name` to `folder`, which must be new or empty; the number of recordings.
+def export_family(
+    calls: RegistryCalls, name: str, folder: Path, progress: Progress | None = None
+) -> tuple[int, int]:
+    """Writes the family `name` to `folder`; the number of recordings and of rows.
 
-    Raises `NotFound` for an unknown family, `InvalidInput` for a folder that is not empty.
+    `folder` must be new, empty, or what an export of this family left that was interrupted: its
+    parts are kept whose recordings have not changed since.
+
+    Raises `NotFound` for an unknown family, `InvalidInput` for a folder that holds something else.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidInput(f"folder: {folder} is there and not empty; a new folder is allowed")
+    _refuse_other_content(folder)
     listed = calls.unary("ListFamilies", pb.ListFamiliesRequest(prefix=name, page_size=1))
     family = next((each for each in listed.families if each.name == name), None)
     if family is None:
         raise NotFound(f"family {name!r} is not in {calls.address.text}")
-    make_private_folder(folder / "recordings")
-    listing = calls.pages("ListRecordings", pb.ListRecordingsRequest(family=name))
-    ids = [each.spec.id for page in listing for each in page.recordings][::-1]  # newest come first
-    for recording_id in ids:
-        check_uuid("recording_id", recording_id)  # the registry's word chooses no path
-        on_recording(recording_id, _write(calls, recording_id, folder / "recordings"))
+    pages = calls.pages("ListRecordings", pb.ListRecordingsRequest(family=name))
+    found = {each.spec.id: each for page in pages for each in page.recordings}
+    for recording_id in found:
+        check_uuid("recording_id", recording_id)
+    for kind in ("recordings", "rows"):
+        make_private_folder(folder / kind)
+    kept = _kept(folder, name, found)
+    rows = sum(found[each].rows for each in kept)
+    # The newest come first in a listing, and last here.
+    missing = [each for each in reversed(found) if each not in kept]
+    rows += _write_parts(calls, folder, missing, len(kept), len(found), progress)
     # This file is written last: a folder without it was not written to its end.
-    content = json.loads(MessageToJson(family)) | {"order": ids}
-    _write_text(folder / "family.json", json.dumps(content, indent=1))
-    return len(ids)
+    content = json.loads(MessageToJson(family)) | {"parts": part_names(folder)}
+    with open_private(folder / "family.json", "w") as opened:
+        opened.write(json.dumps(content, indent=1) + "\n")
+    return len(found), rows
 
 
-def import_family(calls: RegistryCalls, folder: Path, on_recording: OnRecording) -> tuple[str, int]:
-    """Sends the family in `folder` to a registry; its name and the number of recordings.
+def _refuse_other_content(folder: Path) -> None:
+    """Raises `InvalidInput` for a folder that an export may not write to."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or {each.name for each in folder.iterdir()} - {"recordings", "rows"}:
+        raise InvalidInput(
+            f"folder: {folder} is there and not empty; a new folder is allowed, or that of an "
+            "export of this family that was interrupted"
+        )
+
+
+def _kept(folder: Path, name: str, found: dict[str, pb.Recording]) -> set[str]:
+    """The recordings of earlier parts that are as `found` has them. Other parts are removed."""
+    kept: set[str] = set()
+    remove_fragments(folder)
+    for part in part_names(folder):
+        with _readable(f"{folder / 'recordings' / part}.parquet cannot be read"):
+            held = list(_recordings(folder, part))
+        for each in held:
+            each.spec.ClearField("parameters")
+            if each.spec.family != name:
+                raise InvalidInput(
+                    f"folder: {folder} has a part of the family {each.spec.family[:80]!r}; "
+                    "a new folder is allowed"
+                )
+        if any(found.get(each.spec.id) != each for each in held):
+            remove_part(folder, part)
+        else:
+            kept |= {each.spec.id for each in held}
+    return kept
+
+
+def _write_parts(
+    calls: RegistryCalls,
+    folder: Path,
+    ids: list[str],
+    done: int,
+    total: int,
+    progress: Progress | None,
+) -> int:
+    """Writes the recordings `ids` in new parts; the number of rows."""
+    rows, left = 0, iter(ids)
+    following = next(left, None)
+    for number in itertools.count(1):
+        name = f"{number:05}"
+        if following is None:
+            break
+        if name in part_names(folder):
+            continue
+        with new_part(folder, name) as part:
+            while following is not None and not part.full:
+                rows += part.add(*_fetched(calls, following))
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+                following = next(left, None)
+    return rows
+
+
+def _fetched(
+    calls: RegistryCalls, recording_id: str
+) -> tuple[pb.Recording, Iterator[pb.TrajectoryRows]]:
+    """A recording with its parameters, and its rows.
+
+    Raises `DataLoss` where the registry sends others than it announced.
+    """
+    answers = calls.trajectory(pb.GetTrajectoryRequest(recording_id=recording_id, auxiliary=True))
+    header = next(answers).header
+    recording = header.recording
+    recording.spec.parameters.CopyFrom(header.parameters)
+    width = len(header.parameters.names)
+    if recording.spec.id != recording_id or width != recording.parameter_count:
+        raise DataLoss(f"recording {recording_id}: the registry sent another recording")
+
+    def chunks() -> Iterator[pb.TrajectoryRows]:
+        count = 0
+        for chunk in answers:
+            count += len(chunk.rows.steps)
+            if len(chunk.rows.values) != 4 * width * len(chunk.rows.steps):
+                raise DataLoss(f"recording {recording_id}: the registry sent rows of another width")
+            yield chunk.rows
+        if count != recording.rows:
+            raise DataLoss(
+                f"recording {recording_id}: the registry sent {count} rows of {recording.rows}"
+            )
+
+    return recording, chunks()
+
+
+def import_family(
+    calls: RegistryCalls, folder: Path, progress: Progress | None = None
+) -> tuple[str, int, int]:
+    """Sends the family in `folder` to a registry; its name, and the number of recordings and rows.
 
     An import that was interrupted can be repeated. Raises `InvalidInput` for a folder that
     `export_family` did not write to its end, `AlreadyExists` where the registry has other content
@@ -81,46 +183,23 @@ def import_family(calls: RegistryCalls, folder: Path, on_recording: OnRecording)
     """
     with _readable(f"{folder} does not hold an exported family"):
         content = json.loads(_text(folder / "family.json"))
-        order = list(content.pop("order"))
+        names = list(content.pop("parts"))
+        if any(not (isinstance(each, str) and each.isdecimal()) for each in names):
+            raise InvalidInput(f"folder: parts of {folder}/family.json: only numbers are allowed")
         family = Parse(json.dumps(content), pb.Family(), ignore_unknown_fields=True)
-    for recording_id in order:
-        check_uuid("order", recording_id)
+        total = sum(open_part(folder, "recordings", each).metadata.num_rows for each in names)
     described = pb.RegisterFamilyRequest(
         name=family.name, description=family.description, blocks=family.blocks
     )
     calls.unary("RegisterFamily", described)
-    parts = (part for each in order for part in _parts(each, folder / "recordings"))
-    sent: dict[str, int] = {}
-    for request in _requests(parts):
+    done = rows = 0
+    for request in _requests(part for each in names for part in _parts(folder, each)):
         calls.unary("ImportRecordings", request, seconds=APPEND_SECONDS)
-        for part in request.parts:
-            rows = sent.pop(part.recording_id, 0) + len(part.measurements)
-            if part.HasField("finish"):
-                on_recording(part.recording_id, rows)
-            else:
-                sent[part.recording_id] = rows
-    return family.name, len(order)
-
-
-def _write(calls: RegistryCalls, recording_id: str, folder: Path) -> int:
-    import pyarrow.parquet as pq
-
-    recording = calls.unary("GetRecording", pb.GetRecordingRequest(recording_id=recording_id))
-    _write_text(folder / f"{recording_id}.json", MessageToJson(recording))
-    # The auxiliary columns are known only at the end, so a recording is held in memory as a whole.
-    answers = calls.trajectory(pb.GetTrajectoryRequest(recording_id=recording_id, auxiliary=True))
-    chunks = [chunk.rows for chunk in answers if chunk.HasField("rows")]
-    width = recording.parameter_count
-    if any(len(chunk.values) != 4 * width * len(chunk.steps) for chunk in chunks):
-        raise DataLoss(f"recording {recording_id}: the registry sent rows of another width")
-    with open_private(folder / f"{recording_id}.parquet", "wb") as file:
-        pq.write_table(_table(chunks, width), file, compression="zstd")
-    return sum(len(chunk.steps) for chunk in chunks)
-
-
-def _write_text(file: Path, text: str) -> None:
-    with open_private(file, "w") as opened:
-        opened.write(text + "\n")
+        done += sum(part.HasField("finish") for part in request.parts)
+        rows += sum(len(part.measurements) for part in request.parts)
+        if progress is not None:
+            progress(done, total)
+    return family.name, done, rows
 
 
 @contextmanager
@@ -139,102 +218,60 @@ def _readable(sentence: str) -> Iterator[None]:
 
 
 def _text(path: Path) -> str:
-    size = _plain_file(path).stat().st_size
+    size = plain_file(path).stat().st_size
     if size > MAX_JSON_BYTES:
         raise InvalidInput(f"folder: {path} has {size} bytes; at most {MAX_JSON_BYTES} are allowed")
     return path.read_text()
 
 
-def _plain_file(path: Path) -> Path:
-    """`path`, if it is a plain file.
-
-    Raises `InvalidInput` for a link or a device: an archive comes from somebody else, and must name
-    no file outside of itself.
-    """
-    for each in (path.parent, path):
-        kind = each.lstat().st_mode
-        if not (S_ISREG(kind) if each == path else S_ISDIR(kind)):
-            raise InvalidInput(f"folder: {each} is a link or no plain file; only these are allowed")
-    return path
+def _recordings(folder: Path, part: str) -> Iterator[pb.Recording]:
+    for block in blocks(open_part(folder, "recordings", part), ["message"]):
+        for text in block.column("message").to_pylist():
+            yield Parse(text, pb.Recording(), ignore_unknown_fields=True)
 
 
-def _table(chunks: list[Any], width: int) -> Any:
-    import pyarrow as pa
-
-    def concatenated(values: list[NDArray[Any]], kind: Any) -> NDArray[Any]:
-        return np.concatenate([np.empty(0, kind), *values])
-
-    def vectors(parts: list[NDArray[np.float32]]) -> Any:
-        return pa.FixedSizeListArray.from_arrays(pa.array(concatenated(parts, np.float32)), width)
-
-    counts = [len(chunk.steps) for chunk in chunks]
-    columns = {
-        "step": pa.array(
-            concatenated([np.array(chunk.steps, np.int64) for chunk in chunks], np.int64)
-        ),
-        "loss": pa.array(concatenated([np.array(chunk.losses) for chunk in chunks], np.float64)),
-        "learning_rate": pa.array(
-            concatenated([np.array(chunk.learning_rates) for chunk in chunks], np.float64)
-        ),
-        "tokens": pa.array(
-            concatenated([np.array(chunk.tokens, np.int64) for chunk in chunks], np.int64)
-        ),
-        "fslr": vectors([np.frombuffer(chunk.values, FLOAT32) for chunk in chunks]),
-    }
-    for name in sorted({name for chunk in chunks for name in chunk.scalars}):
-        parts = [
-            np.array(chunk.scalars[name].values)
-            if name in chunk.scalars
-            else np.full(count, np.nan)
-            for chunk, count in zip(chunks, counts, strict=True)
-        ]
-        columns[SCALAR + name] = pa.array(concatenated(parts, np.float64))
-    for name in sorted({name for chunk in chunks for name in chunk.vectors}):
-        parts = [
-            np.frombuffer(chunk.vectors[name], FLOAT32)
-            if name in chunk.vectors
-            else np.full(count * width, np.nan, np.float32)
-            for chunk, count in zip(chunks, counts, strict=True)
-        ]
-        columns[VECTOR + name] = vectors(parts)
-    return pa.table(columns)
-
-
-def _parts(recording_id: str, folder: Path) -> Iterator[pb.RecordingPart]:
-    """A recording of the archive: the first part starts it, the last one ends it."""
-    import pyarrow.parquet as pq
-
-    unreadable = f"recording {recording_id} in {folder} cannot be read"
+def _parts(folder: Path, name: str) -> Iterator[pb.RecordingPart]:
+    """What to send of one part of the archive: each recording's start, rows and end."""
+    unreadable = f"part {name} of {folder} cannot be read"
     with _readable(unreadable):
-        text = _text(folder / f"{recording_id}.json")
-        path = _plain_file(folder / f"{recording_id}.parquet")
-        recording = Parse(text, pb.Recording(), ignore_unknown_fields=True)
-        if recording.spec.id != recording_id:
-            raise InvalidInput(f"folder: {recording_id}.json is of {recording.spec.id[:80]!r}")
-        ending = Ending.of(recording_from_proto(recording))
-        file = pq.ParquetFile(path)
-        if missing := set(_PLAIN_COLUMNS) - set(file.schema_arrow.names):
-            raise InvalidInput(f"folder: {path.name} has no column {join_names(sorted(missing))}")
-        blocks = _blocks(file, max(recording.parameter_count, 1))
-    part = pb.RecordingPart(
-        recording_id=recording_id,
-        start=pb.StartRecordingRequest(
-            spec=recording.spec, attempt=pb.Attempt(started_at=recording.created_at)
-        ),
-    )
+        recordings = _recordings(folder, name)
+        rows = measurements(open_part(folder, "rows", name))
+        row = next(rows, None)
     while True:
         with _readable(unreadable):
-            measurements = next(blocks, None)
-        if measurements is None:
-            break
-        if part.measurements:
-            yield part
-            part = pb.RecordingPart(recording_id=recording_id)
-        part.measurements.extend(measurements)
-    if ending.status not in ENDING_STATUSES:
-        ending = replace(ending, status="interrupted")
-    part.finish.CopyFrom(ending_to_proto(ending))
-    yield part
+            recording = next(recordings, None)
+            if recording is None:
+                break
+            recording_id = recording.spec.id
+            check_uuid("recording_id", recording_id)
+            ending = Ending.of(recording_from_proto(recording))
+        part = pb.RecordingPart(
+            recording_id=recording_id,
+            start=pb.StartRecordingRequest(
+                spec=recording.spec, attempt=pb.Attempt(started_at=recording.created_at)
+            ),
+        )
+        count = size = 0
+        while row is not None and row[0] == recording_id:
+            size += row[1].ByteSize()
+            if part.measurements and (size > APPEND_BYTES or len(part.measurements) == APPEND_ROWS):
+                yield part
+                part, size = pb.RecordingPart(recording_id=recording_id), row[1].ByteSize()
+            part.measurements.append(row[1])
+            count += 1
+            with _readable(unreadable):
+                row = next(rows, None)
+        if count != recording.rows:
+            raise InvalidInput(
+                f"folder: part {name} has {count} rows of recording {recording_id}, not "
+                f"{recording.rows}"
+            )
+        if ending.status not in ENDING_STATUSES:
+            ending = replace(ending, status="interrupted")
+        part.finish.CopyFrom(ending_to_proto(ending))
+        yield part
+    if row is not None:
+        raise InvalidInput(f"folder: part {name} has rows of {row[0][:80]!r} out of their order")
 
 
 def _requests(parts: Iterator[pb.RecordingPart]) -> Iterator[pb.ImportRecordingsRequest]:
@@ -252,52 +289,3 @@ def _requests(parts: Iterator[pb.RecordingPart]) -> Iterator[pb.ImportRecordings
         last = part.recording_id
     if request.parts:
         yield request
-
-
-def _blocks(file: Any, width: int) -> Iterator[list[pb.Measurement]]:
-    """The rows of a Parquet file, in blocks that a request may hold.
-
-    width: the recording's parameters.
-    """
-    row_bytes = 4 * width * (1 + len(file.schema_arrow.names) - len(_PLAIN_COLUMNS))
-    block_rows = max(1, min(APPEND_ROWS, APPEND_BYTES // row_bytes))
-    for block in file.iter_batches(batch_size=block_rows):
-        yield list(_measurements(block, width))
-
-
-def _measurements(batch: Any, width: int) -> Iterator[pb.Measurement]:
-    def column(name: str) -> NDArray[Any]:
-        found: NDArray[Any] = batch.column(name).to_numpy(zero_copy_only=False)
-        return found
-
-    def table(name: str) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = (
-            batch.column(name).flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-        )
-        return found
-
-    names = batch.schema.names
-    scalars = {name.removeprefix(SCALAR): column(name) for name in names if name.startswith(SCALAR)}
-    vectors = {name.removeprefix(VECTOR): table(name) for name in names if name.startswith(VECTOR)}
-    losses, rates, tokens, fslr = (
-        column("loss"),
-        column("learning_rate"),
-        column("tokens"),
-        table("fslr"),
-    )
-    for at, step in enumerate(column("step").tolist()):
-        yield pb.Measurement(
-            step=step,
-            fslr=pack(fslr[at]),
-            loss=None if np.isnan(losses[at]) else losses[at],
-            learning_rate=None if np.isnan(rates[at]) else rates[at],
-            tokens=None if tokens[at] < 0 else tokens[at],
-            scalars={
-                name: values[at] for name, values in scalars.items() if not np.isnan(values[at])
-            },
-            vectors={
-                name: pack(values[at])
-                for name, values in vectors.items()
-                if not np.isnan(values[at]).all()
-            },
-        )

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from google.protobuf import json_format
+from pyarrow.dataset import dataset
 
+from flerm_client import RegistryClient
 from flerm_client.cli import main
+from flerm_client.registry import archive_files, family_archive
+from flerm_client.registry.address import address_of
+from flerm_client.registry.archive_files import new_part
+from flerm_client.registry.connection import Connection
+from flerm_core.errors import InvalidInput, Unreachable
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Ending, RecordingSpec
 from flerm_proto import recording_messages
@@ -27,15 +33,9 @@ from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.interface import Store
 from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
-from tests.server.samples import batch, row, rows, spec
+from tests.server.samples import PARAMETERS, batch, family, row, rows, spec
 
 FAMILY = "team/resmlp"
-
-
-def flerm(*arguments: str, registry: str, token: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flerm_client.cli", *arguments, "--registry", registry]
-    environment = os.environ | ({"FLERM_TOKEN": token} if token else {})
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def fill(store: Store) -> tuple[RecordingSpec, RecordingSpec, RecordingSpec]:
@@ -76,32 +76,28 @@ def assert_same_recordings(there: Store, here: Store, specs: Sequence[RecordingS
         assert auxiliary[0] == auxiliary[1]
 
 
-def test_a_family_arrives_as_it_was(start_registry: StartRegistry, tmp_path: Path):
+def test_a_family_arrives_as_it_was(
+    start_registry: StartRegistry, tmp_path: Path, capsys, monkeypatch
+):
     old = start_registry(db=f"sqlite:///{tmp_path}/old.db")
     there = open_store(old.db)
     specs = ended, running, _ = fill(there)
 
     folder = tmp_path / "moved"
-    done = flerm("export", FAMILY, str(folder), registry=old.address)
-    assert (done.returncode, done.stdout) == (0, f"{folder}: 3 recordings with 1203 rows\n"), (
-        done.stderr
-    )
-    table = pq.read_table(folder / "recordings" / f"{ended.id}.parquet")
-    columns = ["step", "loss", "learning_rate", "tokens", "fslr"]
-    assert table.column_names == [*columns, "scalar:sharpness", "vector:multipliers"]
-    written = json.loads((folder / "recordings" / f"{ended.id}.json").read_text())
-    assert written["spec"]["tags"] == {"a": "b"}
+    assert main(["export", FAMILY, str(folder), "--registry", old.address]) == 0
+    assert capsys.readouterr() == (f"{folder}: 3 recordings with 1203 rows\n", "")
+    made = {str(each.relative_to(folder)) for each in folder.rglob("*.*")}
+    assert made == {"family.json", "recordings/00001.parquet", "rows/00001.parquet"}
 
     new = start_registry(db=f"sqlite:///{tmp_path}/new.db")
     here = open_store(new.db)
     token = SqlTokenStore(here.engine).create("mover", "write", "team")[1].text
+    monkeypatch.setenv("FLERM_TOKEN", token)
     for _ in range(2):  # the second time changes nothing
-        done = flerm("import", str(folder), registry=new.address, token=token)
-        assert (done.returncode, done.stdout) == (0, f"{FAMILY}: 3 recordings with 1203 rows\n"), (
-            done.stderr
-        )
-    family = here.family(FAMILY)
-    assert (family.description, family.blocks) == ("small ones", ("layers.*",))
+        assert main(["import", str(folder), "--registry", new.address]) == 0
+        assert capsys.readouterr() == (f"{FAMILY}: 3 recordings with 1203 rows\n", "")
+    described = here.family(FAMILY)
+    assert (described.description, described.blocks) == ("small ones", ("layers.*",))
     assert_same_recordings(there, here, specs)
     found = here.recording(ended.id)
     assert found.finished_at == there.recording(ended.id).finished_at
@@ -167,13 +163,14 @@ def test_a_registry_chooses_no_path(tmp_path, capsys, name):
     assert "recording_id:" in capsys.readouterr().err
     server.stop(None)
     found = {str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")}
-    assert found == {"home", "a", "a/out", "a/out/recordings"}
+    assert found == {"home"}
 
 
-def archive(folder: Path, *ids: str) -> Path:
-    """A folder that says that it holds the family f."""
-    (folder / "recordings").mkdir(parents=True)
-    (folder / "family.json").write_text(json.dumps({"name": "f", "order": ids}))
+def archive(folder: Path, *parts: object) -> Path:
+    """A folder that says that it holds the family f in these parts."""
+    for kind in ("recordings", "rows"):
+        (folder / kind).mkdir(parents=True)
+    (folder / "family.json").write_text(json.dumps({"name": "f", "parts": parts}))
     return folder
 
 
@@ -181,21 +178,17 @@ def archive(folder: Path, *ids: str) -> Path:
 def test_an_archive_names_no_file_outside(registry, tmp_path, capsys, name):
     folder = archive(tmp_path / "f", name)
     assert main(["import", str(folder), "--registry", registry.address]) == 2
-    assert "order:" in capsys.readouterr().err
+    assert "only numbers are allowed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("linked", ["{id}.json", "{id}.parquet", "../family.json", "../recordings"])
+@pytest.mark.parametrize(
+    "linked", ["recordings/1.parquet", "rows/1.parquet", "family.json", "recordings", "rows"]
+)
 def test_an_archive_has_no_links(registry, tmp_path, capsys, linked):
-    sent = spec(FAMILY)
-    folder = archive(tmp_path / "f", sent.id)
-    (folder / "recordings" / f"{sent.id}.json").write_text("{}")
-    path = folder / "recordings" / linked.format(id=sent.id)
-    path = folder / path.name if linked.startswith("..") else path
-    if path.exists():
-        path.rename(tmp_path / "outside")
-    else:
-        (tmp_path / "outside").touch()
-    path.symlink_to(tmp_path / "outside")
+    folder = archive(tmp_path / "f", "1")
+    write_part(folder, pb.Recording(spec=recording_messages.spec_to_proto(spec("f"))))
+    (folder / linked).rename(tmp_path / "outside")
+    (folder / linked).symlink_to(tmp_path / "outside")
     assert main(["import", str(folder), "--registry", registry.address]) == 2
     assert "is a link or no plain file" in capsys.readouterr().err
 
@@ -203,52 +196,181 @@ def test_an_archive_has_no_links(registry, tmp_path, capsys, linked):
 DEEP = "[" * 100_000
 
 
-@pytest.mark.parametrize("content", ["[]", "7", DEEP, '{"order": 7}', '{"order": []}x', "\udcff"])
+@pytest.mark.parametrize("content", ["[]", "7", DEEP, '{"parts": 7}', '{"parts": []}x', "\udcff"])
 def test_a_family_file_that_holds_something_else_is_said(registry, tmp_path, capsys, content):
     (tmp_path / "family.json").write_bytes(content.encode(errors="surrogateescape"))
     assert main(["import", str(tmp_path), "--registry", registry.address]) == 2
     assert "does not hold an exported family" in capsys.readouterr().err
 
 
-def columns(**changed: pa.Array | None) -> pa.Table:
+def write_part(folder: Path, message: pb.Recording, rows: pa.Table | None = None) -> None:
+    """The part 1 of an archive, with one recording."""
+    with new_part(folder, "1") as part:
+        part.add(message, [])
+    if rows is not None:
+        pq.write_table(rows, folder / "rows" / "1.parquet")
+
+
+def two_rows(of: str, **changed: pa.Array | None) -> pa.Table:
     """The rows of a recording with three tensors, with other columns in place of some."""
-    right = {
-        "step": pa.array([1, 2]),
-        "loss": pa.array([0.5, 0.5]),
-        "learning_rate": pa.array([1.0, 1.0]),
-        "tokens": pa.array([10, 20]),
-        "fslr": pa.FixedSizeListArray.from_arrays(pa.array([1.0] * 6, pa.float32()), 3),
-    }
-    return pa.table({name: each for name, each in (right | changed).items() if each is not None})
+    chunk = pb.TrajectoryRows(
+        steps=[1, 2],
+        values=np.ones(6, np.float32).tobytes(),
+        losses=[0.5] * 2,
+        learning_rates=[1.0] * 2,
+        tokens=[10, 20],
+    )
+    sent = spec("f", id=of)
+    message = pb.Recording(spec=recording_messages.spec_to_proto(sent))
+    with TemporaryDirectory() as name:
+        folder = archive(Path(name) / "f")
+        with new_part(folder, "1") as part:
+            part.add(message, [chunk])
+        table = pq.read_table(folder / "rows" / "1.parquet")
+    right = {each: table[each] for each in table.column_names} | changed
+    return pa.table({name: each for name, each in right.items() if each is not None})
 
 
 HOSTILE_ROWS = {
-    "no column": columns(fslr=None),
-    "texts": columns(step=pa.array(["1", "2"])),
-    "nulls": columns(step=pa.array([1, None])),
-    "lists of another width": columns(fslr=pa.array([[1.0], [2.0]])),
-    "numbers in place of lists": columns(fslr=pa.array([1.0, 2.0])),
-    "a step beyond all": columns(step=pa.array([1, 2**64 - 1], pa.uint64())),
-    "a scalar that is a text": columns(**{"scalar:x": pa.array(["a", "b"])}),
-    "one column": pa.table({"x": [1]}),
+    "no column": {"fslr": None},
+    "texts": {"step": pa.array(["1", "2"])},
+    "nulls": {"step": pa.array([1, None])},
+    "lists of another width": {"fslr": pa.array([[1.0], [2.0]], pa.list_(pa.float32()))},
+    "numbers in place of lists": {"fslr": pa.array([1.0, 2.0])},
+    "a step beyond all": {"step": pa.array([1, 2**64 - 1], pa.uint64())},
+    "scalars that are texts": {"scalars": pa.array(["a", "b"])},
+    "another's row": {"recording": pa.array([spec("f").id] * 2)},
+    "a row too few": {"step": pa.array([1, 2])},
 }
 
 
-@pytest.mark.parametrize("name", [*HOSTILE_ROWS, "deep", "another's", "sparse"])
+@pytest.mark.parametrize("name", [*HOSTILE_ROWS, "deep", "no id", "sparse"])
 def test_a_recording_that_holds_something_else_is_said(registry, tmp_path, capsys, name):
     sent = spec("f")
-    message = pb.Recording(spec=recording_messages.spec_to_proto(sent), parameter_count=3)
-    if name == "another's":
-        message.spec.id = spec("f").id
-    folder = archive(tmp_path / "f", sent.id) / "recordings"
-    text = DEEP if name == "deep" else json_format.MessageToJson(message)
-    with (folder / f"{sent.id}.json").open("w") as file:
-        file.write(text)
-        file.truncate(1 << 40 if name == "sparse" else None)
-    pq.write_table(HOSTILE_ROWS.get(name, columns()), folder / f"{sent.id}.parquet")
-    assert main(["import", str(folder.parent), "--registry", registry.address]) == 2
+    count = 3 if name == "a row too few" else 2
+    message = pb.Recording(
+        spec=recording_messages.spec_to_proto(sent), parameter_count=3, rows=count
+    )
+    if name == "no id":
+        message.spec.id = "../outside"
+    folder = archive(tmp_path / "f", "1")
+    write_part(folder, message, two_rows(sent.id, **HOSTILE_ROWS.get(name, {})))
+    path = folder / "recordings" / "1.parquet"
+    if name == "deep":
+        table = pq.read_table(path)
+        at = table.column_names.index("message")
+        pq.write_table(table.set_column(at, "message", pa.array([DEEP])), path)
+    if name == "sparse":
+        os.truncate(path, 1 << 40)
+    assert main(["import", str(folder), "--registry", registry.address]) == 2
     error = capsys.readouterr().err
-    assert "folder: " in error and sent.id in error and "Traceback" not in error
+    by_the_registry = {"no id": "recording_id: '../outside'", "lists of another width": "at step 1"}
+    assert by_the_registry.get(name, "folder: ") in error and "Traceback" not in error
+    assert registry_is_empty(registry)
+
+
+def registry_is_empty(registry) -> bool:
+    """Whether no recording of the family f was stored."""
+    with RegistryClient(registry.address) as client:
+        return not list(client.recordings("f"))
+
+
+def test_an_export_that_was_interrupted_goes_on(registry, tmp_path, monkeypatch):
+    """What has not changed since is not fetched again; what has is, and nothing is there twice."""
+    monkeypatch.setattr(archive_files, "PART_RECORDINGS", 2)
+    name = family()
+    specs = [spec(name, seed=seed) for seed in range(6)]
+    there = open_store(registry.db)
+    for each in specs:
+        there.start(each)
+        there.append_many([batch(each.id, *rows(1, 2))])
+        there.finish(each.id, 0, Ending())
+    folder = tmp_path / "out"
+    connection = Cut(address_of(registry.address), lambda: "", 4)
+    with pytest.raises(Unreachable):
+        family_archive.export_family(connection, name, folder)
+    assert len(list(folder.glob("rows/*.parquet"))) == 2  # the part that was begun is not there
+    (folder / "rows" / "00003.parquet").write_text("the rest of a part")
+    (folder / "rows" / ".00003.parquet.1.partial").touch()
+    there.tag(specs[0].id, {"changed": "since"})
+    other = there.register_family(family()).name
+    with pytest.raises(InvalidInput, match="has a part of the family"):
+        family_archive.export_family(connection, other, folder)
+
+    connection.left = 100
+    done: list[tuple[int, int]] = []
+    found = family_archive.export_family(connection, name, folder, lambda *each: done.append(each))
+    assert found == (6, 12)
+    assert done == [(3, 6), (4, 6), (5, 6), (6, 6)]  # the first part's two, and the last two
+    assert connection.left == 96
+    table = dataset(folder / "rows").to_table()
+    held = sorted((each.id, step) for each in specs for step in (1, 2))
+    assert sorted((each["recording"], each["step"]) for each in table.to_pylist()) == held
+    with pytest.raises(InvalidInput, match="is there and not empty"):
+        family_archive.export_family(connection, name, folder)
+
+    there.delete(specs[3].id)
+    assert family_archive.import_family(connection, folder) == (name, 6, 12)
+    assert there.recording(specs[3].id).rows == 2
+    assert there.recording(specs[0].id).spec.tags == {"changed": "since"}
+    connection.close()
+    there.close()
+
+
+class Cut(Connection):
+    """A connection that breaks after `left` trajectories."""
+
+    def __init__(self, address, token, left: int) -> None:
+        super().__init__(address, token)
+        self.left = left
+
+    def trajectory(self, request):
+        if not self.left:
+            raise Unreachable("the cable was cut")
+        self.left -= 1
+        return super().trajectory(request)
+
+
+def test_an_archive_is_a_data_set(registry, tmp_path):
+    """One table of all rows, beside one of all recordings, by the tools that read Parquet."""
+    name = family()
+    there = open_store(registry.db)
+    sent = spec(name, seed=7), spec(name, lr=3e-3, role="scaled", variant="matched")
+    vectors = {"multiplier": np.array([1, np.nan, 2], np.float32)}
+    for each in sent:
+        there.start(each)
+    there.append_many([
+        batch(sent[0].id, row(1, loss=0.5, tokens=2**53 - 1), row(2, scalars={"sharpness": 3.5})),
+        batch(sent[1].id, row(1, 1, 2, 3, vectors=vectors)),
+    ])  # fmt: skip
+    there.finish(sent[0].id, 0, Ending(final_loss=0.25))
+    there.close()
+    with closing(Connection(address_of(registry.address), lambda: "")) as connection:
+        family_archive.export_family(connection, name, tmp_path / "out")
+    by_id = [each.id for each in sent]
+    found = dataset(tmp_path / "out" / "rows").to_table().to_pylist()
+    found.sort(key=lambda each: (by_id.index(each["recording"]), each["step"]))
+    for each in found:
+        each["fslr"] = [None if value != value else value for value in each["fslr"]]
+    shared = {"recording": by_id[0], "lr": 1e-3, "seed": 7, "role": "base", "variant": "plain",
+              "learning_rate": None, "vectors": []}  # fmt: skip
+    assert found[:2] == [
+        shared | {"step": 1, "loss": 0.5, "tokens": 2**53 - 1, "fslr": [1, 0.5, None],
+                  "scalars": []},
+        shared | {"step": 2, "loss": None, "tokens": None, "fslr": [2, 1, None],
+                  "scalars": [("sharpness", 3.5)]},
+    ]  # fmt: skip
+    assert (found[2]["role"], found[2]["variant"], found[2]["fslr"]) == (
+        "scaled",
+        "matched",
+        [1, 2, 3],
+    )
+    ((key, vector),) = found[2]["vectors"]
+    assert key == "multiplier" and vector[::2] == [1, 2] and vector[1] != vector[1]
+    listed = dataset(tmp_path / "out" / "recordings").to_table()
+    losses = {each["recording"]: each["final_loss"] for each in listed.to_pylist()}
+    assert losses == {by_id[0]: 0.25, by_id[1]: None}
+    assert listed["names"].to_pylist() == [list(PARAMETERS.names)] * 2
 
 
 def test_exports_are_for_their_owner(start_registry: StartRegistry, tmp_path, capsys):
@@ -268,7 +390,7 @@ def test_exports_are_for_their_owner(start_registry: StartRegistry, tmp_path, ca
     finally:
         os.umask(before)
     made = [*tmp_path.glob("a.*"), tmp_path / "out", *(tmp_path / "out").rglob("*")]
-    assert len(made) == 9
+    assert len(made) == 10
     for each in made:
         assert each.stat().st_mode & 0o777 == (0o700 if each.is_dir() else 0o600), each
 

@@ -3,13 +3,17 @@ resolution, and finds the grid's optimum."""
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 import tarfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from flerm_core.tuning.best_lr import SweepRun, curve_optimum
@@ -21,24 +25,29 @@ OCTAVES = 9
 """Of a fixed grid: a decade and a half to either side of a guess, as docs/sweeps.md has it."""
 
 
+def recordings() -> Iterator[dict[str, Any]]:
+    """What the archive says of each recording."""
+    with tarfile.open(ARCHIVE) as archive:
+        for member in archive:
+            if "/recordings/" in member.name:
+                file = io.BytesIO(archive.extractfile(member).read())
+                yield from map(json.loads, pq.read_table(file)["message"].to_pylist())
+
+
 def recorded_curves() -> dict[str, dict[tuple[int, int], float]]:
     """Curve to its losses by (octave, seed): what differs in anything else is another curve."""
     curves: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
-    with tarfile.open(ARCHIVE) as archive:
-        for member in archive:
-            if not member.name.endswith(".json") or "/recordings/" not in member.name:
-                continue
-            content = json.load(archive.extractfile(member))
-            spec = content["spec"]
-            octave = math.log2(spec["lr"])
-            if content["status"] not in ("completed", "diverged") or octave != round(octave):
-                continue
-            same = {key: spec.get(key) for key in ("family", "role", "variant", "optimizer")}
-            same |= {"config": spec["config"], "estimator": spec["estimator"]["name"]}
-            tags = {key: value for key, value in spec["tags"].items() if key != "job"}
-            key = json.dumps([same, tags], sort_keys=True)
-            loss = content.get("finalLoss", math.inf)
-            curves[key][round(octave), int(spec.get("seed", 0))] = loss
+    for content in recordings():
+        spec = content["spec"]
+        octave = math.log2(spec["lr"])
+        if content["status"] not in ("completed", "diverged") or octave != round(octave):
+            continue
+        same = {key: spec.get(key) for key in ("family", "role", "variant", "optimizer")}
+        same |= {"config": spec["config"], "estimator": spec["estimator"]["name"]}
+        tags = {key: value for key, value in spec["tags"].items() if key != "job"}
+        key = json.dumps([same, tags], sort_keys=True)
+        loss = content.get("finalLoss", math.inf)
+        curves[key][round(octave), int(spec.get("seed", 0))] = loss
     return {key: whole for key, each in curves.items() if (whole := _whole(each)) is not None}
 
 
