@@ -20,6 +20,10 @@ def test_two_ranks_are_one_process_with_both_batches(tmp_path: Path) -> None:
     assert "say which ranks hold replicas of it with process_group=" in first["refused"]
     assert first["multipliers"] == second["multipliers"]
     assert all(map(torch.equal, first["weights"], second["weights"]))
+    for rank in result.ranks:
+        saved, resumed = rank["parts"]
+        assert len(saved) == 2 and saved == resumed, "each rank went on by its own part"
+        assert rank["resumed"] == (STEPS, rank["multipliers"], rank["fslr"])
 
     model, optimizers = model_and_optimizers()
     probe = [torch.cat([probe_of_rank(rank)[0] for rank in range(2)])]

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 from flerm_client import FLeRM
 
@@ -74,8 +76,16 @@ Script = Callable[[Run], Trained]
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's weights."""
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    """A copy of the model's weights, gathered where they are sharded."""
+    return {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+        for name, p in model.named_parameters()
+    }
+
+
+def own(seed: int) -> int:
+    """`seed` of this rank."""
+    return seed + 1000 * dist.get_rank() if dist.is_initialized() else seed
 
 
 def text(count: int, length: int, vocabulary: int, seed: int) -> Tensor:

@@ -9,8 +9,8 @@ from torch import distributed as dist
 from flerm_client.flerm import FLeRM
 from flerm_client.training.checkpoint import pack, unpack
 
-# The parts of a state that differ between ranks.
-_OF_EACH_RANK = ("rank", "probe", "random")
+_OF_EACH_RANK = "measurer"
+"""The part of a state that differs between ranks: it holds the probe and the random numbers."""
 
 
 def collect_state(flerm: FLeRM) -> bytes:
@@ -23,7 +23,7 @@ def collect_state(flerm: FLeRM) -> bytes:
         return bytes(state)
     content = unpack(state)
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, pack({name: content[name] for name in _OF_EACH_RANK}))
+    dist.all_gather_object(parts, pack(content[_OF_EACH_RANK]))
     return pack(content | {"ranks": parts})
 
 
@@ -35,7 +35,7 @@ def restore(flerm: FLeRM, checkpoint: bytes) -> None:
     content = unpack(checkpoint)
     parts = content.pop("ranks", None)
     if parts is not None and _has_many_ranks() and len(parts) == dist.get_world_size():
-        content |= unpack(parts[dist.get_rank()])
+        content[_OF_EACH_RANK] = unpack(parts[dist.get_rank()])
     flerm.load_state_dict({"flerm": pack(content)})
 
 

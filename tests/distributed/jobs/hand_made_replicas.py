@@ -16,6 +16,8 @@ from distributed.rank import begin, report
 from torch import distributed as dist
 
 from flerm_client import FLeRM
+from flerm_client.integrations._checkpoint import collect_state, restore
+from flerm_client.training.checkpoint import unpack
 from flerm_core.errors import Unsupported
 
 begin()
@@ -45,8 +47,18 @@ def run() -> dict[str, Any]:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+    state = [collect_state(flerm)]
     flerm.close()
+    dist.broadcast_object_list(state)  # a framework saves one value, on rank 0
+    resumed = FLeRM.match(
+        model, optimizers, targets=targets(), process_group=dist.group.WORLD, **keywords
+    )
+    restore(resumed, state[0])
+    parts = [unpack(each)["ranks"] for each in (state[0], collect_state(resumed))]
+    resumed.close()
     return {
+        "resumed": (resumed.steps, resumed.multipliers, resumed.fslr),
+        "parts": parts,
         "refused": refused,
         "multipliers": flerm.multipliers,
         "fslr": flerm.fslr,

@@ -1,11 +1,15 @@
-"""Muon for the matrices of a GPT's blocks, AdamW beside it for all else; one schedule each."""
+"""Muon for the matrices of a GPT's blocks, AdamW beside it for all else; one schedule each.
+
+On several ranks gradients are averaged by hand.
+"""
 
 from __future__ import annotations
 
 import torch
+from torch import distributed as dist
 from torch import nn
 
-from tests.scripts.loop import Run, Trained, text, weights
+from tests.scripts.loop import Run, Trained, own, text, weights
 from tests.scripts.loops.nano_gpt import GPT, LENGTH, VOCABULARY
 
 
@@ -23,11 +27,12 @@ def train(run: Run) -> Trained:
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(each, lambda step: 1.0 - step / 10) for each in optimizers
     ]
+    ranks = dist.group.WORLD if dist.is_initialized() else None
     flerm = None
     if run.record:
         flerm = run.attach(
-            model, optimizers, probe=[text(8, LENGTH, VOCABULARY, seed) for seed in range(90, 94)],
-            output=lambda model, ids: model(ids)[0], lr=3e-3, **run.keywords,
+            model, optimizers, probe=[text(8, LENGTH, VOCABULARY, own(s)) for s in range(90, 94)],
+            output=lambda model, ids: model(ids)[0], lr=3e-3, process_group=ranks, **run.keywords,
         )  # fmt: skip
     kept: dict[str, object] = {"model": model}
     kept |= {f"optimizer {at}": each for at, each in enumerate(optimizers)}
@@ -43,10 +48,13 @@ def train(run: Run) -> Trained:
         begin = saved["step"]
     losses = []
     for step in range(begin, run.steps):
-        ids = text(8, LENGTH + 1, VOCABULARY, seed=step)
+        ids = text(8, LENGTH + 1, VOCABULARY, own(step))
         logits = model(ids[:, :-1])[0]
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
+        for parameter in model.parameters() if ranks is not None else ():
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()

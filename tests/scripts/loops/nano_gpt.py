@@ -1,13 +1,16 @@
-"""A small GPT loop: gradient accumulation, rates set by hand, clipping, a hand-made checkpoint."""
+"""A small GPT loop: accumulation, rates set by hand, clipping, a hand-made checkpoint; DDP."""
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-from tests.scripts.loop import STEPS, Run, Trained, text, weights
+from tests.scripts.loop import STEPS, Run, Trained, own, text, weights
 
 VOCABULARY, LENGTH, SIZE, ACCUMULATION = 32, 12, 16, 2
 
@@ -33,16 +36,17 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Embeddings shared with the readout, positions, two blocks."""
+    """Embeddings, where tied shared with the readout, positions, two blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tied: bool = True) -> None:
         super().__init__()
         self.wte = nn.Embedding(VOCABULARY, SIZE)
         self.wpe = nn.Embedding(LENGTH, SIZE)
         self.h = nn.ModuleList(Block() for _ in range(2))
         self.ln_f = nn.LayerNorm(SIZE)
         self.lm_head = nn.Linear(SIZE, VOCABULARY, bias=False)
-        self.lm_head.weight = self.wte.weight
+        if tied:
+            self.lm_head.weight = self.wte.weight
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
@@ -71,10 +75,12 @@ def train(run: Run) -> Trained:
         [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
         lr=1e-2, betas=(0.9, 0.95),
     )  # fmt: skip
+    ddp = DistributedDataParallel(model) if dist.is_initialized() else None
     flerm = None
     if run.record:
         flerm = run.attach(
-            model, optimizer, probe=[text(8, LENGTH, VOCABULARY, seed) for seed in range(90, 94)],
+            ddp or model, optimizer,
+            probe=[text(8, LENGTH, VOCABULARY, own(seed)) for seed in range(90, 94)],
             output=lambda model, ids: model(ids)[0], lr=1e-2, **run.keywords,
         )  # fmt: skip
     checkpoint = run.folder / "ckpt.pt"
@@ -87,16 +93,19 @@ def train(run: Run) -> Trained:
         if flerm is not None:
             flerm.load_state_dict(saved["flerm"])
         begin = saved["step"]
+    if ddp is not None:
+        torch.manual_seed(own(0))
     losses = []
     for step in range(begin, run.steps):
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         total = 0.0
         for part in range(ACCUMULATION):
-            ids = text(8, LENGTH + 1, VOCABULARY, seed=ACCUMULATION * step + part)
-            _, loss = model(ids[:, :-1], ids[:, 1:])
-            assert loss is not None
-            (loss / ACCUMULATION).backward()
+            ids = text(8, LENGTH + 1, VOCABULARY, own(ACCUMULATION * step + part))
+            last = part == ACCUMULATION - 1
+            with nullcontext() if ddp is None or last else ddp.no_sync():
+                _, loss = (ddp or model)(ids[:, :-1], ids[:, 1:])
+                (loss / ACCUMULATION).backward()
             total += loss.item() / ACCUMULATION
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
