@@ -5,6 +5,9 @@ python benchmarks/hostile.py [--seconds 8] [--connections 4 40 400]
 Half of the hostile connections hold gRPC calls whose message never comes, and open a further one
 each second. The other half ask over HTTP for long answers and do not read them. They have no token,
 or one read token. A call of an honest client that gets no answer counts as 5 s.
+
+The hostile process takes processor time from everybody, whomever it attacks. The same attack on
+another registry of this machine is therefore the floor ("elsewhere").
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,27 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--connections", type=int, nargs="+", default=[4, 40, 400])
     options = parser.parse_args()
+    with registry() as (attacked, honest, reader), registry() as (elsewhere, _, reader_elsewhere):
+        others(attacked, honest, 2)  # the first calls are slower
+        print(json.dumps({"quiet": others(attacked, honest, options.seconds)}), flush=True)
+        for who, tokens in (("no token", ("", "")), ("read token", (reader_elsewhere, reader))):
+            for count in options.connections:
+                for where, target, token in zip(
+                    ("elsewhere", "here"), (elsewhere, attacked), tokens, strict=True
+                ):
+                    attack = multiprocessing.get_context("spawn").Process(
+                        target=hostile, args=(target, token, count, options.seconds + 4)
+                    )
+                    attack.start()
+                    time.sleep(2)
+                    found = others(attacked, honest, options.seconds)
+                    attack.join()
+                    print(json.dumps({f"{who}, {count} connections, {where}": found}), flush=True)
+
+
+@contextmanager
+def registry() -> Iterator[tuple[dict[str, Any], str, str]]:
+    """A registry: what it announces, a token of scope write, and one of scope read."""
     flerm = [sys.executable, "-m", "flerm_client.cli"]
     with tempfile.TemporaryDirectory() as folder:
         url, announce = f"sqlite:///{folder}/registry.db", Path(folder) / "announce.json"
@@ -120,36 +144,14 @@ def main() -> None:
             .splitlines()[-1]
             for scope in ("write", "read")
         )
-        addresses = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+        serve = [*flerm, "serve", "--db", url, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
         server = subprocess.Popen(
-            [
-                *flerm,
-                "serve",
-                "--db",
-                url,
-                *addresses,
-                "--announce",
-                str(announce),
-                "--log-level",
-                "error",
-            ]
+            [*serve, "--announce", str(announce), "--log-level", "error"], stdout=subprocess.DEVNULL
         )
         try:
             while not announce.exists():
                 time.sleep(0.1)
-            announced = json.loads(announce.read_text())
-            others(announced, honest, 2)  # the first calls are slower
-            print(json.dumps({"quiet": others(announced, honest, options.seconds)}), flush=True)
-            for who, token in (("no token", ""), ("read token", reader)):
-                for count in options.connections:
-                    attack = multiprocessing.get_context("spawn").Process(
-                        target=hostile, args=(announced, token, count, options.seconds + 4)
-                    )
-                    attack.start()
-                    time.sleep(2)
-                    found = others(announced, honest, options.seconds)
-                    attack.join()
-                    print(json.dumps({f"{who}, {count} connections": found}), flush=True)
+            yield json.loads(announce.read_text()), honest, reader
         finally:
             server.terminate()
             server.wait(30)
