@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from flerm_client.registry.address import address_of
 from flerm_client.registry.calls import RegistryCalls
+from flerm_proto.v1 import registry_pb2 as pb
 
 
 class PlayedCalls(RegistryCalls):
@@ -25,7 +25,18 @@ class PlayedCalls(RegistryCalls):
         self.refuse(method, request)
         if method == "Append":
             self.steps.append([row.step for row in request.measurements])
-        return SimpleNamespace(recording_id="id", attempt=1, seconds=30.0)
+        return self.answer(method, request)
+
+    def answer(self, method: str, request: Any) -> Any:
+        """What the wire contract says for a call that was not refused."""
+        if method == "StartRecording":
+            return pb.StartRecordingResponse(recording_id=request.spec.id, attempt=1)
+        if method == "Append":
+            return pb.AppendResponse(committed=len(request.measurements))
+        if method == "FinishRecording":
+            return pb.Recording(spec=pb.RecordingSpec(id=request.recording_id))
+        assert method == "RenewLease"
+        return pb.RenewLeaseResponse(seconds=30.0)
 
     def stream(self, method, request):
         raise NotImplementedError

@@ -66,6 +66,11 @@ class RegistryCalls(ABC):
     def _page_after(self, page: Any, method: str, request: Any) -> Callable[[], Any] | None:
         if not page.next_page_token:
             return None
+        if page.next_page_token == request.page_token:
+            raise DataLoss(
+                f"{method}: the registry answered a page with this page's own token, so that the "
+                "listing would have no end"
+            )
         request.page_token = page.next_page_token
         return self.ahead(method, request)
 

@@ -33,6 +33,7 @@ from flerm_core.errors import (
     PermissionDenied,
     Refused,
     Unauthenticated,
+    Unreachable,
 )
 from flerm_core.records.recording import now
 from flerm_proto.v1 import registry_pb2 as pb
@@ -43,6 +44,7 @@ log = logging.getLogger("flerm.delivery")
 _TRANSIENT = (Unauthenticated, PermissionDenied, LimitExceeded)
 
 _MAX_RESTARTS = 3
+_MAX_LEASE_SECONDS = 86_400.0
 _EMPTY_SECONDS = 60.0
 
 
@@ -82,6 +84,7 @@ class SpoolDelivery:
         self._reader = SpoolReader(path)
         self._attempt = 0
         self._recording_id = ""
+        self._end: pb.FinishRecordingRequest | None = None
         self._restarts = 0
         self._refusals: list[str] = []
         self._written_progress = DeliveryProgress()
@@ -100,6 +103,9 @@ class SpoolDelivery:
             self.done = True
             return False
         except FlermError as error:
+            if isinstance(error, NotFound) and self.started and self._restarts < _MAX_RESTARTS:
+                self._start_over(error)
+                return True
             if is_permanent(error):
                 self._set_aside(str(error))
                 return False
@@ -114,7 +120,9 @@ class SpoolDelivery:
     def renew_lease(self) -> float:
         """Reports to the registry that the run goes on; seconds until the next report is due."""
         request = pb.RenewLeaseRequest(recording_id=self._recording_id, attempt=self._attempt)
-        return float(self._calls.unary("RenewLease", request).seconds)
+        seconds = float(self._calls.unary("RenewLease", request).seconds)
+        self._require("RenewLease", 0 <= seconds <= _MAX_LEASE_SECONDS, f"a lease of {seconds} s")
+        return seconds
 
     def _advance(self) -> bool:
         offset = self._reader.offset
@@ -124,21 +132,20 @@ class SpoolDelivery:
             batch, finish, end, more = self._read_batch()
             if batch:
                 self._send(batch)
-        except FlermError as error:
-            if isinstance(error, NotFound) and self.started and self._restarts < _MAX_RESTARTS:
-                self._start_over(error)
-                return True
+        except FlermError:
             # The whole batch is sent again. Rows of it that were stored do no harm the second time.
             self._reader.offset, self.progress = offset, before
             del self._reader.damage[damages:], self._refusals[refusals:]
             raise
         self._reader.offset = end
+        # Kept, because a registry that fails now gets the end again when no frame is left to read.
+        self._end = finish or self._end
         if more:
             return True
-        if finish is None and self.unfinished is not None:
-            finish = pb.FinishRecordingRequest(status=self.unfinished)
-        if finish is not None:
-            self._finish(finish)
+        if self._end is None and self.unfinished is not None:
+            self._end = pb.FinishRecordingRequest(status=self.unfinished)
+        if self._end is not None:
+            self._finish(self._end)
         return False
 
     def _read_batch(
@@ -167,6 +174,11 @@ class SpoolDelivery:
     def _start(self, request: pb.StartRecordingRequest) -> None:
         request.attempt.sent_at.GetCurrentTime()
         answer = self._calls.unary("StartRecording", request)
+        self._require(
+            "StartRecording",
+            answer.recording_id == request.spec.id and answer.attempt > 0,
+            f"attempt {answer.attempt} of recording {answer.recording_id[:80]!r}",
+        )
         self._recording_id, self._attempt = answer.recording_id, answer.attempt
         self.started = True
 
@@ -178,6 +190,7 @@ class SpoolDelivery:
         self.progress = DeliveryProgress()
         self._refusals.clear()
         self._reader = SpoolReader(self.path)
+        self._end = None
 
     def _report_gap(self, frame: Frame) -> None:
         gap = gap_of(frame)
@@ -212,12 +225,22 @@ class SpoolDelivery:
         request = pb.AppendRequest(
             recording_id=self._recording_id, attempt=self._attempt, measurements=rows
         )
-        self._calls.unary("Append", request, seconds=APPEND_SECONDS)
+        answer = self._calls.unary("Append", request, seconds=APPEND_SECONDS)
+        self._require(
+            "Append",
+            answer.committed == len(rows),
+            f"{answer.committed} of {len(rows)} rows",
+        )
 
     def _finish(self, request: pb.FinishRecordingRequest) -> None:
         self._require_start()
         request.recording_id, request.attempt = self._recording_id, self._attempt
-        self._calls.unary("FinishRecording", request)
+        answer = self._calls.unary("FinishRecording", request)
+        self._require(
+            "FinishRecording",
+            answer.spec.id == self._recording_id,
+            f"recording {answer.spec.id[:80]!r}",
+        )
         reasons = [*self._refusals, *map(str, self._reader.damage)]
         if reasons:
             self._set_aside("; ".join(reasons))
@@ -228,6 +251,18 @@ class SpoolDelivery:
     def _require_start(self) -> None:
         if not self.started:
             raise DataLoss(f"{self.path.name} does not say which recording it holds")
+
+    def _require(self, method: str, acknowledged: bool, told: str) -> None:
+        """Raises `Unreachable` for an answer that does not acknowledge what was sent.
+
+        A proxy, or a server of something else, may answer every call with an empty message. The
+        spool file stays until a registry says what it has.
+        """
+        if not acknowledged:
+            raise Unreachable(
+                f"{self._calls.address.text} answered {method} with {told}, which is not "
+                "what was sent: see whether a FLeRM registry is at this address"
+            )
 
     def _set_aside(self, why: str) -> None:
         log.error("%s set aside: %s", self.path.name, why)

@@ -42,6 +42,13 @@ def test_pages_are_fetched_one_by_one_until_the_last():
     assert listing.asked == [(FIRST_PAGE_SIZE, ""), (PAGE_SIZE, "3")]
 
 
+def test_a_listing_that_comes_back_to_the_same_page_is_left():
+    listing = Listing(0)
+    with pytest.raises(DataLoss, match=r"^ListFamilies: .* would have no end"):
+        list(listing.pages("ListFamilies", pb.ListFamiliesRequest()))
+    assert len(listing.asked) == 2
+
+
 class Early(Listing):
     """A registry that begins a call when it is asked ahead."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from itertools import chain
@@ -27,6 +28,7 @@ from flerm_core.errors import (
     Unreachable,
 )
 from flerm_core.records.recording import Attempt
+from flerm_proto.v1 import registry_pb2 as pb
 
 
 def deliver(delivery: SpoolDelivery) -> None:
@@ -46,13 +48,17 @@ def test_a_file_is_sent_in_order_and_removed_after_its_end_is_acknowledged(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_registry_that_cannot_be_reached_gets_the_batch_again(tmp_path):
+@pytest.mark.parametrize("failing", ["StartRecording", "Append", "FinishRecording"])
+def test_a_registry_that_cannot_be_reached_gets_the_call_again(tmp_path, failing):
     path = write_run(tmp_path, spec_of("mlp"), [1, 2])
     failures = iter([Unreachable("no network")])
+    ends: list[str] = []
 
     def refuse(method, request):
-        if method == "Append" and (error := next(failures, None)):
+        if method == failing and (error := next(failures, None)):
             raise error
+        if method == "FinishRecording":
+            ends.append(request.status)
 
     calls = PlayedCalls(refuse)
     delivery = SpoolDelivery(path, calls)
@@ -60,8 +66,41 @@ def test_a_registry_that_cannot_be_reached_gets_the_batch_again(tmp_path):
         delivery.advance()
     assert delivery.progress.problem == "no network" and path.exists()
     deliver(delivery)
-    assert calls.steps == [[1, 2]] and not path.exists()
-    assert calls.methods.count("StartRecording") == 1
+    assert calls.steps == [[1, 2]] and ends == ["completed"] and not path.exists()
+    assert calls.methods.count(failing) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("StartRecording", pb.StartRecordingResponse()),
+        ("StartRecording", pb.StartRecordingResponse(recording_id="another", attempt=1)),
+        ("Append", pb.AppendResponse(committed=1)),
+        ("FinishRecording", pb.Recording()),
+    ],
+)
+def test_an_answer_that_acknowledges_something_else_leaves_the_file(tmp_path, method, answer):
+    """A proxy, or a server of something else, may answer every call with an empty message."""
+    path = write_run(tmp_path, spec_of("mlp"), [1, 2])
+    calls = PlayedCalls()
+    contract = calls.answer
+    calls.answer = lambda asked, request: answer if asked == method else contract(asked, request)
+    delivery = SpoolDelivery(path, calls)
+    with pytest.raises(Unreachable, match=f"^grpc://played:1 answered {method} with .* is at this"):
+        deliver(delivery)
+    assert path.exists() and not delivery.done
+    calls.answer = contract
+    deliver(delivery)
+    assert delivery.done and not path.exists()
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 1e300])
+def test_a_lease_is_of_a_day_at_most(tmp_path, seconds):
+    calls = PlayedCalls()
+    delivery = SpoolDelivery(write_run(tmp_path, spec_of("mlp"), [1]), calls)
+    calls.answer = lambda method, request: pb.RenewLeaseResponse(seconds=seconds)
+    with pytest.raises(Unreachable, match="a lease of"):
+        delivery.renew_lease()
 
 
 def test_a_row_that_is_refused_for_good_is_found_by_halving_and_the_rest_is_delivered(tmp_path):
@@ -79,11 +118,14 @@ def test_a_row_that_is_refused_for_good_is_found_by_halving_and_the_rest_is_deli
     assert [why for _, why in quarantined(tmp_path)] == ["step 6: a value is wrong"]
 
 
-def test_a_registry_that_lost_the_recording_gets_all_of_it_again_three_times_at_most(tmp_path):
+@pytest.mark.parametrize("failing", ["Append", "FinishRecording"])
+def test_a_registry_that_lost_the_recording_gets_all_of_it_again_three_times_at_most(
+    tmp_path, failing
+):
     path = write_run(tmp_path, spec_of("mlp"), [1])
 
     def refuse(method, request):
-        if method == "Append":
+        if method == failing:
             raise NotFound("recording is not here")
 
     calls = PlayedCalls(refuse)
