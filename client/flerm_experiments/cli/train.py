@@ -32,6 +32,7 @@ LearningRate = Annotated[
 Width = Annotated[int, typer.Option(help="Multiple of the base model's width.")]
 Depth = Annotated[int, typer.Option(help="Multiple of the base model's depth.")]
 InitScale = Annotated[float, typer.Option(help="Multiple of the blocks' initial weights.")]
+Batch = Annotated[int, typer.Option(help="Multiple of the examples of one step.")]
 LoRARank = Annotated[int, typer.Option(help="Multiple of the base adapters' LoRA rank.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
 Seed = Annotated[int, typer.Option(help="Seed of initialisation, data order and probes.")]
@@ -75,6 +76,7 @@ def train(
     depth: Depth = 1,
     init_scale: InitScale = 1.0,
     rank: LoRARank = 1,
+    batch: Batch = 1,
     steps: Steps = 300,
     seed: Seed = 0,
     optimizer: OptimizerName = "adam",
@@ -104,7 +106,7 @@ def train(
     job = loop.Job(
         workload=workload,
         lr=lr,
-        scale=loop.Scale(width=width, depth=depth, init_scale=init_scale, rank=rank),
+        scale=loop.Scale(width=width, depth=depth, init_scale=init_scale, rank=rank, batch=batch),
         steps=steps,
         seed=seed,
         optimizer=optimizer,

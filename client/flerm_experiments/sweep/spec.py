@@ -34,6 +34,10 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "matched-kronecker": {"mode": "match", "estimator": "kronecker"},
     "matched-exact": {"mode": "match", "estimator": "exact"},
     "matched-independent": {"mode": "match", "weight_decay": "independent"},
+    "plain-sqrt": {"batch_rule": "sqrt"},
+    "plain-sqrt-moments": {"batch_rule": "sqrt-moments"},
+    "plain-linear": {"batch_rule": "linear"},
+    "matched-sqrt": {"mode": "match", "batch_rule": "sqrt"},
     "equal": {"mode": "match", "targets": "equal"},
     "equal-throughout": {"mode": "match", "targets": "equal-throughout"},
 }

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flerm_core.errors import InvalidInput
@@ -14,25 +15,27 @@ from flerm_core.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Which member of a family a model is, as multiples of the base model.
+    """Which member of a family a training is, as multiples of the base's.
 
     width, depth: of its width and number of blocks.
     init_scale: of its hidden weights' standard deviation.
     rank: of its adapters' LoRA rank.
+    batch: of the examples of one step.
 
     A workload supports the fields in its `scales`.
 
-    Raises `InvalidInput` for a width, depth or rank below 1 or an initialisation scale that is not
-    positive and finite.
+    Raises `InvalidInput` for a width, depth, rank or batch below 1 or an initialisation scale that
+    is not positive and finite.
     """
 
     width: int = 1
     depth: int = 1
     init_scale: float = 1.0
     rank: int = 1
+    batch: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "rank"):
+        for name in ("width", "depth", "rank", "batch"):
             if getattr(self, name) < 1:
                 raise InvalidInput(
                     f"{name} is {getattr(self, name)}, but it must be a whole number of at least 1"
@@ -50,8 +53,7 @@ class Scale:
     @property
     def label(self) -> str:
         """The scale as a table names it: `width ×4, depth ×2`; `base` where all fields are 1."""
-        names = {"width": "width", "depth": "depth", "init_scale": "init scale", "rank": "rank"}
-        texts = (f"{names[key]} ×{getattr(self, key):g}" for key in self.differing)
+        texts = (f"{key.replace('_', ' ')} ×{getattr(self, key):g}" for key in self.differing)
         return ", ".join(texts) or "base"
 
 
@@ -59,19 +61,19 @@ class Workload(ABC):
     """A family of models and its data.
 
     Two builds with equal arguments are equal bit for bit, and so are two walks over the data. One
-    step uses `batch` examples in all, however many ranks share them, so a run has the same losses
-    at every world size, up to rounding.
+    step of the base uses `batch` examples in all, however many ranks share them, so a run has the
+    same losses at every world size, up to rounding.
     """
 
     name: str
     description: str
     batch: int
     tokens_per_step: int | None = None
-    """Tokens that all ranks together see in one step; None for data without tokens."""
+    """Tokens that all ranks together see in one step of the base; None for data without tokens."""
     steps_available: int | None = None
-    """Steps until the data is used up; None for data that is repeated."""
+    """Steps of the base until the data is used up; None for data that is repeated."""
 
-    scales: frozenset[str] = frozenset({"width", "depth", "init_scale"})
+    scales: frozenset[str] = frozenset({"width", "depth", "init_scale", "batch"})
     """The fields of `Scale` that this workload supports; the others must be 1."""
 
     def check(self, scale: Scale) -> None:
@@ -93,6 +95,21 @@ class Workload(ABC):
         outputs: Tensor = model(inputs)
         return outputs
 
+    def step_batches(
+        self, scale: Scale, *, seed: int, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rank `rank`'s part of each step's (inputs, labels) at `scale`.
+
+        A step has the examples of `scale.batch` successive steps of the base.
+        """
+        parts = self.batches(seed=seed, rank=rank, world=world)
+        if scale.batch == 1:
+            return parts
+        steps = zip(*[parts] * scale.batch, strict=False)
+        return (
+            (torch.cat([x for x, _ in step]), torch.cat([y for _, y in step])) for step in steps
+        )
+
     @abstractmethod
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
         """The model at `scale`, initialised from `seed` alone.
@@ -108,7 +125,7 @@ class Workload(ABC):
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rank `rank`'s part of each step's (inputs, labels), in an order drawn from `seed`.
+        """Rank `rank`'s part of each base step's (inputs, labels), in an order drawn from `seed`.
 
         Dimension 0 counts examples, batch / world of them. The ranks' parts are disjoint, and
         together they are the same examples at every `world`.

@@ -100,7 +100,7 @@ class LoRAOnText(Workload):
     tokens of `text` as in the paper.
     """
 
-    scales = frozenset({"rank"})
+    scales = frozenset({"rank", "batch"})
 
     def __init__(self, architecture: str, text: Text = PROSE) -> None:
         self.architecture = architecture

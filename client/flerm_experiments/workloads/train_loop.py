@@ -23,6 +23,7 @@ from flerm_core.errors import FlermError, InvalidInput
 from flerm_core.run_clock import CLOCKS
 from flerm_core.trajectory import Trajectory
 from flerm_experiments.workloads import Scale, Workload, workload_named
+from flerm_experiments.workloads.batch_rules import BATCH_RULES
 from flerm_experiments.workloads.optimizers import OPTIMIZERS, SCHEDULES
 from flerm_experiments.workloads.parametrization import PARAMETRIZATIONS, parameter_groups
 from flerm_experiments.workloads.process_group import TrainingProcessGroup, process_group
@@ -40,6 +41,7 @@ _ALLOWED: dict[str, Collection[str]] = {
     "parametrization": PARAMETRIZATIONS,
     "targets": TARGETS,
     "weight_decay": DECAYS,
+    "batch_rule": BATCH_RULES,
 }
 
 
@@ -66,6 +68,7 @@ class Job:
         all tensors of this model; the FSLRs add up to 1.
     depth_rule, estimator: as in `FLeRM.match`, empty for its default.
     weight_decay: as in `FLeRM.match`.
+    batch_rule: a name of `BATCH_RULES`. `lr` stays the rate of the base's batch.
     role, variant: of the recording, empty for those that go with the mode.
     tags: of the recording.
     source_tags: tags that base recordings must have to be sources of targets.
@@ -90,6 +93,7 @@ class Job:
     depth_rule: str = ""
     estimator: str = ""
     weight_decay: str = "coupled"
+    batch_rule: str = ""
     role: str = ""
     variant: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -99,6 +103,8 @@ class Job:
         workload = workload_named(self.workload)
         workload.check(self.scale)
         available = workload.steps_available if self.steps > 0 else None
+        if available is not None:
+            available //= self.scale.batch
         if not 0 < self.lr < math.inf:
             raise InvalidInput(f"lr is {self.lr}, but it must be positive and finite")
         if self.steps < 1 or (available is not None and self.steps > available):
@@ -188,6 +194,7 @@ def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> R
             fixed=workload.fixed_rate,
         )
         optimizer = OPTIMIZERS[job.optimizer](groups, job.lr)
+        BATCH_RULES[job.batch_rule](optimizer, job.scale.batch)
         flerm = _attach_flerm(job, workload, model, optimizer, ranks)
         try:
             result = _run_steps(job, workload, model, optimizer, flerm, ranks, on_step)
@@ -223,7 +230,11 @@ def _attach_flerm(
         "seed": job.seed,
         "output": workload.output,
         "weight_decay": job.weight_decay,
-        "config": {**workload.config(job.scale), "steps": job.steps},
+        "config": {
+            **workload.config(job.scale),
+            "steps": job.steps,
+            "batch_size": workload.batch * job.scale.batch,
+        },
         "role": job.role or ("scaled" if matching else "base"),
         "variant": job.variant or ("matched" if matching else "plain"),
         "tags": job.tags,
@@ -267,7 +278,10 @@ def _run_steps(
     on_step: Callable[[int, float], None] | None,
 ) -> Result:
     scheduler = SCHEDULES[job.schedule](optimizer, job.steps)
-    batches = workload.batches(seed=job.seed, rank=ranks.rank, world=ranks.world)
+    batches = workload.step_batches(job.scale, seed=job.seed, rank=ranks.rank, world=ranks.world)
+    tokens = (
+        None if workload.tokens_per_step is None else workload.tokens_per_step * job.scale.batch
+    )
     losses: list[float] = []
     started = time.perf_counter()
     for step, (inputs, labels) in zip(range(1, job.steps + 1), batches, strict=False):
@@ -280,7 +294,6 @@ def _run_steps(
         if not math.isfinite(losses[-1]):
             break
         if flerm is not None:
-            tokens = workload.tokens_per_step
             flerm.log(loss=losses[-1], tokens=None if tokens is None else step * tokens)
         optimizer.step()
         if step < job.steps:

@@ -49,6 +49,19 @@ def test_ranks_together_see_what_one_process_sees(name: str, world: int) -> None
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_step_of_a_larger_batch_has_the_examples_of_successive_steps_of_the_base(
+    name: str,
+) -> None:
+    workload = WORKLOADS[name]
+    parts = list(islice(workload.batches(seed=3, rank=1, world=2), 6))
+    larger = workload.step_batches(Scale(batch=3), seed=3, rank=1, world=2)
+    for at, step in enumerate(islice(larger, 2)):
+        for which, values in enumerate(step):
+            expected = torch.cat([part[which] for part in parts[3 * at : 3 * at + 3]])
+            assert torch.equal(values, expected)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_batch_that_the_ranks_cannot_share_evenly_is_refused(name: str) -> None:
     with pytest.raises(
         InvalidInput, match=f"3 ranks cannot share the {WORKLOADS[name].batch} examples"
@@ -148,6 +161,7 @@ def test_building_depends_on_the_seed_alone_and_leaves_the_global_generator(name
     [
         ("width", 0),
         ("depth", -1),
+        ("batch", 0),
         ("init_scale", 0.0),
         ("init_scale", math.inf),
         ("init_scale", math.nan),

@@ -99,11 +99,11 @@ def test_a_higher_rank_is_matched_to_a_lower_from_the_first_step_on(
 @pytest.mark.parametrize(("scale", "field"), [(Scale(width=2), "width"), (Scale(depth=2), "depth")])
 def test_a_scale_that_a_workload_does_not_have_is_refused_by_name(scale: Scale, field: str) -> None:
     with pytest.raises(
-        InvalidInput, match=f"{field} is 2, but lora-gpt2 has no such scale; it has rank"
+        InvalidInput, match=f"{field} is 2, but lora-gpt2 has no such scale; it has batch, rank"
     ):
         Job(workload="lora-gpt2", lr=1e-3, scale=scale)
     with pytest.raises(
         InvalidInput,
-        match="rank is 2, but resmlp has no such scale; it has depth, init_scale, width",
+        match="rank is 2, but resmlp has no such scale; it has batch, depth, init_scale, width",
     ):
         Job(workload="resmlp", lr=1e-3, scale=Scale(rank=2))

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.optim import Adam
 
 from flerm_client import RegistryClient
 from flerm_client.cli import main
 from flerm_client.training.run_log import final_loss
 from flerm_core.errors import InvalidInput, NotFound
 from flerm_experiments.workloads import Scale
+from flerm_experiments.workloads.batch_rules import BATCH_RULES
 from flerm_experiments.workloads.train_loop import Job, Result, train
 
 STEPS = 20
@@ -91,6 +94,26 @@ def test_matching_a_wider_model_slows_its_hidden_matrices(folder: str) -> None:
         assert matched.learning_rates[name] == pytest.approx(
             4e-3 * matched.multipliers[name], rel=1e-6
         )
+
+
+def test_a_rule_for_the_batch_changes_rates_and_not_targets(folder: str) -> None:
+    how: dict[str, Any] = {"mode": "match", "scale": Scale(batch=4), "registry": folder}
+    matched, by_rule = train(job(**how)), train(job(**how, batch_rule="sqrt"))
+    assert by_rule.targets == matched.targets
+    doubled = {name: 2 * rate for name, rate in matched.learning_rates.items()}
+    assert by_rule.learning_rates == pytest.approx(doubled, rel=1e-12)
+
+
+def test_the_published_rules_for_another_batch() -> None:
+    def ruled(rule: str) -> tuple[float, float, float]:
+        (group,) = (optimizer := Adam([torch.zeros(1)], 0.25, (0.9, 0.99))).param_groups
+        BATCH_RULES[rule](optimizer, 16)
+        return (group["lr"], *group["betas"])
+
+    assert ruled("") == (0.25, 0.9, 0.99)
+    assert ruled("sqrt") == (1.0, 0.9, 0.99)
+    assert ruled("sqrt-moments") == (1.0, 0.9**16, 0.99**16)
+    assert ruled("linear") == (4.0, 0.9, 0.99)
 
 
 def test_a_run_twice_as_long_follows_its_base_by_the_fraction(folder: str, tmp_path: Path) -> None:
@@ -235,6 +258,11 @@ def test_the_cosine_schedule_and_the_other_optimisers_train() -> None:
             {"workload": "decoder", "steps": 10**6},
             r"steps is 1000000, but it must be from 1 to \d+, where decoder's data ends",
         ),
+        (
+            {"workload": "decoder", "steps": 1000, "scale": Scale(batch=16)},
+            r"steps is 1000, but it must be from 1 to \d{3}, where decoder's data ends",
+        ),
+        ({"batch_rule": "cube"}, r"batch_rule is 'cube', but it must be one of , sqrt, sqrt-mom"),
         ({"every": 0}, r"every is 0, but it must be at least 1"),
         ({"optimizer": "lion"}, r"optimizer is 'lion', but it must be one of adam, adamw, sgd"),
         ({"schedule": "step"}, r"schedule is 'step', but it must be one of constant, cosine"),
