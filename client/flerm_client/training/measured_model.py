@@ -147,7 +147,8 @@ def on_device(
 def to_device(batch: Any, device: torch.device) -> Any:
     """`batch` with every tensor on `device`, also those inside tuples, lists and mappings."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        # Autograd takes no tensor that was made under `torch.inference_mode`.
+        return (batch.clone() if batch.is_inference() else batch).to(device)
     if isinstance(batch, Mapping):
         moved = {key: to_device(value, device) for key, value in batch.items()}
         return type(batch)(moved)  # type: ignore[call-arg]

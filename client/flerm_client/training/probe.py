@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from flerm_client.training.forked_reader import ForkedReader, NotReadable
@@ -57,14 +59,16 @@ class Probe:
         if self._pass is None:
             self._begin()
         assert self._pass is not None
-        for batch in self._pass:
-            self.position += 1
-            return batch
+        with _modes_kept():
+            for batch in self._pass:
+                self.position += 1
+                return batch
         taken = self.position
         self._begin()
-        for batch in self._pass:
-            self.position = 1
-            return batch
+        with _modes_kept():
+            for batch in self._pass:
+                self.position = 1
+                return batch
         if taken:
             raise InvalidInput(
                 f"probe ended after {taken} batches and cannot begin anew; "
@@ -132,3 +136,18 @@ class Probe:
         # The random numbers of the checkpoint are those after the batch was looked at.
         self._peeked += [self._take() for _ in range(state["peeked"])]
         self.position = state["position"]
+
+
+@contextmanager
+def _modes_kept() -> Iterator[None]:
+    """Afterwards torch's modes and default dtype are as before.
+
+    A generator function that yields inside `with torch.no_grad():` would leave its mode in force.
+    """
+    dtype = torch.get_default_dtype()
+    grad = torch.is_grad_enabled()
+    try:
+        with torch.inference_mode(torch.is_inference_mode_enabled()), torch.set_grad_enabled(grad):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)

@@ -220,3 +220,66 @@ def test_a_loader_that_a_copy_cannot_read_is_read_here_which_a_warning_says() ->
     again = [next(probe).x for _ in range(2)]
     assert not torch.equal(first.x, again[0])
     assert torch.equal(generator.get_state(), drawn.get_state())
+
+
+def under(mode: Callable[[], Any]) -> Iterator[Tensor]:
+    with mode():
+        while True:
+            yield torch.randn(4, 8)
+
+
+def drawing() -> Iterator[Tensor]:
+    torch.manual_seed(3)
+    random.seed(3)
+    while True:
+        yield torch.randn(4, 8) * random.random() + float(np.random.rand())
+
+
+def of_another_dtype() -> Iterator[Tensor]:
+    torch.set_default_dtype(torch.float64)
+    while True:
+        yield torch.randn(4, 8).float()
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    "batches",
+    [
+        drawing,
+        of_another_dtype,
+        lambda: under(torch.no_grad),
+        lambda: under(torch.inference_mode),
+        lambda: under(torch.random.fork_rng),
+        lambda: under(lambda: torch.autocast("cpu", torch.bfloat16)),
+    ],
+    ids=["generators", "default dtype", "no_grad", "inference_mode", "fork_rng", "autocast"],
+)
+def test_what_a_generator_function_sets_stays_with_the_probe(
+    batches: Callable[[], Iterator[Tensor]],
+) -> None:
+    def run(record: bool) -> tuple[list[float], tuple[int, ...]]:
+        model, training = fresh("resmlp")
+        optimizer = SGD(model.parameters(), 1e-2)
+        torch.manual_seed(1)
+        np.random.seed(1)
+        random.seed(1)
+        rows: tuple[int, ...] = ()
+        losses = []
+        flerm = None
+        if record:
+            flerm = FLeRM.record(model, optimizer, probe=batches(), family="f", every=1, warmup=1)
+        for batch in training[:3]:
+            noise = torch.randn(()) + random.random() + np.random.rand()
+            loss = model(batch * noise).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        if flerm is not None:
+            flerm.close()
+            rows = tuple(flerm.trajectory.steps)
+        return losses, rows
+
+    losses, rows = run(record=True)
+    assert rows == (1, 2, 3)
+    assert losses == run(record=False)[0]
