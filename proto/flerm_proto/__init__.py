@@ -1,1 +1,1 @@
-"""The wire contract of the registry: generated code, and conversion from and to core values."""
+"""The registry's wire contract: generated code, and the conversion of core values to messages."""

@@ -1,7 +1,7 @@
-"""A dataclass of the core as a message and back, field by field, by equal names.
+"""The conversion of the core's dataclasses to messages and back, by equal field names.
 
-A field is written once in the dataclass and once in `registry.proto`. Its conversion follows from
-the two declarations, so that there is no third place that could forget the field.
+A field is written once in the dataclass and once in `registry.proto`. The conversion follows from
+these two declarations. No list of fields is written by hand, so none can lack a field.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Codec(NamedTuple):
-    """How the values of one type travel.
+    """The conversion of the values of one type.
 
-    to_proto: a value to what a message's constructor takes.
-    from_proto: the content of the message's field to a value.
-    absent: the value of a field that is unset, for a dataclass field that cannot be None.
+    to_proto: converts a value to what a message's constructor takes.
+    from_proto: converts the content of the message's field to a value.
+    absent: the value for a message field that is unset, where the dataclass field cannot be None.
+        None: the value that `from_proto` makes of an empty message.
     """
 
     to_proto: Callable[[Any], Any]
@@ -41,16 +42,16 @@ class Codec(NamedTuple):
 
 
 def timestamp_to_proto(moment: datetime) -> Timestamp:
-    """A moment as a message."""
+    """A time, which must have a time zone, as a message. Microseconds are kept."""
     message = Timestamp()
     set_timestamp(message, moment)
     return message
 
 
 def set_timestamp(message: Timestamp, moment: datetime) -> None:
-    """Sets `message` to `moment`.
+    """Sets `message` to `moment`, which must have a time zone.
 
-    `Timestamp.FromDatetime` takes five times as long, and this runs in the training thread.
+    The training thread calls this function, and `Timestamp.FromDatetime` takes five times as long.
     """
     since = moment - _EPOCH
     message.seconds = since.days * 86_400 + since.seconds
@@ -58,7 +59,10 @@ def set_timestamp(message: Timestamp, moment: datetime) -> None:
 
 
 def timestamp_from_proto(message: Timestamp) -> datetime:
-    """A moment, in UTC, from a message. Raises `ValueError` for one beyond the calendar."""
+    """The time in UTC that a message holds, to the microsecond.
+
+    Raises `ValueError` for a time that `datetime` cannot hold, and for nanoseconds out of range.
+    """
     if not 0 <= message.nanos < 1_000_000_000:
         raise ValueError(f"{message.nanos} nanoseconds: 0 to 999,999,999 are allowed")
     try:
@@ -86,7 +90,13 @@ _CODECS: dict[str, Codec] = {
 
 
 class MessageCodec(Generic[Value, Wire]):
-    """Converts a dataclass to a message of the wire contract and back. Total and lossless."""
+    """Converts a dataclass to a message of the wire contract and back.
+
+    Converting a value to a message and back gives an equal value, but for the fields in
+    `value_only`.
+
+    part: the conversion of this dataclass where it is a field of another.
+    """
 
     def __init__(
         self,
@@ -99,20 +109,20 @@ class MessageCodec(Generic[Value, Wire]):
         empty_is_default: bool = False,
         repeats: bool = False,
     ) -> None:
-        """Pairs the fields of both. The work by declaration is done here, once for each class.
+        """Decides for each pair of fields how it is converted. This is done once for each class.
 
         value_type: the dataclass.
-        message_type: its message.
-        parts: the codecs of dataclasses that `value_type` has as fields.
-        message_only: fields of the message that are no fields of the dataclass.
-        value_only: fields of the dataclass that this message does not carry.
-        empty_is_default: whether an empty text in the message stands for the dataclass's default,
-            as it does in questions.
-        repeats: whether few different values come often, as a part of other messages. The last
-            conversions are then kept, for which the dataclass has to be frozen and hashable.
+        message_type: the message.
+        parts: the codecs of the dataclasses that are fields of `value_type`.
+        message_only: names of fields that only the message has.
+        value_only: names of fields that only the dataclass has.
+        empty_is_default: whether an empty text in the message stands for the field's default in the
+            dataclass, as in the messages of queries.
+        repeats: whether the same few values come again and again as parts of other messages. Their
+            last conversions are then kept. The dataclass must be frozen and hashable for this.
 
-        Raises `TypeError` where a field of one has no field of that name in the other, and where
-        a field that may be None has no `optional` in the message.
+        Raises `TypeError` where a field lacks its partner of the same name, and where a field that
+        may be None is not `optional` in the message.
         """
         self.value_type, self.message_type = value_type, message_type
         self._parts = {each.message_type.DESCRIPTOR.full_name: each for each in parts}
@@ -143,13 +153,14 @@ class MessageCodec(Generic[Value, Wire]):
             )
 
     def to_proto(self, value: Value, **message_only: Any) -> Wire:
-        """The message of `value`; `message_only` are the fields that `value` does not have."""
+        """The message of `value`. `message_only` gives the fields that only the message has."""
         return self.message_type(**self.to_fields(value), **message_only)
 
     def to_fields(self, value: Value) -> dict[str, Any]:
-        """The fields of the message of `value`, for the constructor of a message around this one.
+        """The fields of the message of `value`, by name.
 
-        A message that is given to another's constructor would be copied.
+        The constructor of an enclosing message takes them as they are. A finished message it would
+        copy.
         """
         fields = self._to_plain(value)
         for name, read in self._to.items():
@@ -157,7 +168,10 @@ class MessageCodec(Generic[Value, Wire]):
         return fields
 
     def from_proto(self, message: Wire, **value_only: Any) -> Value:
-        """The value of `message`; `value_only` are the fields that `message` does not have."""
+        """The value of `message`. `value_only` gives the fields that only the dataclass has.
+
+        Raises `ValueError` for a time or a number that the value's type cannot hold.
+        """
         fields = self._from_plain(message)
         for name, read in self._from.items():
             fields[name] = read(message)
@@ -167,9 +181,11 @@ class MessageCodec(Generic[Value, Wire]):
         return self.from_proto(self.message_type.FromString(data))
 
     def _pair(self, field: Any, optional: bool, default: Any) -> None:
-        """Notes how the field travels.
+        """Adds the conversions of one field to `_to` and `_from`, where it needs any.
 
-        default: what an empty text stands for, if not empty.
+        field: the descriptor of the message's field.
+        optional: whether the dataclass's field may be None.
+        default: the value for which an empty text stands; "" for the empty text itself.
         """
         name, get = field.name, attrgetter(field.name)
         if optional and not field.has_presence:
@@ -196,10 +212,10 @@ class MessageCodec(Generic[Value, Wire]):
             )
         else:
             empty = read(get(self.message_type())) if absent is None else absent
-            # An empty part, such as the parameters of a recording in a listing, does not travel.
+            # An empty part, such as the parameters of a recording in a listing, is left out.
             unset = empty if absent is None else None
             self._to[name] = lambda value: None if (part := get(value)) == unset else write(part)
-            mutable = isinstance(empty, dict)  # each value has one of its own
+            mutable = isinstance(empty, dict)  # then two values must not share `empty`
             self._from[name] = lambda message: (
                 read(get(message)) if mutable or message.HasField(name) else empty
             )
@@ -210,15 +226,15 @@ class MessageCodec(Generic[Value, Wire]):
 
 
 def _reader_of(names: Sequence[str]) -> Callable[[Any], dict[str, Any]]:
-    """A function that reads these fields of a value or message."""
-    if len(names) < 2:  # `attrgetter` gives no tuple then
+    """A function that reads the fields `names` of a value or message into a dictionary."""
+    if len(names) < 2:  # `attrgetter` returns no tuple for one name, and refuses none
         return lambda value: {name: getattr(value, name) for name in names}
     read = attrgetter(*names)
     return lambda value: dict(zip(names, read(value), strict=True))
 
 
 def _is_repeated(field: Any) -> bool:
-    # protobuf 4 has no `is_repeated`, and later versions warn of `label`.
+    # protobuf 4 has no `is_repeated`; later versions have it and warn where `label` is read.
     repeated = getattr(field, "is_repeated", None)
     return bool(field.label == FieldDescriptor.LABEL_REPEATED if repeated is None else repeated)
 

@@ -1,6 +1,7 @@
-"""Questions and their answers as messages and back: targets, best rates, trajectories.
+"""The conversion of queries and their answers: targets, best rates, trajectories.
 
-The rows of targets and trajectories travel in messages of at most `MAX_CHUNK_BYTES` of values.
+The rows of targets and trajectories are sent in several messages, each with at most
+`MAX_CHUNK_BYTES` of values.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ best_to_proto, best_from_proto = BEST.to_proto, BEST.from_proto
 
 
 def targets_to_proto(targets: Targets) -> Iterator[pb.TargetsChunk]:
-    """Targets as a header, then rows in bounded messages."""
+    """Targets as messages: the header, then the rows in parts of at most `MAX_CHUNK_BYTES`."""
     yield pb.TargetsChunk(header=TARGETS_HEADER.to_proto(targets))
     for part in _slices(len(targets.steps), 8 * len(targets.names) + 16):
         yield pb.TargetsChunk(
@@ -68,8 +69,8 @@ def targets_to_proto(targets: Targets) -> Iterator[pb.TargetsChunk]:
 def targets_from_proto(chunks: Iterable[pb.TargetsChunk]) -> Targets:
     """Targets from their messages.
 
-    Raises `DataLoss` where the header is missing, or the content has another digest than the
-    header says.
+    Raises `DataLoss` where the header is missing, and where the digest of the rows that arrived is
+    not the header's.
     """
     first, rest = _header(chunks)
     header = first.header
@@ -80,8 +81,8 @@ def targets_from_proto(chunks: Iterable[pb.TargetsChunk]) -> Targets:
     names = tuple(header.names)
     if table.shape != (len(steps), columns) or targets_digest(names, steps, table) != header.digest:
         raise DataLoss(
-            f"targets of {header.family!r}: what arrived has not the digest {header.digest!r} "
-            "that was sent"
+            f"targets of {header.family!r}: the digest of the rows that arrived is not "
+            f"{header.digest!r}, the digest that was sent"
         )
     return TARGETS_HEADER.from_proto(
         header,
@@ -98,7 +99,8 @@ def trajectory_from_proto(
     """A recording without parameters, and its trajectory, from their messages.
 
     The values are one array, which is filled as messages arrive. Raises `DataLoss` where the header
-    is missing, or where the stream has more or fewer rows than the header says.
+    is missing, where the columns of a message differ in length, and where the stream has more or
+    fewer rows than the header says.
     """
     first, rest = _header(chunks)
     header = first.header
@@ -142,7 +144,7 @@ def trajectory_from_proto(
 
 @contextmanager
 def _allocating(header: pb.TrajectoryHeader) -> Iterator[None]:
-    """Raises `DataLoss` where no memory holds the rows that a header promises."""
+    """Raises `DataLoss` where memory for the rows that `header` announces cannot be allocated."""
     try:
         yield
     except (ValueError, MemoryError) as error:

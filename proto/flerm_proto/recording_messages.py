@@ -1,7 +1,8 @@
-"""Recordings, families and measurements as messages and back.
+"""The conversion of recordings, families and measurements to messages and back.
 
-`recording_from_proto(recording_to_proto(r)) == r`, and likewise for the others. Measurements are
-converted by hand: they are many, and their vectors travel packed.
+`recording_from_proto(recording_to_proto(r)) == r`, and likewise for the others. The fields of
+measurements are converted one by one, because measurements are many, and because their vectors are
+sent as packed bytes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ filter_to_proto, filter_from_proto = FILTER.to_proto, FILTER.from_proto
 def measurement_to_proto(row: Measurement) -> pb.Measurement:
     """A measurement as a message.
 
-    Fields are set one by one: the training thread calls this, and keywords take twice as long.
+    Fields are set one by one: the training thread calls this function, and keyword arguments of the
+    constructor take twice as long.
     """
     message = pb.Measurement()
     message.step = row.step
@@ -71,7 +73,11 @@ def measurement_to_proto(row: Measurement) -> pb.Measurement:
 
 
 def measurement_from_proto(message: pb.Measurement) -> Measurement:
-    """A measurement from a message. Raises `DataLoss` where bytes are not whole float32 values."""
+    """A measurement from a message.
+
+    Raises `DataLoss` where packed bytes are no whole number of float32 values, and `ValueError` for
+    a time that `datetime` cannot hold.
+    """
     return Measurement(
         step=message.step,
         values=unpack(message.fslr, 1)[:, 0],
@@ -87,9 +93,10 @@ def measurement_from_proto(message: pb.Measurement) -> Measurement:
 
 
 def batch_from_proto(messages: Sequence[pb.Measurement]) -> MeasurementBatch:
-    """Measurements as columns, without an object for each.
+    """Measurements as columns. No object is made for a single measurement.
 
-    Nothing is checked here: `flerm_core.records.measurement_validation` does.
+    Values are checked later, by `flerm_core.records.measurement_validation`. Raises `DataLoss`
+    where packed bytes of an auxiliary vector are no whole number of float32 values.
     """
     return MeasurementBatch(
         steps=[row.step for row in messages],

@@ -1,4 +1,4 @@
-"""The errors of `flerm_core.errors` as gRPC status codes, and back."""
+"""The conversion of the errors of `flerm_core.errors` to gRPC status codes and back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import grpc
 
 from flerm_core import errors
 
-# Most specific first: an error travels as the first class that it is an instance of.
+# Subclasses stand before their base class: an error's code is that of the first class that fits.
 _CODES: tuple[tuple[type[errors.FlermError], grpc.StatusCode], ...] = (
     (errors.AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
     (errors.Ambiguous, grpc.StatusCode.FAILED_PRECONDITION),
@@ -27,12 +27,12 @@ _ERRORS = {code: error for error, code in _CODES} | {
 
 
 def code_of(error: Exception) -> grpc.StatusCode:
-    """The status code under which `error` travels; INTERNAL for what is not ours."""
+    """The status code of `error`; INTERNAL for an exception that is in no class above."""
     return next(
         (code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL
     )
 
 
 def error_of(code: grpc.StatusCode, message: str) -> errors.FlermError:
-    """The error that `code` stands for, with the server's sentence."""
+    """The error that `code` stands for, with the server's `message`. Unknown: `FlermError`."""
     return _ERRORS.get(code, errors.FlermError)(message)

@@ -1,7 +1,7 @@
-"""JSON-like mappings as Structs and back.
+"""The conversion of JSON-like mappings to Structs and back.
 
-A page of a listing has a thousand recordings with the same few configurations. A Struct takes ten
-times as long as the rest of a recording's message, so the last conversions are kept.
+A page of a listing has up to a thousand recordings with the same few configurations. The conversion
+of a Struct takes ten times as long as the rest of a recording's message, so results are kept.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from google.protobuf.struct_pb2 import Value as StructValue
 Key = TypeVar("Key", str, bytes)
 Kept = TypeVar("Kept", Struct, dict[str, Any])
 
-MOST_KEPT, MOST_LENGTH = 512, 4096  # conversions of each direction; characters or bytes of each
+MOST_KEPT = 512  # results that are kept for each direction
+MOST_LENGTH = 4096  # characters or bytes of the longest key whose result is kept
 
 
 class _Conversions(Generic[Key, Kept]):
-    """Results by what they were made of; the oldest make room. Callers may be on any thread."""
+    """Results of conversions by their input. At `MOST_KEPT` results all are dropped.
+
+    Any thread may call `get`.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[Key, Kept] = {}
 
     def get(self, key: Key, convert: Callable[[], Kept]) -> Kept:
-        """The result for `key`, from `convert` at the first time."""
+        """The kept result for `key`, or else the result of `convert`."""
         found = self._kept.get(key)
         if found is None:
             found = convert()
@@ -42,9 +46,10 @@ _mappings: _Conversions[bytes, dict[str, Any]] = _Conversions()
 
 
 def struct_to_proto(values: Mapping[str, Any]) -> Struct:
-    """A JSON-like mapping as a Struct, which is to be copied into a message and not changed.
+    """A JSON-like mapping as a Struct.
 
-    Raises `ValueError` where a value is not JSON-like.
+    Callers share the Struct and must not change it. A message's constructor copies it. Raises
+    `ValueError` where a value is not JSON-like.
     """
 
     def message() -> Struct:
@@ -52,14 +57,15 @@ def struct_to_proto(values: Mapping[str, Any]) -> Struct:
         made.update(dict(values))
         return made
 
-    # By `repr`, which tells 1, 1.0 and True apart.
+    # The key is the `repr`, because 1, 1.0 and True are equal as keys and differ in their `repr`.
     return _messages.get(repr(values), message)
 
 
 def struct_from_proto(message: Struct) -> dict[str, Any]:
-    """The mapping of a Struct. Whole numbers come back as int: a Struct has floats only.
+    """The mapping that a Struct holds. The caller may change it.
 
-    Raises `ValueError` for a number that is not finite.
+    A Struct holds floats only. Whole numbers below 2⁵³ become int. Raises `ValueError` for a number
+    that is not finite.
     """
     found: dict[str, Any] = _copied(
         _mappings.get(message.SerializeToString(), lambda: _mapping(message))
@@ -68,10 +74,7 @@ def struct_from_proto(message: Struct) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
-    """A copy of a JSON-like value that shares nothing which its owner could change.
-
-    `copy.deepcopy` takes five times as long.
-    """
+    """A deep copy of a JSON-like value. `copy.deepcopy` takes five times as long."""
     if type(value) is dict:
         return {name: _copied(each) for name, each in value.items()}
     return [_copied(each) for each in value] if type(value) is list else value

@@ -208,10 +208,12 @@ def test_targets_that_were_damaged_on_the_way_are_refused() -> None:
         convert.targets_from_proto(sent[1:])
     with pytest.raises(DataLoss, match="began without its header"):
         convert.targets_from_proto([])
-    with pytest.raises(DataLoss, match="targets of 'demo': what arrived has not the digest"):
+    with pytest.raises(
+        DataLoss, match="targets of 'demo': the digest of the rows that arrived is not"
+    ):
         convert.targets_from_proto(sent[:1])
     sent[1].rows.steps[0] = 5
-    with pytest.raises(DataLoss, match="has not the digest"):
+    with pytest.raises(DataLoss, match="rows that arrived is not"):
         convert.targets_from_proto(sent)
 
 

@@ -1,9 +1,9 @@
 """The `flerm` command.
 
 Each command is a function in a module that is imported only for that command: a listing must not
-wait for torch. Other packages add commands by the entry-point group `flerm.commands`. The name of
-an entry point is the command, its value is a function or a typer app, and its extra is the one to
-install when a package is missing.
+wait for torch. Other packages add commands through entry points of the group `flerm.commands`. An
+entry point's name is the command's name, its value is a function or a typer app, and its extra is
+what to install where a package is missing.
 
 Exit codes: 0 success; 1 an internal error, or what the command's help says; 2 wrong usage or input;
 3 not found; 4 the registry cannot be reached; 5 refused.
@@ -44,7 +44,7 @@ _COMMANDS = {
     "doctor": "flerm_client.cli.doctor",
 }
 
-# Commands that a person waits for, and that end before garbage could use much memory.
+# Commands that a person waits for. They end before uncollected garbage uses much memory.
 _SHORT = {"families", "recordings", "show", "best", "targets"}
 
 # The extra that a command needs, where [client] is not enough.
@@ -58,7 +58,7 @@ def _root() -> None:
 def build(name: str | None = None) -> typer.Typer:
     """The app with the command `name` alone.
 
-    With all commands when `name` is None or unknown: help and completion need them.
+    Where `name` is None or unknown, the app has all commands: help and completion list them.
     """
     app = typer.Typer(
         name="flerm", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -89,7 +89,7 @@ def _own_command(name: str) -> Any:
 
 
 def _added_commands(name: str = "") -> EntryPoints:
-    # Slow to import, so only for a command that is not in _COMMANDS.
+    # The import is slow, so it is not made for a command in _COMMANDS.
     from importlib.metadata import entry_points
 
     found = entry_points(group="flerm.commands")
@@ -97,9 +97,9 @@ def _added_commands(name: str = "") -> EntryPoints:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit code. An error is written as one line to standard error.
+    """Runs one command and returns its exit code. An error becomes one line on standard error.
 
-    `arguments`: the words after `flerm`; None: those of this process.
+    arguments: the words after `flerm`; None for those of this process.
     """
     from flerm_core.errors import FlermError
 
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _without_garbage_collection(asked in _SHORT):
             code = build(asked)(given, prog_name="flerm", standalone_mode=False)
-            sys.stdout.flush()  # here, where a full disk can still be told
+            sys.stdout.flush()  # a full disk must fail here, not at exit
     except FlermError as error:
         return _fail(str(error), error.exit_code)
     except _USAGE_ERROR as error:
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `flerm recordings | head`
         sys.stderr.close()
         return 0
-    except OSError as error:  # a full disk, a missing right, a folder that is none
+    except OSError as error:  # a full disk, a missing permission
         named = f"{error.filename}: " if error.filename else ""
         return _fail(f"{named}{error.strerror or error}", 1)
     return int(code or 0)
@@ -136,9 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _without_garbage_collection(wanted: bool) -> Iterator[None]:
-    """Turns the garbage collector off, if `wanted`.
+    """Turns the garbage collector off inside the `with` block, if `wanted`.
 
-    Importing modules creates no garbage, and the search for it takes a sixth of a listing's time.
+    The import of modules creates no garbage, and the search for garbage takes a sixth of the time
+    of a command that lists.
     """
     wanted = wanted and gc.isenabled()
     if wanted:

@@ -35,7 +35,10 @@ def best(
     pick: Pick = None,
     suggest: Annotated[
         bool,
-        typer.Option("--suggest", help="print the rates to try next as JSON; none: settled"),
+        typer.Option(
+            "--suggest",
+            help="print the rates to try next as JSON; an empty list: no further rate is needed",
+        ),
     ] = False,
     registry: Registry = None,
     as_json: Json = False,

@@ -1,4 +1,4 @@
-"""`flerm check`: whether a model would match a family, before it is trained."""
+"""`flerm check`: says before a training which tensors of a model would match a family."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def check(
 ) -> None:
     """Compare a model with a family: which parameters would be unmatched, clamped or noisy.
 
-    Also reports an estimator or optimiser that differs. Exit code 3: a parameter has no counterpart
-    in the family. Exit code 5: estimator or optimiser differ.
+    Also reports where estimator or optimiser differ from the family's. Exit code 3: a parameter has
+    no counterpart in the family. Exit code 5: estimator or optimiser differ.
 
     Example: flerm check mlp wide.npz --lr 4e-3 --registry grpc://127.0.0.1:50051
     """
@@ -91,7 +91,10 @@ def _mismatches(targets: Targets, spec: RecordingSpec) -> tuple[str, ...]:
 
 
 def _model(path: Path) -> tuple[list[str], Trajectory | None, RecordingSpec | None]:
-    """The parameter names, and the trajectory and specification if the file has them."""
+    """The parameter names in a file, and its trajectory and specification where the file has them.
+
+    Raises `NotFound` where there is no such file, and `InvalidInput` for one without names.
+    """
     from flerm_core.parameter_names import is_depth_group
     from flerm_core.trajectory import Trajectory
 

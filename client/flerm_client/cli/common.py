@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-LISTED = 100  # where the user sets no limit
+LISTED = 100  # how many items a listing shows by default
 
 Registry = Annotated[
     str | None,
@@ -71,7 +71,7 @@ Spool = Annotated[
 
 
 def client(registry: str | None) -> RegistryClient:
-    """A client that does not wait for a registry that cannot be reached: a person is waiting."""
+    """A client that gives up at once where the registry cannot be reached: a person is waiting."""
     from flerm_client.registry.client import RegistryClient
 
     return RegistryClient(registry, patience=0.0)
@@ -79,9 +79,10 @@ def client(registry: str | None) -> RegistryClient:
 
 @contextmanager
 def server(registry: str | None) -> Iterator[Connection]:
-    """A connection to a registry server, for the transfer of a family.
+    """A connection to a registry server, for the export or import of a family.
 
-    Raises `InvalidInput` for a folder, and `Refused` when pyarrow is not installed.
+    Raises `InvalidInput` where the registry is a folder, and `Refused` where pyarrow is not
+    installed.
     """
     from flerm_client.registry.address import address_of, token_of
     from flerm_client.registry.connection import Connection
@@ -103,18 +104,25 @@ def server(registry: str | None) -> Iterator[Connection]:
 
 
 def tags_of(tags: Sequence[str] | None, option: str = "--tag") -> dict[str, str]:
-    """The `key=value` arguments of an option as a dictionary."""
+    """The `key=value` arguments of an option as a dictionary.
+
+    Raises `InvalidInput` for an argument of another form.
+    """
     pairs = {}
     for tag in tags or ():
         key, equals, value = tag.partition("=")
         if not (key and equals):
-            raise InvalidInput(f"{option}: {tag!r} is not allowed; key=value is")
+            raise InvalidInput(f"{option}: {tag!r} is not of the form key=value")
         pairs[key] = value
     return pairs
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's types: times as ISO 8601 text, NaN as null, tuples and arrays as lists."""
+    """`value` in JSON's types.
+
+    Times become ISO 8601 text, numbers that are not finite null, tuples and arrays lists, and
+    dataclasses objects.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, datetime):
@@ -142,7 +150,13 @@ def print_table(
     title: str = "",
     empty: str = "none",
 ) -> None:
-    """Prints a table, numbers aligned to the right. Without rows it prints the line `empty`."""
+    """Prints a table with numbers aligned to the right.
+
+    columns: the headings.
+    rows: for each row its values, one for each column.
+    title: a line above the table.
+    empty: the line that is printed in place of a table without rows.
+    """
     if not rows:
         say(empty)
         return
@@ -156,18 +170,19 @@ def print_table(
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    # The table keeps its natural width: columns that are cut or folded to the window are of no use,
-    # neither to a reader nor to grep.
+    # The table may be wider than the window: neither a reader nor grep finds a value in a column
+    # that is cut or folded.
     natural = Console(width=100_000).measure(table).maximum
     Console(width=max(natural, 1)).print(table)
 
 
 @dataclass(frozen=True)
 class Listing(Generic[Item]):
-    """How a command prints what it lists.
+    """How a command prints the items that it lists.
 
-    columns: the columns of the table, and what each holds. content: an item in JSON's types.
-    empty: what is said of nothing.
+    columns: for each heading of the table, a function that gives an item's value.
+    content: a function that gives an item in JSON's types.
+    empty: the line that is printed where there are no items.
     """
 
     columns: Mapping[str, Callable[[Item], object]]
@@ -183,8 +198,14 @@ class Listing(Generic[Item]):
         as_json: bool,
         as_lines: bool,
     ) -> None:
-        """Prints at most `limit` items. Without a limit it prints `LISTED` of them, and says on
-        standard error where there are more.
+        """Prints the first items, as a table unless `as_json` or `as_lines` asks for JSON.
+
+        items: the items, which are read only as far as they are printed.
+        limit: how many are printed at most. None: `LISTED`, with a line on standard error where
+            there are more.
+        everything: whether all are printed.
+        as_json: whether the items are printed as one JSON array.
+        as_lines: whether each item is printed as one line of JSON.
         """
         rest = iter(items)
         found = islice(rest, None if everything else limit or LISTED)
@@ -202,9 +223,9 @@ class Listing(Generic[Item]):
 
 @contextmanager
 def transfer(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on standard error: the `progress` argument of `RegistryClient.trajectory`.
+    """A progress bar on standard error, as the `progress` argument of `RegistryClient.trajectory`.
 
-    None where standard error is no terminal.
+    The value is None where standard error is no terminal.
 
     what: the text beside the bar.
     """
@@ -230,14 +251,14 @@ def complain(text: str) -> None:
 
 
 def number(value: float | None) -> str:
-    """A number with four significant digits; "–" for none."""
+    """A number with four significant digits; "–" for None and NaN."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:.4g}"
 
 
 def local_time(value: datetime | None) -> str:
-    """A time in the local time zone, to the minute; "–" for none."""
+    """A time in the local time zone, to the minute; "–" for None."""
     return value.astimezone().strftime("%Y-%m-%d %H:%M") if value is not None else "–"
 
 

@@ -23,13 +23,18 @@ from flerm_core.records.recording import now
 _PACKAGES = ("flerm", "numpy", "grpcio", "protobuf", "torch")
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 _NO_PROXIES = ("no_grpc_proxy", "no_proxy")
-_TRIED_BYTES = 1 << 18  # more than a file system gives for nothing
+_TRIED_BYTES = 1 << 18  # so many that a full disk or quota shows
 _CLOCK_SECONDS = 30.0  # a clock that differs by more is reported
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check. `state`: ok, note or wrong."""
+    """The result of one check.
+
+    what: what was checked.
+    state: "ok", "wrong", or "note" for what may be intended.
+    says: what was found, and what to do about it.
+    """
 
     what: str
     state: str
@@ -39,7 +44,7 @@ class Finding:
 def doctor(registry: Registry = None, spool: Spool = None, as_json: Json = False) -> None:
     """Check packages, address, proxies, network, TLS, token, versions and spool; say what is wrong.
 
-    What is said to be ok was tried: a call with the token, and a file in the spool folder.
+    "ok" means that it was tried: by a call with the token, or a file in the spool folder.
 
     Exit code 1: something is wrong.
 
@@ -87,7 +92,7 @@ def _registry(registry: str | None) -> Iterator[Finding]:
 
 
 def _folder(registry: str | None, folder: Path) -> Finding:
-    """Whether a folder that is a registry can be read and written."""
+    """Whether a registry that is a folder can be read and written."""
     try:
         with client(registry) as connected:
             families = sum(1 for _ in connected.families())
@@ -100,7 +105,10 @@ def _folder(registry: str | None, folder: Path) -> Finding:
 
 
 def _try_to_write(folder: Path) -> None:
-    """Writes a file as large as a few measurements, and removes it. Raises `OSError`."""
+    """Writes a file as large as a few measurements, and removes it again.
+
+    Raises `OSError` where the file cannot be written.
+    """
     file = folder / f".doctor-{os.getpid()}"
     try:
         with open_private(file, "wb", follow=False) as opened:
@@ -112,13 +120,14 @@ def _try_to_write(folder: Path) -> None:
 
 
 def _proxy(address: RegistryAddress) -> Iterator[Finding]:
-    """The variables that lead gRPC through a proxy, in the order in which gRPC looks at them."""
-    if address.local:  # where the client asks gRPC for no proxy
+    """The environment variable that leads gRPC through a proxy, if one does."""
+    if address.local:  # the client uses no proxy on this machine
         return
+    # gRPC obeys the first variable that is set, in the order of `_PROXIES`.
     leading = next((name for name in _PROXIES if os.environ.get(name)), None)
     if leading is None:
         return
-    # A proxy's address may have a password.
+    # A proxy's address may contain a password, which must not be printed.
     shown = re.sub(r"//.*@", "//", os.environ[leading])
     exempt = next((name for name in _NO_PROXIES if os.environ.get(name)), None)
     but = f", unless {exempt}={os.environ[exempt]} names it" if exempt else ""
@@ -169,7 +178,7 @@ def _network(address: RegistryAddress) -> list[Finding]:
 
 
 def _tls(connected: socket.socket, host: str) -> Finding:
-    # gRPC reads this variable for a private authority, so the check must use it too.
+    # gRPC trusts the certificates that this variable names, so the check must trust them too.
     authorities = os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH") or None
     context = ssl.create_default_context(cafile=authorities)
     try:
@@ -206,7 +215,7 @@ def _server(registry: str | None) -> Iterator[Finding]:
 
 
 def _scope(registry: str | None) -> Iterator[Finding]:
-    """Whether the token may write, by a call that changes nothing: it names no recording."""
+    """Whether the token may write, by a call for a random recording id, which changes nothing."""
     from flerm_client.registry.connection import Connection
     from flerm_proto.v1 import registry_pb2 as pb
 

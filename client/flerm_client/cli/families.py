@@ -21,7 +21,7 @@ from flerm_client.cli.common import (
 )
 from flerm_core.records.recording import Family
 
-MAX_RATES = 12  # of one family in the table; of more only the ends
+MAX_RATES = 12  # a family with more learning rates has only the lowest and highest in the table
 
 
 def _rates(family: Family) -> str:

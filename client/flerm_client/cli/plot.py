@@ -1,4 +1,4 @@
-"""`flerm plot`: the figures of the web pages as files."""
+"""`flerm plot`: writes a figure of the web pages to a file."""
 
 from __future__ import annotations
 
@@ -88,15 +88,16 @@ def _is_id(what: str) -> bool:
 def render(figure: Figure, suffix: str, width: int, height: int) -> bytes:
     """The bytes of a file that shows `figure`.
 
-    `suffix`: the file's format, one of `FORMATS`. `width`, `height`: of a picture, in pixels.
-    Raises `Unsupported`, which names the program or package that is not installed.
+    Raises `Unsupported` where a program or package is not installed; the message names it.
+
+    figure: the figure, in plotly's format.
+    suffix: the file's format, one of `FORMATS`.
+    width, height: the size of a picture (.png, .svg) in pixels.
     """
     try:
         import plotly.io
     except ImportError as error:
-        raise Unsupported(
-            "plotly is not installed, which draws figures: pip install 'flerm[plot]'"
-        ) from error
+        raise Unsupported("a figure needs the package plotly: pip install 'flerm[plot]'") from error
     if suffix == ".json":
         text: str = plotly.io.to_json(figure, validate=False, engine="json")
         return text.encode()
@@ -121,7 +122,7 @@ def _on_white(figure: Figure) -> Figure:
 
 
 def _picture(figure: Figure, kind: str, width: int, height: int) -> bytes:
-    """The figure as PNG or SVG. kaleido draws it in an installed Chrome or Chromium."""
+    """The figure as PNG or SVG, which kaleido draws by an installed Chrome or Chromium."""
     browser = os.environ.get("BROWSER_PATH") or next(
         filter(None, map(shutil.which, _BROWSERS)), None
     )
@@ -135,7 +136,7 @@ def _picture(figure: Figure, kind: str, width: int, height: int) -> bytes:
         import kaleido
     except ImportError as error:
         raise Unsupported(
-            "kaleido is not installed, which draws pictures: pip install 'flerm[plot]'"
+            "a picture needs the package kaleido: pip install 'flerm[plot]'"
         ) from error
     options: dict[str, Any] = {
         "format": kind,

@@ -84,7 +84,11 @@ def _print_summary(found: Recording, notes: list[str]) -> None:
 
 
 def _print_rates(rates: MatchedRates, step: int | None, names: set[str]) -> None:
-    """A row for each tensor among `names`; multiplier · FSLR over the target is "reached"."""
+    """Prints a row for each tensor among `names`, at `step` or else at the last match.
+
+    The column "reached" is multiplier · FSLR / target: 1 where the update moves the outputs as far
+    as the target says.
+    """
     shown = rates.match_step if step is None else step
     rule = (
         f"depth rule {rates.depth}, by {rates.clock}" if rates.depth else "as reached when matched"
@@ -132,7 +136,7 @@ def _from_registry(
         matched = found.spec.variant != "plain" or found.spec.targets_sources
         rates = None
         if matched and len(trajectory):
-            with suppress(NotFound):  # µP and its like are no matches
+            with suppress(NotFound):  # a run by another rule, such as µP, has no targets
                 rates = connected.matched_rates(recording_id)
         return found, trajectory, [], rates
 

@@ -1,4 +1,4 @@
-"""`flerm sync`: sends what is left in a spool folder."""
+"""`flerm sync`: delivers the recordings that are left in a spool folder."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def sync(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Send the measurements that runs have left in the spool folder to their registry, or to the
-    one named by --registry. The token goes only to the registry that --registry or FLERM_REGISTRY
-    names.
+    """Send the measurements that runs have left in the spool folder to the registry of each run, or
+    to the registry that --registry names. The token goes only to the registry that --registry or
+    FLERM_REGISTRY names.
 
     Files of running processes are skipped. A file is removed when the registry has all of it; a
     folder that is itself a registry (file:///) keeps its files. Exit code 4: a registry cannot be
@@ -72,7 +72,7 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
 
     if is_abandoned_empty(path):
         remove(path)
-        return result("removed", why="it is empty: its run ended before it could write")
+        return result("removed", why="the file is empty: the run ended before it could write")
     origin = read_origin(path)
     free, why = can_take_over(path)
     if not free and not (take and origin is not None and not origin.owner.on_this_machine):
@@ -80,7 +80,9 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
     meant = origin.registry if origin is not None else ""
     folder_registry = meant.startswith("file:")
     if registry is None and folder_registry:
-        return result("kept", why="its folder is a registry; --registry names one to send it to")
+        return result(
+            "kept", why="its folder is its registry; --registry names a server to send to"
+        )
     acknowledged, withheld = 0, False
     try:
         address = address_of(registry or meant or None)
@@ -107,9 +109,10 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
 
 
 def _is_configured(address: RegistryAddress, registry: str | None) -> bool:
-    """Whether the user has named this address, by --registry or FLERM_REGISTRY.
+    """Whether --registry or FLERM_REGISTRY names `address`.
 
-    A spool file names an address too, but another user may have written the file.
+    Only such a registry may get the user's token. A spool file names an address too, but another
+    user may have written the file.
     """
     from flerm_client.registry.address import address_of
 

@@ -38,11 +38,11 @@ def import_ptnorms(
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Bring base recordings that the paper's own code made (.ptnorms) into a registry, as kronecker
-    recordings.
+    """Import base recordings that the paper's own code wrote (.ptnorms) into a registry. Their
+    estimator is kronecker.
 
-    A file that is imported twice is one recording. The files' values are smoothed and their final
-    losses unknown, so `flerm best` does not see these recordings.
+    A file that is imported twice is one recording. The files hold no losses, so `flerm best` does
+    not use these recordings. Their values are smoothed.
 
     Example: flerm import-ptnorms mlp basemodelresmlpcifar10empiricalmasses_lr_0.001_seed_*.ptnorms
     """
@@ -72,46 +72,49 @@ def _import(
     from flerm_experiments.paper_recordings import paper_estimator, read_ptnorms
 
     found = read_ptnorms(file, every=every)
-    rate = found.lr if lr is None else lr
-    number = found.seed if seed is None else seed
-    if rate is None or number is None:
+    lr = found.lr if lr is None else lr
+    seed = found.seed if seed is None else seed
+    if lr is None or seed is None:
         missing = " and ".join(
-            f"--{name}" for name, value in (("lr", rate), ("seed", number)) if value is None
+            f"--{name}" for name, value in (("lr", lr), ("seed", seed)) if value is None
         )
         raise InvalidInput(
-            f"{file.name}: {missing} must be given; its name says it in no form like "
+            f"{file.name}: {missing} must be given, because the file's name has no part like "
             "_lr_0.001_seed_3"
         )
     kind, settings = _optimizer_settings(optimizer)
     content = hashlib.sha256(file.read_bytes()).hexdigest()
     recording = str(
-        uuid.uuid5(
-            uuid.NAMESPACE_URL, f"ptnorms:{family}:{rate!r}:{number}:{every}:{kind}:{content}"
-        )
+        uuid.uuid5(uuid.NAMESPACE_URL, f"ptnorms:{family}:{lr!r}:{seed}:{every}:{kind}:{content}")
     )
     trajectory = found.trajectory
     with client(registry) as connected:
         connected.start_recording(
             family,
-            rate,
+            lr,
             trajectory.names,
             trajectory.shapes,
             bands=trajectory.bands,
-            seed=number,
+            seed=seed,
             optimizer=kind,
             optimizer_config=settings,
             estimator=paper_estimator(every),
             tags={"source": "ptnorms"} | tags,
             recording_id=recording,
         )
-        if connected.recording(recording).status == "running":  # otherwise imported before
+        if (
+            connected.recording(recording).status == "running"
+        ):  # a recording that has ended was imported before
             connected.append(recording, trajectory.steps.tolist(), trajectory.values)
             connected.finish(recording, final_step=int(trajectory.steps[-1]))
-    return {"file": file.name, "id": recording, "lr": rate, "seed": number, "rows": len(trajectory)}
+    return {"file": file.name, "id": recording, "lr": lr, "seed": seed, "rows": len(trajectory)}
 
 
 def _optimizer_settings(name: str) -> tuple[str, dict[str, Any]]:
-    """Class name and settings, as a run with this class and its defaults records them."""
+    """The optimiser's class name and settings, as a run with default settings records them.
+
+    Raises `InvalidInput` where torch.optim has no optimiser called `name`.
+    """
     import torch
 
     from flerm_client.training.optimizer_info import bare_optimizer, describe
@@ -122,7 +125,8 @@ def _optimizer_settings(name: str) -> tuple[str, dict[str, Any]]:
         or kind is torch.optim.Optimizer
     ):
         raise InvalidInput(
-            f"--optimizer: torch.optim has no {name!r}; allowed is a class of it, such as Adam"
+            f"--optimizer: torch.optim has no optimiser {name!r}; name one of its classes, such as "
+            "Adam"
         )
-    made: Any = kind
-    return describe([bare_optimizer(made([torch.nn.Parameter(torch.zeros(1))], lr=1.0))])
+    optimizer: Any = kind
+    return describe([bare_optimizer(optimizer([torch.nn.Parameter(torch.zeros(1))], lr=1.0))])

@@ -1,4 +1,4 @@
-"""Modules that a command imports when it runs, because `flerm --help` must not wait for torch."""
+"""The import of modules while a command runs, because `flerm --help` must not wait for torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from flerm_core.errors import InvalidInput
 
 
 def import_for(command: str, module: str) -> Any:
-    """The module `flerm_experiments.<module>`.
+    """The module `flerm_experiments.<module>`, for the command `flerm <command>`.
 
-    Raises `InvalidInput` with the extra to install where torch or scikit-learn is missing.
+    Raises `InvalidInput` where torch or scikit-learn is not installed. The message names the extra
+    to install.
     """
     try:
         return import_module(f"flerm_experiments.{module}")

@@ -15,7 +15,7 @@ import typer
 from flerm_client.cli.common import say
 from flerm_core.errors import InvalidInput
 
-_UNFIT = re.compile(r"[^A-Za-z0-9._-]")  # for the name of a family
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")  # characters that no family's name may have
 
 LINES = {
     "loop": """from flerm_client import FLeRM
@@ -44,7 +44,7 @@ flerm = auto(accelerator, model, optimizer, loader)
 # after the loop:
 flerm.close()""",
 }
-"""Framework to what a script of it needs."""
+"""The lines that a training script needs, by framework."""
 
 Script = Annotated[
     str | None, typer.Option(help="The training script, such as train.py.", show_default=False)
@@ -97,17 +97,17 @@ def init(
         raise InvalidInput(f"--out: {path} is there already; name another file or remove it")
     if not 0 < lr < float("inf"):
         raise InvalidInput(f"--lr is {lr}, but it must be positive and finite")
-    # The command runs in the folder of the file.
+    # The command runs in the folder of the sweep file.
     beside = path.parent == Path(script).parent
-    place = Path(script).name if beside else str(Path(script).resolve())
+    script_path = Path(script).name if beside else str(Path(script).resolve())
     options = [f"--{key} {{{key}}}" for key in ("lr", "seed", *(key for key, _, _ in sizes))]
-    words = [launcher, shlex.quote(place), *options]
+    words = [launcher, shlex.quote(script_path), *options]
     path.write_text(
         "\n".join(
             [
                 "# Tune small, train big: flerm tune FILE. All fields: docs/sweeps.md",
                 f"command = {_toml(' '.join(words))}",
-                f"family = {_toml(family or _UNFIT.sub('-', name))}",
+                f"family = {_toml(family or _NOT_IN_NAMES.sub('-', name))}",
                 f"initial_lr = {lr!r}  # where the search for the small model's best rate begins",
                 "base_seeds = 2",
                 "",
@@ -140,6 +140,6 @@ def _size(text: str) -> tuple[str, str, str]:
 
 
 def _toml(value: str) -> str:
-    # A JSON string is a TOML string, too.
+    # Every JSON string is also a TOML string.
     number = re.fullmatch(r"\d+(\.\d+)?", value)
     return value if number else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What sweeps tell on standard error while they run."""
+"""The lines on standard error with which a sweep reports its progress, and its end by SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def end_with_children() -> None:
-    """Takes a cluster's SIGTERM as Ctrl-C, so that the trainings under way are ended, too.
+    """Treats SIGTERM, which clusters send, like Ctrl-C: the running trainings are ended too.
 
-    Some send the signal twice, as timeout(1) does. The second must not interrupt that ending.
+    A second SIGTERM is ignored, because it would interrupt the end of the trainings. Some senders,
+    such as timeout(1), send the signal twice.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -29,7 +30,7 @@ def end_with_children() -> None:
 
 
 def print_progress(sweep: Sweep, progress: SweepProgress) -> None:
-    """A line for each training that ended, and how much is left."""
+    """Prints the outcome of the training that ended last, and how many trainings are left."""
     left = (
         "" if progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
     )
@@ -45,7 +46,7 @@ def print_progress(sweep: Sweep, progress: SweepProgress) -> None:
 
 
 def trial_name(sweep: Sweep, trial: Trial) -> str:
-    """Scale, variant, rate and seed."""
+    """A trial's name for people: its scale, variant, learning rate and seed."""
     cell = "base" if trial.cell is None else trial.cell.label
     measured = f", {trial.base_measurement}" if trial.base_measurement else ""
     return f"{cell}{measured}, lr {sweep.lr_at(trial.lr_index):.4g}, seed {trial.seed}"

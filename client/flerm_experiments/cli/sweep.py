@@ -81,8 +81,9 @@ def sweep(
     chosen: Sweep = spec.load(what)
     if chosen.command is not None and chosen.command.search is not None:
         raise InvalidInput(
-            f"search: {what} has it for flerm tune, but flerm sweep compares models at fixed "
-            "values: put the values that were found into base and target, and remove [search]"
+            f"search: {what} has the table [search], which only flerm tune can run; flerm sweep "
+            "compares models at fixed values: put the values that were found into [base] and "
+            "[target], and remove [search]"
         )
     if seeds is not None:
         chosen = replace(chosen, seeds=seeds)
@@ -112,7 +113,7 @@ def sweep(
 
 
 def _train(chosen: Sweep, registry: str | None, on: str, jobs: int | None) -> dict[Trial, str]:
-    """Runs the sweep with a line on standard error for each training; returns the failures."""
+    """Runs the sweep and prints its progress on standard error. Returns why trainings failed."""
     from flerm_experiments.sweep.executors import executor_named
     from flerm_experiments.sweep.runner import run_sweep
 

@@ -1,4 +1,4 @@
-"""`flerm tune`: tunes a sweep file's small model, and trains the big one with what it found."""
+"""`flerm tune`: tunes the small model of a sweep file, and trains the big one matched to it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def tune(
 
     Example: flerm tune train.toml --registry file:///tmp/registry
     """
-    spec, logic = import_for("tune", "sweep.spec"), import_for("tune", "sweep.tune")
-    executors = import_for("tune", "sweep.executors")
-    written = import_for("tune", "sweep.report")
+    spec, tuning, executors, report_text = (
+        import_for("tune", f"sweep.{each}") for each in ("spec", "tune", "executors", "report")
+    )
     sweep = spec.load(what)
-    command = logic.command_of(sweep)
+    command = tuning.command_of(sweep)
     end_with_children()
     new_executor = partial(executors.executor_named, on, jobs, sweep)
-    base = logic.sweep_base(
+    base = tuning.sweep_base(
         sweep,
         registry,
         new_executor,
@@ -54,9 +54,9 @@ def tune(
         lambda line: typer.echo(line, err=True),
     )
     if not as_json:
-        say(written.answer_sentence(base))
+        say(report_text.answer_sentence(base))
         say(f"{base.row.runs} trainings of the base took {duration(base.row.seconds)} in all.")
-    run = logic.train_target(
+    run = tuning.train_target(
         base,
         registry,
         new_executor(),
@@ -64,8 +64,8 @@ def tune(
     )
     folder = report or command.folder
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"report.md": written.markdown(run), "report.html": written.page(run)}
-    for name, text in files.items():
+    reports = {"report.md": report_text.markdown(run), "report.html": report_text.page(run)}
+    for name, text in reports.items():
         (folder / name).write_text(text)
     if as_json:
         print_json(
@@ -80,10 +80,10 @@ def tune(
                 "loss": run.big.loss,
                 "seconds": run.big.seconds,
                 "multipliers": run.multipliers,
-                "reports": [str(folder / name) for name in files],
+                "reports": [str(folder / name) for name in reports],
             }
         )
         return
     say(f"big model: loss {run.big.loss:.4f} in {duration(run.big.seconds)}")
-    for name in files:
+    for name in reports:
         say(str(folder / name))

@@ -1,8 +1,9 @@
 """Workloads: families of models with their data. `flerm train NAME` runs one.
 
-Most workloads download nothing. Those on CIFAR-10, WikiText-103, Cold French Law and MathPile, and
-the adapters on GPT-2 and Llama-3.2-1B, load these from the Hugging Face Hub or from a folder of
-copies (see `hub`). To add a workload, subclass `Workload` and put an instance into `WORKLOADS`.
+Most workloads download nothing. The workloads on CIFAR-10, WikiText-103, Cold French Law and
+MathPile load their data, and adapters load GPT-2 or Llama-3.2-1B, from the Hugging Face Hub or from
+a folder of copies (see `hub`). To add a workload, subclass `Workload` and put an instance into
+`WORKLOADS`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ FETCHED: dict[str, Workload] = {
         ),
     )
 }
-"""The members of `WORKLOADS` that need a network or copies of their data."""
+"""The workloads that need a network or copies of their data and models."""
 WORKLOADS |= FETCHED
 
 

@@ -15,17 +15,18 @@ from flerm_core.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Which member of a family a training is, as multiples of the base's.
+    """The size of a training of a workload, as multiples of the base's.
 
-    width, depth: of its width and number of blocks.
-    init_scale: of its hidden weights' standard deviation.
-    rank: of its adapters' LoRA rank.
-    batch: of the examples of one step.
+    width: multiple of the base's width.
+    depth: multiple of the base's number of blocks.
+    init_scale: multiple of the standard deviation of the base's initial hidden weights.
+    rank: multiple of the LoRA rank of the base's adapters.
+    batch: multiple of the number of examples in a step of the base.
 
-    A workload supports the fields in its `scales`.
+    A workload supports the fields that its `scales` names.
 
-    Raises `InvalidInput` for a width, depth, rank or batch below 1 or an initialisation scale that
-    is not positive and finite.
+    Raises `InvalidInput` for a width, depth, rank or batch below 1, and for an `init_scale` that is
+    not positive and finite.
     """
 
     width: int = 1
@@ -47,7 +48,7 @@ class Scale:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """The fields that are not the base's."""
+        """The names of the fields that differ from the base's value."""
         return tuple(each.name for each in fields(self) if getattr(self, each.name) != each.default)
 
     @property
@@ -60,16 +61,16 @@ class Scale:
 class Workload(ABC):
     """A family of models and its data.
 
-    Two builds with equal arguments are equal bit for bit, and so are two walks over the data. One
-    step of the base uses `batch` examples in all, however many ranks share them, so a run has the
-    same losses at every world size, up to rounding.
+    Two builds with equal arguments give equal models, bit for bit. Two iterators over the data with
+    equal arguments give equal batches. All ranks together use `batch` examples in one step of the
+    base, so a run has the same losses at every world size, up to rounding.
     """
 
     name: str
-    description: str
     batch: int
+    """Examples of one step of the base, of all ranks together."""
     tokens_per_step: int | None = None
-    """Tokens that all ranks together see in one step of the base; None for data without tokens."""
+    """Tokens of one step of the base, of all ranks together; None for data without tokens."""
     steps_available: int | None = None
     """Steps of the base until the data is used up; None for data that is repeated."""
 
@@ -87,7 +88,7 @@ class Workload(ABC):
                 )
 
     def fixed_rate(self, name: str) -> float | None:
-        """A fixed learning rate of the tensor `name`; None for the rate that is swept."""
+        """The fixed learning rate of the tensor `name`; None if it trains at the run's rate."""
         return None
 
     def output(self, model: nn.Module, inputs: Tensor) -> Tensor:
@@ -114,39 +115,47 @@ class Workload(ABC):
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
         """The model at `scale`, initialised from `seed` alone.
 
-        The global random state is neither read nor advanced.
+        The caller's global random state has no influence on the model and stays as it was.
         """
 
     @abstractmethod
     def config(self, scale: Scale) -> Mapping[str, Any]:
-        """The model's sizes and a description of the data, for the registry. JSON-like."""
+        """The configuration that a recording keeps: sizes of the model, and what the data is.
+
+        All values are JSON-like.
+        """
 
     @abstractmethod
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rank `rank`'s part of each base step's (inputs, labels), in an order drawn from `seed`.
+        """For each step of the base, the (inputs, labels) that rank `rank` of `world` trains on.
 
-        Dimension 0 counts examples, batch / world of them. The ranks' parts are disjoint, and
-        together they are the same examples at every `world`.
+        Dimension 0 counts examples: `batch` / `world` of them. `seed` decides the order. No example
+        of a step goes to two ranks. All ranks together train on the same examples at every `world`.
+
+        Raises `InvalidInput` where `world` does not divide `batch`.
         """
 
     @abstractmethod
     def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """Endless batches of `batch` inputs that training never sees, different on every rank."""
+        """Endless batches of `batch` inputs for measurements. Each rank has batches of its own.
+
+        Training never reads these inputs.
+        """
 
     @abstractmethod
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """The mean training loss of `output` for `labels`, a scalar."""
 
     def shard(self, rank: int, world: int) -> slice:
-        """Rank `rank`'s examples within a step's batch.
+        """The positions of rank `rank`'s examples within a step's batch.
 
-        Raises `InvalidInput` where the ranks cannot share a batch evenly.
+        Raises `InvalidInput` where `world` does not divide `batch`.
         """
         if self.batch % world:
             raise InvalidInput(
                 f"{world} ranks cannot share the {self.batch} examples of a {self.name} step "
-                "evenly: use a divisor of it"
+                f"evenly: use a number of ranks that divides {self.batch}"
             )
         return slice(rank, None, world)

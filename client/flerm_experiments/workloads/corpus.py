@@ -1,7 +1,7 @@
-"""Text as one sequence of tokens, cut into chunks that are seen once.
+"""Text as one sequence of tokens, cut into chunks. A training run sees each chunk at most once.
 
-The built-in text is the source files of the running Python's standard library, which every machine
-has: as bytes, and as tokens of a byte-pair encoding that is trained on them.
+The built-in text is the source code of the running Python's standard library, because every machine
+has it. Its tokens are bytes, or those of a byte-pair encoding that is trained on this text.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from flerm_experiments.workloads.disk_cache import cached_on_disk
 from flerm_experiments.workloads.init import generator
 
 BYTE_VOCABULARY, BYTE_PAIR_VOCABULARY = 256, 1024
-"""How many tokens there are of bytes, and of the byte-pair encoding."""
+"""The number of different tokens: of bytes, and of the byte-pair encoding."""
 HELD_OUT = 1 / 16
-"""The part of the chunks kept for probes."""
+"""The fraction of the chunks that probes have and training has not."""
 
-# Distributions leave these folders out or add to them, and tests repeat each other.
+# Distributions leave some of these folders out or add files to them. Tests are left out because
+# they repeat each other.
 _SKIPPED_FOLDERS = frozenset(
     {
         "site-packages",
@@ -46,12 +47,13 @@ _SKIPPED_FOLDERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A text in chunks of equal length, in which every token is an input once.
+    """A text in chunks of equal length. Each token is in one chunk, but for the text's last tokens.
 
     inputs: uint8 or int32 [chunks, length].
-    labels: of the same form, the inputs one token later.
+    labels: of the same type and shape; each label is the token after the input at its position.
     training: int64, indices of the chunks to train on.
     held_out: int64, indices of the chunks for probes.
+    description: what the text is, as recordings name their data.
     """
 
     inputs: Tensor
@@ -63,21 +65,21 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text for language models.
+    """A text for language models, which is read when it is first needed.
 
-    vocabulary: how many different tokens it has.
-    read: length of a chunk to the text in such chunks.
+    name: the text's part in a workload's name.
+    vocabulary: the number of different tokens.
+    read: a function that takes the length of a chunk and returns the text in chunks of this length.
     """
 
     name: str
-    description: str
     vocabulary: int
     read: Callable[[int], Corpus]
 
 
 Part = Literal["all", "code", "prose"]
-"""The whole library; the library without `pydoc_data`; `pydoc_data` alone, which is the language's
-reference manual in English."""
+"""Which files of the library: all; those outside of `pydoc_data`; those in `pydoc_data`, which are
+the language's reference manual in English."""
 
 
 @lru_cache(maxsize=3)
@@ -101,7 +103,7 @@ def byte_corpus(length: int, part: Part = "all") -> Corpus:
 
     A zero byte stands between two files.
 
-    part: the whole, or its code or prose alone, for a model that learns one and then the other.
+    part: which files. A model may so be trained on the code first and on the prose afterwards.
     """
     text = np.frombuffer(_library_text(part), dtype=np.uint8)
     what = {"all": "the", "code": "the code of the", "prose": "the prose of the"}[part]
@@ -115,7 +117,7 @@ def _library_description(text: bytes) -> str:
 
 
 def chunked(tokens: NDArray[Any], length: int, description: str) -> Corpus:
-    """`tokens` [n] in chunks of `length`. The same chunks are held out in every run."""
+    """`tokens` [n] in chunks of `length`. The chunks that are held out are always the same."""
     chunks = (len(tokens) - 1) // length
     inputs = torch.from_numpy(tokens[: chunks * length].reshape(chunks, length).copy())
     labels = torch.from_numpy(tokens[1 : chunks * length + 1].reshape(chunks, length).copy())
@@ -128,8 +130,8 @@ def chunked(tokens: NDArray[Any], length: int, description: str) -> Corpus:
 def byte_pair_corpus(length: int) -> Corpus:
     """The standard library in chunks of `length` tokens of a byte-pair encoding.
 
-    The encoding has `BYTE_PAIR_VOCABULARY` tokens and is trained on the library once per machine.
-    Raises `InvalidInput` without the package tokenizers.
+    The encoding has `BYTE_PAIR_VOCABULARY` tokens. It is trained on the library once per machine.
+    Raises `InvalidInput` where the package tokenizers is not installed.
     """
     text = _library_text("all")
     try:
@@ -169,10 +171,12 @@ def _encode_byte_pairs(text: bytes) -> Tensor:
 def training_batches(
     text: Corpus, batch: int, shard: slice, *, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens int64 [this rank's part of batch, length] and the tokens one later.
+    """(inputs, labels) for each step, both int64 [examples of this rank, length of a chunk].
 
-    The order is drawn from `seed`. Every training chunk comes once, but for those left over that do
-    not fill a batch.
+    text: the chunks. Each training chunk comes once, but for the last that do not fill a batch.
+    batch: examples of one step, of all ranks together.
+    shard: the positions of this rank's examples within the batch.
+    seed: decides the order of the chunks.
     """
     order = text.training[
         torch.randperm(len(text.training), generator=generator(seed, "corpus order"))
@@ -184,17 +188,21 @@ def training_batches(
 def probe_batches(
     text: Corpus, batch: int, *, seed: int, rank: int, world: int
 ) -> Iterator[Tensor]:
-    """Endless batches of held-out tokens, int64 [batch, length].
+    """Endless batches of held-out tokens, int64 [batch, length of a chunk].
 
-    Each rank has its own share of the held-out chunks and shuffles it anew at each pass. Raises
-    `InvalidInput` where a share does not fill a batch.
+    Each rank has a share of the held-out chunks, and shuffles its share anew at each pass. Raises
+    `InvalidInput` where a rank's share does not fill a batch.
+
+    text: the chunks.
+    batch: examples of one batch of this rank.
+    seed: decides the order of the chunks.
+    rank, world: this rank, and the number of ranks.
     """
     mine, draw = text.held_out[rank::world], generator(seed, f"corpus probe {rank}")
     if len(mine) < batch:
         raise InvalidInput(
             f"{text.description}: {len(text.held_out)} chunks are held out for the probes of "
-            f"{world} ranks, "
-            f"but each needs {batch}"
+            f"{world} ranks, but each needs {batch}"
         )
 
     def walk() -> Iterator[Tensor]:
@@ -206,9 +214,7 @@ def probe_batches(
     return walk()
 
 
-BYTES = Text("bytes", "the bytes of Python's standard library", BYTE_VOCABULARY, byte_corpus)
-CODE = Text("code", "the bytes of its code", BYTE_VOCABULARY, partial(byte_corpus, part="code"))
-PROSE = Text("prose", "the bytes of its prose", BYTE_VOCABULARY, partial(byte_corpus, part="prose"))
-BYTE_PAIRS = Text(
-    "bpe", "byte pairs of Python's standard library", BYTE_PAIR_VOCABULARY, byte_pair_corpus
-)
+BYTES = Text("bytes", BYTE_VOCABULARY, byte_corpus)
+CODE = Text("code", BYTE_VOCABULARY, partial(byte_corpus, part="code"))
+PROSE = Text("prose", BYTE_VOCABULARY, partial(byte_corpus, part="prose"))
+BYTE_PAIRS = Text("bpe", BYTE_PAIR_VOCABULARY, byte_pair_corpus)

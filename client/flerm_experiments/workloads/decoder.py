@@ -28,8 +28,8 @@ BASE_MODEL, BASE_HEADS, BASE_BLOCKS = 32, 2, 2
 class Attention(nn.Module):
     """Causal self-attention over [batch, time, d]. Queries and keys are normalised per head.
 
-    It does not call `scaled_dot_product_attention`, because exact FSLRs need forward mode, which
-    that function's fused CPU kernel does not have.
+    The scores are computed without `scaled_dot_product_attention`: the estimator `exact` needs
+    forward mode, which the fused CPU kernel of that function does not have.
     """
 
     def __init__(self, d_model: int, heads: int, context: int, affine: bool) -> None:
@@ -74,9 +74,20 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward. Each is a residual branch that is multiplied by `branch`.
+    """Attention, then feed-forward, each as a residual branch with a norm.
 
-    `norm` says where the norm stands: before the branch's part, after the sum, or after the part.
+    With f for either of them, x becomes
+
+    * x + branch · f(norm(x)) where `norm` is "prenorm",
+    * norm(x + branch · f(x)) where `norm` is "postnorm",
+    * x + branch · norm(f(x)) where `norm` is "prenormpostmod".
+
+    d_model: width.
+    heads: attention heads.
+    context: longest sequence.
+    norm: placement of the norms.
+    branch: factor on each residual branch.
+    affine: whether norms have a gain and a bias.
     """
 
     def __init__(
@@ -109,21 +120,20 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding and positions, blocks, a last norm and a readout.
+    """A decoder-only transformer: embeddings of tokens and positions, blocks, a norm, a readout.
 
-    Tokens [batch, time] become logits [batch, time, vocabulary]. Initialisation is He's by fan-in
-    with biases 0; an embedding has one active input, so its variance is 1. The forward pass
-    multiplies residual branches by 1/√blocks (Appendix A.2), so that the size of the initial
-    outputs does not depend on depth.
+    Initialisation is He's by fan-in with biases 0. The entries of an embedding have variance 1,
+    because an embedding has one active input. The forward pass multiplies residual branches by
+    1/√blocks (Appendix A.2), so that the size of the initial outputs does not depend on depth.
 
     d_model: width.
     heads: attention heads.
     blocks: number of blocks.
     context: longest sequence.
     norm: placement of the norms.
-    affine: whether norms have a gain and a bias, 1 and 0 at first.
-    vocabulary: number of tokens.
-    init_scale: multiplies the blocks' weights, not embeddings and readout.
+    affine: whether norms have a gain, initially 1, and a bias, initially 0.
+    vocabulary: number of different tokens.
+    init_scale: factor on the blocks' initial weights, not on embeddings and readout.
     seed: of the initialisation.
     """
 
@@ -179,9 +189,9 @@ class Decoder(nn.Module):
 
 
 class DecoderOnText(Workload):
-    """Decoders of 2 blocks, d_model 32 and 2 heads at scale 1, on steps of 16 × 64 tokens.
+    """Decoders of 2 blocks, d_model 32 and 2 heads at scale 1. A step has 16 × 64 tokens.
 
-    Each token is seen once.
+    A run sees each token at most once.
     """
 
     batch = 16
@@ -196,20 +206,19 @@ class DecoderOnText(Workload):
         self.text = text
         named = {norm: norm != "prenorm", "affine": affine, text.name: text is not BYTES}
         self.name = "-".join(["decoder", *(name for name, said in named.items() if said)])
-        norms = f"{norm}, affine" if affine else norm
-        self.description = f"{norms} transformer (Appendix A.2) on {text.description}"
 
     @property
     def steps_available(self) -> int:  # type: ignore[override]
-        """Whole steps in the training part.
+        """Steps of `batch` whole chunks in the text's training part.
 
-        This is a property, because counting reads the library's files.
+        The number is computed when it is asked for, because the text must be read for it.
         """
         return len(self.text.read(self.context).training) // self.batch
 
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
         """A `Decoder` of d_model 32 · width, 2 · width heads and 2 · depth blocks."""
-        # torch's layers draw initial values of their own first, from the global generator.
+        # torch's layers first draw initial values from the global generator, which the `with`
+        # statement restores.
         with torch.random.fork_rng(devices=[]):
             return Decoder(
                 BASE_MODEL * scale.width,
@@ -224,7 +233,7 @@ class DecoderOnText(Workload):
             )
 
     def config(self, scale: Scale) -> Mapping[str, Any]:
-        """Sizes, and a description of the text, which differs between versions of Python."""
+        """The model's sizes, and what the text is: it differs between versions of Python."""
         return {
             "workload": self.name,
             "width": scale.width,
@@ -242,13 +251,13 @@ class DecoderOnText(Workload):
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens int64 [16 / world, 64] and the tokens one later: one pass over the chunks."""
+        """(inputs, labels) of each step, int64 [16 / world, 64], in one pass over the text."""
         return training_batches(
             self.text.read(self.context), self.batch, self.shard(rank, world), seed=seed
         )
 
     def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """Tokens int64 [16, 64] of this rank's held-out chunks, shuffled at each pass."""
+        """Held-out tokens int64 [16, 64] of this rank, in a new order at each pass."""
         self.shard(rank, world)
         return probe_batches(
             self.text.read(self.context), self.batch, seed=seed, rank=rank, world=world

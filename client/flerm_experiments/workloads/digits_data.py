@@ -11,17 +11,18 @@ from flerm_experiments.workloads.images import ImageData, Images
 from flerm_experiments.workloads.init import generator
 
 TRAINING_EXAMPLES = 1536
-"""Examples to train on: 24 batches of 64. The other 261 are for probes."""
+"""The number of images to train on: 24 batches of 64. The other 261 are for probes."""
 
 
 @lru_cache(maxsize=1)
 def load_digits_images() -> Images:
     """The images, flattened and standardised.
 
-    Each pixel has its mean and deviation over the training part.
+    From each pixel its mean over the training part is subtracted, and the rest is divided by the
+    pixel's standard deviation over the training part.
 
-    A deviation below one grey level (of 16) counts as one, because a pixel that is hardly ever
-    inked would otherwise be huge in the few images where it is.
+    A standard deviation below one grey level (of 16) counts as one grey level. Otherwise a pixel
+    that is blank in almost all images would have a huge value in the few other images.
     """
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=generator(0, "digits split"))

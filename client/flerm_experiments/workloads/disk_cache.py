@@ -1,6 +1,6 @@
-"""Values that take a minute to make and never change, kept in `$XDG_CACHE_HOME/flerm`.
+"""Files with values that take a minute to compute and never change.
 
-Where the variable is unset, the folder is ~/.cache/flerm.
+The files lie in `$XDG_CACHE_HOME/flerm`, or in ~/.cache/flerm where the variable is unset.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ T = TypeVar("T")
 
 
 def cached_on_disk(name: str, settings: object, make: Callable[[], T]) -> T:
-    """The value of `make()`, tensors and plain values, from the file `name`-DIGEST.pt.
+    """The value of `make()`, read from its file where an earlier call has written one.
 
-    The digest is that of `settings`. Where the file does not exist, `make` is called and the file
-    written.
+    name: the file is called `name`-DIGEST.pt.
+    settings: everything that the value depends on. DIGEST is the digest of its `repr`.
+    make: computes the value, which may hold tensors and plain values.
     """
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -32,6 +33,6 @@ def cached_on_disk(name: str, settings: object, make: Callable[[], T]) -> T:
         return kept
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial:  # several jobs may begin at once
+    with atomic_path(path) as partial:  # several processes may write it at once
         torch.save(made, partial)
     return made

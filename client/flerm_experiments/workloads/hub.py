@@ -1,8 +1,10 @@
-"""The paper's data sets and pretrained models, from the Hugging Face Hub or local copies.
+"""The paper's data sets and pretrained models, from the Hugging Face Hub or from local copies.
 
-`FLERM_DATA` names a folder of copies, for machines without a network. A copy under a name below is
-taken in place of the Hub's. A data set is a folder of Parquet, JSON-lines or CSV files with the
-columns named here. A model is a folder that `save_pretrained` wrote, with its tokenizer's files.
+The environment variable `FLERM_DATA` names a folder of copies, for machines without a network. The
+copy of a data set or model is a folder in it that is called by the key in `DATASETS` or
+`CHECKPOINTS`, and is read in place of the Hub. The copy of a data set holds Parquet, JSON-lines or
+CSV files with the columns of `HubDataset.columns`. The copy of a model is a folder that
+`save_pretrained` wrote, with the files of its tokenizer.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from flerm_experiments.workloads.init import generator
 class HubDataset:
     """A data set of the Hub.
 
-    address: its name there.
-    columns: those that are trained on, joined by a space.
-    options: arguments of `load_dataset` that choose a part of it.
-    documents: how many are read, from the first; None for all.
+    address: its name on the Hub.
+    columns: the columns that are read. Those of a text are joined by a space.
+    options: arguments of `load_dataset` that choose a part of the data set.
+    documents: the number of rows that are read, from the first row on; None for all rows.
     """
 
     address: str
@@ -43,14 +45,14 @@ class HubDataset:
 
 
 DATASETS = {
-    # A tenth of it, as in Appendix A.2.
+    # A tenth of WikiText-103, as in Appendix A.2.
     "wikitext": HubDataset(
         address="Salesforce/wikitext",
         columns=("text",),
         options={"name": "wikitext-103-raw-v1"},
         documents=180_000,
     ),
-    # What the paper's own code takes of them (Appendix A.3).
+    # For "law" and "math", the columns and files that the paper's own code reads (Appendix A.3).
     "law": HubDataset(
         address="harvard-lil/cold-french-law",
         columns=("texte_contexte", "article_contenu_markdown"),
@@ -67,8 +69,8 @@ DATASETS = {
 }
 CHECKPOINTS = {"gpt2": "openai-community/gpt2", "llama": "meta-llama/Llama-3.2-1B"}
 MAX_TOKENS = 4_000_000
-"""A data set's documents are read until there are so many tokens. The paper trains adapters on as
-many."""
+"""The number of tokens after which no further document is read. The paper trains adapters on as
+many tokens."""
 
 
 def _local_copy(name: str) -> str | None:
@@ -78,7 +80,10 @@ def _local_copy(name: str) -> str | None:
 
 
 def _rows(name: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of `SOURCES[name]`, in their order."""
+    """The first rows of `DATASETS[name]`, in their order.
+
+    Raises as `hub_corpus` does.
+    """
     source, copy = DATASETS[name], _local_copy(name)
     datasets = _import_package("datasets", name)
     try:
@@ -110,20 +115,22 @@ def _unreachable_message(name: str, address: str, error: Exception) -> str:
 
 @lru_cache(maxsize=2)
 def hub_corpus(name: str, checkpoint: str, length: int) -> Corpus:
-    """Chunks of `length` tokens of the text called `name` in `DATASETS`.
+    """The text `DATASETS[name]` in chunks of `length` tokens.
 
-    The tokens are those of a checkpoint's tokenizer.
+    An end-of-text token stands after each document. Raises `InvalidInput` where the package
+    datasets or transformers is not installed, and `Unreachable` where neither the Hub nor a copy
+    can be read.
 
-    Documents follow each other with an end-of-text token between them. Raises `InvalidInput`
-    without the package datasets or transformers, `Unreachable` where neither the Hub nor a copy can
-    be read.
+    name: a key of `DATASETS`.
+    checkpoint: the key in `CHECKPOINTS` of the model whose tokenizer is used.
+    length: tokens of a chunk.
     """
-    mark = tokenizer(checkpoint)
+    encode = tokenizer(checkpoint)
     found: list[int] = []
     for row in _rows(name):
         parts = [str(row[column]) for column in DATASETS[name].columns if row.get(column)]
         if parts:
-            found += [*mark(" ".join(parts))["input_ids"], mark.eos_token_id]
+            found += [*encode(" ".join(parts))["input_ids"], encode.eos_token_id]
         if len(found) > MAX_TOKENS:
             break
     return chunked(
@@ -135,15 +142,15 @@ def hub_corpus(name: str, checkpoint: str, length: int) -> Corpus:
 
 @lru_cache(maxsize=2)
 def tokenizer(checkpoint: str) -> Any:
-    """The tokenizer of a checkpoint. Raises as `model` does."""
+    """The tokenizer of `CHECKPOINTS[checkpoint]`. Raises as `model` does."""
     return _pretrained("AutoTokenizer", checkpoint)
 
 
 def model(checkpoint: str) -> nn.Module:
-    """A checkpoint of `CHECKPOINTS`: a causal language model in float32 without dropout.
+    """The causal language model `CHECKPOINTS[checkpoint]`, in float32 and without dropout.
 
-    Raises `InvalidInput` without the package transformers, `Unreachable` where neither the Hub nor
-    a copy can be read.
+    Raises `InvalidInput` where the package transformers is not installed, and `Unreachable` where
+    neither the Hub nor a copy can be read.
     """
     found: nn.Module = _pretrained(
         "AutoModelForCausalLM", checkpoint, dtype=torch.float32, attn_implementation="eager"
@@ -168,7 +175,7 @@ def _pretrained(kind: str, checkpoint: str, **options: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def load_cifar10() -> Images:
-    """CIFAR-10's training images, flattened, with values from -1 to 1 as in the paper's code.
+    """CIFAR-10's training images, flattened, with pixels from -1 to 1 as in the paper's code.
 
     One image in 25 is held out for probes. Raises as `hub_corpus` does.
     """
@@ -192,14 +199,9 @@ CIFAR10 = ImageData("cifar10", "CIFAR-10", 3 * 32 * 32, load_cifar10)
 
 
 def hub_text(name: str, checkpoint: str) -> Text:
-    """The text called `name` in `DATASETS`, in the tokens of a checkpoint.
+    """The text `DATASETS[name]`, in the tokens of the model `CHECKPOINTS[checkpoint]`.
 
-    It is loaded when it is first read.
+    Nothing is loaded before the text is first read.
     """
-    described = {"wikitext": "WikiText-103", "law": "Cold French Law", "math": "MathPile"}[name]
-    return Text(
-        name,
-        described,
-        {"gpt2": 50_257, "llama": 128_256}[checkpoint],
-        partial(hub_corpus, name, checkpoint),
-    )
+    vocabulary = {"gpt2": 50_257, "llama": 128_256}[checkpoint]
+    return Text(name, vocabulary, partial(hub_corpus, name, checkpoint))

@@ -1,4 +1,4 @@
-"""The common part of workloads that classify images: form of the data, data order, loss."""
+"""What all workloads that classify images share: form and order of the data, and the loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ CLASSES = 10
 
 
 class Images(NamedTuple):
-    """The two parts of a fixed split: images float32 [n, features], labels int64 [n]."""
+    """Images to train on, and images that are held out for probes.
+
+    images, held_out_images: float32 [n, features], flattened.
+    labels, held_out_labels: int64 [n].
+    """
 
     images: Tensor
     labels: Tensor
@@ -28,9 +32,11 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageData:
-    """A data set of images in ten classes.
+    """A data set of images in ten classes, which is read when it is first needed.
 
-    features: how many each flattened image has.
+    name: the data set's part in a workload's name.
+    description: what the data set is, as recordings name it.
+    features: the number of values of a flattened image.
     load: reads the images.
     """
 
@@ -50,15 +56,16 @@ class ImageWorkload(Workload):
 
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
         """The model at `scale`."""
-        # torch's layers draw initial values of their own first, from the global generator.
+        # torch's layers first draw initial values from the global generator, which the `with`
+        # statement restores.
         with torch.random.fork_rng(devices=[]):
             return self.make(scale, seed)
 
     @abstractmethod
     def make(self, scale: Scale, seed: int) -> nn.Module:
-        """The model from images [batch, features] to logits [batch, 10].
+        """The model at `scale`, which maps images [batch, features] to logits [batch, 10].
 
-        It is initialised from `seed`.
+        `seed` decides the initial weights.
         """
 
     @abstractmethod
@@ -66,14 +73,14 @@ class ImageWorkload(Workload):
         """The model's sizes."""
 
     def config(self, scale: Scale) -> Mapping[str, Any]:
-        """The model's sizes and the data's name."""
+        """The scale, the model's sizes, and what the data is."""
         scales = {"width": scale.width, "depth": scale.depth, "init_scale": scale.init_scale}
         return {"workload": self.name, **scales, **self.sizes(scale), "data": self.data.description}
 
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [64 / world, features] and labels; every epoch permutes the training part anew."""
+        """Images [64 / world, features] and their labels. Each epoch has an order of its own."""
         shard = self.shard(rank, world)
         data = self.data.load()
         shuffle = generator(seed, f"{self.data.name} order")
@@ -88,7 +95,7 @@ class ImageWorkload(Workload):
         return walk()
 
     def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """Images [64, features], each batch drawn without replacement from the held-out images."""
+        """Batches [64, features] of different held-out images. Each batch is drawn anew."""
         self.shard(rank, world)
         held_out = self.data.load().held_out_images
         draw = generator(seed, f"{self.data.name} probe {rank}")

@@ -1,11 +1,11 @@
 """The `lora-…` workloads: LoRA adapters by peft on language models of transformers (Appendix A.3).
 
-`lora-gpt2` and `lora-llama` need no network. Their models have the shapes of GPT-2 and Llama at a
-width that a processor trains in a minute. They are pretrained on the code of Python's standard
-library, once per machine, and their adapters are trained on its prose. The workloads on a
-checkpoint (`hub`) adapt GPT-2 and Llama-3.2-1B to Cold French Law or MathPile. Everything but the
-adapters is frozen. As in the paper, the learning rate of the adapters' B is swept and that of A is
-fixed. The scale is the LoRA rank; the base's is 2.
+`lora-gpt2` and `lora-llama` need no network. Their models have the architectures of GPT-2 and Llama
+at a width that a processor trains in a minute. The models are pretrained on the code of Python's
+standard library, once per machine. The adapters are then trained on the library's prose. The other
+workloads adapt the checkpoints GPT-2 and Llama-3.2-1B (`hub`) to Cold French Law or MathPile.
+Everything but the adapters is frozen. As in the paper, the learning rate of the adapters' B is the
+run's, and the learning rate of A is fixed. Models differ in LoRA rank alone; the base's is 2.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ PRETRAINING_STEPS, PRETRAINING_RATE = 600, 3e-3
 class Architecture:
     """A model's architecture.
 
-    make: builds the model.
-    adapted: the modules that get adapters, peft's defaults as in the paper.
+    make: builds the small model that is pretrained here.
+    adapted: the names of the modules that get adapters: peft's default, as in the paper.
     """
 
     make: Callable[[], nn.Module]
@@ -54,8 +54,9 @@ class Architecture:
 def _gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # one pass over the data
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    # One pass over the data needs no dropout.
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    special_tokens = {"bos_token_id": 0, "eos_token_id": 0}
     sizes = {
         "vocab_size": BYTE_VOCABULARY,
         "n_positions": CONTEXT,
@@ -64,7 +65,7 @@ def _gpt2() -> nn.Module:
         "n_head": HEADS,
     }
     model: nn.Module = GPT2LMHeadModel(
-        GPT2Config(**sizes, **quiet, **ends, attn_implementation="eager")
+        GPT2Config(**sizes, **dropout, **special_tokens, attn_implementation="eager")
     )
     return model
 
@@ -72,7 +73,7 @@ def _gpt2() -> nn.Module:
 def _llama() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    special_tokens = {"bos_token_id": 0, "eos_token_id": 0}
     heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2}
     sizes = {
         "vocab_size": BYTE_VOCABULARY,
@@ -81,7 +82,11 @@ def _llama() -> nn.Module:
         "num_hidden_layers": BLOCKS,
     }
     config = LlamaConfig(
-        **sizes, **heads, **ends, max_position_embeddings=CONTEXT, attn_implementation="eager"
+        **sizes,
+        **heads,
+        **special_tokens,
+        max_position_embeddings=CONTEXT,
+        attn_implementation="eager",
     )
     model: nn.Module = LlamaForCausalLM(config)
     return model
@@ -94,10 +99,10 @@ ARCHITECTURES = {
 
 
 class LoRAOnText(Workload):
-    """Adapters of LoRA rank 2 at scale 1. Each token is seen once.
+    """Adapters of LoRA rank 2 at scale 1. A run sees each token at most once.
 
-    A step has 16 × 64 bytes of the standard library's prose or, on a checkpoint of the Hub, 8 × 512
-    tokens of `text` as in the paper.
+    A step has 16 × 64 bytes of the standard library's prose. On a checkpoint of the Hub, a step has
+    8 × 512 tokens of `text`, as in the paper.
     """
 
     scales = frozenset({"rank", "batch"})
@@ -111,24 +116,20 @@ class LoRAOnText(Workload):
         self.name = (
             f"lora-{architecture}-{text.name}" if self.checkpoint else f"lora-{architecture}"
         )
-        on = (
-            self.checkpoint
-            or f"a {architecture}-shaped model pretrained on the code of Python's standard library"
-        )
-        self.description = f"LoRA on {on}, continued on {text.description}"
 
     @property
     def steps_available(self) -> int:  # type: ignore[override]
-        """Whole steps in the training part.
+        """Steps of `batch` whole chunks in the text's training part.
 
-        This is a property, because counting reads the library's files.
+        The number is computed when it is asked for, because the text must be read for it.
         """
         return len(self.text.read(self.context).training) // self.batch
 
     def build(self, scale: Scale, *, seed: int) -> nn.Module:
-        """The pretrained model with adapters of LoRA rank 2 · rank, A normal and B zero.
+        """The pretrained model with adapters of LoRA rank r = 2 · rank.
 
-        Raises `InvalidInput` without peft, `Unreachable` where a checkpoint cannot be loaded.
+        A is drawn from N(0, 1/r²), and B is zero. Raises `InvalidInput` where the package peft is
+        not installed, and `Unreachable` where a checkpoint cannot be loaded.
         """
         try:
             from peft import LoraConfig, get_peft_model
@@ -151,12 +152,12 @@ class LoRAOnText(Workload):
             )
             adapted: nn.Module = get_peft_model(model, adapters)
         for name, parameter in adapted.named_parameters():
-            if "lora_A" in name:  # N(0, 1/r²) as peft draws it, but from the run's seed
+            if "lora_A" in name:  # peft's distribution, but drawn from the run's seed
                 normal(parameter, name, seed, 1 / rank)
         return adapted
 
     def config(self, scale: Scale) -> Mapping[str, Any]:
-        """Sizes, and a description of the data."""
+        """The model's sizes, and what the text is."""
         return {
             "workload": self.name,
             "rank": scale.rank,
@@ -171,7 +172,7 @@ class LoRAOnText(Workload):
         }
 
     def fixed_rate(self, name: str) -> float | None:
-        """1e-4 for the adapters' A; that of B is swept."""
+        """1e-4 for the adapters' A; None for their B, which train at the run's rate."""
         return RATE_OF_A if "lora_A" in name else None
 
     def output(self, model: nn.Module, inputs: Tensor) -> Tensor:
@@ -182,13 +183,13 @@ class LoRAOnText(Workload):
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens int64 [batch / world, context] and the tokens one later, in one pass."""
+        """(inputs, labels) of each step, int64 [batch / world, context], in one pass."""
         return training_batches(
             self.text.read(self.context), self.batch, self.shard(rank, world), seed=seed
         )
 
     def probe(self, *, seed: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """Tokens int64 [batch, context] of the held-out chunks."""
+        """Held-out tokens int64 [batch, context] of this rank, in a new order at each pass."""
         self.shard(rank, world)
         return probe_batches(
             self.text.read(self.context), self.batch, seed=seed, rank=rank, world=world
@@ -207,7 +208,7 @@ def _pretrained_model(name: str) -> nn.Module:
 
 @lru_cache(maxsize=2)
 def _pretrained_weights(shape: str) -> dict[str, Tensor]:
-    """The weights after pretraining on the library's code, kept in this machine's cache."""
+    """The weights after pretraining on the library's code, from the disk cache if there."""
     import transformers
 
     about = CODE.read(CONTEXT).description

@@ -1,11 +1,9 @@
-"""`mlp`, `mlp-linear`: deep ReLU and linear networks.
+"""The workloads `mlp` (with ReLU) and `mlp-linear`: deep networks without biases.
 
-For these the transfer of learning rates by µP was proved.
-
-These are the deep linear networks of "A Proof of Learning Rate Transfer under µP" and the same with
-ReLU: an input map, hidden maps of one width, a readout, no biases. Under µP the best rate tends to
-a constant as the width grows. Under the standard and the neural-tangent parametrisation it does
-not.
+A network has an input map, hidden maps of one width, and a readout. The linear networks are those
+of "A Proof of Learning Rate Transfer under µP". That paper proves for them that under µP the best
+learning rate tends to a constant as the width grows, and that it does not under the standard and
+the neural-tangent parametrisation.
 """
 
 from __future__ import annotations
@@ -23,12 +21,13 @@ BASE_HIDDEN, BASE_LAYERS = 32, 3
 
 
 class MLP(nn.Module):
-    """readout(σ(layers[j](… σ(input(x)) …))) with σ the identity where `linear`, else ReLU.
+    """readout(σ(layers[j](… σ(input(x)) …))), initialised by He's rule with fan-in.
 
     hidden: width.
     layers: number of hidden maps.
-    features: of an image.
-    init_scale: multiplies the weights of `layers`, which are else He's by fan-in.
+    features: the number of values of an image.
+    linear: whether σ is the identity and not ReLU.
+    init_scale: factor on the initial weights of `layers`.
     seed: of the initialisation.
     """
 
@@ -69,16 +68,14 @@ class MLPOnImages(ImageWorkload):
         super().__init__(data)
         self.linear = linear
         self.name = "mlp-linear" if linear else "mlp"
-        self.description = f"deep {'linear' if linear else 'ReLU'} network on {data.description}"
 
     def make(self, scale: Scale, seed: int) -> nn.Module:
         """An `MLP` of hidden size 32 · width and 3 · depth hidden maps."""
         sizes = self.sizes(scale)
-        features = self.data.features
         return MLP(
             sizes["hidden"],
             sizes["layers"],
-            features,
+            self.data.features,
             linear=self.linear,
             init_scale=scale.init_scale,
             seed=seed,

@@ -11,14 +11,14 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
 
 class SignSGD(Optimizer):
-    """w ← w − η · sign(∂L/∂w) (Bernstein et al. 2018), without momentum: every entry moves by η."""
+    """w ← w − η · sign(∂L/∂w), without momentum (Bernstein et al. 2018)."""
 
     def __init__(self, params: Iterable[Any], lr: float) -> None:
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Makes one update. Returns the value of `closure` where one is given."""
+        """Makes one update. Returns the loss that `closure` computes, or None without a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -42,8 +42,8 @@ OPTIMIZERS: dict[str, Callable[[ParamGroups, float], Optimizer]] = {
     "adamw-0.1": lambda groups, lr: AdamW(groups, lr, weight_decay=0.1),
 }
 GRADIENT_NORMALISED = frozenset(OPTIMIZERS) - {"sgd"}
-"""Optimisers whose update does not scale with the gradient. µP and the neural-tangent
-parametrisation have other rates for them."""
+"""Optimisers whose update has the same size however large the gradient is. Under µP and the
+neural-tangent parametrisation they have other learning rates than SGD."""
 
 SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
     "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),

@@ -1,20 +1,20 @@
-"""Parametrisations to compare matching with.
+"""Parametrisations to compare matching with: standard, µP and neural-tangent.
 
-Each gives initial weights and learning rates as functions of width.
-
-All three equal the standard one at the base's own width, so that one base serves them all. With
-n = fan_in / the base's fan_in:
+A parametrisation gives each tensor's learning rate and initial variance as functions of width. At
+the base's width all three are the same, so one base model serves all of them. With n = fan_in / the
+base's fan_in, and η the learning rate of the run:
 
 | | input weights, biases | hidden weights | readout weight |
 |---|---|---|---|
-| µP, Adam-like | η | η / n | η / n, initial variance 1/n smaller |
-| µP, SGD | η · fan_out / base fan_out | η | η / n, initial variance 1/n smaller |
+| standard | η | η | η |
+| µP, Adam-like | η | η / n | η / n, initial variance divided by n |
+| µP, SGD | η · fan_out / base fan_out | η | η / n, initial variance divided by n |
 | neural-tangent, Adam-like | η | η / √n | η / √n |
 | neural-tangent, SGD | η | η / n | η / n |
 
 µP is Table 3 of Yang et al. 2022 (arXiv 2203.03466). The neural-tangent parametrisation writes a
-weight as w/√n and trains w at η (Jacot et al. 2018). For the weight itself this is another learning
-rate, which is what is set here.
+weight as w/√n and trains w at η (Jacot et al. 2018). The models here hold the whole weight w/√n.
+The table has the learning rates at which this weight moves as it would by training w.
 """
 
 from __future__ import annotations
@@ -32,19 +32,25 @@ from flerm_experiments.workloads.optimizers import GRADIENT_NORMALISED, ParamGro
 
 @dataclass(frozen=True, slots=True)
 class FanGrowth:
-    """A tensor's fan-in and fan-out divided by the base's; 1 for an end that is the data's."""
+    """A tensor's fan-in and fan-out, each divided by that of the base's tensor.
+
+    The fan-in of input weights and the fan-out of the readout are sizes of the data. Their ratio
+    is 1, and so is the fan-in ratio of a bias.
+    """
 
     fan_in: float
     fan_out: float
 
     @property
     def readout(self) -> bool:
-        """Whether only the fan-in grew, because the outputs are the data's."""
+        """Whether the tensor is the readout's weight: its fan-in grew and its fan-out did not."""
         return self.fan_in > 1 and self.fan_out == 1
 
 
 RateMultiplier = Callable[[FanGrowth, bool], float]
-"""`rate(growth, normalised)`: the factor on η. `normalised` is true for Adam-like optimisers."""
+"""A function (growth, normalised) that gives the factor on η of a tensor.
+
+`normalised` is true for the optimisers in `GRADIENT_NORMALISED`."""
 
 
 def _mup(growth: FanGrowth, normalised: bool) -> float:
@@ -75,13 +81,14 @@ def parameter_groups(
 ) -> ParamGroups:
     """The parameter groups of `model` under parametrisation `name`, one for each learning rate.
 
-    Under µP the readout's weights are made smaller in place. Frozen parameters are in no group.
+    Under µP, the readout's weight is divided by √n in place. Frozen parameters are in no group.
 
-    name: of `PARAMETRIZATIONS`.
-    base: the same architecture at the base's width; only its shapes are read.
-    optimizer: of `OPTIMIZERS`.
+    name: a key of `PARAMETRIZATIONS`.
+    model: the model that is trained.
+    base: a model of the same architecture at the base's width. Only its shapes are read.
+    optimizer: a key of `OPTIMIZERS`.
     lr: η.
-    fixed: tensor name to a learning rate of its own, or None.
+    fixed: gives the fixed learning rate of a tensor by name; None for a tensor without one.
     """
     # Blocks beyond the base's number have the shapes of the base's blocks.
     shapes = {starred(each): parameter.shape for each, parameter in base.named_parameters()}
@@ -105,7 +112,12 @@ def parameter_groups(
 
 
 def _fan_growth(shape: torch.Size, base: torch.Size, *, lookup: bool) -> FanGrowth:
-    """Shapes are [out, in] of a linear map, [in, out] of an embedding, [out] of a bias."""
+    """The growth from shape `base` to `shape`.
+
+    A linear map has shape [out, in], an embedding [in, out], a bias or a norm's gain [out].
+
+    lookup: whether the tensor is an embedding.
+    """
     ratios = [now / then for now, then in zip(shape, base, strict=True)]
     if len(ratios) == 1:
         return FanGrowth(1.0, ratios[0])

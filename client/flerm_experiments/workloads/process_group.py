@@ -35,7 +35,7 @@ class TrainingProcessGroup:
         )
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a detached tensor over the ranks, on every rank."""
+        """The mean of `value` over the ranks, on every rank. `value` is overwritten with it."""
         if self.world > 1:
             distributed.all_reduce(value)
             value /= self.world
@@ -54,8 +54,9 @@ class TrainingProcessGroup:
 def process_group() -> Iterator[TrainingProcessGroup]:
     """Joins the process group that torchrun's environment describes, if there is one.
 
-    The backend is NCCL where every rank of this host has a CUDA device of its own, else gloo on the
-    CPU. The process leaves the group at the end of the body, also when the body raises.
+    The ranks train on CUDA devices where each rank of this host has one of its own, otherwise on
+    the CPU. The backend is NCCL for CUDA devices if torch has it, otherwise gloo. The process
+    leaves the group at the end of the `with` block, also when the block raises.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

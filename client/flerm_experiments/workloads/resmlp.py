@@ -21,9 +21,15 @@ class ResMLP(nn.Module):
 
     x ← input(x); x ← x + layers[j](relu(x)) for each block j; logits = readout(relu(x)).
 
-    There are no norms. Initialisation is He's with biases 0. The blocks' initial weights are
-    divided by √blocks, so that the initial outputs do not depend on depth. The factor is in the
-    weights and not in the forward pass, so it does not act on later updates (Appendix A.1).
+    There are no norms. Initialisation is He's by fan-in, with biases 0. The blocks' initial weights
+    are divided by √blocks, so that the size of the initial outputs does not depend on depth. The
+    forward pass has no such factor, so updates are not divided by √blocks (Appendix A.1).
+
+    hidden: width.
+    blocks: number of blocks.
+    features: the number of values of an image.
+    init_scale: factor on the blocks' initial weights.
+    seed: of the initialisation.
     """
 
     def __init__(
@@ -56,7 +62,6 @@ class ResMLPOnImages(ImageWorkload):
     def __init__(self, data: ImageData) -> None:
         super().__init__(data)
         self.name = "resmlp" if data is DIGITS else f"resmlp-{data.name}"
-        self.description = f"residual MLP (Appendix A.1) on {data.description}"
 
     def make(self, scale: Scale, seed: int) -> nn.Module:
         """A `ResMLP` of hidden size 32 · width and 4 · depth blocks."""

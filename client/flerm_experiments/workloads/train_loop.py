@@ -1,4 +1,4 @@
-"""The one training loop of all workloads: plain, recording or matched, also under DDP."""
+"""The training loop of all workloads: plain, recording or matching, in one process or under DDP."""
 
 from __future__ import annotations
 
@@ -47,33 +47,38 @@ _ALLOWED: dict[str, Collection[str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One training run.
+    """What one training run is to do.
 
     workload: a name of `WORKLOADS`.
-    lr: the learning rate, and the key of the recording in its family.
-    scale: which member of the workload's family is trained.
-    steps: optimiser steps.
-    seed: that of initialisation, data order and probes.
-    optimizer, schedule: names of `OPTIMIZERS` and `SCHEDULES`.
-    mode: "record" keeps the run's FSLRs in the registry; "match" fetches targets, trains at matched
-        rates, and records the run's own FSLRs every 100 steps; "plain" does neither.
-    family: that of the recording; None for the workload's name.
-    registry: its address; None for FLERM_REGISTRY.
-    every: optimiser steps between measurements, None for 100; when matching, between matchings,
-        None for one matching at the start.
+    lr: the learning rate, under which the run is also recorded or finds its targets.
+    scale: the sizes of model and batch, as multiples of the base's.
+    steps: the number of optimiser steps.
+    seed: the seed of initialisation, data order and probes.
+    optimizer: a name of `OPTIMIZERS`.
+    schedule: a name of `SCHEDULES`.
+    mode: "record" keeps the run's FSLRs in the registry. "match" fetches targets, trains at matched
+        rates, and records the run's own FSLRs. "plain" does neither.
+    family: the recording's family; None for the workload's name.
+    registry: the registry's address; None for the address in FLERM_REGISTRY.
+    every: of a recording run, optimiser steps between measurements, None for 100. Of a matching
+        run, optimiser steps between matchings, None for one matching at the start.
     clock: the target clock, as in `FLeRM.match`.
     parametrization: a name of `PARAMETRIZATIONS`.
-    targets: "base" for those of the family's base recordings, or one of the paper's ablations
-        (Appendix C.3 and C.4): "equal" gives all tensors of the base one FSLR, "equal-throughout"
-        all tensors of this model; the FSLRs add up to 1.
-    depth_rule, estimator: as in `FLeRM.match`, empty for its default.
+    targets: where a matching run has its targets from. "base": the family's base recordings.
+        "equal" and "equal-throughout" are ablations of the paper (Appendix C.3 and C.4). "equal":
+        all tensors of the base have the same FSLR, and these add up to 1. "equal-throughout": the
+        same for all tensors of the model that is trained.
+    depth_rule: as `depth` in `FLeRM.match`; empty for the default.
+    estimator: as in `FLeRM.match`; empty for the default.
     weight_decay: as in `FLeRM.match`.
-    batch_rule: a name of `BATCH_RULES`. `lr` stays the rate of the base's batch.
-    role, variant: of the recording, empty for those that go with the mode.
-    tags: of the recording.
+    batch_rule: a name of `BATCH_RULES`, which sets the rate of a bigger batch. `lr` stays the rate
+        of the base's batch.
+    role: the recording's role; empty for "scaled" when matching, else "base".
+    variant: the recording's variant; empty for "matched" when matching, else "plain".
+    tags: the recording's tags.
     source_tags: tags that base recordings must have to be sources of targets.
 
-    Raises `InvalidInput` for a field out of its range, `NotFound` for an unknown workload.
+    Raises `InvalidInput` for a field out of its range, and `NotFound` for an unknown workload.
     """
 
     workload: str
@@ -140,20 +145,24 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The outcome of a job. It is the same on every rank but for `seconds`.
+    """The outcome of a job. Every rank has the same, but for `seconds`.
 
-    world: number of ranks.
-    status: completed, or diverged where a loss was not finite, which ends the run.
-    final_loss: the mean over the last 200 steps, of a run of fewer than 1,000 over the last fifth.
-    losses: the mean over ranks at each step.
-    seconds: wall time of the loop.
-    targets, fslr: output units per unit learning rate; a matched run's `fslr` are those that its
-        `multipliers` were computed from.
-    learning_rates: at the last step.
-    matched: the tensors that have both a target and a measurement, and so a multiplier of their
-        own.
+    job: the job.
+    world: the number of ranks.
+    status: "completed", or "diverged" where a loss was not finite. Such a loss ends the run.
+    final_loss: the mean loss of the last 200 steps; of a run of fewer than 1,000 steps, the mean of
+        the last fifth.
+    losses: the loss of each step, averaged over ranks.
+    seconds: the loop's wall time.
+    targets: a matched run's targets, in output units per unit of learning rate.
+    fslr: measured FSLRs, in output units per unit of learning rate: a recording run's last ones,
+        and those from which a matched run's `multipliers` were computed.
+    multipliers: the multipliers at the end of the run.
+    learning_rates: the learning rates at the last step.
+    matched: the names of the tensors that have a target and a measured FSLR.
 
-    The mappings have an entry for each tensor by name, and are empty for a plain run.
+    The mappings go from tensor names to numbers. A plain run's mappings are empty, and so are the
+    `targets` of a recording run.
     """
 
     job: Job
@@ -174,11 +183,13 @@ class Result:
 
 
 def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> Result:
-    """Runs `job` in this process. Under torchrun every rank calls this function.
+    """Trains as `job` says. Under torchrun every rank calls this function.
 
-    `on_step(step, loss)` is called on rank 0 after every step, counted from 1. Raises what the
-    registry and the measurement raise, on every rank alike, and `FlermError` where the ranks end
-    with different multipliers or weights.
+    Errors of the registry and of measurements are raised on every rank. Raises `FlermError` where
+    the ranks end with different multipliers or weights.
+
+    job: what to train.
+    on_step: called on rank 0 with (step, loss) after every step. Steps count from 1.
     """
     workload = workload_named(job.workload)
     with process_group() as ranks:
@@ -258,7 +269,7 @@ def _attach_flerm(
 
 
 def _ablation_targets(job: Job, workload: Workload) -> Trajectory | None:
-    """The targets of the paper's ablations; None for the registry's targets."""
+    """The targets of the paper's ablations; None where targets come from the registry."""
     if job.targets == "base":
         return None
     model = workload.build(Scale() if job.targets == "equal" else job.scale, seed=job.seed)

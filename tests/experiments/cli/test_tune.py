@@ -88,7 +88,9 @@ def test_further_dimensions_are_searched_on_the_base_and_carried_to_the_target(
 
 def test_flerm_sweep_refuses_a_search(tmp_path: Path, address: str) -> None:
     path = played(tmp_path, options="--kind {kind}", table='[search]\nkind = ["a", "b"]\n')
-    with pytest.raises(InvalidInput, match=r"search: .* has it for flerm tune, but flerm sweep"):
+    with pytest.raises(
+        InvalidInput, match=r"search: .* has the table \[search\], which only flerm tune can run"
+    ):
         sweep(str(path), registry=address)
 
 
