@@ -30,6 +30,7 @@ COLUMNS = 4
 TICKS = 4  # rates written below one panel
 # Space above the losses at the optima and their neighbours, as a part of the range of these losses.
 HEADROOM = 0.35
+LONGEST = 30  # letters of a title or a label
 LABEL = 15  # pixels between two labels of curves
 PANEL = 260  # about the height of a panel in pixels, by which labels are kept apart
 
@@ -72,7 +73,7 @@ def transfer_figure(
         point.loss for curves in drawn.values() for points in curves.values() for point in points
     ]
     if not losses:
-        return nothing("No settled curve yet")
+        return nothing("No run with a final loss yet")
     labels = list(dict.fromkeys(label for curves in drawn.values() for label in curves))
     colours = dict(zip(labels, [GREY, *sequential(len(labels) - 1)], strict=True))
     low, high = _loss_range(drawn, losses)
@@ -146,9 +147,14 @@ def _ticks(panels: Mapping[str, Mapping[str, Points]], ends: Sequence[float]) ->
     return ticks
 
 
+def _brief(name: str) -> str:
+    """A name as it is written in the figure: its beginning, where it does not fit."""
+    return text(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…")
+
+
 def _title(title: str, panel: _Panel) -> dict[str, Any]:
     return {
-        "text": f"<b>{text(title)}</b>", "x": panel.left + panel.width / 2, "xref": "paper",
+        "text": f"<b>{_brief(title)}</b>", "x": panel.left + panel.width / 2, "xref": "paper",
         "y": panel.bottom + panel.height, "yref": "paper", "showarrow": False,
         "xanchor": "center", "yanchor": "bottom",
     }  # fmt: skip
@@ -176,7 +182,7 @@ def _labels(
             (left if point is seen[0] else right).append(place)
     return [
         {
-            "text": text(label), "x": math.log10(point.lr), "y": number(point.loss),
+            "text": _brief(label), "x": math.log10(point.lr), "y": number(point.loss),
             "xref": f"x{panel.suffix}", "yref": f"y{panel.suffix}", "showarrow": False,
             "xanchor": anchor, "yanchor": "middle", "xshift": shift, "yshift": up,
             "font": {"color": colours[label], "size": 12},

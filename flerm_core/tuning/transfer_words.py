@@ -102,4 +102,4 @@ def cost_words(cost: float) -> str:
 
 def signed(value: float) -> str:
     """A shift with its sign, and a minus as long as the plus."""
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0.00"

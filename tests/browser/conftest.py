@@ -19,6 +19,7 @@ from tests.conftest import RegistryProcess, launch_registry
 
 MEMORY = Path("/dev/shm")  # thousands of commits need not wait for a disk
 LONG = "research-platform/" + "a-name-chosen-without-a-thought-of-tables-" * 2
+UNBROKEN = "a_setting_without_a_space_" * 6
 EVIL = '<img src=x onerror="document.title=1">'
 
 
@@ -66,8 +67,11 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
             loss=1.0,
             listed=evil,
             tags={"note": EVIL},
-            config={"kind": EVIL},
+            config={"kind": EVIL, UNBROKEN: 1},
         )
+        for variant in ("plain", UNBROKEN[:60]):
+            scaled = {"role": "scaled", "config": {"kind": EVIL, UNBROKEN: 4}}
+            gallery.record(found.store, "evil", lr=1e-3, loss=1.0, variant=variant, **scaled)
         yield found
 
 

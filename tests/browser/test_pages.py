@@ -310,7 +310,7 @@ def test_a_wrong_question_is_answered_in_words(open_page: Open, filled: Gallery)
     expect(page.locator(".lead")).to_contain_text("family 'none' is not in this registry")
 
 
-def test_words_from_outside_are_never_markup(open_page: Open, filled: Gallery):
+def test_words_from_outside_are_never_markup_and_fit_a_phone(open_page: Open, filled: Gallery):
     for path in (
         "/families/evil",
         f"/recordings/{filled.ids['evil']}",
@@ -319,6 +319,8 @@ def test_words_from_outside_are_never_markup(open_page: Open, filled: Gallery):
         page = open_page(filled.url + path)
         expect(page.locator("img[src=x]")).to_have_count(0)
         assert page.title() != "1"
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
     assert EVIL in page.locator(".legendtext").all_text_contents()
 
 

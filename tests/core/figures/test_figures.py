@@ -29,7 +29,7 @@ def test_names_from_outside_are_text_not_markup():
 def test_a_figure_without_data_says_what_is_missing():
     assert "No measurement yet" in json.dumps(fslr_figure(trajectory([])))
     assert "flerm.log" in json.dumps(run_figure(trajectory([[1] * 4])))
-    assert "No settled curve" in json.dumps(transfer_figure({}))
+    assert "No run with a final loss" in json.dumps(transfer_figure({}))
     groups = Trajectory(["layers.*.attn.q.weight"], [()], [1], [[2.0]])
     assert "Depth groups only" in json.dumps(fslr_figure(groups))
     assert [each["y"] for each in fslr_figure(groups, groups.names)["data"]] == [[2.0]]

@@ -46,6 +46,11 @@ def test_every_curve_has_its_label_beside_it_and_none_lies_over_another() -> Non
     assert [note["font"]["color"] for note in notes[1:]] == colours
 
 
+def test_a_long_name_is_cut_where_it_would_not_fit() -> None:
+    notes = transfer_figure({"v" * 60: {"base": losses_at(-6)}})["layout"]["annotations"]
+    assert [note["text"] for note in notes] == [f"<b>{'v' * 29}…</b>", "base"]
+
+
 def test_panels_stand_in_rows_of_so_many_columns() -> None:
     curves = {str(at): {"base": losses_at(-6)} for at in range(3)}
     layout = transfer_figure(curves, columns=1)["layout"]
@@ -74,4 +79,4 @@ def test_transfer_figures_show_the_optima_and_not_what_is_far_off() -> None:
 def test_transfer_figures_leave_out_what_diverged_and_say_when_nothing_is_there() -> None:
     lost = LossPoint(lr=2.0**-2, loss=float("nan"), spread=float("nan"), seeds=0, diverged=2)
     assert len(transfer_figure({"plain": {"base": [*losses_at(-6), lost]}})["data"][0]["x"]) == 7
-    assert transfer_figure({})["layout"]["annotations"][0]["text"] == "No settled curve yet"
+    assert transfer_figure({})["layout"]["annotations"][0]["text"] == "No run with a final loss yet"

@@ -122,7 +122,7 @@ def percent(value: float) -> str:
     """A cost with its sign; a word where training diverges, a dash for NaN."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "diverged"
-    return f"{100 * value:+.1f} %".replace("-", "−")
+    return f"{100 * value:+.1f} %".replace("-", "−") if abs(value) >= 0.0005 else "0.0 %"
 
 
 def setting(value: object) -> str:
