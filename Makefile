@@ -110,7 +110,7 @@ zoo: install $(ZOO_ENV)/.done  ## record and match some 110 architectures, and w
 test-cuda: install  ## on one GPU, at most 6 minutes: precisions, optimisers, compilers, streams, and a table of memory and time
 	$(BIN)/python -m pytest -s -q -rs tests/cuda
 
-scripts: install  ## training loops in the manner of public ones: plain, recorded and resumed
+scripts: install  ## training loops in the manner of public ones and unusual ones: plain, recorded, matched, resumed, on two ranks
 	$(BIN)/python -m pytest $(PARALLEL) tests/scripts
 
 $(AXE):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -96,9 +97,12 @@ def text(count: int, length: int, vocabulary: int, seed: int) -> Tensor:
 
 
 def targets_of(recorded: Trained) -> dict[str, float]:
-    """A quarter of the FSLRs of a recorded run's last row, by tensor."""
+    """A quarter of each tensor's last FSLR in a recorded run."""
     assert recorded.flerm is not None
-    return {name: value / 4 for name, value in recorded.flerm.fslr.items()}
+    rows = recorded.flerm.trajectory
+    columns = dict(zip(rows.names, rows.values.T, strict=True))
+    known = {name: columns[name][np.isfinite(columns[name])] for name in recorded.flerm.multipliers}
+    return {name: float(values[-1]) / 4 for name, values in known.items() if len(values)}
 
 
 def assert_matched(plain: Trained, matched: Trained, targets: Mapping[str, float]) -> None:

@@ -115,7 +115,7 @@ def accelerate(mode: str | None, resume: str | None = None, **keywords: Any) -> 
 
 
 def lightning(mode: str | None, resume: str | None = None, **keywords: Any) -> dict[str, Any]:
-    from integrations.test_lightning import Classifier, data, probe
+    from client.integrations.test_lightning import Classifier, data, probe
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.strategies import ModelParallelStrategy
