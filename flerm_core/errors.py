@@ -86,6 +86,14 @@ class Unsupported(FlermError, TypeError):
     exit_code = 2
 
 
+def printable(text: str, *, kept: str = "") -> str:
+    """`text` with a blank in the place of each character that is not printable, but for `kept`.
+
+    What comes from elsewhere could otherwise move the cursor of a terminal, or hide its text.
+    """
+    return "".join(each if each.isprintable() or each in kept else " " for each in text)
+
+
 def join_names(items: Iterable[object], most: int = 20) -> str:
     """The items as a phrase, at most `most` of them by name."""
     found = [str(item) for item in items]

@@ -152,6 +152,8 @@ def _without_garbage_collection(wanted: bool) -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
+    from flerm_core.errors import printable
+
     if message:
-        sys.stderr.write(f"flerm: {' '.join(message.split())}\n")
+        sys.stderr.write(f"flerm: {printable(' '.join(message.split()))}\n")
     return code

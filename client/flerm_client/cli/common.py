@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 
-from flerm_core.errors import InvalidInput, Refused
+from flerm_core.errors import InvalidInput, Refused, printable
 
 if TYPE_CHECKING:
     from flerm_client.registry.client import RegistryClient
@@ -140,7 +140,7 @@ def plain(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """Prints one JSON document."""
-    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+    say(json.dumps(plain(value), indent=2, ensure_ascii=False))
 
 
 def print_table(
@@ -241,13 +241,13 @@ def transfer(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def say(text: str) -> None:
-    """Prints one line to standard output."""
-    sys.stdout.write(text + "\n")
+    """Prints text to standard output."""
+    sys.stdout.write(printable(text, kept="\n\t") + "\n")
 
 
 def complain(text: str) -> None:
     """Prints one line to standard error."""
-    sys.stderr.write(f"flerm: {text}\n")
+    sys.stderr.write(f"flerm: {printable(text)}\n")
 
 
 def number(value: float | None) -> str:
@@ -269,4 +269,4 @@ def _cell(value: object) -> str:
         return "–"
     if isinstance(value, float):
         return number(value)
-    return escape(str(value))
+    return escape(printable(str(value), kept="\n"))

@@ -25,7 +25,7 @@ import grpc
 
 from flerm_client.registry.address import RegistryAddress, Token
 from flerm_client.registry.calls import UNARY_SECONDS, RegistryCalls
-from flerm_core.errors import FlermError, InvalidInput, Unauthenticated, Unreachable
+from flerm_core.errors import FlermError, InvalidInput, Unauthenticated, Unreachable, printable
 from flerm_proto.status_codes import error_of
 from flerm_proto.v1.registry_pb2_grpc import RegistryStub
 
@@ -173,7 +173,7 @@ class Connection(RegistryCalls):
             time.sleep(pause)
 
     def _error_of(self, error: Any) -> FlermError:
-        code, details = error.code(), error.details() or ""
+        code, details = error.code(), printable(error.details() or "")
         if code == grpc.StatusCode.UNAUTHENTICATED:
             return Unauthenticated(
                 details or f"{self.address.text} wants a token: set FLERM_TOKEN or FLERM_TOKEN_FILE"

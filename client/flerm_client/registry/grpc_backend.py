@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from flerm_client.registry.backend import RegistryBackend, RegistryInfo
 from flerm_client.registry.calls import APPEND_BYTES, APPEND_ROWS, RegistryCalls
 from flerm_client.spool.writer import start_request
+from flerm_core.errors import DataLoss, FlermError
 from flerm_core.matching.targets import Targets
 from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
@@ -40,29 +43,36 @@ class GrpcBackend(RegistryBackend):
     def info(self) -> RegistryInfo:
         """Calls ServerInfo."""
         answer = self._calls.unary("ServerInfo", pb.ServerInfoRequest())
-        return RegistryInfo(
-            version=answer.version,
-            schema_revision=answer.schema_revision,
-            api_versions=tuple(answer.api_versions),
-            now=timestamp_from_proto(answer.now),
-            max_parameters=answer.max_parameters,
-            max_rows_per_append=answer.max_rows_per_append,
-        )
+        with _reading("ServerInfo"):
+            return RegistryInfo(
+                version=answer.version,
+                schema_revision=answer.schema_revision,
+                api_versions=tuple(answer.api_versions),
+                now=timestamp_from_proto(answer.now),
+                max_parameters=answer.max_parameters,
+                max_rows_per_append=answer.max_rows_per_append,
+            )
 
     def register_family(self, name: str, description: str, blocks: Sequence[str]) -> Family:
         """Calls RegisterFamily."""
         request = pb.RegisterFamilyRequest(name=name, description=description, blocks=blocks)
-        return recording_messages.family_from_proto(self._calls.unary("RegisterFamily", request))
+        with _reading("RegisterFamily"):
+            return recording_messages.family_from_proto(
+                self._calls.unary("RegisterFamily", request)
+            )
 
     def families(self, prefix: str = "") -> Iterator[Family]:
         """Calls ListFamilies, page by page."""
         for page in self._calls.pages("ListFamilies", pb.ListFamiliesRequest(prefix=prefix)):
-            yield from map(recording_messages.family_from_proto, page.families)
+            with _reading("ListFamilies"):
+                found = list(map(recording_messages.family_from_proto, page.families))
+            yield from found
 
     def rename_family(self, name: str, new_name: str) -> Family:
         """Calls RenameFamily."""
         request = pb.RenameFamilyRequest(name=name, new_name=new_name)
-        return recording_messages.family_from_proto(self._calls.unary("RenameFamily", request))
+        with _reading("RenameFamily"):
+            return recording_messages.family_from_proto(self._calls.unary("RenameFamily", request))
 
     def start(self, spec: RecordingSpec, attempt: Attempt | None) -> None:
         """Calls StartRecording."""
@@ -101,14 +111,12 @@ class GrpcBackend(RegistryBackend):
         request = recording_messages.ending_to_proto(
             ending, recording_id=recording_id, attempt=attempt
         )
-        return recording_messages.recording_from_proto(
-            self._calls.unary("FinishRecording", request)
-        )
+        return self._recording("FinishRecording", request)
 
     def tag(self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str]) -> Recording:
         """Calls TagRecording."""
         request = pb.TagRecordingRequest(recording_id=recording_id, set=tags, remove=remove)
-        return recording_messages.recording_from_proto(self._calls.unary("TagRecording", request))
+        return self._recording("TagRecording", request)
 
     def delete(self, recording_id: str) -> int:
         """Calls DeleteRecording."""
@@ -119,12 +127,18 @@ class GrpcBackend(RegistryBackend):
         """Calls ListRecordings, page by page."""
         request = recording_messages.filter_to_proto(filters)
         for page in self._calls.pages("ListRecordings", request):
-            yield from map(recording_messages.recording_from_proto, page.recordings)
+            with _reading("ListRecordings"):
+                found = list(map(recording_messages.recording_from_proto, page.recordings))
+            yield from found
 
     def recording(self, recording_id: str) -> Recording:
         """Calls GetRecording."""
         request = pb.GetRecordingRequest(recording_id=recording_id)
-        return recording_messages.recording_from_proto(self._calls.unary("GetRecording", request))
+        return self._recording("GetRecording", request)
+
+    def _recording(self, method: str, request: Any) -> Recording:
+        with _reading(method):
+            return recording_messages.recording_from_proto(self._calls.unary(method, request))
 
     def trajectory(
         self, query: TrajectoryQuery, progress: Callable[[int, int], None] | None = None
@@ -141,7 +155,8 @@ class GrpcBackend(RegistryBackend):
                     progress(received, total)
                 yield chunk
 
-        return query_messages.trajectory_from_proto(counted())[1]
+        with _reading("GetTrajectory"):
+            return query_messages.trajectory_from_proto(counted())[1]
 
     def auxiliary(
         self, recording_id: str, first_step: int | None, last_step: int | None
@@ -150,16 +165,30 @@ class GrpcBackend(RegistryBackend):
         request = pb.GetTrajectoryRequest(
             recording_id=recording_id, first_step=first_step, last_step=last_step, auxiliary=True
         )
-        return query_messages.auxiliary_from_proto(self._calls.trajectory(request))
+        with _reading("GetTrajectory"):
+            return query_messages.auxiliary_from_proto(self._calls.trajectory(request))
 
     def targets(self, query: TargetQuery) -> Targets:
         """Calls GetTargets."""
-        return query_messages.targets_from_proto(
-            self._calls.stream("GetTargets", query_messages.target_query_to_proto(query))
-        )
+        request = query_messages.target_query_to_proto(query)
+        with _reading("GetTargets"):
+            return query_messages.targets_from_proto(self._calls.stream("GetTargets", request))
 
     def best(self, query: BestQuery) -> Best:
         """Calls GetBest."""
-        return query_messages.best_from_proto(
-            self._calls.unary("GetBest", query_messages.best_query_to_proto(query))
-        )
+        request = query_messages.best_query_to_proto(query)
+        with _reading("GetBest"):
+            return query_messages.best_from_proto(self._calls.unary("GetBest", request))
+
+
+@contextmanager
+def _reading(method: str) -> Iterator[None]:
+    """Raises `DataLoss` where an answer has values that no registry gives, such as a wrong date."""
+    try:
+        yield
+    except FlermError:
+        raise
+    except ValueError as error:
+        raise DataLoss(
+            f"the registry answered {method} with what it may not hold: {error}"
+        ) from error

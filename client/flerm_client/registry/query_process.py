@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import os
 import selectors
 import struct
@@ -45,6 +46,9 @@ log = logging.getLogger("flerm.query")
 
 _LENGTH = struct.Struct("<I")
 _EXTRA_SECONDS = 3.0  # beyond the time limit: the child's own start and end
+# Of one answer, from its first byte on: a registry could otherwise send one without end. The
+# largest answers over slow networks stay far below.
+_MOST_SECONDS, _MOST_BYTES = 600.0, 1 << 30
 
 
 def fetch_targets(
@@ -162,9 +166,13 @@ class ChildCalls(RegistryCalls):
         raise self._reported(report)
 
     def _read(self, child: subprocess.Popen[bytes]) -> bytes:
-        """What the child writes. Raises `Unreachable` where it writes nothing for too long."""
+        """What the child writes.
+
+        Raises `Unreachable` where it writes nothing for too long, or without end.
+        """
         assert child.stdout is not None
         found: list[bytes] = []
+        left, end = _MOST_BYTES, math.inf
         with child.stdout as output, selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
             while True:
@@ -174,6 +182,14 @@ class ChildCalls(RegistryCalls):
                 if not part:
                     return b"".join(found)
                 found.append(part)
+                left -= len(part)
+                end = min(end, time.monotonic() + _MOST_SECONDS)
+                if left < 0 or time.monotonic() > end:
+                    raise errors.Unreachable(
+                        f"{self.address.text} sends an answer without end, of which "
+                        f"{(_MOST_BYTES - left) >> 20} MiB came: see whether a FLeRM registry is "
+                        "at this address"
+                    )
 
     def _silent(self) -> errors.Unreachable:
         return errors.Unreachable(f"{self.address.text} did not answer within {self._timeout:g} s")

@@ -15,7 +15,7 @@ from torch import nn
 
 from flerm_client.training.git_commit import git_commit
 from flerm_client.training.run_options import RunOptions
-from flerm_core.errors import InvalidInput
+from flerm_core.errors import InvalidInput, printable
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.parameter_bands import bands_of
 from flerm_core.records.recording import ParameterList, RecordingSpec
@@ -107,7 +107,7 @@ def _jsonable(value: Any, depth: int = 0) -> Any:
     """`value` with plain JSON values in its place, nested at most 8 deep."""
     if isinstance(value, Mapping) and depth < 8:
         return {
-            _printable(str(key))[:256] or "_": _jsonable(item, depth + 1)
+            printable(str(key))[:256] or "_": _jsonable(item, depth + 1)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple) and depth < 8:
@@ -117,11 +117,7 @@ def _jsonable(value: Any, depth: int = 0) -> Any:
     # Beyond 2**53 a JSON number is no longer exact.
     if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**53:
         return value
-    return _printable(str(value))
-
-
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() else " " for each in text)
+    return printable(str(value))
 
 
 def parameter_list(model: MeasuredModel, band_overrides: Mapping[str, str] | None) -> ParameterList:

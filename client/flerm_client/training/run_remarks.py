@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from flerm_core._warnings import warn
-from flerm_core.errors import join_names
+from flerm_core.errors import join_names, printable
 from flerm_core.records.validation import MAX_REMARK, MAX_REMARKS
 
 
@@ -117,5 +117,5 @@ def unmeasured_sentence(who: str, names: Sequence[str]) -> str:
 
 
 def _short(sentence: str) -> str:
-    printable = "".join(each if each.isprintable() else " " for each in sentence)
-    return printable if len(printable) <= MAX_REMARK else f"{printable[: MAX_REMARK - 1]}…"
+    text = printable(sentence)
+    return text if len(text) <= MAX_REMARK else f"{text[: MAX_REMARK - 1]}…"

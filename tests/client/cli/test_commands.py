@@ -10,7 +10,9 @@ import subprocess
 import sys
 import uuid
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 import typer
@@ -20,6 +22,8 @@ from flerm_client import RegistryClient
 from flerm_client.cli import build, main
 from flerm_core import Trajectory
 from flerm_core.records.recording import Ending
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +58,38 @@ def answer(capsys, *arguments: str):
     code, out, err = run(capsys, *arguments, "--json")
     assert (code, err) == (0, "")
     return json.loads(out)
+
+
+class Escaping(rpc.RegistryServicer):
+    """A registry whose texts have control sequences of terminals."""
+
+    text = "red \x1b[31m \x9b2J \r\x07 \u202e end"
+
+    def ListFamilies(self, request, context):
+        return pb.ListFamiliesResponse(families=[pb.Family(name=self.text, description=self.text)])
+
+    def GetBest(self, request, context):
+        return pb.Best(family=self.text, advice=self.text, experiment=self.text)
+
+    def GetRecording(self, request, context):
+        context.abort(grpc.StatusCode.NOT_FOUND, self.text)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["families"], ["families", "--json"], ["best", "mlp"], ["show", str(uuid.uuid4())]],
+)
+def test_what_a_registry_says_does_not_steer_the_terminal(capsys, command):
+    server = grpc.server(ThreadPoolExecutor(2))
+    rpc.add_RegistryServicer_to_server(Escaping(), server)
+    address = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        _, out, err = run(capsys, *command, "--registry", address)
+    finally:
+        server.stop(None)
+    assert "red" in out + err and "end" in out + err
+    assert all(each.isprintable() or each == "\n" for each in out + err)
 
 
 def test_tags_names_and_recordings_are_changed_afterwards(sweep, capsys):

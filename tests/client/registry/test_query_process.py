@@ -6,14 +6,19 @@ import socket
 import sys
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 from spooled import NAMES, SHAPES, spec_of, write_run
 
 from flerm_client.cli import main
+from flerm_client.registry import query_process
 from flerm_client.registry.query_process import fetch_best, fetch_targets
 from flerm_core.errors import FlermError, InvalidInput, NotFound, Unreachable
 from flerm_core.records.queries import TargetQuery
+from flerm_proto.v1 import registry_pb2 as pb
+from flerm_proto.v1 import registry_pb2_grpc as rpc
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +83,29 @@ def test_a_registry_that_accepts_and_never_answers_is_given_up_in_time():
         with pytest.raises(Unreachable):
             fetch_targets(address, query("mlp"), timeout=1.0)
         assert time.monotonic() - begin < 20
+
+
+class Endless(rpc.RegistryServicer):
+    """A registry whose targets have no end."""
+
+    def GetTargets(self, request, context):
+        yield pb.TargetsChunk(header=pb.TargetsHeader(names=["w"]))
+        while True:
+            yield pb.TargetsChunk(rows=pb.TargetsRows(steps=[1] * 1000))
+
+
+@pytest.mark.parametrize(("limit", "most"), [("_MOST_SECONDS", 0.0), ("_MOST_BYTES", 1 << 20)])
+def test_a_registry_that_sends_targets_without_end_is_given_up(monkeypatch, limit, most):
+    monkeypatch.setattr(query_process, limit, most)
+    server = grpc.server(ThreadPoolExecutor(2))
+    rpc.add_RegistryServicer_to_server(Endless(), server)
+    address = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        with pytest.raises(Unreachable, match=r"sends an answer without end, of which \d+ MiB"):
+            fetch_targets(address, query("mlp"), timeout=20)
+    finally:
+        server.stop(None)
 
 
 def test_the_cached_answer_of_the_same_query_counts_when_the_registry_is_down(
