@@ -1,4 +1,4 @@
-"""A small GPT on the text of Python's standard library, under torchrun with DDP or alone.
+"""A small GPT on the source text of Python's standard library, in one process or by DDP.
 
     torchrun --nproc-per-node 2 train.py --lr 0.003 --width 64
 
@@ -23,7 +23,7 @@ CONTEXT, BATCH = 64, 16
 
 
 class Block(nn.Module):
-    """Attention and a multilayer perceptron, each behind a norm and beside a residual."""
+    """Attention and a multilayer perceptron, each a residual branch that begins with a norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -43,17 +43,17 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Predicts the next byte."""
+    """Predicts the next byte of a text."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(256, width), nn.Embedding(CONTEXT, width)
+        self.tokens, self.positions = nn.Embedding(256, width), nn.Embedding(CONTEXT, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Maps bytes [N, T] to logits [N, T, 256]."""
-        x = self.tokens(tokens) + self.places.weight[: tokens.shape[1]]
+        x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
@@ -67,7 +67,7 @@ def text() -> torch.Tensor:
 
 
 def batches(data: torch.Tensor, seed: int) -> Iterator[torch.Tensor]:
-    """Endless windows of the text, [N, T + 1]."""
+    """Endless batches of random windows of the text, [N, T + 1]."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         starts = torch.randint(len(data) - CONTEXT - 1, (BATCH,), generator=generator)

@@ -125,12 +125,11 @@ def match_rows(
     """`match_targets` for T steps at once: the targets, float64 [T], by name.
 
     base: the base's FSLRs at these steps by name, float64 [T] each.
-    names: as in `match_targets`.
     whole_run: the base's FSLRs over its whole run (`thinned_columns`), whatever the T steps are.
     bands: the base's bands by name. They serve to check block axes that were found from names and
         not given. An axis along which a depth group has several bands counts layers of different
         kinds (a plain MLP in a `torch.nn.Sequential`), and is refused.
-    blocks, depth: as in `match_targets`.
+    names, blocks, depth: as in `match_targets`.
 
     Raises as `match_targets` does.
     """

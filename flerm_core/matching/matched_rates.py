@@ -112,7 +112,7 @@ class MatchedRates:
 
     @property
     def ratio_trajectory(self) -> Trajectory:
-        """`ratios` as a trajectory without unit, for figures."""
+        """`ratios` as a trajectory, for figures. The values have no unit."""
         listed = self.parameters
         return Trajectory(listed.names, listed.shapes, self.steps, self.ratios, bands=listed.bands)
 
@@ -122,7 +122,9 @@ class MatchedRates:
         return int(self.steps[np.flatnonzero(self.matched)[-1]])
 
     def at(self, step: int | None = None) -> list[TensorRate]:
-        """Every tensor at a measured step; None: at `match_step`.
+        """The rates of every tensor at one measured step.
+
+        step: the step; None for `match_step`.
 
         Raises `NotFound` for a step that is not in `steps`.
         """
@@ -194,8 +196,7 @@ def matched_rates(
     """The rates of a matched run.
 
     recording: the matched run's recording.
-    run: the recording's trajectory, T rows.
-    auxiliary: the auxiliary values of the same rows.
+    run, auxiliary: the recording's trajectory, and the auxiliary values of its rows.
     find: gives the recording with an id, and raises `NotFound` for a deleted one.
     load: gives the trajectory of the recording with an id.
     blocks: the family's block axes.
@@ -217,8 +218,7 @@ def matched_rates(
     matched[0] |= not matched.any()
     parameters = run.parameters.select(columns.tolist())
     steps, tokens = run.steps[rows], run.tokens[rows]
-    # What the run reached where multipliers changed. A tensor whose multiplier stayed 1 is taken at
-    # the first match.
+    # What a tensor reached where its multiplier changed, or at the first match if it stayed 1.
     first = np.arange(len(rows)) == np.flatnonzero(matched)[0]
     held = _last(np.where(changes | first[:, None], factors * fslr, np.nan))
     targets, depth, clock = held, "", ""

@@ -177,14 +177,7 @@ def build_targets(
     recordings = [each for group in sources.values() for each in group]
     spec = recordings[0].spec
     _check_dimensions(query, everything[0])
-    steps = (
-        np.unique(np.concatenate([each.steps for each in everything]))
-        if query.step is None
-        else np.array([query.step])
-    )
-    if max_values:
-        width = len(query.names) or len(everything[0].names)
-        steps = steps[thin(len(steps), max(2, max_values // max(width, 1)))]
+    steps = _steps(query, everything, max_values)
     axes = query.blocks or tuple(blocks)
     names, table, spread = _tables(query, loaded, steps, axes)
     final_step, final_tokens = _ends(recordings, everything)
@@ -209,6 +202,17 @@ def build_targets(
         final_tokens=final_tokens,
         remarks=match_remarks(everything[0].names, names, bands=_bands(everything[0]), blocks=axes),
     )
+
+
+def _steps(query: TargetQuery, runs: list[Trajectory], max_values: int) -> NDArray[np.int64]:
+    """The steps to give targets for: `query`'s, or all of `runs`, thinned to `max_values`."""
+    if query.step is not None:
+        return np.array([query.step])
+    steps = np.unique(np.concatenate([each.steps for each in runs]))
+    if not max_values:
+        return steps
+    width = len(query.names) or len(runs[0].names)
+    return steps[thin(len(steps), max(2, max_values // max(width, 1)))]
 
 
 def _ends(recordings: list[Recording], runs: list[Trajectory]) -> tuple[int, int | None]:

@@ -79,7 +79,7 @@ class ExperimentRun:
 
     @classmethod
     def of(cls, recording: Recording) -> ExperimentRun:
-        """The run of a recording, which may be without its parameters."""
+        """The run that `recording` describes. Its list of parameters is not needed."""
         spec = recording.spec
         key = comparability_of(spec).optimizer_key
         settings = settings_of(spec.config, spec.tags, key)

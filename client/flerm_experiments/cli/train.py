@@ -27,7 +27,8 @@ WorkloadName = Annotated[
     ),
 ]
 LearningRate = Annotated[
-    float, typer.Option(help="The learning rate: the family's key when recording or matching.")
+    float,
+    typer.Option(help="The learning rate, under which a run is recorded or finds its targets."),
 ]
 Width = Annotated[int, typer.Option(help="Multiple of the base model's width.")]
 Depth = Annotated[int, typer.Option(help="Multiple of the base model's depth.")]
@@ -128,7 +129,7 @@ def train(
 
 
 def _with_progress(job: Job, run: Any) -> Result:
-    """Runs `job`, with a progress bar on standard error where that is a terminal."""
+    """Runs `job`, with a progress bar where standard error is a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -156,11 +157,11 @@ def _with_progress(job: Job, run: Any) -> Result:
 
 
 def _report(result: Result) -> None:
-    """Prints one line on the run, and for a recorded or matched run the table of its tensors."""
+    """Prints the outcome in one line, for a recorded or matched run below a table of tensors."""
     from rich.console import Console
     from rich.table import Table
 
-    # rich assumes 80 columns for a pipe, which would cut the table's columns.
+    # For a pipe rich assumes 80 columns, and would cut the table.
     console = Console(width=None if Console().is_terminal else 120)
     job = result.job
     if result.fslr:

@@ -99,9 +99,10 @@ class Workload(ABC):
     def step_batches(
         self, scale: Scale, *, seed: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rank `rank`'s part of each step's (inputs, labels) at `scale`.
+        """For each step at `scale`, the (inputs, labels) that rank `rank` of `world` trains on.
 
-        A step has the examples of `scale.batch` successive steps of the base.
+        A step has the examples of `scale.batch` successive steps of the base. Raises as `batches`
+        does.
         """
         parts = self.batches(seed=seed, rank=rank, world=world)
         if scale.batch == 1:

@@ -1,4 +1,4 @@
-"""Published rules for the learning rate and the moments of another batch size."""
+"""Published rules that adapt the learning rate to a bigger batch without matching."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ BATCH_RULES: dict[str, Callable[[Optimizer, int], None]] = {
     "sqrt-moments": _square_root_and_moments,
     "linear": _linear,
 }
-"""Rule to what it changes in an optimiser that was set up for the base's batch. The second argument
-is the batch as a multiple of the base's.
+"""Functions (optimizer, times) by the rule's name. Each changes an optimiser that was set up for
+the base's batch, so that it fits a batch `times` as large.
 
-"": nothing.
-sqrt: rates times the square root (for Adam, Malladi et al. 2022, arXiv 2205.10287).
-sqrt-moments: the same, and moments that forget a gradient after as many examples as the base's do
-    (arXiv 2507.07101). Such a run cannot be matched: its moments are not those of the base.
-linear: rates times the multiple (Goyal et al. 2017, arXiv 1706.02677).
+"": changes nothing.
+sqrt: multiplies learning rates by √times (for Adam, Malladi et al. 2022, arXiv 2205.10287).
+sqrt-moments: does so too, and raises Adam's betas to the power `times`: a moment then forgets a
+    gradient after as many examples as in the base's run (arXiv 2507.07101). Such a run cannot be
+    matched, because its betas differ from the base's.
+linear: multiplies learning rates by `times` (Goyal et al. 2017, arXiv 1706.02677).
 """

@@ -139,9 +139,10 @@ def mean_reduction(model: nn.Module) -> Iterator[None]:
 
 
 def _stash_unreduced(parameter: Any) -> Callable[[], None]:
-    """Removes a parameter's gradients that wait for a reduction; returns what restores them.
+    """Sets aside a parameter's gradients that were not yet reduced over ranks.
 
-    They exist where gradients are accumulated without synchronisation.
+    Such gradients exist where a training accumulates gradients without synchronisation. Returns a
+    function that puts them back.
     """
     accumulated = parameter.unsharded_accumulated_grad
     parameter.unsharded_accumulated_grad = None

@@ -142,12 +142,15 @@ class PerExample(Estimator):
         generator: torch.Generator,
         start: ForwardStart,
     ) -> tuple[Tensor, Tensor] | None:
-        """Makes the plan on `batch`, then returns c and the outputs. None without any example.
+        """Finds the layout out on `batch`, and returns c and the outputs of `batch`.
+
+        Returns None where the batch has no example.
 
         Where examples cannot be told apart, c has a single column from now on, Σ_n c_n. Other ranks
-        may keep one column per example, since both have the same expectation, so the ranks need not
-        agree. Where ranks share tensors, Σ_n c_n of one rank is not known, because gradients are
-        sums over ranks. Then `EstimatorNotApplicable` is raised.
+        may keep one column per example: both forms have the same expectation.
+
+        Raises `EstimatorNotApplicable` where examples cannot be told apart and ranks share tensors:
+        gradients are then sums over ranks, so Σ_n c_n of one rank cannot be computed.
         """
         start.restore()
         generator_state = generator.get_state()
