@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
@@ -33,6 +36,7 @@ from flerm_client.registry.calls import APPEND_BYTES, APPEND_ROWS, APPEND_SECOND
 from flerm_core._files import make_private_folder, open_private
 from flerm_core.errors import DataLoss, FlermError, InvalidInput, NotFound
 from flerm_core.records.checks import check_uuid
+from flerm_core.records.packing import FLOAT32
 from flerm_core.records.recording import ENDING_STATUSES, Ending
 from flerm_core.records.validation import MAX_PARTS
 from flerm_proto.recording_messages import ending_to_proto, recording_from_proto
@@ -45,6 +49,9 @@ _CAUSED_BY_CONTENT = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
     NotImplementedError, MemoryError, ParseError,
 )  # fmt: skip
+
+Fetched = tuple[pb.Recording, Iterable[pb.TrajectoryRows]]
+"""A recording with its parameters, and its rows."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of recordings that are done, and of those to do in all."""
@@ -74,7 +81,7 @@ def export_family(
     kept = _kept(folder, name, found)
     rows = sum(found[each].rows for each in kept)
     # The newest come first in a listing, and last here.
-    missing = [each for each in reversed(found) if each not in kept]
+    missing = [found[each] for each in reversed(found) if each not in kept]
     rows += _write_parts(calls, folder, missing, len(kept), len(found), progress)
     # This file is written last: a folder without it was not written to its end.
     content = json.loads(MessageToJson(family)) | {"parts": part_names(folder)}
@@ -118,13 +125,13 @@ def _kept(folder: Path, name: str, found: dict[str, pb.Recording]) -> set[str]:
 def _write_parts(
     calls: RegistryCalls,
     folder: Path,
-    ids: list[str],
+    missing: list[pb.Recording],
     done: int,
     total: int,
     progress: Progress | None,
 ) -> int:
-    """Writes the recordings `ids` in new parts; the number of rows."""
-    rows, left = 0, iter(ids)
+    """Writes the recordings that are `missing` in new parts; the number of rows."""
+    rows, left = 0, _fetched_in_turn(calls, missing)
     following = next(left, None)
     for number in itertools.count(1):
         name = f"{number:05}"
@@ -134,7 +141,7 @@ def _write_parts(
             continue
         with new_part(folder, name) as part:
             while following is not None and not part.full:
-                rows += part.add(*_fetched(calls, following))
+                rows += part.add(*following())
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -142,9 +149,34 @@ def _write_parts(
     return rows
 
 
-def _fetched(
-    calls: RegistryCalls, recording_id: str
-) -> tuple[pb.Recording, Iterator[pb.TrajectoryRows]]:
+def _fetched_in_turn(
+    calls: RegistryCalls, recordings: list[pb.Recording]
+) -> Iterator[Callable[[], Fetched]]:
+    """What gives each recording with its rows, and raises where it cannot be fetched.
+
+    A short one is fetched while the caller writes the one before. A long one is not: a registry
+    ends the connection of a caller that does not read.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="flerm-export")
+    waiting: deque[Callable[[], Fetched]] = deque()
+    try:
+        for each in recordings:
+            fetch = partial(_fetched, calls, each.spec.id)
+            short = FLOAT32.itemsize * each.rows * each.parameter_count <= APPEND_BYTES
+            waiting.append(pool.submit(_held, fetch).result if short else fetch)
+            if len(waiting) > 1:
+                yield waiting.popleft()
+        yield from waiting
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _held(fetch: Callable[[], Fetched]) -> Fetched:
+    recording, rows = fetch()
+    return recording, list(rows)
+
+
+def _fetched(calls: RegistryCalls, recording_id: str) -> Fetched:
     """A recording with its parameters, and its rows.
 
     Raises `DataLoss` where the registry sends others than it announced.
