@@ -278,7 +278,8 @@ def _scale_names(runs: Sequence[ExperimentRun]) -> list[str]:
 
 
 def _telling(settings: Sequence[Settings], names: Iterable[str], first: str = "") -> list[str]:
-    """The `names` that are needed to tell `settings` apart, in the order of `names`.
+    """The `names` that are needed to tell `settings` apart: `first`, then those that are `USUAL` in
+    their order, then the others by letter. Settings that came over the wire have no order.
 
     Names are tried one by one, and one is kept where it tells apart what the names kept before do
     not. `first` is tried first, then `USUAL` names, then names with short values. So the number of
@@ -301,7 +302,11 @@ def _telling(settings: Sequence[Settings], names: Iterable[str], first: str = ""
     for name in sorted(listed, key=length):
         if groups([*chosen, name]) > groups(chosen):
             chosen.append(name)
-    return [name for name in listed if name in chosen]
+
+    def place(name: str) -> tuple[bool, int, str]:
+        return name != first, USUAL.index(name) if name in USUAL else len(USUAL), name
+
+    return sorted(chosen, key=place)
 
 
 def _distinct(settings: Iterable[Settings]) -> list[Settings]:
