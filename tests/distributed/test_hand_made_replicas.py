@@ -20,6 +20,8 @@ def test_two_ranks_are_one_process_with_both_batches(tmp_path: Path) -> None:
     assert "say which ranks hold replicas of it with process_group=" in first["refused"]
     assert first["multipliers"] == second["multipliers"]
     assert all(map(torch.equal, first["weights"], second["weights"]))
+    # Every step 99 times, then every second one up to the 130th.
+    assert [rank["looks"] for rank in result.ranks] == [99 + 16] * 2
     for rank in result.ranks:
         saved, resumed = rank["parts"]
         assert len(saved) == 2 and saved == resumed, "each rank went on by its own part"

@@ -14,6 +14,8 @@ from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.distributed.sharding import to_local
 from flerm_core.measure.measured_model import MeasuredModel
 
+_EVERY_STEP = 100
+
 
 class DelayedTensors:
     """The tensors that had no FSLR at the first measurement, until a step moves them.
@@ -23,6 +25,10 @@ class DelayedTensors:
 
     names: these tensors.
     moving: those of them that the step at hand moves. They are measured, and matched, at this step.
+    waited: the steps since a tensor was last found to move.
+
+    Several ranks must agree, which takes an all-reduce and waits for the device. They look at every
+    step 100 times, and from then on after each hundredth of the steps that they have waited.
 
     A tensor moves where it has a gradient that is not 0, and a rate above 0. Weight decay alone
     does not count, because it says nothing of the steps that follow.
@@ -31,6 +37,7 @@ class DelayedTensors:
     def __init__(self, model: MeasuredModel, ranks: MeasurementRanks) -> None:
         self.names: frozenset[str] = frozenset()
         self.moving: frozenset[str] = frozenset()
+        self.waited = 0
         self._parameters = model.parameters
         self._device = model.device
         self._ranks = ranks
@@ -39,12 +46,15 @@ class DelayedTensors:
         """Whether a step of the optimiser of `groups` would now move further tensors of `names`.
 
         These are then `moving`, the same on every rank. All ranks call this at the same point. One
-        all-reduce while there are such tensors, none for one process.
+        all-reduce where several ranks look, none for one process.
 
         anew: whether a step of the model begins, so that none is `moving` yet.
         """
         if anew:
             self.moving = frozenset()
+            self.waited += bool(self.names)
+        if not self._ranks.single_process and self.waited % (1 + self.waited // _EVERY_STEP):
+            return False
         names = sorted(self.names - self.moving)
         # A tensor that never has a gradient costs nothing but this.
         mine = [each for each in names if self._parameters[each].grad is not None]
@@ -58,6 +68,7 @@ class DelayedTensors:
         flags = self._ranks.sum(found).tolist()
         begun = {name for name, flag in zip(names, flags, strict=True) if flag}
         self.moving |= begun
+        self.waited = 0 if begun else self.waited
         return bool(begun)
 
     def with_look(

@@ -140,6 +140,7 @@ class StepMeasurer:
             "estimator": self.meter.estimator.name,
             "fslr": dict(self.fslr),
             "delayed": sorted(self.delayed.names),
+            "waited": self.delayed.waited,
             "probe": self._probe.state_dict(),
             "random": None if random is None else random.state_dict(),
         }
@@ -152,6 +153,7 @@ class StepMeasurer:
         self.meter.sharpness = state["sharpness"]
         self.fslr = dict(state["fslr"])
         self.delayed.names = frozenset(state["delayed"])
+        self.delayed.waited = state.get("waited", 0)
         self._load_randomness(state)
 
     def _load_randomness(self, state: Mapping[str, Any]) -> None:

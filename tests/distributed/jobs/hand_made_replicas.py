@@ -11,8 +11,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
+import torch
 from distributed.hand_made import STEPS, batch_of, model_and_optimizers, probe_of_rank, targets
-from distributed.rank import begin, report
+from distributed.rank import begin, report, sent
 from torch import distributed as dist
 
 from flerm_client import FLeRM
@@ -57,6 +58,7 @@ def run() -> dict[str, Any]:
     parts = [unpack(each)["ranks"] for each in (state[0], collect_state(resumed))]
     resumed.close()
     return {
+        "looks": looks_for_a_tensor_that_never_moves(),
         "resumed": (resumed.steps, resumed.multipliers, resumed.fslr),
         "parts": parts,
         "refused": refused,
@@ -65,6 +67,27 @@ def run() -> dict[str, Any]:
         "steps": flerm.trajectory.steps.tolist(),
         "weights": [p.detach().clone() for p in model.parameters()],
     }
+
+
+def looks_for_a_tensor_that_never_moves() -> int:
+    """How many all-reduces 130 steps make after the one that is measured."""
+    model, (optimizer, _) = model_and_optimizers()
+    flerm = FLeRM.record(
+        model,
+        optimizer,
+        probe=probe_of_rank(rank),
+        family="f",
+        process_group=dist.group.WORLD,
+        every=1000,
+    )
+    matrix = model.layers[0].weight
+    matrix.grad = torch.ones_like(matrix)
+    optimizer.step()
+    with sent("all_reduce") as found:
+        for _ in range(130):
+            optimizer.step()
+    flerm.close()
+    return len(found)
 
 
 def run_fabric() -> dict[str, float]:
