@@ -194,9 +194,31 @@ def test_a_restored_postgresql_database_is_found(
     job.recovers()
 
 
+class Pooler:
+    """pgbouncer in transaction pooling in front of a database. Fails without pgbouncer."""
+
+    def __init__(self, url: str, command: list[str]) -> None:
+        self.url, self.command = url, command
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + RECOVERED_SECONDS
+        while True:
+            try:
+                psycopg.connect(self.url).close()
+                break
+            except psycopg.OperationalError:
+                assert time.monotonic() < end
+                assert self.process.poll() is None
+
+    def end(self, *, kill: bool = False) -> None:
+        self.process.kill() if kill else self.process.terminate()
+        self.process.wait(10)
+
+
 @contextmanager
-def bouncer(folder: Path, postgres: PostgresCluster, url: str) -> Iterator[str]:
-    """pgbouncer in transaction pooling in front of a database; the URL. Fails without pgbouncer."""
+def bouncer(folder: Path, postgres: PostgresCluster, url: str) -> Iterator[Pooler]:
     port, name = free_port(), url.rpartition("/")[2]
     settings = folder / "pgbouncer.ini"
     settings.write_text(
@@ -209,22 +231,14 @@ def bouncer(folder: Path, postgres: PostgresCluster, url: str) -> Iterator[str]:
     for each in (folder, *folder.parents[:2]):
         each.chmod(0o755)
     user = ["--user", "postgres"] if os.getuid() == 0 else []
-    process = subprocess.Popen(
-        ["/usr/sbin/pgbouncer", "--quiet", *user, str(settings)], stderr=subprocess.DEVNULL
+    pooler = Pooler(
+        f"postgresql://postgres@127.0.0.1:{port}/{name}",
+        ["/usr/sbin/pgbouncer", "--quiet", *user, str(settings)],
     )
     try:
-        end = time.monotonic() + RECOVERED_SECONDS
-        while True:
-            try:
-                psycopg.connect(f"postgresql://postgres@127.0.0.1:{port}/{name}").close()
-                break
-            except psycopg.OperationalError:
-                assert time.monotonic() < end
-                assert process.poll() is None
-        yield f"postgresql://postgres@127.0.0.1:{port}/{name}"
+        yield pooler
     finally:
-        process.terminate()
-        process.wait(10)
+        pooler.end()
 
 
 @pytest.mark.parametrize("turns", [6, pytest.param(60, marks=pytest.mark.slow)])
@@ -243,7 +257,7 @@ def test_behind_a_transaction_pooler_every_acknowledged_commit_was_durable(
         "CREATE TRIGGER note AFTER INSERT ON measurements EXECUTE FUNCTION note()",
     )
     with bouncer(tmp_path, postgres, url) as pooled:
-        jobs = [run(pooled)]
+        jobs = [run(pooled.url)]
         jobs += [Run(jobs[0].registry) for _ in range(3)]
         for turn in range(turns):
             for job in jobs:
@@ -265,6 +279,40 @@ def test_behind_a_transaction_pooler_every_acknowledged_commit_was_durable(
     with psycopg.connect(url) as connection:
         found = connection.execute("SELECT DISTINCT setting FROM seen").fetchall()
     assert found == [("on",)]
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_behind_a_transaction_pooler_failures_end_as_without_one(
+    run: Callable[..., Run], postgres: PostgresCluster, tmp_path: Path, kills: int
+):
+    """The database turns read-only, the pooler is killed, and in the long form all freezes."""
+    url = migrate(postgres.new_database())
+    name = url.rpartition("/")[2]
+    end_sessions = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with bouncer(tmp_path, postgres, url) as pooled:
+        job = run(pooled.url)
+        assert job.append() == "ok"
+        read_only = f"ALTER DATABASE {name} SET default_transaction_read_only = on"
+        sql(url, read_only, end_sessions)
+        job.refused("cannot be written now")
+        job.is_whole()
+        sql(url, f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        job.recovers()
+        for _ in range(kills):
+            pooled.end(kill=True)
+            job.refused("does not answer")
+            pooled.start()
+            job.recovers()
+        if kills > 1:
+            with postgres.frozen():
+                job.refused("does not answer")
+                assert job.probe() == 503
+            job.recovers()
+            postgres.restart()
+            job.recovers()
 
 
 FILES = ("", "-wal", "-shm")
