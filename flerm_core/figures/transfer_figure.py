@@ -37,7 +37,12 @@ PANEL = 260  # about the height of a panel in pixels, by which labels are kept a
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """Where a panel stands. suffix: of its axes' names. left, bottom, width, height: of 1."""
+    """The position of a panel in the figure.
+
+    suffix: the end of the panel's axis names, as plotly numbers axes.
+    left, bottom, width, height: fractions of the figure's width and height.
+    first: whether the panel is the leftmost of its row, which alone shows the loss axis.
+    """
 
     suffix: str
     left: float

@@ -53,9 +53,9 @@ class BaseRecordingIndex(Protocol):
         *,
         down: bool = False,
     ) -> Iterator[float]:
-        """The distinct learning rates of recordings with one of `keys`, from `start` on, ascending.
+        """The distinct learning rates of recordings with one of `keys`, from `start` upwards.
 
-        down: gives the rates below `start` instead, descending.
+        down: gives the rates below `start` instead, from the highest downwards.
         """
 
     def newest_per_seed(

@@ -1,4 +1,4 @@
-"""Which recordings compare, and which specifications mean one recording."""
+"""Which recordings may be compared, and whether two specifications are of one recording."""
 
 from __future__ import annotations
 

@@ -47,11 +47,7 @@ def tune(
     end_with_children()
     new_executor = partial(executors.executor_named, on, jobs, sweep)
     base = tuning.sweep_base(
-        sweep,
-        registry,
-        new_executor,
-        partial(print_progress, sweep),
-        lambda line: typer.echo(line, err=True),
+        sweep, registry, new_executor, partial(print_progress, sweep), partial(typer.echo, err=True)
     )
     if not as_json:
         say(report_text.answer_sentence(base))

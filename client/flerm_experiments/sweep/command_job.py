@@ -84,7 +84,7 @@ class CommandJob:
 
     @property
     def variant(self) -> str:
-        """The variant of its recording."""
+        """The variant of the run's recording."""
         return self.instructions.variant or ""
 
     @property

@@ -24,11 +24,9 @@ class Losses:
 
 
 def require_optuna(what: str) -> None:
-    """Raises `Unsupported` where Optuna is not installed, which `what` needs."""
+    """Raises `Unsupported` where Optuna is not installed. The message says that `what` needs it."""
     if util.find_spec("optuna") is None:
-        raise Unsupported(
-            f"optuna is not installed, which {what} needs: pip install 'flerm[optuna]'"
-        )
+        raise Unsupported(f"{what} needs the package optuna: pip install 'flerm[optuna]'")
 
 
 def losses_by_step(rows: Trajectory) -> dict[int, float]:

@@ -111,9 +111,7 @@ class RayExecutor(Executor):
         try:
             import ray
         except ImportError as error:
-            raise Unsupported(
-                "ray is not installed, which --on ray needs: pip install 'flerm[ray]'"
-            ) from error
+            raise Unsupported("--on ray needs the package ray: pip install 'flerm[ray]'") from error
         self._ray: Any = ray
         self._started = not ray.is_initialized()
         if self._started:

@@ -1,6 +1,6 @@
-"""A sweep as SLURM job scripts, written by submitit.
+"""Job scripts for SLURM that run a sweep, written by submitit.
 
-One script is for the base, the other for an array with one task per cell.
+One script trains the base. The other is an array of jobs with one for each cell.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from flerm_core.errors import InvalidInput, Unsupported
 from flerm_experiments.sweep.spec import Sweep
 
 _TIME_LIMIT_MINUTES = 24 * 60
-"""The default limit, which `sbatch --time` overrides. A task that is stopped by the limit goes on
-where it was when it is submitted again."""
+"""The default time limit of a job, which `sbatch --time` overrides. A job that its time limit ended
+can be submitted again, and then trains only what is missing."""
 
 
 def job_script(
@@ -22,24 +22,26 @@ def job_script(
 ) -> str:
     """The script for `sbatch`.
 
-    what: the sweep as the command line names it.
-    registry: its address, which all nodes must reach.
+    sweep: the sweep.
+    what: the sweep's preset or file, as given on the command line.
+    registry: the registry's address, which all nodes must reach.
     cell: `base`, the number of one cell, or None for an array of all cells.
-    jobs: trainings at a time in a task, 1 for None; each has one processor, or what its command
-        asks for.
+    jobs: trainings at a time in a job; None for 1. Each has one processor, or the processors and
+        GPUs that a sweep file with a command asks for.
 
-    Raises `Unsupported` without submitit, `InvalidInput` without a registry or for a cell that is
-    not there.
+    Raises `Unsupported` where submitit is not installed, and `InvalidInput` without a registry and
+    for a cell that the sweep does not have.
     """
     try:
         slurm: Any = import_module("submitit.slurm.slurm")
     except ImportError as error:
         raise Unsupported(
-            "submitit is not installed, which --on slurm needs: pip install 'flerm[slurm]'"
+            "--on slurm needs the package submitit: pip install 'flerm[slurm]'"
         ) from error
     if registry is None:
         raise InvalidInput(
-            "registry must be given with --on slurm, or FLERM_REGISTRY set: the nodes meet in it"
+            "registry: --on slurm needs a registry that all nodes reach; give --registry or set "
+            "FLERM_REGISTRY"
         )
     if cell is not None:
         sweep.part(cell)
