@@ -62,6 +62,13 @@ class RandomState:
         return self
 
 
+def seed_generators(seed: int) -> None:
+    """Begins the streams of Python, NumPy and torch anew."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 class PrivateRandomness:
     """Streams of random numbers for the probe alone.
 
@@ -81,9 +88,7 @@ class PrivateRandomness:
         """Inside, the global generators are the probe's; afterwards they are as they were."""
         outside = RandomState()
         if self.state is None:
-            random.seed(self._seed)
-            np.random.seed(self._seed % 2**32)
-            torch.manual_seed(self._seed)
+            seed_generators(self._seed)
         else:
             self.state.restore()
         try:

@@ -7,7 +7,6 @@ import fcntl
 import io
 import os
 import pickle
-import random
 import signal
 import socket
 import stat
@@ -19,11 +18,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flerm_core.errors import InvalidInput, MeasurementError
+from flerm_core.measure.state_guard import seed_generators
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -230,9 +229,7 @@ def _fork_of_copy() -> int:
 
 
 def _read_pass(connection: Connection, read: Callable[[], Iterable[Any]], seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    seed_generators(seed)
     batches: Iterator[Any] | None = None
     while True:
         try:

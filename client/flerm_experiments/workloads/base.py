@@ -124,6 +124,8 @@ class Workload(ABC):
         """The configuration that a recording keeps: sizes of the model, and what the data is.
 
         All values are JSON-like.
+
+        A recording has the fields of `scales` beside these.
         """
 
     @abstractmethod

@@ -236,9 +236,6 @@ class DecoderOnText(Workload):
         """The model's sizes, and what the text is: it differs between versions of Python."""
         return {
             "workload": self.name,
-            "width": scale.width,
-            "depth": scale.depth,
-            "init_scale": scale.init_scale,
             "norm": self.norm,
             "affine": self.affine,
             "d_model": BASE_MODEL * scale.width,

@@ -74,8 +74,7 @@ class ImageWorkload(Workload):
 
     def config(self, scale: Scale) -> Mapping[str, Any]:
         """The scale, the model's sizes, and what the data is."""
-        scales = {"width": scale.width, "depth": scale.depth, "init_scale": scale.init_scale}
-        return {"workload": self.name, **scales, **self.sizes(scale), "data": self.data.description}
+        return {"workload": self.name, **self.sizes(scale), "data": self.data.description}
 
     def batches(
         self, *, seed: int, rank: int = 0, world: int = 1

@@ -160,7 +160,6 @@ class LoRAOnText(Workload):
         """The model's sizes, and what the text is."""
         return {
             "workload": self.name,
-            "rank": scale.rank,
             "lora_rank": BASE_RANK * scale.rank,
             **(
                 {"checkpoint": self.checkpoint}

@@ -244,6 +244,7 @@ def _attach_flerm(
         "config": {
             **workload.config(job.scale),
             "steps": job.steps,
+            **{each: getattr(job.scale, each) for each in sorted(workload.scales)},
             "batch_size": workload.batch * job.scale.batch,
         },
         "role": job.role or ("scaled" if matching else "base"),

@@ -18,7 +18,7 @@ from flerm_core.measure.distributed.sharding import Sharding, full_tensor, to_lo
 from flerm_core.measure.estimators.base import Draw, Estimator, OutputLayer
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import as_output
-from flerm_core.measure.state_guard import RandomState
+from flerm_core.measure.state_guard import RandomState, seed_generators
 from flerm_core.measure.update.weight_update import WeightUpdate
 
 
@@ -42,7 +42,7 @@ class Exact(Estimator):
 
     This estimator costs one forward with tangents per tensor and depth group, more than any other.
     It is meant for models of few tensors, and to judge the other estimators. A stochastic model
-    (dropout) is differentiated for one draw of its masks, the same for all tensors.
+    (dropout) is differentiated for masks that each draw makes anew, the same for all tensors.
     """
 
     name = "exact"
@@ -62,6 +62,8 @@ class Exact(Estimator):
 
     def draw(self, batch: Any, update: WeightUpdate, generator: torch.Generator) -> Draw:
         """Σ_nk (Δ_ℓ f_nk)² of every tensor and depth group in turn."""
+        # The derivatives put the generators back: this alone moves them on from draw to draw.
+        seed_generators(int(torch.randint(2**62, ())))
         random_state = RandomState()
         sharding = self.model.sharding
         steps = {} if sharding is None else self._difference_steps(update, sharding)

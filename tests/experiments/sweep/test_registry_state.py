@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from flerm_experiments.sweep.registry_state import finished_trials
 from flerm_experiments.sweep.runner import run_sweep
+from flerm_experiments.sweep.spec import Cell
+from flerm_experiments.workloads import Scale
 from tests.experiments.sweeps import LONGER, SWEEP, InProcessExecutor
 
 
@@ -17,6 +19,13 @@ def test_another_number_of_steps_is_another_sweep(registry: str) -> None:
         for trial in finished_trials(SWEEP, registry)
         if trial.cell is None or trial.cell.variant != "matched"
     }, "targets of more seeds are other targets"
+
+
+def test_a_training_is_found_again_by_every_field_of_its_scale(registry: str) -> None:
+    sizes = (Scale(depth=2), Scale(init_scale=0.5), Scale(batch=2))
+    sweep = replace(SWEEP, cells=tuple(Cell(scale=scale) for scale in sizes))
+    run_sweep(sweep, registry, InProcessExecutor())
+    assert {trial.cell for trial in finished_trials(sweep, registry)} == {None, *sweep.cells}
 
 
 def test_a_longer_training_is_done_once_for_all_sweeps_that_ask_for_it(
