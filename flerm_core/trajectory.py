@@ -13,8 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from flerm_core import _trajectory_formats
 from flerm_core._arrays import check_length, column_of, steps_of, thin, values_of
 from flerm_core.errors import InvalidInput, NotFound, join_names
-from flerm_core.figures.notebook import mime_bundle
-from flerm_core.figures.trajectory_figure import fslr_figure
 from flerm_core.log_interpolation import geometric_mean, interpolate_rows, log_spread
 from flerm_core.parameter_bands import bands_of
 from flerm_core.records.recording import Measurement, ParameterList
@@ -131,10 +129,15 @@ class Trajectory:
         pattern: a shell-style pattern of tensors that get lines of their own. See
             `flerm_core.figures.fslr_figure`.
         """
+        from flerm_core.figures.trajectory_figure import fslr_figure  # as in _repr_mimebundle_
+
         return fslr_figure(self, self.select(pattern).names if pattern else ())
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         """What a notebook shows: the figure where it can draw figures, else a table of bands."""
+        # Figures are loaded where one is drawn: every command waits for what this module imports.
+        from flerm_core.figures.notebook import mime_bundle
+
         return mime_bundle(self)
 
     def __eq__(self, other: object) -> bool:

@@ -11,10 +11,11 @@ from torch.optim import Optimizer
 
 
 def redirect_captured_steps(wrapper: Any, optimizer: Optimizer) -> Callable[[], None]:
-    """Makes `wrapper` and what it wraps call the present `optimizer.step`.
+    """Makes `wrapper` and what it wraps call the `optimizer.step` of now.
 
-    Accelerate's wrapper keeps the `step` that it found, alone and inside a function, and with a
-    GradScaler (fp16) it puts that one in place of whatever `optimizer.step` is. Both are replaced.
+    Accelerate's wrapper has saved an older `step`, as an attribute and inside a function. With a
+    GradScaler (fp16), the wrapper assigns the saved one to `optimizer.step`. The attribute and the
+    function both get the `step` of now.
 
     wrapper: the optimiser as the user gave it; `optimizer` itself has nothing to replace.
 

@@ -379,11 +379,13 @@ def processor_seconds(*arguments: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_a_listing_takes_at_most_twice_the_imports_that_no_command_can_do_without(sweep, registry):
+def test_a_listing_takes_little_more_than_the_imports_no_command_can_do_without(sweep, registry):
     # Processor time beside a floor of the same moment, because wall time, and how fast a processor
-    # is, depend on what else the machine does. The floor was 400 ms where the bound was set.
+    # is, depend on what else the machine does. typer loads pydantic's types where a command has
+    # options. The floor was 330 ms where the bound was set.
     listing = ("-m", "flerm_client.cli", "families", "--json", "-r", registry.address)
-    floor = ("-c", "import typer, pydantic, numpy, grpc, google.protobuf.struct_pb2")
-    pairs = [(processor_seconds(*listing), processor_seconds(*floor)) for _ in range(3)]
+    needed = "import typer, numpy, grpc, google.protobuf.struct_pb2"
+    floor = ("-c", f"{needed}; from pydantic import Field, TypeAdapter")
+    pairs = [(processor_seconds(*listing), processor_seconds(*floor)) for _ in range(5)]
     taken, least = (min(each) for each in zip(*pairs, strict=True))
-    assert taken <= 2 * least
+    assert taken <= 1.75 * least

@@ -140,11 +140,12 @@ def transaction(
 def driver_transaction(
     engine: sa.Engine, *, writes: bool = False, first: Sequence[Statement] = ()
 ) -> Iterator[Driver]:
-    """A transaction on the driver's own connection; `writes` as in `transaction`.
+    """A transaction on the driver's own connection.
 
-    It saves the 100 µs and more that SQLAlchemy adds to a transaction.
+    It takes 100 µs less than a transaction of SQLAlchemy.
 
-    first: statements to send along with its begin; see `Driver.answers`.
+    writes: as in `transaction`.
+    first: statements that are sent in one message with BEGIN; `Driver.answers` has their rows.
     """
     with _begun(engine, TransactionKind(writes), first) as (_, driver):
         yield driver

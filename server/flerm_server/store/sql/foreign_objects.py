@@ -1,7 +1,7 @@
-"""What somebody else put into a SQLite file that says that it is a registry's.
+"""Triggers and views in a SQLite file that no registry has made.
 
-A file may come from a stranger, as a backup. Its triggers would act in the server's name, and a
-view in the place of a table shows what is not there.
+A stranger's file may be offered as a backup. Its triggers would change rows while the server
+writes, and a view with the name of a table would answer in the table's place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ TRIGGERS = frozenset(statement.split()[2] for statement in change_counts.SQLITE)
 
 
 def foreign_objects(query: Callable[[str], Sequence[Sequence[Any]]]) -> str:
-    """Which triggers are not ours, and which of our tables are views; empty: none.
+    """The triggers that are not ours, and the views with the name of one of our tables.
+
+    Empty where there is none.
 
     query: gives the rows of a SELECT.
     """
