@@ -44,7 +44,7 @@ log = logging.getLogger("flerm.delivery")
 _TRANSIENT = (Unauthenticated, PermissionDenied, LimitExceeded)
 
 _MAX_RESTARTS = 3
-_MAX_LEASE_SECONDS = 86_400.0
+_MAX_LEASE_SECONDS = 31_536_000.0  # a year, the longest that a server can be told
 _EMPTY_SECONDS = 60.0
 
 

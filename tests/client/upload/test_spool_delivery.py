@@ -29,6 +29,7 @@ from flerm_core.errors import (
 )
 from flerm_core.records.recording import Attempt
 from flerm_proto.v1 import registry_pb2 as pb
+from flerm_server.settings import MAX_SECONDS
 
 
 def deliver(delivery: SpoolDelivery) -> None:
@@ -95,12 +96,14 @@ def test_an_answer_that_acknowledges_something_else_leaves_the_file(tmp_path, me
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 1e300])
-def test_a_lease_is_of_a_day_at_most(tmp_path, seconds):
+def test_a_lease_is_one_that_a_server_can_give(tmp_path, seconds):
     calls = PlayedCalls()
     delivery = SpoolDelivery(write_run(tmp_path, spec_of("mlp"), [1]), calls)
     calls.answer = lambda method, request: pb.RenewLeaseResponse(seconds=seconds)
     with pytest.raises(Unreachable, match="a lease of"):
         delivery.renew_lease()
+    calls.answer = lambda method, request: pb.RenewLeaseResponse(seconds=MAX_SECONDS)
+    assert delivery.renew_lease() == MAX_SECONDS
 
 
 def test_a_row_that_is_refused_for_good_is_found_by_halving_and_the_rest_is_delivered(tmp_path):
