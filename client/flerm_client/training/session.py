@@ -146,14 +146,7 @@ class TrainingSession:
             (self.recording_id, self.attempt)
         )
         if self._reports:
-            if self.ranks.is_rank0:
-                self.metadata = metadata.with_versions()
-            # A wrong tag or a spool that cannot be written raises here, on every rank, rather than
-            # on rank 0 in mid-training.
-            spool, token = self.options.spool, self.options.token
-            self.ranks.on_rank0(
-                lambda: check_reporting(metadata.registry, self._spec(), spool, token)
-            )
+            self._check_report(metadata)
         self._rehearsal = Rehearsal(
             self.measured_model,
             self.ranks,
@@ -166,6 +159,14 @@ class TrainingSession:
         self.begin_report()
         self._wrap_steps()
         _live_sessions.add(self)
+
+    def _check_report(self, metadata: RunMetadata) -> None:
+        # A wrong tag or a spool that cannot be written raises here, on every rank, rather than on
+        # rank 0 in mid-training.
+        if self.ranks.is_rank0:
+            self.metadata = metadata.with_versions()
+        spool, token = self.options.spool, self.options.token
+        self.ranks.on_rank0(lambda: check_reporting(metadata.registry, self._spec(), spool, token))
 
     def _wrap_steps(self) -> None:
         """From now on `_around_step` runs around each step of the optimisers."""
