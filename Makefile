@@ -13,7 +13,8 @@ AXE := .cache/axe/package/axe.min.js
 # grpcio-tools 1.62.3 has wheels up to Python 3.12.
 PROTO_PYTHON ?= $(firstword $(shell for python in python3.12 python3.11 $(PYTHON); do $$python -c '' 2>/dev/null && echo $$python; done))
 # Most of a test's time is another process starting up: two at a time halve it. A file's tests share servers and stay together.
-PARALLEL := -n 2 --dist loadfile
+# In the order of the folders, so that the files with few long tests do not all come last, for one process alone.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Nothing is imported from the working directory: tests and demo see the installed wheel, not the tree.

@@ -120,6 +120,10 @@ def test_each_server_answers_what_the_other_wrote(pair: Pair):
     assert pair.call("RenameFamily", name=name, new_name=f"{name}-2").name == f"{name}-2"
     assert pair.call("ListRecordings", family=f"{name}-2").recordings[0].spec.id == sent.id
     assert [pair.call("DeleteRecording", recording_id=sent.id).rows for _ in range(2)] == [3, 0]
+    part = {"recording_id": (other := spec(name)).id, "measurements": first}
+    part["start"] = {"spec": recording_messages.spec_to_proto(other)}
+    stored = [pair.call("ImportRecordings", parts=[part]) for _ in range(2)]
+    assert [(each.committed, each.duplicates) for each in stored] == [(1, 0), (1, 1)]
     assert pair.asked == {method.name for method in SERVICE.methods}
 
 
