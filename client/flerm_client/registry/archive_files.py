@@ -129,9 +129,10 @@ def remove_part(folder: Path, name: str) -> None:
 
 def remove_fragments(folder: Path) -> None:
     """Removes what an export that was interrupted left of its last part."""
+    whole = set(part_names(folder))
     for kind in ("recordings", "rows"):
         for each in (folder / kind).iterdir():
-            if each.name.startswith(".") or each.stem not in part_names(folder):
+            if each.name.startswith(".") or each.stem not in whole:
                 each.unlink()
 
 

@@ -131,13 +131,13 @@ def _write_parts(
     progress: Progress | None,
 ) -> int:
     """Writes the recordings that are `missing` in new parts; the number of rows."""
-    rows, left = 0, _fetched_in_turn(calls, missing)
+    rows, left, taken = 0, _fetched_in_turn(calls, missing), set(part_names(folder))
     following = next(left, None)
     for number in itertools.count(1):
         name = f"{number:05}"
         if following is None:
             break
-        if name in part_names(folder):
+        if name in taken:
             continue
         with new_part(folder, name) as part:
             while following is not None and not part.full:
