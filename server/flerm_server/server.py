@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
-from types import FrameType
 
 import grpc
 import structlog
@@ -35,10 +33,12 @@ from flerm_server.http.web.templating import PublicAddress
 from flerm_server.metrics import Metrics
 from flerm_server.open_files import raise_open_files
 from flerm_server.rpc.admission import Admission
+from flerm_server.rpc.handler_threads import HandlerThreads
 from flerm_server.rpc.interceptors import CallInterceptor
 from flerm_server.rpc.receiver import HARD_MESSAGE_BYTES
 from flerm_server.rpc.service import RegistryService
 from flerm_server.settings import ListenAddress, Settings
+from flerm_server.stop_request import StopRequest
 from flerm_server.store.interface import Store
 from flerm_server.store.quotas import Quotas
 from flerm_server.store.sql.store import open_store
@@ -51,22 +51,27 @@ THREADS_FOR_UNARY_CALLS = 64  # never occupied by streams
 MAX_CALLS = 4096  # those that wait for a thread included
 HANDSHAKE_SECONDS = 20.0
 SIGNAL_SECONDS = 0.5  # how often the main thread looks whether a signal came
+STOP_SECONDS = 10.0  # after the drain time: more than a statement of the database may take
 
 log = structlog.get_logger("flerm.serve")
+
+
+class StillBusy(Refused):
+    """Threads of the server do not end. The process would wait for them without end."""
 
 
 class Server:
     """A running registry. `grpc_address` and `http_address` have the ports that are in use."""
 
-    def __init__(self, settings: Settings, stop_requested: threading.Event | None = None) -> None:
+    def __init__(self, settings: Settings, stop_request: StopRequest | None = None) -> None:
         """Opens the store and listens on both ports.
 
-        stop_requested: what `wait` waits for.
+        stop_request: what `wait` waits for.
 
         Raises `Refused`, `InvalidInput` or `Unreachable`, and then leaves nothing open.
         """
         self.settings = settings
-        self._stop_requested = stop_requested or threading.Event()
+        self._stop_request = stop_request or StopRequest()
         certificate = (
             Certificate(settings.tls_cert, settings.tls_key)
             if settings.tls_cert and settings.tls_key
@@ -87,10 +92,12 @@ class Server:
                 log.warning(sentence)
             self._socket = _listen(settings.http)
             try:
+                self._threads = HandlerThreads(THREADS, thread_name_prefix="grpc")
+                self._interceptor = CallInterceptor(metrics, self._admission)
                 self._grpc = _grpc_server(
                     RegistryService(authorized, metrics),
-                    metrics,
-                    self._admission,
+                    self._interceptor,
+                    self._threads,
                     self._health,
                     settings,
                 )
@@ -121,11 +128,17 @@ class Server:
     def start(self) -> None:
         """Begins to answer on both ports, then writes the announcement.
 
-        Raises `Refused` where the announcement cannot be written.
+        Raises `Refused` where the announcement cannot be written, or the system gives no threads.
         """
-        self._admission.start()
-        self._grpc.start()
-        self._http_thread.start()
+        try:
+            self._admission.start()
+            self._grpc.start()
+            self._http_thread.start()
+        except RuntimeError as error:
+            raise Refused(
+                f"threads: the system refuses them ({error}); allow this process some hundred, "
+                "by `ulimit -u` or the container's limit of processes"
+            ) from error
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         if self.settings.announce:
@@ -143,54 +156,65 @@ class Server:
             raise Refused(f"announce {path}: cannot be written ({error.strerror})") from error
 
     def stop(self) -> None:
-        """Takes no more calls, gives those in flight the drain time, and closes the store."""
+        """Takes no more calls, gives those in flight the drain time, and closes the store.
+
+        Raises `StillBusy` where one of the two sides has not ended `STOP_SECONDS` later.
+        """
+        end = time.monotonic() + self.settings.drain_seconds + STOP_SECONDS
         self._health.enter_graceful_shutdown()
         self._http.should_exit = True
         self._streams.close_all()  # else the pages that follow recordings hold the HTTP side open
-        drained = self._grpc.stop(self.settings.drain_seconds)
-        self._http_thread.join()
-        drained.wait()
+        try:
+            drained = self._grpc.stop(self.settings.drain_seconds)
+        except RuntimeError as error:  # no thread for it
+            raise StillBusy(f"the gRPC side cannot drain ({error}); ended by force") from error
+        if self._http_thread.ident is None:  # the start failed before the thread
+            self._socket.close()
+        else:
+            self._http_thread.join(end - time.monotonic())
+        if not drained.wait(max(0.0, end - time.monotonic())) or self._http_thread.is_alive():
+            side = "HTTP" if drained.is_set() else "gRPC"
+            sentence = f"the {side} side of the registry did not end, and was ended by force"
+            failure = self._stop_request.failure
+            raise StillBusy(f"{failure}; {sentence}" if failure else sentence)
         self._admission.stop()
+        self._threads.shutdown(wait=False)
+        self._interceptor.close()
         self._store.close()
 
     def wait(self) -> None:
         """Returns once a stop was requested.
 
-        Raises `Refused` when the HTTP side ended by itself, which is a bug.
+        Raises `Refused` where the server cannot go on, which is a bug.
         """
         # Polled: Python runs signal handlers on this thread only, and a signal that came to another
         # thread, or just before a wait without end, would not end that wait.
-        while not self._stop_requested.wait(SIGNAL_SECONDS):
+        while not self._stop_request.wait(SIGNAL_SECONDS):
             pass
-        if not self._http_thread.is_alive():
-            raise Refused("the HTTP side of the registry ended by itself; the log says why")
+        if self._stop_request.failure:
+            raise Refused(self._stop_request.failure)
 
     def _run_http(self) -> None:
-        try:
-            self._http.run(sockets=[self._socket])
-        finally:
-            self._stop_requested.set()
+        self._http.run(sockets=[self._socket])
+        if not self._http.should_exit:
+            self._stop_request.make("the HTTP side of the registry ended by itself, which is a bug")
 
 
 def run(settings: Settings, on_ready: Callable[[Server], None]) -> None:
     """Serves until SIGTERM or SIGINT, then drains.
 
     on_ready: called once both ports answer.
+
+    Raises `Refused` where the server could not go on, and `StillBusy` where one of its threads does
+    not end: the process then has to be ended by force.
     """
-    requested = threading.Event()
-
-    def request_stop(number: int, _: FrameType | None) -> None:
-        log.info("stopping", signal=signal.Signals(number).name)
-        requested.set()
-
+    others = threading.enumerate()
+    stop_request = StopRequest()
     # Before anything listens, so that a signal during the start ends the server too.
-    before = {
-        number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
+    with stop_request.made_by_signals(), stop_request.made_by_dead_threads():
         raise_open_files()
         tracing.configure()
-        server = Server(settings, requested)
+        server = Server(settings, stop_request)
         try:
             server.start()
             on_ready(server)
@@ -198,9 +222,26 @@ def run(settings: Settings, on_ready: Callable[[Server], None]) -> None:
         finally:
             server.stop()
             tracing.flush()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            _join_all_but(others)
+
+
+def _join_all_but(others: Collection[threading.Thread]) -> None:
+    """Waits for the threads that the process waits for at its end. Raises `StillBusy`."""
+    end = time.monotonic() + STOP_SECONDS
+    # Python waits for the threads of a pool though they are daemons, which they are because a
+    # daemon began them.
+    left = [
+        each
+        for each in threading.enumerate()
+        if each not in others and (not each.daemon or each.name.startswith("grpc"))
+    ]
+    for each in left:
+        each.join(max(0.0, end - time.monotonic()))
+    busy = sorted(each.name for each in left if each.is_alive())
+    if busy:
+        raise StillBusy(
+            f"threads of the registry did not end, and were ended by force: {', '.join(busy)}"
+        )
 
 
 def _quotas(settings: Settings) -> Quotas:
@@ -257,14 +298,14 @@ def _http_server(
 
 def _grpc_server(
     service: RegistryService,
-    metrics: Metrics,
-    admission: Admission,
+    interceptor: CallInterceptor,
+    threads: HandlerThreads,
     health_service: health.HealthServicer,
     settings: Settings,
 ) -> grpc.Server:
     server = grpc.server(
-        ThreadPoolExecutor(THREADS, thread_name_prefix="grpc"),
-        interceptors=[CallInterceptor(metrics, admission)],
+        threads,
+        interceptors=[interceptor],
         maximum_concurrent_rpcs=MAX_CALLS,
         options=[
             ("grpc.so_reuseport", 0),  # two servers must not share a port by accident

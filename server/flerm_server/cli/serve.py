@@ -90,7 +90,7 @@ def serve(
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         # Here, not above: `flerm --help` need not wait for SQLAlchemy and FastAPI.
         from flerm_server.logs import configure
-        from flerm_server.server import run
+        from flerm_server.server import StillBusy, run
 
         configure(log_level)
         settings = Settings(
@@ -111,7 +111,12 @@ def serve(
             families_per_token=families_per_token,
             attempts_per_recording=attempts_per_recording,
         )
-        run(settings, _print_addresses)
+        try:
+            run(settings, _print_addresses)
+        except StillBusy as error:
+            typer.echo(f"Error: {error}", err=True)
+            # Python waits at its end for each thread, and these do not end.
+            os._exit(error.exit_code)
 
 
 def _print_addresses(server: Server) -> None:

@@ -45,9 +45,9 @@ class TimeLimitProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         self._waiting.pop(self, None)
+        super().connection_lost(exc)
         if self.cycle is not None:
             self.cycle.scope["state"]["presence"].end()
-        super().connection_lost(exc)
 
     def handle_events(self) -> None:
         """Takes what came. The connection no longer waits once that is a request.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from flerm_server.rpc.admission import (
     Admission,
     CallKind,
 )
+from flerm_server.rpc.handler_threads import HandlerThreads
 from flerm_server.rpc.receiver import parse
 from flerm_server.tracing import span
 
@@ -93,12 +93,17 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         self._admission = admission
         # Three kinds of call that cannot take each other's threads: those that need no token, those
         # that need one and have none, and all others, which have the server's own.
-        self._open_threads = ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="grpc-open")
-        self._refusing_threads = ThreadPoolExecutor(
+        self._open_threads = HandlerThreads(OPEN_THREADS, thread_name_prefix="grpc-open")
+        self._refusing_threads = HandlerThreads(
             REFUSING_THREADS, thread_name_prefix="grpc-refusing"
         )
         # By method, and whether the call is refused for the lack of a token.
         self._handlers: dict[tuple[str, bool], grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def close(self) -> None:
+        """Ends the threads, once there are no more calls."""
+        self._open_threads.shutdown(wait=False)
+        self._refusing_threads.shutdown(wait=False)
 
     def intercept_service(
         self,

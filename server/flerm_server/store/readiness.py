@@ -30,12 +30,12 @@ class Readiness:
     def check(self) -> StoreInfo:
         """The answer of a trial that is at most a second old. Raises what the trial raised.
 
-        Raises `Unreachable` where there is no such answer within `WAIT_SECONDS`.
+        Raises `Unreachable` where there is no such answer within `WAIT_SECONDS`, or the system
+        gives no thread.
         """
         with self._changed:
             if not self._is_fresh() and self._began_at is None:
-                self._began_at = time.monotonic()
-                threading.Thread(target=self._try, name="readiness", daemon=True).start()
+                self._begin()
             if not self._changed.wait_for(self._is_fresh, WAIT_SECONDS):
                 taken = time.monotonic() - (self._began_at or self._answered_at)
                 raise Unreachable(f"the database has not answered a trial for {taken:.0f} s")
@@ -44,6 +44,13 @@ class Readiness:
             raise answer.with_traceback(None)
         assert answer is not None  # a fresh answer is one of the two
         return answer
+
+    def _begin(self) -> None:
+        try:
+            threading.Thread(target=self._try, name="readiness", daemon=True).start()
+        except RuntimeError as error:
+            raise Unreachable(f"the database cannot be tried: {error}") from error
+        self._began_at = time.monotonic()
 
     def _is_fresh(self) -> bool:
         return self._answer is not None and time.monotonic() - self._answered_at <= FRESH_SECONDS
