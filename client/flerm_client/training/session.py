@@ -264,10 +264,13 @@ class TrainingSession:
         """Runs `step(*args, **kwargs)`, the step of optimiser `index`, and returns its result."""
         with SignalDeferral() as signals:
             try:
-                self._before_step(index)
+                if self.multipliers:
+                    signals.defer()  # before groups are scaled
+                self._before_step(index, signals)
                 groups = self.param_groups[index]
+                begin_measured_step = partial(self._begin_measured_step, signals)
                 args, kwargs = self.measurer.delayed.with_look(
-                    args, kwargs, groups, self._begin_measured_step
+                    args, kwargs, groups, begin_measured_step
                 )
                 note_rates = partial(self._note_rates, index)
                 result = groups.run_step(step, args, kwargs, self.multipliers, note_rates, signals)
@@ -280,7 +283,7 @@ class TrainingSession:
                 self._after_step(signals)
             return result
 
-    def _before_step(self, index: int) -> None:
+    def _before_step(self, index: int, signals: SignalDeferral) -> None:
         """Captures the weights where the model's step is due, or first moves a tensor."""
         if index in self._stepped:
             # This optimiser steps again before the others have: a critic's several steps, or a
@@ -294,13 +297,16 @@ class TrainingSession:
         self.measurer.unseen.seen()
         begun = self.measurer.delayed.look(groups, anew=not self._stepped)
         if begun or (not self._stepped and self._due(self.steps + 1)):
-            self._begin_measured_step()
+            self._begin_measured_step(signals)
+        if self._update is not None:  # also of an optimiser that has stepped before
+            signals.defer()
         groups.tell_of_added(self.remarks, thoroughly=self._update is not None)
 
-    def _begin_measured_step(self) -> None:
+    def _begin_measured_step(self, signals: SignalDeferral) -> None:
         """Captures the weights, and finds what the step is matched to, before any has changed."""
         if self.measurer.failures.stopped:
             return
+        signals.defer()
         if matcher := self._matcher_due(self.steps + 1):
             matcher.find_base_step(self.steps + 1, self.run_log)
             self._rehearsal.before_step()

@@ -5,21 +5,23 @@ from __future__ import annotations
 import signal
 import threading
 
-# The function of `signal` makes an enum of each answer, which takes 0.3 ms a step.
+# The functions of `signal` make enums of signals and handlers, which takes 0.3 ms a step.
 from _signal import getsignal  # type: ignore[import-not-found]
+from _signal import signal as set_handler
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 _Handler = Callable[[int, FrameType | None], Any]
-_CATCHABLE = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_CATCHABLE = tuple(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 
 
 class SignalDeferral:
-    """Inside, Python's signal handlers wait; they run when the block is left.
+    """From `defer` on, Python's signal handlers wait; they run when the block is left.
 
     A handler may raise (Ctrl-C does) between any two instructions, also inside a `finally`, which
-    then does not end its work: weights would stay at W_old, parameter groups at scaled rates.
+    then does not end its work: weights would stay at W_old, parameter groups at scaled rates. A
+    step that changes neither does not call `defer`, and costs no time.
 
     `run_open` lets handlers run at once, in the user's code. `run_pending` runs those that wait.
     Python runs all handlers in the main thread, so that nothing is deferred in another thread.
@@ -28,15 +30,11 @@ class SignalDeferral:
     def __init__(self) -> None:
         self._deferred: dict[int, _DeferredHandler] = {}
         self._pending: list[Callable[[], Any]] = []
+        self._deferring = False
         self._open = False
         self._ended = False
 
     def __enter__(self) -> SignalDeferral:
-        try:
-            self._defer_handlers()
-        except BaseException:  # raised by a handler that was not deferred yet
-            self._end()
-            raise
         return self
 
     def __exit__(
@@ -46,6 +44,12 @@ class SignalDeferral:
         trace: TracebackType | None,
     ) -> None:
         self._end()
+
+    def defer(self) -> None:
+        """From now on handlers wait, except in `run_open`. A second call does nothing."""
+        if not self._deferring:
+            self._deferring = True
+            self._defer_handlers()
 
     def run_open(self, call: Callable[[], Any]) -> Any:
         """Calls `call` and returns its result. Meanwhile handlers run at once.
@@ -59,7 +63,8 @@ class SignalDeferral:
             return call()
         finally:
             self._open = False
-            self._defer_handlers()  # also those that `call` has set
+            if self._deferring:
+                self._defer_handlers()  # also those that `call` has set
 
     def run_closed(self, call: Callable[[], None]) -> None:
         """Runs `call`, which is called within `run_open`. Meanwhile handlers wait."""
@@ -107,7 +112,7 @@ class SignalDeferral:
             handler = getsignal(signum)
             if callable(handler) and handler is not self._deferred.get(signum):
                 self._deferred[signum] = _DeferredHandler(handler, self)
-                signal.signal(signum, self._deferred[signum])
+                set_handler(signum, self._deferred[signum])
 
     def _end(self) -> None:
         """Puts the handlers back, and runs those that wait."""
@@ -117,7 +122,7 @@ class SignalDeferral:
                 signum = next(reversed(self._deferred))
                 if getsignal(signum) is self._deferred[signum]:
                     # First runs handlers whose signals have come, and these may raise.
-                    signal.signal(signum, self._deferred[signum].original)
+                    set_handler(signum, self._deferred[signum].original)
                 del self._deferred[signum]
         finally:
             if self._deferred:

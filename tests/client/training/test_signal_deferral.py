@@ -141,6 +141,7 @@ def test_a_handler_that_calls_the_one_before_it_is_called_once() -> None:
     first = signal.signal(signal.SIGUSR1, lambda *_: calls.append("first"))
     try:
         with SignalDeferral() as signals:
+            signals.defer()
 
             def chain() -> None:
                 before = signal.getsignal(signal.SIGUSR1)
@@ -161,7 +162,8 @@ def test_in_another_thread_handlers_stay_as_they_are() -> None:
     seen: list[Any] = []
 
     def enter() -> None:
-        with SignalDeferral():
+        with SignalDeferral() as signals:
+            signals.defer()
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=enter, daemon=True)
