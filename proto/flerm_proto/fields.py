@@ -41,11 +41,13 @@ class Codec(NamedTuple):
     absent: Any = None
 
 
-def timestamp_to_proto(moment: datetime) -> Timestamp:
-    """A time, which must have a time zone, as a message. Microseconds are kept."""
-    message = Timestamp()
-    set_timestamp(message, moment)
-    return message
+def timestamp_to_fields(moment: datetime) -> dict[str, int]:
+    """A time, which must have a time zone, as the fields of a Timestamp. Microseconds are kept.
+
+    A message's constructor takes the fields as they are. A finished Timestamp it would copy.
+    """
+    since = moment - _EPOCH
+    return {"seconds": since.days * 86_400 + since.seconds, "nanos": since.microseconds * 1000}
 
 
 def set_timestamp(message: Timestamp, moment: datetime) -> None:
@@ -83,7 +85,7 @@ def shape_from_proto(message: pb.Shape) -> tuple[int, ...]:
 
 
 _CODECS: dict[str, Codec] = {
-    Timestamp.DESCRIPTOR.full_name: Codec(timestamp_to_proto, timestamp_from_proto, _EPOCH),
+    Timestamp.DESCRIPTOR.full_name: Codec(timestamp_to_fields, timestamp_from_proto, _EPOCH),
     Struct.DESCRIPTOR.full_name: Codec(struct_to_proto, struct_from_proto),
     pb.Shape.DESCRIPTOR.full_name: Codec(shape_to_proto, shape_from_proto),
 }

@@ -193,27 +193,43 @@ class Connection(RegistryCalls):
 class _Answers(Iterator[Any]):
     """The answers of a streaming call, which is cancelled where one takes too long.
 
-    seconds: how long to wait for the next answer. How long the reader takes does not count.
+    seconds: how long to wait for the next answer. How long the reader takes does not count. The
+        value may be raised, and not lowered.
+
+    A thread watches the call until the call has ended.
     """
 
     def __init__(self, call: Any, seconds: float) -> None:
         self.seconds = seconds
         self._call = call
+        self._until = math.inf  # when the answer must have come that the reader waits for
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def __next__(self) -> Any:
-        if self.seconds == math.inf:
-            return next(self._call)
-        timer = threading.Timer(self.seconds, self._call.cancel)
-        timer.daemon = True
-        timer.start()
+        self._until = time.monotonic() + self.seconds
         try:
             return next(self._call)
+        except BaseException:
+            self._ended.set()
+            raise
         finally:
-            timer.cancel()
+            self._until = math.inf
 
     def cancel(self) -> None:
         """Ends the call; nothing where it has ended."""
+        self._ended.set()
         self._call.cancel()
+
+    def _watch(self) -> None:
+        # No wait here is longer than `seconds`, so that none ends after the time by which an answer
+        # must come that the reader asked for meanwhile.
+        wait = self.seconds
+        while not self._ended.wait(wait):
+            wait = min(self._until - time.monotonic(), self.seconds)
+            if wait <= 0:
+                self._call.cancel()
+                return
 
 
 def _last_cause(details: str) -> str:

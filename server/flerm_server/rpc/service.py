@@ -17,7 +17,7 @@ from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.packing import pack
 from flerm_core.records.recording import Attempt, RecordingSpec, now
 from flerm_proto import query_messages, recording_messages
-from flerm_proto.fields import timestamp_to_proto
+from flerm_proto.fields import timestamp_to_fields
 from flerm_proto.query_messages import MAX_CHUNK_BYTES
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
@@ -56,7 +56,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
             version=version(),
             schema_revision=info.schema_revision,
             api_versions=API_VERSIONS,
-            now=timestamp_to_proto(info.now),
+            now=timestamp_to_fields(info.now),
             max_parameters=validation.MAX_PARAMETERS,
             max_rows_per_append=validation.MAX_ROWS,
         )

@@ -18,7 +18,7 @@ from flerm_core.records.comparability import ComparabilityKey
 from flerm_core.records.recording import Recording, same_lr
 from flerm_server.store.sql.comparability import base_of
 from flerm_server.store.sql.listings import tags_of
-from flerm_server.store.sql.mappers import recording_from_row, select_recordings, status_at
+from flerm_server.store.sql.mappers import recordings_from_rows, select_recordings, status_at
 from flerm_server.store.sql.tables import comparability_keys, recording_tags, recordings
 
 LR_TOLERANCE = 2e-9  # wider than that of `same_lr`, which then decides
@@ -144,8 +144,7 @@ class SqlBaseIndex(BaseRecordingIndex):
             .where(ranked.c.age == 1)
         )
         found = self._connection.execute(query).all()
-        tagged = tags_of(self._connection, [row.key for row in found])
-        return [recording_from_row(row, tagged.get(row.key, {})) for row in found]
+        return recordings_from_rows(found, tags_of(self._connection, [row.key for row in found]))
 
     def _of(
         self, keys: Collection[ComparabilityKey], tags: Mapping[str, str]

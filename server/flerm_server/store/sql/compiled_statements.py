@@ -39,6 +39,11 @@ class Driver:
     answers: Sequence[Rows] = ()
     last: list[Statement] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, connection: sa.Connection) -> Driver:
+        """The driver's connection under one of SQLAlchemy's, within its transaction."""
+        return cls(connection.connection.driver_connection, connection.dialect)
+
     def all(self, statement: Statement) -> Rows:
         """The rows that a SELECT finds."""
         found: Rows = self.connection.execute(*statement).fetchall()

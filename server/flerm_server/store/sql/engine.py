@@ -335,4 +335,4 @@ def timestamp_to_column(timestamp: datetime) -> int:
 
 def timestamp_from_column(value: int) -> datetime:
     """A timestamp (UTC) from a column."""
-    return EPOCH + timedelta(microseconds=value)
+    return EPOCH + timedelta(0, 0, value)

@@ -177,7 +177,7 @@ def _load(
     connection: sa.Connection, family_key: int, revision: int, before: _Known | None
 ) -> _Known:
     """The runs of a family. Those that are in `before`, unchanged since, are taken from there."""
-    driver = Driver(connection.connection.driver_connection, connection.dialect)
+    driver = Driver.of(connection)
     stamps = dict(_STAMPS.each(driver, {"family": family_key}))
     if before is not None:
         old = before.stamps
@@ -221,7 +221,7 @@ def _live(
     """Of running recordings: the ids of those whose lease has ended, and when each was last written
     to.
     """
-    driver = Driver(connection.connection.driver_connection, connection.dialect)
+    driver = Driver.of(connection)
     keys: Sequence[int] = list(running)
     now = driver_database_now(driver) if keys else 0
     lapsed: list[str] = []

@@ -65,7 +65,7 @@ def _append(
     batches = [Batch(part.recording_id, part.rows) for part in parts if part.rows]
     if not batches:
         return []
-    driver = Driver(connection.connection.driver_connection, connection.dialect)
+    driver = Driver.of(connection)
     driver.answers = [
         driver.all(each) for each in append_rows.state_of(connection.dialect, batches)
     ]

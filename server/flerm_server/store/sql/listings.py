@@ -14,12 +14,12 @@ from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Family, Recording
 from flerm_server.store.interface import PAGE_SIZE, Page, unknown_recording
-from flerm_server.store.sql.compiled_statements import Driver, Prepared
+from flerm_server.store.sql.compiled_statements import Driver, Prepared, PreparedIn
 from flerm_server.store.sql.engine import timestamp_to_column
 from flerm_server.store.sql.mappers import (
     family_from_row,
     parameters_from_row,
-    recording_from_row,
+    recordings_from_rows,
     select_recordings,
     status_at,
 )
@@ -34,6 +34,12 @@ _FAMILY_OF = Prepared(
     sa.select(families.c.name)
     .join_from(recordings, families)
     .where(recordings.c.id == sa.bindparam("id"))
+)
+_TAGS = PreparedIn(
+    sa.select(
+        recording_tags.c.recording_key, recording_tags.c.name, recording_tags.c.value
+    ).order_by(recording_tags.c.name),
+    recording_tags.c.recording_key,
 )
 
 
@@ -173,7 +179,7 @@ def list_recordings(
     found = connection.execute(query).all()
     rows = found[:limit]
     tags = tags_of(connection, [row.key for row in rows])
-    items = tuple(recording_from_row(row, tags.get(row.key, {})) for row in rows)
+    items = tuple(recordings_from_rows(rows, tags))
     more = len(found) > limit
     return Page(items, encode_page_token(rows[-1].created_at, rows[-1].key) if more else "")
 
@@ -221,13 +227,8 @@ def conditions(filters: RecordingFilter, now: int) -> list[sa.ColumnElement[bool
 def tags_of(connection: sa.Connection, keys: Sequence[int]) -> dict[int, dict[str, str]]:
     """The tags of the recordings with these keys, by recording; those without tags are left out."""
     found: dict[int, dict[str, str]] = {}
-    query = (
-        sa.select(recording_tags)
-        .where(recording_tags.c.recording_key.in_(keys))
-        .order_by(recording_tags.c.name)
-    )
-    for row in connection.execute(query):
-        found.setdefault(row.recording_key, {})[row.name] = row.value
+    for key, name, value in _TAGS.all(Driver.of(connection), keys) if keys else ():
+        found.setdefault(key, {})[name] = value
     return found
 
 
@@ -241,15 +242,15 @@ def one_recording(connection: sa.Connection, recording_id: str, now: int) -> tup
     ).one_or_none()
     if row is None:
         raise unknown_recording(recording_id)
-    tags = tags_of(connection, [row.key]).get(row.key, {})
-    return row.key, recording_from_row(row, tags, parameters_from_row(row.content))
+    parameters = parameters_from_row(row.content)
+    return row.key, recordings_from_rows([row], tags_of(connection, [row.key]), parameters)[0]
 
 
 def recordings_by_id(connection: sa.Connection, ids: Sequence[str], now: int) -> list[Recording]:
     """See `Store.recordings_by_id`."""
     rows = connection.execute(select_recordings(now).where(recordings.c.id.in_(ids))).all()
     tags = tags_of(connection, [row.key for row in rows])
-    found = {row.id: recording_from_row(row, tags.get(row.key, {})) for row in rows}
+    found = {each.spec.id: each for each in recordings_from_rows(rows, tags)}
     return [found[each] for each in ids if each in found]
 
 

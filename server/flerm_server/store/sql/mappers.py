@@ -6,9 +6,10 @@ declarations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from datetime import datetime
+from itertools import repeat
 from operator import attrgetter, itemgetter
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
@@ -52,23 +53,30 @@ class RowMapper(Generic[Value]):
         self._to = {name: _writer(name, hints[name]) for name in names}
         self._names = names
         self._values = itemgetter(*(list(table.c).index(table.c[name]) for name in names))
-        self._readers = {name: read for name in names if (read := _reader(hints[name])) is not None}
+        readers = ((at, _reader(hints[name])) for at, name in enumerate(names))
+        self._readers = [(at, read) for at, read in readers if read is not None]
 
     def to_row(self, value: Value) -> dict[str, Any]:
         """The columns that `value` fills."""
         return {name: write(value) for name, write in self._to.items()}
 
-    def from_row(self, row: sa.Row[Any], **elsewhere: Any) -> Value:
-        """The value in `row`, which begins with all columns of the table, in their order.
+    def from_rows(self, rows: Sequence[sa.Row[Any]], **elsewhere: Iterable[Any]) -> list[Value]:
+        """The values in `rows`, which begin with all columns of the table, in their order.
 
-        elsewhere: the fields that the columns do not hold.
+        elsewhere: for each field that the columns do not hold, its values in the order of `rows`.
         """
-        # By place: a listing has thousands of rows, and to look a column up by its name costs as
-        # much as all else here.
-        found = dict(zip(self._names, self._values(row), strict=True))
-        for name, read in self._readers.items():
-            found[name] = read(found[name])
-        return self.value_type(**found, **elsewhere)
+        # Column by column, and by place: a listing has thousands of rows, and to look up each
+        # column of each row by its name costs as much as all else here.
+        columns: list[Iterable[Any]] = list(zip(*map(self._values, rows), strict=True))
+        if not columns:
+            return []
+        for at, read in self._readers:
+            columns[at] = map(read, columns[at])
+        names = (*self._names, *elsewhere)
+        return [
+            self.value_type(**dict(zip(names, values, strict=True)))
+            for values in zip(*columns, *elsewhere.values(), strict=True)
+        ]
 
 
 def _writer(name: str, hint: Any) -> Callable[[Any], Any]:
@@ -145,12 +153,23 @@ def select_recordings(now: int) -> sa.Select[Any]:
     ).join_from(recordings, families)
 
 
-def recording_from_row(
-    row: sa.Row[Any], tags: Mapping[str, str], parameters: ParameterList = NO_PARAMETERS
-) -> Recording:
-    """A recording from a row of `select_recordings`."""
-    spec = SPEC.from_row(row, family=row.family, parameters=parameters, tags=tags)
-    return RECORDING.from_row(row, spec=spec, status=row.shown_status)
+def recordings_from_rows(
+    rows: Sequence[sa.Row[Any]],
+    tags: Mapping[int, Mapping[str, str]],
+    parameters: ParameterList = NO_PARAMETERS,
+) -> list[Recording]:
+    """The recordings of rows of `select_recordings`.
+
+    tags: by the recording's key.
+    parameters: of each of them.
+    """
+    specs = SPEC.from_rows(
+        rows,
+        family=[row.family for row in rows],
+        parameters=repeat(parameters, len(rows)),
+        tags=[tags.get(row.key, {}) for row in rows],
+    )
+    return RECORDING.from_rows(rows, spec=specs, status=[row.shown_status for row in rows])
 
 
 def family_from_row(row: sa.Row[Any], count: int, rates: tuple[float, ...]) -> Family:
@@ -159,4 +178,4 @@ def family_from_row(row: sa.Row[Any], count: int, rates: tuple[float, ...]) -> F
     count: the number of its recordings.
     rates: the learning rates of those with role base.
     """
-    return FAMILY.from_row(row, recordings=count, learning_rates=rates)
+    return FAMILY.from_rows([row], recordings=[count], learning_rates=[rates])[0]

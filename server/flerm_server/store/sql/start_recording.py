@@ -19,7 +19,7 @@ from flerm_server.store.sql.listings import family_key
 from flerm_server.store.sql.mappers import (
     ending_to_row,
     parameters_to_row,
-    recording_from_row,
+    recordings_from_rows,
     select_recordings,
     spec_to_row,
 )
@@ -103,7 +103,7 @@ class StartRecording:
             .where(recordings.c.id == self.spec.id)
             .with_for_update(of=recordings)
         ).one()
-        stored = recording_from_row(row, {}).spec
+        stored = recordings_from_rows([row], {})[0].spec
         family = self.spec.family
         if stored.family != family and family_key(self.connection, family) is None:
             # The family was renamed: a client that knows the old name means this recording.
