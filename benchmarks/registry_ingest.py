@@ -35,31 +35,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", default="")
     options = parser.parse_args()
-    values = np.random.default_rng(0).random(TENSORS, np.float32)
-    results: dict[str, Any] = {}
     with database(options.db) as (db, folder):
-        rounds: dict[int, list[dict[str, Any]]] = {rows: [] for rows in MESSAGES}
-        with bare_grpc() as bare, registry(db, folder) as server:
-            for _ in range(options.rounds):
-                for rows, count in MESSAGES.items():
-                    recording = start(server.stub)
-                    messages = [
-                        request(recording, 1 + at * rows, rows, values) for at in range(count)
-                    ]
-                    raw = [message.SerializeToString() for message in messages]
-                    if options.db:
-                        stored = bare_postgres(db, values.tobytes(), count, rows)
-                    else:
-                        stored = bare_sqlite(folder, values.tobytes(), count, rows)
-                    called = bare.unary(raw)
-                    ours = []
-                    for message in messages:
-                        started = time.perf_counter()
-                        server.stub.Append(message, timeout=60)
-                        ours.append(time.perf_counter() - started)
-                    rounds[rows].append({"database": stored, "grpc": called, "ours": ours})
-        for rows, found in rounds.items():
-            results[f"{rows} rows a message"] = _result(rows, found)
+        results: dict[str, Any] = measured_ingest(db, folder, options.rounds)
     if options.peers:
         peers = subprocess.run(
             [options.peers, str(Path(__file__).with_name("registry_peers.py"))],
@@ -74,6 +51,32 @@ def main() -> None:
             results[f"{rows} rows a message"]["times mlflow"] = round(mine / theirs["mlflow"])
             results[f"{rows} rows a message"]["times optuna"] = round(mine / theirs["optuna"])
     print(json.dumps(results, indent=2))
+
+
+def measured_ingest(db: str, folder: Path, rounds: int) -> dict[str, dict[str, Any]]:
+    """What ingest by calls reaches on `db`, by the size of a message.
+
+    folder: where a bare SQLite file is written.
+    """
+    values = np.random.default_rng(0).random(TENSORS, np.float32)
+    found: dict[int, list[dict[str, Any]]] = {rows: [] for rows in MESSAGES}
+    with bare_grpc() as bare, registry(db, folder) as server:
+        for _ in range(rounds):
+            for rows, count in MESSAGES.items():
+                recording = start(server.stub)
+                messages = [request(recording, 1 + at * rows, rows, values) for at in range(count)]
+                raw = [message.SerializeToString() for message in messages]
+                bare_database = bare_sqlite if db.startswith("sqlite") else bare_postgres
+                place: Any = folder if db.startswith("sqlite") else db
+                stored = bare_database(place, values.tobytes(), count, rows)
+                called = bare.unary(raw)
+                ours = []
+                for message in messages:
+                    started = time.perf_counter()
+                    server.stub.Append(message, timeout=60)
+                    ours.append(time.perf_counter() - started)
+                found[rows].append({"database": stored, "grpc": called, "ours": ours})
+    return {f"{rows} rows a message": _result(rows, its) for rows, its in found.items()}
 
 
 def _result(rows: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:

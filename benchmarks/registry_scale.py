@@ -1,57 +1,54 @@
 """A registry of 100,000 recordings: what each question costs, against the same question where
-little is stored.
+little is stored, and against what is to be reached.
 
     python benchmarks/registry_scale.py [--db URL|postgresql] [--folder DIR] [--recordings 100000]
+        [--against sqlite.json]
 
 It fills two registries, unless they are filled: a large one, and one of a single family. Then it
 asks a server on each the same questions, one after the other. A SQLite file and its counterpart
-are kept in DIR for the next run.
+are kept in DIR for the next run. `reach` in the result has a line for each promise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import httpx
-import numpy as np
 import registry_scale_fill as stock
-from registry_bench import Running, database, registry, resident
+from registry_bench import database, registry, resident
+from registry_ingest import measured_ingest
+from registry_scale_questions import (
+    PAGE_SECONDS,
+    PRUNED,
+    READERS,
+    Registry,
+    families,
+    jobs,
+    listing,
+    pages,
+    prune,
+    readers,
+    targets,
+)
 
 from flerm_client import RegistryClient
 from flerm_core.errors import NotFound
-from flerm_core.records.recording import now
 from flerm_server.auth.sql_tokens import SqlTokenStore
 from flerm_server.store.sql import schema
 from flerm_server.store.sql.database_url import parse_url
 from flerm_server.store.sql.engine import open_engine
 from flerm_server.store.sql.store import SqlStore
 
-ROUNDS, PATIENCE = 9, 15.0  # of one question; seconds
-READERS, READING_SECONDS = 6, 10.0
-JOBS = 40  # recordings started, appended to and finished
-PRUNED = 3_000
-PAGE_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Registry:
-    """A running registry with a token that may write."""
-
-    server: Running
-    client: RegistryClient
-    web: httpx.Client
+INGEST_ROUNDS = 5
+MB = 1e6 / 2**20  # in MiB
 
 
 def main() -> None:
@@ -60,20 +57,25 @@ def main() -> None:
     parser.add_argument("--db", default="")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--recordings", type=int, default=100_000)
+    parser.add_argument("--against", type=Path, help="the result of an earlier run, on SQLite")
     options = parser.parse_args()
+    begun = time.monotonic()
     with ExitStack() as stack:
         large_url, folder = stack.enter_context(database(options.db))
         folder = options.folder or folder
         folder.mkdir(parents=True, exist_ok=True)
-        if not options.db:
-            large_url = f"sqlite:///{folder}/large.db"
-        small_url = f"sqlite:///{folder}/small.db"
+        away = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
         if options.db:
-            small_url = _sibling(large_url)
+            small_url, ingest_url = _sibling(large_url, "small"), _sibling(large_url, "ingest")
+        else:
+            large_url, small_url, ingest_url = (
+                f"sqlite:///{each}.db" for each in (folder / "large", folder / "small", away / "in")
+            )
         tokens = [
             _filled(large_url, options.recordings, folder / "large.token"),
             _filled(small_url, 0, folder / "small.token"),
         ]
+        filled = time.monotonic()
         large, small = (
             stack.enter_context(_running(url, token))
             for url, token in zip((large_url, small_url), tokens, strict=True)
@@ -83,19 +85,68 @@ def main() -> None:
             "large family of small": families(large),
             "targets": targets(large, small),
             "jobs": jobs(large, small),
-            "list all recordings, s": listing(large),
+            "list": {"s": listing(large)},
             "readers": readers(large),
-            "rss_mib": round(resident(large.server.pid, "VmHWM")),
+            "rss_mb": round(resident(large.server.pid, "VmHWM") / MB),
             "prune": prune(large_url),
+            "ingest": measured_ingest(ingest_url, away, INGEST_ROUNDS),
         }
-    print(json.dumps(result, indent=2))
+    result["seconds"] = {"fill": round(filled - begun), "all": round(time.monotonic() - begun)}
+    before = json.loads(options.against.read_text()) if options.against else {}
+    print(json.dumps(result | {"reach": reach(result, before)}, indent=2))
 
 
-def _sibling(url: str) -> str:
-    """The URL of a second database beside the first one."""
+def reach(result: dict[str, Any], sqlite: dict[str, Any]) -> dict[str, list[Any]]:
+    """What was to be reached and what was found, by the promise: [bound, found, whether kept].
+
+    sqlite: the result of the same questions there, or nothing.
+    """
+    shown, prunes = list(result["pages"].values()), result["prune"]
+    ratios = [each["ratio"] for each in result["targets"].values() if "ratio" in each]
+    asked = ("best", "losses", "overview", "transfer report")
+    answers = [result["large family of small"][name]["ratio"] for name in asked]
+    most = {
+        "a page's first byte, s": (0.3, max(each["first_byte_s"] for each in shown)),
+        "a page rendered, s": (1.5, max(each["s"] for each in shown)),
+        "a page's first time rendered, s": (1.5, max(each["new_s"] for each in shown)),
+        "a page, MB": (1.0, max(each["kB"] for each in shown) / 1000),
+        f"{', '.join(asked)}: family of 20,000 against one of 80": (3.0, max(answers)),
+        "targets against one recording in an empty registry": (2.0, max(ratios)),
+        "start, append, finish at 100,000 recordings against at 80": (
+            1.2,
+            max(each["ratio"] for each in result["jobs"].values()),
+        ),
+        "list of 20,000 recordings, s": (2.0, result["list"]["s"]),
+        f"append beside {READERS} readers against quiet": (2.0, result["readers"]["ratio"]),
+        "memory of the server, MB": (300.0, result["rss_mb"]),
+        f"prune of {PRUNED} recordings, s": (5.0, prunes["3,000, s"]),
+        "dry run of pruning all, s": (3.0, prunes["dry run of all, s"]),
+    }
+    if sqlite:
+        most["the same questions against SQLite"] = (2.0, _slowest(result, sqlite))
+    found = {name: [f"<= {bound}", it, it <= bound] for name, (bound, it) in most.items()}
+    floor = min(each["of_floor"] for each in result["ingest"].values())
+    return found | {"ingest by calls against the floor": [">= 0.5", floor, floor >= 0.5]}
+
+
+def _slowest(result: dict[str, Any], sqlite: dict[str, Any]) -> float:
+    """The greatest ratio of the times of a question here and on SQLite; pages, answers, targets."""
+    found = []
+    for part in ("pages", "large family of small", "targets"):
+        for name, here in result[part].items():
+            unit = next(
+                (each for each in ("s", "ms") if isinstance(here, dict) and each in here), ""
+            )
+            if unit:
+                found.append(here[unit] / sqlite[part][name][unit])
+    return round(max(found), 2)
+
+
+def _sibling(url: str, end: str) -> str:
+    """The URL of a database beside the first one, which is made unless it is there."""
     import psycopg
 
-    name = url.rsplit("/", 1)[-1] + "_small"
+    name = f"{url.rsplit('/', 1)[-1]}_{end}"
     with psycopg.connect(url, autocommit=True) as connection:
         found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name])
         if not found.fetchone():
@@ -138,215 +189,6 @@ def _running(url: str, token: str) -> Iterator[Registry]:
         ) as web,
     ):
         yield Registry(server, client, web)
-
-
-def pages(large: Registry) -> dict[str, Any]:
-    """First byte and bytes of each page, and of the figures that it loads."""
-    some = [each.spec.id for each in _some(large.client, stock.LARGE, 8)]
-    long = next(iter(large.client.recordings("lab/long"))).spec.id
-    family, search = f"/families/{stock.LARGE}", f"/families/{stock.SEARCH}"
-    compared = "&".join(f"ids={each}" for each in some)
-    addresses = {
-        "index": "/",
-        "family": family,
-        "family, scaled": f"{family}?show=scaled/matched",
-        "family figure": f"/api/v1{family}/figure",
-        "search": search,
-        "search figure": f"/api/v1{search}/figure",
-        "match": "/match",
-        "recording": f"/recordings/{long}",
-        "recording figure": f"/api/v1/recordings/{long}/figure",
-        "compare": f"/compare?{compared}",
-        "compare figure": f"/api/v1/figures/compare?{compared}",
-    }
-    return {name: _page(large.web, address) for name, address in addresses.items()}
-
-
-def _page(web: httpx.Client, address: str) -> dict[str, float]:
-    size = 0
-
-    def load() -> None:
-        nonlocal size
-        answer = web.get(address)
-        assert answer.status_code == 200, (address, answer.status_code, answer.text[:300])
-        size = len(answer.content)
-
-    first = seconds(load)
-    return {"first_s": round(first, 3), "s": round(typical(load), 3), "kB": size // 1000}
-
-
-def families(large: Registry) -> dict[str, Any]:
-    """Answers about the family of 20,000 against those about one of 80."""
-    ends = {"best": "/best", "losses": "/losses", "figure": "/figure", "overview": ""}
-    found = {}
-    for name, end in ends.items():
-        prefix = "/families/" if name == "overview" else "/api/v1/families/"
-        times = {}
-        for family in (stock.LARGE, stock.SMALL):
-            address = f"{prefix}{family}{end}"
-            times[family] = typical(lambda address=address: large.web.get(address))
-        found[name] = _compared(times[stock.LARGE], times[stock.SMALL])
-    return found
-
-
-def targets(large: Registry, small: Registry) -> dict[str, Any]:
-    """Targets from 400 seeds, from two rates of 400, and of a search, against one recording of an
-    empty registry.
-    """
-    one = typical(lambda: small.client.targets("lab/one", 1e-3))
-    rate = stock.RATES[8]
-    asked: dict[str, Callable[[], Any]] = {
-        "400 seeds": lambda: large.client.targets(stock.LARGE, rate),
-        "between two rates of 400": lambda: large.client.targets(stock.LARGE, rate * 1.2),
-        "random search": lambda: large.client.targets(stock.SEARCH, 1e-3),
-        "one of 100,000": lambda: large.client.targets("lab/one", 1e-3),
-    }
-    found: dict[str, Any] = {}
-    for name, ask in asked.items():
-        first = seconds(ask)
-        found[name] = {"first_s": round(first, 3), **_compared(typical(ask), one)}
-    found["2,000 tensors x 5,000 steps, s"] = round(
-        seconds(lambda: large.client.targets("lab/long", 1e-3)), 2
-    )
-    return found
-
-
-def jobs(large: Registry, small: Registry) -> dict[str, Any]:
-    """Start, append and finish of short jobs in turn on both registries."""
-    times: dict[str, dict[str, list[float]]] = {"large": {}, "small": {}}
-    for at in range(JOBS):
-        for name, each in (("large", large), ("small", small)):
-            for step, value in _job(each.client, at).items():
-                times[name].setdefault(step, []).append(value)
-    return {
-        step: _compared(median(times["large"][step]), median(times["small"][step]))
-        for step in times["large"]
-    }
-
-
-def _job(client: RegistryClient, seed: int) -> dict[str, float]:
-    names = [f"layers.{at}.weight" for at in range(stock.TENSORS)]
-    values = np.random.default_rng(seed).random((1, stock.TENSORS))
-    moments = [time.perf_counter()]
-    recording = client.start_recording(
-        "lab/jobs", 1e-3, names, [(64, 64)] * len(names), seed=seed, optimizer="AdamW"
-    )
-    moments.append(time.perf_counter())
-    client.append(recording, [1], values)
-    moments.append(time.perf_counter())
-    client.finish(recording, final_loss=1.0)
-    moments.append(time.perf_counter())
-    client.delete(recording)
-    return dict(zip(("start", "append", "finish"), np.diff(moments).tolist(), strict=True))
-
-
-def listing(large: Registry) -> float:
-    """Seconds to list the 20,000 recordings of one family."""
-    count = 0
-
-    def ask() -> None:
-        nonlocal count
-        count = sum(1 for _ in large.client.recordings(stock.LARGE))
-
-    found = seconds(ask)
-    return round(found * stock.LARGE_SIZE / max(count, 1), 2)
-
-
-def readers(large: Registry) -> dict[str, Any]:
-    """The median append of a job, quiet and while six readers load the worst pages."""
-    quiet = _appends(large.client)
-    stop = threading.Event()
-    loaded = [0] * READERS
-
-    def read(at: int) -> None:
-        address = f"/families/{stock.LARGE}" if at % 2 else f"/api/v1/families/{stock.LARGE}/figure"
-        with httpx.Client(
-            base_url=large.server.url, timeout=PAGE_SECONDS, headers=large.web.headers
-        ) as web:
-            while not stop.is_set():
-                web.get(address)
-                loaded[at] += 1
-
-    threads = [threading.Thread(target=read, args=(at,)) for at in range(READERS)]
-    for thread in threads:
-        thread.start()
-    busy = _appends(large.client)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    return {**_compared(busy, quiet), "pages_per_s": round(sum(loaded) / READING_SECONDS, 1)}
-
-
-def _appends(client: RegistryClient) -> float:
-    names = [f"layers.{at}.weight" for at in range(stock.TENSORS)]
-    recording = client.start_recording("lab/jobs", 1e-3, names, [(64, 64)] * len(names))
-    values = np.random.default_rng(0).random((1, stock.TENSORS))
-    found, step, end = [], 0, time.monotonic() + READING_SECONDS
-    while time.monotonic() < end:
-        step += 1
-        started = time.perf_counter()
-        client.append(recording, [step], values)
-        found.append(time.perf_counter() - started)
-        time.sleep(0.005)
-    client.delete(recording)
-    return median(found)
-
-
-def prune(url: str) -> dict[str, float]:
-    """Seconds of `flerm db prune`: a dry run of all, and of 3,000 recordings of one family."""
-    engine = open_engine(parse_url(url))
-    store = SqlStore(engine)
-    runs = [stock.Run("base", "plain", 1e-3, at, 128) for at in range(PRUNED)]
-    stock.fill_family(store, stock.template_of(store), f"{stock.OLD}-{now():%H%M%S}", runs, "bench")
-    name = next(each.name for each in store.families(prefix=stock.OLD).items if each.recordings)
-    store.close()
-    command = [sys.executable, "-m", "flerm_server.cli", "db", "prune", "--db", url]
-    start = seconds(lambda: subprocess.run([*command, "--help"], check=True, capture_output=True))
-    dry = seconds(
-        lambda: subprocess.run(
-            [*command, "--older-than", "0", "--dry-run"], check=True, capture_output=True
-        )
-    )
-    done = seconds(
-        lambda: subprocess.run(
-            [*command, "--older-than", "0", "--family", name], check=True, capture_output=True
-        )
-    )
-    return {
-        "dry run of all, s": round(dry, 2),
-        "3,000, s": round(done, 2),
-        "of them to start Python, s": round(start, 2),
-    }
-
-
-def _some(client: RegistryClient, family: str, count: int) -> list[Any]:
-    found = client.recordings(family, role="base")
-    return [each for each, _ in zip(found, range(count), strict=False)]
-
-
-def seconds(act: Callable[[], object]) -> float:
-    """The seconds of one call."""
-    started = time.perf_counter()
-    act()
-    return time.perf_counter() - started
-
-
-def typical(act: Callable[[], object]) -> float:
-    """The median of some calls after a first one."""
-    act()
-    found: list[float] = []
-    began = time.monotonic()
-    while len(found) < ROUNDS and (not found or time.monotonic() - began < PATIENCE):
-        found.append(seconds(act))
-    return median(found)
-
-
-def _compared(here: float, there: float) -> dict[str, float]:
-    return {
-        "ms": round(here * 1e3, 2),
-        "against_ms": round(there * 1e3, 2),
-        "ratio": round(here / there, 2),
-    }
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from flerm_core._arrays import thin
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound
 from flerm_core.log_interpolation import blend, geometric_mean, interpolate_rows, log_spread
 from flerm_core.matching.base_selection import Sources, choose_sources
-from flerm_core.matching.match import DEFAULT_DEPTH, match_remarks, match_rows, thinned_columns
+from flerm_core.matching.match import DEFAULT_DEPTH, match_remarks, thinned_columns
+from flerm_core.matching.match_plan import MatchPlan
 from flerm_core.parameter_names import canonical, is_depth_group, starred
 from flerm_core.records.packing import pack
 from flerm_core.records.queries import TargetQuery
@@ -232,17 +233,14 @@ def _tables(
     everything = [each for group in loaded.values() for each in group]
     base = everything[0]
     asked = query.names or tuple(name for name in base.names if not is_depth_group(name))
-    bands = _bands(base)
+    # One plan for all seeds and rates, whose names are the same.
+    plan = MatchPlan.of(
+        base.names, asked, bands=_bands(base), blocks=blocks, depth=query.depth or DEFAULT_DEPTH
+    )
 
     def matched(trajectory: Trajectory, at: NDArray[np.int64]) -> dict[str, Array]:
-        return match_rows(
-            dict(zip(trajectory.names, trajectory.resampled(at).T, strict=True)),
-            asked,
-            whole_run=thinned_columns(trajectory),
-            bands=bands,
-            blocks=blocks,
-            depth=query.depth or DEFAULT_DEPTH,
-        )
+        columns = dict(zip(trajectory.names, trajectory.resampled(at).T, strict=True))
+        return plan.targets(columns, thinned_columns(trajectory))
 
     rates, means = tuple(loaded), [_mean(group) for group in loaded.values()]
     names: tuple[str, ...] = ()

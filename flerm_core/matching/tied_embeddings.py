@@ -17,26 +17,18 @@ _NO_TOKENS = re.compile(r"pos|wpe|token_type|segment|cls_token|class_token|mask_
 
 
 def carry_over_tied(
-    base: Mapping[str, Array],
-    asked: Collection[str],
-    bands: Mapping[str, str],
-    axes: Sequence[str],
+    base: Mapping[str, Array], in_base: Sequence[str], in_other: Sequence[str]
 ) -> Mapping[str, Array]:
     """`base`, with FSLRs for a token embedding and a readout that only one of two models ties.
 
     base: the base's FSLRs [T] by name.
-    asked: the canonical names of the other model's tensors.
-    bands: the base's bands by name, where they are known.
-    axes: the block axes.
+    in_base, in_other: what `tied_by_one` says.
 
     The FSLR of a tied tensor is the joint FSLR of its two uses. The uses move the outputs almost
     independently (docs/method.md), so their squares add up. Where only the base is tied, the other
     model's embedding and readout each get 1/√2 of the tied tensor's FSLR. Where only the other
-    model is tied, its tensor gets √(e² + r²), from the base's embedding e and readout r. The latter
-    is done only where `asked` has counterparts of all other tensors of the base, because names of
-    some tensors do not show whether the model is tied.
+    model is tied, its tensor gets √(e² + r²), from the base's embedding e and readout r.
     """
-    in_base, in_other = _tied_by_one(base, asked, bands, axes)
     if len(in_base) == 1:
         part = np.asarray(base[in_base[0]], np.float64) / np.sqrt(2.0)
         return {**base, **dict.fromkeys(in_other, part)}
@@ -50,9 +42,9 @@ def tied_remark(
 ) -> str:
     """What `carry_over_tied` does with these names, in one sentence; empty where it does nothing.
 
-    base: the base's names. The other arguments are those of `carry_over_tied`.
+    The arguments are those of `tied_by_one`.
     """
-    in_base, in_other = _tied_by_one(base, asked, bands, axes)
+    in_base, in_other = tied_by_one(base, asked, bands, axes)
     if len(in_base) == 1:
         return (
             f"the base's {in_base[0]} is token embedding and readout in one, and this model has "
@@ -66,13 +58,20 @@ def tied_remark(
     return ""
 
 
-def _tied_by_one(
+def tied_by_one(
     base: Collection[str], asked: Collection[str], bands: Mapping[str, str], axes: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """The names of embedding and readout in the base, and those in the other model.
 
+    base: the base's names.
+    asked: the canonical names of the other model's tensors.
+    bands: the base's bands by name, where they are known.
+    axes: the block axes.
+
     The tied model has one name, the other two. Both lists are empty where not exactly one of the
-    models is tied.
+    models is tied. That the other model is the tied one counts only where `asked` has counterparts
+    of all other tensors of the base, because names of some tensors do not show whether the model is
+    tied.
     """
     pair = [name for name in _only_two(base, asked, bands) if name]
     in_base, in_other = ([name for name in pair if name in names] for names in (base, asked))

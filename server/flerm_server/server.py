@@ -29,9 +29,11 @@ from flerm_server.http.api.events import EventStreams
 from flerm_server.http.app import create_app
 from flerm_server.http.public_site import PublicSite
 from flerm_server.http.request_timeout import TimeLimitProtocol
+from flerm_server.http.web.pages import PAGE_FAMILIES
 from flerm_server.http.web.templating import PublicAddress
 from flerm_server.metrics import Metrics
 from flerm_server.open_files import raise_open_files
+from flerm_server.reading_ahead import ReadingAhead
 from flerm_server.rpc.admission import Admission
 from flerm_server.rpc.handler_threads import HandlerThreads
 from flerm_server.rpc.interceptors import CallInterceptor
@@ -124,6 +126,7 @@ class Server:
         )
         self._http = _http_server(app, certificate, settings)
         self._http_thread = threading.Thread(target=self._run_http, name="http")
+        self._ahead = ReadingAhead(store, PAGE_FAMILIES)
 
     def start(self) -> None:
         """Begins to answer on both ports, then writes the announcement.
@@ -134,6 +137,7 @@ class Server:
             self._admission.start()
             self._grpc.start()
             self._http_thread.start()
+            self._ahead.start()
         except RuntimeError as error:
             raise Refused(
                 f"threads: the system refuses them ({error}); allow this process some hundred, "
@@ -180,6 +184,7 @@ class Server:
         self._admission.stop()
         self._threads.shutdown(wait=False)
         self._interceptor.close()
+        self._ahead.stop()
         self._store.close()
 
     def wait(self) -> None:

@@ -26,10 +26,10 @@ from flerm_server.store.interface import (
     Started,
     Store,
     StoreInfo,
-    unknown_recording,
 )
 from flerm_server.store.quotas import UNLIMITED, Quotas
 from flerm_server.store.recording_part import Imported, RecordingPart
+from flerm_server.store.unknown_recording import unknown_recording
 
 COMPUTATIONS = 4  # of targets, at once
 COMPUTING_SECONDS = 60.0  # for how long a call waits for its turn
@@ -99,6 +99,10 @@ class AuthorizedStore(Store):
             page_token=page_token,
             within=current_principal().family,
         )
+
+    @override
+    def family_names(self, *, page_size: int = 0, within: str = "") -> list[str]:
+        return self._store.family_names(page_size=page_size, within=current_principal().family)
 
     @override
     def rename_family(self, name: str, new_name: str) -> Family:

@@ -82,6 +82,8 @@ class FamilyRuns:
     lapsed: the ids of those that are interrupted because their lease ended.
     written: when each running recording was last written to, in microseconds.
     answers: what was computed of these runs.
+    read_lengths: reads how many steps each recording ran, and how many were measured, by its id.
+        These numbers change with every row, and are not among what is kept.
     """
 
     family: Family
@@ -91,6 +93,7 @@ class FamilyRuns:
     lapsed: frozenset[str]
     written: tuple[int, ...]
     answers: Answers = field(repr=False, compare=False)
+    read_lengths: Callable[[], Mapping[str, tuple[int, int]]] = field(repr=False, compare=False)
 
     @property
     def version(self) -> Hashable:

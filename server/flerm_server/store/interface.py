@@ -358,6 +358,10 @@ class Store(ABC):
             if not (token := page.next_token):
                 return
 
+    def family_names(self, *, page_size: int = 0, within: str = "") -> list[str]:
+        """The names of the first page of `families`, whose recordings need not be counted."""
+        return [each.name for each in self.families(page_size=page_size, within=within).items]
+
     def trajectories(self, recordings: Sequence[Recording]) -> list[Trajectory]:
         """The whole visible trajectories of several recordings in memory, in their order.
 
@@ -390,11 +394,3 @@ class Store(ABC):
         if columns is not None:
             parameters = parameters.select(columns)
         return trajectory_of(parameters, len(selection.steps), self.read(selection, columns))
-
-
-def unknown_recording(recording_id: str) -> NotFound:
-    """The error for an id that no recording has, or none that the asker may see."""
-    return NotFound(
-        f"recording {recording_id[:80]!r} is not in this registry; "
-        "list them by family to find its id"
-    )

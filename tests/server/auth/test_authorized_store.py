@@ -104,6 +104,15 @@ def test_who_may_not_read_a_recording_does_not_learn_its_family(store: SqlStore)
         as_principal(theirs, authorized.family_of, started.id)
 
 
+def test_families_are_named_to_those_who_may_read_them(store: SqlStore):
+    for name in ("other/b", "team", "team/a", "teamwork"):
+        store.register_family(name)
+    names = AuthorizedStore(store).family_names
+    assert as_principal(Principal(Scope.READ, family="team"), names) == ["team", "team/a"]
+    assert as_principal(ANYBODY, names) == ["other/b", "team", "team/a", "teamwork"]
+    assert as_principal(ANYBODY, lambda: names(page_size=1)) == ["other/b"]
+
+
 def test_hidden_and_absent_take_the_same_questions_to_the_database(store: SqlStore):
     """So the time of an answer does not tell which of the two it was."""
     started = spec("team/resmlp")

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from fastapi import Query
 
 from flerm_core.errors import InvalidInput
-from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Recording, same_lr
 from flerm_core.tuning.experiment_settings import (
     OPTIMIZER,
@@ -29,6 +28,7 @@ _Row = tuple[FamilyRun, Settings]
 _DIGEST = re.compile("(?=[0-9]*[a-f])[0-9a-f]{12,64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PAGE_ROWS = 50
 MOST_COLUMNS = 24  # settings that are offered as columns
+_LENGTHS = "ran", "rows"  # the orders by `FamilyRuns.read_lengths`
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def recording_table(store: Store, overview: FamilyOverview, filters: Filters) ->
     telling, varying = _told_apart([settings for _, settings in shown])
     offered = tuple(dict.fromkeys((*telling, *varying)))[:MOST_COLUMNS]
     columns = tuple(name for name in offered if name in filters.column) or telling
-    ordered = _sorted(store, shown, found, filters.sort)
+    ordered = _sorted(shown, found, filters.sort)
     pages = max(1, -(-len(ordered) // PAGE_ROWS))
     page = min(filters.page, pages)
     part = ordered[(page - 1) * PAGE_ROWS : page * PAGE_ROWS]
@@ -191,13 +191,16 @@ def _readable(names: Iterable[str], settings: Sequence[Settings]) -> tuple[str, 
     )
 
 
-def _sorted(store: Store, runs: list[_Row], found: FamilyRuns, sort: str) -> list[_Row]:
+def _sorted(runs: list[_Row], found: FamilyRuns, sort: str) -> list[_Row]:
     name = sort.removeprefix("-")
-    if name in ("ran", "rows"):  # which change with every row, and are not among what is kept
-        wanted = RecordingFilter(family=found.family.name)
-        every = {each.spec.id: each for each in store.all_recordings(wanted)}
-        lengths = {at: each.rows if name == "rows" else each.steps for at, each in every.items()}
-        return sorted(runs, key=lambda row: lengths.get(row[0].id, 0), reverse=sort.startswith("-"))
+    if name in _LENGTHS:
+        lengths, place = found.read_lengths(), _LENGTHS.index(name)
+        none = (0, 0)  # of a recording that was deleted meanwhile
+        return sorted(
+            runs,
+            key=lambda row: lengths.get(row[0].id, none)[place],
+            reverse=sort.startswith("-"),
+        )
     if not name:
         return runs
     if name == "started":

@@ -136,7 +136,7 @@ async def posted(
 def _answer(
     store: Store, pages: Pages, address: PublicAddress, request: Request, asked: MatchForm
 ) -> HTMLResponse:
-    families = [each.name for each in store.families(page_size=MAX_FAMILIES).items]
+    families = store.family_names(page_size=MAX_FAMILIES)
     registry = address.url(request)
     found, choices, sentence, status = None, MatchChoices(), "", 200
     try:

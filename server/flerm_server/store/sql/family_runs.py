@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -22,6 +23,7 @@ from flerm_server.store.family_runs import Answers, FamilyRun, FamilyRuns
 from flerm_server.store.sql.compiled_statements import Driver, Prepared, PreparedIn
 from flerm_server.store.sql.engine import (
     driver_database_now,
+    driver_transaction,
     timestamp_from_column,
     transaction,
 )
@@ -51,6 +53,11 @@ _STAMPS = Prepared(
     .order_by(recordings.c.created_at.desc(), recordings.c.key.desc())
 )
 _RUNS = Prepared(_EVERY_RUN.where(_OF_FAMILY))
+_LENGTHS = Prepared(
+    sa.select(
+        recordings.c.id, recordings.c.final_step, recordings.c.last_step, recordings.c.rows
+    ).where(_OF_FAMILY)
+)
 _RUNS_OF = PreparedIn(_EVERY_RUN, recordings.c.key)
 _TAGS = Prepared(_EVERY_TAG.join_from(recording_tags, recordings).where(_OF_FAMILY))
 _TAGS_OF = PreparedIn(_EVERY_TAG, recording_tags.c.recording_key)
@@ -130,8 +137,17 @@ class FamilyRunsCache:
         latest = max([*written, *known.stamps.values()], default=row.updated_at)
         active_at = timestamp_from_column(latest)
         return FamilyRuns(
-            family, known.runs, active_at, row.revision, lapsed, written, known.answers
-        )
+            family, known.runs, active_at, row.revision, lapsed, written, known.answers,
+            partial(self._lengths, row.key),
+        )  # fmt: skip
+
+    def _lengths(self, key: int) -> dict[str, tuple[int, int]]:
+        """See `FamilyRuns.read_lengths`."""
+        with driver_transaction(self._engine) as driver:
+            return {
+                identity: (last if final is None else final, rows)
+                for identity, final, last, rows in _LENGTHS.each(driver, {"family": key})
+            }
 
     def _keep(self, key: int, known: _Known) -> None:
         with self._lock:

@@ -8,9 +8,9 @@ import sqlalchemy as sa
 
 from flerm_core.errors import AlreadyExists, NotFound
 from flerm_core.records.recording import FINAL_STATUSES, Ending
-from flerm_server.store.interface import unknown_recording
 from flerm_server.store.sql.mappers import ending_to_row
 from flerm_server.store.sql.tables import attempts, recordings
+from flerm_server.store.unknown_recording import unknown_recording
 
 
 def finish_attempt(

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import Family, Recording
-from flerm_server.store.interface import PAGE_SIZE, Page, unknown_recording
+from flerm_server.store.interface import PAGE_SIZE, Page
 from flerm_server.store.sql.compiled_statements import Driver, Prepared, PreparedIn
 from flerm_server.store.sql.engine import timestamp_to_column
 from flerm_server.store.sql.mappers import (
@@ -24,6 +24,7 @@ from flerm_server.store.sql.mappers import (
     status_at,
 )
 from flerm_server.store.sql.tables import families, parameter_lists, recording_tags, recordings
+from flerm_server.store.unknown_recording import unknown_recording
 
 LR_TOLERANCE = 1e-9  # as flerm_core.records.recording.same_lr
 SUGGESTED_NAMES = 5  # in the error for an unknown family
@@ -81,9 +82,7 @@ def list_families(
 ) -> Page[Family]:
     """See `Store.families`."""
     limit = page_size or PAGE_SIZE
-    query = (
-        sa.select(families).where(*team_filter(within)).order_by(families.c.name).limit(limit + 1)
-    )
+    query = _by_name(sa.select(families), within, limit + 1)
     if prefix:
         # Not LIKE, which ignores case on SQLite.
         query = query.where(sa.func.substr(families.c.name, 1, len(prefix)) == prefix)
@@ -92,6 +91,16 @@ def list_families(
     found = connection.execute(query).all()
     items = _with_counts(connection, found[:limit])
     return Page(tuple(items), encode_page_token(items[-1].name) if len(found) > limit else "")
+
+
+def family_names(connection: sa.Connection, page_size: int, within: str) -> list[str]:
+    """See `Store.family_names`."""
+    query = _by_name(sa.select(families.c.name), within, page_size or PAGE_SIZE)
+    return list(connection.execute(query).scalars())
+
+
+def _by_name(query: sa.Select[Any], within: str, limit: int) -> sa.Select[Any]:
+    return query.where(*team_filter(within)).order_by(families.c.name).limit(limit)
 
 
 def one_family(connection: sa.Connection, name: str, within: str = "") -> Family:

@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from flerm_core.errors import AlreadyExists, InvalidInput
 from flerm_core.records.recording import Family
 from flerm_core.records.validation import MAX_TAGS
-from flerm_server.store.interface import unknown_recording
 from flerm_server.store.sql.listings import one_family
 from flerm_server.store.sql.tables import (
     attempts,
@@ -18,6 +17,7 @@ from flerm_server.store.sql.tables import (
     recording_tags,
     recordings,
 )
+from flerm_server.store.unknown_recording import unknown_recording
 
 ROWS_AT_ONCE = 10_000  # of one DELETE
 

@@ -132,6 +132,12 @@ class SqlStore(Store):
             return listings.list_families(connection, prefix, page_size, page_token, within)
 
     @override
+    def family_names(self, *, page_size: int = 0, within: str = "") -> list[str]:
+        validation.validate_page_size(page_size)
+        with transaction(self.engine) as connection:
+            return listings.family_names(connection, page_size, within)
+
+    @override
     def rename_family(self, name: str, new_name: str) -> Family:
         validation.validate_family_name(name)
         validation.validate_family_name(new_name)
