@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from flerm_client import FLeRM
 
@@ -84,9 +85,24 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def world() -> tuple[int, int]:
+    """This rank, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def own(seed: int) -> int:
     """`seed` of this rank."""
-    return seed + 1000 * dist.get_rank() if dist.is_initialized() else seed
+    return seed + 1000 * world()[0]
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """The file `name` of this rank."""
+    return folder / f"{world()[0]}-{name}"
+
+
+def replicated(model: nn.Module) -> nn.Module:
+    """What a loop calls for its forward: the model, in DDP where there are several ranks."""
+    return DistributedDataParallel(model) if dist.is_initialized() else model
 
 
 def text(count: int, length: int, vocabulary: int, seed: int) -> Tensor:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.distributed.launch import torchrun
 from tests.scripts.loop import HALF, Run, Script, assert_matched, targets_of
 from tests.scripts.loops import (
     accelerate_no_trainer,
@@ -91,19 +90,3 @@ def test_a_matched_run_is_the_plain_run_until_it_is_matched_and_then_has_its_tar
     assert resumed.flerm.multipliers == matched.flerm.multipliers
     assert resumed.losses == matched.losses[HALF:]
     assert all(torch.equal(resumed.weights[name], w) for name, w in matched.weights.items())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("script", ["nano_gpt", "muon_adamw", "fsdp2", "run_clm"])
-def test_a_script_on_two_ranks_is_recorded_without_a_trace_and_matched_alike(
-    script: str, tmp_path: Path
-) -> None:
-    job = Path(__file__).parent / "jobs" / "on_ranks.py"
-    outcome = torchrun(2, job, script, folder=tmp_path, seconds=200, ACCELERATE_USE_CPU="true")
-    assert outcome.code == 0, outcome.output
-    one, two = outcome.ranks
-    assert one["multipliers"] == two["multipliers"]
-    assert one["fslr"] == two["fslr"]
-    assert all(torch.equal(two["weights"][name], w) for name, w in one["weights"].items())
-    assert script == "run_clm" or one["losses"] != two["losses"], "each rank has its own batches"

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 
 from flerm_client.integrations import accelerate as flerm_accelerate
-from tests.scripts.loop import HALF, STEPS, Run, Trained, text, weights
+from tests.scripts.loop import HALF, STEPS, Run, Trained, own, text, weights, world
 
 VOCABULARY, LENGTH, BATCH, ACCUMULATION = 32, 12, 4, 2
 
@@ -24,13 +24,13 @@ def train(run: Run) -> Trained:
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    data = text(STEPS * ACCUMULATION * BATCH, LENGTH, VOCABULARY, seed=1)
+    data = text(STEPS * ACCUMULATION * BATCH * world()[1], LENGTH, VOCABULARY, seed=1)
     loader = DataLoader([{"input_ids": ids, "labels": ids} for ids in data], batch_size=BATCH)
     schedule = get_scheduler("linear", optimizer, 2 * ACCUMULATION, STEPS * ACCUMULATION)
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
     flerm = None
     if run.record:
-        probe = [{"input_ids": text(8, LENGTH, VOCABULARY, seed)} for seed in range(4)]
+        probe = [{"input_ids": text(8, LENGTH, VOCABULARY, own(seed))} for seed in range(4)]
         attach = getattr(flerm_accelerate, run.mode)
         flerm = attach(accelerator, model, optimizer, probe, **run.keywords)
     begin, batches = 0, loader

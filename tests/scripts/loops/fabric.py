@@ -6,31 +6,35 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from tests.scripts.loop import Run, Trained, text, weights
+from tests.scripts.loop import Run, Trained, own, own_file, text, weights, world
 from tests.scripts.loops.nano_gpt import GPT, LENGTH, VOCABULARY
 
 
 def train(run: Run) -> Trained:
     """The loop, as a script's main function would be."""
-    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric = Fabric(
+        accelerator="cpu", devices=world()[1], strategy="ddp" if world()[1] > 1 else "auto"
+    )
     fabric.launch()
     fabric.seed_everything(3, verbose=False)
     model, optimizer = fabric.setup(gpt := GPT(), torch.optim.AdamW(gpt.parameters(), lr=1e-2))
+    torch.manual_seed(own(3))
     flerm = None
     if run.record:
         flerm = run.attach(
-            model, optimizer, probe=[text(8, LENGTH, VOCABULARY, seed) for seed in range(90, 94)],
+            model, optimizer, probe=[text(8, LENGTH, VOCABULARY, own(s)) for s in range(90, 94)],
             output=lambda model, ids: model(ids)[0], **run.keywords,
         )  # fmt: skip
-    state = {"model": model, "optimizer": optimizer, "step": 0, "random": torch.get_rng_state()}
-    if flerm is not None:
-        state["flerm"] = flerm
+    state = {"model": model, "optimizer": optimizer, "step": 0}
     if run.resume:
         fabric.load(run.folder / "state.ckpt", state)
-        torch.set_rng_state(state["random"])
+        saved = torch.load(own_file(run.folder, "rank.pt"), weights_only=True)
+        torch.set_rng_state(saved["random"])
+        if flerm is not None:
+            flerm.load_state_dict(saved["flerm"])
     losses = []
     for step in range(state["step"], run.steps):
-        ids = text(8, LENGTH + 1, VOCABULARY, seed=step)
+        ids = text(8, LENGTH + 1, VOCABULARY, own(step))
         for half, part in enumerate(ids.chunk(2)):
             with fabric.no_backward_sync(model, enabled=half == 0):
                 logits = model(part[:, :-1])[0]
@@ -41,10 +45,12 @@ def train(run: Run) -> Trained:
         optimizer.zero_grad()
         losses.append(loss.item())
     if run.stop:
-        fabric.save(
-            run.folder / "state.ckpt",
-            state | {"step": run.steps, "random": torch.get_rng_state()},
-        )
+        fabric.save(run.folder / "state.ckpt", state | {"step": run.steps})
+        own_part = {
+            "random": torch.get_rng_state(),
+            "flerm": flerm.state_dict() if flerm is not None else None,
+        }
+        torch.save(own_part, own_file(run.folder, "rank.pt"))
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")
     return Trained(losses, weights(model.module), flerm)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.scripts.loop import STEPS, Run, Trained, text, weights
+from tests.scripts.loop import STEPS, Run, Trained, own, own_file, replicated, text, weights
 
 VOCABULARY, PAD, BATCH = 32, 0, 8
 Row = tuple[Tensor, Tensor]
@@ -17,8 +17,8 @@ Row = tuple[Tensor, Tensor]
 
 def rows() -> list[Row]:
     """Prompt and answer of each conversation, of 2 to 7 tokens each."""
-    words = text(STEPS * BATCH, 14, VOCABULARY - 1, seed=2) + 1
-    lengths = torch.randint(2, 8, (len(words), 2), generator=torch.Generator().manual_seed(3))
+    words = text(STEPS * BATCH, 14, VOCABULARY - 1, own(2)) + 1
+    lengths = torch.randint(2, 8, (len(words), 2), generator=torch.Generator().manual_seed(own(3)))
     return [(row[:a], row[7 : 7 + b]) for row, (a, b) in zip(words, lengths.tolist(), strict=True)]
 
 
@@ -49,17 +49,18 @@ def train(run: Run) -> Trained:
     )  # fmt: skip
     model.gradient_checkpointing_enable()
     model.train()
+    called = replicated(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     conversations = rows()
     flerm = None
     if run.record:
         probe = [collate(conversations[at : at + BATCH]) for at in range(0, 4 * BATCH, BATCH)]
-        flerm = run.attach(model, optimizer, probe=probe, output=outputs, **run.keywords)
+        flerm = run.attach(called, optimizer, probe=probe, output=outputs, **run.keywords)
     begin = 0
     if run.resume:
-        model.load_state_dict(torch.load(run.folder / "model.pt", weights_only=True))
-        saved = torch.load(run.folder / "trainer_state.pt", weights_only=True)
+        model.load_state_dict(torch.load(own_file(run.folder, "model.pt"), weights_only=True))
+        saved = torch.load(own_file(run.folder, "trainer_state.pt"), weights_only=True)
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         begin = saved["step"]
@@ -70,7 +71,7 @@ def train(run: Run) -> Trained:
     for step, batch in enumerate(loader):
         if not begin <= step < run.steps:
             continue
-        loss = model(**batch).loss
+        loss = called(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -78,12 +79,12 @@ def train(run: Run) -> Trained:
         optimizer.zero_grad()
         losses.append(loss.item())
     if run.stop:
-        torch.save(model.state_dict(), run.folder / "model.pt")
+        torch.save(model.state_dict(), own_file(run.folder, "model.pt"))
         state = {
             "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
             "step": run.steps, "flerm": flerm.state_dict() if flerm is not None else None,
         }  # fmt: skip
-        torch.save(state, run.folder / "trainer_state.pt")
+        torch.save(state, own_file(run.folder, "trainer_state.pt"))
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")
     return Trained(losses, weights(model), flerm)

@@ -1,13 +1,26 @@
-"""FSDP2 by hand: a model made on the meta device, sharded block by block, then filled by rank 0."""
+"""FSDP2 by hand: made on the meta device, sharded block by block, and then filled by rank 0.
+
+The checkpoint is a distributed one.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from tests.scripts.loop import Run, Trained, own, text, weights
+from flerm_client import FLeRM
+from tests.scripts.loop import HALF, Run, Trained, own, text, weights
 from tests.scripts.loops.nano_gpt import GPT, LENGTH, VOCABULARY
 
 
@@ -26,6 +39,28 @@ def sharded() -> nn.Module:
     return model
 
 
+def state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, flerm: FLeRM | None
+) -> dict[str, Any]:
+    """What a checkpoint holds: sharded states, and of each rank what is its own."""
+    weights, moments = get_state_dict(model, optimizer)
+    rank = dist.get_rank()
+    own_part = {f"random {rank}": torch.get_rng_state(), f"flerm {rank}": flerm}
+    return {"model": weights, "optimizer": moments, **own_part}
+
+
+def resume(
+    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, flerm: FLeRM | None
+) -> None:
+    """Puts everything where it was when `state` was saved."""
+    found = state(model, optimizer, flerm)
+    checkpoint.load(found, checkpoint_id=run.folder / "state")
+    set_state_dict(
+        model, optimizer, model_state_dict=found["model"], optim_state_dict=found["optimizer"]
+    )
+    torch.set_rng_state(found[f"random {dist.get_rank()}"])
+
+
 def train(run: Run) -> Trained:
     """The loop, as a script's main function would be."""
     model = sharded()
@@ -37,9 +72,13 @@ def train(run: Run) -> Trained:
             output=lambda model, ids: model(ids)[0], **run.keywords,
         )  # fmt: skip
     torch.manual_seed(own(5))
+    begin = 0
+    if run.resume:
+        resume(run, model, optimizer, flerm)
+        begin = HALF
     losses = []
     assert isinstance(model, FSDPModule)
-    for step in range(run.steps):
+    for step in range(begin, run.steps):
         total = 0.0
         for half, part in enumerate(text(8, LENGTH + 1, VOCABULARY, own(step)).chunk(2)):
             model.set_requires_gradient_sync(half == 1)
@@ -50,6 +89,8 @@ def train(run: Run) -> Trained:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total)
+    if run.stop:
+        checkpoint.save(state(model, optimizer, flerm), checkpoint_id=run.folder / "state")
     if flerm is not None:
-        flerm.close()
+        flerm.close("interrupted" if run.stop else "completed")
     return Trained(losses, weights(model), flerm)

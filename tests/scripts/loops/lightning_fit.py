@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from flerm_client.integrations.lightning import FLeRMCallback
-from tests.scripts.loop import HALF, STEPS, Run, Trained, weights
+from tests.scripts.loop import HALF, STEPS, Run, Trained, weights, world
 
 
 class Classifier(LightningModule):
@@ -60,7 +60,8 @@ def train(run: Run) -> Trained:
         callbacks.append(callback)
     module = Classifier()
     trainer = Trainer(
-        max_epochs=run.steps, accelerator="cpu", logger=False, gradient_clip_val=1.0,
+        max_epochs=run.steps, accelerator="cpu", devices=world()[1],
+        strategy="ddp" if world()[1] > 1 else "auto", logger=False, gradient_clip_val=1.0,
         enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
         log_every_n_steps=1,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.scripts.loop import Run, Trained, text, weights
+from tests.scripts.loop import Run, Trained, own, own_file, replicated, text, weights
 
 VOCABULARY, LENGTH = 32, 12
 
@@ -39,16 +39,18 @@ def train(run: Run) -> Trained:
 
     torch.manual_seed(0)
     model = adapted().train()
+    called = replicated(model)
+    torch.manual_seed(own(0))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     flerm = None
     if run.record:
         flerm = run.attach(
-            model, optimizer, probe=[text(8, LENGTH, VOCABULARY, seed) for seed in range(4)],
+            called, optimizer, probe=[text(8, LENGTH, VOCABULARY, own(seed)) for seed in range(4)],
             output=outputs, **run.keywords,
         )  # fmt: skip
     begin = 0
     if run.resume:
-        saved = torch.load(run.folder / "adapter.pt", weights_only=True)
+        saved = torch.load(own_file(run.folder, "adapter.pt"), weights_only=True)
         set_peft_model_state_dict(model, saved["adapter"])
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["random"])
@@ -57,8 +59,8 @@ def train(run: Run) -> Trained:
         begin = saved["step"]
     losses = []
     for step in range(begin, run.steps):
-        ids = text(8, LENGTH, VOCABULARY, seed=10 + step)
-        loss = model(input_ids=ids, labels=ids).loss
+        ids = text(8, LENGTH, VOCABULARY, own(10 + step))
+        loss = called(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -70,7 +72,7 @@ def train(run: Run) -> Trained:
                 "random": torch.get_rng_state(), "step": run.steps,
                 "flerm": flerm.state_dict() if flerm is not None else None,
             },
-            run.folder / "adapter.pt",
+            own_file(run.folder, "adapter.pt"),
         )  # fmt: skip
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")

@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from tests.scripts.loop import Run, Trained, own, text, weights
+from tests.scripts.loop import Run, Trained, own, own_file, text, weights
 from tests.scripts.loops.nano_gpt import GPT, LENGTH, VOCABULARY
 
 
@@ -41,7 +41,7 @@ def train(run: Run) -> Trained:
         kept["flerm"] = flerm
     begin = 0
     if run.resume:
-        saved = torch.load(run.folder / "state.pt", weights_only=False)
+        saved = torch.load(own_file(run.folder, "state.pt"), weights_only=False)
         for name, each in kept.items():
             each.load_state_dict(saved[name])  # type: ignore[attr-defined]
         torch.set_rng_state(saved["random"])
@@ -63,7 +63,7 @@ def train(run: Run) -> Trained:
     if run.stop:
         state = {name: each.state_dict() for name, each in kept.items()}  # type: ignore[attr-defined]
         extra = {"random": torch.get_rng_state(), "step": run.steps}
-        torch.save(state | extra, run.folder / "state.pt")
+        torch.save(state | extra, own_file(run.folder, "state.pt"))
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")
     return Trained(losses, weights(model), flerm)

@@ -7,10 +7,9 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.scripts.loop import STEPS, Run, Trained, own, text, weights
+from tests.scripts.loop import STEPS, Run, Trained, own, own_file, replicated, text, weights
 
 VOCABULARY, LENGTH, SIZE, ACCUMULATION = 32, 12, 16, 2
 
@@ -75,15 +74,16 @@ def train(run: Run) -> Trained:
         [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
         lr=1e-2, betas=(0.9, 0.95),
     )  # fmt: skip
-    ddp = DistributedDataParallel(model) if dist.is_initialized() else None
+    called = replicated(model)
+    torch.manual_seed(own(0))
     flerm = None
     if run.record:
         flerm = run.attach(
-            ddp or model, optimizer,
+            called, optimizer,
             probe=[text(8, LENGTH, VOCABULARY, own(seed)) for seed in range(90, 94)],
             output=lambda model, ids: model(ids)[0], lr=1e-2, **run.keywords,
         )  # fmt: skip
-    checkpoint = run.folder / "ckpt.pt"
+    checkpoint = own_file(run.folder, "ckpt.pt")
     begin = 0
     if run.resume:
         saved = torch.load(checkpoint, weights_only=True)
@@ -93,8 +93,6 @@ def train(run: Run) -> Trained:
         if flerm is not None:
             flerm.load_state_dict(saved["flerm"])
         begin = saved["step"]
-    if ddp is not None:
-        torch.manual_seed(own(0))
     losses = []
     for step in range(begin, run.steps):
         for group in optimizer.param_groups:
@@ -103,8 +101,9 @@ def train(run: Run) -> Trained:
         for part in range(ACCUMULATION):
             ids = text(8, LENGTH + 1, VOCABULARY, own(ACCUMULATION * step + part))
             last = part == ACCUMULATION - 1
-            with nullcontext() if ddp is None or last else ddp.no_sync():
-                _, loss = (ddp or model)(ids[:, :-1], ids[:, 1:])
+            many = isinstance(called, DistributedDataParallel)
+            with called.no_sync() if many and not last else nullcontext():
+                _, loss = called(ids[:, :-1], ids[:, 1:])
                 (loss / ACCUMULATION).backward()
             total += loss.item() / ACCUMULATION
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import distributed as dist
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -14,7 +15,7 @@ from transformers import (
 )
 
 from flerm_client.integrations.transformers import FLeRMCallback
-from tests.scripts.loop import HALF, STEPS, Run, Trained, text, weights
+from tests.scripts.loop import HALF, STEPS, Run, Trained, own, text, weights
 
 VOCABULARY, LENGTH, BATCH = 32, 12, 4
 
@@ -38,6 +39,7 @@ def trainer_of(run: Run, data: list[dict[str, torch.Tensor]]) -> Trainer:
         gradient_accumulation_steps=2, learning_rate=1e-2, lr_scheduler_type="cosine",
         warmup_steps=2, weight_decay=0.1, logging_steps=1, save_strategy="steps", save_steps=HALF,
         report_to="none", use_cpu=True, disable_tqdm=True,
+        ddp_backend="gloo" if dist.is_initialized() else None,
     )  # fmt: skip
     return Trainer(GPT2LMHeadModel(config), arguments, train_dataset=data)
 
@@ -45,7 +47,7 @@ def trainer_of(run: Run, data: list[dict[str, torch.Tensor]]) -> Trainer:
 def train(run: Run) -> Trained:
     """The loop, as a script's main function would be."""
     data = [{"input_ids": ids, "labels": ids} for ids in text(64, LENGTH, VOCABULARY, seed=1)]
-    probe = [{"input_ids": text(8, LENGTH, VOCABULARY, seed)} for seed in range(4)]
+    probe = [{"input_ids": text(8, LENGTH, VOCABULARY, own(seed))} for seed in range(4)]
     trainer = trainer_of(run, data)
     if run.stop:
         trainer.add_callback(StopAtHalf())

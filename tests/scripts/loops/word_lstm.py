@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.scripts.loop import Run, Trained, text, weights
+from tests.scripts.loop import Run, Trained, own, own_file, replicated, text, weights
 
 VOCABULARY, SIZE, LENGTH, BATCH = 32, 16, 6, 8
 State = tuple[Tensor, Tensor]
@@ -41,23 +41,26 @@ def train(run: Run) -> Trained:
     """The loop, as a script's main function would be."""
     torch.manual_seed(1111)
     model = RNNModel()
+    called = replicated(model)
+    torch.manual_seed(own(1111))
     optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
     flerm = None
     if run.record:
         flerm = run.attach(
-            model, optimizer, probe=[text(BATCH, LENGTH, VOCABULARY, seed) for seed in range(4)],
+            called, optimizer,
+            probe=[text(BATCH, LENGTH, VOCABULARY, own(seed)) for seed in range(4)],
             output=outputs, **run.keywords,
         )  # fmt: skip
     begin, state = 0, no_state(BATCH)
     if run.resume:
-        saved = torch.load(run.folder / "model.pt", weights_only=True)
+        saved = torch.load(own_file(run.folder, "model.pt"), weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         begin, state = saved["step"], saved["state"]
         torch.set_rng_state(saved["random"])
         if flerm is not None:
             flerm.load_state_dict(saved["flerm"])
-    corpus = text(BATCH, 10 * LENGTH, VOCABULARY, seed=5).T
+    corpus = text(BATCH, 10 * LENGTH, VOCABULARY, own(5)).T
     losses = []
     for step in range(begin, run.steps):
         if step == 4:
@@ -65,7 +68,7 @@ def train(run: Run) -> Trained:
         words = corpus[step * LENGTH : (step + 1) * LENGTH + 1]
         state = (state[0].detach(), state[1].detach())
         model.zero_grad()
-        logits, state = model(words[:-1], state)
+        logits, state = called(words[:-1], state)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), words[1:].flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.25)
@@ -79,7 +82,7 @@ def train(run: Run) -> Trained:
                 "state": (state[0].detach(), state[1].detach()),
                 "flerm": flerm.state_dict() if flerm is not None else None,
             },
-            run.folder / "model.pt",
+            own_file(run.folder, "model.pt"),
         )  # fmt: skip
     if flerm is not None:
         flerm.close("interrupted" if run.stop else "completed")
