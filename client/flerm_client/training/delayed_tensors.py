@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from flerm_client.training.param_groups import ScaledParamGroups
 from flerm_client.training.step_wrapper import with_closure
@@ -55,21 +56,43 @@ class DelayedTensors:
             self.waited += bool(self.names)
         if not self._ranks.single_process and self.waited % (1 + self.waited // _EVERY_STEP):
             return False
-        names = sorted(self.names - self.moving)
+        names = self.names - self.moving
         # A tensor that never has a gradient costs nothing but this.
         mine = [each for each in names if self._parameters[each].grad is not None]
+        if mine:
+            mine = self._with_gradient(mine)
         rates = groups.current({}) if mine else {}
-        mine = [each for each in mine if rates.get(each)]
-        if not names or (self._ranks.single_process and not mine):
+        begun = {name for name in mine if rates.get(name)}
+        if not names or (self._ranks.single_process and not begun):
             return False
-        found = torch.zeros(len(names), dtype=torch.float64, device=self._device)
-        for name in mine:
-            found[names.index(name)] = _has_gradient(self._parameters[name])
-        flags = self._ranks.sum(found).tolist()
-        begun = {name for name, flag in zip(names, flags, strict=True) if flag}
+        begun = self._on_any_rank(begun, sorted(names))
         self.moving |= begun
         self.waited = 0 if begun else self.waited
         return bool(begun)
+
+    def _with_gradient(self, names: list[str]) -> list[str]:
+        """Those of `names` of which this rank's part of the gradient is not all zeros.
+
+        One call for all tensors of a kind, because a model may have hundreds without a gradient.
+        """
+        kinds: dict[Any, list[tuple[str, Tensor]]] = {}
+        for name in names:
+            values = _gradient(self._parameters[name])
+            kinds.setdefault((values.device, values.dtype), []).append((name, values))
+        found = []
+        for each in kinds.values():
+            norms = torch.stack(torch._foreach_norm([values for _, values in each], 1))
+            flags = (norms != 0).tolist()  # NaN counts as a gradient
+            found += [name for (name, _), flag in zip(each, flags, strict=True) if flag]
+        return found
+
+    def _on_any_rank(self, begun: set[str], names: list[str]) -> set[str]:
+        """Those of `names` that are in `begun` on any rank."""
+        if self._ranks.single_process:
+            return begun
+        flags = torch.tensor([name in begun for name in names], dtype=torch.float64)
+        sums = self._ranks.sum(flags.to(self._device)).tolist()
+        return {name for name, flag in zip(names, sums, strict=True) if flag}
 
     def with_look(
         self,
@@ -119,8 +142,9 @@ class DelayedTensors:
         self.names -= self.moving
 
 
-def _has_gradient(parameter: nn.Parameter) -> Tensor:
-    """Whether this rank's part of the gradient is not all zeros: bool []."""
-    assert parameter.grad is not None
-    gradient = to_local(parameter.grad)
-    return (gradient.coalesce().values() if gradient.is_sparse else gradient).any()
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """The values of this rank's part of the gradient."""
+    gradient = parameter.grad
+    assert gradient is not None
+    gradient = to_local(gradient) if isinstance(gradient, DTensor) else gradient
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
