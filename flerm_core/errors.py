@@ -73,6 +73,10 @@ class MeasurementError(FlermError):
     """An FSLR could not be measured. Every rank raises the same error."""
 
 
+class NotFinite(MeasurementError):
+    """The training itself has come to weights or buffers that are not finite. It names them."""
+
+
 class EstimatorNotApplicable(MeasurementError):
     """An estimator cannot measure this model, whatever the batch. The message says why."""
 

@@ -16,6 +16,7 @@ from flerm_core.errors import EstimatorNotApplicable, InvalidInput, MeasurementE
 from flerm_core.measure.distributed.fsdp2 import mean_reduction, reset_after_error
 from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.estimators.base import Draw, Estimator, ReductionScope
+from flerm_core.measure.finite_values import runs_alone, why_not_finite
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import generator_for, seed_from
 from flerm_core.measure.sharpness import Loss, differentiable_twice, top_eigenvalue
@@ -87,6 +88,7 @@ class FSLRMeter:
         """
         self.ranks.check_supported()
         problem: Exception | None = None
+        not_finite: Exception | None = None
         found: list[Draw] = []
         sharpness = 0.0
         with self._prepared_model(update):
@@ -103,12 +105,16 @@ class FSLRMeter:
                         batch = next(batches)
                         draw = self._draw(batch, update, index)
                     found.append(draw)
+                    if not_finite is None and not bool(draw.partial_sums.isfinite().all()):
+                        not_finite = self._why_not_finite(batch, update)
+                        if not_finite is not None and not self.ranks.lockstep:
+                            raise not_finite
                     if index == 0 and self._loss is not None and self.ranks.is_rank0:
                         sharpness = self._measure_sharpness(self._loss, batch)
             except Exception as error:  # `_reduce` raises it on every rank
                 problem = error
                 reset_after_error(self.model.module)
-        fslrs = self._reduce(found, problem, sharpness)
+        fslrs = self._reduce(found, problem, not_finite, sharpness)
         self.measurements += 1
         return fslrs
 
@@ -241,8 +247,18 @@ class FSLRMeter:
         seed = seed_from(self._seed, self.measurements)
         return top_eigenvalue(value, list(self.model.parameters.values()), seed=seed)
 
+    def _why_not_finite(self, batch: Any, update: WeightUpdate) -> Exception | None:
+        with self.autocast.open(self.model.device.type):
+            return why_not_finite(
+                self.model, batch, update, may_run=runs_alone(self.model.module, self.ranks)
+            )
+
     def _reduce(
-        self, draws: list[Draw], problem: Exception | None, sharpness: float
+        self,
+        draws: list[Draw],
+        problem: Exception | None,
+        not_finite: Exception | None,
+        sharpness: float,
     ) -> dict[str, float]:
         """FSLRs from the draws of all ranks, or the error of any rank on all of them.
 
@@ -252,6 +268,7 @@ class FSLRMeter:
         3. One all-reduce sums [failures, outputs, (sharpness,) statistics …] over all ranks.
         4. The statistics over the number of outputs are their mean (Eq. 2), which gives the FSLRs.
 
+        problem: what ended this rank's draws. not_finite: what is wrong with draws that were made.
         sharpness: 0 on all ranks but rank 0, so that the sum is rank 0's.
         """
         if problem is not None:
@@ -270,6 +287,7 @@ class FSLRMeter:
             n_outputs = 0.0  # of ranks that work on one batch, the first counts its outputs
             if scope == "model_parallel":  # and its statistics, which these ranks share by now
                 numbers = torch.zeros_like(numbers)
+        problem = problem or not_finite
         head = [float(problem is not None), n_outputs]
         if self._loss is not None:
             head.append(sharpness)

@@ -16,13 +16,25 @@ SHAPES = "rank 1: a batch of the probe cannot be measured: in input (Linear) Run
 def test_a_rank_that_fails_makes_all_raise_the_same_sentence(wrapper: str, tmp_path: Path) -> None:
     result = on_ranks(2, "failing_rank.py", wrapper, folder=tmp_path)
     assert len(result.ranks) == 2, result.output
-    assert result.ranks[0] == result.ranks[1]
-    told = [sentence for kind, sentence in result.ranks[0] if kind != "goes on"]
+    found, not_finite = zip(*result.ranks, strict=True)
+    assert found[0] == found[1]
+    told = [sentence for kind, sentence in found[0] if kind != "goes on"]
     if wrapper == "ddp":
-        assert list(result.ranks[0][-1]) == ["goes on", "4 0"], "recording never ends a run"
+        assert list(found[0][-1]) == ["goes on", "4 0"], "recording never ends a run"
     assert len(told) == (4 if wrapper == "ddp" else 2)
     assert all(sentence == "rank 1: OSError: the file is gone" for sentence in told[::2])
     assert all(sentence.startswith(SHAPES) for sentence in told[1::2])
+    # Rank 0 alone warns: of the probe of rank 1, and of a loss that was not finite on rank 1.
+    of_probe = "rank 1: a batch of the probe holds NaN: tensor 1"
+    step = "step 2 was not measured: rank 0: this step has made weights of the model not finite"
+    assert not_finite[0] == [
+        [
+            f"step 1 was not measured: {of_probe}",
+            f"measuring has stopped at step 3, after 3 failures in a row: {of_probe}",
+        ],
+        [f"{step}: input.weight"],
+    ]
+    assert not_finite[1] == [[], []]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ _MOST_IN_A_ROW = 3
 
 
 class MeasurementFailures:
-    """The failed measurements of a recording run, which never end the run.
+    """The failed measurements of a run, which do not end the run.
 
     module: the model, whose modules are named where one of them raised.
     remarks: takes what there is to say.
@@ -35,18 +35,19 @@ class MeasurementFailures:
     def add(self, error: Exception, step: int, estimator: str) -> None:
         """The measurement of `step` by `estimator` raised `error`. Warns at the first in a row."""
         self._remarks.failed = True
+        goes_on = f"The run goes on {self._remarks.how_it_goes_on}"
         self._in_a_row += 1
         self.stopped = self._in_a_row == _MOST_IN_A_ROW
         if self._in_a_row == 1:
             self._remarks.say(
                 f"step {step} was not measured: {failure_reason(self._module, error)}; "
-                f"{remedy(error, estimator)}. The run goes on as without FLeRM, and the next "
+                f"{remedy(error, estimator)}. {goes_on}, and the next "
                 f"measurement is tried; after {_MOST_IN_A_ROW} failures in a row measuring stops"
             )
         elif self.stopped:
             self._remarks.say(
                 f"measuring has stopped at step {step}, after {_MOST_IN_A_ROW} failures in a row: "
-                f"{failure_reason(self._module, error)}; the run goes on as without FLeRM"
+                f"{failure_reason(self._module, error)}. {goes_on}"
             )
 
 

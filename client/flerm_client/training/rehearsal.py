@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flerm_client.training.hidden_state import hidden_state
 from flerm_client.training.measurement_failures import failure_reason, remedy
@@ -22,6 +22,7 @@ from flerm_core.measure.autodiff.gradient_stream import stream_gradients
 from flerm_core.measure.distributed import fsdp2
 from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.distributed.sharding import to_local
+from flerm_core.measure.finite_values import runs_alone, why_not_finite
 from flerm_core.measure.fslr_meter import FSLRMeter
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.measure.output_projection import as_output
@@ -68,8 +69,7 @@ class Rehearsal:
 
         Returns without a look where the model is not ready.
         """
-        sharded = self._model.sharding is not None
-        if sharded or _forwards_wait_for_each_other(self._model.module, self._ranks):
+        if self._model.sharding is not None or not runs_alone(self._model.module, self._ranks):
             return
         mixed = AutocastContext(((self._model.device.type, torch.bfloat16),))
         try:
@@ -125,7 +125,10 @@ class Rehearsal:
         try:
             with region.open(self._model.device.type):
                 outputs = as_output(self._model.output(module, batch))
-                _check_finite(outputs)
+                if not bool(outputs.isfinite().all()):
+                    may_run = runs_alone(module, self._ranks)
+                    reason = why_not_finite(self._model, batch, may_run=may_run)
+                    raise reason or MeasurementError("outputs of a probe batch are not finite")
                 self._differentiate(outputs)
         except FlermError as error:
             fsdp2.reset_after_error(module)
@@ -196,18 +199,3 @@ class Rehearsal:
         finally:
             meter.measuring = False
             fsdp2.reshard(module)
-
-
-def _check_finite(outputs: Tensor) -> None:
-    wrong = int((~torch.isfinite(outputs.detach())).sum())
-    if wrong:
-        raise MeasurementError(
-            f"{wrong} of {outputs.numel()} outputs of a probe batch are not finite, so that no "
-            "FSLR would be: are the weights loaded, or does a mask write infinities into the "
-            "outputs? output= says what is computed, without the mask"
-        )
-
-
-def _forwards_wait_for_each_other(model: nn.Module, ranks: MeasurementRanks) -> bool:
-    synchronised = any(isinstance(each, nn.SyncBatchNorm) for each in model.modules())
-    return synchronised and not ranks.single_process

@@ -55,7 +55,7 @@ class RunLog:
     parameters: the entries of a row's vectors, which are the tensors and then the depth groups.
     tokens: the last count that was logged, of the run so far.
     pending_tokens: the count logged for the step that follows; None where none was logged.
-    diverged: whether any measurement was not finite.
+    diverged: whether a measurement found weights or buffers that are not finite.
     remarks: what is said of the run at its end.
     judged_later: the final loss is not that of the logged losses; someone else adds it.
     """
@@ -203,8 +203,14 @@ class RunLog:
         if self._owner != os.getpid():  # a copy of the process
             return
         losses = [float(loss) for loss in self._losses]
-        if status == "completed" and (self.diverged or not all(map(math.isfinite, losses))):
+        wrong = sum(not math.isfinite(loss) for loss in losses)
+        if status == "completed" and (self.diverged or wrong):
             status = "diverged"
+            if wrong:
+                self.remarks.say(
+                    f"the run counts as diverged: {wrong} of the last {len(losses)} losses that "
+                    "were logged are not finite"
+                )
         if self.rows and self._losses_ahead > max(_MANY_LOSSES, 2 * self._most_ahead):
             self.remarks.say(self._untrained())
         remarks = self.remarks.at_end(self._measured(), warns=status in ("completed", "diverged"))

@@ -37,6 +37,11 @@ class RunRemarks:
         self._silent = silent
         self._kept: dict[str, None] = {}
 
+    @property
+    def how_it_goes_on(self) -> str:
+        """At which rates the run goes on after a measurement that failed."""
+        return "at the multipliers that it has" if self.to_match else "as without FLeRM"
+
     def say(self, sentence: str) -> None:
         """Warns of `sentence` now, and keeps it for the run's end."""
         if not self._silent:

@@ -6,7 +6,7 @@ import math
 import sys
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from flerm_client.training.step_wrapper import StepWrapper
 from flerm_client.training.target_schedule import TargetSchedule
 from flerm_client.training.weight_decay import is_independent
 from flerm_client.upload.reporter import check_reporting
-from flerm_core.errors import InvalidInput, Unsupported
+from flerm_core.errors import InvalidInput, NotFinite, Unsupported
 from flerm_core.measure.sharpness import require_scipy
 from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_core.records.recording import Attempt, EstimatorSettings, RecordingSpec
@@ -161,8 +161,7 @@ class TrainingSession:
         _live_sessions.add(self)
 
     def _check_report(self, metadata: RunMetadata) -> None:
-        # A wrong tag or a spool that cannot be written raises here, on every rank, rather than on
-        # rank 0 in mid-training.
+        # A wrong tag raises here, on every rank, rather than on rank 0 in mid-training.
         if self.ranks.is_rank0:
             self.metadata = metadata.with_versions()
         spool, token = self.options.spool, self.options.token
@@ -201,10 +200,6 @@ class TrainingSession:
         self.probe.close()
         self.run_log.finish(status, timeout)
 
-    def optimizer_signature(self) -> tuple[str, dict[str, Any]]:
-        """The optimisers' class name(s) and settings."""
-        return describe(self.optimizers, independent_decay=self.independent_decay)
-
     @property
     def multipliers(self) -> dict[str, float]:
         """m_ℓ by tensor; empty until matched."""
@@ -238,7 +233,7 @@ class TrainingSession:
                 )
 
     def _spec(self) -> RecordingSpec:
-        optimizer, optimizer_config = self.optimizer_signature()
+        signature = describe(self.optimizers, independent_decay=self.independent_decay)
         answer = None if self.matcher is None else self.matcher.target_schedule.registry_answer
         measurer = self.measurer
         spec = RecordingSpec(
@@ -247,8 +242,8 @@ class TrainingSession:
             lr=self.lr,
             parameters=self.run_log.parameters,
             seed=self.options.seed,
-            optimizer=optimizer,
-            optimizer_config=optimizer_config,
+            optimizer=signature[0],
+            optimizer_config=signature[1],
             estimator=replace(measurer.settings, name=measurer.meter.estimator.name),
             world_size=self.ranks.size,
             targets_digest="" if answer is None else answer.digest,
@@ -304,8 +299,8 @@ class TrainingSession:
 
     def _begin_measured_step(self, signals: SignalDeferral) -> None:
         """Captures the weights, and finds what the step is matched to, before any has changed."""
-        if self.measurer.failures.stopped:
-            return
+        if not self._due(self.steps + 1):
+            return  # measuring has stopped
         signals.defer()
         if matcher := self._matcher_due(self.steps + 1):
             matcher.find_base_step(self.steps + 1, self.run_log)
@@ -320,9 +315,9 @@ class TrainingSession:
             self._update = WeightUpdate(self.measured_model.parameters)
         except Exception as error:  # out of memory
             # Where there are other ranks, they wait in the measurement for this one.
-            if self.matcher is not None or not self.ranks.single_process:
+            if not self.ranks.single_process:
                 raise
-            self.measurer.fail(error, self.steps + 1)
+            self._go_on_after(error, self.steps + 1)
 
     def _note_rates(self, index: int) -> None:
         """Notes the rates at which optimiser `index` takes the step that is measured."""
@@ -340,7 +335,10 @@ class TrainingSession:
         self.steps += 1
         update, self._update = self._update, None
         if update is not None:
-            self._try_to_measure(update, signals)
+            try:
+                self._measure(update, signals)
+            except Exception as error:
+                self._go_on_after(error, self.steps)
         self.run_log.end_step(self.steps)
         for listener in self.on_step:
             listener()
@@ -350,26 +348,32 @@ class TrainingSession:
         self._stepped.clear()
 
     def _due(self, step: int) -> bool:
-        if self.measurer.failures.stopped:
-            return False
         return self.measurer.due(step) or self._matcher_due(step) is not None
 
     def _matcher_due(self, step: int) -> StepMatcher | None:
         """What matches `step`; None where the step is not matched."""
-        matcher = self.matcher
-        moving = self.measurer.delayed.moving
-        return matcher if matcher is not None and matcher.due(step, moving) else None
+        matcher, measurer = self.matcher, self.measurer
+        if matcher is None or not matcher.due(step, measurer.delayed.moving):
+            return None
+        # Once measuring has stopped, a run that was matched stays at its rates.
+        return None if measurer.failures.stopped and matcher.multipliers else matcher
 
     # One measurement
 
-    def _try_to_measure(self, update: WeightUpdate, signals: SignalDeferral) -> None:
-        """Calls `_measure`. Where a recording run cannot measure, it says why and goes on."""
-        try:
-            self._measure(update, signals)
-        except Exception as error:
-            if self.matcher is not None or self.ranks.broken:
-                raise
-            self.measurer.fail(error, self.steps)
+    def _go_on_after(self, error: Exception, step: int) -> None:
+        """Says that the measurement of `step` raised `error`. A matched run keeps its rates.
+
+        Raises `error` of a first match, without which the run is not the one that was asked for.
+        Where the training has come to NaN, the first match is tried again at the next step.
+        """
+        matcher = self._matcher_due(step)
+        if isinstance(error, NotFinite) and not self._dry_run:
+            self.run_log.diverged = True
+        elif self.ranks.broken or (matcher is not None and not matcher.multipliers):
+            raise error
+        elif matcher is not None:
+            matcher.schedule.done(step)
+        self.measurer.fail(error, step)
 
     def _measure(self, update: WeightUpdate, signals: SignalDeferral) -> None:
         """Measures the step just made, matches it where that is due, and logs it."""
@@ -377,21 +381,15 @@ class TrainingSession:
         measured = measurer.measure(update, signals, first=not self.run_log.rows)
         if not measured:
             return
-        if any(not math.isfinite(value) for value in measured.values()):
-            self.run_log.diverged = True
         if not self.run_log.reporting:
             self.run_log.report_as(self._spec())
         if matcher is not None:
             if self._dry_run:
                 self._end_dry_run(matcher)
             matcher.match(self.steps, measurer.fslr, update, measurer.delayed.moving)
-        measurer.tell_of_unmeasured(update, measured, self.steps)
-        measurer.schedule.done(self.steps)
-        self._log(measured)
-
-    def _log(self, measured: Mapping[str, float]) -> None:
+        measurer.done(update, measured, self.steps)
         multipliers = None if self.matcher is None else self.multipliers_by_tensor()
-        sharpness = self.measurer.meter.sharpness
+        sharpness = measurer.meter.sharpness
         self.run_log.add(self.steps, measured, self._scheduled_lr, multipliers, sharpness=sharpness)
 
     def _end_dry_run(self, matcher: StepMatcher) -> None:

@@ -18,7 +18,9 @@ from flerm_client.training.signal_deferral import SignalDeferral
 from flerm_client.training.step_schedule import StepSchedule
 from flerm_client.training.unseen_steps import UnseenSteps
 from flerm_core._warnings import warn
+from flerm_core.errors import NotFinite
 from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.distributed.sharding import to_local
 from flerm_core.measure.estimators.registry import make_estimator
 from flerm_core.measure.fslr_meter import FSLRMeter
 from flerm_core.measure.measured_model import MeasuredModel
@@ -66,6 +68,8 @@ class StepMeasurer:
         self._probe = probe
         self._seed = options.seed
         self._remarks = remarks
+        self._last_measured = 0  # the last step with a measurement, by which all was finite
+        self._not_finite = False  # since the last measurement
 
     def note_forward(self, autocast: AutocastContext) -> None:
         """The training begins a forward with gradients, in the region `autocast`."""
@@ -75,7 +79,8 @@ class StepMeasurer:
 
     def due(self, step: int) -> bool:
         """Whether `step` is measured, for the schedule's sake or for that of delayed tensors."""
-        return bool(self.delayed.moving) or self.schedule.due(step)
+        wanted = bool(self.delayed.moving) or self.schedule.due(step)
+        return wanted and not self.failures.stopped
 
     def measure(
         self, update: WeightUpdate, signals: SignalDeferral, *, first: bool
@@ -88,6 +93,7 @@ class StepMeasurer:
         # then tried again at the next step.
         if not any(update.rates.values()):
             return {}
+        self._refuse_still_not_finite()
         moved = _drop_unmoved(update)
         if not moved and not self._ranks.lockstep:
             return {}
@@ -101,21 +107,51 @@ class StepMeasurer:
         usable = {name: value for name, value in measured.items() if 0.0 < value < math.inf}
         self.fslr = usable or self.fslr
         self.failures.succeeded()
+        self._not_finite = False
         return measured
+
+    def _refuse_still_not_finite(self) -> None:
+        """Raises `NotFinite` where it was raised before, and weights of any rank still are so.
+
+        One all-reduce where it was raised, on all ranks, and there are several.
+        """
+        if not self._not_finite:
+            return
+        finite = [to_local(p).isfinite().all() for p in self._model.parameters.values()]
+        flag = (~torch.stack(finite)).any().double().reshape(1)
+        if self._ranks.sum(flag).item():
+            raise NotFinite("weights of the model are still not finite")
 
     def fail(self, error: Exception, step: int) -> None:
         """The measurement of `step` raised `error`, and the run goes on."""
-        self.failures.add(error, step, self.meter.estimator.name)
+        if isinstance(error, NotFinite):
+            self._tell_of_not_finite(error, step)
+        else:
+            self.failures.add(error, step, self.meter.estimator.name)
         self.delayed.forget_moving()
         if self.settings.every:  # without, the one measurement is tried again at the next step
             self.schedule.done(step)
 
-    def tell_of_unmeasured(
-        self, update: WeightUpdate, measured: Mapping[str, float], step: int
-    ) -> None:
-        """Warns of tensors that `step` changed without an FSLR, and that are not delayed.
+    def _tell_of_not_finite(self, error: NotFinite, step: int) -> None:
+        """Says once which tensors the training has left not finite by `step`, and since when.
 
-        The first such step is warned of. The run's end names the tensors that never had an FSLR.
+        What is due later is tried: a loop may go back to weights that it has kept.
+        """
+        self._remarks.failed = True
+        if not self._not_finite:
+            last = self._last_measured
+            since = f" (all were finite after step {last})" if last else ""
+            self._remarks.say(
+                f"step {step} was not measured: {error}{since}. The run counts as diverged, and "
+                f"goes on {self._remarks.how_it_goes_on}; nothing is measured until all are finite"
+            )
+        self._not_finite = True
+
+    def done(self, update: WeightUpdate, measured: Mapping[str, float], step: int) -> None:
+        """`step` was measured: warns of tensors that it changed without an FSLR.
+
+        Delayed tensors do not count. The first such step is told of. The run's end names the
+        tensors that never had an FSLR.
         """
         changed = update.changed_tensors()
         missing = [
@@ -128,6 +164,8 @@ class StepMeasurer:
         if names and not self._remarks.without_fslr and self._ranks.is_rank0:
             warn(unmeasured_sentence(f"step {step}", names))
         self._remarks.without_fslr.update(dict.fromkeys(names))
+        self.schedule.done(step)
+        self._last_measured = step
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""

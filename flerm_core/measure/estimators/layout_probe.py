@@ -67,7 +67,8 @@ class LayoutProbe:
         graph that is kept for a second pass would keep all that activation checkpointing
         recomputed in the first.
 
-        Returns None where no rank's batch has examples. Raises `EstimatorNotApplicable` with the
+        Returns None where no rank's batch has examples, and c that is not finite, without a look,
+        where outputs and gradients are not finite. Raises `EstimatorNotApplicable` with the
         reason where examples cannot be told apart, and `MeasurementError` where only some ranks of
         a sharded model have examples.
         """
@@ -80,6 +81,15 @@ class LayoutProbe:
         reference = outputs.detach()
         self._plan.batch_axis = _batch_axis(batch, len(reference))
         direction = draw_projection(reference, generator)
+        if self._sharding.any_rank(not bool(to_local(reference).isfinite().all())):
+            del hooks, outputs
+            reset_after_error(self._model.module)
+            sums, _ = self._gradient_sums(batch, start, direction, update)
+            # Outputs that are constant, as a mask's, have no part in the sums.
+            if self._sharding.any_rank(not bool(sums.isfinite().all())):
+                return sums.unsqueeze(1).expand(-1, len(reference)), reference
+            start.restore()
+            hooks, outputs = self._contributions.forward(batch)
         chosen = random_half(len(reference), generator).to(reference.device)
         tried_as_shared: list[nn.Module] = []
         while True:
@@ -273,19 +283,27 @@ class LayoutProbe:
         contributions: c [tensors, N].
         update: ΔW of each tensor.
         """
-        gradient_sums = torch.zeros_like(contributions[:, 0])
         positions = self._contributions.positions
-
-        def add(name: str, gradient: Tensor) -> None:
-            gradient_sums[positions[name]] = sum_of_z(self._model, update, name, gradient)
-
-        start.restore()
-        outputs = self._model.outputs(batch)
-        stream_gradients(outputs, direction, self._model, add)
+        gradient_sums, outputs = self._gradient_sums(batch, start, direction, update)
         wrong, negligible = self._contributions.compare(contributions, gradient_sums, outputs)
         self._used_tensors |= positions.keys() - negligible
         self._plan.idle_tensors = positions.keys() - self._used_tensors
         return wrong
+
+    def _gradient_sums(
+        self, batch: Any, start: ForwardStart, direction: Tensor, update: WeightUpdate
+    ) -> tuple[Tensor, Tensor]:
+        """⟨ΔW, ∂φ/∂W⟩ of every tensor [tensors], by a plain forward and backward; the outputs."""
+        positions = self._contributions.positions
+        sums = torch.zeros(len(positions), dtype=torch.float64, device=direction.device)
+
+        def add(name: str, gradient: Tensor) -> None:
+            sums[positions[name]] = sum_of_z(self._model, update, name, gradient)
+
+        start.restore()
+        outputs = self._model.outputs(batch)
+        stream_gradients(outputs, direction, self._model, add)
+        return sums, outputs
 
     def _promote(self, tensors: list[str]) -> None:
         """Moves `tensors` to the parents of their owners.

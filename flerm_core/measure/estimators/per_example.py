@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flerm_core._warnings import warn
-from flerm_core.errors import EstimatorNotApplicable, MeasurementError, join_names
+from flerm_core.errors import EstimatorNotApplicable
 from flerm_core.measure.autodiff.gradient_stream import stream_gradients
 from flerm_core.measure.autodiff.local_derivatives import NoDerivative
 from flerm_core.measure.distributed.fsdp2 import reset_after_error
@@ -89,8 +89,6 @@ class PerExample(Estimator):
 
         With the reduction scope "model_parallel": this rank's part of c, flat [tensors · N]. A rank
         whose first batch is empty finds out on a later draw how to observe the model.
-
-        Raises `MeasurementError` where the outputs of some examples only are not finite.
         """
         if self._discovered_for != self._requires_grad():
             self._coupled = False
@@ -103,7 +101,6 @@ class PerExample(Estimator):
             length = 0 if self.reduction == "model_parallel" else self.n_statistics
             return Draw(torch.zeros(length, dtype=torch.float64, device=self.model.device), 0)
         contributions, outputs = found
-        _check_finite(contributions)
         scale = projection_scale(outputs)  # ∂φ/∂f has this factor, and a draw must not have it
         if self.reduction == "model_parallel":
             return Draw((contributions / scale).reshape(-1), outputs.numel())
@@ -169,7 +166,10 @@ class PerExample(Estimator):
             # The same ω as in a draw that does not try discovery first.
             generator.set_state(generator_state)
             return self._one_sample(batch, update, generator)
-        if found is not None:
+        # Values that are not finite show no layout: a later draw finds it.
+        if found is not None and not self._contributions.sharding.any_rank(
+            not bool(found[0].isfinite().all())
+        ):
             self._discovered_for = self._requires_grad()
         return found
 
@@ -210,17 +210,3 @@ class PerExample(Estimator):
         """The root of each mean."""
         names = [*self.model.parameters, *self.model.depth_groups]
         return dict(zip(names, np.sqrt(mean).tolist(), strict=True))
-
-
-def _check_finite(contributions: Tensor) -> None:
-    """Raises `MeasurementError` where c is finite for some examples only.
-
-    Where c is finite for no example, the run has diverged. The meter reports that.
-    """
-    finite = contributions.isfinite().all(0)
-    if finite.any() and not finite.all():
-        broken = join_names((~finite).nonzero().flatten().tolist(), most=8)
-        raise MeasurementError(
-            f"the outputs of a probe batch are not finite for its examples {broken} (dimension 0): "
-            "leave these out of the probe, or return finite outputs for them with output=..."
-        )

@@ -58,6 +58,12 @@ class WeightUpdate:
             step.add_(old, alpha=decay)
         return step.div_(rate)
 
+    def new_weights(self) -> dict[str, Tensor]:
+        """The tensors as the step left them (this rank's part)."""
+        if self._swapped:
+            return dict(self._copies)
+        return {name: to_local(parameter) for name, parameter in self.parameters.items()}
+
     def changed_tensors(self) -> dict[str, Tensor]:
         """For every tensor whether the step changed it (this rank's part): bool [].
 

@@ -35,6 +35,26 @@ def local(parameter: torch.Tensor) -> torch.Tensor:
     return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).detach()
 
 
+# What is not finite on one rank is said with its cause, and ends no run, in lockstep neither.
+def told_of(poisoned: str) -> list[str]:
+    model, batches = fresh("resmlp")
+    model = DistributedDataParallel(model) if sys.argv[1] == "ddp" else fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    factors = [1.0, torch.nan if dist.get_rank() == 1 else 1.0]
+    batches_of = [torch.ones(4, 8) * (each if poisoned == "probe" else 1.0) for each in factors]
+    flerm = FLeRM.record(model, optimizer, probe=batches_of, family="f", every=1, warmup=2)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number, batch in enumerate(batches[:3]):
+            optimizer.zero_grad()
+            loss = loss_of(model(batch))
+            (loss * factors[1] if poisoned == "loss" and number == 1 else loss).backward()
+            optimizer.step()
+    assert flerm.steps == 3
+    return [str(each.message).partition(" (")[0] for each in told if "FLeRM" in str(each.message)]
+
+
+not_finite = [told_of("probe"), told_of("loss")]
 if dist.get_rank() == 0:  # what a rank measures by itself is nothing to the others
     own = DistributedDataParallel(
         fresh("resmlp")[0], process_group=dist.new_group([0], use_local_synchronization=True)
@@ -91,4 +111,4 @@ if sys.argv[1] == "ddp":
         assert len(ours) == 2 and "rank 1: OSError: the file is gone" in ours[0], ours
     else:
         assert not ours
-report(found)
+report((found, not_finite))
