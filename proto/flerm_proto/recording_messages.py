@@ -98,19 +98,19 @@ def batch_from_proto(messages: Sequence[pb.Measurement]) -> MeasurementBatch:
     Values are checked later, by `flerm_core.records.measurement_validation`. Raises `DataLoss`
     where packed bytes of an auxiliary vector are no whole number of float32 values.
     """
+    rows = list(messages)  # once: protobuf makes an object of each message at each pass
     return MeasurementBatch(
-        steps=[row.step for row in messages],
-        fslr=[row.fslr for row in messages],
-        losses=[row.loss if row.HasField("loss") else None for row in messages],
+        steps=[row.step for row in rows],
+        fslr=[row.fslr for row in rows],
+        losses=[row.loss if row.HasField("loss") else None for row in rows],
         learning_rates=[
-            row.learning_rate if row.HasField("learning_rate") else None for row in messages
+            row.learning_rate if row.HasField("learning_rate") else None for row in rows
         ],
-        tokens=[row.tokens if row.HasField("tokens") else None for row in messages],
+        tokens=[row.tokens if row.HasField("tokens") else None for row in rows],
         measured_at=[
-            _microseconds(row.measured_at) if row.HasField("measured_at") else None
-            for row in messages
+            _microseconds(row.measured_at) if row.HasField("measured_at") else None for row in rows
         ],
-        auxiliary=[_auxiliary(row) if row.scalars or row.vectors else None for row in messages],
+        auxiliary=[_auxiliary(row) if row.scalars or row.vectors else None for row in rows],
     )
 
 
