@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -52,6 +53,7 @@ THREADS = 256
 THREADS_FOR_UNARY_CALLS = 64  # never occupied by streams
 MAX_CALLS = 4096  # those that wait for a thread included
 HANDSHAKE_SECONDS = 20.0
+SWITCH_SECONDS = 0.001
 SIGNAL_SECONDS = 0.5  # how often the main thread looks whether a signal came
 STOP_SECONDS = 10.0  # after the drain time: more than a statement of the database may take
 
@@ -92,7 +94,7 @@ class Server:
             settings.check(has_tokens=(has_tokens := authenticator.tokens_required))
             for sentence in settings.opened(has_tokens=has_tokens):
                 log.warning(sentence)
-            self._socket = _listen(settings.http)
+            self._socket = listen(settings.http)
             try:
                 self._threads = HandlerThreads(THREADS, thread_name_prefix="grpc")
                 self._interceptor = CallInterceptor(metrics, self._admission)
@@ -218,6 +220,9 @@ def run(settings: Settings, on_ready: Callable[[Server], None]) -> None:
     # Before anything listens, so that a signal during the start ends the server too.
     with stop_request.made_by_signals(), stop_request.made_by_dead_threads():
         raise_open_files()
+        # Of two threads that compute, one waits so long for the other. An append waits several
+        # times, and its p50 beside six readers of pages is 1.3 to 2 times less than with 5 ms.
+        sys.setswitchinterval(SWITCH_SECONDS)
         tracing.configure()
         server = Server(settings, stop_request)
         try:
@@ -266,9 +271,12 @@ def _public_site(settings: Settings) -> PublicSite:
     )
 
 
-def _listen(address: ListenAddress) -> socket.socket:
+def listen(address: ListenAddress) -> socket.socket:
+    """A listening socket for HTTP. Raises `Refused` where the address cannot be had."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns off Nagle's algorithm where a socket's protocol is named. With the algorithm,
+    # the second part of an answer waits 40 ms for the client's system to acknowledge the first.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((address.host, address.port))

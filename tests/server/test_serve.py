@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import signal
 import socket
@@ -27,7 +28,7 @@ from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.cli import app
-from flerm_server.server import run
+from flerm_server.server import listen, run
 from flerm_server.settings import ListenAddress, Settings
 from flerm_server.store.sql import schema
 from tests.conftest import PostgresCluster, RegistryProcess, StartRegistry
@@ -315,3 +316,24 @@ def test_bad_input_gets_a_status_and_a_sentence(registry: RegistryProcess):
             found, sentence = status(stub, method, request)
             assert (found, part in sentence) == (code, True), sentence
             assert "\n" not in sentence
+
+
+def test_the_parts_of_an_answer_do_not_wait_for_each_other():
+    """With Nagle's algorithm each answer on an open connection took 40 ms longer."""
+    delays: list[int] = []
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted = writer.get_extra_info("socket")
+        delays.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def ask() -> None:
+        listener = listen(ListenAddress("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        async with await asyncio.start_server(answer, sock=listener):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            await reader.read()
+            writer.close()
+
+    asyncio.run(ask())
+    assert delays == [1]
