@@ -97,7 +97,7 @@ class Server:
             self._socket = listen(settings.http)
             try:
                 self._threads = HandlerThreads(THREADS, thread_name_prefix="grpc")
-                self._interceptor = CallInterceptor(metrics, self._admission)
+                self._interceptor = CallInterceptor(metrics, self._admission, self._threads)
                 self._grpc = _grpc_server(
                     RegistryService(authorized, metrics),
                     self._interceptor,

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flerm_core.errors import LimitExceeded
-from flerm_server.presence import current_presence
+from flerm_server.presence import Presence, current_presence
 
 SHARE = 0.75  # the most of a limit that one caller may take
-LOOK_SECONDS = 0.5  # how often a caller who waits is looked for
 
 
 class SharedLimit:
@@ -51,10 +50,32 @@ class SharedLimit:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise LimitExceeded(refusal)
-                self._condition(caller, amount).wait(min(left, LOOK_SECONDS))
-                presence.require()
+                self._wait(self._condition(caller, amount), left, presence)
             self._taken[caller] += amount
             self._all += amount
+
+    def _wait(self, freed: threading.Condition, seconds: float, presence: Presence) -> None:
+        """Waits until something is given back. Raises `CallerGone` once the caller leaves."""
+
+        def wake() -> None:
+            with self._lock:  # so not before `wait` has given the lock away
+                freed.notify_all()
+
+        with presence.calling(wake):
+            freed.wait(seconds)
+        presence.require()
+
+    def require_room(self, caller: str) -> None:
+        """Raises `LimitExceeded` where `take` would, and takes nothing."""
+        with self._lock:
+            refusal = self._refusal(caller, 1)
+        if refusal is not None:
+            raise LimitExceeded(refusal)
+
+    def is_crowded(self, caller: str, part: float) -> bool:
+        """Whether `caller` has taken more than a part of what it may."""
+        with self._lock:
+            return self._taken[caller] > part * self._most_of_one
 
     def give_back(self, caller: str, amount: int = 1) -> None:
         """Gives back what was taken."""

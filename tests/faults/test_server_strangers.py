@@ -37,6 +37,7 @@ from tests.server.samples import spec
 HERE = ListenAddress("127.0.0.1", 0)
 MIB = 1 << 20
 METHOD = "/flerm.registry.v1.Registry/"
+MADE_UP = f"Bearer flerm_{'0' * 12}_{'A' * 43}"
 EMPTY_ROWS = b"\x1a\x00" * (2 * MIB)  # two million empty measurements: 4 MiB
 
 
@@ -101,7 +102,9 @@ def code(call: grpc.Future) -> grpc.StatusCode:
     return call.exception(timeout=20).code()
 
 
-@pytest.mark.parametrize("authorization", ["", "Basic eDp5", "Bearer flerm_1234", "Bearer "])
+@pytest.mark.parametrize(
+    "authorization", ["", "Basic eDp5", "Bearer flerm_1234", "Bearer ", MADE_UP]
+)
 def test_half_open_calls_without_a_token_are_answered_at_once_and_hold_up_nobody(
     locked_server: tuple[Server, str], monkeypatch: pytest.MonkeyPatch, authorization: str
 ):
@@ -127,8 +130,33 @@ def test_half_open_calls_without_a_token_are_answered_at_once_and_hold_up_nobody
                 pb.ServerInfoRequest(), timeout=5, metadata=bearer(token)
             )
         assert {code(call) for call in calls} == {grpc.StatusCode.UNAUTHENTICATED}
-    assert len(refused_on) <= admission.REFUSING_THREADS
-    assert all(name.startswith("grpc-refusing") for name in refused_on)
+    assert len(refused_on) <= admission.EXAMINING_THREADS
+    assert all(name.startswith("grpc-examining") for name in refused_on)
+
+
+def test_what_one_token_may_not_have_takes_no_thread_from_the_others(
+    locked_server: tuple[Server, str], monkeypatch: pytest.MonkeyPatch
+):
+    """Two hundred threads that refuse calls would hold up every other call until they are done."""
+    server, token = locked_server
+    calls, token_id = SharedLimit("calls", 8, "calls are open"), token.split("_")[1]
+    monkeypatch.setattr(server._admission, "_calls", calls)
+    method = f"{METHOD}GetRecording"
+    before = threading.enumerate()
+    with grpc.insecure_channel(server.grpc_address.text) as channel, ExitStack() as held:
+        few = held.enter_context(half_open(channel, method, bearer(token), count=6))
+        until(lambda: calls.is_crowded(token_id, 5.5 / 6), "held")
+        more = held.enter_context(half_open(channel, method, bearer(token), count=60))
+        assert {code(call) for call in more} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert "calls: 6 calls are open by one caller" in more[0].exception().details()
+        few[0].cancel()  # there is room for one more at once, and not only after a while
+        until(lambda: not calls.is_crowded(token_id, 5.5 / 6), "given back")
+        asked = rpc.RegistryStub(channel).ServerInfo.future(
+            pb.ServerInfoRequest(), timeout=20, metadata=bearer(token)
+        )
+        assert asked.exception() is None
+    new = [each.name for each in threading.enumerate() if each not in before]
+    assert sum(name.startswith("grpc_") for name in new) <= 7
 
 
 def test_half_open_probes_keep_the_health_from_nobody(tmp_path: Path):
@@ -276,6 +304,7 @@ def test_probes_answer_while_requests_hold_all_threads(
 ):
     """A token that asks for more than its share leaves threads, and probes need none of them."""
     monkeypatch.setattr(middleware, "WAITING_PER_TOKEN", 30)
+    asked = middleware.REQUESTS_PER_TOKEN + 30 + 10
     with locked(tmp_path) as (server, token):
         released = threading.Event()
 
@@ -292,7 +321,7 @@ def test_probes_answer_while_requests_hold_all_threads(
             answer = client.get(f"{http}/api/v1/families", headers=dict(bearer(token)), timeout=30)
             statuses.append(answer.status_code)
 
-        threads = [threading.Thread(target=ask, daemon=True) for _ in range(60)]
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(asked)]
         for thread in threads:
             thread.start()
         try:

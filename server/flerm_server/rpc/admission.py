@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flerm_core.errors import LimitExceeded
+from flerm_core.errors import FlermError, LimitExceeded
 from flerm_server.auth.authenticator import RECHECK_SECONDS, Authenticator
 from flerm_server.auth.permissions import rpc_needs
 from flerm_server.auth.principal import Principal
@@ -27,7 +27,10 @@ OPEN_WAITING = 6
 OPEN_STREAMS = 20
 OPEN_REQUEST_STREAMS = 4  # those that take one message after another: reflection
 OPEN_THREADS = OPEN_STREAMS + OPEN_REQUEST_STREAMS + OPEN_WAITING + 8
-REFUSING_THREADS = 2  # so few that strangers' calls take little of the processor from the others
+EXAMINING_THREADS = 2  # so few that what they refuse holds nobody up
+MAX_REMEMBERED = 10_000  # authorizations
+REFUSED_SECONDS = 0.25
+CROWDED = 0.5  # of the calls that one caller may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,19 @@ class CallKind:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.method.rsplit("/", 1)[-1])
         object.__setattr__(self, "needs_token", rpc_needs(self.method) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a call is refused.
+
+    token: the id of the call's token, where that has no room; else empty.
+    until: for how long other calls are refused likewise, by `time.monotonic`.
+    """
+
+    error: FlermError
+    token: str
+    until: float
 
 
 class Admission:
@@ -76,6 +92,9 @@ class Admission:
         self.open_receiver = Receiver(
             "message_seconds", OPEN_MESSAGE_SECONDS, most_waiting=OPEN_WAITING
         )
+        # By the hashes of authorizations. A wrong entry would only choose the wrong threads.
+        self._welcome: dict[int, None] = {}
+        self._refusals: dict[tuple[str, int], Refusal] = {}  # by the method too
         self._lock = threading.Lock()
         self._appends: Counter[str] = Counter()  # by the client's connection
 
@@ -99,13 +118,47 @@ class Admission:
         needed = rpc_needs(method)
         if needed is None:
             return None
-        principal = self._authenticator.from_header(authorization)
-        principal.require(needed)
+        try:
+            principal = self._authenticator.from_header(authorization)
+            principal.require(needed)
+        except FlermError:
+            self._welcome.pop(hash(authorization), None)
+            raise
         return principal
 
-    def is_refused(self, method: str, authorization: str) -> bool:
-        """Whether `authenticate` refuses the call at once: a token is needed, and it has none."""
-        return rpc_needs(method) is not None and self._authenticator.is_no_token(authorization)
+    def is_welcome(self, authorization: str) -> bool:
+        """Whether a call with this authorization was let in lately, and room is left for more."""
+        return hash(authorization) in self._welcome
+
+    def examine(self, kind: CallKind, authorization: str) -> Refusal | None:
+        """Why a call is to be refused, if it is.
+
+        What was refused a moment ago is refused again, without asking the database, where it still
+        has no room. A call of somebody without a token counts by its connection, and is not counted
+        here.
+        """
+        key, now = (kind.method, hash(authorization)), time.monotonic()
+        known = self._refusals.get(key)
+        if known is not None and now >= known.until:
+            known = None
+        token = known.token if known else ""
+        if known and not token:
+            return known
+        try:
+            if not token and (principal := self.authenticate(kind.method, authorization)):
+                token = principal.token_id
+            if token:
+                for limit in self._limits(kind):
+                    limit.require_room(token)
+        except FlermError as error:
+            return known or self._refuse(key, Refusal(error, token, now + REFUSED_SECONDS))
+        return None
+
+    def _refuse(self, key: tuple[str, int], refusal: Refusal) -> Refusal:
+        if len(self._refusals) >= MAX_REMEMBERED:
+            self._refusals.clear()
+        self._refusals[key] = refusal
+        return refusal
 
     def recheck_token(self, method: str, authorization: str) -> Callable[[], None]:
         """A function to call repeatedly while a streaming call goes on.
@@ -124,9 +177,12 @@ class Admission:
         return recheck
 
     @contextmanager
-    def in_flight(self, kind: CallKind, caller: str, peer: str) -> Iterator[None]:
+    def in_flight(
+        self, kind: CallKind, authorization: str, caller: str, peer: str
+    ) -> Iterator[None]:
         """Counts a call as long as the block runs.
 
+        authorization: of whom `is_welcome` then says whether there is room for more.
         caller: the token's id, or the client's connection on a registry without tokens.
         peer: the client's connection.
 
@@ -138,6 +194,8 @@ class Admission:
             for limit in self._limits(kind):
                 limit.take(caller)
                 held.append(limit)
+            if kind.needs_token:
+                self._remember(authorization, held, caller)
             if appends:
                 self._begin_append(peer)
             try:
@@ -148,6 +206,16 @@ class Admission:
         finally:
             for limit in held:
                 limit.give_back(caller)
+
+    def _remember(self, authorization: str, held: Sequence[SharedLimit], caller: str) -> None:
+        key = hash(authorization)
+        if any(limit.is_crowded(caller, CROWDED) for limit in held):
+            self._welcome.pop(key, None)
+        elif key not in self._welcome:
+            with self._lock:
+                if len(self._welcome) >= MAX_REMEMBERED:
+                    self._welcome.clear()
+                self._welcome[key] = None
 
     def _limits(self, kind: CallKind) -> Sequence[SharedLimit]:
         if kind.needs_token:

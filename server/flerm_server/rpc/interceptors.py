@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import grpc
@@ -24,12 +24,13 @@ from flerm_server.logs import public_sentence
 from flerm_server.metrics import Metrics
 from flerm_server.presence import CallerGone, Presence, work_for
 from flerm_server.rpc.admission import (
+    EXAMINING_THREADS,
     OPEN_THREADS,
-    REFUSING_THREADS,
     Admission,
     CallKind,
+    Refusal,
 )
-from flerm_server.rpc.handler_threads import HandlerThreads
+from flerm_server.rpc.handler_threads import ExaminedCall, ExaminingThreads, HandlerThreads
 from flerm_server.rpc.receiver import parse
 from flerm_server.tracing import span
 
@@ -74,36 +75,54 @@ class Call:
         return self.metadata.get("authorization", "")
 
 
+class _Method:
+    """A method as gRPC calls it.
+
+    On the wire a stream of bytes is the same as one message.
+    """
+
+    def __init__(self, kind: CallKind, answer: Any, serializer: Any) -> None:
+        self.kind, self.answer, self._serializer = kind, answer, serializer
+        self.handler = self.handled_by(answer)
+
+    def handled_by(self, answer: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        """What gRPC asks for: `answer` takes messages and a context."""
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if self.kind.streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        return make(answer, None, self._serializer)
+
+
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-ignore]
     """Wraps every handler, unary or streaming.
 
     gRPC waits for the message of a unary call, and parses it, before it calls the handler; each
     such call takes a thread. The wrapped handlers therefore take a stream of bytes: they look at
-    the token first, and only then receive a message. On the wire both are the same.
+    the token first, and only then receive a message.
 
     A `FlermError` of a handler becomes its status code and sentence. Any other exception is a bug:
     the client gets INTERNAL with the request's id, the log the traceback.
     """
 
-    def __init__(self, metrics: Metrics, admission: Admission) -> None:
+    def __init__(self, metrics: Metrics, admission: Admission, threads: HandlerThreads) -> None:
         """metrics: counts the calls.
         admission: decides which calls reach their handler, and on which threads.
+        threads: the server's own.
         """
         self._metrics = metrics
         self._admission = admission
         # Three kinds of call that cannot take each other's threads: those that need no token, those
-        # that need one and have none, and all others, which have the server's own.
+        # that are refused, and all others, which have the server's own.
         self._open_threads = HandlerThreads(OPEN_THREADS, thread_name_prefix="grpc-open")
-        self._refusing_threads = HandlerThreads(
-            REFUSING_THREADS, thread_name_prefix="grpc-refusing"
-        )
-        # By method, and whether the call is refused for the lack of a token.
-        self._handlers: dict[tuple[str, bool], grpc.RpcMethodHandler[Any, Any]] = {}
+        self._examining_threads = ExaminingThreads(EXAMINING_THREADS, threads)
+        self._methods: dict[str, _Method] = {}
 
     def close(self) -> None:
         """Ends the threads, once there are no more calls."""
         self._open_threads.shutdown(wait=False)
-        self._refusing_threads.shutdown(wait=False)
+        self._examining_threads.shutdown(wait=False)
 
     def intercept_service(
         self,
@@ -111,34 +130,48 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """The handler, wrapped once for all its calls."""
-        method = handler_call_details.method
-        metadata = dict(handler_call_details.invocation_metadata or ())
-        refused = self._admission.is_refused(method, str(metadata.get("authorization", "")))
-        if (method, refused) not in self._handlers:
+        name = handler_call_details.method
+        if name not in self._methods:
             handler = continuation(handler_call_details)
             if handler is None:
                 return None
-            self._handlers[method, refused] = self._wrapped(method, handler, refused)
-        return self._handlers[method, refused]
+            self._methods[name] = self._wrapped(name, handler)
+        method = self._methods[name]
+        if not method.kind.needs_token:
+            return method.handler
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        authorization = str(metadata.get("authorization", ""))
+        if self._admission.is_welcome(authorization):
+            return method.handler
+        examine = partial(self._admission.examine, method.kind, authorization)
+        return method.handled_by(ExaminedCall(method.answer, examine, self._examining_threads))
 
-    def _wrapped(self, method: str, handler: Any, refused: bool) -> grpc.RpcMethodHandler[Any, Any]:
+    def _wrapped(self, method: str, handler: Any) -> _Method:
         kind = CallKind(
             method, streaming=handler.response_streaming, requests=handler.request_streaming
         )
 
-        def unary(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+        def unary(
+            messages: Iterator[bytes],
+            context: grpc.ServicerContext,
+            refusal: Refusal | None = None,
+        ) -> Any:
             call = Call(kind, context)
             with (
                 self._observed(call),
-                self._admitted(call) as principal,
+                self._admitted(call, refusal) as principal,
                 self._received(call, handler, messages) as message,
             ):
                 act, presence = handler.unary_unary, _presence(context)
                 return copy_context().run(_act, principal, presence, act, message, context)
 
-        def stream(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        def stream(
+            messages: Iterator[bytes],
+            context: grpc.ServicerContext,
+            refusal: Refusal | None = None,
+        ) -> Iterator[Any]:
             call = Call(kind, context)
-            with self._observed(call), self._admitted(call) as principal:
+            with self._observed(call), self._admitted(call, refusal) as principal:
                 if kind.requests:  # reflection, which needs no token
                     read = (_parse(handler, method, each) for each in messages)
                     yield from handler.stream_stream(read, context)
@@ -146,24 +179,24 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
                 with self._received(call, handler, messages) as message:
                     yield from self._answers(call, principal, handler.unary_stream, message)
 
-        act: Any = stream if kind.streaming else unary
+        answer: Any = stream if kind.streaming else unary
         if not kind.needs_token:
-            act.experimental_thread_pool = self._open_threads
-        elif refused:
-            act.experimental_thread_pool = self._refusing_threads
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if kind.streaming
-            else grpc.stream_unary_rpc_method_handler
-        )
-        return make(act, None, handler.response_serializer)
+            answer.experimental_thread_pool = self._open_threads
+        return _Method(kind, answer, handler.response_serializer)
 
     @contextmanager
-    def _admitted(self, call: Call) -> Iterator[Principal | None]:
-        """Whose call it is, which is counted as long as the block runs."""
+    def _admitted(self, call: Call, refusal: Refusal | None) -> Iterator[Principal | None]:
+        """Whose call it is, which is counted as long as the block runs.
+
+        refusal: what the call's examination found.
+        """
+        if refusal is not None:
+            call.token = refusal.token
+            raise refusal.error.with_traceback(None)
         principal = self._admission.authenticate(call.kind.method, call.authorization)
         call.token = principal.token_id if principal else ""
-        with self._admission.in_flight(call.kind, call.caller, call.context.peer()):
+        peer = call.context.peer()
+        with self._admission.in_flight(call.kind, call.authorization, call.caller, peer):
             yield principal
 
     @contextmanager
