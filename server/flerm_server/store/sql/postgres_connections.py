@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.abc import Params
 from psycopg.pq import TransactionStatus
 from typing_extensions import override
 
@@ -70,6 +71,18 @@ class PatientConnection(psycopg.Connection[Any]):
 
     number = 0
     patience: float | None = ANSWER_SECONDS
+
+    @override
+    def execute(
+        self,
+        query: Any,
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool = True,
+    ) -> psycopg.Cursor[Any]:
+        # Rows of FSLRs as text are twice as long, and the driver keeps all that a statement finds.
+        return super().execute(query, params, prepare=prepare, binary=binary)
 
     @override
     def wait(
@@ -177,7 +190,7 @@ class PostgresConnections(Connections):
 
     @override
     def require_room(self, connection: PatientConnection) -> None:
-        connection.execute(_ROOM)
+        connection.execute(_ROOM, binary=False)  # several statements
 
     @override
     def is_answer(self, error: BaseException) -> bool:
