@@ -61,6 +61,7 @@ class FLeRM:
         variant: str = "plain",
         tags: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
         omit: Sequence[str] = (),
         bands: Mapping[str, str] | None = None,
         blocks: str | Sequence[str] | None = None,
@@ -108,6 +109,8 @@ class FLeRM:
             variant: "plain", "matched", "mup", … Targets come from plain runs only.
             tags: text by name, to filter by.
             config: JSON-like values. The model's own config is recorded without being asked for.
+            batch_size: examples of one step, over all ranks and accumulated batches. With it in the
+                base's recordings, runs of another batch size can be matched.
             omit: of "config", "optimizer", "versions", "git", "world_size": what is not recorded.
             bands: name pattern to band. Default: found from the names.
             blocks: the axes that count blocks, such as "layers.*". Default: found from the names.
@@ -157,6 +160,7 @@ class FLeRM:
         variant: str = "matched",
         tags: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
         omit: Sequence[str] = (),
         bands: Mapping[str, str] | None = None,
         blocks: str | Sequence[str] | None = None,
@@ -166,12 +170,10 @@ class FLeRM:
         """Trains at the matched rates η_ℓ(t) = η(t) · target_ℓ / measured_ℓ (Eq. 19).
 
         The targets are the FSLRs of base recordings at learning rate `lr`, found before training
-        starts. The run's own FSLRs are measured and recorded as with `record`. Arguments that are
-        not listed here mean what they mean for `record`.
+        starts. The run's own FSLRs are recorded. Other arguments are as in `record`.
 
         What it is matched to:
-            lr: the base learning rate, or "best": the family's best one. Default: the optimiser's
-                initial rate.
+            lr: the base rate, or "best": the family's. Default: the optimiser's initial rate.
             targets: the answer of `RegistryClient.targets`, a base's `Trajectory`, or FSLRs by name
                 (output units per unit learning rate). Default: the registry is asked.
             source_tags: tags of the base recordings to take. Default: all.
@@ -180,10 +182,12 @@ class FLeRM:
             clock: a step's targets are the base's at the same "step", at as many "tokens" (`log`
                 them before each step, at least on rank 0), or at the same "fraction" of its run.
                 After the base's last measurement its FSLRs hold.
-            total_steps: this run's length in optimiser steps, for clock "fraction".
+            total_steps: this run's optimiser steps, for clock "fraction" and `batch_size`.
+            batch_size: where it is not the base's, Adam's betas and all rates follow the batch, and
+                rates also `total_steps` (default: the base's). The optimiser gets the base's
+                settings, and is matched at step 1 alone. Default: betas and rates stay.
             clamp: the least and greatest multiplier. The default bounds faults only.
-            timeout: seconds to wait for the registry; then a cached answer to the same query is
-                taken.
+            timeout: seconds to wait for the registry, before a cached answer is taken.
 
         What is measured, and when:
             start: the first step that is measured and matched; it already runs at the multipliers.
@@ -194,9 +198,8 @@ class FLeRM:
             estimator: which base recordings to take. Default: theirs, as estimators differ in bias.
             weight_decay: "coupled", a multiplier scales the decay too; "independent", weights decay
                 by η(t)·λ as without matching.
-            dry_run: at the first measurement, print what is unmeasured, noisy or clamped, where the
-                base's seeds disagree, and where optimizer or estimator are not the targets'. Then
-                end the program with exit code 0; nothing is recorded.
+            dry_run: at the first measurement, print what would be matched, what would not, and why.
+                Then end the program with exit code 0; nothing is recorded.
 
         Raises, on every rank alike: `InvalidInput` for a wrong argument, and before a step that is
         matched by tokens where none were logged; `NotFound` for a family, rate or parameter without
@@ -345,10 +348,7 @@ class FLeRM:
 
         These are sharpness and multipliers, where there are any.
         """
-        rows, width = self._session.run_log.rows, len(self._session.run_log.parameters)
-        return AuxiliaryColumns.of(
-            [row.step for row in rows], [row.auxiliary for row in rows], width
-        )
+        return self._session.run_log.auxiliary
 
     def log(self, loss: Any = None, tokens: int | None = None) -> None:
         """What hooks cannot see of the step that follows. Optional.

@@ -154,6 +154,7 @@ def multipliers(
     previous: Mapping[str, float] | None = None,
     clamp: tuple[float, float] = (1 / 4096, 4096.0),
     only: Collection[str] = (),
+    times: float = 1.0,
 ) -> Multipliers:
     """m = target / measured (Eq. 19), rounded to 1/16 octave, for every tensor of either mapping.
 
@@ -161,11 +162,12 @@ def multipliers(
     previous: the multipliers in force, by tensor.
     clamp: the least and the greatest multiplier.
     only: the tensors that may get a new multiplier; empty: all tensors may.
+    times: multiplies every new multiplier, after the clamp (`BatchChange.rate`).
 
-    Other tensors keep their multiplier of `previous`, or 1. So do noisy tensors, whose measured
-    FSLR is below `NOISE` times the median of the measured FSLRs, or whose target is below `NOISE`
-    times the median of the targets. So do unmeasured tensors, whose measured FSLR or target is
-    absent, NaN, infinite or zero.
+    Other tensors keep their multiplier of `previous`, or `times`. So do noisy tensors, whose
+    measured FSLR is below `NOISE` times the median of the measured FSLRs, or whose target is
+    below `NOISE` times the median of the targets. So do unmeasured tensors, whose measured FSLR
+    or target is absent, NaN, infinite or zero.
 
     All new multipliers are finite and positive, and the same on every machine. Raises `NotFound`
     for a measured tensor without a target, and `InvalidInput` for a negative number and for a clamp
@@ -180,7 +182,7 @@ def multipliers(
             f"targets: none for {join_names(lost, 50)}; there are targets for {join_names(targets)}"
         )
     floor, target_floor = noise_floor(have.values()), noise_floor(wanted.values())
-    result = {name: (previous or {}).get(name, 1.0) for name in wanted}
+    result = {name: (previous or {}).get(name, times) for name in wanted}
     unmeasured, noisy, clamped = [], [], []
     for name in wanted if not only else set(only):
         value, target = have.get(name, np.nan), wanted[name]
@@ -190,9 +192,8 @@ def multipliers(
             noisy.append(name)
         else:
             octaves = np.log2(target) - np.log2(value)
-            result[name] = float(
-                np.clip(2.0 ** (np.round(octaves / ROUNDING) * ROUNDING), low, high)
-            )
+            rounded = 2.0 ** (np.round(octaves / ROUNDING) * ROUNDING)
+            result[name] = times * float(np.clip(rounded, low, high))
             if not np.log2(low) <= octaves <= np.log2(high):
                 clamped.append(name)
     return Multipliers(

@@ -19,6 +19,7 @@ from flerm_core.matching.base_selection import Sources, choose_sources
 from flerm_core.matching.match import DEFAULT_DEPTH, match_remarks, thinned_columns
 from flerm_core.matching.match_plan import MatchPlan
 from flerm_core.parameter_names import canonical, is_depth_group, starred
+from flerm_core.records.batch_size import common_batch_size
 from flerm_core.records.packing import pack
 from flerm_core.records.queries import TargetQuery
 from flerm_core.records.recording import EstimatorSettings, Recording
@@ -63,6 +64,8 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
     final_tokens: the most tokens that a base run had seen by its end; None where this is not known
         for every base run.
     remarks: sentences on how targets were found for tensors that the base does not have.
+    batch_size: the examples of one optimiser step of the base runs; None where they do not all say
+        one number.
     """
 
     family: str
@@ -84,6 +87,7 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
     final_step: int
     final_tokens: int | None = None
     remarks: tuple[str, ...] = ()
+    batch_size: int | None = None
 
     def __getitem__(self, name: str) -> float:
         try:
@@ -202,6 +206,7 @@ def build_targets(
         final_step=final_step,
         final_tokens=final_tokens,
         remarks=match_remarks(everything[0].names, names, bands=_bands(everything[0]), blocks=axes),
+        batch_size=common_batch_size(recordings),
     )
 
 

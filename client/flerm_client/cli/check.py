@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +44,13 @@ def check(
     depth: Depth = "",
     optimizer: Optimizer = "",
     tag: Tag = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="examples of the model's steps; default: the base's", min=1)
+    ] = None,
+    total_steps: Annotated[
+        int | None,
+        typer.Option(help="with --batch-size: the model's steps; default: as the base", min=1),
+    ] = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
@@ -54,6 +62,7 @@ def check(
     Example: flerm check mlp wide.npz --lr 4e-3 --registry grpc://127.0.0.1:50051
     """
     from flerm_client.training.match_report import MatchReport
+    from flerm_core.matching.batch_change import BatchChange
 
     names, measured, spec = _model(model)
     with client(registry) as connected:
@@ -67,9 +76,16 @@ def check(
             optimizer=optimizer,
             tags=tags_of(tag),
         )
+    times, change = 1.0, BatchChange.asked(found, batch_size, total_steps)
+    if change is not None:
+        found, times = replace(found, remarks=(*found.remarks, change.sentence)), change.rate
     differing = () if spec is None else _mismatches(found, spec)
     report = MatchReport.of(
-        found, None if measured is None else measured.at(step), step=step, mismatches=differing
+        found,
+        None if measured is None else measured.at(step),
+        step=step,
+        mismatches=differing,
+        times=times,
     )
     if as_json:
         print_json(report.to_dict())

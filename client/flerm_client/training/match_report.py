@@ -57,10 +57,12 @@ class MatchReport:
         *,
         step: float | None = None,
         mismatches: tuple[str, ...] = (),
+        times: float = 1.0,
     ) -> MatchReport:
         """The targets `found` beside `measured` FSLRs, both at the base's `step`.
 
-        `step` None: the first row. `measured` None: nothing was measured yet.
+        `step` None: the first row. `measured` None: nothing was measured yet. `times`: as in
+        `multipliers`.
         """
         row = 0 if step is None else min(int(found.steps.searchsorted(step)), len(found.steps) - 1)
         targets = found.at(step=step)
@@ -75,7 +77,7 @@ class MatchReport:
             mismatches=mismatches,
             remarks=found.remarks,
             measured=measured or {},
-            outcome=None if measured is None else multipliers(targets, measured),
+            outcome=None if measured is None else multipliers(targets, measured, times=times),
         )
 
     @property

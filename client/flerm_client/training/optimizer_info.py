@@ -42,7 +42,7 @@ _REASONS = {
 # computed, or set the learning rate itself.
 _IMPLEMENTATION = {
     "params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable",
-    "max_lr", "min_lr", "max_momentum", "base_momentum",
+    "max_lr", "min_lr", "max_momentum", "base_momentum", "base_betas",
 }  # fmt: skip
 
 

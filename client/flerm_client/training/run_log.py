@@ -19,6 +19,7 @@ from flerm_client.training.run_remarks import RunRemarks
 from flerm_client.upload.reporter import SpoolReporter
 from flerm_core._warnings import warn
 from flerm_core.errors import FlermError
+from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.checks import check_integer
 from flerm_core.records.recording import (
     Attempt,
@@ -193,6 +194,12 @@ class RunLog:
     def trajectory(self) -> Trajectory:
         """All rows."""
         return Trajectory.from_measurements(self.parameters, self.rows)
+
+    @property
+    def auxiliary(self) -> AuxiliaryColumns:
+        """What all rows hold besides FSLRs."""
+        steps, values = [row.step for row in self.rows], [row.auxiliary for row in self.rows]
+        return AuxiliaryColumns.of(steps, values, len(self.parameters))
 
     def finish(self, status: str, timeout: float) -> None:
         """Ends the run's attempt, and waits at most `timeout` seconds for its delivery.

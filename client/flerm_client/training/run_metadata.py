@@ -18,6 +18,8 @@ from flerm_client.training.run_options import RunOptions
 from flerm_core.errors import InvalidInput, printable
 from flerm_core.measure.measured_model import MeasuredModel
 from flerm_core.parameter_bands import bands_of
+from flerm_core.records.batch_size import BATCH_SIZE
+from flerm_core.records.checks import check_integer
 from flerm_core.records.recording import ParameterList, RecordingSpec
 from flerm_core.records.validation import MAX_CONFIG_BYTES
 
@@ -48,8 +50,13 @@ class RunMetadata:
                     f"omit: {name!r} is nothing that is recorded by itself; "
                     f"allowed are {', '.join(OMITTABLE)}"
                 )
+        _check_batch_size(options)
         registry = options.registry or os.environ.get("FLERM_REGISTRY") or None
         return cls(options=options, registry=registry, model_config=model_config(model.module))
+
+    def _batch_size(self) -> dict[str, int]:
+        size = self.options.batch_size
+        return {} if size is None else {BATCH_SIZE: int(size)}
 
     def with_versions(self) -> RunMetadata:
         """The same with the versions of the software.
@@ -68,7 +75,7 @@ class RunMetadata:
             role=options.role,
             variant=options.variant,
             tags=options.tags or {},
-            config=config | dict(options.config or {}),
+            config=config | dict(options.config or {}) | self._batch_size(),
             versions=self.versions,
         )
         if "optimizer" in options.omit:
@@ -76,6 +83,18 @@ class RunMetadata:
         if "world_size" in options.omit:
             spec = replace(spec, world_size=1)
         return spec
+
+
+def _check_batch_size(options: RunOptions) -> None:
+    size = options.batch_size
+    if size is None:
+        return
+    check_integer(BATCH_SIZE, size, 1)
+    said = (options.config or {}).get(BATCH_SIZE, size)
+    if said != size:
+        raise InvalidInput(
+            f"batch_size={size}, but config has batch_size {said!r}: leave one of the two out"
+        )
 
 
 def model_config(model: nn.Module) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class RunOptions:
     variant: str
     tags: Mapping[str, str] | None
     config: Mapping[str, Any] | None
+    batch_size: int | None
     omit: Sequence[str]
     bands: Mapping[str, str] | None
     blocks: str | Sequence[str] | None

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+from flerm_client.training.batch_moments import batch_change_of, follow_batch, put_back_betas
 from flerm_client.training.optimizer_info import describe, initial_rates
 from flerm_client.training.run_instructions import RunInstructions
 from flerm_client.training.run_metadata import RunMetadata
@@ -16,6 +17,7 @@ from flerm_client.training.target_clock import TargetClock
 from flerm_client.training.target_schedule import TargetSchedule
 from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
+from flerm_core.matching.batch_change import BatchChange
 from flerm_core.records.queries import TargetQuery
 from flerm_core.records.recording import EstimatorSettings, same_lr
 
@@ -45,7 +47,9 @@ def start_matching(options: MatchOptions) -> TrainingSession:
         raise InvalidInput(
             "lr='best' asks the registry, but targets= were given; name the rate that they are of"
         )
-    clock = TargetClock(options.clock, options.total_steps)
+    # Without a clock of fractions, the run's length serves to find the rate of its batch.
+    follows_length = options.batch_size is not None and options.clock != "fraction"
+    clock = TargetClock(options.clock, None if follows_length else options.total_steps)
     # Until the registry has said which rate is best, any rate stands for the best one.
     session = TrainingSession(replace(options, lr=1.0) if wants_best else options)
     metadata = RunMetadata.of(options, session.measured_model)
@@ -58,6 +62,8 @@ def start_matching(options: MatchOptions) -> TrainingSession:
     )
     check_settings(settings)
     check_settings(replace(settings, every=options.every or 0))
+    if options.batch_size is not None:  # a checkpoint's betas may follow the batch already
+        put_back_betas(session.optimizers)
     schedule = _target_schedule(options, session, metadata.registry, clock, settings)
     answer = schedule.registry_answer
     if answer is not None:
@@ -72,6 +78,8 @@ def start_matching(options: MatchOptions) -> TrainingSession:
             output_bias=answer.estimator.output_bias,
             start=answer.estimator.start if options.start is None else options.start,
         )
+    if options.batch_size is not None:
+        _follow_batch(batch_change_of(options, answer, settings.start), session, schedule)
     session.begin(
         metadata, settings, schedule, match_every=options.every or 0, dry_run=options.dry_run
     )
@@ -127,6 +135,13 @@ def _target_schedule(
     ask = partial(TargetSchedule.from_registry, registry, query, options, clock)
     schedule: TargetSchedule = session.ranks.on_rank0(ask)
     return schedule
+
+
+def _follow_batch(change: BatchChange, session: TrainingSession, schedule: TargetSchedule) -> None:
+    """Changes betas and multipliers as `change` says."""
+    schedule.follow(change)
+    follow_batch(session.optimizers, change)
+    session.on_end.append(partial(put_back_betas, session.optimizers))
 
 
 def _warn_of_other_rates(session: TrainingSession) -> None:

@@ -18,6 +18,7 @@ from flerm_client.training.run_options import MatchOptions
 from flerm_client.training.target_clock import TargetClock
 from flerm_core._warnings import warn
 from flerm_core.errors import FlermError, InvalidInput, NotFound, join_names
+from flerm_core.matching.batch_change import BatchChange
 from flerm_core.matching.match import (
     Multipliers,
     match_remarks,
@@ -53,6 +54,7 @@ class TargetSchedule:
         self._targets = targets
         self._clamp = clamp
         self._mismatches = mismatches
+        self._rate = 1.0  # of `follow`
 
     @classmethod
     def from_user(
@@ -123,6 +125,11 @@ class TargetSchedule:
         """Sentences on how targets were found for tensors that the base does not have."""
         return self._targets.remarks
 
+    def follow(self, change: BatchChange) -> None:
+        """From now on multipliers are those of the changed batch, and a remark says so."""
+        self._rate = change.rate
+        self._targets = replace(self._targets, remarks=(*self._targets.remarks, change.sentence))
+
     def base_step(self, step: int, tokens: int | None) -> float:
         """The base's step whose targets are those of this run's `step`.
 
@@ -159,7 +166,9 @@ class TargetSchedule:
             are matched.
         """
         targets = self.targets_at(base_step)
-        return multipliers(targets, measured, previous=previous, clamp=self._clamp, only=only)
+        return multipliers(
+            targets, measured, previous=previous, clamp=self._clamp, only=only, times=self._rate
+        )
 
     def report(self, base_step: float, measured: Mapping[str, float]) -> MatchReport:
         """What a dry run prints: `measured` FSLRs beside the targets as of `base_step`."""

@@ -36,8 +36,10 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "matched-independent": {"mode": "match", "weight_decay": "independent"},
     "plain-sqrt": {"batch_rule": "sqrt"},
     "plain-sqrt-moments": {"batch_rule": "sqrt-moments"},
+    "plain-moments": {"batch_rule": "moments"},
     "plain-linear": {"batch_rule": "linear"},
     "matched-sqrt": {"mode": "match", "batch_rule": "sqrt"},
+    "matched-batch": {"mode": "match", "batch_rule": "followed"},
     "equal": {"mode": "match", "targets": "equal"},
     "equal-throughout": {"mode": "match", "targets": "equal-throughout"},
 }

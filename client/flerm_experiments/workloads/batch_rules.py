@@ -1,4 +1,4 @@
-"""Published rules that adapt the learning rate to a bigger batch without matching."""
+"""Rules that adapt an optimiser to a bigger batch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ def _square_root(optimizer: Optimizer, times: int) -> None:
         group["lr"] *= math.sqrt(times)
 
 
-def _square_root_and_moments(optimizer: Optimizer, times: int) -> None:
-    _square_root(optimizer, times)
+def _moments(optimizer: Optimizer, times: int) -> None:
     for group in optimizer.param_groups:
         if "betas" in group:
             group["betas"] = tuple(beta**times for beta in group["betas"])
+
+
+def _square_root_and_moments(optimizer: Optimizer, times: int) -> None:
+    _square_root(optimizer, times)
+    _moments(optimizer, times)
 
 
 def _linear(optimizer: Optimizer, times: int) -> None:
@@ -25,19 +29,24 @@ def _linear(optimizer: Optimizer, times: int) -> None:
         group["lr"] *= times
 
 
+FOLLOWED = "followed"
+
 BATCH_RULES: dict[str, Callable[[Optimizer, int], None]] = {
     "": lambda optimizer, times: None,
     "sqrt": _square_root,
+    "moments": _moments,
     "sqrt-moments": _square_root_and_moments,
     "linear": _linear,
+    FOLLOWED: lambda optimizer, times: None,
 }
 """Functions (optimizer, times) by the rule's name. Each changes an optimiser that was set up for
 the base's batch, so that it fits a batch `times` as large.
 
 "": changes nothing.
 sqrt: multiplies learning rates by √times (for Adam, Malladi et al. 2022, arXiv 2205.10287).
-sqrt-moments: does so too, and raises Adam's betas to the power `times`: a moment then forgets a
-    gradient after as many examples as in the base's run (arXiv 2507.07101). Such a run cannot be
-    matched, because its betas differ from the base's.
+moments: raises Adam's betas to the power `times`: a moment then forgets a gradient after as many
+    examples as in the base's run (arXiv 2507.07101).
+sqrt-moments: does both.
 linear: multiplies learning rates by `times` (Goyal et al. 2017, arXiv 1706.02677).
+followed: changes nothing here, but a run that matches gives its batch size to `FLeRM.match`.
 """

@@ -23,7 +23,7 @@ from flerm_core.errors import FlermError, InvalidInput
 from flerm_core.run_clock import CLOCKS
 from flerm_core.trajectory import Trajectory
 from flerm_experiments.workloads import Scale, Workload, workload_named
-from flerm_experiments.workloads.batch_rules import BATCH_RULES
+from flerm_experiments.workloads.batch_rules import BATCH_RULES, FOLLOWED
 from flerm_experiments.workloads.optimizers import OPTIMIZERS, SCHEDULES
 from flerm_experiments.workloads.parametrization import PARAMETRIZATIONS, parameter_groups
 from flerm_experiments.workloads.process_group import TrainingProcessGroup, process_group
@@ -126,6 +126,11 @@ class Job:
                 raise InvalidInput(
                     f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}"
                 )
+        if self.batch_rule == FOLLOWED and self.mode != "match":
+            raise InvalidInput(
+                f"batch_rule is {FOLLOWED!r}, but only a run that matches follows the base's "
+                f"batch; its mode is {self.mode}"
+            )
         if self.clock != "step" and self.mode != "match":
             raise InvalidInput(
                 f"clock is {self.clock!r}, but only a run that matches reads targets; its mode is "
@@ -255,12 +260,14 @@ def _attach_flerm(
         return FLeRM.record(
             model, optimizer, every=job.every or 100, estimator=job.estimator or "example", **common
         )
+    follows = job.batch_rule == FOLLOWED
     return FLeRM.match(
         model,
         optimizer,
         every=job.every,
         clock=job.clock,
-        total_steps=job.steps if job.clock == "fraction" else None,
+        batch_size=common["config"]["batch_size"] if follows else None,
+        total_steps=job.steps if follows or job.clock == "fraction" else None,
         estimator=job.estimator or None,
         depth=job.depth_rule,
         source_tags=job.source_tags,

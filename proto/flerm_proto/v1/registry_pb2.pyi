@@ -531,7 +531,7 @@ class GetTargetsRequest(_message.Message):
     def __init__(self, family: _Optional[str] = ..., lr: _Optional[float] = ..., policy: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., shapes: _Optional[_Iterable[_Union[Shape, _Mapping]]] = ..., blocks: _Optional[_Iterable[str]] = ..., depth: _Optional[str] = ..., optimizer: _Optional[str] = ..., optimizer_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., estimator: _Optional[_Union[EstimatorSettings, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class TargetsHeader(_message.Message):
-    __slots__ = ("family", "lr", "policy", "depth", "names", "optimizer", "optimizer_config", "estimator", "sources", "source_learning_rates", "seeds", "digest", "final_step", "final_tokens", "remarks")
+    __slots__ = ("family", "lr", "policy", "depth", "names", "optimizer", "optimizer_config", "estimator", "sources", "source_learning_rates", "seeds", "digest", "final_step", "final_tokens", "remarks", "batch_size")
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LR_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -547,6 +547,7 @@ class TargetsHeader(_message.Message):
     FINAL_STEP_FIELD_NUMBER: _ClassVar[int]
     FINAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REMARKS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     family: str
     lr: float
     policy: str
@@ -562,7 +563,8 @@ class TargetsHeader(_message.Message):
     final_step: int
     final_tokens: int
     remarks: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, family: _Optional[str] = ..., lr: _Optional[float] = ..., policy: _Optional[str] = ..., depth: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., optimizer: _Optional[str] = ..., optimizer_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., estimator: _Optional[_Union[EstimatorSettings, _Mapping]] = ..., sources: _Optional[_Iterable[str]] = ..., source_learning_rates: _Optional[_Iterable[float]] = ..., seeds: _Optional[int] = ..., digest: _Optional[str] = ..., final_step: _Optional[int] = ..., final_tokens: _Optional[int] = ..., remarks: _Optional[_Iterable[str]] = ...) -> None: ...
+    batch_size: int
+    def __init__(self, family: _Optional[str] = ..., lr: _Optional[float] = ..., policy: _Optional[str] = ..., depth: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., optimizer: _Optional[str] = ..., optimizer_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., estimator: _Optional[_Union[EstimatorSettings, _Mapping]] = ..., sources: _Optional[_Iterable[str]] = ..., source_learning_rates: _Optional[_Iterable[float]] = ..., seeds: _Optional[int] = ..., digest: _Optional[str] = ..., final_step: _Optional[int] = ..., final_tokens: _Optional[int] = ..., remarks: _Optional[_Iterable[str]] = ..., batch_size: _Optional[int] = ...) -> None: ...
 
 class TargetsRows(_message.Message):
     __slots__ = ("steps", "values", "spread", "tokens")

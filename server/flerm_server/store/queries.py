@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from flerm_core.errors import NotFound, join_names
 from flerm_core.matching import matched_rates as rates
 from flerm_core.matching import target_ratios as ratios
+from flerm_core.matching.batch_change import BatchChange
 from flerm_core.matching.match import Multipliers, multipliers
 from flerm_core.matching.matched_rates import MatchedRates
 from flerm_core.matching.targets import Targets, build_targets
@@ -159,16 +160,27 @@ def targets(store: Store, query: TargetQuery, *, max_values: int = 0) -> Targets
 
 
 def match(
-    store: Store, query: TargetQuery, measured: Mapping[str, float]
-) -> tuple[Targets, Multipliers]:
+    store: Store,
+    query: TargetQuery,
+    measured: Mapping[str, float],
+    *,
+    batch_size: int | None = None,
+    total_steps: int | None = None,
+) -> tuple[Targets, Multipliers, BatchChange | None]:
     """The targets that `query` asks for, and the multipliers of the tensors in `measured`.
 
     measured: FSLRs by name, NaN where unmeasured. They are compared with the targets at
     `query.step`; None: at the first measured step. Without `query.names` the tensors are those
-    measured. Raises as `targets` and `multipliers` do.
+    measured.
+
+    batch_size, total_steps: of the asking run, as in `BatchChange`; None: as the base's.
+
+    Raises as `targets`, `multipliers` and `BatchChange.asked` do.
     """
     found = targets(store, query if query.names else replace(query, names=tuple(measured)))
-    return found, multipliers(dict(found), measured)
+    change = BatchChange.asked(found, batch_size, total_steps)
+    times = 1.0 if change is None else change.rate
+    return found, multipliers(dict(found), measured, times=times), change
 
 
 def matched_rates(store: Store, recording_id: str, *, max_points: int = 0) -> MatchedRates:

@@ -208,12 +208,19 @@ def test_targets(sweep, capsys):
 
 
 def test_check_compares_a_model_before_money_is_spent(sweep, tmp_path, capsys):
-    family, _ = sweep
+    family, recording_id = sweep
     shapes = [(16, 4), (16,), (3, 16)]
     Trajectory(NAMES, shapes, [1], [[4.0, np.nan, 2.0]]).save(tmp_path / "wide.npz")
     report = answer(capsys, "check", family, str(tmp_path / "wide.npz"), "--lr", "2e-3")
     assert report["multipliers"]["0.weight"] == 0.25
     assert "0.bias" in report["unmeasured"]
+    wide = ("check", family, str(tmp_path / "wide.npz"), "--lr", "2e-3", "--batch-size", "1024")
+    code, _, err = run(capsys, *wide)
+    assert code == 2 and "set the tag batch_size of these recordings (flerm tag)" in err
+    assert run(capsys, "tag", recording_id, "batch_size=64")[0] == 0
+    report = answer(capsys, *wide)
+    assert report["multipliers"]["0.weight"] == 2 * 0.25
+    assert report["remarks"][0].startswith("batch size 1024 in 101 steps, where the base has 64")
     names = tmp_path / "names.txt"
     names.write_text("\n".join([*NAMES, "head.weight"]))
     code, _, err = run(capsys, "check", family, str(names), "--lr", "2e-3")

@@ -104,6 +104,18 @@ def test_a_rule_for_the_batch_changes_rates_and_not_targets(folder: str) -> None
     assert by_rule.learning_rates == pytest.approx(doubled, rel=1e-12)
 
 
+def test_a_matched_run_follows_the_bases_batch_and_length(folder: str) -> None:
+    how: dict[str, Any] = {"mode": "match", "scale": Scale(batch=4), "registry": folder}
+    matched = train(job(**how))
+    with pytest.warns(UserWarning, match=f"batch size 256 in {STEPS} steps, where the base has 64"):
+        followed = train(job(**how, batch_rule="followed"))
+    assert followed.targets == matched.targets
+    expected = {name: 4**0.25 * rate for name, rate in matched.learning_rates.items()}
+    assert followed.learning_rates == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(InvalidInput, match="only a run that matches follows the base's batch"):
+        job(batch_rule="followed")
+
+
 def test_the_published_rules_for_another_batch() -> None:
     def ruled(rule: str) -> tuple[float, float, float]:
         (group,) = (optimizer := Adam([torch.zeros(1)], 0.25, (0.9, 0.99))).param_groups
@@ -112,6 +124,7 @@ def test_the_published_rules_for_another_batch() -> None:
 
     assert ruled("") == (0.25, 0.9, 0.99)
     assert ruled("sqrt") == (1.0, 0.9, 0.99)
+    assert ruled("moments") == (0.25, 0.9**16, 0.99**16)
     assert ruled("sqrt-moments") == (1.0, 0.9**16, 0.99**16)
     assert ruled("linear") == (4.0, 0.9, 0.99)
 
@@ -262,7 +275,10 @@ def test_the_cosine_schedule_and_the_other_optimisers_train() -> None:
             {"workload": "decoder", "steps": 1000, "scale": Scale(batch=16)},
             r"steps is 1000, but it must be from 1 to \d{3}, where decoder's data ends",
         ),
-        ({"batch_rule": "cube"}, r"batch_rule is 'cube', but it must be one of , sqrt, sqrt-mom"),
+        (
+            {"batch_rule": "cube"},
+            r"batch_rule is 'cube', but it must be one of , sqrt, moments, sqrt-mom",
+        ),
         ({"every": 0}, r"every is 0, but it must be at least 1"),
         ({"optimizer": "lion"}, r"optimizer is 'lion', but it must be one of adam, adamw, sgd"),
         ({"schedule": "step"}, r"schedule is 'step', but it must be one of constant, cosine"),

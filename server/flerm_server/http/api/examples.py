@@ -105,6 +105,7 @@ TARGETS_VALUE: dict[str, Any] = {
     "final_step": 401,
     "final_tokens": None,
     "remarks": [],
+    "batch_size": 64,
 }
 TARGETS_REQUEST: dict[str, Any] = {
     "family": NAME,
@@ -128,6 +129,8 @@ MATCH_VALUE: dict[str, Any] = {
     "clamped": [],
     "sources": [ID],
     "digest": "0f" * 32,
+    "optimizer_config": {"betas": [0.9, 0.999]},
+    "remarks": [],
 }
 FIGURE_VALUE: dict[str, Any] = {
     "data": [{"type": "scatter", "name": "feed-forward (2)", "x": [1, 101], "y": [28.98, 11.2]}],

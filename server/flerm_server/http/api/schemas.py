@@ -200,12 +200,18 @@ class MatchRequest(TargetsRequest):
     """
 
     measured: dict[str, float | None] = Field(description="name to FSLR; null: unmeasured")
+    batch_size: int | None = Field(
+        default=None, description="examples of one step; null: rates and betas are the base's"
+    )
+    total_steps: int | None = Field(
+        default=None, description="with batch_size: steps of the run; null: as the base"
+    )
 
 
 class MatchOut(BaseModel):
     """Matched learning rates: lr · target / measured for each tensor.
 
-    Multipliers are rounded to 1/16 octave.
+    Multipliers are rounded to 1/16 octave, and multiplied for another batch afterwards.
     """
 
     family: str
@@ -218,6 +224,10 @@ class MatchOut(BaseModel):
     clamped: list[str] = Field(description="multipliers held at a bound")
     sources: list[str]
     digest: str
+    optimizer_config: dict[str, Any] = Field(
+        description="the base's settings; with batch_size, with betas that follow the batch"
+    )
+    remarks: list[str]
 
 
 class FigureOut(BaseModel):

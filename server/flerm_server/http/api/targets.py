@@ -92,7 +92,12 @@ def match(
     measured = {
         name: float("nan") if value is None else value for name, value in asked.measured.items()
     }
-    found, matched = queries.match(store, _query(asked), measured)
+    found, matched, change = queries.match(
+        store, _query(asked), measured, batch_size=asked.batch_size, total_steps=asked.total_steps
+    )
+    settings, remarks = found.optimizer_config, found.remarks
+    if change is not None:
+        settings, remarks = change.settings(settings), (*remarks, change.sentence)
     return MatchOut(
         family=asked.family,
         lr=asked.lr,
@@ -104,6 +109,8 @@ def match(
         clamped=list(matched.clamped),
         sources=list(found.sources),
         digest=found.digest,
+        optimizer_config=dict(settings),
+        remarks=list(remarks),
     )
 
 

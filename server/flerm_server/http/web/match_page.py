@@ -212,7 +212,7 @@ def match(
         estimator=spec.estimator if spec else None,
     )
     if tensors.measured:
-        found, result = queries.match(store, query, tensors.measured)
+        found, result, _ = queries.match(store, query, tensors.measured)
     else:
         found, result = queries.targets(store, query), Multipliers({})
     rows = _rows(rate, found, tensors, result)

@@ -8,7 +8,7 @@ import pytest
 
 from flerm_server.http.api import targets as targets_api
 from tests.server.conftest import Backend
-from tests.server.http.answers import recorded
+from tests.server.http.answers import problem, recorded
 from tests.server.samples import NAMES, family
 
 
@@ -46,6 +46,36 @@ def test_match_turns_measured_fslrs_into_learning_rates(backend: Backend, http: 
     assert found["multipliers"] == {NAMES[0]: 2.0, NAMES[1]: 0.25, NAMES[2]: 1.0}
     assert found["learning_rates"] == {NAMES[0]: 2e-3, NAMES[1]: 2.5e-4, NAMES[2]: 1e-3}
     assert found["unmeasured"] == [NAMES[2]]
+
+
+def test_a_match_of_another_batch_changes_rates_and_betas_and_says_so(
+    backend: Backend, http: httpx.Client
+):
+    name, settings = family(), {"betas": [0.9, 0.5], "eps": 1e-8}
+    recorded(backend, name, lr=1e-3, optimizer_config=settings, tags={"batch_size": "64"})
+    measured = {NAMES[0]: 2.0, NAMES[1]: 8.0, NAMES[2]: None}
+    asked = {"family": name, "lr": 1e-3, "measured": measured}
+
+    def match(**more: int) -> dict:
+        return http.post("/api/v1/match", json=asked | more).json()
+
+    assert (
+        http.post("/api/v1/targets", json={"family": name, "lr": 1e-3}).json()["batch_size"] == 64
+    )
+    assert (match()["optimizer_config"], match()["remarks"]) == (settings, [])
+    found = match(batch_size=1024)
+    assert found["multipliers"] == {NAMES[0]: 2 * 2.0, NAMES[1]: 2 * 0.25, NAMES[2]: 2.0}
+    assert found["learning_rates"] == {NAMES[0]: 4e-3, NAMES[1]: 5e-4, NAMES[2]: 2e-3}
+    assert found["remarks"][0].startswith("batch size 1024 in 201 steps, where the base has 64 in")
+    assert match(batch_size=64, total_steps=201 * 16)["multipliers"] == {
+        NAMES[0]: 1.0,
+        NAMES[1]: 0.125,
+        NAMES[2]: 0.5,
+    }
+    alone = http.post("/api/v1/match", json=asked | {"total_steps": 5})
+    assert problem(alone, 422)["detail"] == (
+        "total_steps: 5 goes with a batch size; give both, or leave it out"
+    )
 
 
 def test_an_answer_of_many_targets_is_thinned_to_steps_of_the_base(

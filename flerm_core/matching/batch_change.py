@@ -1,0 +1,134 @@
+"""What a matched run changes where its batch or its length is not the base's.
+
+Let a step have k times the base's examples, and the run s times the base's steps.
+
+* A moment of decay β gets the decay β^√k. It so forgets a gradient after fewer steps than in the
+  base's run, and after more examples. Decays β^k, after as many examples (Marek et al. 2025, arXiv
+  2507.07101, for the second moment), leave too little momentum at k = 16.
+* Learning rates are multiplied by (k / s)^¼. In a run over as many examples as the base (s = 1/k)
+  this is √k (Malladi et al. 2022, arXiv 2205.10287). In a run over more examples, the rate falls
+  with the fourth root of their number, where Bjorck et al. 2024 (arXiv 2409.19913) have the power
+  0.32.
+
+docs/decisions.md has the measurements of this rule and of others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flerm_core.errors import InvalidInput
+from flerm_core.matching.targets import Targets
+from flerm_core.records.batch_size import BATCH_SIZE
+from flerm_core.records.checks import check_integer
+
+FOLLOWING = ("Adam", "AdamW")
+"""The optimisers that the rule was measured with. The first update of these does not depend on
+their betas, so a match at the first step is the same with the base's betas and with others."""
+_POWER = 1 / 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchChange:
+    """A run whose steps have another number of examples than the base's, or that has more or fewer.
+
+    base, own: examples of one optimiser step, over all ranks and accumulated micro-batches.
+    base_steps, own_steps: optimiser steps of the whole run.
+    base_betas: the base's decays of the moments, once for each group of parameters with other ones.
+    """
+
+    base: int
+    own: int
+    base_steps: int
+    own_steps: int
+    base_betas: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, targets: Targets, own: object, own_steps: object = None) -> BatchChange:
+        """The change from the batch and the length of the runs behind `targets`.
+
+        own_steps: None for as many steps as the base.
+
+        Raises `InvalidInput` for a wrong `own` or `own_steps`, for a base whose batch size is not
+        known, and for an optimiser for which no rule was measured.
+        """
+        check_integer(BATCH_SIZE, own, 1)
+        if own_steps is not None:
+            check_integer("total_steps", own_steps, 1)
+        if targets.batch_size is None:
+            raise InvalidInput(
+                f"batch_size={own}: the base recordings of {targets.family!r} do not all say one "
+                "batch size; record the base with batch_size=, set the tag batch_size of these "
+                "recordings (flerm tag), or leave batch_size out"
+            )
+        betas = targets.optimizer_config.get("betas")
+        if not (betas and set(targets.optimizer.split("+")) <= set(FOLLOWING)):
+            raise InvalidInput(
+                f"batch_size={own}: the rule for another batch was measured with "
+                f"{' and '.join(FOLLOWING)}, but the optimizer of {targets.family!r} is "
+                f"{targets.optimizer or 'not known'}; leave batch_size out"
+            )
+        groups = betas if isinstance(betas[0], list | tuple) else [betas]
+        return cls(
+            base=targets.batch_size,
+            own=int(own),  # type: ignore[call-overload]
+            base_steps=targets.final_step,
+            own_steps=targets.final_step if own_steps is None else int(own_steps),  # type: ignore[call-overload]
+            base_betas=tuple(tuple(map(float, each)) for each in groups),
+        )
+
+    @classmethod
+    def asked(
+        cls, targets: Targets, batch_size: int | None, total_steps: int | None
+    ) -> BatchChange | None:
+        """`of`, or None where no batch size is given. Raises `InvalidInput` for steps alone."""
+        if batch_size is not None:
+            return cls.of(targets, batch_size, total_steps)
+        if total_steps is not None:
+            raise InvalidInput(
+                f"total_steps: {total_steps} goes with a batch size; give both, or leave it out"
+            )
+        return None
+
+    @property
+    def times(self) -> float:
+        """This run's batch over the base's."""
+        return self.own / self.base
+
+    @property
+    def rate(self) -> float:
+        """What every learning rate is multiplied by."""
+        return float((self.times * self.base_steps / self.own_steps) ** _POWER)
+
+    def betas(self, base_betas: Iterable[float]) -> tuple[float, ...]:
+        """The decays of this run's moments, where the base has `base_betas`."""
+        return tuple(beta ** math.sqrt(self.times) for beta in base_betas)
+
+    def settings(self, optimizer_config: Mapping[str, Any]) -> dict[str, Any]:
+        """The base's `optimizer_config` with the betas of this run."""
+        groups = [list(self.betas(each)) for each in self.base_betas]
+        return {**optimizer_config, "betas": groups if len(groups) > 1 else groups[0]}
+
+    @property
+    def sentence(self) -> str:
+        """What the change is, for people."""
+        what = (
+            f"batch size {self.own} in {self.own_steps} steps, where the base has {self.base} in "
+            f"{self.base_steps}"
+        )
+        if self.own == self.base and self.own_steps == self.base_steps:
+            return f"{what}: nothing is changed"
+        changes = " and ".join(
+            f"{_pair(each)} become {_pair(self.betas(each))}" for each in self.base_betas
+        )
+        return (
+            f"{what}: learning rates are multiplied by {self.rate:.4g}, and the betas {changes} "
+            "(docs/choices.md)"
+        )
+
+
+def _pair(betas: Iterable[float]) -> str:
+    return f"({', '.join(f'{beta:.6g}' for beta in betas)})"
