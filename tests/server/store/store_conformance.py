@@ -169,6 +169,21 @@ class StoreConformance:
         ):
             append(store, sent.id, *rows(101))
 
+    def test_the_latest_attempt_has_a_lease_until_it_ends(self, store: Store):
+        sent = spec(family())
+        for number in (0, 1):
+            with pytest.raises(NotFound, match="is not in this registry"):
+                store.renew(sent.id, number)
+        store.start(sent, attempt(0, 1))
+        lease = store.renew(sent.id)
+        assert lease > 0
+        store.start(sent, attempt(100, 2))
+        assert [store.renew(sent.id, number) for number in (0, 1, 2)] == [lease, 0.0, lease]
+        with pytest.raises(NotFound, match="has no attempt 3; its latest is 2"):
+            store.renew(sent.id, 3)
+        store.finish(sent.id, 0, Ending(final_loss=1.0))
+        assert [store.renew(sent.id, number) for number in (0, 1, 2)] == [0.0] * 3
+
     def test_rows_of_an_older_attempt_that_arrive_late_stay_hidden(self, store: Store):
         """Attempts are ordered by when they began, not by when they arrive."""
         sent = spec(family())

@@ -62,7 +62,10 @@ def lock_attempt(connection: sa.Connection, recording_id: str, number: int) -> t
         )
     ).one_or_none()
     if attempt is None:
-        raise NotFound(
-            f"recording {recording_id} has no attempt {number}; its latest is {recording.attempt}"
-        )
+        raise unknown_attempt(recording_id, number, recording.attempt)
     return recording, attempt
+
+
+def unknown_attempt(recording_id: str, number: int, latest: int) -> NotFound:
+    """The error for a number that none of a recording's attempts has."""
+    return NotFound(f"recording {recording_id} has no attempt {number}; its latest is {latest}")

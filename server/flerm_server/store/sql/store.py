@@ -38,6 +38,7 @@ from flerm_server.store.recording_part import Imported, RecordingPart
 from flerm_server.store.sql import (
     append_rows,
     comparability,
+    leases,
     listings,
     maintenance,
     read_rows,
@@ -55,12 +56,12 @@ from flerm_server.store.sql.engine import (
     transaction,
 )
 from flerm_server.store.sql.family_runs import FamilyRunsCache
-from flerm_server.store.sql.finish_attempt import finish_attempt, lock_attempt
+from flerm_server.store.sql.finish_attempt import finish_attempt
 from flerm_server.store.sql.import_parts import import_parts
 from flerm_server.store.sql.kept_targets import KeptTargets
 from flerm_server.store.sql.read_trajectories import read_trajectories
 from flerm_server.store.sql.start_recording import StartRecording, ensure_family
-from flerm_server.store.sql.tables import families, recordings
+from flerm_server.store.sql.tables import families
 
 LEASE_SECONDS = 120.0  # how long a recording whose client is silent still counts as running
 
@@ -205,17 +206,12 @@ class SqlStore(Store):
 
     @override
     def renew(self, recording_id: str, attempt: int = 0) -> float:
-        with transaction(self.engine, writes=True) as connection:
-            recording, found = lock_attempt(connection, recording_id, attempt)
-            if found.number != recording.attempt or found.status != "running":
-                return 0.0
-            lease_until = database_now(connection) + self._lease
-            connection.execute(
-                recordings.update()
-                .where(recordings.c.key == recording.key)
-                .values(lease_until=lease_until)
-            )
-            return self._lease / 1e6
+        dialect = self.engine.dialect
+        asked = [*leases.state_of(dialect, recording_id, attempt), *clock_question(dialect)]
+        with driver_transaction(self.engine, writes=True, first=asked) as driver:
+            until = clock_answer(driver) + self._lease
+            renewed = leases.renew_lease(driver, recording_id, attempt, until)
+        return self._lease / 1e6 if renewed else 0.0
 
     @override
     def recording(self, recording_id: str) -> Recording:
