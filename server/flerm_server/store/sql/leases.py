@@ -43,7 +43,7 @@ def renew_lease(driver: Driver, recording_id: str, number: int, until: int) -> b
     if not locked:
         raise unknown_recording(recording_id)
     key, latest = locked[0]
-    statuses = {each: status for each, status in its_attempts}
+    statuses: dict[int, str] = dict(its_attempts)
     if (number or latest) not in statuses:
         raise unknown_attempt(recording_id, number, latest)
     if number not in (0, latest) or statuses[latest] != "running":
