@@ -9,6 +9,7 @@ import contextlib
 import random
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -22,11 +23,19 @@ from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from tests.conftest import PostgresCluster, RegistryProcess, free_port, launch_registry
+from tests.faults.test_database_failures import bouncer
 from tests.server.conftest import migrate
 from tests.server.samples import family, spec
 
 SECONDS = 60
-KILLS = [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+LONG = [pytest.mark.slow, pytest.mark.timeout(900)]
+KILLS = [
+    ("sqlite", 3),
+    ("postgresql", 3),
+    pytest.param("sqlite", 50, marks=LONG),
+    pytest.param("postgresql", 50, marks=LONG),
+    pytest.param("pgbouncer", 20, marks=LONG),
+]
 # Short, so that a test does not wait until gRPC reconnects.
 RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -123,20 +132,28 @@ class Writer(threading.Thread):
                     answer.exception()
 
 
-@pytest.mark.parametrize("kills", KILLS)
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_what_was_acknowledged_is_there_once_and_equal(
-    database: str, kills: int, tmp_path: Path, request: pytest.FixtureRequest
-):
-    if database == "sqlite":
-        db = f"sqlite:///{tmp_path}/registry.db"
-    else:
-        db = migrate(request.getfixturevalue("postgres").new_database())
+@pytest.fixture
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a new database: a file, one in PostgreSQL, or that behind pgbouncer."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/registry.db"
+        return
+    postgres: PostgresCluster = request.getfixturevalue("postgres")
+    url = migrate(postgres.new_database())
+    if request.param == "postgresql":
+        yield url
+        return
+    with bouncer(tmp_path, postgres, url) as pooler:
+        yield pooler.url
+
+
+@pytest.mark.parametrize(("database", "kills"), KILLS, indirect=["database"])
+def test_what_was_acknowledged_is_there_once_and_equal(database: str, kills: int, tmp_path: Path):
     moments = random.Random(kills)
     address = f"127.0.0.1:{free_port()}"
 
     def launch() -> RegistryProcess:
-        return launch_registry(db, tmp_path / "announce.json", address)
+        return launch_registry(database, tmp_path / "announce.json", address)
 
     server = launch()
     writers = [Writer(address, seed, pipelined=bool(seed % 2)) for seed in range(4)]

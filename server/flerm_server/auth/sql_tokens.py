@@ -166,16 +166,18 @@ class SqlTokenStore(TokenStore):
         secret = Secret.generate(SESSION)
         with transaction(self._engine, writes=True) as connection:
             now = database_now(connection)
-            connection.execute(sessions.delete().where(sessions.c.expires_at <= now))
+            # Locked, so that two logins do not delete the token's sessions at the same time.
             key = connection.execute(
-                sa.select(tokens.c.key).where(tokens.c.id == token_id)
+                sa.select(tokens.c.key)
+                .where(tokens.c.id == token_id)
+                .with_for_update(key_share=True)
             ).scalar_one_or_none()
             if key is None:
                 raise InvalidInput(f"token {token_id!r} is not in this registry")
-            # The oldest sessions of the token end where there would be too many.
+            # Those that have expired go, and the oldest ones where there would be too many.
             newest = (
                 sa.select(sessions.c.id)
-                .where(sessions.c.token_key == key)
+                .where(sessions.c.token_key == key, sessions.c.expires_at > now)
                 .order_by(sessions.c.expires_at.desc())
                 .limit(SESSIONS_PER_TOKEN - 1)
             )

@@ -22,7 +22,7 @@ def intern(connection: sa.Connection, key: ComparabilityKey) -> int:
 
     A transaction that interns several keys does so in the order of their `_digest`.
     """
-    digest = _digest(key)
+    digest = digest_of(key)
     query = sa.select(comparability_keys.c.key).where(comparability_keys.c.digest == digest)
     number: int | None = connection.execute(query).scalar_one_or_none()
     if number is None:
@@ -36,7 +36,8 @@ def intern(connection: sa.Connection, key: ComparabilityKey) -> int:
     return number if number is not None else int(connection.execute(query).scalar_one())
 
 
-def _digest(key: ComparabilityKey) -> str:
+def digest_of(key: ComparabilityKey) -> str:
+    """What a kind is stored once by."""
     return content_digest([key.optimizer, key.settings, key.estimator])
 
 
@@ -70,7 +71,7 @@ def backfill(connection: sa.Connection, family_key: int) -> None:
     # recordings have the same keys in another order, would wait for each other for ever.
     numbers = {
         content: intern(connection, keys[content])
-        for content in sorted(keys, key=lambda each: _digest(keys[each]))
+        for content in sorted(keys, key=lambda each: digest_of(keys[each]))
     }
     changes = [{"recording": recording, "number": numbers[content]} for recording, content in found]
     if changes:

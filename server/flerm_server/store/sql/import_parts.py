@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from flerm_core.errors import FlermError, InvalidInput
+from flerm_core.records.comparability import comparability_of
+from flerm_core.records.recording import RecordingSpec
 from flerm_core.records.validation import (
     MAX_PARTS,
     validate_attempt,
@@ -17,10 +19,11 @@ from flerm_core.records.validation import (
 from flerm_server.store.interface import Appended, Batch
 from flerm_server.store.quotas import Quotas
 from flerm_server.store.recording_part import Imported, RecordingPart
-from flerm_server.store.sql import append_rows
+from flerm_server.store.sql import append_rows, comparability
 from flerm_server.store.sql.compiled_statements import Driver
 from flerm_server.store.sql.finish_attempt import finish_attempt
-from flerm_server.store.sql.start_recording import StartRecording
+from flerm_server.store.sql.locks import lock_families, lock_recordings
+from flerm_server.store.sql.start_recording import StartRecording, intern_parameters
 
 
 def import_parts(
@@ -37,17 +40,16 @@ def import_parts(
     """
     _validate(parts)
     created = 0
-    # In the order of their ids, so that two imports of the same never wait for each other.
-    for part in sorted(parts, key=lambda each: each.recording_id):
-        if part.spec is not None:
-            with _named(part.recording_id):
-                created += (
-                    StartRecording(
-                        connection, part.spec, part.attempt, created_by, now, lease_until, quotas
-                    )
-                    .execute()
-                    .created
-                )
+    started = [(part.spec, part) for part in parts if part.spec is not None]
+    _lock(connection, parts, [spec for spec, _ in started])
+    # In one order, in which families that are new are made.
+    for spec, part in sorted(started, key=lambda each: (each[0].family, each[0].id)):
+        with _named(part.recording_id):
+            created += (
+                StartRecording(connection, spec, part.attempt, created_by, now, lease_until, quotas)
+                .execute()
+                .created
+            )
     stored = _append(connection, parts, now, lease_until)
     for part in parts:
         if part.ending is not None:
@@ -56,6 +58,20 @@ def import_parts(
     return Imported(
         created, sum(each.committed for each in stored), sum(each.duplicates for each in stored)
     )
+
+
+def _lock(
+    connection: sa.Connection, parts: Sequence[RecordingPart], specs: Sequence[RecordingSpec]
+) -> None:
+    """Locks all that the parts change, in the order of `locks`, before any of it is changed."""
+    ids = [part.recording_id for part in parts]
+    lock_families(connection, names=[spec.family for spec in specs], recording_ids=ids)
+    lists = {spec.parameters.digest: spec.parameters for spec in specs}
+    for _, parameters in sorted(lists.items()):
+        intern_parameters(connection, parameters)
+    for kind in sorted(set(map(comparability_of, specs)), key=comparability.digest_of):
+        comparability.intern(connection, kind)
+    lock_recordings(connection, ids)
 
 
 def _append(

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from flerm_core.records.queries import RecordingFilter
 from flerm_server.store.sql.engine import database_now, timestamp_to_column, transaction
 from flerm_server.store.sql.listings import conditions
+from flerm_server.store.sql.locks import lock_families
 from flerm_server.store.sql.tables import (
     attempts,
     families,
@@ -52,8 +53,9 @@ def prune(
             .order_by(recordings.c.family_key, recordings.c.created_by, recordings.c.key)
         ).all()
     count = rows = 0
-    for keys in _parts(found):
+    for family_key, keys in _parts(found):
         with transaction(engine, writes=True, unhurried=True) as connection:
+            lock_families(connection, keys=[family_key])
             # What was written to since the list was made is not old any more.
             old = _old(filters, before, database_now(connection))
             query = sa.select(recordings.c.key).where(recordings.c.key.in_(keys), *old)
@@ -71,21 +73,21 @@ def _old(filters: RecordingFilter, before: datetime, now: int) -> list[Condition
     return found
 
 
-def _parts(found: Sequence[Any]) -> Iterator[list[int]]:
-    """The keys of one transaction each, of recordings of one family and one token.
+def _parts(found: Sequence[Any]) -> Iterator[tuple[int, list[int]]]:
+    """The recordings of one transaction each: the key of their one family, and theirs.
 
-    A transaction locks the counts of both, in the order in which a recording that starts does.
+    They are of one token too, because a transaction locks the count of each token.
     """
-    for _, its in groupby(found, key=lambda row: (row.family_key, row.created_by)):
+    for (family_key, _), its in groupby(found, key=lambda row: (row.family_key, row.created_by)):
         keys: list[int] = []
         rows = 0
         for row in its:
             if keys and (len(keys) == RECORDINGS_AT_ONCE or rows + row.rows > ROWS_AT_ONCE):
-                yield keys
+                yield family_key, keys
                 keys, rows = [], 0
             keys.append(row.key)
             rows += row.rows
-        yield keys
+        yield family_key, keys
 
 
 def _delete(connection: sa.Connection, keys: Sequence[int]) -> int:

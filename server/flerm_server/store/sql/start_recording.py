@@ -61,11 +61,11 @@ class StartRecording:
 
     def execute(self) -> Started:
         """Opens the recording or the attempt, or finds what was opened before."""
-        key = self._insert_recording()
-        if key is not None:
-            self._insert_attempt(key, FIRST)
-            return Started(self.spec.id, FIRST, True)
-        key = self._lock_same_recording()
+        while (key := self._lock_same_recording()) is None:
+            key = self._insert_recording()
+            if key is not None:
+                self._insert_attempt(key, FIRST)
+                return Started(self.spec.id, FIRST, True)
         if self.attempt is None or self.attempt.id == self.spec.id:
             return Started(self.spec.id, FIRST, False)
         known = self.connection.execute(
@@ -91,10 +91,10 @@ class StartRecording:
         recompute_visibility(self.connection, key, self.now, self.lease_until)
         return Started(self.spec.id, number, True)
 
-    def _lock_same_recording(self) -> int:
-        """Locks the recording with this id, so that its attempts open one after the other; its key.
+    def _lock_same_recording(self) -> int | None:
+        """Locks the recording with this id, so that its attempts open one after another.
 
-        Raises `AlreadyExists` when the id is of another recording.
+        Its key; None where there is none. Raises `AlreadyExists` when another one has the id.
         """
         row = self.connection.execute(
             select_recordings(self.now)
@@ -102,7 +102,9 @@ class StartRecording:
             .join(parameter_lists)
             .where(recordings.c.id == self.spec.id)
             .with_for_update(of=recordings)
-        ).one()
+        ).one_or_none()
+        if row is None:
+            return None
         stored = recordings_from_rows([row], {})[0].spec
         family = self.spec.family
         if stored.family != family and family_key(self.connection, family) is None:
@@ -112,12 +114,7 @@ class StartRecording:
         return int(row.key)
 
     def _insert_recording(self) -> int | None:
-        """The key of the new recording; None when there is one with this id."""
-        found = self.connection.execute(
-            sa.select(recordings.c.key).where(recordings.c.id == self.spec.id)
-        ).scalar_one_or_none()
-        if found is not None:
-            return None
+        """The key of the new recording; None when another transaction has made it."""
         self._check_quota()
         values: dict[str, Any] = spec_to_row(self.spec) | {
             "family_key": ensure_family(

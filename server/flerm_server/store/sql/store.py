@@ -59,6 +59,7 @@ from flerm_server.store.sql.family_runs import FamilyRunsCache
 from flerm_server.store.sql.finish_attempt import finish_attempt
 from flerm_server.store.sql.import_parts import import_parts
 from flerm_server.store.sql.kept_targets import KeptTargets
+from flerm_server.store.sql.locks import lock_families
 from flerm_server.store.sql.read_trajectories import read_trajectories
 from flerm_server.store.sql.start_recording import StartRecording, ensure_family
 from flerm_server.store.sql.tables import families
@@ -105,6 +106,7 @@ class SqlStore(Store):
         validation.validate_family(name, description, blocks)
         with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
+            lock_families(connection, names=[name])
             key = ensure_family(connection, name, now, created_by, quotas)
             changes: dict[str, Any] = {}
             if description:
@@ -152,12 +154,14 @@ class SqlStore(Store):
         validation.validate_tagging(recording_id, tags, remove)
         with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
+            lock_families(connection, recording_ids=[recording_id])
             maintenance.tag(connection, recording_id, tags, remove, now)
             return listings.one_recording(connection, recording_id, now)[1]
 
     @override
     def delete(self, recording_id: str) -> int:
         with transaction(self.engine, writes=True) as connection:
+            lock_families(connection, recording_ids=[recording_id])
             return maintenance.delete(connection, recording_id)
 
     @override
@@ -174,6 +178,7 @@ class SqlStore(Store):
             validation.validate_attempt(attempt)
         with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
+            lock_families(connection, names=[spec.family], recording_ids=[spec.id])
             return StartRecording(
                 connection, spec, attempt, created_by, now, now + self._lease, quotas
             ).execute()
@@ -193,6 +198,7 @@ class SqlStore(Store):
         validation.validate_ending(ending)
         with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
+            lock_families(connection, recording_ids=[recording_id])
             finish_attempt(connection, recording_id, attempt, ending, now)
             return listings.one_recording(connection, recording_id, now)[1]
 
