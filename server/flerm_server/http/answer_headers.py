@@ -15,12 +15,16 @@ SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
 )
+NO_STORE = (b"cache-control", b"no-store")
 ONLY_TLS = (b"strict-transport-security", b"max-age=31536000")
 
 
 class SecurityHeaders:
     """Adds headers that tell a browser to load nothing from other sites, to trust the content
     type, and to come back by TLS only where it came by TLS.
+
+    An answer that does not say how it may be kept, and has no version, may not be kept: a cache in
+    front could show one user's answer to another, because sessions are in cookies.
 
     It stands outside of all else, so that answers to errors have the headers too.
     """
@@ -33,8 +37,12 @@ class SecurityHeaders:
 
         async def add_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                more = [*SECURITY_HEADERS, *([ONLY_TLS] if scope["scheme"] == "https" else [])]
-                message["headers"] = [*message.get("headers", ()), *more]
+                headers = [*message.get("headers", ()), *SECURITY_HEADERS]
+                if scope["scheme"] == "https":
+                    headers.append(ONLY_TLS)
+                if not {b"cache-control", b"etag"} & {name.lower() for name, _ in headers}:
+                    headers.append(NO_STORE)
+                message["headers"] = headers
             await send(message)
 
         await self._app(scope, receive, add_headers if scope["type"] == "http" else send)

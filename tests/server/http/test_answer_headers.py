@@ -70,6 +70,8 @@ def test_every_answer_is_guarded(
     answer = http.request(method, path, headers=headers, content=content)
     assert answer.status_code == status
     assert_guarded(answer.headers)
+    kept = path.startswith(("/static/registry", "/docs/assets/swagger"))
+    assert (answer.headers.get("cache-control") == "no-store") is not kept
     assert "strict-transport-security" not in answer.headers
 
 
