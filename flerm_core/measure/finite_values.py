@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -60,6 +60,15 @@ def why_not_finite(
     )
 
 
+def named_hookable(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The path of each module in `module` that takes hooks: those of torch.jit do not."""
+    return (
+        (name, each)
+        for name, each in module.named_modules()
+        if not isinstance(each, torch.jit.ScriptModule)
+    )
+
+
 def runs_alone(module: nn.Module, ranks: MeasurementRanks) -> bool:
     """Whether a forward of one rank waits for no other rank."""
     synchronised = any(isinstance(each, nn.SyncBatchNorm) for each in module.modules())
@@ -99,7 +108,7 @@ def _first_outputs(model: MeasuredModel, batch: Any) -> str:
         return hook
 
     handles = [
-        each.register_forward_hook(note(name)) for name, each in model.module.named_modules()
+        each.register_forward_hook(note(name)) for name, each in named_hookable(model.module)
     ]
     try:
         outputs = model.outputs(batch)

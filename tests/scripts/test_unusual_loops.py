@@ -27,6 +27,7 @@ ALL = {
     ),
     "frozen and thawed": (loops.frozen_and_thawed, loops.STEPS, ""),
     "group added": (loops.group_added, loops.STEPS, "the optimizer has got 2 further tensors"),
+    "inference mode": (loops.steps_under_inference_mode, loops.STEPS, ""),
     "GAN": (loops.adversaries, loops.STEPS, ""),
     "SAM": (loops.sharpness_aware, loops.STEPS, ""),
     "torch.func": (loops.functional_gradients, loops.STEPS, ""),

@@ -115,6 +115,21 @@ def group_added(run: Run) -> Trained:
     return trained(run, model, torch.optim.AdamW(others, 1e-2), change)
 
 
+def steps_under_inference_mode(run: Run) -> Trained:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-1)
+    flerm = attached(run, model, optimizer)
+    losses = []
+    for step in range(STEPS):
+        loss = loss_of(model, step)
+        loss.backward()
+        with torch.inference_mode():
+            optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return ended(losses, model, flerm)
+
+
 def adversaries(run: Run) -> Trained:
     """A GAN: the discriminator steps twice, then the generator once."""
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,28 +20,33 @@ This page says on which architectures FLeRM was tried, and what came of it.
 It was made by `make zoo` on {date}, with {versions}.
 
 Each architecture is a tiny model with random weights, in float32 on one CPU.
-One AdamW step is recorded and compared with exact FSLRs.
-These come from central differences in float64, which use none of FLeRM's code.
+FLeRM records one AdamW step of it.
+The measured FSLRs are then compared with exact ones, which a second program computes by central \
+differences in float64.
 
-- **tensors**: how many tensors the step moved, and how many of these were measured, where fewer.
-  A tensor that does not move the outputs yet, such as LoRA's A, is unmeasured at the first step.
-- **estimator**: the one in use after the first measurement.
-  The default, `example`, was asked for everywhere.
-  Where it cannot tell examples apart, it has one sample a draw, and is noisier.
-- **largest error**: the largest factor between a measured and an exact FSLR.
-  A measurement of 32 draws of 8 examples each is noisy by some percent.
-  Where examples share statistics, 8 draws were taken.
-- **in deviations**: the largest error in standard deviations of that noise.
-  Up to {deviations:.0f} is promised for `example`; the other estimators are biased.
-- **identical**: whether three recorded steps are bit for bit three unrecorded ones.
-  Losses, weights, buffers and random numbers are compared.
-- **match by width, by depth**: whether a model twice as wide, or with twice as many blocks, runs
-  every tensor at target divided by measured FSLR.
-  "–" stands where the architecture is not scaled in this way.
+- **tensors**: the number of tensors that the step changed.
+  "4 of 8" means that 4 of 8 such tensors have an FSLR.
+  The others do not change the outputs yet, as LoRA's A while its B is 0.
+- **estimator**: the estimator after the first measurement.
+  Every run asked for the default, `example`.
+  Where `example` cannot tell the examples of a batch apart, it takes one sample a draw, and its \
+FSLRs are noisier.
+- **largest error**: the largest factor between a measured FSLR and the exact one, over all tensors.
+  Each measurement has 32 draws of 8 examples, and its random error is some percent.
+  Where examples depend on each other, it has 8 draws, and its random error is larger.
+- **in deviations**: the largest error, divided by the standard deviation of the random error.
+  For `example`, at most {deviations:.0f} is promised.
+- **identical**: whether three recorded steps and three unrecorded steps end with the same \
+losses, weights, buffers and random numbers, bit for bit.
+- **match by width, by depth**: whether a matched model of twice the width, or with twice as many \
+blocks, trains every tensor at the learning rate that Eq. 19 gives it.
+  A dash stands where the architecture was not scaled in this way.
 
-What autograd takes as a constant (under `torch.no_grad`, detached) is a constant here too.
-Complex parameters are refused when a run begins, with a sentence that names them.
-Nested tensors of torch are not measured: the run goes on, and a warning says so.
+Values that autograd treats as constants (those under `torch.no_grad`, and detached ones) are \
+constants in these FSLRs too.
+A model with complex parameters is refused when a run begins, by a sentence that names them.
+A model that returns a nested tensor of torch is not measured: the run goes on, and a warning \
+says so.
 
 {summary}
 
@@ -111,8 +117,14 @@ def _matched(outcome: Outcome, scale: str) -> str:
 
 def _remarks(outcome: Outcome) -> str:
     """What is broken, and what FLeRM itself said."""
-    said = [*outcome.broken, *outcome.warned]
+    said = [*outcome.broken, *(_in_short(each) for each in outcome.warned)]
     return "; ".join(_escaped(each) for each in said)
+
+
+def _in_short(warning: str) -> str:
+    """A warning of FLeRM; of one about examples that share statistics, the module alone."""
+    mixing = re.search(r"one sample a draw .* because (.+? \(\w+\)): its rows", warning)
+    return f"examples are mixed from {mixing[1]} on" if mixing else warning
 
 
 def _escaped(text: str) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flerm_core.measure.distributed.sharding import to_local
+from flerm_core.measure.finite_values import named_hookable
 from flerm_core.measure.output_projection import floating_tensors
 
 _ROUNDINGS = 256  # two runs of kernels that add in any order differ by fewer
@@ -64,7 +65,7 @@ def _trace(model: nn.Module, forward: Callable[[], Tensor]) -> list[tuple[str, s
 
         return hook
 
-    handles = [each.register_forward_hook(note(name)) for name, each in model.named_modules()]
+    handles = [each.register_forward_hook(note(name)) for name, each in named_hookable(model)]
     try:
         forward()
     finally:

@@ -15,6 +15,7 @@ from flerm_client.training.parallelism import find_sharding, refuse_different_re
 from flerm_core.errors import InvalidInput, Unsupported
 from flerm_core.measure.distributed import fsdp2
 from flerm_core.measure.distributed.ranks import MeasurementRanks
+from flerm_core.measure.finite_values import named_hookable
 from flerm_core.measure.measured_model import MeasuredModel, Output
 from flerm_core.parameter_names import block_axes, canonical, depth_groups
 
@@ -106,16 +107,17 @@ def modules_that_show_autocast(model: nn.Module, measured: MeasuredModel) -> lis
 
     These are the model, and the first of its layers that is measured: a framework may open the
     region inside the model's forward (accelerate), or not call the model as a whole (Lightning's
-    training_step).
+    training_step). Modules of torch.jit show nothing.
     """
     own = {id(parameter) for parameter in measured.parameters.values()}
     layers = (
         module
-        for module in measured.module.modules()
+        for _, module in named_hookable(measured.module)
         if any(id(p) in own for p in module.parameters(recurse=False))
     )
     first = next(layers, model)
-    return [model] if first is model else [model, first]
+    shown = [model] if first is model else [model, first]
+    return [each for each in shown if not isinstance(each, torch.jit.ScriptModule)]
 
 
 def default_output(model: nn.Module, batch: Any) -> Any:

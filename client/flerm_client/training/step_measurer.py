@@ -18,7 +18,7 @@ from flerm_client.training.signal_deferral import SignalDeferral
 from flerm_client.training.step_schedule import StepSchedule
 from flerm_client.training.unseen_steps import UnseenSteps
 from flerm_core._warnings import warn
-from flerm_core.errors import NotFinite
+from flerm_core.errors import NotFinite, join_names
 from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.distributed.sharding import to_local
 from flerm_core.measure.estimators.registry import make_estimator
@@ -96,6 +96,7 @@ class StepMeasurer:
         self._refuse_still_not_finite()
         moved = _drop_unmoved(update)
         if not moved and not self._ranks.lockstep:
+            self._tell_of_replaced()
             return {}
         draws = self.settings.warmup if first or self.delayed.moving else self.settings.samples
         batches = signals.between(self._probe)
@@ -109,6 +110,18 @@ class StepMeasurer:
         self.failures.succeeded()
         self._not_finite = False
         return measured
+
+    def _tell_of_replaced(self) -> None:
+        """Says where a step changed nothing, because the model has other tensors by now."""
+        held = {id(parameter) for parameter in self._model.module.parameters()}
+        gone = [name for name, p in self._model.parameters.items() if id(p) not in held]
+        if gone:
+            self._remarks.say(
+                f"steps change nothing, and the model no longer holds {len(gone)} of the tensors "
+                "that the optimizer has (load_state_dict(assign=True) puts others in their place): "
+                "they are neither trained nor measured nor matched; make optimizer and FLeRM anew "
+                f"for the model as it is: {join_names(gone)}"
+            )
 
     def _refuse_still_not_finite(self) -> None:
         """Raises `NotFinite` where it was raised before, and weights of any rank still are so.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flerm_core.errors import EstimatorNotApplicable, MeasurementError
+from flerm_core.errors import EstimatorNotApplicable, MeasurementError, join_names
 from flerm_core.measure.autodiff.example_layout import Layout, has_gradient, random_half
 from flerm_core.measure.autodiff.gradient_stream import is_reentrant, stream_gradients
 from flerm_core.measure.autodiff.local_derivatives import NoDerivative
@@ -72,6 +72,7 @@ class LayoutProbe:
         reason where examples cannot be told apart, and `MeasurementError` where only some ranks of
         a sharded model have examples.
         """
+        self._check_modules()
         shared_before, self._plan.shared = self._plan.shared, {}
         start = ForwardStart(self._model.module)
         hooks, outputs = self._contributions.forward(batch)
@@ -122,6 +123,14 @@ class LayoutProbe:
             reset_after_error(self._model.module)
             self._promote_to_parent(error.module, f"it has no derivative ({error.reason})")
             return None
+
+    def _check_modules(self) -> None:
+        for module, held in self._owners.owners.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise EstimatorNotApplicable(
+                    f"{join_names(held.values(), most=3)} are tensors of a module of torch.jit, "
+                    "which takes no hooks"
+                )
 
     def _check_batch(self, outputs: Tensor) -> None:
         if self._sharding.any_rank(len(outputs) == 0):

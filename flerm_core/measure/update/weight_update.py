@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, islice
 from types import EllipsisType
 
 import torch
@@ -37,7 +38,9 @@ class WeightUpdate:
         self.parameters = dict(parameters)
         self.rates: dict[str, float] = {}
         self.decays: dict[str, float] = {}
-        self._copies = {name: to_local(p).clone() for name, p in parameters.items()}
+        # A step may run under inference_mode, outside of which its tensors cannot be changed.
+        with torch.inference_mode(False):
+            self._copies = {name: to_local(p).clone() for name, p in parameters.items()}
         self._swapped = False  # whether the parameters hold W_old and the copies W_new
 
     def change(self, name: str, rows: slice | EllipsisType = ...) -> Tensor:
@@ -76,21 +79,40 @@ class WeightUpdate:
 
     @contextmanager
     def at_old_weights(self) -> Iterator[None]:
-        """Inside, the model computes at W_old; afterwards at W_new, bit for bit."""
+        """Inside, the model computes at W_old; afterwards at W_new, bit for bit.
+
+        Where memory does not suffice for the way back, W_old is given up, and the error raised.
+        """
         self._swap()
         try:
             yield
         finally:
-            self._swap()
+            try:
+                self._swap()
+            except BaseException:
+                with torch.no_grad():
+                    for name in reversed(self.parameters):
+                        to_local(self.parameters[name]).copy_(self._copies[name])
+                raise
 
     @torch.no_grad()
     def _swap(self) -> None:
         # Back in the reverse order: parameters may share memory (tied by `a.data = b.data`).
-        for name in reversed(self.parameters) if self._swapped else self.parameters:
-            for weight, copy in iter_chunks(to_local(self.parameters[name]), self._copies[name]):
-                saved = weight.clone()
-                weight.copy_(copy)
-                copy.copy_(saved)
+        names = reversed(self.parameters) if self._swapped else self.parameters
+        pairs = [(to_local(self.parameters[name]), self._copies[name]) for name in names]
+        at = part = 0  # tensors, and chunks of the next tensor, that are exchanged
+        try:
+            for pair in pairs:
+                for weight, copy in iter_chunks(*pair):
+                    _exchange(weight, copy)
+                    part += 1
+                at, part = at + 1, 0
+        except BaseException:  # out of memory: all of W_old or all of W_new, never parts of both
+            begun = [islice(iter_chunks(*pair), part) for pair in pairs[at : at + 1]]
+            whole = [iter_chunks(*pair) for pair in reversed(pairs[:at])]
+            for weight, copy in chain(*begun, *whole):
+                _exchange(weight, copy)
+            raise
         self._swapped = not self._swapped
 
     @contextmanager
@@ -100,10 +122,10 @@ class WeightUpdate:
         Afterwards they are at W_old, bit for bit. For use inside `at_old_weights`.
         """
         saved = {name: to_local(self.parameters[name]).clone() for name in changes}
-        with torch.no_grad():
-            for name, change in changes.items():
-                to_local(self.parameters[name]).add_(change, alpha=factor)
         try:
+            with torch.no_grad():
+                for name, change in changes.items():
+                    to_local(self.parameters[name]).add_(change, alpha=factor)
             yield
         finally:
             with torch.no_grad():
@@ -125,6 +147,17 @@ class WeightUpdate:
                 if decay := self.decays.get(name):
                     step.add_(old, alpha=(factor - 1.0) * decay)
                 weight.copy_(step.add_(old))
+
+
+def _exchange(a: Tensor, b: Tensor) -> None:
+    """Exchanges the values of two tensors, or raises with both as they were."""
+    saved = a.clone()
+    a.copy_(b)
+    try:
+        b.copy_(saved)
+    except BaseException:
+        a.copy_(saved)
+        raise
 
 
 def _differ(a: Tensor, b: Tensor) -> Tensor:

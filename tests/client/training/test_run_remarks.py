@@ -225,3 +225,16 @@ def test_losses_of_accumulated_gradients_are_no_replaced_optimizer(tmp_path: Pat
         flerm.log(loss=1.0)
     flerm.close()
     assert told(tmp_path, flerm.recording_id).remarks == ()
+
+
+def test_tensors_that_the_model_no_longer_holds_are_named(tmp_path: Path) -> None:
+    model, optimizer, flerm = begun(tmp_path)
+    step(model, optimizer)
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    step(model, optimizer)
+    flerm.close()
+    (remark,) = told(tmp_path, flerm.recording_id).remarks
+    names = ", ".join(name for name, _ in model.named_parameters())
+    count = len(list(model.parameters()))
+    assert remark.startswith(f"steps change nothing, and the model no longer holds {count} of the")
+    assert remark.endswith(names)
