@@ -184,7 +184,8 @@ def build_targets(
     _check_dimensions(query, everything[0])
     steps = _steps(query, everything, max_values)
     axes = query.blocks or tuple(blocks)
-    names, table, spread = _tables(query, loaded, steps, axes)
+    bands = dict(zip(everything[0].names, everything[0].bands, strict=True))
+    names, table, spread = _tables(query, loaded, steps, axes, bands)
     final_step, final_tokens = _ends(recordings, everything)
     return Targets(
         family=query.family,
@@ -205,7 +206,7 @@ def build_targets(
         digest=targets_digest(names, steps, table),
         final_step=final_step,
         final_tokens=final_tokens,
-        remarks=match_remarks(everything[0].names, names, bands=_bands(everything[0]), blocks=axes),
+        remarks=match_remarks(everything[0].names, names, bands=bands, blocks=axes),
         batch_size=common_batch_size(recordings),
     )
 
@@ -233,21 +234,21 @@ def _tables(
     loaded: Mapping[float, Sequence[Trajectory]],
     steps: NDArray[np.int64],
     blocks: Sequence[str],
+    bands: Mapping[str, str],
 ) -> tuple[tuple[str, ...], NDArray[np.float32], NDArray[np.float32]]:
     """Names [L], targets and their spread at `steps`, float32 [T, L] each."""
     everything = [each for group in loaded.values() for each in group]
     base = everything[0]
     asked = query.names or tuple(name for name in base.names if not is_depth_group(name))
-    # One plan for all seeds and rates, whose names are the same.
-    plan = MatchPlan.of(
-        base.names, asked, bands=_bands(base), blocks=blocks, depth=query.depth or DEFAULT_DEPTH
-    )
+    depth = query.depth or DEFAULT_DEPTH
+    plan = MatchPlan.of(base.names, asked, bands=bands, blocks=blocks, depth=depth)
 
     def matched(trajectory: Trajectory, at: NDArray[np.int64]) -> dict[str, Array]:
         columns = dict(zip(trajectory.names, trajectory.resampled(at).T, strict=True))
         return plan.targets(columns, thinned_columns(trajectory))
 
     rates, means = tuple(loaded), [_mean(group) for group in loaded.values()]
+    single = all(len(group) == 1 for group in loaded.values())
     names: tuple[str, ...] = ()
     table, spread = (np.empty((len(steps), 0), np.float32) for _ in range(2))
     for part in _parts(len(steps), len(everything) * max(len(base.names), len(asked))):
@@ -256,7 +257,11 @@ def _tables(
         if not names:
             names = tuple(columns[0])
             table, spread = (np.empty((len(steps), len(names)), np.float32) for _ in range(2))
+            if single:  # one NaN, seen as an array: a spread that says nothing takes no memory
+                spread = np.broadcast_to(np.float32(np.nan), table.shape)
         table[part] = _blend_rates(query, rates, [_table(each, at) for each in columns])
+        if single:
+            continue
         # The spread is taken over the targets that each seed alone would have given.
         spreads = [
             log_spread(np.stack([_table(matched(each, at), at) for each in group]))
@@ -304,10 +309,6 @@ def _refuse_other_models(sources: Sources, loaded: Mapping[float, Sequence[Traje
                 f"are not of one model: {apart}; name one by tags, and record bigger models with "
                 "role='scaled'"
             )
-
-
-def _bands(base: Trajectory) -> dict[str, str]:
-    return dict(zip(base.names, base.bands, strict=True))
 
 
 def _mean(group: Sequence[Trajectory]) -> Trajectory:
