@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flerm_core.errors import FlermError, LimitExceeded
+from flerm_core.errors import FlermError, LimitExceeded, PermissionDenied, Unauthenticated
 from flerm_server.auth.authenticator import RECHECK_SECONDS, Authenticator
 from flerm_server.auth.permissions import rpc_needs
 from flerm_server.auth.principal import Principal
@@ -29,7 +29,7 @@ OPEN_REQUEST_STREAMS = 4  # those that take one message after another: reflectio
 OPEN_THREADS = OPEN_STREAMS + OPEN_REQUEST_STREAMS + OPEN_WAITING + 8
 EXAMINING_THREADS = 2  # so few that what they refuse holds nobody up
 MAX_REMEMBERED = 10_000  # authorizations
-REFUSED_SECONDS = 0.25
+KNOWN_SECONDS = 0.25
 CROWDED = 0.5  # of the calls that one caller may have
 
 
@@ -60,11 +60,23 @@ class Refusal:
     """Why a call is refused.
 
     token: the id of the call's token, where that has no room; else empty.
-    until: for how long other calls are refused likewise, by `time.monotonic`.
     """
 
     error: FlermError
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Authorization:
+    """What calls of a method by one authorization are told.
+
+    token: the id of its token; empty for an error, and on a registry without tokens.
+    error: why they are refused.
+    until: for how long this holds, by `time.monotonic`.
+    """
+
     token: str
+    error: FlermError | None
     until: float
 
 
@@ -92,9 +104,9 @@ class Admission:
         self.open_receiver = Receiver(
             "message_seconds", OPEN_MESSAGE_SECONDS, most_waiting=OPEN_WAITING
         )
-        # By the hashes of authorizations. A wrong entry would only choose the wrong threads.
+        # By the hashes of authorizations, so that no secret is kept.
         self._welcome: dict[int, None] = {}
-        self._refusals: dict[tuple[str, int], Refusal] = {}  # by the method too
+        self._authorizations: dict[tuple[str, int], _Authorization] = {}  # by the method too
         self._lock = threading.Lock()
         self._appends: Counter[str] = Counter()  # by the client's connection
 
@@ -121,7 +133,7 @@ class Admission:
         try:
             principal = self._authenticator.from_header(authorization)
             principal.require(needed)
-        except FlermError:
+        except (Unauthenticated, PermissionDenied):  # not where the database does not answer
             self._welcome.pop(hash(authorization), None)
             raise
         return principal
@@ -133,32 +145,35 @@ class Admission:
     def examine(self, kind: CallKind, authorization: str) -> Refusal | None:
         """Why a call is to be refused, if it is.
 
-        What was refused a moment ago is refused again, without asking the database, where it still
-        has no room. A call of somebody without a token counts by its connection, and is not counted
-        here.
+        A call of somebody without a token counts by its connection, and is not counted here.
         """
-        key, now = (kind.method, hash(authorization)), time.monotonic()
-        known = self._refusals.get(key)
-        if known is not None and now >= known.until:
-            known = None
-        token = known.token if known else ""
-        if known and not token:
-            return known
+        known = self._known(kind.method, authorization)
+        if known.error is not None:
+            return Refusal(known.error)
         try:
-            if not token and (principal := self.authenticate(kind.method, authorization)):
-                token = principal.token_id
-            if token:
-                for limit in self._limits(kind):
-                    limit.require_room(token)
-        except FlermError as error:
-            return known or self._refuse(key, Refusal(error, token, now + REFUSED_SECONDS))
+            for limit in self._limits(kind) if known.token else ():
+                limit.require_room(known.token)
+        except LimitExceeded as error:
+            return Refusal(error, known.token)
         return None
 
-    def _refuse(self, key: tuple[str, int], refusal: Refusal) -> Refusal:
-        if len(self._refusals) >= MAX_REMEMBERED:
-            self._refusals.clear()
-        self._refusals[key] = refusal
-        return refusal
+    def _known(self, method: str, authorization: str) -> _Authorization:
+        """What is known of an authorization, for a moment without asking the database."""
+        key, now = (method, hash(authorization)), time.monotonic()
+        known = self._authorizations.get(key)
+        if known is None or now >= known.until:
+            token: str = ""
+            refused: FlermError | None = None
+            try:
+                principal = self.authenticate(method, authorization)
+                token = principal.token_id if principal else ""
+            except (Unauthenticated, PermissionDenied) as error:
+                refused = error
+            known = _Authorization(token, refused, now + KNOWN_SECONDS)
+            if len(self._authorizations) >= MAX_REMEMBERED:
+                self._authorizations.clear()
+            self._authorizations[key] = known
+        return known
 
     def recheck_token(self, method: str, authorization: str) -> Callable[[], None]:
         """A function to call repeatedly while a streaming call goes on.
