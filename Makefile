@@ -104,7 +104,7 @@ $(ZOO_ENV)/.done: tests/zoo/requirements.txt
 	$(ZOO_ENV)/bin/python -m pip install --quiet --requirement tests/zoo/requirements.txt
 	touch $@
 
-zoo: install $(ZOO_ENV)/.done  ## record and match some 110 architectures, and write docs/models.md; 20 minutes on 2 cores
+zoo: install $(ZOO_ENV)/.done  ## record and match some 120 architectures, and write docs/models.md; 20 minutes on 2 cores
 	$(ZOO_ENV)/bin/python -m pip install --quiet --no-deps --force-reinstall .cache/wheel/*.whl
 	$(ZOO_ENV)/bin/python tests/zoo/run.py
 
