@@ -24,6 +24,7 @@ from flerm_core.measure.state_guard import (
     AutocastContext,
     PrivateRandomness,
     RandomState,
+    eager_execution,
     preserve_model_state,
     requires_grad_enabled,
 )
@@ -138,8 +139,7 @@ class FSLRMeter:
         self.measuring = True
         try:
             with ExitStack() as stack:
-                # Compiled code does not see hooks that were added after it was compiled.
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(eager_execution())
                 stack.enter_context(preserve_model_state(self.model.module))
                 stack.enter_context(mean_reduction(self.model.module))
                 stack.enter_context(self.randomness.active())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
+from flerm_core.errors import MeasurementError
 from flerm_core.measure.attribute_state import AttributeState
 
 
@@ -131,6 +133,21 @@ class ForwardStart:
         """Sets generators, buffers and attributes back, to start another forward."""
         for state in self._states:
             state.restore()
+
+
+def eager_execution() -> AbstractContextManager[None]:
+    """Inside, nothing is compiled: compiled code does not see hooks that are added later.
+
+    Raises `MeasurementError` inside a function that is compiled itself.
+    """
+    if get_eval_frame_callback() not in (None, False):
+        raise MeasurementError(
+            "the optimizer's step was given to torch.compile after FLeRM was attached, and nothing "
+            "can be measured inside compiled code: compile the step first "
+            "(optimizer.step = torch.compile(optimizer.step)), then attach FLeRM"
+        )
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from flerm_core.measure.output_projection import as_output
 from flerm_core.measure.state_guard import (
     AutocastContext,
     ForwardStart,
+    eager_execution,
     preserve_model_state,
 )
 
@@ -191,7 +192,7 @@ class Rehearsal:
         meter.measuring = True
         try:
             with ExitStack() as stack:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(eager_execution())
                 stack.enter_context(preserve_model_state(module))
                 stack.enter_context(fsdp2.mean_reduction(module))
                 stack.enter_context(meter.randomness.active())

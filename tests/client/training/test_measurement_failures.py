@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from measured_runs import Trace, fresh, leave, probe, same, step, vectors
+from measured_runs import Trace, fresh, leave, loss_of, probe, same, step, vectors
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
@@ -167,3 +167,23 @@ def test_tensors_that_change_without_an_fslr_are_named() -> None:
             optimizer.zero_grad()
             sum(each.square().mean() for each in model(vectors())).backward()
             optimizer.step()
+
+
+@pytest.mark.slow
+def test_a_step_that_is_compiled_after_the_call_says_that_it_is_to_be_compiled_before() -> None:
+    def run(first: bool) -> list[int]:
+        model, batches = fresh("resmlp")
+        optimizer = Adam(model.parameters(), 1e-2, foreach=True)
+        if first:
+            optimizer.step = torch.compile(optimizer.step, backend="eager")  # type: ignore[method-assign]
+        flerm = FLeRM.record(model, optimizer, probe=probe(), family="f", every=1)
+        step_now = optimizer.step if first else torch.compile(optimizer.step, backend="eager")
+        for batch in batches[:2]:
+            loss_of(model(batch)).backward()
+            step_now()
+        return list(flerm.trajectory.steps)
+
+    assert run(first=True) == [1, 2]
+    with pytest.warns(UserWarning, match="compile the step first") as told:
+        assert run(first=False) == []
+    assert any(re.match(FAILS, str(each.message)) for each in told)
