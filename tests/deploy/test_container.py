@@ -15,6 +15,8 @@ import pytest
 import yaml
 from waiting import until
 
+from flerm_server.server import STOP_SECONDS
+
 ROOT = Path(__file__).parents[2]
 CONTAINER = ROOT / "deploy" / "container"
 FILE = (CONTAINER / "Containerfile").read_text()
@@ -44,10 +46,20 @@ def test_compose_runs_two_servers_that_drain_in_time():
     services = yaml.safe_load((CONTAINER / "compose.yaml").read_text())["services"]
     for name in ("registry-1", "registry-2"):
         command = services[name]["command"]
-        assert float(command[command.index("--drain") + 1]) < float(
-            services[name]["stop_grace_period"].removesuffix("s")
-        )
+        drain = float(command[command.index("--drain") + 1])
+        grace = float(services[name]["stop_grace_period"].removesuffix("s"))
+        assert drain + 2 * STOP_SECONDS < grace
         assert f"{name}:50051" in (CONTAINER / "nginx.conf").read_text()
+
+
+def test_kubernetes_waits_until_a_server_has_ended_itself():
+    parts = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "registry.yaml").read_text())
+    pod = next(each for each in parts if each["kind"] == "Deployment")["spec"]["template"]["spec"]
+    (server,) = pod["containers"]
+    (drain,) = (each for each in server["args"] if each.startswith("--drain="))
+    pause = float(server["lifecycle"]["preStop"]["exec"]["command"][1])
+    longest = pause + float(drain.removeprefix("--drain=")) + 2 * STOP_SECONDS
+    assert longest < pod["terminationGracePeriodSeconds"]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import grpc
 import httpx
 import pytest
 import yaml
+from google.protobuf.message import Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from waiting import until
 
@@ -20,11 +21,13 @@ from flerm_proto import recording_messages
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.auth.sql_tokens import SqlTokenStore
+from flerm_server.rpc.interceptors import LOGGED_CALLS, named_changes
 from flerm_server.store.sql.store import open_store
 from tests.conftest import StartRegistry
 from tests.server.samples import family, row, spec
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "observability"
+NO_RECORDING = "00000000-0000-4000-8000-000000000000"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -80,6 +83,36 @@ def logged(output: list[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in output if line.startswith("{")]
 
 
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        (
+            pb.RenameFamilyRequest(name="a" * 300, new_name="b"),
+            {"family": "a" * 200, "new_name": "b"},
+        ),
+        (
+            pb.StartRecordingRequest(spec=pb.RecordingSpec(id="x", family="team/a")),
+            {"family": "team/a", "recording": "x"},
+        ),
+        (
+            pb.ImportRecordingsRequest(
+                parts=[pb.RecordingPart(recording_id=each) for each in ("x", "x", "y")]
+            ),
+            {"recordings": "2", "recording": "x"},
+        ),
+        (pb.ImportRecordingsRequest(), {"recordings": "0", "recording": ""}),
+    ],
+)
+def test_logs_name_what_a_call_changes(message: Message, named: dict[str, str]):
+    assert named_changes(message) == named
+
+
+@pytest.mark.parametrize("name", sorted(LOGGED_CALLS))
+def test_every_call_that_is_logged_names_what_it_changes(name: str):
+    asked = pb.DESCRIPTOR.services_by_name["Registry"].methods_by_name[name].input_type
+    assert {"family", "recording"} & set(named_changes(getattr(pb, asked.name)()))
+
+
 def test_logs_name_the_request_and_the_token_but_never_its_secret(
     start_registry: StartRegistry, tmp_path: Path
 ):
@@ -102,6 +135,12 @@ def test_logs_name_the_request_and_the_token_but_never_its_secret(
             stub.RegisterFamily(
                 name, timeout=20, metadata=[("authorization", f"Bearer {other.text}")]
             )
+        with pytest.raises(grpc.RpcError):  # of a recording that is not there
+            stub.TagRecording(
+                pb.TagRecordingRequest(recording_id=NO_RECORDING, set={"a": "b"}),
+                timeout=20,
+                metadata=[("authorization", f"Bearer {secret.text}"), ("x-request-id", "mine-3")],
+            )
     request_id = dict(refused.value.trailing_metadata())["x-request-id"]
     header = {"Authorization": f"Bearer {other.text}", "X-Request-ID": "mine-2"}
     assert (
@@ -119,6 +158,8 @@ def test_logs_name_the_request_and_the_token_but_never_its_secret(
         "OK",
         writer.id,
     )
+    assert lines["mine-1"]["family"] == name.name
+    assert (lines["mine-3"]["code"], lines["mine-3"]["recording"]) == ("NOT_FOUND", NO_RECORDING)
     assert lines["mine-1"]["level"] == "info"  # who changed what is told without --log-level debug
     assert lines[request_id]["code"] == "PERMISSION_DENIED"
     assert (lines["mine-2"]["path"], lines["mine-2"]["token"]) == ("/api/v1/families", reader.id)

@@ -18,6 +18,7 @@ from google.protobuf.descriptor_pool import Default as default_pool
 
 from flerm_core.errors import FlermError, PermissionDenied, Unauthenticated
 from flerm_proto.status_codes import code_of
+from flerm_proto.v1 import registry_pb2 as pb
 from flerm_server.auth.permissions import RPCS
 from flerm_server.auth.principal import Principal, Scope, act_as
 from flerm_server.logs import public_sentence
@@ -36,6 +37,7 @@ from flerm_server.tracing import span
 
 REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID = 64
+MAX_LOGGED_NAME = 200  # characters of an id or a name, which nobody has checked yet
 # Logged at level info, so that the log says who changed what. Rows and lease renewals come by the
 # thousand and are logged at level debug, as reading calls are.
 LOGGED_CALLS = frozenset(name for name, scope in RPCS.items() if scope >= Scope.WRITE) - {
@@ -51,11 +53,13 @@ class Call:
     """One call.
 
     token: the id of the token, once known.
+    changes: what the call is to change, once known: see `named_changes`.
     """
 
     kind: CallKind
     context: grpc.ServicerContext
     token: str = ""
+    changes: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(init=False)
     request_id: str = field(init=False)
 
@@ -209,7 +213,10 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
         with self._admission.message_memory(call.caller) as keep:
             data = self._admission.receiver.receive(messages, call.context)
             keep(len(data))
-            yield _parse(handler, call.kind.method, data)
+            message = _parse(handler, call.kind.method, data)
+            if call.kind.name in LOGGED_CALLS:
+                call.changes = named_changes(message)
+            yield message
 
     def _answers(
         self, call: Call, principal: Principal | None, act: Any, message: Any
@@ -274,7 +281,28 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
             message=message,
             request_id=call.request_id,
             token=call.token,
+            **call.changes,
         )
+
+
+def named_changes(message: Any) -> dict[str, str]:
+    """The family and the recording that one of `LOGGED_CALLS` is to change, for its log line.
+
+    Of an import these are the number of recordings and the first of them.
+    """
+    match message:
+        case pb.RegisterFamilyRequest():
+            found = {"family": message.name}
+        case pb.RenameFamilyRequest():
+            found = {"family": message.name, "new_name": message.new_name}
+        case pb.StartRecordingRequest():
+            found = {"family": message.spec.family, "recording": message.spec.id}
+        case pb.ImportRecordingsRequest():
+            ids = dict.fromkeys(each.recording_id for each in message.parts)
+            found = {"recordings": str(len(ids)), "recording": next(iter(ids), "")}
+        case _:
+            found = {"recording": message.recording_id}
+    return {name: text[:MAX_LOGGED_NAME] for name, text in found.items()}
 
 
 def _presence(context: grpc.ServicerContext) -> Presence:

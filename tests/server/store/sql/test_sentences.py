@@ -12,10 +12,13 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
+from flerm_core.errors import Unreachable
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import ParameterList
 from flerm_server.cli import app
+from flerm_server.store.sql import postgres_connections
 from flerm_server.store.sql.database_url import libpq_options, parse_url
+from flerm_server.store.sql.engine import open_engine, transaction
 from flerm_server.store.sql.store import open_store
 from tests.conftest import PostgresCluster, StartRegistry, free_port
 from tests.server.conftest import migrate
@@ -72,6 +75,29 @@ def test_another_encoding_than_utf8_is_refused(postgres: PostgresCluster):
         )
     code, said = answer("upgrade", "--db", f"{url}_ascii")
     assert (code, "encoding SQL_ASCII" in said, "ENCODING 'UTF8'" in said) == (5, True, True)
+
+
+def test_the_database_cancels_a_slow_statement_but_not_that_of_a_command(
+    postgres: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+):
+    engine = open_engine(parse_url(postgres.new_database()))
+    try:
+        for unhurried, longest in ((False, "7s"), (True, "0")):
+            with transaction(engine, unhurried=unhurried) as connection:
+                found = connection.exec_driver_sql("SHOW statement_timeout").scalar_one()
+            assert found == longest
+        monkeypatch.setattr(
+            postgres_connections, "_SETTINGS", ("SET LOCAL statement_timeout = 50",)
+        )
+        with (
+            pytest.raises(Unreachable, match="statement timeout"),
+            transaction(engine) as connection,
+        ):
+            connection.exec_driver_sql("SELECT pg_sleep(60)")
+        with transaction(engine, unhurried=True) as connection:
+            connection.exec_driver_sql("SELECT pg_sleep(0.1)")
+    finally:
+        engine.dispose()
 
 
 def test_a_role_without_rights_is_told_which(postgres: PostgresCluster):
