@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from anyio import CapacityLimiter
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
@@ -25,12 +25,14 @@ from flerm_server.http.api import (
     targets,
     trajectory_formats,
 )
+from flerm_server.http.api.parameters import check_parameters
 from flerm_server.http.authentication import Authenticate
 from flerm_server.http.kept_answers import GZIP_LEVEL, KeptAnswers
 from flerm_server.http.middleware import (
     LimitBody,
     Observe,
     RefuseOtherSites,
+    RefuseTwoLengths,
     SendInPieces,
     ShareThreads,
 )
@@ -89,7 +91,7 @@ def create_app(
     problems.install(app, pages.ErrorPage(app.state.pages))
     # In this order: `/families/{name:path}` also fits the paths of the routes before it.
     for routes in (figures, events, families, rates, recordings, targets):
-        app.include_router(routes.api)
+        app.include_router(routes.api, dependencies=[Depends(check_parameters)])
     for routes_of_pages in (match_page, pages, recording_page, login, assets):
         app.include_router(routes_of_pages.web)
     app.include_router(health.api)
@@ -128,4 +130,5 @@ def _add_middleware(app: FastAPI, *, local_only: bool, allowed_origins: Sequence
         )
     app.add_middleware(SendInPieces)
     app.add_middleware(RefuseOtherSites, local_only=local_only, allowed_origins=allowed_origins)
+    app.add_middleware(RefuseTwoLengths)
     app.add_middleware(Observe, metrics=app.state.metrics)

@@ -91,6 +91,30 @@ def _hostname(url: str) -> str:
         return ""
 
 
+class RefuseTwoLengths:
+    """Refuses a request that gives the length of its body in two ways, and ends the connection.
+
+    A proxy may take the other length than we do, and what it takes for the rest of the body would
+    be answered here as a request of its own (RFC 9112, section 6.3).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 400, or passes the request on."""
+        if scope["type"] == "http" and {b"content-length", b"transfer-encoding"} <= {
+            name for name, _ in scope["headers"]
+        }:
+            refusal = problem(
+                400, "Content-Length and Transfer-Encoding: only one of the two is allowed"
+            )
+            refusal.headers["Connection"] = "close"
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 class SendInPieces:
     """Hands long answers to the server piece by piece, each once the client has read what was
     before.

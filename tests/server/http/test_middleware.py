@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 
 import httpx
 import pytest
@@ -134,3 +135,14 @@ def test_recordings_are_found_from_the_calendars_first_day_to_its_last(
     )
     answer = http.get("/api/v1/recordings", params={"created_after": moment})
     assert answer.status_code == 200
+
+
+def test_a_body_of_two_lengths_is_refused_and_ends_the_connection(backend: Backend):
+    host, _, port = backend.server.http_address.text.rpartition(":")
+    hidden = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n"
+    head = f"POST /api/v1/match HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(hidden) + 5}\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}".encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1") == 1
+    assert b"Content-Length and Transfer-Encoding: only one" in answer

@@ -60,3 +60,27 @@ def test_errors_are_problems_that_name_field_and_value(backend: Backend, http: h
         "/api/v1/match", json={"family": name, "lr": 1e-3, "measured": {NAMES[0]: -1}}
     )
     assert f"-1.0 for '{NAMES[0]}'" in problem(negative, 422)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ("recordings?familly=resmlp", "familly: 'resmlp'"),
+        ("recordings?family=a&family=b", "family: 'b'"),
+        ("families/none/best?Role=scaled", "Role: 'scaled'"),
+        ("families/none/losses?role=base", "has none"),
+        ("targets?lr=1&names=a", "block"),
+    ],
+)
+def test_a_parameter_that_would_not_count_is_refused(http: httpx.Client, asked: str, named: str):
+    assert named in problem(http.get(f"/api/v1/{asked}"), 422)["detail"]
+
+
+def test_each_parameter_of_the_document_is_taken_and_lists_may_repeat(http: httpx.Client):
+    for path, methods in http.get("/openapi.json").json()["paths"].items():
+        for each in methods.get("get", {}).get("parameters", []):
+            if each["in"] == "query":
+                repeated = [(each["name"], "")] * (1 + (each["schema"].get("type") == "array"))
+                answer = http.get(path.format(name="none", recording_id="none"), params=repeated)
+                assert "no such parameter" not in answer.text, answer.text
+                assert "second value" not in answer.text, answer.text

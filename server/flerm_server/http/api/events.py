@@ -25,6 +25,7 @@ from flerm_server.http.api.core_models import number
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.middleware import caller_of
 from flerm_server.http.problems import PROBLEM
+from flerm_server.logs import public_sentence
 from flerm_server.shared_limit import SharedLimit
 from flerm_server.store.interface import Store
 
@@ -174,7 +175,7 @@ async def events(
             recording = await run_in_threadpool(look)
         except FlermError as error:
             # Not "error": browsers give that name to a lost connection.
-            yield f"event: failure\ndata: {json.dumps({'detail': str(error)})}\n\n"
+            yield f"event: failure\ndata: {json.dumps({'detail': public_sentence(error)})}\n\n"
             return
 
 

@@ -26,6 +26,7 @@ from flerm_server.http.web.family_view import recording_labels
 from flerm_server.http.web.match_code import loop_code, rates_code, trainer_code
 from flerm_server.http.web.model_tensors import ModelTensors, parse_tensors, recorded_tensors
 from flerm_server.http.web.templating import Pages, PagesDep, PublicAddress, PublicAddressDep
+from flerm_server.logs import public_sentence
 from flerm_server.store import queries
 from flerm_server.store.interface import Store
 from flerm_server.store.queries import BaseKind
@@ -145,7 +146,7 @@ def _answer(
             choices = match_choices(store, asked, kinds)
             found = match(store, asked, kinds, registry)
     except FlermError as error:
-        sentence, status = str(error), status_of(error)
+        sentence, status = public_sentence(error), status_of(error)
     return pages.page(
         "match.html",
         request,

@@ -96,7 +96,7 @@ def _family_content(
     shown = show if show in counts else next(iter(counts), "")
     report = overview.report
     dimension = scale if scale in report.dimensions else next(iter(report.dimensions), "")
-    asked = [("pick", f"{key}={value}") for key, value in pick.items()]
+    picked = [("pick", f"{key}={value}") for key, value in pick.items()]
     return {
         "family": overview.family,
         "report": report,
@@ -105,7 +105,8 @@ def _family_content(
         "carried": transfer_words(report),
         "cautions": caution_words(report),
         "advice": base_words(report.best) if report.best else "",
-        "asked": urlencode([*asked, ("scale", dimension)]),
+        "picked": urlencode(picked),
+        "asked": urlencode([*picked, ("scale", dimension)]),
         "counts": counts,
         "shown": shown,
         "coverage": coverage.get(shown),

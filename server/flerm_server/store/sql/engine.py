@@ -261,6 +261,9 @@ def _our_errors(engine: sa.Engine) -> Iterator[None]:
     name = public_name(engine.url)
     try:
         yield
+    except UnicodeEncodeError as error:
+        # Half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+        raise InvalidInput(f"a field holds what the database cannot: {error}") from error
     except exc.TimeoutError as error:
         raise Unreachable(
             f"the database {name} is busy: no connection was free for {POOL_SECONDS} s"

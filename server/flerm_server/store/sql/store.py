@@ -300,6 +300,7 @@ class SqlStore(Store):
 
     @override
     def kept(self, family: str, asked: str, compute: Callable[[], Targets]) -> Targets:
+        validation.validate_family_name(family)
         return self._kept_targets.get(family, asked, compute)
 
     @override

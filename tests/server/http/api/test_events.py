@@ -32,7 +32,7 @@ def running(backend: Backend) -> str:
 
 
 def events(lines) -> list[tuple[str, dict]]:
-    names = {"rows", "end"}
+    names = {"rows", "end", "failure"}
     found, name = [], ""
     for line in lines:
         if line.startswith("event: "):
@@ -63,3 +63,16 @@ def test_a_server_that_stops_ends_its_event_streams_at_once(tmp_path):
         next(found, None)  # stops the server
         assert not [line for line in lines if line.startswith("event: ")]
         assert time.perf_counter() - started < 20.0, "it would wait for the drain time"
+
+
+def test_a_stream_that_loses_its_database_does_not_tell_where_that_was(tmp_path):
+    found = serve(f"sqlite:///{tmp_path}/registry.db")
+    backend = next(found)
+    url = f"http://{backend.server.http_address.text}/api/v1/recordings/{running(backend)}/events"
+    with httpx.stream("GET", url, timeout=20) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: rows"
+        (tmp_path / "registry.db").rename(tmp_path / "gone.db")
+        name, content = events(lines)[-1]
+    assert (name, str(tmp_path) in content["detail"]) == ("failure", False)
+    next(found, None)

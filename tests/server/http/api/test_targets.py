@@ -90,3 +90,14 @@ def test_an_answer_of_many_targets_is_thinned_to_steps_of_the_base(
     thinned = http.post("/api/v1/targets", json=asked).json()
     assert thinned["steps"] == [1, 201]
     assert thinned["values"] == [whole["values"][0], whole["values"][-1]]
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "\\u0000"])
+def test_a_name_that_no_database_can_hold_is_refused_by_name(http: httpx.Client, text: str):
+    for route, more in (("targets", ""), ("match", ', "measured": {"a": 1}')):
+        answer = http.post(
+            f"/api/v1/{route}",
+            content=f'{{"family": "{text}", "lr": 1e-3{more}}}',
+            headers={"Content-Type": "application/json"},
+        )
+        assert problem(answer, 422)["detail"].startswith("family: ")
