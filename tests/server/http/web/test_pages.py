@@ -179,6 +179,8 @@ def test_of_several_optimisers_page_rest_grpc_and_command_name_the_same_one(
     assert "best recorded: 0.1, loss 0.1" in capsys.readouterr().out
     asked = {"pick": "optimizer=SGD"}
     assert http.get(f"/api/v1/families/{name}/best", params=asked).json()["lr"] == picked.lr == 0.1
+    text = page(http, f"/families/{name}", **asked)
+    assert f'href="/api/v1/families/{name}/best?pick=optimizer%3DSGD"' in text
     answer = http.get(f"/api/v1/families/{name}/best", params={"pick": "optimizer=Lion"})
     assert (answer.status_code, "there is Adam, SGD" in answer.json()["detail"]) == (404, True)
 
