@@ -65,10 +65,11 @@ def test_errors_are_problems_that_name_field_and_value(backend: Backend, http: h
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
-        ("recordings?familly=resmlp", "familly: 'resmlp'"),
+        ("recordings?familly=resmlp", "'familly': 'resmlp'"),
         ("recordings?family=a&family=b", "family: 'b'"),
-        ("families/none/best?Role=scaled", "Role: 'scaled'"),
+        ("families/none/best?Role=scaled", "'Role': 'scaled'"),
         ("families/none/losses?role=base", "has none"),
+        ("families?%E2%80%AEx=1", r"'\u202ex': '1'"),
         ("targets?lr=1&names=a", "block"),
     ],
 )

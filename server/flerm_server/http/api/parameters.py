@@ -51,7 +51,7 @@ async def check_parameters(request: Request) -> None:
     for name, value in request.query_params.multi_items():
         if name not in repeatable:
             raise InvalidInput(
-                f"{name[:80]}: {value[:80]!r} is given, but this route has no such parameter; "
+                f"{name[:80]!r}: {value[:80]!r} is given, but this route has no such parameter; "
                 f"it has {join_names(repeatable)}"
             )
         if name in seen and not repeatable[name]:
