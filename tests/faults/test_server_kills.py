@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from waiting import until
 
 from flerm_client import RegistryClient
 from flerm_core.records.measurement_batch import MeasurementBatch
@@ -147,6 +148,14 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield pooler.url
 
 
+def have_rows_acknowledged(writers: list[Writer]) -> None:
+    """Waits until each writer has sent something, then or before, or has failed."""
+    until(
+        lambda: all(writer.acknowledged or writer.failure for writer in writers),
+        "a writer has sent nothing",
+    )
+
+
 @pytest.mark.parametrize(("database", "kills"), KILLS, indirect=["database"])
 def test_what_was_acknowledged_is_there_once_and_equal(database: str, kills: int, tmp_path: Path):
     moments = random.Random(kills)
@@ -164,7 +173,7 @@ def test_what_was_acknowledged_is_there_once_and_equal(database: str, kills: int
             threading.Event().wait(moments.uniform(0.05, 0.6))
             server.stop(signal.SIGKILL)
             server = launch()
-        threading.Event().wait(0.2)
+        have_rows_acknowledged(writers)
     finally:
         for writer in writers:
             writer.stopping.set()
@@ -203,7 +212,7 @@ def test_what_was_acknowledged_outlives_kills_of_the_database(
         for _ in range(restarts):
             threading.Event().wait(moments.uniform(0.3, 1.0))
             postgres.restart()
-        threading.Event().wait(0.5)
+        have_rows_acknowledged(writers)
     finally:
         for writer in writers:
             writer.stopping.set()

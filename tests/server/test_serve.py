@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -335,5 +336,6 @@ def test_the_parts_of_an_answer_do_not_wait_for_each_other():
             await reader.read()
             writer.close()
 
-    asyncio.run(ask())
+    with ThreadPoolExecutor(1) as thread:  # in this one, Playwright's event loop may run
+        thread.submit(asyncio.run, ask()).result()
     assert delays == [1]
