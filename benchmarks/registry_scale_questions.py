@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import httpx
 import numpy as np
 import registry_scale_fill as stock
 from registry_bench import Running
+from registry_readers import reading
 
 from flerm_client import RegistryClient
 from flerm_core.records.recording import now
@@ -178,25 +178,10 @@ def listing(large: Registry) -> float:
 def readers(large: Registry) -> dict[str, Any]:
     """The median append of a job, quiet and while six readers load the worst pages."""
     quiet = _appends(large.client)
-    stop = threading.Event()
-    loaded = [0] * READERS
-
-    def read(at: int) -> None:
-        address = f"/families/{stock.LARGE}" if at % 2 else f"/api/v1/families/{stock.LARGE}/figure"
-        with httpx.Client(
-            base_url=large.server.url, timeout=PAGE_SECONDS, headers=large.web.headers
-        ) as web:
-            while not stop.is_set():
-                web.get(address)
-                loaded[at] += 1
-
-    threads = [threading.Thread(target=read, args=(at,)) for at in range(READERS)]
-    for thread in threads:
-        thread.start()
-    busy = _appends(large.client)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    pages = [f"/families/{stock.LARGE}", f"/api/v1/families/{stock.LARGE}/figure"]
+    addresses = [large.server.url + pages[at % 2] for at in range(READERS)]
+    with reading(addresses, dict(large.web.headers)) as loaded:
+        busy = _appends(large.client)
     return {**_compared(busy, quiet), "pages_per_s": round(sum(loaded) / READING_SECONDS, 1)}
 
 
