@@ -76,11 +76,7 @@ class Server:
         """
         self.settings = settings
         self._stop_request = stop_request or StopRequest()
-        certificate = (
-            Certificate(settings.tls_cert, settings.tls_key)
-            if settings.tls_cert and settings.tls_key
-            else None
-        )
+        certificate = _certificate(settings)
         store = open_store(settings.db, lease_seconds=settings.lease_seconds)
         self._store: Store = store
         tokens = SqlTokenStore(store.engine)
@@ -252,6 +248,12 @@ def _join_all_but(others: Collection[threading.Thread]) -> None:
         raise StillBusy(
             f"threads of the registry did not end, and were ended by force: {', '.join(busy)}"
         )
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    if settings.tls_cert and settings.tls_key:
+        return Certificate(settings.tls_cert, settings.tls_key)
+    return None
 
 
 def _quotas(settings: Settings) -> Quotas:

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from flerm_core.records.recording import RecordingSpec
     from flerm_core.trajectory import Trajectory
 
+_BatchSize = Annotated[
+    int | None, typer.Option(help="examples of the model's steps; default: the base's", min=1)
+]
+_TotalSteps = Annotated[
+    int | None,
+    typer.Option(help="with --batch-size: the model's steps; default: as the base", min=1),
+]
+
 
 def check(
     family: Annotated[str, typer.Argument(help="name of the family to match")],
@@ -44,13 +52,8 @@ def check(
     depth: Depth = "",
     optimizer: Optimizer = "",
     tag: Tag = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="examples of the model's steps; default: the base's", min=1)
-    ] = None,
-    total_steps: Annotated[
-        int | None,
-        typer.Option(help="with --batch-size: the model's steps; default: as the base", min=1),
-    ] = None,
+    batch_size: _BatchSize = None,
+    total_steps: _TotalSteps = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:

@@ -84,10 +84,8 @@ class LayoutProbe:
         direction = draw_projection(reference, generator)
         if self._sharding.any_rank(not bool(to_local(reference).isfinite().all())):
             del hooks, outputs
-            reset_after_error(self._model.module)
-            sums, _ = self._gradient_sums(batch, start, direction, update)
-            # Outputs that are constant, as a mask's, have no part in the sums.
-            if self._sharding.any_rank(not bool(sums.isfinite().all())):
+            sums = self._sums_if_not_finite(batch, start, direction, update)
+            if sums is not None:
                 return sums.unsqueeze(1).expand(-1, len(reference)), reference
             start.restore()
             hooks, outputs = self._contributions.forward(batch)
@@ -109,6 +107,17 @@ class LayoutProbe:
                         return found, reference
                     self._promote(wrong)
                 hooks, outputs = self._forward_again(batch, reference, start, tried_as_shared)
+
+    def _sums_if_not_finite(
+        self, batch: Any, start: ForwardStart, direction: Tensor, update: WeightUpdate
+    ) -> Tensor | None:
+        """⟨ΔW, ∂φ/∂W⟩ [tensors] where a value of any rank is not finite; else None.
+
+        Outputs that are constant, as a mask's, have no part in these sums.
+        """
+        reset_after_error(self._model.module)
+        sums, _ = self._gradient_sums(batch, start, direction, update)
+        return sums if self._sharding.any_rank(not bool(sums.isfinite().all())) else None
 
     def _compute(
         self, hooks: ModuleHooks, outputs: Tensor, direction: Tensor, update: WeightUpdate
