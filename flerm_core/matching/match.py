@@ -41,7 +41,6 @@ NOISE = 1e-4
 """An FSLR below this fraction of the median over tensors is noise."""
 ROUNDING = 1 / 16
 """Multipliers are rounded to multiples of this many octaves."""
-MAX_COMPARED = 500
 MAX_ROWS = 256  # rows of a run that depth rules read, enough for a mean over the run
 
 

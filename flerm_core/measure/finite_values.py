@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flerm_core.errors import MeasurementError, NotFinite, join_names
+from flerm_core.measure.autodiff.module_hooks import named_hookable
 from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.distributed.sharding import to_local
 from flerm_core.measure.measured_model import MeasuredModel
@@ -57,15 +58,6 @@ def why_not_finite(
         f"{where}, although the weights, the buffers and the batch are: does a mask write "
         "infinities into the outputs, or is a value too large for its dtype? output= can leave a "
         "mask out, and probe= such examples"
-    )
-
-
-def named_hookable(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The path of each module in `module` that takes hooks: those of torch.jit do not."""
-    return (
-        (name, each)
-        for name, each in module.named_modules()
-        if not isinstance(each, torch.jit.ScriptModule)
     )
 
 

@@ -6,16 +6,11 @@ from collections.abc import Iterable
 
 from torch.optim import Optimizer
 
+from flerm_client.training.optimizer_info import BASE_BETAS
 from flerm_client.training.run_options import MatchOptions
 from flerm_core.errors import InvalidInput
 from flerm_core.matching.batch_change import BatchChange
 from flerm_core.matching.targets import Targets
-
-BASE_BETAS = "base_betas"
-"""The key of a parameter group under which the base's betas are kept.
-
-An optimiser's checkpoint holds them too, so a resumed run does not change betas a second time.
-"""
 
 
 def put_back_betas(optimizers: Iterable[Optimizer]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flerm_core.measure.autodiff.module_hooks import named_hookable
 from flerm_core.measure.distributed.sharding import to_local
-from flerm_core.measure.finite_values import named_hookable
 from flerm_core.measure.output_projection import floating_tensors
 
 _ROUNDINGS = 256  # two runs of kernels that add in any order differ by fewer

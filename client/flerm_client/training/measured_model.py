@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from flerm_client.training.parallelism import find_sharding, refuse_different_replicas
 from flerm_core.errors import InvalidInput, Unsupported
+from flerm_core.measure.autodiff.module_hooks import named_hookable, takes_hooks
 from flerm_core.measure.distributed import fsdp2
 from flerm_core.measure.distributed.ranks import MeasurementRanks
-from flerm_core.measure.finite_values import named_hookable
 from flerm_core.measure.measured_model import MeasuredModel, Output
 from flerm_core.parameter_names import block_axes, canonical, depth_groups
 
@@ -117,7 +117,7 @@ def modules_that_show_autocast(model: nn.Module, measured: MeasuredModel) -> lis
     )
     first = next(layers, model)
     shown = [model] if first is model else [model, first]
-    return [each for each in shown if not isinstance(each, torch.jit.ScriptModule)]
+    return [each for each in shown if takes_hooks(each)]
 
 
 def default_output(model: nn.Module, batch: Any) -> Any:

@@ -38,11 +38,17 @@ _REASONS = {
     "Prodigy": "it sets its own learning rate",
 }
 
+BASE_BETAS = "base_betas"
+"""The key of a parameter group under which `batch_moments` keeps the base's betas.
+
+An optimiser's checkpoint holds them too, so a resumed run does not change betas a second time.
+"""
+
 # Settings that do not change the update at learning rate 1: they say how fast or where a step is
 # computed, or set the learning rate itself.
 _IMPLEMENTATION = {
     "params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable",
-    "max_lr", "min_lr", "max_momentum", "base_momentum", "base_betas",
+    "max_lr", "min_lr", "max_momentum", "base_momentum", BASE_BETAS,
 }  # fmt: skip
 
 

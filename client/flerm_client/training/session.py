@@ -200,6 +200,10 @@ class TrainingSession:
         self.probe.close()
         self.run_log.finish(status, timeout)
 
+    def optimizer_signature(self) -> tuple[str, dict[str, Any]]:
+        """The optimisers' class name(s) and settings."""
+        return describe(self.optimizers, independent_decay=self.independent_decay)
+
     @property
     def multipliers(self) -> dict[str, float]:
         """m_ℓ by tensor; empty until matched."""
@@ -233,7 +237,7 @@ class TrainingSession:
                 )
 
     def _spec(self) -> RecordingSpec:
-        signature = describe(self.optimizers, independent_decay=self.independent_decay)
+        optimizer, optimizer_config = self.optimizer_signature()
         answer = None if self.matcher is None else self.matcher.target_schedule.registry_answer
         measurer = self.measurer
         spec = RecordingSpec(
@@ -242,8 +246,8 @@ class TrainingSession:
             lr=self.lr,
             parameters=self.run_log.parameters,
             seed=self.options.seed,
-            optimizer=signature[0],
-            optimizer_config=signature[1],
+            optimizer=optimizer,
+            optimizer_config=optimizer_config,
             estimator=replace(measurer.settings, name=measurer.meter.estimator.name),
             world_size=self.ranks.size,
             targets_digest="" if answer is None else answer.digest,
@@ -259,14 +263,12 @@ class TrainingSession:
         """Runs `step(*args, **kwargs)`, the step of optimiser `index`, and returns its result."""
         with SignalDeferral() as signals:
             try:
-                if self.multipliers:
-                    signals.defer()  # before groups are scaled
+                if self.multipliers or self._update is not None:  # groups are scaled, or W_old kept
+                    signals.defer()
                 self._before_step(index, signals)
                 groups = self.param_groups[index]
-                begin_measured_step = partial(self._begin_measured_step, signals)
-                args, kwargs = self.measurer.delayed.with_look(
-                    args, kwargs, groups, begin_measured_step
-                )
+                begin = partial(self._begin_measured_step, signals)
+                args, kwargs = self.measurer.delayed.with_look(args, kwargs, groups, begin)
                 note_rates = partial(self._note_rates, index)
                 result = groups.run_step(step, args, kwargs, self.multipliers, note_rates, signals)
             except BaseException:
@@ -293,8 +295,6 @@ class TrainingSession:
         begun = self.measurer.delayed.look(groups, anew=not self._stepped)
         if begun or (not self._stepped and self._due(self.steps + 1)):
             self._begin_measured_step(signals)
-        if self._update is not None:  # also of an optimiser that has stepped before
-            signals.defer()
         groups.tell_of_added(self.remarks, thoroughly=self._update is not None)
 
     def _begin_measured_step(self, signals: SignalDeferral) -> None:

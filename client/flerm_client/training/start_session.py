@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from flerm_client.training.batch_moments import batch_change_of, follow_batch, put_back_betas
-from flerm_client.training.optimizer_info import describe, initial_rates
+from flerm_client.training.optimizer_info import initial_rates
 from flerm_client.training.run_instructions import RunInstructions
 from flerm_client.training.run_metadata import RunMetadata
 from flerm_client.training.run_options import MatchOptions, RecordOptions
@@ -117,8 +117,7 @@ def _target_schedule(
         raise InvalidInput(
             "registry= or targets= must be given, or FLERM_REGISTRY set: where are the targets?"
         )
-    optimizers, independent = session.optimizers, session.independent_decay
-    optimizer, optimizer_config = describe(optimizers, independent_decay=independent)
+    optimizer, optimizer_config = session.optimizer_signature()
     query = TargetQuery(
         family=options.family,
         lr=math.nan if options.lr == "best" else session.lr,

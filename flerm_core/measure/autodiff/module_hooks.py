@@ -263,3 +263,13 @@ def _gradient_hook(
                 sink.on_gradient(observed, replace(call, args=args, kwargs=kwargs), gradient)
 
     return hook
+
+
+def named_hookable(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The path of each module in `module` that takes hooks."""
+    return ((name, each) for name, each in module.named_modules() if takes_hooks(each))
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Whether hooks can be put on `module`: those of torch.jit take none."""
+    return not isinstance(module, torch.jit.ScriptModule)

@@ -16,7 +16,7 @@ from flerm_core.errors import EstimatorNotApplicable, MeasurementError, join_nam
 from flerm_core.measure.autodiff.example_layout import Layout, has_gradient, random_half
 from flerm_core.measure.autodiff.gradient_stream import is_reentrant, stream_gradients
 from flerm_core.measure.autodiff.local_derivatives import NoDerivative
-from flerm_core.measure.autodiff.module_hooks import ModuleHooks, ModuleOutput
+from flerm_core.measure.autodiff.module_hooks import ModuleHooks, ModuleOutput, takes_hooks
 from flerm_core.measure.autodiff.module_products import ModuleCall
 from flerm_core.measure.autodiff.sharded_products import find_sharded_layout
 from flerm_core.measure.distributed.fsdp2 import reset_after_error
@@ -135,7 +135,7 @@ class LayoutProbe:
 
     def _check_modules(self) -> None:
         for module, held in self._owners.owners.items():
-            if isinstance(module, torch.jit.ScriptModule):
+            if not takes_hooks(module):
                 raise EstimatorNotApplicable(
                     f"{join_names(held.values(), most=3)} are tensors of a module of torch.jit, "
                     "which takes no hooks"

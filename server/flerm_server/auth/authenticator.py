@@ -62,16 +62,6 @@ class Authenticator:
                 self._last_check = time.monotonic()
         return self._tokens_required
 
-    def is_no_token(self, authorization: str) -> bool:
-        """Whether `from_header` refuses the header whatever the database has. Asks no database."""
-        if not self._tokens_required:
-            return False
-        try:
-            _secret(authorization)
-        except Unauthenticated:
-            return True
-        return False
-
     def from_header(self, authorization: str) -> Principal:
         """Who sends the header `Authorization: Bearer flerm_…`. Raises `Unauthenticated`."""
         if not authorization:
