@@ -146,5 +146,6 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     """The values of this rank's part of the gradient."""
     gradient = parameter.grad
     assert gradient is not None
+    # `to_local` would detach each plain tensor, which takes longer than the norms of all.
     gradient = to_local(gradient) if isinstance(gradient, DTensor) else gradient
     return gradient.coalesce().values() if gradient.is_sparse else gradient
