@@ -270,7 +270,8 @@ class Ending:
     final_step: the last optimiser step.
     tokens: seen by the end.
     remarks: sentences that say what of the run was not measured or matched, and why.
-    finished_at: when, as another registry knew it; None: when the registry hears of it.
+    finished_at: when, by the clock of the process's host; None: when the registry hears of it.
+    sent_at: when the end was sent, by the same clock; None: that clock is right.
     """
 
     status: str = "completed"
@@ -279,15 +280,20 @@ class Ending:
     tokens: int | None = None
     remarks: tuple[str, ...] = ()
     finished_at: datetime | None = None
+    sent_at: datetime | None = None
 
     @classmethod
     def of(cls, recording: Recording) -> Ending:
         """The ending of `recording`: its fields of the same names, `status` as it is."""
-        return cls(**{each.name: getattr(recording, each.name) for each in fields(cls)})
+        return cls(**{name: getattr(recording, name) for name in cls._kept()})
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, as a `Recording` and its table have them."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        """The fields by name that a `Recording` and its table have too."""
+        return {name: getattr(self, name) for name in self._kept()}
+
+    @classmethod
+    def _kept(cls) -> list[str]:
+        return [each.name for each in fields(cls) if each.name != "sent_at"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

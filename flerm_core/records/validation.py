@@ -198,6 +198,9 @@ def validate_ending(ending: Ending) -> None:
     check_count("remarks", ending.remarks, MAX_REMARKS)
     for remark in ending.remarks:
         check_text("remarks", remark, MAX_REMARK, least=1)
+    for field, moment in (("finished_at", ending.finished_at), ("sent_at", ending.sent_at)):
+        if moment is not None:
+            check_timestamp(field, moment)
 
 
 def validate_filter(filters: RecordingFilter) -> None:

@@ -66,6 +66,7 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
         can_take_over,
         is_abandoned_empty,
     )
+    from flerm_core.records.recording import Ending
 
     def result(outcome: str, rows: int = 0, why: str = "", code: int = 0) -> dict[str, Any]:
         return {"file": path.name, "outcome": outcome, "rows": rows, "why": why, "code": code}
@@ -91,7 +92,8 @@ def _send(path: Path, registry: str | None, take: bool) -> dict[str, Any]:
         token = token_of()
         withheld = not _is_configured(address, registry) and bool(token())
         connection = Connection(address, (lambda: "") if withheld else token, patience=2.0)
-        delivery = SpoolDelivery(path, connection, unfinished="interrupted", keep=folder_registry)
+        unfinished = Ending(status="interrupted")
+        delivery = SpoolDelivery(path, connection, unfinished=unfinished, keep=folder_registry)
         try:
             while delivery.advance():
                 pass

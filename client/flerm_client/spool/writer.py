@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from flerm_client.spool.frames import HEADER, SUFFIX, FrameType, encode
@@ -144,9 +145,13 @@ class SpoolWriter:
         return False
 
     def finish(self, ending: Ending) -> bool:
-        """Writes the end of the attempt; False when that failed. Later calls do nothing."""
+        """Writes the end of the attempt; False when that failed. Later calls do nothing.
+
+        An end that does not say when it was is an end of now.
+        """
         if self.finished:
             return True
+        ending = replace(ending, finished_at=ending.finished_at or now())
         request = ending_to_proto(ending, recording_id=self._recording_id)
         self.finished = self._write(encode(FrameType.FINISH, request.SerializeToString()))
         return self.finished

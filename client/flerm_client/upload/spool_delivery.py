@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from flerm_core.errors import (
     Unauthenticated,
     Unreachable,
 )
-from flerm_core.records.recording import now
+from flerm_core.records.recording import Ending, now
+from flerm_proto.recording_messages import ending_to_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
 log = logging.getLogger("flerm.delivery")
@@ -60,8 +62,9 @@ class SpoolDelivery:
 
     path: the spool file.
     calls: the calls to the registry.
-    unfinished: the status to report for an attempt whose file has no end because its process has
-        ended; None: wait until the end is written.
+    unfinished: the end to report for an attempt whose file has no end because its process has
+        ended; None: wait until the end is written. An end without a moment gets that of the
+        process's last write.
     keep: do not move or remove the file, because its folder is a registry.
     """
 
@@ -70,7 +73,7 @@ class SpoolDelivery:
         path: Path,
         calls: RegistryCalls,
         *,
-        unfinished: str | None = None,
+        unfinished: Ending | None = None,
         keep: bool = False,
     ) -> None:
         self.path = path
@@ -143,7 +146,9 @@ class SpoolDelivery:
         if more:
             return True
         if self._end is None and self.unfinished is not None:
-            self._end = pb.FinishRecordingRequest(status=self.unfinished)
+            last_write = datetime.fromtimestamp(self.path.stat().st_mtime, UTC)
+            ended = replace(self.unfinished, finished_at=self.unfinished.finished_at or last_write)
+            self._end = ending_to_proto(ended)
         if self._end is not None:
             self._finish(self._end)
         return False
@@ -235,6 +240,7 @@ class SpoolDelivery:
     def _finish(self, request: pb.FinishRecordingRequest) -> None:
         self._require_start()
         request.recording_id, request.attempt = self._recording_id, self._attempt
+        request.sent_at.GetCurrentTime()
         answer = self._calls.unary("FinishRecording", request)
         self._require(
             "FinishRecording",

@@ -32,6 +32,7 @@ from flerm_client.spool.process_owner import ProcessOwner
 from flerm_client.spool.reader import read_origin
 from flerm_client.upload.spool_delivery import SpoolDelivery, can_take_over
 from flerm_core.errors import FlermError
+from flerm_core.records.recording import Ending, now
 
 log = logging.getLogger("flerm.uploader")
 
@@ -192,7 +193,8 @@ class Uploader:
             origin = read_origin(path)
             if origin is not None and origin.registry == registry:
                 log.info("also delivering %s of %s", path.name, origin.owner)
-                self.others.append(SpoolDelivery(path, self._calls, unfinished="interrupted"))
+                unfinished = Ending(status="interrupted")
+                self.others.append(SpoolDelivery(path, self._calls, unfinished=unfinished))
 
     def _renew_lease(self) -> None:
         if self.own.done or time.monotonic() < self._lease_due:
@@ -205,15 +207,15 @@ class Uploader:
 
     def _set_deadline(self) -> None:
         """Sets the time to end by, once the parent or its file has ended, or SIGTERM came."""
-        now = time.monotonic()
+        moment = time.monotonic()
         if self._poller.parent_gone() and self.own.unfinished is None:
             # The file holds the parent's last write. If it has no end now, it never will.
-            self.own.unfinished = "interrupted"
-            self._deadline = now + self._grace
+            self.own.unfinished = Ending(status="interrupted", finished_at=now())
+            self._deadline = moment + self._grace
         elif self.own.done and self._deadline is None:
-            self._deadline = now + self._grace
+            self._deadline = moment + self._grace
         if self._poller.stop_requested:
-            self._deadline = min(self._deadline or now + _STOP_GRACE, now + _STOP_GRACE)
+            self._deadline = min(self._deadline or moment + _STOP_GRACE, moment + _STOP_GRACE)
             self._poller.stop_requested = False
             self._stopping = True
 

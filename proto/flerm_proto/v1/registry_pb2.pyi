@@ -252,7 +252,7 @@ class AppendResponse(_message.Message):
     def __init__(self, committed: _Optional[int] = ..., duplicates: _Optional[int] = ...) -> None: ...
 
 class FinishRecordingRequest(_message.Message):
-    __slots__ = ("recording_id", "attempt", "status", "final_loss", "final_step", "tokens", "remarks", "finished_at")
+    __slots__ = ("recording_id", "attempt", "status", "final_loss", "final_step", "tokens", "remarks", "finished_at", "sent_at")
     RECORDING_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -261,6 +261,7 @@ class FinishRecordingRequest(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     REMARKS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
+    SENT_AT_FIELD_NUMBER: _ClassVar[int]
     recording_id: str
     attempt: int
     status: str
@@ -269,7 +270,8 @@ class FinishRecordingRequest(_message.Message):
     tokens: int
     remarks: _containers.RepeatedScalarFieldContainer[str]
     finished_at: _timestamp_pb2.Timestamp
-    def __init__(self, recording_id: _Optional[str] = ..., attempt: _Optional[int] = ..., status: _Optional[str] = ..., final_loss: _Optional[float] = ..., final_step: _Optional[int] = ..., tokens: _Optional[int] = ..., remarks: _Optional[_Iterable[str]] = ..., finished_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    sent_at: _timestamp_pb2.Timestamp
+    def __init__(self, recording_id: _Optional[str] = ..., attempt: _Optional[int] = ..., status: _Optional[str] = ..., final_loss: _Optional[float] = ..., final_step: _Optional[int] = ..., tokens: _Optional[int] = ..., remarks: _Optional[_Iterable[str]] = ..., finished_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., sent_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ImportRecordingsRequest(_message.Message):
     __slots__ = ("parts",)

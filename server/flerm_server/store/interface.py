@@ -244,6 +244,7 @@ class Store(ABC):
     @abstractmethod
     def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
         """Ends an attempt (0: the latest); the recording. Readers see no end of an older attempt.
+        `finished_at` is kept as a moment from the recording's start to now.
 
         Raises `AlreadyExists` for an attempt that has ended in another way.
         """

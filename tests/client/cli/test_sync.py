@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import timedelta
 
 import pytest
 from gate import Gate
@@ -11,6 +12,9 @@ from spooled import spec_of, write_run
 
 from flerm_client import RegistryClient
 from flerm_client.cli import main
+from flerm_client.spool import SpoolWriter
+from flerm_client.spool.writer import file_name
+from flerm_core.records.recording import Attempt, Ending, now
 
 
 @pytest.fixture
@@ -67,6 +71,35 @@ def test_a_long_transfer_tells_how_far_it_is(registry, tmp_path):
             == 400
         )
     assert told[0] == (0, 400) and told[-1] == (400, 400)
+
+
+def test_a_run_that_was_offline_keeps_its_start_and_its_end(registry, tmp_path):
+    """One that ended half an hour after its start, and one whose process died then."""
+    begun = now() - timedelta(days=3)
+    ended = begun + timedelta(minutes=30)
+    whole, broken = spec_of("sync-offline"), spec_of("sync-offline", seed=1)
+    attempt = Attempt(started_at=begun)
+    write_run(
+        tmp_path,
+        whole,
+        [1],
+        registry=registry.address,
+        attempt=attempt,
+        ending=Ending(finished_at=ended),
+    )
+    child = os.fork()
+    if child == 0:
+        SpoolWriter(tmp_path, registry.address).start(broken, attempt)
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.utime(tmp_path / file_name(broken.id, attempt.id), (ended.timestamp(),) * 2)
+    assert main(["sync", "--spool", str(tmp_path)]) == 0
+    with RegistryClient(registry.address) as client:
+        for spec, status in ((whole, "completed"), (broken, "interrupted")):
+            found = client.recording(spec.id)
+            assert (found.status, found.created_at) == (status, begun)
+            assert abs(found.finished_at - ended) < timedelta(milliseconds=1)  # of a float
+            assert found.updated_at > ended
 
 
 @pytest.mark.parametrize("configured", ["", "grpcs://registry.example:50051"])

@@ -27,7 +27,7 @@ from flerm_core.errors import (
     Unauthenticated,
     Unreachable,
 )
-from flerm_core.records.recording import Attempt
+from flerm_core.records.recording import Attempt, Ending
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_server.settings import MAX_SECONDS
 
@@ -146,7 +146,7 @@ def test_the_end_of_a_run_that_died_is_reported_when_it_is_known(tmp_path):
     calls = PlayedCalls()
     delivery = SpoolDelivery(path, calls)
     assert not delivery.advance() and not delivery.done
-    delivery.unfinished = "interrupted"
+    delivery.unfinished = Ending(status="interrupted")
     deliver(delivery)
     assert delivery.done and calls.methods[-1] == "FinishRecording"
 

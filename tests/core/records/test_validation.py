@@ -227,6 +227,9 @@ def test_attempts_and_endings() -> None:
         Ending(status="running"),
     )
     refused("final_loss: inf is not allowed", validation.validate_ending, Ending(final_loss=INF))
+    for field in ("finished_at", "sent_at"):
+        naive = Ending(**{field: datetime(2025, 1, 1)})  # type: ignore[arg-type]
+        refused(f"{field}: ", validation.validate_ending, naive)
     refused(
         "remarks: 21 entries are not allowed; it must be at most 20",
         validation.validate_ending,

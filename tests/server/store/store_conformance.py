@@ -258,6 +258,21 @@ class StoreConformance:
         values = np.concatenate([block.values for block in store.read(store.select(sent.id))])
         assert values[:, 0].tolist() == [1, 2]
 
+    def test_an_end_is_kept_as_when_it_was_and_not_as_when_it_arrived(self, store: Store):
+        """By clocks that are right or a year off, and never before the start or after the arrival.
+        Seconds in which a message may travel correct no clock.
+        """
+        for days, ago in ((0, 60), (365, 60), (-365, 60), (0, 999), (0, -9)):
+            sent, moment = spec(family()), datetime.now(UTC)
+            theirs = moment - timedelta(days)
+            store.start(sent, Attempt(started_at=theirs - timedelta(seconds=120), sent_at=theirs))
+            ending = Ending(finished_at=theirs - timedelta(seconds=ago), sent_at=theirs)
+            found = store.finish(sent.id, 1, ending)
+            kept = moment - timedelta(seconds=min(max(ago, 0), 120))
+            assert found.finished_at is not None
+            assert abs(found.finished_at - kept) < timedelta(seconds=30)
+            assert found.created_at <= found.finished_at <= found.updated_at
+
     def test_a_resume_reopens_an_ended_recording(self, store: Store):
         sent = spec(family())
         store.start(sent, attempt(0, 1))

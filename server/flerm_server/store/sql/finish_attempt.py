@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from flerm_core.errors import AlreadyExists, NotFound
 from flerm_core.records.recording import FINAL_STATUSES, Ending
+from flerm_server.store.sql.client_clock import on_database_clock
 from flerm_server.store.sql.mappers import ending_to_row
 from flerm_server.store.sql.tables import attempts, recordings
 from flerm_server.store.unknown_recording import unknown_recording
@@ -28,19 +29,30 @@ def finish_attempt(
             f"recording {recording_id}: attempt {found.number} ended as "
             f"{found.status}, not as {ending.status}"
         )
-    ended = ending_to_row(ending)
-    ended["finished_at"] = min(ended.get("finished_at", now), now)
+    finished_at = _finished_at(ending, recording.created_at, now)
     connection.execute(
         attempts.update()
         .where(attempts.c.key == found.key)
-        .values(status=ending.status, finished_at=ended["finished_at"])
+        .values(status=ending.status, finished_at=finished_at)
     )
     if found.number == recording.attempt:
         connection.execute(
             recordings.update()
             .where(recordings.c.key == recording.key)
-            .values(ended | {"updated_at": now})
+            .values(ending_to_row(ending) | {"finished_at": finished_at, "updated_at": now})
         )
+
+
+def _finished_at(ending: Ending, created_at: int, now: int) -> int:
+    """When the attempt ended, on the database's clock.
+
+    The moment lies between the recording's start and `now`, whatever the client's clock shows. It
+    may lie before the start of the attempt: an attempt that only judges a run has the run's end.
+    """
+    if ending.finished_at is None:
+        return now
+    stated = on_database_clock(ending.finished_at, ending.sent_at, now)
+    return min(max(stated, created_at), now)
 
 
 def lock_attempt(connection: sa.Connection, recording_id: str, number: int) -> tuple[Any, Any]:
@@ -49,7 +61,7 @@ def lock_attempt(connection: sa.Connection, recording_id: str, number: int) -> t
     Raises `NotFound`.
     """
     recording = connection.execute(
-        sa.select(recordings.c.key, recordings.c.attempt)
+        sa.select(recordings.c.key, recordings.c.attempt, recordings.c.created_at)
         .where(recordings.c.id == recording_id)
         .with_for_update()
     ).one_or_none()

@@ -122,19 +122,15 @@ def spec_to_row(spec: RecordingSpec) -> dict[str, Any]:
 
 
 def ending_to_row(ending: Ending) -> dict[str, Any]:
-    """The columns of `recordings` that the end of an attempt sets.
+    """The columns of `recordings` that the end of an attempt sets, except `finished_at`.
 
-    Tokens that the end does not state stay those of the last row; a moment that it does not state
-    is left out.
+    Tokens that the end does not state stay those of the last row.
     """
     stated = ending.as_dict()
-    if ending.finished_at is not None:
-        stated["finished_at"] = timestamp_to_column(ending.finished_at)
-    return {
-        name: value
-        for name, value in stated.items()
-        if name not in ("tokens", "finished_at") or value is not None
-    }
+    del stated["finished_at"]
+    if ending.tokens is None:
+        del stated["tokens"]
+    return stated
 
 
 def status_at(now: int) -> sa.Case[str]:

@@ -10,11 +10,11 @@ import sqlalchemy as sa
 from flerm_core.errors import AlreadyExists, Refused
 from flerm_core.records.comparability import comparability_of, refuse_other_recording
 from flerm_core.records.recording import Attempt, Ending, ParameterList, RecordingSpec, in_order
-from flerm_core.records.validation import MAX_MOMENT
 from flerm_server.store.interface import Started
 from flerm_server.store.quotas import UNLIMITED, Quotas
 from flerm_server.store.sql import comparability
-from flerm_server.store.sql.engine import insert_new, timestamp_from_column, timestamp_to_column
+from flerm_server.store.sql.client_clock import on_database_clock
+from flerm_server.store.sql.engine import insert_new, timestamp_from_column
 from flerm_server.store.sql.listings import family_key
 from flerm_server.store.sql.mappers import (
     ending_to_row,
@@ -35,10 +35,6 @@ from flerm_server.store.sql.tables import (
 )
 
 FIRST = 1
-
-# Microseconds. A client's clock that differs by less is taken to be right: the difference is the
-# time that the message travelled, which is another for every message.
-TRAVEL_TIME = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,18 +173,10 @@ class StartRecording:
         )
 
     def _started_at(self) -> int:
-        """When the attempt began, on the database's clock.
-
-        `sent_at` tells by how much the client's clock differs from the database's.
-        """
+        """When the attempt began, on the database's clock."""
         if self.attempt is None:
             return self.now
-        started = timestamp_to_column(self.attempt.started_at)
-        if self.attempt.sent_at is not None:
-            difference = self.now - timestamp_to_column(self.attempt.sent_at)
-            if abs(difference) >= TRAVEL_TIME:
-                started += difference
-        return min(max(started, 0), MAX_MOMENT)
+        return on_database_clock(self.attempt.started_at, self.attempt.sent_at, self.now)
 
 
 def ensure_family(
