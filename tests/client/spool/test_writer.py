@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from spooled import NAMES, row_of, spec_of, write_run
 from flerm_client.spool import SpoolWriter, read
 from flerm_client.spool.process_owner import ProcessOwner
 from flerm_core.errors import FlermError, InvalidInput
-from flerm_core.records.recording import Attempt, Ending, Measurement
+from flerm_core.records.recording import Attempt, Ending, Measurement, now
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -25,11 +26,15 @@ def test_what_is_written_is_read(tmp_path):
     rows = [row_of(1), row_of(101)]
     assert [writer.append(row) for row in rows] == [True, True]
     assert read(path).status == "running"
-    writer.finish(Ending(status="completed", final_loss=0.25, final_step=101, tokens=9))
+    ending = Ending(status="completed", final_loss=0.25, final_step=101, tokens=9)
+    before = now()
+    writer.finish(ending)
     writer.close()
     content = read(path)
     assert (content.spec, content.attempt, content.status) == (spec, attempt, "completed")
-    assert content.ending == Ending(status="completed", final_loss=0.25, final_step=101, tokens=9)
+    assert content.ending is not None and content.ending.finished_at is not None
+    assert before <= content.ending.finished_at <= now()
+    assert replace(content.ending, finished_at=None) == ending
     assert (content.origin.registry, content.origin.owner) == (
         "grpc://127.0.0.1:1",
         ProcessOwner.of(os.getpid()),
