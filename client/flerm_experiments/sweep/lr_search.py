@@ -1,11 +1,12 @@
 """Which learning rates a curve of loss against learning rate still needs.
 
-Rates are counted in octaves from the sweep's initial rate: index i is `initial_lr · 2^i`. The
-search begins with three rates around the expected optimum and adds a rate outside only where the
-lowest mean loss lies at an end. A curve is settled when the lowest mean loss has a neighbour on
-both sides and all three were trained with every seed, because the parabola is fitted through these
-three. A right expectation costs three trainings a seed, and each octave of error costs one more.
-Later seeds train only the optimum's three rates at first.
+Rates are counted in steps of the sweep's grid from its initial rate: where the grid has one rate in
+an octave, index i is `initial_lr · 2^i`. The search begins with three rates around the expected
+optimum and adds a rate outside only where the lowest mean loss lies at an end. A curve is settled
+when the lowest mean loss has a neighbour on both sides and all three were trained with every seed,
+because the parabola is fitted through these three. A right expectation costs three trainings a
+seed, and each step of error costs one more. Later seeds train only the optimum's three rates at
+first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Losses = Mapping[tuple[LrIndex, int], float]
 """(learning-rate index, seed) to the final loss, infinite for a run that diverged."""
 
 FARTHEST = 16
-"""Octaves from the expected optimum beyond which no curve is followed: more than four decades."""
+"""Steps of the grid from the expected optimum beyond which no curve is followed."""
 
 EVERYWHERE = range(-1000, 1001)
 """All rates that a float has at whole octaves around a learning rate."""

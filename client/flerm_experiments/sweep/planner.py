@@ -45,7 +45,7 @@ def plan(sweep: Sweep, done: FinalLosses) -> list[PlannedTrial]:
         missing = runs_to_train(
             curve_losses(done, cell),
             sweep.seeds_of(cell),
-            *_search(sweep, expected_index(cell, best), required_indices(cell, best)),
+            *_search(sweep, expected_index(sweep, cell, best), required_indices(cell, best)),
         )
         for index, seed in missing:
             sources = tuple(
@@ -68,14 +68,17 @@ def base_best_index(sweep: Sweep, done: FinalLosses) -> int:
     return best_index(curve_losses(done, None), sweep.base_seeds)
 
 
-def expected_index(cell: Cell, base_best: int) -> int:
+def expected_index(sweep: Sweep, cell: Cell, base_best: int) -> int:
     """Where the search for a cell's optimum begins.
 
     It begins at the base's best rate; for plain training, lower in proportion to the width.
+
+    cell: a curve of `sweep`.
+    base_best: the learning-rate index of the base's lowest mean loss.
     """
     if cell.variant != "plain":
         return base_best
-    return base_best - round(math.log2(cell.scale.width))
+    return base_best - round(sweep.rates_per_octave * math.log2(cell.scale.width))
 
 
 def required_indices(cell: Cell, base_best: int) -> tuple[int, ...]:
@@ -98,7 +101,7 @@ def seeds_settled_of(sweep: Sweep, done: FinalLosses, cell: Cell | None) -> int:
     return settled_seeds(
         curve_losses(done, cell),
         sweep.seeds_of(cell),
-        *_search(sweep, expected_index(cell, best), required_indices(cell, best)),
+        *_search(sweep, expected_index(sweep, cell, best), required_indices(cell, best)),
     )
 
 

@@ -174,6 +174,7 @@ def _settings_sentence(sweep: Sweep, rows: Sequence[CurveRow]) -> str:
         f"`{sweep.command.text}`"
         if sweep.command is not None
         else (f"{sweep.workload}, {sweep.steps} steps, {sweep.optimizer}, {sweep.schedule} rate")
+        + (", norms held" if sweep.hold_norms else "")
     )
     return (
         f"`flerm sweep {sweep.name} --seeds {sweep.seeds}`: {what}. "

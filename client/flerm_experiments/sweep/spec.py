@@ -116,9 +116,10 @@ class Sweep:
 
     name: that of the preset or the file.
     initial_lr: the learning rate where the search for the base's optimum begins; all rates are this
-        one times a whole power of two.
+        one times a power of 2^(1 / rates_per_octave).
     rates: all learning rates, ascending, where there is no search.
     lr_min, lr_max: the bounds of the search.
+    rates_per_octave: how many rates of the search are in an octave.
     title: the heading of its table.
     family: where its recordings go in the registry; empty for the workload's name.
     steps: optimiser steps of the base.
@@ -126,6 +127,7 @@ class Sweep:
     base_seeds: seeds that the base is recorded with, at every rate that a cell is matched at.
     seeds: seeds of each cell that does not ask for fewer.
     every: steps between measurements of the base.
+    hold_norms: as in `Job`, for the base and all cells.
 
     What is trained is either a workload (a name of `WORKLOADS`) or a command.
 
@@ -142,6 +144,7 @@ class Sweep:
     rates: tuple[float, ...] = ()
     lr_min: float = 0.0
     lr_max: float = math.inf
+    rates_per_octave: int = 1
     title: str = ""
     family: str = ""
     steps: int = 300
@@ -150,6 +153,7 @@ class Sweep:
     base_seeds: int = 4
     seeds: int = 1
     every: int = 100
+    hold_norms: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.initial_lr < float("inf"):
@@ -157,22 +161,28 @@ class Sweep:
                 f"initial_lr is {self.initial_lr}, but it must be a learning rate, positive and "
                 "finite"
             )
-        for name in ("base_seeds", "seeds", "every"):
+        for name in ("base_seeds", "seeds", "every", "rates_per_octave"):
             if getattr(self, name) < 1:
                 raise InvalidInput(
                     f"{name} is {getattr(self, name)}, but it must be a whole number of at least 1"
                 )
 
     def lr_at(self, lr_index: int) -> float:
-        """The learning rate `lr_index` octaves above the initial one."""
-        return self.rates[lr_index] if self.rates else self.initial_lr * 2.0**lr_index
+        """The learning rate `lr_index` steps of the grid above the initial one."""
+        if self.rates:
+            return self.rates[lr_index]
+        return float(self.initial_lr * 2.0 ** (lr_index / self.rates_per_octave))
 
     def index_of(self, lr: float) -> int | None:
         """The inverse of `lr_at`; None for a rate that this sweep does not train."""
         if self.rates:
             return next((at for at, each in enumerate(self.rates) if same_lr(each, lr)), None)
-        octaves = math.log2(lr / self.initial_lr)
-        return round(octaves) if abs(octaves - round(octaves)) <= 1e-6 else None
+        place = self._grid_steps(lr)
+        return round(place) if abs(place - round(place)) <= 1e-6 else None
+
+    def _grid_steps(self, lr: float) -> float:
+        """How many steps of the search's grid `lr` lies above the initial rate."""
+        return self.rates_per_octave * math.log2(lr / self.initial_lr)
 
     @property
     def allowed_indices(self) -> range:
@@ -181,9 +191,9 @@ class Sweep:
             return range(len(self.rates))
         bounds = [EVERYWHERE.start, EVERYWHERE.stop - 1]
         if self.lr_min > 0:
-            bounds[0] = math.ceil(math.log2(self.lr_min / self.initial_lr) - 1e-6)
+            bounds[0] = math.ceil(self._grid_steps(self.lr_min) - 1e-6)
         if self.lr_max < math.inf:
-            bounds[1] = math.floor(math.log2(self.lr_max / self.initial_lr) + 1e-6)
+            bounds[1] = math.floor(self._grid_steps(self.lr_max) + 1e-6)
         return range(bounds[0], bounds[1] + 1)
 
     def part(self, which: str) -> Sweep:
@@ -208,8 +218,11 @@ class Sweep:
 
     @property
     def family_name(self) -> str:
-        """The family of the recordings; by default the workload's name, or the sweep's."""
-        return self.family or self.workload
+        """The family of the recordings; by default the workload's name, or the sweep's.
+
+        A base with held norms gives no targets to another sweep, so it has a family of its own.
+        """
+        return self.family or self.workload + ("-held" if self.hold_norms else "")
 
     def tags(self, times: int = 1) -> dict[str, str]:
         """The tags of recordings that are `times` as long as this sweep's base.

@@ -29,7 +29,7 @@ class Trial:
     """One training of a sweep.
 
     cell: None for the base.
-    lr_index: octaves from the sweep's initial learning rate.
+    lr_index: as `Sweep.lr_at` takes it.
     base_measurement: how the base is measured, of `BASE_MEASUREMENTS`; empty for a cell.
     """
 
@@ -103,6 +103,7 @@ def _workload_job(sweep: Sweep, trial: Trial, registry: str | None) -> Job:
         "seed": trial.seed,
         "optimizer": sweep.optimizer,
         "schedule": sweep.schedule,
+        "hold_norms": sweep.hold_norms,
         "mode": "record",
         "family": sweep.family_name,
         "registry": registry,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, Muon, Optimizer
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler
 
 
 class SignSGD(Optimizer):
@@ -32,20 +32,57 @@ class SignSGD(Optimizer):
 
 ParamGroups = list[dict[str, Any]]
 
-OPTIMIZERS: dict[str, Callable[[ParamGroups, float], Optimizer]] = {
-    "adam": lambda groups, lr: Adam(groups, lr),
-    "adamw": lambda groups, lr: AdamW(groups, lr),
-    "sgd": lambda groups, lr: SGD(groups, lr, momentum=0.9),
-    "adagrad": lambda groups, lr: Adagrad(groups, lr),
-    "adamax": lambda groups, lr: Adamax(groups, lr),
-    "signsgd": lambda groups, lr: SignSGD(groups, lr),
-    "adamw-0.1": lambda groups, lr: AdamW(groups, lr, weight_decay=0.1),
+BLOCK_MATRICES = "block_matrices"
+"""The key of a parameter group that has the matrices of the repeated blocks, and nothing else.
+
+Only the groups of optimisers in `BLOCKWISE` have the key."""
+
+BLOCKWISE = frozenset({"muon"})
+"""Optimisers that train the matrices of the repeated blocks apart from all other tensors."""
+
+
+def _muon(groups: ParamGroups, lr: float) -> list[Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for all else, both with decay 0.1.
+
+    Muon's update has the root mean square of Adam's (`match_rms_adamw`, arXiv 2502.16982), so one
+    learning rate serves both.
+    """
+    chosen = [
+        {key: value for key, value in group.items() if key != BLOCK_MATRICES}
+        for group in sorted(groups, key=lambda each: not each[BLOCK_MATRICES])
+    ]
+    count = sum(1 for group in groups if group[BLOCK_MATRICES])
+    return [
+        Muon(chosen[:count], lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        AdamW(chosen[count:], lr, weight_decay=0.1),
+    ]
+
+
+OPTIMIZERS: dict[str, Callable[[ParamGroups, float], Sequence[Optimizer]]] = {
+    "adam": lambda groups, lr: [Adam(groups, lr)],
+    "adamw": lambda groups, lr: [AdamW(groups, lr)],
+    "sgd": lambda groups, lr: [SGD(groups, lr, momentum=0.9)],
+    "adagrad": lambda groups, lr: [Adagrad(groups, lr)],
+    "adamax": lambda groups, lr: [Adamax(groups, lr)],
+    "signsgd": lambda groups, lr: [SignSGD(groups, lr)],
+    "adamw-0.1": lambda groups, lr: [AdamW(groups, lr, weight_decay=0.1)],
+    "adamw-1": lambda groups, lr: [AdamW(groups, lr, weight_decay=1.0)],
+    "muon": _muon,
 }
+"""Optimiser by name: a function (parameter groups, learning rate) that gives the optimisers that
+step a model together."""
 GRADIENT_NORMALISED = frozenset(OPTIMIZERS) - {"sgd"}
 """Optimisers whose update has the same size however large the gradient is. Under µP and the
 neural-tangent parametrisation they have other learning rates than SGD."""
 
+
+def _warmup(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The rate rises linearly over `steps` steps and stays."""
+    return LinearLR(optimizer, start_factor=1 / steps, total_iters=steps - 1)
+
+
 SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
     "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),
+    "warmup": lambda optimizer, steps: _warmup(optimizer, max(steps // 10, 1)),
     "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, steps),
 }

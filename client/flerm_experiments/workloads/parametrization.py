@@ -27,7 +27,12 @@ import torch
 from torch import nn
 
 from flerm_core.parameter_names import starred
-from flerm_experiments.workloads.optimizers import GRADIENT_NORMALISED, ParamGroups
+from flerm_experiments.workloads.optimizers import (
+    BLOCK_MATRICES,
+    BLOCKWISE,
+    GRADIENT_NORMALISED,
+    ParamGroups,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ def parameter_groups(
     """The parameter groups of `model` under parametrisation `name`, one for each learning rate.
 
     Under µP, the readout's weight is divided by √n in place. Frozen parameters are in no group.
+    For an optimiser in `BLOCKWISE`, the matrices of the repeated blocks have groups of their own.
 
     name: a key of `PARAMETRIZATIONS`.
     model: the model that is trained.
@@ -92,13 +98,13 @@ def parameter_groups(
     """
     # Blocks beyond the base's number have the shapes of the base's blocks.
     shapes = {starred(each): parameter.shape for each, parameter in base.named_parameters()}
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for each, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         own = fixed(each)
         if own is not None:
-            groups.setdefault(own, []).append(parameter)
+            groups.setdefault((own, False), []).append(parameter)
             continue
         grown = _fan_growth(
             parameter.shape, shapes[starred(each)], lookup=_is_embedding(model, each)
@@ -107,8 +113,13 @@ def parameter_groups(
             with torch.no_grad():
                 parameter.div_(math.sqrt(grown.fan_in))
         rate = PARAMETRIZATIONS[name](grown, optimizer in GRADIENT_NORMALISED)
-        groups.setdefault(lr * rate, []).append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+        apart = optimizer in BLOCKWISE and parameter.ndim == 2 and starred(each) != each
+        groups.setdefault((lr * rate, apart), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate}
+        | ({BLOCK_MATRICES: apart} if optimizer in BLOCKWISE else {})
+        for (rate, apart), parameters in groups.items()
+    ]
 
 
 def _fan_growth(shape: torch.Size, base: torch.Size, *, lookup: bool) -> FanGrowth:

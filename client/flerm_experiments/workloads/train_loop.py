@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from flerm_core.run_clock import CLOCKS
 from flerm_core.trajectory import Trajectory
 from flerm_experiments.workloads import Scale, Workload, workload_named
 from flerm_experiments.workloads.batch_rules import BATCH_RULES, FOLLOWED
+from flerm_experiments.workloads.held_norms import HeldNorms
 from flerm_experiments.workloads.optimizers import OPTIMIZERS, SCHEDULES
 from flerm_experiments.workloads.parametrization import PARAMETRIZATIONS, parameter_groups
 from flerm_experiments.workloads.process_group import TrainingProcessGroup, process_group
@@ -73,6 +74,8 @@ class Job:
     weight_decay: as in `FLeRM.match`.
     batch_rule: a name of `BATCH_RULES`, which sets the rate of a bigger batch. `lr` stays the rate
         of the base's batch.
+    hold_norms: whether each matrix of the repeated blocks is scaled back, after every step, to the
+        Frobenius norm that it was initialised with.
     role: the recording's role; empty for "scaled" when matching, else "base".
     variant: the recording's variant; empty for "matched" when matching, else "plain".
     tags: the recording's tags.
@@ -99,6 +102,7 @@ class Job:
     estimator: str = ""
     weight_decay: str = "coupled"
     batch_rule: str = ""
+    hold_norms: bool = False
     role: str = ""
     variant: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -209,11 +213,12 @@ def train(job: Job, *, on_step: Callable[[int, float], None] | None = None) -> R
             lr=job.lr,
             fixed=workload.fixed_rate,
         )
-        optimizer = OPTIMIZERS[job.optimizer](groups, job.lr)
-        BATCH_RULES[job.batch_rule](optimizer, job.scale.batch)
-        flerm = _attach_flerm(job, workload, model, optimizer, ranks)
+        optimizers = OPTIMIZERS[job.optimizer](groups, job.lr)
+        for optimizer in optimizers:
+            BATCH_RULES[job.batch_rule](optimizer, job.scale.batch)
+        flerm = _attach_flerm(job, workload, model, optimizers, ranks)
         try:
-            result = _run_steps(job, workload, model, optimizer, flerm, ranks, on_step)
+            result = _run_steps(job, workload, model, optimizers, flerm, ranks, on_step)
         except BaseException:
             if flerm is not None:
                 flerm.close(status="failed")
@@ -228,7 +233,7 @@ def _attach_flerm(
     job: Job,
     workload: Workload,
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizers: Sequence[Optimizer],
     ranks: TrainingProcessGroup,
 ) -> FLeRM | None:
     if job.mode == "plain":
@@ -258,12 +263,16 @@ def _attach_flerm(
     }
     if job.mode == "record":
         return FLeRM.record(
-            model, optimizer, every=job.every or 100, estimator=job.estimator or "example", **common
+            model,
+            optimizers,
+            every=job.every or 100,
+            estimator=job.estimator or "example",
+            **common,
         )
     follows = job.batch_rule == FOLLOWED
     return FLeRM.match(
         model,
-        optimizer,
+        optimizers,
         every=job.every,
         clock=job.clock,
         batch_size=common["config"]["batch_size"] if follows else None,
@@ -291,12 +300,13 @@ def _run_steps(
     job: Job,
     workload: Workload,
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizers: Sequence[Optimizer],
     flerm: FLeRM | None,
     ranks: TrainingProcessGroup,
     on_step: Callable[[int, float], None] | None,
 ) -> Result:
-    scheduler = SCHEDULES[job.schedule](optimizer, job.steps)
+    schedulers = [SCHEDULES[job.schedule](each, job.steps) for each in optimizers]
+    held = HeldNorms(model) if job.hold_norms else None
     batches = workload.step_batches(job.scale, seed=job.seed, rank=ranks.rank, world=ranks.world)
     tokens = (
         None if workload.tokens_per_step is None else workload.tokens_per_step * job.scale.batch
@@ -304,7 +314,8 @@ def _run_steps(
     losses: list[float] = []
     started = time.perf_counter()
     for step, (inputs, labels) in zip(range(1, job.steps + 1), batches, strict=False):
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss = workload.loss(
             workload.output(model, inputs.to(ranks.device)), labels.to(ranks.device)
         )
@@ -314,8 +325,11 @@ def _run_steps(
             break
         if flerm is not None:
             flerm.log(loss=losses[-1], tokens=None if tokens is None else step * tokens)
-        optimizer.step()
-        if step < job.steps:
+        for optimizer in optimizers:
+            optimizer.step()
+        if held is not None:
+            held.restore()
+        for scheduler in schedulers if step < job.steps else ():
             scheduler.step()
         if on_step is not None and ranks.rank == 0:
             on_step(step, losses[-1])

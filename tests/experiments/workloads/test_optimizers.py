@@ -25,7 +25,7 @@ def test_every_optimiser_trains_and_repeats_bit_for_bit(optimizer: str) -> None:
 
 def test_sign_sgd_moves_every_entry_by_its_rate() -> None:
     weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
-    optimizer = OPTIMIZERS["signsgd"]([{"params": [weight], "lr": 0.5}], 0.5)
+    (optimizer,) = OPTIMIZERS["signsgd"]([{"params": [weight], "lr": 0.5}], 0.5)
     weight.grad = torch.tensor([-7.0, 0.0, 1e-9])
     optimizer.step()
     assert weight.tolist() == [1.5, 2.0, 2.5]
