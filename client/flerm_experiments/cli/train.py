@@ -40,10 +40,11 @@ Seed = Annotated[int, typer.Option(help="Seed of initialisation, data order and 
 OptimizerName = Annotated[
     str,
     typer.Option(
-        help="adam, adamw, sgd (momentum 0.9), adagrad, adamax, signsgd or adamw-0.1 (decay)."
+        help="adam, adamw, adamw-0.1 and adamw-1 (decay), sgd (momentum 0.9), adagrad, adamax, "
+        "signsgd or muon (beside AdamW)."
     ),
 ]
-Schedule = Annotated[str, typer.Option(help="constant or cosine.")]
+Schedule = Annotated[str, typer.Option(help="constant, cosine or warmup (a tenth of the run).")]
 Parametrization = Annotated[str, typer.Option(help="standard, mup or ntk (neural-tangent).")]
 Record = Annotated[bool, typer.Option("--record", help="Keep this run's FSLRs in the registry.")]
 Match = Annotated[

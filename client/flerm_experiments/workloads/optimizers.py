@@ -83,6 +83,6 @@ def _warmup(optimizer: Optimizer, steps: int) -> LRScheduler:
 
 SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
     "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),
-    "warmup": lambda optimizer, steps: _warmup(optimizer, max(steps // 10, 1)),
     "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, steps),
+    "warmup": lambda optimizer, steps: _warmup(optimizer, max(steps // 10, 1)),
 }

@@ -4,6 +4,7 @@ nothing twice."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -48,8 +49,9 @@ def test_the_base_comes_first_with_all_its_seeds() -> None:
 
 
 def test_plain_training_is_expected_lower_by_its_width_the_rest_at_the_base() -> None:
-    assert expected_index(PLAIN, 1) == -1
-    assert expected_index(MATCHED, 1) == expected_index(MUP, 1) == 1
+    assert expected_index(SWEEP, PLAIN, 1) == -1
+    assert expected_index(SWEEP, MATCHED, 1) == expected_index(SWEEP, MUP, 1) == 1
+    assert expected_index(replace(SWEEP, rates_per_octave=2), PLAIN, 1) == -3
 
 
 def test_every_cell_is_trained_with_the_first_seed_before_any_with_the_second() -> None:

@@ -3,7 +3,9 @@ not."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 from flerm_experiments.sweep.registry_state import finished_trials
 from flerm_experiments.sweep.runner import run_sweep
@@ -21,11 +23,15 @@ def test_another_number_of_steps_is_another_sweep(registry: str) -> None:
     }, "targets of more seeds are other targets"
 
 
-def test_a_training_is_found_again_by_every_field_of_its_scale(registry: str) -> None:
+def test_a_training_is_found_again_by_every_field_of_its_scale(
+    registry: str, tmp_path: Path
+) -> None:
+    shutil.copytree(registry.removeprefix("file://"), tmp_path / "registry")
+    own = f"file://{tmp_path}/registry"
     sizes = (Scale(depth=2), Scale(init_scale=0.5), Scale(batch=2))
     sweep = replace(SWEEP, cells=tuple(Cell(scale=scale) for scale in sizes))
-    run_sweep(sweep, registry, InProcessExecutor())
-    assert {trial.cell for trial in finished_trials(sweep, registry)} == {None, *sweep.cells}
+    run_sweep(sweep, own, InProcessExecutor())
+    assert {trial.cell for trial in finished_trials(sweep, own)} == {None, *sweep.cells}
 
 
 def test_a_longer_training_is_done_once_for_all_sweeps_that_ask_for_it(

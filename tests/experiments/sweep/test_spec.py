@@ -50,3 +50,31 @@ def test_presets_name_workloads_and_scales_that_exist() -> None:
             WORKLOADS[sweep.workload].check(cell.scale)
     ranks = {cell.scale.rank for name in ("lora-gpt2", "lora-llama") for cell in load(name).cells}
     assert ranks == {4, 16}, "rank 2 to 8 and 32"
+
+
+def test_two_rates_in_an_octave_lie_half_an_octave_apart() -> None:
+    sweep = parse(
+        {
+            "workload": "resmlp",
+            "initial_lr": 0.25,
+            "lr_max": 0.5,
+            "rates_per_octave": 2,
+            "cell": [{"width": 4}],
+        },
+        "demo",
+    )
+    assert [sweep.lr_at(each) for each in (-2, 0, 2)] == [0.125, 0.25, 0.5]
+    assert sweep.lr_at(1) == pytest.approx(0.25 * 2**0.5)
+    assert [sweep.index_of(sweep.lr_at(each)) for each in range(-5, 3)] == [*range(-5, 3)]
+    assert sweep.index_of(0.3) is None
+    assert max(sweep.allowed_indices) == 2
+    with pytest.raises(InvalidInput, match="rates_per_octave is 0"):
+        parse(
+            {"workload": "resmlp", "initial_lr": 1.0, "rates_per_octave": 0, "cell": [{}]}, "demo"
+        )
+
+
+def test_a_base_with_held_norms_gives_no_targets_to_other_sweeps() -> None:
+    content = {"workload": "resmlp", "initial_lr": 1.0, "cell": [{"width": 4}]}
+    assert parse(content, "demo").family_name == "resmlp"
+    assert parse(content | {"hold_norms": True}, "demo").family_name == "resmlp-held"

@@ -281,7 +281,10 @@ def test_the_cosine_schedule_and_the_other_optimisers_train() -> None:
         ),
         ({"every": 0}, r"every is 0, but it must be at least 1"),
         ({"optimizer": "lion"}, r"optimizer is 'lion', but it must be one of adam, adamw, sgd"),
-        ({"schedule": "step"}, r"schedule is 'step', but it must be one of constant, cosine"),
+        (
+            {"schedule": "step"},
+            r"schedule is 'step', but it must be one of constant, cosine, warmup",
+        ),
         ({"mode": "both"}, r"mode is 'both', but it must be one of plain, record, match"),
         (
             {"mode": "match", "clock": "epoch"},
