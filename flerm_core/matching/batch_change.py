@@ -121,13 +121,39 @@ class BatchChange:
         )
         if self.own == self.base and self.own_steps == self.base_steps:
             return f"{what}: nothing is changed"
-        changes = " and ".join(
+        return f"{what}: {self._changes}"
+
+    @property
+    def _changes(self) -> str:
+        betas = " and ".join(
             f"{_pair(each)} become {_pair(self.betas(each))}" for each in self.base_betas
         )
         return (
-            f"{what}: learning rates are multiplied by {self.rate:.4g}, and the betas {changes} "
+            f"learning rates are multiplied by {self.rate:.4g}, and the betas {betas} "
             "(docs/choices.md)"
         )
+
+
+def unfollowed(targets: Targets, own: int | None) -> str:
+    """What a run should know whose batch size is not the base's and that was not told to follow it.
+
+    own: the examples of one optimiser step of the run; None: not known. Empty where the batch size
+    is the base's, or either is not known.
+    """
+    if own is None or targets.batch_size in (None, own):
+        return ""
+    differ = f"a step of this run has {own} examples and a step of the base {targets.batch_size}"
+    try:
+        change = BatchChange.of(targets, own)
+    except InvalidInput:
+        return (
+            f"{differ}: rates stay as matched, for no rule for another batch was measured with "
+            f"{targets.optimizer or 'this optimizer'}"
+        )
+    return (
+        f"{differ}: betas and rates do not follow; with batch_size={own} {change._changes}; "
+        "give total_steps= too where the run is longer or shorter than the base"
+    )
 
 
 def _pair(betas: Iterable[float]) -> str:

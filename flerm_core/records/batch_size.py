@@ -5,7 +5,8 @@ A step's examples are those of all ranks and of all accumulated micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from flerm_core.records.checks import MAX_INTEGER
 from flerm_core.records.recording import Recording, RecordingSpec
@@ -15,11 +16,13 @@ BATCH_SIZE = "batch_size"
 
 
 def batch_size_of(spec: RecordingSpec) -> int | None:
-    """The examples of one optimiser step of a recording; None where the recording does not say.
+    """The examples of one optimiser step of a recording; None where the recording does not say."""
+    return said_batch_size(spec.config, spec.tags)
 
-    The configuration says it, else a tag, which may be set later.
-    """
-    value = spec.config.get(BATCH_SIZE, spec.tags.get(BATCH_SIZE))
+
+def said_batch_size(config: Mapping[str, Any], tags: Mapping[str, str]) -> int | None:
+    """The batch size that a run's configuration says, or else its tags, which may be set later."""
+    value = config.get(BATCH_SIZE, tags.get(BATCH_SIZE))
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
     if isinstance(value, float) and value.is_integer():  # a whole number that came by the wire

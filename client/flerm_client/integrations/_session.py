@@ -16,6 +16,7 @@ from flerm_client.integrations._outputs import output_of
 from flerm_client.integrations.probe_batches import probe_of
 from flerm_client.training.run_options import instructed
 from flerm_core.errors import InvalidInput
+from flerm_core.records.batch_size import BATCH_SIZE
 
 MODES = ("record", "match")
 
@@ -52,7 +53,8 @@ class CallbackState:
         optimizer: Any,
         *,
         loader: Iterable[Any],
-        batch_size: int | None = None,
+        probe_batch_size: int | None = None,
+        examples: int | None = None,
         total_steps: int | None = None,
         checkpoint: bytes | None = None,
         **keywords: Any,
@@ -61,17 +63,21 @@ class CallbackState:
 
         model, optimizer: the wrapped model and its optimiser.
         loader: the training data; the probe is made of it where the user gave none.
-        batch_size: the batch size of that probe; None: the loader's.
-        total_steps: the length of the run, for `clock="fraction"`.
+        probe_batch_size: the batch size of that probe; None: the loader's.
+        examples: of one optimiser step (`step_examples`); None: not known. The recording says them,
+            so that runs of another batch can follow it. Nothing of the training depends on them.
+        total_steps: the length of the run, for `clock="fraction"` and `batch_size=`.
         checkpoint: what `collect_state` returned, where an earlier run goes on.
         keywords: keywords that take precedence over the user's.
         """
         self._end("interrupted")
         given = {"output": output_of} | self._keywords | keywords
         if "probe" not in given:
-            given["probe"] = probe_of(loader, batch_size)
-        if given.get("clock") == "fraction":
+            given["probe"] = probe_of(loader, probe_batch_size)
+        if self._mode != "record" and (given.get("clock") == "fraction" or BATCH_SIZE in given):
             given.setdefault("total_steps", total_steps)
+        if examples is not None and not any(BATCH_SIZE in said for said in _said(given)):
+            given["config"] = {BATCH_SIZE: examples, **(given.get("config") or {})}
         if "process_group" not in given and _is_replicated(model):
             given["process_group"] = dist.group.WORLD
         flerm: FLeRM = getattr(FLeRM, self._mode or "auto")(model, optimizer, **given)
@@ -102,6 +108,11 @@ class CallbackState:
         """Ends the recording of the present run, if there is one."""
         if self.flerm is not None:
             self.flerm.close(status=status)
+
+
+def _said(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The mappings in which the user may have said the batch size."""
+    return [given, given.get("config") or {}, given.get("tags") or {}]
 
 
 def _check_keywords(mode: str, keywords: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from flerm_client.flerm import FLeRM
 from flerm_client.idle_flerm import IdleFLeRM
 from flerm_client.integrations._checkpoint import collect_state, restore
 from flerm_client.integrations._session import CallbackState
+from flerm_client.integrations._step_examples import step_examples
 from flerm_core._warnings import register_caller_package
 
 register_caller_package("accelerate")
@@ -72,7 +73,9 @@ class _AcceleratedRun(CallbackState):
         """Attaches a FLeRM, and wraps `backward`. Both end with the run."""
         if self._idle:
             return IdleFLeRM()
-        flerm = self._attach(model, optimizer, loader=loader)
+        flerm = self._attach(
+            model, optimizer, loader=loader, examples=_step_examples(accelerator, loader)
+        )
         accelerator.register_for_checkpointing(self)
 
         def log_metrics() -> None:
@@ -99,6 +102,17 @@ class _AcceleratedRun(CallbackState):
         assert self.flerm is not None
         restore(self.flerm, state["checkpoint"])
         self._mark_logged()
+
+
+def _step_examples(accelerator: Accelerator, loader: Iterable[Any]) -> int | None:
+    """The examples of a step, where `accelerator.accumulate` decides how many batches it has.
+
+    Without that, the loop may accumulate by itself, which nobody can see before its first step.
+    """
+    accumulation = accelerator.gradient_accumulation_steps
+    if accumulation < 2 or getattr(accelerator, "parallelism_config", None) is not None:
+        return None
+    return step_examples(loader, accumulation, accelerator.num_processes)
 
 
 def _log_losses(accelerator: Accelerator, flerm: FLeRM) -> Callable[[], None]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
 from flerm_client.integrations._checkpoint import collect_state
 from flerm_client.integrations._session import CallbackState, Mode
+from flerm_client.integrations._step_examples import step_examples
 from flerm_core._warnings import register_caller_package
 from flerm_core.errors import InvalidInput
 
@@ -72,6 +74,7 @@ class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning
             trainer.strategy.model,
             optimizers,
             loader=trainer.train_dataloader,
+            examples=_step_examples(trainer, pl_module),
             checkpoint=checkpoint,
         )
         self._loss = None
@@ -125,3 +128,17 @@ class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning
         Lightning hands it over for `test`, `validate` and `predict` too.
         """
         self._checkpoint = state_dict.get("checkpoint") if self._fitting else None
+
+
+def _step_examples(trainer: Trainer, pl_module: LightningModule) -> int | None:
+    """The examples of a step; None where the module steps by itself or the number changes."""
+    changing = any(
+        isinstance(each, GradientAccumulationScheduler) and len(set(each.scheduling.values())) > 1
+        for each in trainer.callbacks
+    )
+    accumulation = trainer.accumulate_grad_batches
+    short = trainer.num_training_batches < accumulation
+    if changing or short or not pl_module.automatic_optimization:
+        return None
+    replicas = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+    return step_examples(trainer.train_dataloader, accumulation, replicas)

@@ -20,6 +20,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 
 from flerm_client.integrations._checkpoint import collect_state
 from flerm_client.integrations._session import CallbackState, Mode
+from flerm_client.integrations._step_examples import step_examples
 from flerm_core._warnings import register_caller_package
 from flerm_core.errors import InvalidInput
 
@@ -97,16 +98,21 @@ class FLeRMCallback(CallbackState, TrainerCallback, ExportableState):  # type: i
         """Attaches a FLeRM: model and optimiser are wrapped, weights and states are loaded."""
         if self._idle:
             return
-        self._join(_calling_trainer())  # `trainer.add_callback` calls no method of a callback
+        trainer = _calling_trainer()
+        self._join(trainer)  # `trainer.add_callback` calls no method of a callback
         model: nn.Module = kwargs["model"]
         stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         _refuse_second_callback(stored if isinstance(stored, list) else ())
         checkpoint = stored["attributes"].get("checkpoint") if state.global_step else None
+        loader, accumulation = kwargs["train_dataloader"], args.gradient_accumulation_steps
+        rank_batch = state.train_batch_size or args.train_batch_size
+        total = trainer.get_total_train_batch_size(args)
         self._attach(
             model,
             kwargs["optimizer"],
-            loader=kwargs["train_dataloader"],
-            batch_size=state.train_batch_size or args.train_batch_size,
+            loader=loader,
+            probe_batch_size=rank_batch,
+            examples=step_examples(loader, accumulation, total // (rank_batch * accumulation)),
             total_steps=state.max_steps,
             checkpoint=None if checkpoint is None else base64.b64decode(checkpoint),
         )

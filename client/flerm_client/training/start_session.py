@@ -17,7 +17,8 @@ from flerm_client.training.target_clock import TargetClock
 from flerm_client.training.target_schedule import TargetSchedule
 from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
-from flerm_core.matching.batch_change import BatchChange
+from flerm_core.matching.batch_change import BatchChange, unfollowed
+from flerm_core.records.batch_size import said_batch_size
 from flerm_core.records.queries import TargetQuery
 from flerm_core.records.recording import EstimatorSettings, same_lr
 
@@ -80,6 +81,10 @@ def start_matching(options: MatchOptions) -> TrainingSession:
         )
     if options.batch_size is not None:
         _follow_batch(batch_change_of(options, answer, settings.start), session, schedule)
+    elif answer is not None:
+        own = said_batch_size(options.config or {}, options.tags or {})
+        if sentence := unfollowed(answer, own):
+            schedule.say(sentence)
     session.begin(
         metadata, settings, schedule, match_every=options.every or 0, dry_run=options.dry_run
     )

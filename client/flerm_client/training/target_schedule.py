@@ -122,13 +122,17 @@ class TargetSchedule:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences on how targets were found for tensors that the base does not have."""
+        """Sentences on how targets were found, and on a batch size that is not the base's."""
         return self._targets.remarks
 
     def follow(self, change: BatchChange) -> None:
         """From now on multipliers are those of the changed batch, and a remark says so."""
         self._rate = change.rate
-        self._targets = replace(self._targets, remarks=(*self._targets.remarks, change.sentence))
+        self.say(change.sentence)
+
+    def say(self, remark: str) -> None:
+        """Adds a remark."""
+        self._targets = replace(self._targets, remarks=(*self._targets.remarks, remark))
 
     def base_step(self, step: int, tokens: int | None) -> float:
         """The base's step whose targets are those of this run's `step`.

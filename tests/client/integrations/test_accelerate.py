@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from flerm_client import FLeRM
+from flerm_client import FLeRM, RegistryClient
 from flerm_client.integrations.accelerate import match, record
 from flerm_core.errors import InvalidInput
 
@@ -125,15 +125,14 @@ def test_a_matched_run_has_the_rates_and_losses_of_a_plain_loop() -> None:
     assert set(flerm.multipliers.values()) != {1.0}
 
 
-def test_accumulated_micro_batches_are_one_loss() -> None:
-    _, losses, flerm = train(
-        record,
-        steps=4,
-        accelerator=Accelerator(cpu=True, gradient_accumulation_steps=2),
-        every=1,
-        warmup=1,
-    )
+def test_accumulated_micro_batches_are_one_loss(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"every": 1, "warmup": 1, "registry": f"file://{tmp_path}"}
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    _, losses, flerm = train(record, steps=4, accelerator=accelerator, **options)
     assert flerm.trajectory.losses == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
+    with RegistryClient(f"file://{tmp_path}") as client:
+        (recording,) = client.recordings()
+    assert recording.spec.config["batch_size"] == 16
 
 
 def test_the_accelerators_trackers_get_every_measurement(tmp_path: Path) -> None:

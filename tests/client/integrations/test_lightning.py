@@ -10,14 +10,14 @@ import torch
 from framework_models import same_weights
 from lightning.fabric import Fabric
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from flerm_client import FLeRM
+from flerm_client import FLeRM, RegistryClient
 from flerm_client.integrations.lightning import FLeRMCallback
 from flerm_core.errors import InvalidInput
 
@@ -142,10 +142,17 @@ def test_a_matched_run_has_the_rates_and_losses_of_a_plain_loop(tmp_path: Path) 
 
 
 def test_accumulated_micro_batches_are_one_loss(tmp_path: Path) -> None:
-    callback = FLeRMCallback("record", family="net", every=1, warmup=1)
+    options = {"family": "net", "every": 1, "warmup": 1, "registry": f"file://{tmp_path}/registry"}
+    callback = FLeRMCallback("record", **options)
     fitted = fit(tmp_path, callback, steps=2, accumulate_grad_batches=2)
     pairs = [sum(fitted.seen[at : at + 2]) / 2 for at in (0, 2)]
     assert callback.flerm.trajectory.losses == pytest.approx(pairs)
+    # A number of micro-batches that changes is no batch size.
+    growing = GradientAccumulationScheduler({0: 1, 1: 2})
+    fit(tmp_path, FLeRMCallback("record", **options), growing, steps=1)
+    with RegistryClient(f"file://{tmp_path}/registry") as client:
+        said = [each.spec.config.get("batch_size") for each in client.recordings()]
+    assert sorted(map(str, said)) == ["16", "None"]
 
 
 def test_measures_at_the_precision_of_the_training(tmp_path: Path) -> None:
@@ -253,8 +260,6 @@ def test_a_run_that_fails_is_recorded_as_failed(tmp_path: Path) -> None:
     registry = f"file://{tmp_path / 'registry'}"
     with pytest.raises(RuntimeError, match="out of luck"):
         fit(tmp_path, FLeRMCallback("record", family="net", registry=registry), module=Failing())
-    from flerm_client import RegistryClient
-
     with RegistryClient(registry) as client:
         assert [recording.status for recording in client.recordings()] == ["failed"]
 

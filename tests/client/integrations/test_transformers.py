@@ -60,9 +60,23 @@ class TestRecording:
 
     def test_logs_one_loss_for_accumulated_micro_batches(self, tmp_path: Path) -> None:
         trainer = trainer_of(tmp_path, gradient_accumulation_steps=3, per_device_train_batch_size=2)
-        callback = FLeRMCallback("record", family="gpt2", every=1, warmup=1).add_to(trainer)
+        registry = f"file://{tmp_path}/registry"
+        options = {"family": "gpt2", "every": 1, "warmup": 1, "registry": registry}
+        callback = FLeRMCallback("record", **options).add_to(trainer)
         trainer.train()
         assert callback.flerm.trajectory.losses == pytest.approx(losses(trainer), abs=1e-6)
+        with RegistryClient(registry) as client:
+            (recording,) = client.recordings()
+        assert recording.spec.config["batch_size"] == 6  # so that other batches can follow it
+        # One that does has the Trainer's length too; one that was not told to only says so.
+        options = {"family": "gpt2", "warmup": 1, "registry": registry, "record_every": None}
+        for told, said in (
+            ({"batch_size": 12}, "batch size 12 in 2 steps, where the base has 6 in 6: learning"),
+            ({}, "a step of this run has 8 examples and a step of the base 6: betas and rates"),
+        ):
+            callback = FLeRMCallback("match", **options, **told)
+            with pytest.warns(UserWarning, match=said):
+                trainer_of(tmp_path, steps=2, callbacks=[callback]).train()
 
     def test_knows_losses_that_the_model_does_not_return_and_the_log_is_late_with(
         self, tmp_path: Path

@@ -32,6 +32,13 @@ def test_betas_and_rates_follow_the_batch_until_the_run_ends(tmp_path: Path) -> 
     with matched(tmp_path, optimizer, model) as alone:
         step(model, optimizer)
     model, optimizer = fresh()
+    with pytest.warns(UserWarning, match=r"of this run has 32 .* base 8: .* with batch_size=32 "):
+        told = matched(tmp_path, optimizer, model, config={"batch_size": 32})
+    with told:
+        step(model, optimizer)
+        assert told.multipliers == alone.multipliers
+        assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    model, optimizer = fresh()
     with pytest.warns(UserWarning, match=r"batch size 32 in 2 steps, where the base has 8 in 2"):
         flerm = matched(tmp_path, optimizer, model, batch_size=32)
     with flerm:
@@ -45,10 +52,10 @@ def test_betas_and_rates_follow_the_batch_until_the_run_ends(tmp_path: Path) -> 
         spec = next(
             each.spec
             for each in client.recordings("f", role="scaled")
-            if each.spec.config.get("batch_size") == 32
+            if each.spec.optimizer_config["betas"] == list(BETAS)
         )
         (found,) = [each for each in client.recordings("f") if each.spec.id == spec.id]
-    assert spec.optimizer_config["betas"] == list(BETAS)
+    assert spec.config["batch_size"] == 32
     assert any(each.startswith("batch size 32 in 2 steps") for each in found.remarks)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flerm_core.errors import InvalidInput
-from flerm_core.matching.batch_change import BatchChange
+from flerm_core.matching.batch_change import BatchChange, unfollowed
 from flerm_core.matching.match import multipliers
 from flerm_core.matching.targets import Targets, build_targets, choose_sources
 from flerm_core.records.queries import TargetQuery
@@ -63,6 +63,22 @@ def test_the_change_is_said_in_one_sentence() -> None:
         "by 1.414, and the betas (0.9, 0.99) become (0.81, 0.9801) (docs/choices.md)"
     )
     assert BatchChange.of(BASE, 64).sentence.endswith("has 64 in 300: nothing is changed")
+
+
+def test_a_run_that_does_not_follow_its_batch_is_told_what_would() -> None:
+    assert unfollowed(BASE, 256) == (
+        "a step of this run has 256 examples and a step of the base 64: betas and rates do not "
+        "follow; with batch_size=256 learning rates are multiplied by 1.414, and the betas (0.9, "
+        "0.99) become (0.81, 0.9801) (docs/choices.md); give total_steps= too where the run is "
+        "longer or shorter than the base"
+    )
+    by_sgd = replace(BASE, optimizer="SGD", optimizer_config={"momentum": 0.9})
+    assert unfollowed(by_sgd, 256) == (
+        "a step of this run has 256 examples and a step of the base 64: rates stay as matched, for "
+        "no rule for another batch was measured with SGD"
+    )
+    for found, own in ((BASE, 64), (BASE, None), (replace(BASE, batch_size=None), 256)):
+        assert unfollowed(found, own) == ""
 
 
 def test_groups_of_parameters_with_betas_of_their_own_keep_them_apart() -> None:
