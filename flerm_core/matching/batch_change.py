@@ -28,6 +28,8 @@ from flerm_core.records.checks import check_integer
 FOLLOWING = ("Adam", "AdamW")
 """The optimisers that the rule was measured with. The first update of these does not depend on
 their betas, so a match at the first step is the same with the base's betas and with others."""
+BATCH_FACTOR = "batch_factor"
+"""The auxiliary scalar of a matched run's rows that holds `BatchChange.rate`, where it is not 1."""
 _POWER = 1 / 4
 
 
@@ -64,13 +66,13 @@ class BatchChange:
                 "batch size; record the base with batch_size=, set the tag batch_size of these "
                 "recordings (flerm tag), or leave batch_size out"
             )
-        betas = targets.optimizer_config.get("betas")
-        if not (betas and set(targets.optimizer.split("+")) <= set(FOLLOWING)):
+        if not can_follow(targets.optimizer, targets.optimizer_config):
             raise InvalidInput(
                 f"batch_size={own}: the rule for another batch was measured with "
                 f"{' and '.join(FOLLOWING)}, but the optimizer of {targets.family!r} is "
                 f"{targets.optimizer or 'not known'}; leave batch_size out"
             )
+        betas = targets.optimizer_config["betas"]
         groups = betas if isinstance(betas[0], list | tuple) else [betas]
         return cls(
             base=targets.batch_size,
@@ -132,6 +134,12 @@ class BatchChange:
             f"learning rates are multiplied by {self.rate:.4g}, and the betas {betas} "
             "(docs/choices.md)"
         )
+
+
+def can_follow(optimizer: str, optimizer_config: Mapping[str, Any]) -> bool:
+    """Whether a rule for another batch was measured with this optimizer."""
+    known = set(optimizer.split("+")) <= set(FOLLOWING)
+    return known and bool(optimizer_config.get("betas"))
 
 
 def unfollowed(targets: Targets, own: int | None) -> str:

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from flerm_core.errors import FlermError, NotFound
 from flerm_core.log_interpolation import interpolate_rows
+from flerm_core.matching.batch_change import BATCH_FACTOR
 from flerm_core.matching.depth_rules import DEFAULT_DEPTH, DEPTH_RULES
 from flerm_core.matching.match import ROUNDING, noise_floor
 from flerm_core.matching.targets import Targets, build_targets
+from flerm_core.matching.tensor_rate import TensorRate
 from flerm_core.parameter_names import is_depth_group
 from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import TargetQuery
@@ -42,30 +44,6 @@ NOTES = {
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRate:
-    """One tensor at one step, or the medians over the tensors of one band. NaN: not known.
-
-    target: the FSLR to reach.
-    fslr: the measured FSLR.
-    rate: the tensor's learning rate, η(t) · multiplier.
-    ratio: fslr · multiplier / target, which is 1 where the target is reached.
-    note: a key of `NOTES`.
-    count: how many tensors the medians are over; 1 for a single tensor.
-    """
-
-    name: str
-    band: str
-    shape: tuple[int, ...]
-    target: float
-    fslr: float
-    multiplier: float
-    rate: float
-    ratio: float
-    note: str = ""
-    count: int = 1
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MatchedRates:
     """The learning rates that a matched run trained at, and the targets behind them.
@@ -76,6 +54,8 @@ class MatchedRates:
     fslr, multipliers, targets: float64 [T, L], NaN: not known.
     notes: a key of `NOTES` for each tensor [L], as of the tensor's last match.
     matched: the rows at which multipliers were set, bool [T].
+    batch_factor: the factor in every multiplier by which the run follows its own batch size and
+        length (`BatchChange.rate`); 1 where it does not.
     depth, clock: the depth rule and the clock by which the targets were found in the base
         recordings. Both are empty where these recordings no longer give the run's targets. Targets
         are then what the run reached when it was matched: target = multiplier · measured.
@@ -91,6 +71,7 @@ class MatchedRates:
     targets: Array
     matched: NDArray[np.bool_]
     notes: tuple[str, ...]
+    batch_factor: float
     depth: str
     clock: str
     sources: tuple[Recording, ...]
@@ -104,11 +85,22 @@ class MatchedRates:
 
     @property
     def ratios(self) -> Array:
-        """multiplier · FSLR / target by step and tensor, [T, L]."""
+        """multiplier / `batch_factor` · FSLR / target by step and tensor, [T, L]."""
+        matched = _without(self.batch_factor, self.multipliers)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found: Array = self.multipliers * self.fslr / self.targets
+            found: Array = matched * self.fslr / self.targets
         found[~np.isfinite(found)] = np.nan
         return found
+
+    @property
+    def batch_words(self) -> str:
+        """What `batch_factor` is, in a sentence; empty where there is none."""
+        if self.batch_factor == 1.0:
+            return ""
+        return (
+            f"Every multiplier has the factor {self.batch_factor:.4g}, by which the run follows "
+            "its own batch size and length; whether a target is reached is said without the factor."
+        )
 
     @property
     def ratio_trajectory(self) -> Trajectory:
@@ -145,27 +137,6 @@ class MatchedRates:
                 listed.names, listed.bands, listed.shapes, values, self.notes, strict=True
             )
         ]  # fmt: skip
-
-
-def medians(rates: Sequence[TensorRate]) -> list[TensorRate]:
-    """The medians of each band over its tensors, in the order of the bands' first tensors."""
-    by_band: dict[str, list[TensorRate]] = {}
-    for each in rates:
-        by_band.setdefault(each.band, []).append(each)
-    return [
-        TensorRate(
-            name=band,
-            band=band,
-            shape=(),
-            target=_median([each.target for each in its]),
-            fslr=_median([each.fslr for each in its]),
-            multiplier=_median([each.multiplier for each in its]),
-            rate=_median([each.rate for each in its]),
-            ratio=_median([each.ratio for each in its]),
-            count=len(its),
-        )
-        for band, its in by_band.items()
-    ]
 
 
 def effective_fslrs(run: Trajectory, auxiliary: AuxiliaryColumns, lr: float) -> Trajectory:
@@ -211,7 +182,9 @@ def matched_rates(
             f"(variant {recording.spec.variant!r}); choose a recording of a matched run"
         )
     columns = np.array([at for at, name in enumerate(run.names) if not is_depth_group(name)])
-    factors = multipliers[np.ix_(rows, columns)].astype(np.float64)
+    batch_factor = _batch_factor(auxiliary)
+    given = multipliers[np.ix_(rows, columns)].astype(np.float64)
+    factors = _without(batch_factor, given)
     fslr = run.values[np.ix_(rows, columns)].astype(np.float64)
     changes = np.diff(factors, axis=0, prepend=1.0) != 0  # all multipliers were 1 before the run
     matched = changes.any(axis=1)
@@ -235,15 +208,29 @@ def matched_rates(
         steps=steps,
         schedule=run.learning_rates[rows],
         fslr=fslr,
-        multipliers=factors,
+        multipliers=given,
         targets=targets,
         matched=matched,
         notes=_notes(targets, fslr, factors, changes, matched),
+        batch_factor=batch_factor,
         depth=depth,
         clock=clock,
         sources=tuple(sources),
         missing=tuple(missing),
     )
+
+
+def _batch_factor(auxiliary: AuxiliaryColumns) -> float:
+    said = auxiliary.scalars.get(BATCH_FACTOR, np.ones(1))
+    known = said[np.isfinite(said)]
+    return float(known[-1]) if len(known) else 1.0
+
+
+def _without(batch_factor: float, multipliers: Array) -> Array:
+    """The multipliers that reach the targets; those of tensors that were not matched are 1."""
+    # Rows hold multipliers in float32, in which alone a tensor that was not matched has the factor.
+    found: Array = multipliers / float(np.float32(batch_factor))
+    return found
 
 
 def _find_all(
@@ -380,8 +367,3 @@ def _notes(
             apart = abs(math.log2(factors[at, column] * measured / target))
             notes.append("clamped" if apart > ROUNDING else "")
     return tuple(notes)
-
-
-def _median(values: Sequence[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return float(np.median(known)) if known else math.nan

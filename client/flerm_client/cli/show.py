@@ -86,8 +86,8 @@ def _print_summary(found: Recording, notes: list[str]) -> None:
 def _print_rates(rates: MatchedRates, step: int | None, names: set[str]) -> None:
     """Prints a row for each tensor among `names`, at `step` or else at the last match.
 
-    The column "reached" is multiplier · FSLR / target: 1 where the update moves the outputs as far
-    as the target says.
+    The column "reached" is multiplier · FSLR / target, without the factor of a batch change in the
+    multiplier: 1 where the update moves the outputs as far as the target says.
     """
     shown = rates.match_step if step is None else step
     rule = (
@@ -95,6 +95,8 @@ def _print_rates(rates: MatchedRates, step: int | None, names: set[str]) -> None
     )
     seeds = ", ".join(f"{each.spec.id[:8]} (seed {each.spec.seed})" for each in rates.sources)
     say(f"last matched at step {rates.match_step}; targets: {rule}; from {seeds or 'no recording'}")
+    if rates.batch_words:
+        say(rates.batch_words)
     if rates.missing:
         say(f"{len(rates.missing)} base recordings are not in the registry any more")
     rows = [

@@ -152,8 +152,7 @@ class RunLog:
         fslrs: Mapping[str, float],
         rate: float,
         multipliers: Mapping[str, float] | None,
-        *,
-        sharpness: float = math.nan,
+        scalars: Mapping[str, float],
     ) -> None:
         """Adds one measurement. A measurement without any finite FSLR is left out.
 
@@ -161,7 +160,7 @@ class RunLog:
         fslrs: by tensor and depth group, in output units per unit learning rate.
         rate: η(t), the learning rate of the user's schedule.
         multipliers: m_ℓ by tensor; None for a run without targets.
-        sharpness: the top eigenvalue of the Hessian; NaN where it was not measured.
+        scalars: auxiliary values by name; one that is not finite was not measured.
         """
         values = self._vector(fslrs)
         if np.isnan(values).all():
@@ -174,7 +173,7 @@ class RunLog:
             learning_rate=rate,
             tokens=self.pending_tokens,
             measured_at=now(),
-            scalars={"sharpness": sharpness} if math.isfinite(sharpness) else {},
+            scalars={name: value for name, value in scalars.items() if math.isfinite(value)},
             vectors=vectors,
         )
         self.rows.append(row)

@@ -389,8 +389,8 @@ class TrainingSession:
             matcher.match(self.steps, measurer.fslr, update, measurer.delayed.moving)
         measurer.done(update, measured, self.steps)
         multipliers = None if self.matcher is None else self.multipliers_by_tensor()
-        sharpness = measurer.meter.sharpness
-        self.run_log.add(self.steps, measured, self._scheduled_lr, multipliers, sharpness=sharpness)
+        scalars = measurer.scalars | ({} if self.matcher is None else self.matcher.scalars)
+        self.run_log.add(self.steps, measured, self._scheduled_lr, multipliers, scalars)
 
     def _end_dry_run(self, matcher: StepMatcher) -> None:
         """Says what was found. Raises `SystemExit`."""

@@ -14,6 +14,7 @@ from flerm_client.training.run_remarks import RunRemarks
 from flerm_client.training.step_schedule import StepSchedule
 from flerm_client.training.target_schedule import TargetSchedule
 from flerm_core._warnings import warn
+from flerm_core.matching.batch_change import BATCH_FACTOR
 from flerm_core.matching.match import Multipliers
 from flerm_core.measure.distributed.ranks import MeasurementRanks
 from flerm_core.measure.measured_model import MeasuredModel
@@ -56,6 +57,12 @@ class StepMatcher:
         remarks.to_match = True
         for sentence in target_schedule.remarks:
             remarks.say(sentence)
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """What a row holds of the multipliers besides these."""
+        factor = self.target_schedule.batch_factor
+        return {} if factor == 1.0 else {BATCH_FACTOR: factor}
 
     def due(self, step: int, moving: frozenset[str]) -> bool:
         """Whether `step` is matched: wholly, or for the `moving` tensors alone."""

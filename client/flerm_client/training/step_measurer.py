@@ -71,6 +71,11 @@ class StepMeasurer:
         self._last_measured = 0  # the last step with a measurement, by which all was finite
         self._not_finite = False  # since the last measurement
 
+    @property
+    def scalars(self) -> dict[str, float]:
+        """What the last measurement has besides FSLRs; NaN where that was not measured."""
+        return {"sharpness": self.meter.sharpness}
+
     def note_forward(self, autocast: AutocastContext) -> None:
         """The training begins a forward with gradients, in the region `autocast`."""
         if not self.meter.measuring:

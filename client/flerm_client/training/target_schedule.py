@@ -54,7 +54,7 @@ class TargetSchedule:
         self._targets = targets
         self._clamp = clamp
         self._mismatches = mismatches
-        self._rate = 1.0  # of `follow`
+        self.batch_factor = 1.0  # in every multiplier, by `follow`
 
     @classmethod
     def from_user(
@@ -127,7 +127,7 @@ class TargetSchedule:
 
     def follow(self, change: BatchChange) -> None:
         """From now on multipliers are those of the changed batch, and a remark says so."""
-        self._rate = change.rate
+        self.batch_factor = change.rate
         self.say(change.sentence)
 
     def say(self, remark: str) -> None:
@@ -171,7 +171,12 @@ class TargetSchedule:
         """
         targets = self.targets_at(base_step)
         return multipliers(
-            targets, measured, previous=previous, clamp=self._clamp, only=only, times=self._rate
+            targets,
+            measured,
+            previous=previous,
+            clamp=self._clamp,
+            only=only,
+            times=self.batch_factor,
         )
 
     def report(self, base_step: float, measured: Mapping[str, float]) -> MatchReport:

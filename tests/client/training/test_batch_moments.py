@@ -55,6 +55,9 @@ def test_betas_and_rates_follow_the_batch_until_the_run_ends(tmp_path: Path) -> 
             if each.spec.optimizer_config["betas"] == list(BETAS)
         )
         (found,) = [each for each in client.recordings("f") if each.spec.id == spec.id]
+        rates = client.matched_rates(spec.id)
+    assert (rates.batch_factor, rates.depth, rates.clock) == (4**0.25, "coherent", "step")
+    assert rates.ratios[0] == pytest.approx(1.0, rel=0.03)  # multipliers are rounded
     assert spec.config["batch_size"] == 32
     assert any(each.startswith("batch size 32 in 2 steps") for each in found.remarks)
 

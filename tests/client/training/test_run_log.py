@@ -20,9 +20,9 @@ def run_log() -> RunLog:
 def test_a_row_has_the_loss_and_tokens_logged_for_its_step_alone():
     log = run_log()
     log.log(0.5, 10)
-    log.add(1, {"a": 1.0}, 0.1, None)
+    log.add(1, {"a": 1.0}, 0.1, None, {})
     log.end_step(1)
-    log.add(2, {"a": 1.0}, 0.1, {"a": 2.0, "b": 1.0}, sharpness=3.0)
+    log.add(2, {"a": 1.0}, 0.1, {"a": 2.0, "b": 1.0}, {"sharpness": 3.0, "batch_factor": math.nan})
     first, second = log.rows
     assert (first.loss, first.tokens, first.vectors, first.scalars) == (0.5, 10, {}, {})
     assert (second.loss, second.tokens, second.scalars) == (None, None, {"sharpness": 3.0})
@@ -32,8 +32,8 @@ def test_a_row_has_the_loss_and_tokens_logged_for_its_step_alone():
 
 def test_a_measurement_without_any_finite_fslr_is_left_out():
     log = run_log()
-    log.add(1, {"a": math.nan, "b": 0.0}, 0.1, None)
-    log.add(2, {"a": math.inf, "b": 2.0}, 0.1, None)
+    log.add(1, {"a": math.nan, "b": 0.0}, 0.1, None, {})
+    log.add(2, {"a": math.inf, "b": 2.0}, 0.1, None, {})
     assert [row.step for row in log.rows] == [2]
     assert np.isnan(log.rows[0].values[0]) and log.rows[0].values[1] == 2.0
 

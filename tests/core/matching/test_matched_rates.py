@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from flerm_core.errors import NotFound
-from flerm_core.matching.matched_rates import MatchedRates, effective_fslrs, matched_rates, medians
+from flerm_core.matching.matched_rates import MatchedRates, effective_fslrs, matched_rates
 from flerm_core.matching.targets import build_targets
+from flerm_core.matching.tensor_rate import medians
 from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import TargetQuery
 from flerm_core.records.recording import ParameterList, Recording, RecordingSpec
@@ -34,7 +35,11 @@ def load(_: object) -> Trajectory:
 
 
 def rates(
-    recording: Recording, trajectory: Trajectory, multipliers: np.ndarray, *base: Recording
+    recording: Recording,
+    trajectory: Trajectory,
+    multipliers: np.ndarray,
+    *base: Recording,
+    scalars: dict[str, np.ndarray] | None = None,
 ) -> MatchedRates:
     """The rates of a run whose registry has the recordings `base`."""
 
@@ -45,7 +50,7 @@ def rates(
         return found[0]
 
     vectors = {"multiplier": np.asarray(multipliers, np.float32)}
-    columns = AuxiliaryColumns(trajectory.steps, {}, vectors)
+    columns = AuxiliaryColumns(trajectory.steps, scalars or {}, vectors)
     return matched_rates(recording, trajectory, columns, find=find, load=load)
 
 
@@ -81,6 +86,25 @@ def test_a_rate_is_the_schedules_times_target_over_measured_and_the_ratio_follow
     query, readout = medians(found.at(1))
     assert (query.name, query.count, query.target, query.multiplier) == ("query/key", 2, 6, 1.125)
     assert (readout.name, readout.rate, readout.ratio) == ("readout", 0.01, 1)
+
+
+def test_a_run_of_another_batch_has_a_factor_in_every_multiplier_and_reaches_its_targets():
+    """Its embedding was not matched, and has the factor alone."""
+    factor = 2**0.5
+    recording, trajectory = run([[16, 4, NAN, 9], [2, 4, 4, 9]])
+    row = (0.25 * factor, 2 * factor, factor)
+    scalars = {"batch_factor": np.array([NAN, factor])}
+    found = rates(recording, trajectory, vectors(row, row), BASE, scalars=scalars)
+    assert found.batch_factor == factor
+    assert (found.depth, found.clock, found.match_step) == ("coherent", "step", 1)
+    assert found.targets.tolist() == [[4, 8, 2], [2, 4, 1]]
+    assert found.notes == ("", "", "unmeasured")
+    assert found.ratios[0] == pytest.approx([1, 1, NAN], rel=1e-6, nan_ok=True)
+    assert found.rates[0] == pytest.approx([LR * each for each in row])
+    assert found.batch_words == (
+        "Every multiplier has the factor 1.414, by which the run follows its own batch size and "
+        "length; whether a target is reached is said without the factor."
+    )
 
 
 def test_the_depth_rule_is_the_one_that_gives_the_recorded_digest():

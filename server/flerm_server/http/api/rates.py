@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 
 from flerm_core.csv_cells import text_cell
 from flerm_core.errors import NotFound, join_names
-from flerm_core.matching.matched_rates import MatchedRates, TensorRate
+from flerm_core.matching.matched_rates import MatchedRates
+from flerm_core.matching.tensor_rate import TensorRate
 from flerm_core.records.checks import quote_value
 from flerm_server.http.api import examples, trajectory_formats
 from flerm_server.http.api.core_models import Number, number, plain_lists
@@ -42,7 +43,7 @@ class TensorRates(BaseModel):
     fslr: list[Number] = Field(description="measured FSLR")
     multiplier: list[Number]
     learning_rate: list[Number] = Field(description="schedule · multiplier")
-    ratio: list[Number] = Field(description="multiplier · fslr / target")
+    ratio: list[Number] = Field(description="multiplier / batch_factor · fslr / target")
 
 
 class Rates(BaseModel):
@@ -51,6 +52,9 @@ class Rates(BaseModel):
     recording_id: str
     depth: str = Field(description="depth rule; empty: targets are those reached at the match")
     clock: str = Field(description="step, tokens or fraction; empty as `depth`")
+    batch_factor: float = Field(
+        description="factor in every multiplier, by which the run follows its batch size and length"
+    )
     sources: list[str] = Field(description="base recordings that there are")
     missing: list[str] = Field(description="base recordings that the registry has no more")
     steps: list[int]
@@ -111,6 +115,7 @@ def _model(recording_id: str, found: MatchedRates, chosen: list[int]) -> Rates:
         recording_id=recording_id,
         depth=found.depth,
         clock=found.clock,
+        batch_factor=found.batch_factor,
         sources=[each.spec.id for each in found.sources],
         missing=list(found.missing),
         steps=found.steps.tolist(),

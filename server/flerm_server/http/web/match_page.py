@@ -14,8 +14,10 @@ from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
 from flerm_core.errors import FlermError, InvalidInput, NotFound, join_names
+from flerm_core.matching.batch_change import BatchChange, can_follow, unfollowed
 from flerm_core.matching.match import Multipliers
 from flerm_core.matching.targets import Targets
+from flerm_core.records.batch_size import batch_size_of
 from flerm_core.records.checks import MAX_INTEGER, quote_value
 from flerm_core.records.comparability import comparability_of
 from flerm_core.records.queries import BestQuery, TargetQuery
@@ -23,7 +25,7 @@ from flerm_core.records.recording import Recording
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.problems import status_of
 from flerm_server.http.web.family_view import recording_labels
-from flerm_server.http.web.match_code import loop_code, rates_code, trainer_code
+from flerm_server.http.web.match_code import MatchArguments, rates_code
 from flerm_server.http.web.model_tensors import ModelTensors, parse_tensors, recorded_tensors
 from flerm_server.http.web.templating import Pages, PagesDep, PublicAddress, PublicAddressDep
 from flerm_server.logs import public_sentence
@@ -54,12 +56,13 @@ class Row:
 class MatchResult:
     """The answer: the rate and step asked for, the targets, a row for each tensor, and the code.
 
-    best: why that rate; empty: it was given. by_hand: code with the rates in it; empty: nothing
-    measured was given.
+    best: why that rate; empty: it was given. batch: what another batch changes, or would. by_hand:
+    code with the rates in it; empty: nothing measured was given.
     """
 
     lr: float
     best: str
+    batch: str
     step: int | None
     targets: Targets
     rows: tuple[Row, ...]
@@ -78,6 +81,7 @@ class MatchForm:
     recording: the id of a recording of the big model, whose first measurement is matched.
     tensors: what `parse_tensors` reads, where there is no recording; blank: the base's own.
     step: the step at which the FSLRs were measured; blank: the first one measured.
+    batch_size, total_steps: of the model's run, as in `BatchChange`; blank: as the base's.
     """
 
     family: str = ""
@@ -86,6 +90,8 @@ class MatchForm:
     recording: str = ""
     tensors: str = ""
     step: str = ""
+    batch_size: str = ""
+    total_steps: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +100,14 @@ class MatchChoices:
 
     bases: names of base recordings to take targets from, with how many there are, most first.
     base: the one that counts. recordings: ids of recordings of bigger models with labels.
+    batch_size, total_steps: of the base, where a run of another batch can follow it.
     """
 
     bases: tuple[tuple[str, int], ...] = ()
     base: str = ""
     recordings: tuple[tuple[str, str], ...] = ()
+    batch_size: int | None = None
+    total_steps: int | None = None
 
 
 @web.get("/match")
@@ -171,10 +180,15 @@ def match_choices(store: Store, asked: MatchForm, kinds: Mapping[str, BaseKind])
     ]
     chosen = [at for at, each in enumerate(overview.runs.runs) if each.id == asked.recording]
     offered = list(dict.fromkeys([*chosen, *offered]))[:MAX_OFFERED]
+    base = _chosen_base(asked, kinds, _chosen_recording(store, asked))
+    newest = kinds[base].recording if base else None
+    follows = newest is not None and can_follow(newest.spec.optimizer, newest.spec.optimizer_config)
     return MatchChoices(
         bases=tuple((name, kind.count) for name, kind in kinds.items()),
-        base=_chosen_base(asked, kinds, _chosen_recording(store, asked)),
+        base=base,
         recordings=tuple(recording_labels(overview, offered).items()),
+        batch_size=batch_size_of(newest.spec) if newest is not None and follows else None,
+        total_steps=newest.final_step if newest is not None else None,
     )
 
 
@@ -191,7 +205,10 @@ def match(
         raise InvalidInput(
             "tensors: a recording of the big model is chosen too; choose none, or clear the text"
         )
-    tensors, step = parse_tensors(asked.tensors), _parse_step(asked.step)
+    tensors = parse_tensors(asked.tensors)
+    step = _parse_whole("step", asked.step, "step", 100, "the first")
+    batch_size = _parse_whole("batch_size", asked.batch_size, "batch size", 256, "the base's")
+    total_steps = _parse_whole("total_steps", asked.total_steps, "step", 10_000, "the base's")
     if recording is not None:
         tensors, first = recorded_tensors(store, asked.recording)
         step = first if step is None else step
@@ -213,20 +230,28 @@ def match(
         estimator=spec.estimator if spec else None,
     )
     if tensors.measured:
-        found, result, _ = queries.match(store, query, tensors.measured)
+        found, result, change = queries.match(
+            store, query, tensors.measured, batch_size=batch_size, total_steps=total_steps
+        )
     else:
         found, result = queries.targets(store, query), Multipliers({})
+        change = BatchChange.asked(found, batch_size, total_steps)
+    own = None if recording is None else batch_size_of(recording.spec)
     rows = _rows(rate, found, tensors, result)
     rates = {row.name: row.rate for row in rows if row.rate is not None}
+    code = MatchArguments(asked.family, rate, registry, step, batch_size, total_steps)
     return MatchResult(
         lr=rate,
         best=best,
+        batch=unfollowed(found, own) if change is None else change.sentence,
         step=step,
         targets=found,
         rows=rows,
-        loop=loop_code(asked.family, rate, registry, step),
-        trainer=trainer_code(asked.family, rate, registry, step),
-        by_hand=rates_code(found.optimizer or "AdamW", rate, rates) if tensors.measured else "",
+        loop=code.loop_code(),
+        trainer=code.trainer_code(),
+        by_hand=rates_code(found.optimizer or "AdamW", rate, rates, change)
+        if tensors.measured
+        else "",
     )
 
 
@@ -263,15 +288,16 @@ def _parse_rate(text: str) -> float | None:
         ) from None
 
 
-def _parse_step(text: str) -> int | None:
+def _parse_whole(field: str, text: str, what: str, example: int, otherwise: str) -> int | None:
+    """The whole number in `text`; None where there is none, which means `otherwise`."""
     text = text.strip()
     if not text:
         return None
     # The length first: `int` of many digits takes long.
     if not text.isdecimal() or len(text) > len(str(MAX_INTEGER)):
         raise InvalidInput(
-            f"step: {quote_value(text)} is no step; "
-            "a whole number such as 100, or nothing for the first, is allowed"
+            f"{field}: {quote_value(text)} is no {what}; "
+            f"a whole number such as {example}, or nothing for {otherwise}, is allowed"
         )
     return int(text)
 

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from flerm_core.errors import NotFound
-from flerm_core.matching.matched_rates import NOTES, MatchedRates, medians
+from flerm_core.matching.matched_rates import NOTES, MatchedRates
+from flerm_core.matching.tensor_rate import medians
 from flerm_core.records.queries import TrajectoryQuery
 from flerm_core.records.recording import FINAL_STATUSES, Recording
 from flerm_server.http.dependencies import StoreDep

@@ -236,6 +236,40 @@ def test_the_matcher_offers_every_optimiser_and_shows_the_one_with_most_recordin
     assert "fits no completed base recording" in answer.text
 
 
+def test_the_matcher_follows_a_batch_size_where_the_base_has_one(
+    backend: Backend, http: httpx.Client
+):
+    name, measured = family(), "embed.weight 40"
+    settings = {"config": {"batch_size": 64}, "optimizer_config": {"betas": [0.9, 0.99]}}
+    gallery.record(backend.local, name, lr=0.004, loss=1.0, **settings)
+    other = gallery.record(
+        backend.local, name, lr=0.004, role="scaled", config={"batch_size": 128, "width": 64}
+    )
+    text = html.unescape(page(http, "/match", family=name, tensors=measured))
+    assert 'name="batch_size"' in text and "blank: the base's, 64" in text
+    assert 'name="total_steps"' in text and "blank: the base's, 2001" in text
+    text = html.unescape(page(http, "/match", family=name, recording=other))
+    assert "has 128 examples and a step of the base 64: betas and rates do not follow; with" in text
+    following = {"batch_size": "256", "total_steps": "1000"}
+    text = html.unescape(page(http, "/match", family=name, tensors=measured, **following))
+    asked = {"family": name, "lr": 0.004, "measured": {"embed.weight": 40.0}}
+    asked |= {"batch_size": 256, "total_steps": 1000}
+    found = http.post("/api/v1/match", json=asked).json()
+    row = text[text.index('class="name">embed.weight') :].partition("</tr>")[0]
+    assert f">{found['learning_rates']['embed.weight']:.4g}<" in row
+    assert found["remarks"][-1].removeprefix("b") + "." in text  # which begins "Batch size 256"
+    assert text.count("    batch_size=256,\n    total_steps=1000,\n    registry=") == 2
+    assert "    betas=(0.81, 0.9801),\n" in text
+    for wrong, said in (
+        ({"batch_size": "many"}, "batch_size: 'many' is no batch size; a whole number such as 256"),
+        ({"batch_size": "0"}, "batch_size: 0 is not allowed; it must be an integer from 1"),
+        ({"total_steps": "9"}, "total_steps: 9 goes with a batch size; give both"),
+    ):
+        answer = http.get("/match", params={"family": name, **wrong})
+        assert (answer.status_code, said in html.unescape(answer.text)) == (422, True)
+    assert 'name="batch_size"' not in page(http, "/match", family="team/decoder")
+
+
 @pytest.mark.parametrize("step", ["", "301"])
 def test_the_matcher_and_rest_give_one_learning_rate(
     http: httpx.Client, ids: dict[str, str], step: str
