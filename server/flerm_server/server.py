@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -34,6 +36,7 @@ from flerm_server.http.web.pages import PAGE_FAMILIES
 from flerm_server.http.web.templating import PublicAddress
 from flerm_server.metrics import Metrics
 from flerm_server.open_files import raise_open_files
+from flerm_server.precedence import Precedence, yielding_loop
 from flerm_server.reading_ahead import ReadingAhead
 from flerm_server.rpc.admission import Admission
 from flerm_server.rpc.handler_threads import HandlerThreads
@@ -83,6 +86,7 @@ class Server:
         metrics, authenticator = Metrics(), Authenticator(tokens)
         authorized = AuthorizedStore(store, quotas=_quotas(settings))
         self._health = health.HealthServicer()
+        self._precedence = Precedence()
         self._admission = Admission(
             authenticator, calls=THREADS, streams=THREADS - THREADS_FOR_UNARY_CALLS
         )
@@ -93,7 +97,9 @@ class Server:
             self._socket = listen(settings.http)
             try:
                 self._threads = HandlerThreads(THREADS, thread_name_prefix="grpc")
-                self._interceptor = CallInterceptor(metrics, self._admission, self._threads)
+                self._interceptor = CallInterceptor(
+                    metrics, self._admission, self._threads, self._precedence
+                )
                 self._grpc = _grpc_server(
                     RegistryService(authorized, metrics),
                     self._interceptor,
@@ -198,7 +204,8 @@ class Server:
             raise Refused(self._stop_request.failure)
 
     def _run_http(self) -> None:
-        self._http.run(sockets=[self._socket])
+        with asyncio.Runner(loop_factory=partial(yielding_loop, self._precedence)) as runner:
+            runner.run(self._http.serve(sockets=[self._socket]))
         if not self._http.should_exit:
             self._stop_request.make("the HTTP side of the registry ended by itself, which is a bug")
 

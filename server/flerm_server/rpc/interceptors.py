@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -23,6 +23,7 @@ from flerm_server.auth.permissions import RPCS
 from flerm_server.auth.principal import Principal, Scope, act_as
 from flerm_server.logs import public_sentence
 from flerm_server.metrics import Metrics
+from flerm_server.precedence import Arrival, Precedence
 from flerm_server.presence import CallerGone, Presence, work_for
 from flerm_server.rpc.admission import (
     EXAMINING_THREADS,
@@ -110,13 +111,21 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
     the client gets INTERNAL with the request's id, the log the traceback.
     """
 
-    def __init__(self, metrics: Metrics, admission: Admission, threads: HandlerThreads) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        admission: Admission,
+        threads: HandlerThreads,
+        precedence: Precedence,
+    ) -> None:
         """metrics: counts the calls.
         admission: decides which calls reach their handler, and on which threads.
         threads: the server's own.
+        precedence: of calls that need a token, over HTTP.
         """
         self._metrics = metrics
         self._admission = admission
+        self._precedence = precedence
         # Three kinds of call that cannot take each other's threads: those that need no token, those
         # that are refused, and all others, which have the server's own.
         self._open_threads = HandlerThreads(OPEN_THREADS, thread_name_prefix="grpc-open")
@@ -145,10 +154,11 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
             return method.handler
         metadata = dict(handler_call_details.invocation_metadata or ())
         authorization = str(metadata.get("authorization", ""))
+        answer = partial(method.answer, arrival=self._precedence.arrive())
         if self._admission.is_welcome(authorization):
-            return method.handler
+            return method.handled_by(answer)
         examine = partial(self._admission.examine, method.kind, authorization)
-        return method.handled_by(ExaminedCall(method.answer, examine, self._examining_threads))
+        return method.handled_by(ExaminedCall(answer, examine, self._examining_threads))
 
     def _wrapped(self, method: str, handler: Any) -> _Method:
         kind = CallKind(
@@ -159,9 +169,11 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
             messages: Iterator[bytes],
             context: grpc.ServicerContext,
             refusal: Refusal | None = None,
+            arrival: Arrival | None = None,
         ) -> Any:
             call = Call(kind, context)
             with (
+                nullcontext() if arrival is None else closing(arrival),
                 self._observed(call),
                 self._admitted(call, refusal) as principal,
                 self._received(call, handler, messages) as message,
@@ -173,7 +185,10 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-igno
             messages: Iterator[bytes],
             context: grpc.ServicerContext,
             refusal: Refusal | None = None,
+            arrival: Arrival | None = None,
         ) -> Iterator[Any]:
+            if arrival is not None:
+                arrival.close()  # a stream waits for its client most of the time
             call = Call(kind, context)
             with self._observed(call), self._admitted(call, refusal) as principal:
                 if kind.requests:  # reflection, which needs no token
