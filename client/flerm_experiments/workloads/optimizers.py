@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, Muon, Optimizer
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler
+
+from flerm_experiments.workloads.muon import Float32Muon
 
 
 class SignSGD(Optimizer):
@@ -42,18 +44,14 @@ BLOCKWISE = frozenset({"muon"})
 
 
 def _muon(groups: ParamGroups, lr: float) -> list[Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for all else, both with decay 0.1.
-
-    Muon's update has the root mean square of Adam's (`match_rms_adamw`, arXiv 2502.16982), so one
-    learning rate serves both.
-    """
+    """Muon for the matrices of the blocks, AdamW for all else, both with decay 0.1."""
     chosen = [
         {key: value for key, value in group.items() if key != BLOCK_MATRICES}
         for group in sorted(groups, key=lambda each: not each[BLOCK_MATRICES])
     ]
     count = sum(1 for group in groups if group[BLOCK_MATRICES])
     return [
-        Muon(chosen[:count], lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        Float32Muon(chosen[:count], lr, weight_decay=0.1),
         AdamW(chosen[count:], lr, weight_decay=0.1),
     ]
 

@@ -50,7 +50,7 @@ def test_muon_trains_the_matrices_of_the_blocks_and_adamw_all_else() -> None:
     matrices = {f"attn.{each}.weight" for each in ("q", "k", "v", "out")}
     matrices |= {"ff.up.weight", "ff.down.weight"}
     blocks = {f"layers.{block}.{each}" for block in (0, 1) for each in matrices}
-    assert {name for name, by in trained.items() if by == "Muon"} == blocks
+    assert {name for name, by in trained.items() if by == "Float32Muon"} == blocks
     assert {by for name, by in trained.items() if name not in blocks} == {"AdamW"}
     assert {group["lr"] for each in (muon, adamw) for group in each.param_groups} == {0.5}
 
