@@ -55,7 +55,7 @@ def _orthogonal(
     """
     a, b, c = coefficients
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    found = wide / wide.norm().clamp(min=eps)
+    found: Tensor = wide / wide.norm().clamp(min=eps)
     for _ in range(steps):
         gram = found @ found.T
         found = a * found + (b * gram + c * gram @ gram) @ found
