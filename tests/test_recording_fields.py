@@ -188,7 +188,7 @@ def test_a_new_field_reaches_the_table_without_a_mapper_of_its_own() -> None:
         connection.execute(table.insert().values(mapper.to_row(WIDER)))
         row = connection.execute(sa.select(table)).one()
     kept_elsewhere = {name: [getattr(WIDER, name)] for name in elsewhere}
-    assert mapper.from_rows([row], **kept_elsewhere) == [WIDER]
+    assert mapper.from_columns([[each] for each in row], **kept_elsewhere) == [WIDER]
 
 
 def test_a_new_field_reaches_rest_and_the_command_line_without_a_word() -> None:

@@ -2,14 +2,18 @@
 
 A field is written once in the dataclass and once in `registry.proto`. The conversion follows from
 these two declarations. No list of fields is written by hand, so none can lack a field.
+
+A listing has thousands of recordings. So one field of all values is converted after the other, by
+loops that run in C: value by value it takes four times as long.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from itertools import compress, repeat
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
@@ -18,40 +22,46 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from flerm_proto.structs import MOST_KEPT, struct_from_proto, struct_to_proto
+from flerm_core.records.value_columns import require_plain, values_from_columns
+from flerm_proto.structs import fill_structs, structs_from_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
 Value = TypeVar("Value")
 Wire = TypeVar("Wire", bound=Message)
 
+# Python's collector of cycles looks at messages that are held together; so they are few.
+TOGETHER = 100
+
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Codec(NamedTuple):
-    """The conversion of the values of one type.
+    """The conversion of the values of one type, many at once.
 
-    to_proto: converts a value to what a message's constructor takes.
-    from_proto: converts the content of the message's field to a value.
+    fill: sets messages, which are empty, to the values at the same places.
+    values: converts messages to values.
     absent: the value for a message field that is unset, where the dataclass field cannot be None.
-        None: the value that `from_proto` makes of an empty message.
+        None: the value of an empty message.
     """
 
-    to_proto: Callable[[Any], Any]
-    from_proto: Callable[[Any], Any]
+    fill: Callable[[Sequence[Any], Sequence[Any]], None]
+    values: Callable[[Sequence[Any]], Sequence[Any]]
     absent: Any = None
 
 
-def timestamp_to_fields(moment: datetime) -> dict[str, int]:
-    """A time, which must have a time zone, as the fields of a Timestamp. Microseconds are kept.
+class FieldCodec(NamedTuple):
+    """The conversion of one field of many values.
 
-    A message's constructor takes the fields as they are. A finished Timestamp it would copy.
+    fill: sets the field of messages, where it is unset, by the column of the values' fields.
+    column: the values' fields, from messages.
     """
-    since = moment - _EPOCH
-    return {"seconds": since.days * 86_400 + since.seconds, "nanos": since.microseconds * 1000}
+
+    fill: Callable[[Sequence[Any], Sequence[Any]], None]
+    column: Callable[[Sequence[Any]], Sequence[Any]]
 
 
 def set_timestamp(message: Timestamp, moment: datetime) -> None:
-    """Sets `message` to `moment`, which must have a time zone.
+    """Sets `message` to `moment`, which must have a time zone. Microseconds are kept.
 
     The training thread calls this function, and `Timestamp.FromDatetime` takes five times as long.
     """
@@ -74,20 +84,28 @@ def timestamp_from_proto(message: Timestamp) -> datetime:
         raise ValueError(f"{message.seconds} s after 1970 is beyond the calendar") from error
 
 
-def shape_to_proto(shape: Sequence[int]) -> pb.Shape:
-    """A tensor's shape as a message."""
-    return pb.Shape(dims=shape)
+def _fill_timestamps(messages: Sequence[Timestamp], moments: Sequence[datetime]) -> None:
+    for message, moment in zip(messages, moments, strict=True):
+        set_timestamp(message, moment)
 
 
-def shape_from_proto(message: pb.Shape) -> tuple[int, ...]:
-    """A tensor's shape from a message."""
-    return tuple(message.dims)
+def _timestamps(messages: Sequence[Timestamp]) -> list[datetime]:
+    return [timestamp_from_proto(each) for each in messages]
+
+
+def _fill_shapes(messages: Sequence[pb.Shape], shapes: Sequence[Sequence[int]]) -> None:
+    for message, shape in zip(messages, shapes, strict=True):
+        message.dims.extend(shape)
+
+
+def _shapes(messages: Sequence[pb.Shape]) -> list[tuple[int, ...]]:
+    return [tuple(each.dims) for each in messages]
 
 
 _CODECS: dict[str, Codec] = {
-    Timestamp.DESCRIPTOR.full_name: Codec(timestamp_to_fields, timestamp_from_proto, _EPOCH),
-    Struct.DESCRIPTOR.full_name: Codec(struct_to_proto, struct_from_proto),
-    pb.Shape.DESCRIPTOR.full_name: Codec(shape_to_proto, shape_from_proto),
+    Timestamp.DESCRIPTOR.full_name: Codec(_fill_timestamps, _timestamps, _EPOCH),
+    Struct.DESCRIPTOR.full_name: Codec(fill_structs, structs_from_proto),
+    pb.Shape.DESCRIPTOR.full_name: Codec(_fill_shapes, _shapes),
 }
 
 
@@ -109,7 +127,6 @@ class MessageCodec(Generic[Value, Wire]):
         message_only: Sequence[str] = (),
         value_only: Sequence[str] = (),
         empty_is_default: bool = False,
-        repeats: bool = False,
     ) -> None:
         """Decides for each pair of fields how it is converted. This is done once for each class.
 
@@ -120,14 +137,12 @@ class MessageCodec(Generic[Value, Wire]):
         value_only: names of fields that only the dataclass has.
         empty_is_default: whether an empty text in the message stands for the field's default in the
             dataclass, as in the messages of queries.
-        repeats: whether the same few values come again and again as parts of other messages. Their
-            last conversions are then kept. The dataclass must be frozen and hashable for this.
 
-        Raises `TypeError` where a field lacks its partner of the same name, and where a field that
-        may be None is not `optional` in the message.
+        Raises `TypeError` where a field lacks its partner of the same name, where a field that may
+        be None is not `optional` in the message, and for a dataclass with `__post_init__`.
         """
+        require_plain(value_type)
         self.value_type, self.message_type = value_type, message_type
-        self._parts = {each.message_type.DESCRIPTOR.full_name: each for each in parts}
         declared = {each.name: each for each in dataclasses.fields(value_type)}  # type: ignore[arg-type]
         wire = message_type.DESCRIPTOR.fields_by_name
         unpaired = (set(declared) ^ set(wire)) - set(message_only) - set(value_only)
@@ -135,104 +150,153 @@ class MessageCodec(Generic[Value, Wire]):
             raise TypeError(
                 f"{value_type.__name__} and {message_type.__name__} differ in {sorted(unpaired)}"
             )
+        codecs = _CODECS | {each.message_type.DESCRIPTOR.full_name: each.part for each in parts}
         hints = get_type_hints(value_type)
-        # The fields that need a conversion. The others are read together, by one call.
-        self._to: dict[str, Callable[[Any], Any]] = {}
-        self._from: dict[str, Callable[[Any], Any]] = {}
+        self._fields: dict[str, FieldCodec] = {}
         for name in declared.keys() - set(value_only):
             optional = type(None) in get_args(hints[name])
+            if optional and not wire[name].has_presence:
+                raise TypeError(f"{wire[name].full_name} is not `optional`, and {name} may be None")
             default = declared[name].default if empty_is_default else ""
-            self._pair(wire[name], optional, default)
-        carried = declared.keys() - set(value_only)
-        self._to_plain = _reader_of(sorted(carried - self._to.keys()))
-        self._from_plain = _reader_of(sorted(carried - self._from.keys()))
-        self.part = Codec(self.to_fields, self.from_proto)
-        if repeats:
-            known = lru_cache(MOST_KEPT)(self._from_bytes)
-            self.part = Codec(
-                lru_cache(MOST_KEPT)(self.to_proto),
-                lambda message: known(message.SerializeToString()),
-            )
+            self._fields[name] = _field_codec(wire[name], codecs, optional, default, message_type())
+        self.part: Codec = Codec(self.fill, self.values)
 
     def to_proto(self, value: Value, **message_only: Any) -> Wire:
         """The message of `value`. `message_only` gives the fields that only the message has."""
-        return self.message_type(**self.to_fields(value), **message_only)
+        message = self.message_type(**message_only)
+        self.fill([message], [value])
+        return message
 
-    def to_fields(self, value: Value) -> dict[str, Any]:
-        """The fields of the message of `value`, by name.
+    def add(self, messages: Any, values: Sequence[Value]) -> None:
+        """Adds the messages of `values` to a repeated field."""
+        for at in range(0, len(values), TOGETHER):
+            part = values[at : at + TOGETHER]
+            self.fill([messages.add() for _ in part], part)
 
-        The constructor of an enclosing message takes them as they are. A finished message it would
-        copy.
-        """
-        fields = self._to_plain(value)
-        for name, read in self._to.items():
-            fields[name] = read(value)
-        return fields
+    def fill(self, messages: Sequence[Wire], values: Sequence[Value]) -> None:
+        """Sets messages, whose paired fields are unset, to the values at the same places."""
+        for name, codec in self._fields.items():
+            codec.fill(messages, list(map(attrgetter(name), values)))
 
     def from_proto(self, message: Wire, **value_only: Any) -> Value:
         """The value of `message`. `value_only` gives the fields that only the dataclass has.
 
         Raises `ValueError` for a time or a number that the value's type cannot hold.
         """
-        fields = self._from_plain(message)
-        for name, read in self._from.items():
-            fields[name] = read(message)
-        return self.value_type(**fields, **value_only)
+        return self.values([message], **{name: [each] for name, each in value_only.items()})[0]
 
-    def _from_bytes(self, data: bytes) -> Value:
-        return self.from_proto(self.message_type.FromString(data))
-
-    def _pair(self, field: Any, optional: bool, default: Any) -> None:
-        """Adds the conversions of one field to `_to` and `_from`, where it needs any.
-
-        field: the descriptor of the message's field.
-        optional: whether the dataclass's field may be None.
-        default: the value for which an empty text stands; "" for the empty text itself.
-        """
-        name, get = field.name, attrgetter(field.name)
-        if optional and not field.has_presence:
-            raise TypeError(f"{field.full_name} is not `optional`, and {name} may be None")
-        codec = None if field.message_type is None else self._codec(field.message_type.full_name)
-        if codec is None or _is_map(field):
-            if _is_map(field):
-                self._from[name] = lambda message: dict(get(message))
-            elif _is_repeated(field):
-                self._from[name] = lambda message: tuple(get(message))
-            elif field.has_presence:
-                self._from[name] = lambda message: get(message) if message.HasField(name) else None
-            elif isinstance(default, str) and default:
-                self._from[name] = lambda message: get(message) or default
-            return
-        write, read, absent = codec.to_proto, codec.from_proto, codec.absent
-        if _is_repeated(field):
-            self._to[name] = lambda value: [write(each) for each in get(value)]
-            self._from[name] = lambda message: tuple([read(each) for each in get(message)])
-        elif optional:
-            self._to[name] = lambda value: None if (part := get(value)) is None else write(part)
-            self._from[name] = lambda message: (
-                read(get(message)) if message.HasField(name) else None
-            )
-        else:
-            empty = read(get(self.message_type())) if absent is None else absent
-            # An empty part, such as the parameters of a recording in a listing, is left out.
-            unset = empty if absent is None else None
-            self._to[name] = lambda value: None if (part := get(value)) == unset else write(part)
-            mutable = isinstance(empty, dict)  # then two values must not share `empty`
-            self._from[name] = lambda message: (
-                read(get(message)) if mutable or message.HasField(name) else empty
-            )
-
-    def _codec(self, message_name: str) -> Codec | None:
-        part = self._parts.get(message_name)
-        return _CODECS.get(message_name) if part is None else part.part
+    def values(self, messages: Sequence[Wire], **value_only: Sequence[Any]) -> list[Value]:
+        """The values of `messages`, as `from_proto`. `value_only` gives columns."""
+        found: list[Value] = []
+        for at in range(0, len(messages), TOGETHER):
+            part = slice(at, at + TOGETHER)
+            each = list(messages[part])
+            columns = {name: codec.column(each) for name, codec in self._fields.items()}
+            columns |= {name: column[part] for name, column in value_only.items()}
+            found += values_from_columns(self.value_type, columns)
+        return found
 
 
-def _reader_of(names: Sequence[str]) -> Callable[[Any], dict[str, Any]]:
-    """A function that reads the fields `names` of a value or message into a dictionary."""
-    if len(names) < 2:  # `attrgetter` returns no tuple for one name, and refuses none
-        return lambda value: {name: getattr(value, name) for name in names}
-    read = attrgetter(*names)
-    return lambda value: dict(zip(names, read(value), strict=True))
+def _field_codec(
+    field: Any, codecs: Mapping[str, Codec], optional: bool, default: Any, unset: Message
+) -> FieldCodec:
+    """The conversion of one field.
+
+    field: the descriptor of the message's field.
+    codecs: of messages, by their full names.
+    optional: whether the dataclass's field may be None.
+    default: the value for which an empty text stands; "" for the empty text itself.
+    unset: a message without the field.
+    """
+    get = attrgetter(field.name)
+    if _is_map(field):
+        return _container(get, "update", dict)
+    if field.message_type is None:
+        return _container(get, "extend", tuple) if _is_repeated(field) else _scalar(field, default)
+    codec = codecs[field.message_type.full_name]
+    return (
+        _messages(get, codec)
+        if _is_repeated(field)
+        else _message(field, codec, optional, get(unset))
+    )
+
+
+def _scalar(field: Any, default: Any) -> FieldCodec:
+    name, get = field.name, attrgetter(field.name)
+
+    def fill(messages: Sequence[Any], column: Sequence[Any]) -> None:
+        if field.has_presence:
+            there = [each is not None for each in column]
+            messages, column = list(compress(messages, there)), list(compress(column, there))
+        deque(map(setattr, messages, repeat(name), column), maxlen=0)
+
+    def column(messages: Sequence[Any]) -> Sequence[Any]:
+        if field.has_presence:
+            return [get(each) if each.HasField(name) else None for each in messages]
+        found = list(map(get, messages))
+        return (
+            [each or default for each in found] if isinstance(default, str) and default else found
+        )
+
+    return FieldCodec(fill, column)
+
+
+def _container(get: Callable[[Any], Any], add: str, kind: type[Any]) -> FieldCodec:
+    """A map or a list of scalars. Most are empty, and an empty one costs little to notice.
+
+    add: the name of the method that adds all entries of a value.
+    kind: of the value.
+    """
+
+    def fill(messages: Sequence[Any], column: Sequence[Any]) -> None:
+        for message, value in zip(messages, column, strict=True):
+            if value:
+                getattr(get(message), add)(value)
+
+    return FieldCodec(
+        fill, lambda messages: [kind(each) if each else kind() for each in map(get, messages)]
+    )
+
+
+def _messages(get: Callable[[Any], Any], codec: Codec) -> FieldCodec:
+    """A list of messages."""
+
+    def fill(messages: Sequence[Any], column: Sequence[Any]) -> None:
+        for message, values in zip(messages, column, strict=True):
+            if values:
+                repeated = get(message)
+                codec.fill([repeated.add() for _ in values], values)
+
+    return FieldCodec(fill, lambda messages: [tuple(codec.values(get(each))) for each in messages])
+
+
+def _message(field: Any, codec: Codec, optional: bool, unset: Any) -> FieldCodec:
+    """A message within another.
+
+    unset: the message of an unset field.
+    """
+    name, get = field.name, attrgetter(field.name)
+    empty = codec.values([unset])[0] if codec.absent is None else codec.absent
+    # An empty part, such as the parameters of a recording in a listing, is left out.
+    left_out = empty if codec.absent is None and not optional else None
+    mutable = isinstance(empty, dict)  # then two values must not share `empty`
+
+    def fill(messages: Sequence[Any], column: Sequence[Any]) -> None:
+        kept = [each is not None and each != left_out for each in column]
+        parts = [get(each) for each in compress(messages, kept)]
+        for part in parts:
+            part.SetInParent()
+        codec.fill(parts, list(compress(column, kept)))
+
+    def column(messages: Sequence[Any]) -> Sequence[Any]:
+        if mutable and not optional:
+            return codec.values(list(map(get, messages)))
+        there = [each.HasField(name) for each in messages]
+        found = iter(codec.values([get(each) for each in compress(messages, there)]))
+        absent = None if optional else empty
+        return [next(found) if each else absent for each in there]
+
+    return FieldCodec(fill, column)
 
 
 def _is_repeated(field: Any) -> bool:

@@ -29,7 +29,7 @@ from flerm_proto.fields import MessageCodec, set_timestamp, timestamp_from_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
 PARAMETERS = MessageCodec(ParameterList, pb.ParameterList)
-ESTIMATOR = MessageCodec(EstimatorSettings, pb.EstimatorSettings, repeats=True)
+ESTIMATOR = MessageCodec(EstimatorSettings, pb.EstimatorSettings)
 SPEC = MessageCodec(RecordingSpec, pb.RecordingSpec, parts=[PARAMETERS, ESTIMATOR])
 RECORDING = MessageCodec(Recording, pb.Recording, parts=[SPEC])
 ATTEMPT = MessageCodec(Attempt, pb.Attempt)

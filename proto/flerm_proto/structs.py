@@ -7,13 +7,14 @@ of a Struct takes ten times as long as the rest of a recording's message, so res
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.struct_pb2 import Value as StructValue
 
 Key = TypeVar("Key", str, bytes)
+Source = TypeVar("Source")
 Kept = TypeVar("Kept", Struct, dict[str, Any])
 
 MOST_KEPT = 512  # results that are kept for each direction
@@ -29,11 +30,11 @@ class _Conversions(Generic[Key, Kept]):
     def __init__(self) -> None:
         self._kept: dict[Key, Kept] = {}
 
-    def get(self, key: Key, convert: Callable[[], Kept]) -> Kept:
-        """The kept result for `key`, or else the result of `convert`."""
+    def get(self, key: Key, convert: Callable[[Source], Kept], source: Source) -> Kept:
+        """The kept result for `key`, or else what `convert` makes of `source`."""
         found = self._kept.get(key)
         if found is None:
-            found = convert()
+            found = convert(source)
             if len(key) <= MOST_LENGTH:
                 if len(self._kept) >= MOST_KEPT:
                     self._kept.clear()
@@ -45,32 +46,35 @@ _messages: _Conversions[str, Struct] = _Conversions()
 _mappings: _Conversions[bytes, dict[str, Any]] = _Conversions()
 
 
-def struct_to_proto(values: Mapping[str, Any]) -> Struct:
-    """A JSON-like mapping as a Struct.
+def fill_structs(messages: Sequence[Struct], mappings: Sequence[Mapping[str, Any]]) -> None:
+    """Sets empty Structs to JSON-like mappings.
 
-    Callers share the Struct and must not change it. A message's constructor copies it. Raises
-    `ValueError` where a value is not JSON-like.
+    Raises `ValueError` where a value is not JSON-like.
     """
+    # Recordings that a database gives share the mappings of equal settings, so that most need not
+    # be looked at again.
+    made: dict[int, Struct] = {}
+    for message, values in zip(messages, mappings, strict=True):
+        found = made.get(id(values))
+        if found is None:
+            # Kept by the `repr`: 1, 1.0 and True are equal as keys, and differ in their `repr`.
+            found = made[id(values)] = _messages.get(repr(values), _struct, values)
+        message.CopyFrom(found)
 
-    def message() -> Struct:
-        made = Struct()
-        made.update(dict(values))
-        return made
 
-    # The key is the `repr`, because 1, 1.0 and True are equal as keys and differ in their `repr`.
-    return _messages.get(repr(values), message)
+def _struct(values: Mapping[str, Any]) -> Struct:
+    made = Struct()
+    made.update(dict(values))
+    return made
 
 
-def struct_from_proto(message: Struct) -> dict[str, Any]:
-    """The mapping that a Struct holds. The caller may change it.
+def structs_from_proto(messages: Sequence[Struct]) -> list[dict[str, Any]]:
+    """The mappings that Structs hold. The caller may change them.
 
     A Struct holds floats only. Whole numbers below 2⁵³ become int. Raises `ValueError` for a number
     that is not finite.
     """
-    found: dict[str, Any] = _copied(
-        _mappings.get(message.SerializeToString(), lambda: _mapping(message))
-    )
-    return found
+    return [_copied(_mappings.get(each.SerializeToString(), _mapping, each)) for each in messages]
 
 
 def _copied(value: Any) -> Any:

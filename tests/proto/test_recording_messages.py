@@ -21,6 +21,7 @@ from flerm_core.records.recording import (
     RecordingSpec,
 )
 from flerm_proto import recording_messages
+from flerm_proto.fields import TOGETHER
 from flerm_proto.v1 import registry_pb2 as pb
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -95,6 +96,35 @@ recordings = st.builds(
 def test_a_recording_comes_back_as_it_went(recording: Recording) -> None:
     wire = recording_messages.recording_to_proto(recording).SerializeToString()
     assert recording_messages.recording_from_proto(pb.Recording.FromString(wire)) == recording
+
+
+def test_many_recordings_come_back_in_their_order() -> None:
+    """More of them than are converted together, with and without what is optional."""
+    shared, moment = {"width": 8, "betas": [0.9, 0.99]}, datetime(2026, 3, 1, tzinfo=UTC)
+    sent = [
+        Recording(
+            spec=RecordingSpec(
+                family="f",
+                lr=1.0,
+                parameters=ParameterList((), (), ()),
+                seed=at,
+                config=shared if at % 2 else {"width": at},
+                tags={"at": str(at)} if at % 3 else {},
+            ),
+            tokens=at if at % 5 else None,
+            finished_at=moment if at % 7 else None,
+            remarks=("a remark",) * (at % 4),
+        )
+        for at in range(2 * TOGETHER + 1)
+    ]
+    page = pb.ListRecordingsResponse()
+    recording_messages.RECORDING.add(page.recordings, sent)
+    assert [each.SerializeToString() for each in page.recordings] == [
+        recording_messages.recording_to_proto(each).SerializeToString() for each in sent
+    ]
+    found = recording_messages.RECORDING.values(page.recordings)
+    assert found == sent
+    assert found[1].spec.config is not found[3].spec.config
 
 
 families = st.builds(

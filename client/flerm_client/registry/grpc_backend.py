@@ -65,7 +65,7 @@ class GrpcBackend(RegistryBackend):
         """Calls ListFamilies, page by page."""
         for page in self._calls.pages("ListFamilies", pb.ListFamiliesRequest(prefix=prefix)):
             with _reading("ListFamilies"):
-                found = list(map(recording_messages.family_from_proto, page.families))
+                found = recording_messages.FAMILY.values(page.families)
             yield from found
 
     def rename_family(self, name: str, new_name: str) -> Family:
@@ -128,7 +128,7 @@ class GrpcBackend(RegistryBackend):
         request = recording_messages.filter_to_proto(filters)
         for page in self._calls.pages("ListRecordings", request):
             with _reading("ListRecordings"):
-                found = list(map(recording_messages.recording_from_proto, page.recordings))
+                found = recording_messages.RECORDING.values(page.recordings)
             yield from found
 
     def recording(self, recording_id: str) -> Recording:

@@ -17,7 +17,7 @@ from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.packing import pack
 from flerm_core.records.recording import Attempt, RecordingSpec, now
 from flerm_proto import query_messages, recording_messages
-from flerm_proto.fields import timestamp_to_fields
+from flerm_proto.fields import set_timestamp
 from flerm_proto.query_messages import MAX_CHUNK_BYTES
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
@@ -52,14 +52,15 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
     ) -> pb.ServerInfoResponse:
         """Versions, limits and the database's clock."""
         info = self._store.info()
-        return pb.ServerInfoResponse(
+        answer = pb.ServerInfoResponse(
             version=version(),
             schema_revision=info.schema_revision,
             api_versions=API_VERSIONS,
-            now=timestamp_to_fields(info.now),
             max_parameters=validation.MAX_PARAMETERS,
             max_rows_per_append=validation.MAX_ROWS,
         )
+        set_timestamp(answer.now, info.now)
+        return answer
 
     def RegisterFamily(
         self, request: pb.RegisterFamilyRequest, context: grpc.ServicerContext
@@ -79,10 +80,9 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
             found = self._store.families(
                 prefix=request.prefix, page_size=size, page_token=request.page_token
             )
-            return pb.ListFamiliesResponse(
-                families=map(recording_messages.family_to_proto, found.items),
-                next_page_token=found.next_token,
-            )
+            made = pb.ListFamiliesResponse(next_page_token=found.next_token)
+            recording_messages.FAMILY.add(made.families, found.items)
+            return made
 
         return _page_in_message(page, request.page_size, lambda made: len(made.families))
 
@@ -179,8 +179,9 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
 
         def page(size: int) -> pb.ListRecordingsResponse:
             found = self._store.recordings(filters, page_size=size, page_token=request.page_token)
-            items = map(recording_messages.RECORDING.to_fields, found.items)
-            return pb.ListRecordingsResponse(recordings=items, next_page_token=found.next_token)
+            made = pb.ListRecordingsResponse(next_page_token=found.next_token)
+            recording_messages.RECORDING.add(made.recordings, found.items)
+            return made
 
         return _page_in_message(page, request.page_size, lambda made: len(made.recordings))
 

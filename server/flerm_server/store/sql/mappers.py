@@ -6,11 +6,10 @@ declarations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from datetime import datetime
-from itertools import repeat
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import sqlalchemy as sa
@@ -22,6 +21,7 @@ from flerm_core.records.recording import (
     Recording,
     RecordingSpec,
 )
+from flerm_core.records.value_columns import require_plain, values_from_columns
 from flerm_server.store.sql.engine import timestamp_from_column, timestamp_to_column
 from flerm_server.store.sql.tables import families, recordings
 
@@ -42,8 +42,9 @@ class RowMapper(Generic[Value]):
         table: its table, which may have columns of its own besides.
         elsewhere: fields that are not read from columns of this table by their name.
 
-        Raises `TypeError` where a field has no column.
+        Raises `TypeError` where a field has no column, and for a dataclass with `__post_init__`.
         """
+        require_plain(value_type)
         self.value_type = value_type
         hints = get_type_hints(value_type)
         names = [each.name for each in fields(value_type) if each.name not in elsewhere]  # type: ignore[arg-type]
@@ -51,32 +52,26 @@ class RowMapper(Generic[Value]):
         if missing:
             raise TypeError(f"table {table.name} has no column for {missing}")
         self._to = {name: _writer(name, hints[name]) for name in names}
-        self._names = names
-        self._values = itemgetter(*(list(table.c).index(table.c[name]) for name in names))
-        readers = ((at, _reader(hints[name])) for at, name in enumerate(names))
-        self._readers = [(at, read) for at, read in readers if read is not None]
+        places = {each.name: at for at, each in enumerate(table.c)}
+        self._places = {name: places[name] for name in names}
+        readers = ((name, _reader(hints[name])) for name in names)
+        self._readers = {name: read for name, read in readers if read is not None}
 
     def to_row(self, value: Value) -> dict[str, Any]:
         """The columns that `value` fills."""
         return {name: write(value) for name, write in self._to.items()}
 
-    def from_rows(self, rows: Sequence[sa.Row[Any]], **elsewhere: Iterable[Any]) -> list[Value]:
-        """The values in `rows`, which begin with all columns of the table, in their order.
+    def from_columns(
+        self, columns: Sequence[Sequence[Any]], **elsewhere: Sequence[Any]
+    ) -> list[Value]:
+        """The values in columns, which begin with all columns of the table, in their order.
 
-        elsewhere: for each field that the columns do not hold, its values in the order of `rows`.
+        elsewhere: for each field that the table does not hold, its column.
         """
-        # Column by column, and by place: a listing has thousands of rows, and to look up each
-        # column of each row by its name costs as much as all else here.
-        columns: list[Iterable[Any]] = list(zip(*map(self._values, rows), strict=True))
-        if not columns:
-            return []
-        for at, read in self._readers:
-            columns[at] = map(read, columns[at])
-        names = (*self._names, *elsewhere)
-        return [
-            self.value_type(**dict(zip(names, values, strict=True)))
-            for values in zip(*columns, *elsewhere.values(), strict=True)
-        ]
+        # By place: to look up each field of each row by its name costs as much as all else here.
+        found = {name: columns[at] for name, at in self._places.items()}
+        found |= {name: read(found[name]) for name, read in self._readers.items()}
+        return values_from_columns(self.value_type, found | elsewhere)
 
 
 def _writer(name: str, hint: Any) -> Callable[[Any], Any]:
@@ -91,13 +86,25 @@ def _writer(name: str, hint: Any) -> Callable[[Any], Any]:
     return (lambda value: list(get(value))) if get_origin(hint) is tuple else get
 
 
-def _reader(hint: Any) -> Callable[[Any], Any] | None:
-    """A function that makes a field of what its column holds; None where both are the same."""
+def _reader(hint: Any) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
+    """A function that makes fields of what their column holds; None where both are the same."""
     if datetime in (hint, *get_args(hint)):
-        return lambda value: None if value is None else timestamp_from_column(value)
+        return lambda column: [
+            None if each is None else timestamp_from_column(each) for each in column
+        ]
     if isinstance(hint, type) and is_dataclass(hint):
-        return lambda value: hint(**value)
-    return tuple if get_origin(hint) is tuple else None
+        return lambda column: _alike(lambda content: hint(**content), column)
+    if get_origin(hint) is tuple:
+        return lambda column: list(map(tuple, column))
+    return None
+
+
+def _alike(make: Callable[[Any], Any], column: Sequence[Any]) -> list[Any]:
+    """What `make` gives for each entry, made once for entries that are one object: equal JSON of
+    several rows is (see `engine.open_engine`).
+    """
+    made = {id(each): make(each) for each in {id(each): each for each in column}.values()}
+    return [made[id(each)] for each in column]
 
 
 SPEC = RowMapper(RecordingSpec, recordings, elsewhere=["family", "parameters", "tags"])
@@ -142,6 +149,11 @@ def status_at(now: int) -> sa.Case[str]:
     return sa.case((lapsed, "interrupted"), else_=recordings.c.status)
 
 
+# The places of columns in what `select_recordings` finds.
+_KEY = list(recordings.c).index(recordings.c.key)
+_FAMILY, _SHOWN_STATUS = len(recordings.c), len(recordings.c) + 1
+
+
 def select_recordings(now: int) -> sa.Select[Any]:
     """All columns of recordings, the name of their family, and `shown_status`: see `status_at`."""
     return sa.select(
@@ -159,13 +171,17 @@ def recordings_from_rows(
     tags: by the recording's key.
     parameters: of each of them.
     """
-    specs = SPEC.from_rows(
-        rows,
-        family=[row.family for row in rows],
-        parameters=repeat(parameters, len(rows)),
-        tags=[tags.get(row.key, {}) for row in rows],
+    if not rows:
+        return []
+    columns = list(zip(*rows, strict=True))
+    keys, names, statuses = (columns[at] for at in (_KEY, _FAMILY, _SHOWN_STATUS))
+    specs = SPEC.from_columns(
+        columns,
+        family=names,
+        parameters=[parameters] * len(rows),
+        tags=[tags.get(key, {}) for key in keys],
     )
-    return RECORDING.from_rows(rows, spec=specs, status=[row.shown_status for row in rows])
+    return RECORDING.from_columns(columns, spec=specs, status=statuses)
 
 
 def family_from_row(row: sa.Row[Any], count: int, rates: tuple[float, ...]) -> Family:
@@ -174,4 +190,4 @@ def family_from_row(row: sa.Row[Any], count: int, rates: tuple[float, ...]) -> F
     count: the number of its recordings.
     rates: the learning rates of those with role base.
     """
-    return FAMILY.from_rows([row], recordings=[count], learning_rates=[rates])[0]
+    return FAMILY.from_columns(list(zip(row)), recordings=[count], learning_rates=[rates])[0]
