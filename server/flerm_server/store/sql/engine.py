@@ -7,12 +7,10 @@ as an error of ours, in one sentence.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +33,6 @@ NETWORK_FILE_SYSTEMS = frozenset((
 ))  # fmt: skip
 EPOCH = datetime.fromtimestamp(0, UTC)
 MICROSECOND = timedelta(microseconds=1)
-SHORT_JSON = 2048  # characters of a text that is worth keeping parsed
 
 # Not now(), which is the time when the transaction began.
 POSTGRES_CLOCK = sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
@@ -69,25 +66,12 @@ def open_engine(url: sa.URL) -> sa.Engine:
         max_overflow=max_overflow,
         pool_recycle=recycle,
         pool_timeout=POOL_SECONDS,
-        json_deserializer=_json_value,
         hide_parameters=True,  # errors name the statement, and not what was to be stored
         execution_options={"connections": connections},
     )
     sa.event.listen(engine, "do_connect", lambda *_: connections.open())
     sa.event.listen(engine, "engine_disposed", lambda _: connections.close())
     return engine
-
-
-def _json_value(text: str | bytes) -> Any:
-    """The value of a JSON column. Recordings of a sweep share their settings, which are parsed
-    once; nobody changes what was read.
-    """
-    return _short_json(text) if len(text) <= SHORT_JSON else json.loads(text)
-
-
-@lru_cache(maxsize=2048)
-def _short_json(text: str | bytes) -> Any:
-    return json.loads(text)
 
 
 def connections_of(engine: sa.Engine) -> Connections:

@@ -17,6 +17,7 @@ from flerm_server.store.interface import PAGE_SIZE, Page
 from flerm_server.store.sql.compiled_statements import Driver, Prepared, PreparedIn
 from flerm_server.store.sql.engine import timestamp_to_column
 from flerm_server.store.sql.mappers import (
+    columns_of,
     family_from_row,
     parameters_from_row,
     recordings_from_rows,
@@ -82,7 +83,7 @@ def list_families(
 ) -> Page[Family]:
     """See `Store.families`."""
     limit = page_size or PAGE_SIZE
-    query = _by_name(sa.select(families), within, limit + 1)
+    query = _by_name(sa.select(*columns_of(families)), within, limit + 1)
     if prefix:
         # Not LIKE, which ignores case on SQLite.
         query = query.where(sa.func.substr(families.c.name, 1, len(prefix)) == prefix)
@@ -109,18 +110,16 @@ def one_family(connection: sa.Connection, name: str, within: str = "") -> Family
 
 
 def family_record(connection: sa.Connection, name: str, within: str = "") -> sa.Row[Any]:
-    """The row of a family, without a count of its recordings. Raises as `Store.family` does."""
-    found = connection.execute(sa.select(families).where(families.c.name == name)).one_or_none()
+    """The row of a family, of `columns_of`, without a count of its recordings.
+
+    Raises as `Store.family` does.
+    """
+    query = sa.select(*columns_of(families)).where(families.c.name == name)
+    found = connection.execute(query).one_or_none()
     if found is None:
-        query = (
-            sa.select(families.c.name)
-            .where(*team_filter(within))
-            .order_by(families.c.name)
-            .limit(COMPARED_NAMES)
-        )
-        names = connection.execute(query).scalars().all()
+        names = family_names(connection, COMPARED_NAMES, within)
         similar = difflib.get_close_matches(name, names, SUGGESTED_NAMES, 0.5)
-        similar = similar or list(names[:SUGGESTED_NAMES])
+        similar = similar or names[:SUGGESTED_NAMES]
         there = (
             f"there are {len(names)}, for example {', '.join(similar)}"
             if names

@@ -6,9 +6,11 @@ declarations.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from datetime import datetime
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
@@ -26,6 +28,9 @@ from flerm_server.store.sql.engine import timestamp_from_column, timestamp_to_co
 from flerm_server.store.sql.tables import families, recordings
 
 Value = TypeVar("Value")
+
+MOST_KEPT = 512  # texts of a JSON column whose values are kept
+SHORT_JSON = 2048  # characters of the longest of them
 
 NO_PARAMETERS = ParameterList((), (), ())
 
@@ -54,7 +59,7 @@ class RowMapper(Generic[Value]):
         self._to = {name: _writer(name, hints[name]) for name in names}
         places = {each.name: at for at, each in enumerate(table.c)}
         self._places = {name: places[name] for name in names}
-        readers = ((name, _reader(hints[name])) for name in names)
+        readers = ((name, _reader(hints[name], table.c[name])) for name in names)
         self._readers = {name: read for name, read in readers if read is not None}
 
     def to_row(self, value: Value) -> dict[str, Any]:
@@ -64,7 +69,7 @@ class RowMapper(Generic[Value]):
     def from_columns(
         self, columns: Sequence[Sequence[Any]], **elsewhere: Sequence[Any]
     ) -> list[Value]:
-        """The values in columns, which begin with all columns of the table, in their order.
+        """The values in columns, of which the first are those of `columns_of`.
 
         elsewhere: for each field that the table does not hold, its column.
         """
@@ -86,25 +91,38 @@ def _writer(name: str, hint: Any) -> Callable[[Any], Any]:
     return (lambda value: list(get(value))) if get_origin(hint) is tuple else get
 
 
-def _reader(hint: Any) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
+def _reader(hint: Any, column: sa.Column[Any]) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
     """A function that makes fields of what their column holds; None where both are the same."""
     if datetime in (hint, *get_args(hint)):
-        return lambda column: [
-            None if each is None else timestamp_from_column(each) for each in column
+        return lambda found: [
+            None if each is None else timestamp_from_column(each) for each in found
         ]
+    if not isinstance(column.type, sa.JSON):
+        return None
     if isinstance(hint, type) and is_dataclass(hint):
-        return lambda column: _alike(lambda content: hint(**content), column)
+        return _reader_of_texts(lambda text: hint(**json.loads(text)))
     if get_origin(hint) is tuple:
-        return lambda column: list(map(tuple, column))
-    return None
+        return _reader_of_texts(lambda text: tuple(json.loads(text)))
+    return _reader_of_texts(json.loads)
 
 
-def _alike(make: Callable[[Any], Any], column: Sequence[Any]) -> list[Any]:
-    """What `make` gives for each entry, made once for entries that are one object: equal JSON of
-    several rows is (see `engine.open_engine`).
+def _reader_of_texts(read: Callable[[str], Any]) -> Callable[[Sequence[str]], list[Any]]:
+    """Reads each text. Recordings of a sweep share their settings, which are read once and then
+    shared; nobody changes what was read.
     """
-    made = {id(each): make(each) for each in {id(each): each for each in column}.values()}
-    return [made[id(each)] for each in column]
+    short = lru_cache(MOST_KEPT)(read)
+    return lambda texts: [(short if len(each) <= SHORT_JSON else read)(each) for each in texts]
+
+
+def columns_of(table: sa.Table) -> list[sa.ColumnElement[Any]]:
+    """The columns of a table in the form that `RowMapper` reads: JSON is its text.
+
+    A driver would parse the JSON of each row, which takes longer than all else of the row.
+    """
+    return [
+        sa.cast(each, sa.Text).label(each.name) if isinstance(each.type, sa.JSON) else each
+        for each in table.c
+    ]
 
 
 SPEC = RowMapper(RecordingSpec, recordings, elsewhere=["family", "parameters", "tags"])
@@ -155,9 +173,11 @@ _FAMILY, _SHOWN_STATUS = len(recordings.c), len(recordings.c) + 1
 
 
 def select_recordings(now: int) -> sa.Select[Any]:
-    """All columns of recordings, the name of their family, and `shown_status`: see `status_at`."""
+    """The columns of recordings, the name of their family, and `shown_status`: see `status_at`."""
     return sa.select(
-        recordings, families.c.name.label("family"), status_at(now).label("shown_status")
+        *columns_of(recordings),
+        families.c.name.label("family"),
+        status_at(now).label("shown_status"),
     ).join_from(recordings, families)
 
 
@@ -185,7 +205,7 @@ def recordings_from_rows(
 
 
 def family_from_row(row: sa.Row[Any], count: int, rates: tuple[float, ...]) -> Family:
-    """A family from its row.
+    """A family from its row, of the columns `columns_of`.
 
     count: the number of its recordings.
     rates: the learning rates of those with role base.

@@ -60,6 +60,7 @@ from flerm_server.store.sql.finish_attempt import finish_attempt
 from flerm_server.store.sql.import_parts import import_parts
 from flerm_server.store.sql.kept_targets import KeptTargets
 from flerm_server.store.sql.locks import lock_families
+from flerm_server.store.sql.mappers import family_from_row
 from flerm_server.store.sql.read_trajectories import read_trajectories
 from flerm_server.store.sql.start_recording import StartRecording, ensure_family
 from flerm_server.store.sql.tables import families
@@ -285,7 +286,7 @@ class SqlStore(Store):
                 if not comparability.has_unkeyed(connection, family.key):
                     return select_sources(
                         SqlBaseIndex(connection, family.key, database_now(connection)), query
-                    ), tuple(family.blocks)
+                    ), family_from_row(family, 0, ()).blocks
             with transaction(self.engine, writes=True) as connection:
                 comparability.backfill(connection, family.key)
 
