@@ -102,6 +102,8 @@ class BestQuery:
     tags: every one of these must be set on a recording that counts.
     pick: setting to value (`steps` to `300`): which experiment, where the family has several. Of a
         setting that is not named, the value with most recordings counts.
+    cautions: whether to say when not to trust a match to this family, which takes as long as its
+        transfer report.
     """
 
     family: str
@@ -110,3 +112,4 @@ class BestQuery:
     optimizer: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     pick: Mapping[str, str] = field(default_factory=dict)
+    cautions: bool = False

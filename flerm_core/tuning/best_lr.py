@@ -90,6 +90,8 @@ class Best:
     points: the loss curve, ascending by rate.
     experiment: sentences on which of the family's experiments this answer is about, which others
         there are, and how to choose one; empty where there is only one.
+    cautions: when not to trust a match to this family, and what regret its matches had, in
+        sentences (`family_cautions`); empty where the query did not ask.
     """
 
     family: str
@@ -101,6 +103,12 @@ class Best:
     advice: str
     points: tuple[LossPoint, ...]
     experiment: str = ""
+    cautions: tuple[str, ...] = ()
+
+    @property
+    def at_an_end(self) -> bool:
+        """Whether the best rate has no recorded rate on one of its sides."""
+        return self.lr in (self.points[0].lr, self.points[-1].lr)
 
     @property
     def rate(self) -> float:

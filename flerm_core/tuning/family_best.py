@@ -15,7 +15,7 @@ from flerm_core.tuning.experiment_settings import (
     kinds_of,
 )
 from flerm_core.tuning.experiment_words import check_picked, experiment_words
-from flerm_core.tuning.transfer_report import Curves
+from flerm_core.tuning.transfer_report import Curves, transfer_report
 
 
 def best_of(runs: Iterable[ExperimentRun], query: BestQuery, known: Curves | None = None) -> Best:
@@ -33,7 +33,8 @@ def best_of(runs: Iterable[ExperimentRun], query: BestQuery, known: Curves | Non
     asked = [each for each in runs if _has(each, query)]
     role, variant = query.role, query.variant or "plain"
     bigger = bigger_than_base(asked)
-    if (role, variant) != ("base", "plain"):
+    compared = (role, variant) != ("base", "plain")
+    if compared:
         # The runs asked for are compared among themselves, as if they were the base's.
         asked = [
             replace(each, role="base", variant="plain")
@@ -45,7 +46,12 @@ def best_of(runs: Iterable[ExperimentRun], query: BestQuery, known: Curves | Non
     check_picked(kinds, query.pick)
     own = [each.run for each in kept if is_base(each, bigger)]
     words = experiment_words(kinds, len(asked) - len(kept), len(bigger))
-    return replace((known or Curves()).best(query.family, own), experiment=words)
+    known = known or Curves()
+    found = replace(known.best(query.family, own), experiment=words)
+    if query.cautions and not compared:
+        report = transfer_report(query.family, asked, query.pick, known)
+        found = replace(found, cautions=report.cautions)
+    return found
 
 
 def _has(run: ExperimentRun, query: BestQuery) -> bool:

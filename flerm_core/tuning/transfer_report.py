@@ -15,6 +15,7 @@ from flerm_core._arrays import thin
 from flerm_core.errors import NotFound
 from flerm_core.records.recording import same_lr
 from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_rate
+from flerm_core.tuning.cautions import family_cautions
 from flerm_core.tuning.experiment_settings import (
     ExperimentRun,
     Kind,
@@ -112,6 +113,11 @@ class TransferReport:
     def base(self) -> TransferRow | None:
         """The base's row."""
         return next((row for row in self.rows if not row.scale and row.variant == "plain"), None)
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """When not to trust a match of this family, and what regret its matches had."""
+        return family_cautions(self)
 
     def panels(self, dimension: str = "") -> dict[str, dict[str, tuple[LossPoint, ...]]]:
         """The curves of a figure like the paper's Figure 2, by variant and then by scale.

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 
 from flerm_core.tuning.best_lr import Best
 from flerm_core.tuning.transfer_report import TransferReport, TransferRow
-
-ONE_SEED = (
-    "The base has one seed: optima of single seeds lie up to 0.4 octaves apart, so record two more."
-)
-"""What is said of a base with one seed. The figure is that of docs/results.md."""
-_INITIAL = re.compile("init", re.IGNORECASE)
 
 
 def base_words(best: Best) -> str:
@@ -44,39 +37,6 @@ def transfer_words(report: TransferReport) -> str:
     if math.isnan(plain.cost):
         return f"{plainly}."
     return f"{plainly}, and the base's rate gives a loss {cost_words(plain.cost)} that."
-
-
-def caution_words(report: TransferReport) -> tuple[str, ...]:
-    """When not to trust a match of this family, and what regret its matches had, in sentences."""
-    base = report.base
-    words = []
-    if base is not None and base.seeds == 1:
-        words.append(ONE_SEED)
-    matched = [row for row in report.rows if row.scale and row.variant.startswith("matched")]
-    changed = {
-        name for row in matched for name, _, _ in row.scale.differences if _INITIAL.search(name)
-    }
-    if changed:
-        words.append(
-            f"Some models differ from the base in {', '.join(sorted(changed))}: matching makes up "
-            "for this only where a norm follows every weight."
-        )
-    known = [row.regret.value for row in matched if not math.isnan(row.regret.value)]
-    finite = [value for value in known if not math.isinf(value)]
-    if finite:
-        low, high = (f"{100 * end(finite):.1f} %" for end in (min, max))
-        span = low if low == high else f"{low} to {high}"
-        words.append(
-            f"At the base's rate, the loss of {_counted(len(finite))} was {span} above the lowest "
-            "that was tried with the same model."
-        )
-    if len(known) > len(finite):
-        words.append(f"At the base's rate, {_counted(len(known) - len(finite))} diverged.")
-    return tuple(words)
-
-
-def _counted(curves: int) -> str:
-    return f"{curves} matched curve{'s' if curves > 1 else ''}"
 
 
 def place_words(row: TransferRow) -> str:

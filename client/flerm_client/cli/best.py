@@ -55,6 +55,7 @@ def best(
             optimizer=optimizer,
             tags=tags_of(tag),
             pick=tags_of(pick, "--pick"),
+            cautions=not suggest,
         )
     if suggest:
         rates = found.suggested_rates
@@ -76,6 +77,8 @@ def best(
     if found.experiment:
         say(found.experiment)
     say(f"next: lr {number(found.next_lr)}. {found.advice}")
+    for caution in found.cautions:
+        say(f"caution: {caution}")
     rows = [
         (point.lr, point.loss, point.spread, point.seeds, point.diverged) for point in found.points
     ]

@@ -66,8 +66,10 @@ def check(
     """
     from flerm_client.training.match_report import MatchReport
     from flerm_core.matching.batch_change import BatchChange
+    from flerm_core.matching.match_cautions import RunFacts
+    from flerm_core.records.batch_size import batch_size_of
 
-    names, measured, spec = _model(model)
+    names, measured, spec, own_steps = _model(model)
     with client(registry) as connected:
         found = connected.targets(
             family,
@@ -79,7 +81,15 @@ def check(
             optimizer=optimizer,
             tags=tags_of(tag),
         )
-    times, change = 1.0, BatchChange.asked(found, batch_size, total_steps)
+        times, change = 1.0, BatchChange.asked(found, batch_size, total_steps)
+        facts = RunFacts(
+            batch_size=None if spec is None else batch_size_of(spec),
+            steps=own_steps,
+            follows=change is not None,
+            config={} if spec is None else spec.config,
+            tags=tags_of(tag),
+        )
+        cautions = connected.match_cautions(found, facts)
     if change is not None:
         found, times = replace(found, remarks=(*found.remarks, change.sentence)), change.rate
     differing = () if spec is None else _mismatches(found, spec)
@@ -88,6 +98,7 @@ def check(
         None if measured is None else measured.at(step),
         step=step,
         mismatches=differing,
+        cautions=cautions,
         times=times,
     )
     if as_json:
@@ -109,8 +120,11 @@ def _mismatches(targets: Targets, spec: RecordingSpec) -> tuple[str, ...]:
     )
 
 
-def _model(path: Path) -> tuple[list[str], Trajectory | None, RecordingSpec | None]:
-    """The parameter names in a file, and its trajectory and specification where the file has them.
+def _model(
+    path: Path,
+) -> tuple[list[str], Trajectory | None, RecordingSpec | None, int | None]:
+    """The parameter names in a file, and where the file has them its trajectory, its specification
+    and the number of steps that its run made.
 
     Raises `NotFound` where there is no such file, and `InvalidInput` for one without names.
     """
@@ -125,12 +139,13 @@ def _model(path: Path) -> tuple[list[str], Trajectory | None, RecordingSpec | No
         content = read(path)
         trajectory = Trajectory.from_measurements(content.spec.parameters, content.rows)
         spec: RecordingSpec | None = content.spec
+        steps = content.ending.final_step if content.ending is not None else None
     elif path.suffix == ".npz":
-        trajectory, spec = Trajectory.load(path), None
+        trajectory, spec, steps = Trajectory.load(path), None, None
     else:
         names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
         if not names:
             raise InvalidInput(f"{path} names no parameter; allowed is one name on each line")
-        return names, None, None
+        return names, None, None, None
     names = [name for name in trajectory.names if not is_depth_group(name)]
-    return names, trajectory if len(trajectory) else None, spec
+    return names, trajectory if len(trajectory) else None, spec, steps

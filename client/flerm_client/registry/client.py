@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flerm_client.registry.address import address_of, token_of
 from flerm_client.registry.recording_writer import RecordingWriter
+from flerm_core.matching.match_cautions import RunFacts, match_cautions
 from flerm_core.matching.matched_rates import MatchedRates, matched_rates
 from flerm_core.matching.targets import Targets
 from flerm_core.parameter_names import as_axes
@@ -241,6 +242,15 @@ class RegistryClient(RecordingWriter):
         )
         return self._backend.targets(query)
 
+    def match_cautions(self, targets: Targets, run: RunFacts) -> tuple[str, ...]:
+        """When not to trust a match of `run` to `targets`, and what regret to expect, in sentences.
+
+        targets: the answer of `targets`.
+        run: what is known of the run.
+        """
+        here = self._backend
+        return match_cautions(targets, run, best=here.best, recording=here.recording)
+
     def best(
         self,
         family: str,
@@ -250,6 +260,7 @@ class RegistryClient(RecordingWriter):
         optimizer: str = "",
         tags: Mapping[str, str] | None = None,
         pick: Mapping[str, str] | None = None,
+        cautions: bool = False,
     ) -> Best:
         """The best base learning rate: recorded, fitted with its spread, and which to try next.
 
@@ -257,6 +268,7 @@ class RegistryClient(RecordingWriter):
         pick: setting to value (`{"steps": "300"}`): which experiment, where the family has several
             optimisers or schedules. Of a setting that is not named, the value with most recordings
             counts; `Best.experiment` says which that is, and what else there is.
+        cautions: whether `Best.cautions` says when not to trust a match to this family.
 
         Raises `NotFound` for an unknown family, one without a completed run, and a pick that no
         run fits.
@@ -269,5 +281,6 @@ class RegistryClient(RecordingWriter):
                 optimizer=optimizer,
                 tags=dict(tags or {}),
                 pick=dict(pick or {}),
+                cautions=cautions,
             )
         )

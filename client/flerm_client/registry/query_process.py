@@ -38,7 +38,7 @@ from flerm_core import errors
 from flerm_core._files import atomic_write
 from flerm_core.matching.targets import Targets
 from flerm_core.records.queries import BestQuery, TargetQuery
-from flerm_core.records.recording import now
+from flerm_core.records.recording import Recording, now
 from flerm_core.tuning.best_lr import Best
 from flerm_proto.v1 import registry_pb2 as pb
 
@@ -80,6 +80,17 @@ def fetch_best(
     """
     query = BestQuery(family=query) if isinstance(query, str) else query
     return _backend(registry, token, timeout).best(query)
+
+
+def fetch_recording(
+    registry: str | os.PathLike[str] | None,
+    recording_id: str,
+    *,
+    token: str | None = None,
+    timeout: float = 60.0,
+) -> Recording:
+    """The recording with an id, fetched as `fetch_targets` does."""
+    return _backend(registry, token, timeout).recording(recording_id)
 
 
 def _backend(

@@ -14,7 +14,6 @@ from flerm_core.matching.match import Multipliers, multipliers
 from flerm_core.matching.targets import Targets
 from flerm_core.records.comparability import settings_in_force
 from flerm_core.records.recording import EstimatorSettings
-from flerm_core.tuning.transfer_words import ONE_SEED
 
 _WIDE = 0.5  # of ln FSLR over seeds; a target with a greater spread is a rough guess
 _KINDS = (
@@ -34,6 +33,7 @@ class MatchReport:
     seeds, sources, digest: of the targets; 0 and empty for targets of no recording.
     mismatches: sentences that say where the run differs from the recordings.
     remarks: sentences on how targets were found for tensors that the base does not have.
+    cautions: when not to trust the match (`match_cautions`).
     outcome: the multipliers, and why some tensors have none; None where nothing was measured yet.
     """
 
@@ -46,6 +46,7 @@ class MatchReport:
     digest: str = ""
     mismatches: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
     measured: Mapping[str, float] = field(default_factory=dict)
     outcome: Multipliers | None = None
 
@@ -57,6 +58,7 @@ class MatchReport:
         *,
         step: float | None = None,
         mismatches: tuple[str, ...] = (),
+        cautions: tuple[str, ...] = (),
         times: float = 1.0,
     ) -> MatchReport:
         """The targets `found` beside `measured` FSLRs, both at the base's `step`.
@@ -76,6 +78,7 @@ class MatchReport:
             digest=found.digest,
             mismatches=mismatches,
             remarks=found.remarks,
+            cautions=cautions,
             measured=measured or {},
             outcome=None if measured is None else multipliers(targets, measured, times=times),
         )
@@ -88,7 +91,7 @@ class MatchReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         names = ["family", "lr", "sources", "seeds", "digest", "targets", "spread"]
-        names += ["mismatches", "remarks"]
+        names += ["mismatches", "remarks", "cautions"]
         content: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.outcome is not None:
             content |= {"measured": self.measured, "multipliers": self.outcome.values}
@@ -101,8 +104,7 @@ class MatchReport:
         lines = [f"{len(self.targets)} tensors match {self.family} at lr {self.lr:g}{seeds}"]
         lines += [f"mismatch: {mismatch}" for mismatch in self.mismatches]
         lines += self.remarks
-        if self.seeds == 1:
-            lines.append(f"caution: {ONE_SEED}")
+        lines += [f"caution: {caution}" for caution in self.cautions]
         for kind, meaning in _KINDS:
             names = getattr(self.outcome, kind, ())
             if names:

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+from flerm_client.registry.query_process import fetch_best, fetch_recording
 from flerm_client.training.batch_moments import batch_change_of, follow_batch, put_back_betas
 from flerm_client.training.optimizer_info import initial_rates
 from flerm_client.training.run_instructions import RunInstructions
@@ -18,6 +19,8 @@ from flerm_client.training.target_schedule import TargetSchedule
 from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
 from flerm_core.matching.batch_change import BatchChange, unfollowed
+from flerm_core.matching.match_cautions import RunFacts, match_cautions
+from flerm_core.matching.targets import Targets
 from flerm_core.records.batch_size import said_batch_size
 from flerm_core.records.queries import TargetQuery
 from flerm_core.records.recording import EstimatorSettings, same_lr
@@ -81,10 +84,8 @@ def start_matching(options: MatchOptions) -> TrainingSession:
         )
     if options.batch_size is not None:
         _follow_batch(batch_change_of(options, answer, settings.start), session, schedule)
-    elif answer is not None:
-        own = said_batch_size(options.config or {}, options.tags or {})
-        if sentence := unfollowed(answer, own):
-            schedule.say(sentence)
+    if answer is not None:
+        _say_of_base(answer, options, metadata, session, schedule)
     session.begin(
         metadata, settings, schedule, match_every=options.every or 0, dry_run=options.dry_run
     )
@@ -139,6 +140,36 @@ def _target_schedule(
     ask = partial(TargetSchedule.from_registry, registry, query, options, clock)
     schedule: TargetSchedule = session.ranks.on_rank0(ask)
     return schedule
+
+
+def _say_of_base(
+    answer: Targets,
+    options: MatchOptions,
+    metadata: RunMetadata,
+    session: TrainingSession,
+    schedule: TargetSchedule,
+) -> None:
+    """Lets the run say of the base what its user should know; a dry run says all that is known."""
+    config = {**metadata.model_config, **(options.config or {})}
+    run = RunFacts(
+        batch_size=said_batch_size(config, options.tags or {}),
+        steps=options.total_steps,
+        follows=options.batch_size is not None,
+        config=config,
+        tags=options.source_tags or {},
+    )
+    if not options.dry_run:
+        schedule.say("" if run.follows else unfollowed(answer, run.batch_size))
+        return
+    asked, token, seconds = metadata.registry, options.token, options.timeout
+    ask = partial(
+        match_cautions,
+        answer,
+        run,
+        best=lambda query: fetch_best(asked, query, token=token, timeout=seconds),
+        recording=lambda each: fetch_recording(asked, each, token=token, timeout=seconds),
+    )
+    schedule.cautions = session.ranks.on_rank0(ask)
 
 
 def _follow_batch(change: BatchChange, session: TrainingSession, schedule: TargetSchedule) -> None:

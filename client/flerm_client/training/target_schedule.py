@@ -54,6 +54,7 @@ class TargetSchedule:
         self._targets = targets
         self._clamp = clamp
         self._mismatches = mismatches
+        self.cautions: tuple[str, ...] = ()  # of a dry run
         self.batch_factor = 1.0  # in every multiplier, by `follow`
 
     @classmethod
@@ -131,8 +132,9 @@ class TargetSchedule:
         self.say(change.sentence)
 
     def say(self, remark: str) -> None:
-        """Adds a remark."""
-        self._targets = replace(self._targets, remarks=(*self._targets.remarks, remark))
+        """Adds a remark; an empty one says nothing."""
+        if remark:
+            self._targets = replace(self._targets, remarks=(*self._targets.remarks, remark))
 
     def base_step(self, step: int, tokens: int | None) -> float:
         """The base's step whose targets are those of this run's `step`.
@@ -181,7 +183,13 @@ class TargetSchedule:
 
     def report(self, base_step: float, measured: Mapping[str, float]) -> MatchReport:
         """What a dry run prints: `measured` FSLRs beside the targets as of `base_step`."""
-        report = MatchReport.of(self._targets, None, step=base_step, mismatches=self._mismatches)
+        report = MatchReport.of(
+            self._targets,
+            None,
+            step=base_step,
+            mismatches=self._mismatches,
+            cautions=self.cautions,
+        )
         return replace(
             report,
             targets=self.targets_at(base_step),

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flerm_core.tuning.cautions import AT_AN_END, ONE_SEED, UNKNOWN_REGRET
 from flerm_core.tuning.transfer_report import is_bracketed
-from flerm_core.tuning.transfer_words import ONE_SEED
 from flerm_experiments.sweep.job_outcome import duration
 from flerm_experiments.sweep.loss_drawing import loss_drawing
 from flerm_experiments.sweep.sampler_search import SearchAnswer, label, short, values_text
@@ -105,15 +105,13 @@ def _answer(run: TunedRun) -> Section:
 
 
 def _cautions(run: TunedRun) -> list[str]:
-    """When not to trust the rate."""
+    """When not to trust the rate, and what regret to expect."""
     found = []
     if run.base.row.seeds == 1:
         found.append(ONE_SEED)
     if not is_bracketed(run.base.row.points):
-        found.append(
-            "The best rate lies at an end of those that were tried, so the optimum may lie beyond."
-        )
-    return found
+        found.append(AT_AN_END)
+    return [*found, UNKNOWN_REGRET]
 
 
 def _searched(search: SearchAnswer) -> Section:

@@ -589,7 +589,7 @@ class TargetsChunk(_message.Message):
     def __init__(self, header: _Optional[_Union[TargetsHeader, _Mapping]] = ..., rows: _Optional[_Union[TargetsRows, _Mapping]] = ...) -> None: ...
 
 class GetBestRequest(_message.Message):
-    __slots__ = ("family", "role", "variant", "optimizer", "tags", "pick")
+    __slots__ = ("family", "role", "variant", "optimizer", "tags", "pick", "cautions")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -610,13 +610,15 @@ class GetBestRequest(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     PICK_FIELD_NUMBER: _ClassVar[int]
+    CAUTIONS_FIELD_NUMBER: _ClassVar[int]
     family: str
     role: str
     variant: str
     optimizer: str
     tags: _containers.ScalarMap[str, str]
     pick: _containers.ScalarMap[str, str]
-    def __init__(self, family: _Optional[str] = ..., role: _Optional[str] = ..., variant: _Optional[str] = ..., optimizer: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., pick: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    cautions: bool
+    def __init__(self, family: _Optional[str] = ..., role: _Optional[str] = ..., variant: _Optional[str] = ..., optimizer: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., pick: _Optional[_Mapping[str, str]] = ..., cautions: bool = ...) -> None: ...
 
 class LossPoint(_message.Message):
     __slots__ = ("lr", "loss", "spread", "seeds", "diverged")
@@ -633,7 +635,7 @@ class LossPoint(_message.Message):
     def __init__(self, lr: _Optional[float] = ..., loss: _Optional[float] = ..., spread: _Optional[float] = ..., seeds: _Optional[int] = ..., diverged: _Optional[int] = ...) -> None: ...
 
 class Best(_message.Message):
-    __slots__ = ("family", "lr", "loss", "optimum", "optimum_spread", "next_lr", "advice", "points", "experiment")
+    __slots__ = ("family", "lr", "loss", "optimum", "optimum_spread", "next_lr", "advice", "points", "experiment", "cautions")
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LR_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
@@ -643,6 +645,7 @@ class Best(_message.Message):
     ADVICE_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    CAUTIONS_FIELD_NUMBER: _ClassVar[int]
     family: str
     lr: float
     loss: float
@@ -652,4 +655,5 @@ class Best(_message.Message):
     advice: str
     points: _containers.RepeatedCompositeFieldContainer[LossPoint]
     experiment: str
-    def __init__(self, family: _Optional[str] = ..., lr: _Optional[float] = ..., loss: _Optional[float] = ..., optimum: _Optional[float] = ..., optimum_spread: _Optional[float] = ..., next_lr: _Optional[float] = ..., advice: _Optional[str] = ..., points: _Optional[_Iterable[_Union[LossPoint, _Mapping]]] = ..., experiment: _Optional[str] = ...) -> None: ...
+    cautions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, family: _Optional[str] = ..., lr: _Optional[float] = ..., loss: _Optional[float] = ..., optimum: _Optional[float] = ..., optimum_spread: _Optional[float] = ..., next_lr: _Optional[float] = ..., advice: _Optional[str] = ..., points: _Optional[_Iterable[_Union[LossPoint, _Mapping]]] = ..., experiment: _Optional[str] = ..., cautions: _Optional[_Iterable[str]] = ...) -> None: ...

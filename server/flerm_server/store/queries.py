@@ -14,29 +14,29 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
+from functools import partial
 
 from flerm_core.errors import NotFound, join_names
+from flerm_core.matching import match_cautions as cautions
 from flerm_core.matching import matched_rates as rates
 from flerm_core.matching import target_ratios as ratios
 from flerm_core.matching.batch_change import BatchChange
 from flerm_core.matching.match import Multipliers, multipliers
+from flerm_core.matching.match_cautions import RunFacts
 from flerm_core.matching.matched_rates import MatchedRates
 from flerm_core.matching.targets import Targets, build_targets
 from flerm_core.records import validation
 from flerm_core.records.auxiliary import AuxiliaryColumns
-from flerm_core.records.comparability import ComparabilityKey, comparability_of
-from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
+from flerm_core.records.queries import BestQuery, TargetQuery, TrajectoryQuery
 from flerm_core.records.recording import STATUSES, Family, Recording, content_digest
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, loss_curve
 from flerm_core.tuning.experiment_settings import (
-    OPTIMIZER,
     ExperimentRun,
     Settings,
     bigger_than_base,
     scales_of,
     settings_of,
-    short_texts,
 )
 from flerm_core.tuning.family_best import best_of
 from flerm_core.tuning.scale import Scale
@@ -46,29 +46,10 @@ from flerm_server.store.family_runs import FamilyRun, FamilyRuns
 from flerm_server.store.interface import Selection, Store
 from flerm_server.store.seed_coverage import SeedCoverage, seed_coverage
 
-"""The variants whose losses are shown beside another's."""
-
 LossPoints = Sequence[LossPoint]
 
 RoleAndVariant = tuple[str, str]
 """What tells the kinds of run of one family apart: ("base", "plain"), ("scaled", "matched"), ..."""
-
-
-@dataclass(frozen=True, slots=True)
-class BaseKind:
-    """Completed base recordings that may stand in one set of targets.
-
-    recording: the newest of them. count: how many there are among the newest `MAX_PAGE_SIZE`.
-    """
-
-    key: ComparabilityKey
-    recording: Recording
-    count: int
-
-    @property
-    def pick(self) -> dict[str, str]:
-        """Which experiment these are of, for a `BestQuery`."""
-        return {OPTIMIZER: self.key.optimizer_key}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +164,12 @@ def match(
     return found, multipliers(dict(found), measured, times=times), change
 
 
+def match_cautions(store: Store, found: Targets, run: RunFacts) -> tuple[str, ...]:
+    """When not to trust a match of `run` to the targets `found`, and what regret to expect."""
+    ask = partial(best, store)
+    return cautions.match_cautions(found, run, best=ask, recording=store.recording)
+
+
 def matched_rates(store: Store, recording_id: str, *, max_points: int = 0) -> MatchedRates:
     """The learning rates that a matched run trained at, with the targets behind them.
 
@@ -248,30 +235,6 @@ def best(store: Store, query: BestQuery) -> Best:
         ("best", asked), lambda: best_of(_experiments(found), query, found.answers.curves)
     )
     return replace(kept, family=query.family)
-
-
-def base_kinds(store: Store, family: str) -> dict[str, BaseKind]:
-    """The kinds of a family's completed base recordings, those with most recordings first, by what
-    tells them apart: their optimiser, and where these differ their estimator too.
-
-    Raises `NotFound` for an unknown family.
-    """
-
-    def answer() -> dict[str, BaseKind]:
-        wanted = RecordingFilter(family=family, role="base", variant="plain", status="completed")
-        by_key: dict[ComparabilityKey, list[Recording]] = {}
-        for each in store.recordings(wanted, page_size=validation.MAX_PAGE_SIZE).items:
-            by_key.setdefault(comparability_of(each.spec), []).append(each)
-        texts = short_texts(key.optimizer_key for key in by_key)
-        several = len({key.estimator for key in by_key}) > 1
-        return {
-            texts[key.optimizer_key] + (f" by {key.estimator}" if several else ""): BaseKind(
-                key, its[0], len(its)
-            )
-            for key, its in sorted(by_key.items(), key=lambda item: -len(item[1]))
-        }
-
-    return store.family_runs(family).answers.get("base kinds", answer)
 
 
 def losses(store: Store, family: str) -> dict[RoleAndVariant, tuple[LossPoint, ...]]:

@@ -214,6 +214,17 @@ def test_check_compares_a_model_before_money_is_spent(sweep, tmp_path, capsys):
     report = answer(capsys, "check", family, str(tmp_path / "wide.npz"), "--lr", "2e-3")
     assert report["multipliers"]["0.weight"] == 0.25
     assert "0.bias" in report["unmeasured"]
+    # The same sentences for a user, for a program, and of the family itself.
+    of_family = answer(capsys, "best", family)["cautions"]
+    assert of_family[0].startswith("The base has one seed") and len(of_family) == 2
+    assert set(of_family) < set(report["cautions"])
+    assert any(
+        each.startswith("The base's recordings do not all say") for each in report["cautions"]
+    )
+    out = run(capsys, "check", family, str(tmp_path / "wide.npz"), "--lr", "2e-3")[1]
+    assert [f"caution: {each}" in out for each in report["cautions"]] == [True] * len(
+        report["cautions"]
+    )
     wide = ("check", family, str(tmp_path / "wide.npz"), "--lr", "2e-3", "--batch-size", "1024")
     code, _, err = run(capsys, *wide)
     assert code == 2 and "set the tag batch_size of these recordings (flerm tag)" in err

@@ -18,6 +18,13 @@ def test_a_dry_run_reports_and_ends_the_program_well(tmp_path, capsys):
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "4 tensors match f at lr 0.001 (2 seeds)"
+    said = [line.removeprefix("caution: ") for line in lines if line.startswith("caution: ")]
+    assert said == [
+        "How far to trust the base's rate is not known: family: 'f' has no completed run with a "
+        "final loss; 2 runs in all.",
+        "The base's recordings do not all say one batch size, so nobody can tell whether this "
+        "run's is another: record the base with batch_size=, or set that tag (flerm tag).",
+    ]
     assert lines[-5].split() == [
         "tensor",
         "target",

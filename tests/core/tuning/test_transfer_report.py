@@ -11,7 +11,7 @@ from flerm_core.records.recording import ParameterList, Recording, RecordingSpec
 from flerm_core.tuning.experiment_settings import ExperimentRun
 from flerm_core.tuning.transfer_report import Curves, TransferReport
 from flerm_core.tuning.transfer_report import transfer_report as report_of
-from flerm_core.tuning.transfer_words import base_words, caution_words, transfer_words
+from flerm_core.tuning.transfer_words import base_words, transfer_words
 
 
 def transfer_report(family: str, recordings: list[Recording], *chosen) -> TransferReport:
@@ -156,22 +156,6 @@ def test_numbers_of_jobs_tell_no_scales_apart():
         for each in runs(-5, role="base", places=range(-6, -3), seeds=1, tags={"job": f"j{seed}"})
     ]
     assert [row.label for row in transfer_report("f", base).rows] == ["base"]
-
-
-def test_cautions_name_one_seed_an_initialisation_and_the_regret_that_was_measured():
-    base = runs(-5, role="base", seeds=1, config={"init_scale": 1.0})
-    matched = {"variant": "matched", "config": {"init_scale": 4.0}}
-    plain = runs(-5, least=0.8, variant="plain", config={"init_scale": 4.0}, seeds=1)
-    found = caution_words(transfer_report("f", base + runs(-5, seeds=1, **matched) + plain))
-    assert len(found) == 3
-    assert "one seed" in found[0]
-    assert "differ from the base in init_scale" in found[1]
-    # The matched loss of 1 at the base's rate over 0.8, the lowest that plain training reached.
-    assert "the loss of 1 matched curve was 25.0 % above the lowest that was tried" in found[2]
-
-
-def test_a_base_of_two_seeds_without_matches_needs_no_caution():
-    assert caution_words(transfer_report("f", runs(-5, role="base"))) == ()
 
 
 def test_a_row_has_its_regret_over_all_variants_of_its_scale():

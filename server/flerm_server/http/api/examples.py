@@ -84,6 +84,7 @@ BEST_VALUE: dict[str, Any] = {
     ),
     "points": _POINTS,
     "experiment": "",
+    "cautions": [],
 }
 TARGETS_VALUE: dict[str, Any] = {
     "family": NAME,
@@ -131,6 +132,10 @@ MATCH_VALUE: dict[str, Any] = {
     "digest": "0f" * 32,
     "optimizer_config": {"betas": [0.9, 0.999]},
     "remarks": [],
+    "cautions": [
+        "The base has one seed: optima of single seeds lie up to 0.4 octaves apart, so record two "
+        "more."
+    ],
 }
 FIGURE_VALUE: dict[str, Any] = {
     "data": [{"type": "scatter", "name": "feed-forward (2)", "x": [1, 101], "y": [28.98, 11.2]}],
@@ -197,6 +202,7 @@ TRANSFER = _json(
         "problem": "",
         "kinds": {},
         "left_out": 0,
+        "cautions": [],
         "rows": [
             {
                 "scale": "width ×4",

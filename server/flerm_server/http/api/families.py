@@ -58,10 +58,19 @@ def best(
     optimizer: Annotated[
         str, Query(description="Optimiser's class name; empty: the one with most recordings")
     ] = "",
+    cautions: Annotated[
+        bool, Query(description="Whether to say when not to trust a match to this family")
+    ] = False,
 ) -> BestOut:
     """Gives the best learning rate of a family, its spread over seeds, and the rate to try next."""
     query = BestQuery(
-        family=name, role=role, variant=variant, optimizer=optimizer, tags=tags, pick=pick
+        family=name,
+        role=role,
+        variant=variant,
+        optimizer=optimizer,
+        tags=tags,
+        pick=pick,
+        cautions=cautions,
     )
     return BestOut.of(queries.best(store, query))
 
@@ -76,6 +85,7 @@ def transfer(store: StoreDep, name: examples.FamilyName, pick: Picks) -> Transfe
         problem=report.problem,
         kinds={kind.name: kind.shown for kind in report.kinds},
         left_out=report.left_out,
+        cautions=list(report.cautions),
         rows=[
             TransferRowOut(
                 scale=row.label,

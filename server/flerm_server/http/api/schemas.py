@@ -101,6 +101,9 @@ class BestOut(fields_of(Best, models={LossPoint: LossPointOut}), CoreModel):  # 
         description="which experiment this is, what else there is and how to choose it; "
         "empty: there is one"
     )
+    cautions: list[str] = Field(
+        description="when not to trust a match to this family; empty: not asked for"
+    )
 
 
 class TransferRowOut(BaseModel):
@@ -132,6 +135,9 @@ class TransferOut(BaseModel):
     problem: str = Field(description="why there is no best rate; empty: there is one")
     kinds: dict[str, str] = Field(description="which experiment of the family this is")
     left_out: int = Field(description="recordings of other experiments")
+    cautions: list[str] = Field(
+        description="when not to trust a match to this family, and what regret its matches had"
+    )
     rows: list[TransferRowOut]
 
 
@@ -228,6 +234,9 @@ class MatchOut(BaseModel):
         description="the base's settings; with batch_size, with betas that follow the batch"
     )
     remarks: list[str]
+    cautions: list[str] = Field(
+        description="when not to trust the match, and what regret to expect, in sentences"
+    )
 
 
 class FigureOut(BaseModel):

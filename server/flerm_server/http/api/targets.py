@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
 
+from flerm_core.matching.match_cautions import RunFacts
 from flerm_core.records.queries import TargetQuery
 from flerm_server.http.api import examples
 from flerm_server.http.api.core_models import number
@@ -111,6 +112,11 @@ def match(
         digest=found.digest,
         optimizer_config=dict(settings),
         remarks=list(remarks),
+        cautions=list(
+            queries.match_cautions(
+                store, found, RunFacts(follows=change is not None, tags=asked.tags)
+            )
+        ),
     )
 
 

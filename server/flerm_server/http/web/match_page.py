@@ -14,8 +14,9 @@ from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
 from flerm_core.errors import FlermError, InvalidInput, NotFound, join_names
-from flerm_core.matching.batch_change import BatchChange, can_follow, unfollowed
+from flerm_core.matching.batch_change import BatchChange, can_follow
 from flerm_core.matching.match import Multipliers
+from flerm_core.matching.match_cautions import RunFacts
 from flerm_core.matching.targets import Targets
 from flerm_core.records.batch_size import batch_size_of
 from flerm_core.records.checks import MAX_INTEGER, quote_value
@@ -30,8 +31,8 @@ from flerm_server.http.web.model_tensors import ModelTensors, parse_tensors, rec
 from flerm_server.http.web.templating import Pages, PagesDep, PublicAddress, PublicAddressDep
 from flerm_server.logs import public_sentence
 from flerm_server.store import queries
+from flerm_server.store.base_kinds import BaseKind, base_kinds
 from flerm_server.store.interface import Store
-from flerm_server.store.queries import BaseKind
 
 MAX_TEXT = 4 << 20  # bytes
 MAX_FAMILIES = 1000
@@ -56,13 +57,14 @@ class Row:
 class MatchResult:
     """The answer: the rate and step asked for, the targets, a row for each tensor, and the code.
 
-    best: why that rate; empty: it was given. batch: what another batch changes, or would. by_hand:
-    code with the rates in it; empty: nothing measured was given.
+    best: why that rate; empty: it was given. batch: what another batch changes. cautions: when
+    not to trust the match. by_hand: code with the rates in it; empty: nothing measured was given.
     """
 
     lr: float
     best: str
     batch: str
+    cautions: tuple[str, ...]
     step: int | None
     targets: Targets
     rows: tuple[Row, ...]
@@ -75,7 +77,7 @@ class MatchResult:
 class MatchForm:
     """The fields of the form, as text.
 
-    base: which base recordings, a key of `queries.base_kinds`; blank: those of the recording's own
+    base: which base recordings, a key of `base_kinds`; blank: those of the recording's own
     optimiser and estimator, else most.
     lr: base learning rate; blank: the best of these recordings.
     recording: the id of a recording of the big model, whose first measurement is matched.
@@ -151,7 +153,7 @@ def _answer(
     found, choices, sentence, status = None, MatchChoices(), "", 200
     try:
         if asked.family:
-            kinds = queries.base_kinds(store, asked.family)
+            kinds = base_kinds(store, asked.family)
             choices = match_choices(store, asked, kinds)
             found = match(store, asked, kinds, registry)
     except FlermError as error:
@@ -239,11 +241,18 @@ def match(
     own = None if recording is None else batch_size_of(recording.spec)
     rows = _rows(rate, found, tensors, result)
     rates = {row.name: row.rate for row in rows if row.rate is not None}
+    facts = RunFacts(
+        batch_size=own,
+        steps=None if recording is None else recording.final_step,
+        follows=change is not None,
+        config={} if recording is None else recording.spec.config,
+    )
     code = MatchArguments(asked.family, rate, registry, step, batch_size, total_steps)
     return MatchResult(
         lr=rate,
         best=best,
-        batch=unfollowed(found, own) if change is None else change.sentence,
+        batch="" if change is None else change.sentence,
+        cautions=queries.match_cautions(store, found, facts),
         step=step,
         targets=found,
         rows=rows,

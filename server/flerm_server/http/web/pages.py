@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
 from flerm_core.records.queries import RecordingFilter
-from flerm_core.tuning.transfer_words import base_words, caution_words, transfer_words
+from flerm_core.tuning.transfer_words import base_words, transfer_words
 from flerm_server.http.authentication import wants_page
 from flerm_server.http.dependencies import StoreDep
 from flerm_server.http.figure_selection import Picks, recording_ids
@@ -103,7 +103,6 @@ def _family_content(
         "dimension": dimension,
         "panels": len(report.panels(dimension)),
         "carried": transfer_words(report),
-        "cautions": caution_words(report),
         "advice": base_words(report.best) if report.best else "",
         "picked": urlencode(picked),
         "asked": urlencode([*picked, ("scale", dimension)]),

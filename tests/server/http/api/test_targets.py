@@ -62,8 +62,12 @@ def test_a_match_of_another_batch_changes_rates_and_betas_and_says_so(
     assert (
         http.post("/api/v1/targets", json={"family": name, "lr": 1e-3}).json()["batch_size"] == 64
     )
-    assert (match()["optimizer_config"], match()["remarks"]) == (settings, [])
+    alone = match()
+    assert (alone["optimizer_config"], alone["remarks"]) == (settings, [])
+    unknown = "A step of the base has 64 examples, and of this run the number is not known: "
+    assert any(each.startswith(unknown) for each in alone["cautions"])
     found = match(batch_size=1024)
+    assert not any(each.startswith(unknown) for each in found["cautions"])
     assert found["multipliers"] == {NAMES[0]: 2 * 2.0, NAMES[1]: 2 * 0.25, NAMES[2]: 2.0}
     assert found["learning_rates"] == {NAMES[0]: 4e-3, NAMES[1]: 5e-4, NAMES[2]: 2e-3}
     assert found["remarks"][0].startswith("batch size 1024 in 201 steps, where the base has 64 in")

@@ -248,6 +248,13 @@ def test_the_matcher_follows_a_batch_size_where_the_base_has_one(
     text = html.unescape(page(http, "/match", family=name, tensors=measured))
     assert 'name="batch_size"' in text and "blank: the base's, 64" in text
     assert 'name="total_steps"' in text and "blank: the base's, 2001" in text
+    cautions = http.get(f"/api/v1/families/{name}/transfer").json()["cautions"]
+    assert [each[:21] for each in cautions] == ["The base has one seed", "No bigger model of th"]
+    best = http.get(f"/api/v1/families/{name}/best", params={"cautions": "true"}).json()
+    assert best["cautions"] == cautions
+    pages = page(http, f"/families/{name}"), page(http, "/match", family=name, tensors=measured)
+    for shown in map(html.unescape, pages):
+        assert all(each in shown for each in cautions)
     text = html.unescape(page(http, "/match", family=name, recording=other))
     assert "has 128 examples and a step of the base 64: betas and rates do not follow; with" in text
     following = {"batch_size": "256", "total_steps": "1000"}

@@ -1,0 +1,83 @@
+"""When not to trust the rate of a family, and what regret to expect of a match to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flerm_core.tuning.transfer_report import TransferReport
+
+ONE_SEED = (
+    "The base has one seed: optima of single seeds lie up to 0.4 octaves apart, so record two more."
+)
+"""What is said of a base with one seed. The figure is that of docs/results.md."""
+AT_AN_END = "The best rate lies at an end of those that were tried, so the optimum may lie beyond."
+UNKNOWN_REGRET = (
+    "No bigger model of this family was trained by matching at the base's rate and at others, so "
+    "the regret of a match is not known: docs/results.md has what was measured elsewhere for "
+    "width, depth, rank, initialisation scale, batch and length."
+)
+_NORMS = "matching makes up for this only where a norm follows every weight (docs/results.md)"
+_OTHERS = ("lr", "rate", "loss", "seed", "step", "epoch")
+
+
+def family_cautions(report: TransferReport) -> tuple[str, ...]:
+    """When not to trust a match of this family, and what regret its matches had, in sentences."""
+    base = report.base
+    if base is None:
+        return ()
+    words = [ONE_SEED] if base.seeds == 1 else []
+    matched = [row for row in report.rows if row.scale and row.variant.startswith("matched")]
+    changed = {name for row in matched for name, _, _ in row.scale.differences}
+    initial = sorted(filter(is_initial_scale, changed))
+    if initial:
+        words.append(f"Some models differ from the base in {', '.join(initial)}: {_NORMS}.")
+    known = [row.regret.value for row in matched if not math.isnan(row.regret.value)]
+    finite = [value for value in known if not math.isinf(value)]
+    if finite:
+        low, high = (f"{100 * end(finite):.1f} %" for end in (min, max))
+        span = low if low == high else f"{low} to {high}"
+        words.append(
+            f"At the base's rate, the loss of {_counted(len(finite))} was {span} above the lowest "
+            "that was tried with the same model."
+        )
+    if len(known) > len(finite):
+        words.append(f"At the base's rate, {_counted(len(known) - len(finite))} diverged.")
+    if not known:
+        words.append(UNKNOWN_REGRET)
+    return tuple(words)
+
+
+def is_initial_scale(name: str) -> bool:
+    """Whether a setting called `name` is the scale of a model's initialisation."""
+    short = name.lower()
+    return "init" in short and not any(other in short for other in _OTHERS)
+
+
+def initial_scale_words(base: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, ...]:
+    """A sentence for each scale of initialisation that is not the base's.
+
+    base, own: the configurations of the two models, nested or not. What one of them does not say is
+    not compared.
+    """
+    theirs, ours = dict(_numbers(base)), dict(_numbers(own))
+    return tuple(
+        f"{name} is {ours[name]:g} for this model and {theirs[name]:g} in the base: {_NORMS}."
+        for name in ours
+        if name in theirs and ours[name] != theirs[name] and is_initial_scale(name)
+    )
+
+
+def _numbers(config: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    """The numbers of a configuration by their innermost names."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+
+
+def _counted(curves: int) -> str:
+    return f"{curves} matched curve{'s' if curves > 1 else ''}"
