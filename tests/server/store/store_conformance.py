@@ -169,6 +169,15 @@ class StoreConformance:
         ):
             append(store, sent.id, *rows(101))
 
+    def test_rows_go_to_the_recording_of_that_very_id(self, store: Store):
+        """A database that cut a longer id off to the column's length would store them elsewhere."""
+        sent = spec(family())
+        store.start(sent)
+        for wrong in (sent.id + "0", sent.id[:-1], sent.id.upper() + " ", ""):
+            with pytest.raises(NotFound, match="is not in this registry"):
+                append(store, wrong, *rows(1))
+        assert store.recording(sent.id).rows == 0
+
     def test_the_latest_attempt_has_a_lease_until_it_ends(self, store: Store):
         sent = spec(family())
         for number in (0, 1):

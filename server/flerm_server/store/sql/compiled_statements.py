@@ -87,7 +87,8 @@ class Prepared:
 class PreparedIn:
     """A SELECT of the rows whose `column` has one of a list of values.
 
-    The SELECT is compiled for lists whose length is a power of two only; a list of another length
+    PostgreSQL takes the list as one array: a thousand arguments cost its driver 5 ms. For SQLite
+    the SELECT is compiled for lists whose length is a power of two only; a list of another length
     is filled up with its last value.
     """
 
@@ -95,6 +96,10 @@ class PreparedIn:
         """statement: the SELECT without this condition."""
         self._statement = statement
         self._column = column
+        # Texts without a length: a cast to VARCHAR(36) would cut a longer one off.
+        kind = sa.Text() if isinstance(column.type, sa.String) else column.type
+        array = sa.bindparam("values", type_=sa.ARRAY(kind))
+        self._of_array = Prepared(statement.where(column == sa.any_(array)))
         self._for_length = lru_cache(maxsize=None)(self._compile)
 
     def all(
@@ -116,10 +121,13 @@ class PreparedIn:
         self, dialect: sa.Dialect, values: Sequence[Any], more: Mapping[str, Any] | None = None
     ) -> Statement:
         """The statement with these values; see `all`."""
+        others = dict(more or {})
+        if dialect.name == "postgresql":
+            return self._of_array.of(dialect, {"values": list(values)} | others)
         length = 1 << (len(values) - 1).bit_length()
         padded = [*values, *[values[-1]] * (length - len(values))]
         return self._for_length(length).of(
-            dialect, {f"value{at}": value for at, value in enumerate(padded)} | dict(more or {})
+            dialect, {f"value{at}": value for at, value in enumerate(padded)} | others
         )
 
     def _compile(self, length: int) -> Prepared:
