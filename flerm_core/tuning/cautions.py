@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from flerm_core.tuning.scale import Scale
 
 if TYPE_CHECKING:
     from flerm_core.tuning.transfer_report import TransferReport
@@ -15,11 +18,12 @@ ONE_SEED = (
 """What is said of a base with one seed. The figure is that of docs/results.md."""
 AT_AN_END = "The best rate lies at an end of those that were tried, so the optimum may lie beyond."
 UNKNOWN_REGRET = (
-    "No bigger model of this family was trained by matching at the base's rate and at others, so "
-    "the regret of a match is not known: docs/results.md has what was measured elsewhere for "
-    "width, depth, rank, initialisation scale, batch and length."
+    "The runs of this family do not tell the regret of a match: docs/results.md has what was "
+    "measured elsewhere for width, depth, rank, initialisation scale, batch and length."
 )
 _NORMS = "matching makes up for this only where a norm follows every weight (docs/results.md)"
+# Losses at one scale, of any variant and rate; of fewer, the lowest says little.
+_FEWEST_TRIED = 3
 _OTHERS = ("lr", "rate", "loss", "seed", "step", "epoch")
 
 
@@ -34,7 +38,14 @@ def family_cautions(report: TransferReport) -> tuple[str, ...]:
     initial = sorted(filter(is_initial_scale, changed))
     if initial:
         words.append(f"Some models differ from the base in {', '.join(initial)}: {_NORMS}.")
-    known = [row.regret.value for row in matched if not math.isnan(row.regret.value)]
+    tried = Counter[Scale]()
+    for row in report.rows:
+        tried[row.scale] += len(row.points)
+    known = [
+        row.regret.value
+        for row in matched
+        if tried[row.scale] >= _FEWEST_TRIED and not math.isnan(row.regret.value)
+    ]
     finite = [value for value in known if not math.isinf(value)]
     if finite:
         low, high = (f"{100 * end(finite):.1f} %" for end in (min, max))

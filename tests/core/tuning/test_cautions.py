@@ -42,7 +42,9 @@ def test_one_seed_an_initialisation_and_the_regret_that_was_measured_are_said():
 def test_a_family_without_matches_at_the_bases_rate_has_no_regret_to_tell():
     base = runs(-5, role="base", config={"width": 1})
     elsewhere = runs(-5, places=range(-4, -2), variant="matched", config={"width": 4})
-    for everything in (base, base + runs(-5, config={"width": 4}), base + elsewhere):
+    single = runs(-5, places=range(-5, -4), variant="matched", config={"width": 4})
+    others = runs(-5, config={"width": 4}), elsewhere, single
+    for everything in (base, *(base + each for each in others)):
         assert transfer_report("f", everything).cautions == (UNKNOWN_REGRET,)
     assert transfer_report("f", elsewhere).cautions == ()  # without a base
 

@@ -249,7 +249,7 @@ def test_the_matcher_follows_a_batch_size_where_the_base_has_one(
     assert 'name="batch_size"' in text and "blank: the base's, 64" in text
     assert 'name="total_steps"' in text and "blank: the base's, 2001" in text
     cautions = http.get(f"/api/v1/families/{name}/transfer").json()["cautions"]
-    assert [each[:21] for each in cautions] == ["The base has one seed", "No bigger model of th"]
+    assert [each[:21] for each in cautions] == ["The base has one seed", "The runs of this fami"]
     best = http.get(f"/api/v1/families/{name}/best", params={"cautions": "true"}).json()
     assert best["cautions"] == cautions
     pages = page(http, f"/families/{name}"), page(http, "/match", family=name, tensors=measured)
