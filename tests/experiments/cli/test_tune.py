@@ -49,6 +49,8 @@ def test_the_target_is_trained_once_at_the_bases_best_rate_and_reported(
         "| a sweep of the big model | 3 |",
         "| w | 32×2 | 0.5 | 0.00625 |",
         "1 tensors match the base",
+        "\nThe base has one seed: optima of single seeds lie up to 0.4 octaves apart",
+        "\nThe runs of this family do not tell the regret of a match: docs/results.md has what",
     ):
         assert each in text
     assert page.count("<circle") == 4
