@@ -33,6 +33,7 @@ MOST_KEPT = 512  # texts of a JSON column whose values are kept
 SHORT_JSON = 2048  # characters of the longest of them
 
 NO_PARAMETERS = ParameterList((), (), ())
+NO_TAGS: Mapping[str, str] = {}  # shared, as all that was read is
 
 
 class RowMapper(Generic[Value]):
@@ -199,7 +200,7 @@ def recordings_from_rows(
         columns,
         family=names,
         parameters=[parameters] * len(rows),
-        tags=[tags.get(key, {}) for key in keys],
+        tags=[tags.get(key, NO_TAGS) for key in keys],
     )
     return RECORDING.from_columns(columns, spec=specs, status=statuses)
 
