@@ -225,7 +225,7 @@ def _scalar(field: Any, default: Any) -> FieldCodec:
     name, get = field.name, attrgetter(field.name)
 
     def fill(messages: Sequence[Any], column: Sequence[Any]) -> None:
-        if field.has_presence:
+        if None in column:
             there = [each is not None for each in column]
             messages, column = list(compress(messages, there)), list(compress(column, there))
         deque(map(setattr, messages, repeat(name), column), maxlen=0)

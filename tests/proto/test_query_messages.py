@@ -74,6 +74,11 @@ def test_an_empty_configuration_is_a_wish_and_none_is_not() -> None:
         )
 
 
+def test_none_leaves_out_what_has_a_default() -> None:
+    asked = TargetQuery(family="demo", lr=1.0, depth=None, policy=None)  # type: ignore[arg-type]
+    assert convert.target_query_to_proto(asked) == pb.GetTargetsRequest(family="demo", lr=1.0)
+
+
 def test_what_a_question_leaves_out_has_its_default() -> None:
     assert convert.target_query_from_proto(
         pb.GetTargetsRequest(family="demo", lr=1.0)
