@@ -160,8 +160,9 @@ def _loss_text(value: float) -> str:
 
 
 def markdown(sweep: Sweep, rows: Sequence[CurveRow]) -> str:
-    """The table as a section of a Markdown document."""
-    table = (HEADINGS, ("---",) * len(HEADINGS), *(row.texts for row in rows))
+    """The table as a section of a Markdown document. Curves that were not begun have no row."""
+    begun = (row.texts for row in rows if row.cell is None or row.runs)
+    table = (HEADINGS, ("---",) * len(HEADINGS), *begun)
     lines = [f"| {' | '.join(each)} |" for each in table]
     return "\n".join(
         [f"## {sweep.title or sweep.name}", "", _settings_sentence(sweep, rows), "", *lines, ""]
