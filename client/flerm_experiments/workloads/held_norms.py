@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from flerm_core.parameter_names import starred
+from flerm_experiments.workloads.parametrization import is_block_matrix
 
 
 class HeldNorms:
@@ -20,7 +20,7 @@ class HeldNorms:
         self._matrices = [
             parameter
             for name, parameter in model.named_parameters()
-            if parameter.ndim == 2 and starred(name) != name
+            if is_block_matrix(name, parameter)
         ]
         self._norms = [matrix.detach().norm() for matrix in self._matrices]
 

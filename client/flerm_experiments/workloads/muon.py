@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Muon
 
+from flerm_experiments.workloads.closure import loss_of
+
 
 class Float32Muon(Muon):
     """`torch.optim.Muon`, whose Newton-Schulz iteration multiplies in float32 and not in bfloat16.
@@ -20,15 +22,12 @@ class Float32Muon(Muon):
     """
 
     def __init__(self, params: Any, lr: float, **settings: Any) -> None:
-        super().__init__(params, lr, **{"adjust_lr_fn": "match_rms_adamw", **settings})
+        super().__init__(params, lr, **{**settings, "adjust_lr_fn": "match_rms_adamw"})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Makes one update. Returns the loss that `closure` computes, or None without a closure."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:

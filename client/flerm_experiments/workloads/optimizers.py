@@ -9,6 +9,7 @@ import torch
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler
 
+from flerm_experiments.workloads.closure import loss_of
 from flerm_experiments.workloads.muon import Float32Muon
 
 
@@ -21,10 +22,7 @@ class SignSGD(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Makes one update. Returns the loss that `closure` computes, or None without a closure."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -45,14 +43,17 @@ BLOCKWISE = frozenset({"muon"})
 
 def _muon(groups: ParamGroups, lr: float) -> list[Optimizer]:
     """Muon for the matrices of the blocks, AdamW for all else, both with decay 0.1."""
-    chosen = [
-        {key: value for key, value in group.items() if key != BLOCK_MATRICES}
-        for group in sorted(groups, key=lambda each: not each[BLOCK_MATRICES])
-    ]
-    count = sum(1 for group in groups if group[BLOCK_MATRICES])
+    matrices, others = (
+        [
+            {key: value for key, value in group.items() if key != BLOCK_MATRICES}
+            for group in groups
+            if group[BLOCK_MATRICES] == apart
+        ]
+        for apart in (True, False)
+    )
     return [
-        Float32Muon(chosen[:count], lr, weight_decay=0.1),
-        AdamW(chosen[count:], lr, weight_decay=0.1),
+        Float32Muon(matrices, lr, weight_decay=0.1),
+        AdamW(others, lr, weight_decay=0.1),
     ]
 
 

@@ -113,13 +113,18 @@ def parameter_groups(
             with torch.no_grad():
                 parameter.div_(math.sqrt(grown.fan_in))
         rate = PARAMETRIZATIONS[name](grown, optimizer in GRADIENT_NORMALISED)
-        apart = optimizer in BLOCKWISE and parameter.ndim == 2 and starred(each) != each
+        apart = optimizer in BLOCKWISE and is_block_matrix(each, parameter)
         groups.setdefault((lr * rate, apart), []).append(parameter)
     return [
         {"params": parameters, "lr": rate}
         | ({BLOCK_MATRICES: apart} if optimizer in BLOCKWISE else {})
         for (rate, apart), parameters in groups.items()
     ]
+
+
+def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether the tensor called `name` is a matrix of one of a model's repeated blocks."""
+    return parameter.ndim == 2 and starred(name) != name
 
 
 def _fan_growth(shape: torch.Size, base: torch.Size, *, lookup: bool) -> FanGrowth:
