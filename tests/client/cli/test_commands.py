@@ -371,24 +371,6 @@ def test_a_brief_command_leaves_the_garbage_collector_as_it_was(capsys):
     assert gc.isenabled()
 
 
-def test_sync_of_a_folder_registry_sends_and_keeps(registry, tmp_path, capsys):
-    folder = tmp_path / "runs"
-    path = write_run(folder, spec_of(f"cli-{uuid.uuid4().hex[:8]}"), [1], registry=folder.as_uri())
-    assert "kept" in run(capsys, "sync", "--spool", str(folder))[1]
-    assert (
-        "delivered, 1 measurements"
-        in run(capsys, "sync", "--spool", str(folder), "-r", registry.address)[1]
-    )
-    assert path.exists()
-
-
-def test_sync_to_a_registry_that_is_down_ends_with_4_and_loses_nothing(tmp_path, capsys):
-    path = write_run(tmp_path, spec_of("mlp"), [1], registry="grpc://127.0.0.1:1")
-    code, out, _ = run(capsys, "sync", "--spool", str(tmp_path))
-    assert code == 4 and "failed" in out
-    assert path.exists()
-
-
 def processor_seconds(*arguments: str) -> float:
     """Of a new interpreter with these arguments."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

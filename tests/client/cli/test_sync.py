@@ -165,3 +165,21 @@ def test_the_shell_completes_commands(capsys, monkeypatch):
         main()
     assert ended.value.code == 0
     assert capsys.readouterr().out.split() == ["families"]
+
+
+def test_a_folder_registry_is_sent_and_kept(registry, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("FLERM_REGISTRY", raising=False)
+    folder = tmp_path / "runs"
+    path = write_run(folder, spec_of("sync-folder"), [1], registry=folder.as_uri())
+    assert main(["sync", "--spool", str(folder)]) == 0
+    assert "kept" in capsys.readouterr().out
+    assert main(["sync", "--spool", str(folder), "-r", registry.address]) == 0
+    assert "delivered, 1 measurements" in capsys.readouterr().out
+    assert path.exists()
+
+
+def test_a_registry_that_is_down_ends_with_4_and_loses_nothing(tmp_path, capsys):
+    path = write_run(tmp_path, spec_of("mlp"), [1], registry="grpc://127.0.0.1:1")
+    assert main(["sync", "--spool", str(tmp_path)]) == 4
+    assert "failed" in capsys.readouterr().out
+    assert path.exists()

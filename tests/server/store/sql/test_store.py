@@ -21,12 +21,13 @@ from flerm_server.store.interface import Appended, Started
 from flerm_server.store.sql.store import open_store
 from tests.server.conftest import Backend
 from tests.server.samples import batch, family, row, rows, spec
+from tests.server.store.clock_conformance import ClockConformance
 from tests.server.store.import_conformance import ImportConformance
 from tests.server.store.registry_conformance import RegistryConformance
 from tests.server.store.store_conformance import StoreConformance, append
 
 
-class TestStore(StoreConformance, ImportConformance):
+class TestStore(StoreConformance, ClockConformance, ImportConformance):
     """Directly, over gRPC and by `RegistryClient`: see the fixture `store`."""
 
 
