@@ -48,6 +48,8 @@ def _between(
     lower = np.where(steps[upper] <= asked, upper, np.maximum(upper - 1, 0))
     gap = (steps[upper] - steps[lower]).astype(np.float64)
     weight = np.divide(asked - steps[lower], gap, out=np.zeros(len(asked)), where=gap > 0)
+    if not weight.any():  # steps that have rows, as those of a sweep's other seeds
+        return values[lower][:, columns].astype(np.float64)
     # Only the rows that are needed are converted: a run may have a thousand times as many.
     left, right = (values[at][:, columns].astype(np.float64) for at in (lower, upper))
     return blend(left, right, weight[:, None])

@@ -9,6 +9,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from flerm_core._arrays import thin
 from flerm_core.errors import InvalidInput, NotFound, join_names
 from flerm_core.matching.depth_rules import (
     DEFAULT_DEPTH,
@@ -88,8 +89,8 @@ def thinned_columns(trajectory: Trajectory) -> Mapping[str, NDArray[np.float32]]
 
     A long run is thinned to 256 rows, evenly spread.
     """
-    rows = trajectory.thinned(MAX_ROWS)
-    return dict(zip(rows.names, rows.values.T, strict=True))
+    rows = trajectory.values[thin(len(trajectory), MAX_ROWS)]
+    return dict(zip(trajectory.names, rows.T, strict=True))
 
 
 def match_rows(
