@@ -224,10 +224,9 @@ class AuthorizedStore(Store):
 
     @override
     def recordings_by_id(self, ids: Sequence[str]) -> list[Recording]:
+        current_principal().require(Scope.READ)
         found = self._store.recordings_by_id(ids)
-        for family in {each.spec.family for each in found}:
-            current_principal().require(Scope.READ, family)
-        return found
+        return [each for each in found if current_principal().covers(each.spec.family)]
 
     @override
     def recordings(

@@ -377,7 +377,7 @@ class Store(ABC):
     def recordings_by_id(self, ids: Sequence[str]) -> list[Recording]:
         """The recordings with these ids, in their order, without their parameter lists.
 
-        Those that were deleted are left out.
+        Those that are not there, or that the caller may not read, are left out.
         """
         found = []
         for each in ids:

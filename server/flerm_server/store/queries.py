@@ -45,6 +45,7 @@ from flerm_server.store.auxiliary_codec import decode
 from flerm_server.store.family_runs import FamilyRun, FamilyRuns
 from flerm_server.store.interface import Selection, Store
 from flerm_server.store.seed_coverage import SeedCoverage, seed_coverage
+from flerm_server.store.unknown_recording import unknown_recording
 
 LossPoints = Sequence[LossPoint]
 
@@ -278,18 +279,27 @@ def family_overview(
     )
 
 
-def scale_of(store: Store, recording: Recording) -> Scale:
-    """How the model of a recording differs from the base of its family.
+def named_recordings(store: Store, ids: Sequence[str]) -> list[Recording]:
+    """The recordings with these ids, in their order, without their parameter lists.
+
+    Raises `NotFound` for an id that no recording has.
+    """
+    found = store.recordings_by_id(ids)
+    known = {each.spec.id for each in found}
+    for each in ids:
+        if each not in known:
+            raise unknown_recording(each)
+    return found
+
+
+def model_scales(store: Store, recordings: Sequence[Recording]) -> list[Scale]:
+    """How the model of each recording differs from the base of its family.
 
     Raises `NotFound` for an unknown family.
     """
-    found = store.family_runs(recording.spec.family)
-
-    def answer() -> dict[str, Scale]:
-        runs = _experiments(found)
-        return scales_of(runs, bigger_than_base(runs))
-
-    return found.answers.get("scales", answer).get(recording.spec.id, Scale())
+    families = {each.spec.family for each in recordings}
+    scales = {name: _scales(store.family_runs(name)) for name in families}
+    return [scales[each.spec.family].get(each.spec.id, Scale()) for each in recordings]
 
 
 def family_summaries(store: Store, families: Sequence[Family]) -> list[FamilySummary]:
@@ -300,6 +310,16 @@ def family_summaries(store: Store, families: Sequence[Family]) -> list[FamilySum
             found = store.family_runs(family.name)
             summaries.append(FamilySummary(found.family, _transfer(found, {}), found.active_at))
     return summaries
+
+
+def _scales(found: FamilyRuns) -> Mapping[str, Scale]:
+    """The scale of each run by its id."""
+
+    def answer() -> dict[str, Scale]:
+        runs = _experiments(found)
+        return scales_of(runs, bigger_than_base(runs))
+
+    return found.answers.get("scales", answer)
 
 
 def _settings(found: FamilyRuns) -> tuple[Settings, ...]:

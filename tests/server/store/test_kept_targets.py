@@ -55,14 +55,18 @@ def assert_same(found: Targets, expected: Targets) -> None:
     np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 
+@pytest.mark.parametrize("long", [0, 1, 2])
 def test_trajectories_read_together_are_those_read_alone(
-    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch, long: int
 ):
+    """long: how many of the two lengths are too long for one statement."""
     monkeypatch.setattr(read_trajectories, "IDS_AT_ONCE", 2)
     name = family()
     for seed in range(5):
         record(store, name, seed, again=seed % 2 == 0)
     wanted = list(store.all_recordings(RecordingFilter(family=name)))
+    short, longer = sorted({4 * each.rows * each.parameter_count for each in wanted})
+    monkeypatch.setattr(read_trajectories, "BYTES_AT_ONCE", (longer, short, short - 1)[long])
     for recording, found in zip(wanted, store.trajectories(wanted), strict=True):
         expected = store.trajectory(recording.spec.id)
         assert (found.names, found.shapes, found.bands) == (

@@ -128,12 +128,12 @@ def compare(
 
     raw: FSLRs at learning rate 1 instead.
     """
-    recordings = [store.recording(each) for each in recording_ids(ids)]
+    recordings = queries.named_recordings(store, recording_ids(ids))
     return pages.page(
         "compare.html",
         request,
         recordings=recordings,
-        scales=[queries.scale_of(store, each) for each in recordings],
+        scales=queries.model_scales(store, recordings),
         differences=differences(recordings),
         raw=raw,
     )

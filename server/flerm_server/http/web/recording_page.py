@@ -53,7 +53,7 @@ def recording(
         recording=found,
         spec=found.spec,
         running=found.status not in FINAL_STATUSES,
-        scale=queries.scale_of(store, found),
+        scale=queries.model_scales(store, [found])[0],
         pattern=wanted,
         drawn=matching_names(ends.names, wanted),
         most_listed=MAX_LISTED,

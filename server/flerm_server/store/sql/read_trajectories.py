@@ -23,7 +23,7 @@ from flerm_server.store.sql.mappers import parameters_from_row
 from flerm_server.store.sql.tables import attempts, measurements, parameter_lists, recordings
 
 IDS_AT_ONCE = 256
-BYTES_AT_ONCE = 4 << 20  # of the values of one statement, unless one recording has more
+BYTES_AT_ONCE = 4 << 20  # of the values of one statement
 
 _ATTEMPTS = PreparedIn(
     sa.select(
@@ -58,8 +58,13 @@ Visible = tuple[int, int, int]
 """An attempt: its key, its first step, and the step below which its rows are visible."""
 
 
+def is_short(recording: Recording) -> bool:
+    """Whether one statement may find all values of a recording."""
+    return _size(recording) <= BYTES_AT_ONCE
+
+
 def read_trajectories(driver: Driver, wanted: Sequence[Recording]) -> list[Trajectory]:
-    """See `Store.trajectories`."""
+    """The trajectories of short recordings (`is_short`). See `Store.trajectories`."""
     found: dict[str, Trajectory] = {}
     lists: dict[int, ParameterList] = {}
     for part in _parts(wanted):
@@ -90,7 +95,7 @@ def _parts(wanted: Sequence[Recording]) -> Iterator[list[Recording]]:
     part: list[Recording] = []
     size = 0
     for each in wanted:
-        its = 4 * each.rows * each.parameter_count
+        its = _size(each)
         if part and (len(part) == IDS_AT_ONCE or size + its > BYTES_AT_ONCE):
             yield part
             part, size = [], 0
@@ -98,6 +103,11 @@ def _parts(wanted: Sequence[Recording]) -> Iterator[list[Recording]]:
         size += its
     if part:
         yield part
+
+
+def _size(recording: Recording) -> int:
+    """The bytes of its values."""
+    return 4 * recording.rows * recording.parameter_count
 
 
 class _Rows:

@@ -61,7 +61,7 @@ from flerm_server.store.sql.import_parts import import_parts
 from flerm_server.store.sql.kept_targets import KeptTargets
 from flerm_server.store.sql.locks import lock_families
 from flerm_server.store.sql.mappers import family_from_row
-from flerm_server.store.sql.read_trajectories import read_trajectories
+from flerm_server.store.sql.read_trajectories import is_short, read_trajectories
 from flerm_server.store.sql.start_recording import StartRecording, ensure_family
 from flerm_server.store.sql.tables import families
 
@@ -296,8 +296,13 @@ class SqlStore(Store):
 
     @override
     def trajectories(self, recordings: Sequence[Recording]) -> list[Trajectory]:
+        short = [each for each in recordings if is_short(each)]
         with driver_transaction(self.engine) as driver:
-            return read_trajectories(driver, recordings)
+            found = iter(read_trajectories(driver, short) if short else [])
+        # The driver of PostgreSQL keeps all that a statement finds, so a long one is read in parts.
+        return [
+            next(found) if is_short(each) else self.trajectory(each.spec.id) for each in recordings
+        ]
 
     @override
     def kept(self, family: str, asked: str, compute: Callable[[], Targets]) -> Targets:
