@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,19 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
     opened.close()
 
 
-def record(store: SqlStore, name: str, seed: int, *, lr: float = 1e-3, again: bool = False) -> str:
-    """A completed recording of three rows; `again`: its last two come from a second attempt."""
+def record(
+    store: SqlStore,
+    name: str,
+    seed: int,
+    *,
+    lr: float = 1e-3,
+    steps: Sequence[int] = (1, 2, 3),
+    again: bool = False,
+) -> str:
+    """A completed recording of `steps`; `again`: those from 2 on come from a second attempt."""
     started = spec(name, seed=seed, lr=lr)
     store.start(started, attempt(0, 1))
-    rows = [
-        row(step, 1 + seed + step, 2.0, 3.0 / step, loss=1.0, tokens=step) for step in (1, 2, 3)
-    ]
+    rows = [row(step, 1 + seed + step, 2.0, 3.0 / step, loss=1.0, tokens=step) for step in steps]
     store.append_many([batch(started.id, *rows, attempt=1)])
     if again:
         store.start(started, attempt(2, 2))
@@ -64,6 +70,7 @@ def test_trajectories_read_together_are_those_read_alone(
     name = family()
     for seed in range(5):
         record(store, name, seed, again=seed % 2 == 0)
+    record(store, name, 5, steps=(1, 2, 3, 5, 8))
     wanted = list(store.all_recordings(RecordingFilter(family=name)))
     short, longer = sorted({4 * each.rows * each.parameter_count for each in wanted})
     monkeypatch.setattr(read_trajectories, "BYTES_AT_ONCE", (longer, short, short - 1)[long])
