@@ -1,6 +1,7 @@
 """Runs every `python` and `console` block of the documentation and the README as a test.
 
-It also keeps imported modules out of garbage collections.
+It also keeps imported modules out of garbage collections, and takes the settings of whoever runs
+the tests out of the environment: their registry is not for tests.
 
 A page's blocks share one namespace and run in order, in a folder of their own. The default ports
 are replaced by free ones. A page that speaks to a registry without starting one finds a running
@@ -31,6 +32,10 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 
 ROOT = Path(__file__).parent
 GRPC, HTTP = "127.0.0.1:50051", "127.0.0.1:8080"
+
+for name in [each for each in os.environ if each.startswith("FLERM_")]:
+    if not name.startswith("FLERM_TEST_"):
+        del os.environ[name]
 
 
 class Page(Document):
