@@ -18,7 +18,7 @@ from pathlib import Path
 from flerm_client import RegistryClient
 from flerm_client.cli.plot import render
 from flerm_core.matching.depth_rules import DEFAULT_DEPTH
-from flerm_experiments.sweep.figures import sweep_figures
+from flerm_experiments.sweep.figures import picture_height, sweep_figures
 from flerm_experiments.sweep.registry_state import finished_trials
 from flerm_experiments.sweep.results import curve_rows, markdown
 from flerm_experiments.sweep.spec import load, presets
@@ -27,7 +27,7 @@ Row = Mapping[str, str]
 
 HERE = Path(__file__).parent
 PAGE, FIGURES = HERE.parent / "results.md", HERE / "results"
-WIDTH, HEIGHT = 1100, 420
+WIDTH = 1100
 
 SYSTEMS = {
     "residual MLP": ("resmlp", "resmlp-ablations"),
@@ -102,7 +102,8 @@ def section(name: str, seeds: int, registry: str, *, draw: bool) -> str:
         with RegistryClient(registry) as client:
             figures = sweep_figures(sweep, entries, found, client.trajectory)
         for kind, figure in figures.items():
-            (FIGURES / f"{name}-{kind}.png").write_bytes(render(figure, ".png", WIDTH, HEIGHT))
+            drawn = render(figure, ".png", WIDTH, picture_height(figure))
+            (FIGURES / f"{name}-{kind}.png").write_bytes(drawn)
     longer = tuple(f"{each}-" for each in presets() if each.startswith(f"{name}-"))
     own = [
         each for each in sorted(FIGURES.glob(f"{name}-*.png")) if not each.name.startswith(longer)

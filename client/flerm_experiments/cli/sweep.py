@@ -141,7 +141,7 @@ def _print_results(chosen: Sweep, registry: str | None, *, markdown: bool, as_js
 def _draw_figures(chosen: Sweep, registry: str | None, folder: Path, ending: str) -> None:
     from flerm_client.cli.plot import FORMATS, render
     from flerm_experiments.sweep import registry_state, results
-    from flerm_experiments.sweep.figures import sweep_figures
+    from flerm_experiments.sweep.figures import picture_height, sweep_figures
 
     suffix = f".{ending}"
     if suffix not in FORMATS:
@@ -156,5 +156,7 @@ def _draw_figures(chosen: Sweep, registry: str | None, folder: Path, ending: str
         figures = sweep_figures(chosen, finished, rows, connected.trajectory)
     for name, each in figures.items():
         path = folder / f"{chosen.name}-{name}{suffix}"
-        path.write_bytes(render(each, suffix, 1100 if name != "fslr" else 800, 420))
+        path.write_bytes(
+            render(each, suffix, 1100 if name != "fslr" else 800, picture_height(each))
+        )
         say(str(path))

@@ -13,6 +13,8 @@ from flerm_experiments.sweep.results import CurveRow
 from flerm_experiments.sweep.spec import Cell, Sweep
 from flerm_experiments.sweep.trials import Trial
 
+_HEIGHT, _ROW_HEIGHT = 420, 320  # of one row of panels, of each further one
+
 LoadTrajectory = Callable[[str], Trajectory]
 """Recording id to its trajectory."""
 
@@ -44,6 +46,13 @@ def sweep_figures(
         if kind and panels:
             figures[kind] = transfer_figure(panels)
     return figures
+
+
+def picture_height(figure: Figure) -> int:
+    """The pixels that a figure of `sweep_figures` needs: the more, the more rows of panels."""
+    axes = [each for name, each in figure["layout"].items() if name.startswith("yaxis")]
+    rows = {each["domain"][0] for each in axes if "domain" in each}
+    return _HEIGHT + _ROW_HEIGHT * max(len(rows) - 1, 0)
 
 
 def _scale_kind(cell: Cell) -> str:
