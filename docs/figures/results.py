@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,7 +141,7 @@ def overview(page: str) -> str:
     head = ["", "", *VARIANTS.values()]
     lines = [head, ["---"] * len(head)]
     for system, sections in SYSTEMS.items():
-        cells = dict(_cells(page, sections))
+        cells = _cells(page, sections)
         there = [scale for scale in SCALES if (scale, "plain") in cells]
         for scale in there:
             best = float(cells[scale, "plain"]["best loss"])
@@ -164,8 +164,8 @@ def regrets(page: str) -> str:
     others: dict[str, list[tuple[float, float]]] = {"plain": [], "published rules": []}
     near = narrow = 0
     for system, sections in REGRET_SYSTEMS.items():
-        cells = dict(reversed([*_cells(page, sections)]))
-        scales = dict.fromkeys(scale for scale, variant in reversed(cells) if variant == "plain")
+        cells = _cells(page, sections)
+        scales = dict.fromkeys(scale for scale, variant in cells if variant == "plain")
         for at, scale in enumerate(each for each in scales if not each.startswith(INITIAL)):
             matched = cells.get((scale, "matched"), cells.get((scale, DEFAULT)))
             by_batch = cells.get((scale, "matched-batch"))
@@ -225,8 +225,12 @@ def _half_width(interval: str) -> float:
     return (float(high) - float(low)) / 2 if high else float("inf")
 
 
-def _cells(page: str, sections: tuple[str, ...]) -> Iterator[tuple[tuple[str, str], Row]]:
-    """The rows of the sections' tables by scale and variant, where there is a shift."""
+def _cells(page: str, sections: tuple[str, ...]) -> dict[tuple[str, str], Row]:
+    """The rows of the sections' tables by scale and variant, where there is a shift.
+
+    Of rows for the same scale and variant the first one counts.
+    """
+    found: dict[tuple[str, str], Row] = {}
     for name in sections:
         known = re.search(rf"<!-- sweep {re.escape(name)} -->.*?<!-- end -->", page, re.DOTALL)
         if known is None:
@@ -236,7 +240,8 @@ def _cells(page: str, sections: tuple[str, ...]) -> Iterator[tuple[tuple[str, st
         for cells in rows:
             row = dict(zip(head, cells, strict=True))
             if row["shift"] != "–":
-                yield (row["scale"], row["variant"]), row
+                found.setdefault((row["scale"], row["variant"]), row)
+    return found
 
 
 def _entry(row: Row, best: float) -> str:
