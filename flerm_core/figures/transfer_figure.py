@@ -172,7 +172,10 @@ def _labels(
     ends: Sequence[float],
     losses: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """Each curve's label beside an end of what is shown of it, kept apart from the others'."""
+    """Each curve's label beside an end of what is shown of it, kept apart from the others'.
+
+    A scale of several settings has a line for each.
+    """
     low, high = losses
     right: list[tuple[float, str, LossPoint]] = []
     left: list[tuple[float, str, LossPoint]] = []
@@ -185,16 +188,22 @@ def _labels(
             point = seen[0] if leaves and label != next(iter(curves)) else seen[-1]
             place = ((point.loss - low) / (high - low) * PANEL, label, point)
             (left if point is seen[0] else right).append(place)
-    return [
-        {
-            "text": _brief(label), "x": math.log10(point.lr), "y": number(point.loss),
-            "xref": f"x{panel.suffix}", "yref": f"y{panel.suffix}", "showarrow": False,
-            "xanchor": anchor, "yanchor": "middle", "xshift": shift, "yshift": up,
-            "font": {"color": colours[label], "size": 12},
-        }
-        for places, anchor, shift in ((right, "left", 7), (left, "right", -7))
-        for up, (_, label, point) in _apart(places)
-    ]  # fmt: skip
+    found = []
+    for places, anchor, shift in ((right, "left", 7), (left, "right", -7)):
+        for up, (_, label, point) in _apart(places):
+            x = math.log10(point.lr)
+            # At the panel's left end there is no room: the label stands above, where a curve that
+            # falls leaves it.
+            above = anchor == "right" and x - ends[0] < (ends[1] - ends[0]) / 6
+            found.append({
+                "text": _brief(label).replace(", ", ",<br>"), "x": x, "y": number(point.loss),
+                "xref": f"x{panel.suffix}", "yref": f"y{panel.suffix}", "showarrow": False,
+                "xanchor": "left" if above else anchor, "align": "left",
+                "yanchor": "bottom" if above else "middle",
+                "xshift": 7 if above else shift, "yshift": up,
+                "font": {"color": colours[label], "size": 12},
+            })  # fmt: skip
+    return found
 
 
 def _apart(
@@ -203,8 +212,9 @@ def _apart(
     """Each label with the pixels by which it is moved up, so that none lies over another."""
     below = -math.inf
     for place in sorted(places, key=lambda each: each[:2]):
-        at = max(place[0], below + LABEL)
-        below = at
+        half = LABEL * (1 + place[1].count(", ")) / 2  # a line for each setting of the scale
+        at = max(place[0], below + half)
+        below = at + half
         yield round(at - place[0]), place
 
 

@@ -46,6 +46,19 @@ def test_every_curve_has_its_label_beside_it_and_none_lies_over_another() -> Non
     assert [note["font"]["color"] for note in notes[1:]] == colours
 
 
+def test_a_scale_of_two_settings_has_two_lines_and_stands_above_the_left_end() -> None:
+    """A curve that leaves the panel at its right is labelled at its left, where there is no room
+    beside it.
+    """
+    falls = losses_at(-11.8, range(-13, -9))
+    rises = [LossPoint(lr=0.125, loss=90.0, spread=0.2, seeds=4, diverged=0)]
+    curves = {"base": losses_at(-6), "width ×4, depth ×4": [*falls, *rises]}
+    notes = transfer_figure({"plain": curves})["layout"]["annotations"]
+    [label] = [each for each in notes if "width" in each["text"]]
+    assert label["text"] == "width ×4,<br>depth ×4"
+    assert (label["xanchor"], label["yanchor"]) == ("left", "bottom")
+
+
 def test_a_long_name_is_cut_where_it_would_not_fit() -> None:
     notes = transfer_figure({"v" * 60: {"base": losses_at(-6)}})["layout"]["annotations"]
     assert [note["text"] for note in notes] == [f"<b>{'v' * 29}…</b>", "base"]
