@@ -48,11 +48,11 @@ def _between(
     lower = np.where(steps[upper] <= asked, upper, np.maximum(upper - 1, 0))
     gap = (steps[upper] - steps[lower]).astype(np.float64)
     weight = np.divide(asked - steps[lower], gap, out=np.zeros(len(asked)), where=gap > 0)
-    if not weight.any():  # steps that have rows, as those of a sweep's other seeds
-        return values[lower][:, columns].astype(np.float64)
     # Only the rows that are needed are converted: a run may have a thousand times as many.
-    left, right = (values[at][:, columns].astype(np.float64) for at in (lower, upper))
-    return blend(left, right, weight[:, None])
+    left: Array = values[lower][:, columns].astype(np.float64)
+    if not weight.any():  # every step asked for has a row, as where a sweep's seeds are averaged
+        return left
+    return blend(left, values[upper][:, columns].astype(np.float64), weight[:, None])
 
 
 def blend(left: Array, right: Array, weight: Array | float) -> Array:

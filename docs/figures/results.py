@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from flerm_client import RegistryClient
 from flerm_client.cli.plot import render
@@ -65,17 +66,17 @@ DEFAULT = (
 )
 REGRET_SYSTEMS = {
     "decoder, prenorm": ("decoder-width", "decoder-depth", "decoder-large"),
-    "its batch and duration": ("decoder-batch",),
-    "the same with a warm-up": ("decoder-depth-warmup",),
-    "by AdamW, decay 0.1": ("decoder-decay",),
-    "by AdamW, decay 1.0": ("decoder-decay-strong",),
-    "the same, 1,200 steps": ("decoder-decay-long",),
-    "by Muon and AdamW": ("decoder-muon",),
+    "prenorm: batch and duration": ("decoder-batch",),
+    "prenorm with a warm-up": ("decoder-depth-warmup",),
+    "prenorm by AdamW, decay 0.1": ("decoder-decay",),
+    "prenorm by AdamW, decay 1.0": ("decoder-decay-strong",),
+    "prenorm by AdamW, decay 1.0, 1,200 steps": ("decoder-decay-long",),
+    "prenorm by Muon and AdamW": ("decoder-muon",),
     "decoder, postnorm": ("decoder-postnorm", "decoder-postnorm-large"),
     "decoder, prenormpostmod": ("decoder-prenormpostmod", "decoder-prenormpostmod-large"),
-    "its batch and duration ": ("decoder-prenormpostmod-batch",),
-    "the same with a warm-up ": ("decoder-prenormpostmod-warmup",),
-    "the same, norms held": ("decoder-prenormpostmod-held",),
+    "prenormpostmod: batch and duration": ("decoder-prenormpostmod-batch",),
+    "prenormpostmod with a warm-up": ("decoder-prenormpostmod-warmup",),
+    "prenormpostmod, norms held": ("decoder-prenormpostmod-held",),
     "residual MLP": ("resmlp-batch",),
     "LoRA, GPT-2-shaped": ("lora-gpt2",),
     "LoRA, Llama-shaped": ("lora-llama",),
@@ -154,59 +155,74 @@ def overview(page: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+class RegretCell(NamedTuple):
+    """The rows of one cell. published: the best published rule. by_batch: `matched-batch`."""
+
+    system: str
+    scale: str
+    plain: Row
+    published: Row | None
+    matched: Row | None
+    by_batch: Row | None
+
+    @property
+    def ours(self) -> Row:
+        """The matched row that counts: by batch where batch or length differ."""
+        return self.by_batch or self.matched or {}
+
+
 def regrets(page: str) -> str:
     """A table of the regrets of all cells that are no change of the initialisation, and how many
     of them are small. A dash: not tried.
     """
     head = ["", "", "seeds", "plain", "published rules", "matched", "matched-batch", "its shift"]
     lines = [head, ["---"] * len(head)]
-    ours: list[float] = []
-    others: dict[str, list[tuple[float, float]]] = {"plain": [], "published rules": []}
-    near = narrow = 0
-    for system, sections in REGRET_SYSTEMS.items():
-        cells = _cells(page, sections)
-        scales = dict.fromkeys(scale for scale, variant in cells if variant == "plain")
-        for at, scale in enumerate(each for each in scales if not each.startswith(INITIAL)):
-            matched = cells.get((scale, "matched"), cells.get((scale, DEFAULT)))
-            by_batch = cells.get((scale, "matched-batch"))
-            shown = by_batch or matched
-            if shown is None or "regret" not in shown:
-                continue
-            published = [cells[scale, v] for v in PUBLISHED if (scale, v) in cells]
-            best = min(published, key=_regret, default=None)
-            plain = cells[scale, "plain"]
-            ours.append(_regret(shown))
-            others["plain"].append((_regret(plain), _regret(shown)))
-            if best:
-                others["published rules"].append((_regret(best), _regret(shown)))
-            away, width = abs(float(shown["shift"])), _half_width(shown["90 % interval"])
-            near += away <= 0.25
-            narrow += away <= 0.25 and width <= 0.25
-            lines.append(
-                [
-                    "" if at else system.strip(),
-                    scale,
-                    shown["seeds"],
-                    *(_percent(each) for each in (plain, best, matched, by_batch)),
-                    f"{shown['shift']} ({shown['90 % interval']})".replace("-", "−"),
-                ]
-            )
-    small = [sum(value <= bound for value in ours) for bound in (0.01, 0.02)]
+    cells = [*_regret_cells(page)]
+    for at, cell in enumerate(cells):
+        shift = f"{cell.ours['shift']} ({cell.ours['90 % interval']})".replace("-", "−")
+        rows = (cell.plain, cell.published, cell.matched, cell.by_batch)
+        first = at == 0 or cells[at - 1].system != cell.system
+        named = [cell.system if first else "", cell.scale, cell.ours["seeds"]]
+        lines.append([*named, *map(_percent, rows), shift])
+    found = [_regret(cell.ours) for cell in cells]
+    near = [cell.ours for cell in cells if abs(float(cell.ours["shift"])) <= 0.25]
+    narrow = [row for row in near if _half_width(row["90 % interval"]) <= 0.25]
     said = [
-        f"Of these {len(ours)} cells, {small[0]} have at most 1 % regret by matching "
-        f"(`matched-batch` where batch or length differ) and {small[1]} at most 2 %; "
-        f"in {near} the optimum stays within a quarter octave, in {narrow} of them with a "
-        "90 % interval of at most half an octave."
+        f"Of these {len(cells)} cells, {sum(each <= 0.01 for each in found)} have at most 1 % "
+        "regret by matching (`matched-batch` where batch or length differ) and "
+        f"{sum(each <= 0.02 for each in found)} at most 2 %; in {len(near)} the optimum stays "
+        f"within a quarter octave, in {len(narrow)} of them with a 90 % interval of at most half "
+        "an octave."
     ]
-    for name, pairs in others.items():
-        less = sum(mine < its for its, mine in pairs)
-        more = sum(mine > its for its, mine in pairs)
+    for name, others in {
+        "plain": [(cell.plain, cell.ours) for cell in cells],
+        "published rules": [(cell.published, cell.ours) for cell in cells if cell.published],
+    }.items():
+        more = [_regret(mine) - _regret(other) for other, mine in others]
         said.append(
-            f"Against {name}, matching has less regret in {less} of {len(pairs)} cells "
-            f"and more in {more}."
+            f"Against {name}, matching has less regret in {sum(each < 0 for each in more)} of "
+            f"{len(more)} cells and more in {sum(each > 0 for each in more)}."
         )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([table, "", *said])
+
+
+def _regret_cells(page: str) -> Iterator[RegretCell]:
+    """The cells of `REGRET_SYSTEMS` that have a matched row with a regret."""
+    for system, sections in REGRET_SYSTEMS.items():
+        rows = _cells(page, sections)
+        for scale in (scale for scale, variant in rows if variant == "plain"):
+            published = [rows[scale, each] for each in PUBLISHED if (scale, each) in rows]
+            cell = RegretCell(
+                system,
+                scale,
+                plain=rows[scale, "plain"],
+                published=min(published, key=_regret, default=None),
+                matched=rows.get((scale, "matched"), rows.get((scale, DEFAULT))),
+                by_batch=rows.get((scale, "matched-batch")),
+            )
+            if "regret" in cell.ours and not scale.startswith(INITIAL):
+                yield cell
 
 
 def _regret(row: Row) -> float:

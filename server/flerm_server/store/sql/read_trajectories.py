@@ -112,7 +112,7 @@ def _size(recording: Recording) -> int:
 
 class _Rows:
     """The visible rows of one attempt, as columns. The FSLRs of a row are copied as the row comes,
-    so that those of a long recording are in memory once.
+    so that they are in memory once.
     """
 
     def __init__(self) -> None:

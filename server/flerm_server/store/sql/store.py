@@ -298,7 +298,7 @@ class SqlStore(Store):
     def trajectories(self, recordings: Sequence[Recording]) -> list[Trajectory]:
         short = [each for each in recordings if is_short(each)]
         with driver_transaction(self.engine) as driver:
-            found = iter(read_trajectories(driver, short) if short else [])
+            found = iter(read_trajectories(driver, short))
         # The driver of PostgreSQL keeps all that a statement finds, so a long one is read in parts.
         return [
             next(found) if is_short(each) else self.trajectory(each.spec.id) for each in recordings
