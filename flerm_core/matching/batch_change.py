@@ -2,9 +2,10 @@
 
 Let a step have k times the base's examples, and the run s times the base's steps.
 
-* A moment of decay β gets the decay β^√k. It so forgets a gradient after fewer steps than in the
-  base's run, and after more examples. Decays β^k, after as many examples (Marek et al. 2025, arXiv
-  2507.07101, for the second moment), leave too little momentum at k = 16.
+* A moment of decay β gets the decay β^√k, at most β² and at least β. Less momentum makes the loss
+  smaller, and more so in bigger batches, but below 0.65 it makes the loss greater in all of them:
+  decays β^k, after as many examples (Marek et al. 2025, arXiv 2507.07101, for the second moment),
+  leave too little at k = 16. In smaller batches longer moments make the loss greater.
 * Learning rates are multiplied by (k / s)^¼. In a run over as many examples as the base (s = 1/k)
   this is √k (Malladi et al. 2022, arXiv 2205.10287). In a run over more examples, the rate falls
   with the fourth root of their number, where Bjorck et al. 2024 (arXiv 2409.19913) have the power
@@ -30,7 +31,8 @@ FOLLOWING = ("Adam", "AdamW")
 their betas, so a match at the first step is the same with the base's betas and with others."""
 BATCH_FACTOR = "batch_factor"
 """The auxiliary scalar of a matched run's rows that holds `BatchChange.rate`, where it is not 1."""
-_POWER = 1 / 4
+_RATE_POWER = 1 / 4
+_GREATEST_BETA_POWER = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +105,14 @@ class BatchChange:
     @property
     def rate(self) -> float:
         """What every learning rate is multiplied by."""
-        return float((self.times * self.base_steps / self.own_steps) ** _POWER)
+        return float((self.times * self.base_steps / self.own_steps) ** _RATE_POWER)
 
     def betas(self, base_betas: Iterable[float]) -> tuple[float, ...]:
-        """The decays of this run's moments, where the base has `base_betas`."""
-        return tuple(beta ** math.sqrt(self.times) for beta in base_betas)
+        """The decays of this run's moments, where the base has `base_betas`: the same ones in a
+        smaller batch.
+        """
+        power = min(max(math.sqrt(self.times), 1.0), _GREATEST_BETA_POWER)
+        return tuple(beta**power for beta in base_betas)
 
     def settings(self, optimizer_config: Mapping[str, Any]) -> dict[str, Any]:
         """The base's `optimizer_config` with the betas of this run."""
@@ -127,9 +132,10 @@ class BatchChange:
 
     @property
     def _changes(self) -> str:
-        betas = " and ".join(
+        become = " and ".join(
             f"{_pair(each)} become {_pair(self.betas(each))}" for each in self.base_betas
         )
+        betas = become if self.own > self.base else "stay"
         return (
             f"learning rates are multiplied by {self.rate:.4g}, and the betas {betas} "
             "(docs/choices.md)"

@@ -40,9 +40,10 @@ BASE = targets(recording(0, config={"batch_size": 64}))
     [
         (256, None, (0.9**2, 0.99**2), 4**0.25),  # as many steps: four times the examples
         (256, 75, (0.9**2, 0.99**2), 2.0),  # as many examples: the square root of the batch
-        (1024, 300, (0.9**4, 0.99**4), 2.0),
+        (128, 300, (0.9**2**0.5, 0.99**2**0.5), 2**0.25),
+        (1024, 300, (0.9**2, 0.99**2), 2.0),  # momentum below 0.65 helps no batch
         (64, 4800, (0.9, 0.99), 0.5),  # longer and nothing else
-        (16, None, (0.9**0.5, 0.99**0.5), 0.25**0.25),
+        (16, None, (0.9, 0.99), 0.25**0.25),  # fewer examples: the moments stay
         (64, None, (0.9, 0.99), 1.0),
     ],
 )
@@ -61,6 +62,9 @@ def test_the_change_is_said_in_one_sentence() -> None:
     assert BatchChange.of(BASE, 256).sentence == (
         "batch size 256 in 300 steps, where the base has 64 in 300: learning rates are multiplied "
         "by 1.414, and the betas (0.9, 0.99) become (0.81, 0.9801) (docs/choices.md)"
+    )
+    assert BatchChange.of(BASE, 16).sentence.endswith(
+        ": learning rates are multiplied by 0.7071, and the betas stay (docs/choices.md)"
     )
     assert BatchChange.of(BASE, 64).sentence.endswith("has 64 in 300: nothing is changed")
 

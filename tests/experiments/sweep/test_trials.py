@@ -35,7 +35,8 @@ def test_the_keys_of_recordings_that_registries_hold_stay_what_they_are(preset: 
         label = "" if cell is None else cell.label
         if label in STORED[preset]:
             tags = {"steps": str(sweep.steps), "schedule": "constant", "job": STORED[preset][label]}
-            assert job_of(sweep, Trial(cell, 1, 0), None).tags == tags
+            octave = Trial(cell, sweep.rates_per_octave, 0)
+            assert job_of(sweep, octave, None).tags == tags
 
 
 def test_a_longer_cell_matches_as_often_in_its_run_and_to_the_bases_recordings() -> None:
