@@ -77,7 +77,7 @@ REGRET_SYSTEMS = {
     "prenormpostmod: batch and duration": ("decoder-prenormpostmod-batch",),
     "prenormpostmod with a warm-up": ("decoder-prenormpostmod-warmup",),
     "prenormpostmod, norms held": ("decoder-prenormpostmod-held",),
-    "residual MLP": ("resmlp-batch",),
+    "residual MLP": ("resmlp", "resmlp-batch"),
     "LoRA, GPT-2-shaped": ("lora-gpt2",),
     "LoRA, Llama-shaped": ("lora-llama",),
 }
@@ -147,7 +147,7 @@ def overview(page: str) -> str:
         for scale in there:
             best = float(cells[scale, "plain"]["best loss"])
             curve_rows = [
-                cells.get((scale, v), cells.get((scale, DEFAULT)) if v == "matched" else None)
+                _matched_row(cells, scale) if v == "matched" else cells.get((scale, v))
                 for v in VARIANTS
             ]
             entries = [_entry(row, best) if row else "" for row in curve_rows]
@@ -218,11 +218,18 @@ def _regret_cells(page: str) -> Iterator[RegretCell]:
                 scale,
                 plain=rows[scale, "plain"],
                 published=min(published, key=_regret, default=None),
-                matched=rows.get((scale, "matched"), rows.get((scale, DEFAULT))),
+                matched=_matched_row(rows, scale),
                 by_batch=rows.get((scale, "matched-batch")),
             )
             if "regret" in cell.ours and not scale.startswith(INITIAL):
                 yield cell
+
+
+def _matched_row(rows: Mapping[tuple[str, str], Row], scale: str) -> Row | None:
+    """The row of matched training by the default depth rule, which has a name of its own where
+    every rule has a row.
+    """
+    return rows.get((scale, DEFAULT), rows.get((scale, "matched")))
 
 
 def _regret(row: Row) -> float:
