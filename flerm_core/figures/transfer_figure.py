@@ -32,6 +32,8 @@ TICKS = 4  # rates written below one panel
 HEADROOM = 0.35
 LONGEST = 30  # letters of a title or a label
 LABEL = 15  # pixels between two labels of curves
+LETTER = 7  # about the width of a label's letter in pixels
+FIGURE = 1000  # about the width of a figure in pixels, by which labels stay in their panel
 PANEL = 260  # about the height of a panel in pixels, by which labels are kept apart
 
 
@@ -194,7 +196,9 @@ def _labels(
             x = math.log10(point.lr)
             # At the panel's left end there is no room: the label stands above, where a curve that
             # falls leaves it.
-            above = anchor == "right" and x - ends[0] < (ends[1] - ends[0]) / 6
+            letters = max(map(len, _brief(label).split(", ")))
+            needed = max(1 / 6, (LETTER * letters + 7) / (FIGURE * panel.width))
+            above = anchor == "right" and x - ends[0] < (ends[1] - ends[0]) * needed
             found.append({
                 "text": _brief(label).replace(", ", ",<br>"), "x": x, "y": number(point.loss),
                 "xref": f"x{panel.suffix}", "yref": f"y{panel.suffix}", "showarrow": False,

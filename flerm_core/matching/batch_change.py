@@ -3,7 +3,7 @@
 Let a step have k times the base's examples, and the run s times the base's steps.
 
 * A moment of decay β gets the decay β^√k, at most β² and at least β. Less momentum makes the loss
-  smaller, and more so in bigger batches, but below 0.65 it makes the loss greater in all tried ones:
+  smaller, and more so in bigger batches, but below 0.65 it makes the loss greater in all tried:
   decays β^k, after as many examples (Marek et al. 2025, arXiv 2507.07101, for the second moment),
   leave too little at k = 16. In smaller batches longer moments make the loss greater.
 * Learning rates are multiplied by (k / s)^¼. In a run over as many examples as the base (s = 1/k)

@@ -59,6 +59,19 @@ def test_a_scale_of_two_settings_has_two_lines_and_stands_above_the_left_end() -
     assert (label["xanchor"], label["yanchor"]) == ("left", "bottom")
 
 
+def test_a_label_at_the_left_of_a_narrow_panel_does_not_lie_over_the_axis() -> None:
+    falls = losses_at(-8.8, range(-10, -6))
+    rises = [LossPoint(lr=0.125, loss=90.0, spread=0.2, seeds=4, diverged=0)]
+    curves = {"base": losses_at(-8), "depth ×8": [*falls, *rises]}
+
+    def anchor(panels: int) -> str:
+        figure = transfer_figure({str(at): curves for at in range(panels)})
+        notes = figure["layout"]["annotations"]
+        return next(note["xanchor"] for note in notes if note["text"] == "depth ×8")
+
+    assert [anchor(1), anchor(4)] == ["right", "left"]
+
+
 def test_a_long_name_is_cut_where_it_would_not_fit() -> None:
     notes = transfer_figure({"v" * 60: {"base": losses_at(-6)}})["layout"]["annotations"]
     assert [note["text"] for note in notes] == [f"<b>{'v' * 29}…</b>", "base"]
