@@ -33,7 +33,11 @@ ESTIMATOR = MessageCodec(EstimatorSettings, pb.EstimatorSettings)
 SPEC = MessageCodec(RecordingSpec, pb.RecordingSpec, parts=[PARAMETERS, ESTIMATOR])
 RECORDING = MessageCodec(Recording, pb.Recording, parts=[SPEC])
 ATTEMPT = MessageCodec(Attempt, pb.Attempt)
-ENDING = MessageCodec(Ending, pb.FinishRecordingRequest, message_only=["recording_id", "attempt"])
+ENDING = MessageCodec(
+    Ending,
+    pb.FinishRecordingRequest,
+    message_only=["recording_id", "attempt", "acknowledged_step"],
+)
 FAMILY = MessageCodec(Family, pb.Family)
 FILTER = MessageCodec(
     RecordingFilter, pb.ListRecordingsRequest, message_only=["page_size", "page_token"]

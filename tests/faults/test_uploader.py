@@ -177,6 +177,31 @@ def test_a_registry_that_lost_its_database_gets_everything_again(start_registry,
     assert_holds(other.address, spec.id, [1, 2])
 
 
+@pytest.mark.parametrize("later", [(5, 6), ()], ids=["more rows follow", "only the end follows"])
+def test_a_registry_restored_from_an_older_backup_gets_the_rows_since_then_again(
+    start_registry, tmp_path, later
+):
+    server = start_registry(db=f"sqlite:///{tmp_path}/runs.db")
+    spec = spec_of("faults")
+    reporter = SpoolReporter.open(server.address, spec, Attempt(), spool=tmp_path / "spool")
+    for step in (1, 2):
+        reporter.append(row_of(step))
+    until(lambda: rows_at(server.address, spec.id) == 2, "the first rows did not arrive")
+    copy = [str(tmp_path / "monday.db"), "--db", server.db]
+    assert main(["db", "backup", *copy]) == 0
+    for step in (3, 4):
+        reporter.append(row_of(step))
+    until(lambda: rows_at(server.address, spec.id) == 4, "the rows did not arrive")
+    server.stop()
+    assert main(["db", "restore", *copy]) == 0
+    again = start_registry(db=server.db, grpc=server.grpc)
+    for step in later:
+        reporter.append(row_of(step))
+    delivery = reporter.finish(Ending(final_loss=0.5), timeout=SECONDS)
+    assert (delivery.left, delivery.problem) == (0, "")
+    assert_holds(again.address, spec.id, [1, 2, 3, 4, *later])
+
+
 @pytest.mark.parametrize("moment", [0.0, 0.2, 1.2])
 def test_a_killed_uploader_is_started_again(registry, start_run, moment):
     spec = spec_of("faults")

@@ -69,9 +69,9 @@ class ClientStore(GrpcStore):
         return Started(spec.id, there or 1, not there)
 
     def append_many(self, batches: Sequence[Batch]) -> list[Appended | FlermError]:
-        if len(batches) > 1 or batches[0].attempt:
+        (batch, *more) = batches
+        if more or batch.attempt or batch.acknowledged_step is not None:
             return super().append_many(batches)
-        (batch,) = batches
         try:
             before = self.client.recording(batch.recording_id).rows
             self._append(batch.recording_id, batch.rows)
@@ -93,9 +93,18 @@ class ClientStore(GrpcStore):
             vectors={name: [value] for each in auxiliary for name, value in each.vectors.items()},
         )
 
-    def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
-        if attempt:
-            return super().finish(recording_id, attempt, ending)
+    def finish(
+        self,
+        recording_id: str,
+        attempt: int,
+        ending: Ending,
+        *,
+        acknowledged_step: int | None = None,
+    ) -> Recording:
+        if attempt or acknowledged_step is not None:
+            return super().finish(
+                recording_id, attempt, ending, acknowledged_step=acknowledged_step
+            )
         return self.client.finish(
             recording_id,
             ending.status,

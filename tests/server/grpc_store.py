@@ -105,6 +105,7 @@ class GrpcStore(Store):
             recording_id=batch.recording_id,
             attempt=batch.attempt,
             measurements=map(recording_messages.measurement_to_proto, batch.rows),
+            acknowledged_step=batch.acknowledged_step,
         )
         try:
             answer = self._call("Append", request)
@@ -112,15 +113,20 @@ class GrpcStore(Store):
             return error
         return Appended(answer.committed, answer.duplicates)
 
-    def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
-        return recording_messages.recording_from_proto(
-            self._call(
-                "FinishRecording",
-                recording_messages.ending_to_proto(
-                    ending, recording_id=recording_id, attempt=attempt
-                ),
-            )
+    def finish(
+        self,
+        recording_id: str,
+        attempt: int,
+        ending: Ending,
+        *,
+        acknowledged_step: int | None = None,
+    ) -> Recording:
+        request = recording_messages.ending_to_proto(
+            ending, recording_id=recording_id, attempt=attempt
         )
+        if acknowledged_step is not None:
+            request.acknowledged_step = acknowledged_step
+        return recording_messages.recording_from_proto(self._call("FinishRecording", request))
 
     def import_parts(self, parts, *, created_by="", quotas=UNLIMITED) -> Imported:
         request = pb.ImportRecordingsRequest()

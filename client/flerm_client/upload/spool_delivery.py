@@ -86,6 +86,7 @@ class SpoolDelivery:
         self._calls = calls
         self._reader = SpoolReader(path)
         self._attempt = 0
+        self._acknowledged_step: int | None = None  # the greatest of the attempt
         self._recording_id = ""
         self._end: pb.FinishRecordingRequest | None = None
         self._restarts = 0
@@ -192,6 +193,7 @@ class SpoolDelivery:
         log.warning("%s: %s; sending it again from the start", self.path.name, error)
         self._restarts += 1
         self.started = False
+        self._acknowledged_step = None
         self.progress = DeliveryProgress()
         self._refusals.clear()
         self._reader = SpoolReader(self.path)
@@ -228,7 +230,10 @@ class SpoolDelivery:
 
     def _append(self, rows: list[pb.Measurement]) -> None:
         request = pb.AppendRequest(
-            recording_id=self._recording_id, attempt=self._attempt, measurements=rows
+            recording_id=self._recording_id,
+            attempt=self._attempt,
+            measurements=rows,
+            acknowledged_step=self._acknowledged_step,
         )
         answer = self._calls.unary("Append", request, seconds=APPEND_SECONDS)
         self._require(
@@ -236,10 +241,15 @@ class SpoolDelivery:
             answer.committed == len(rows),
             f"{answer.committed} of {len(rows)} rows",
         )
+        known = [] if self._acknowledged_step is None else [self._acknowledged_step]
+        self._acknowledged_step = max([*known, *(row.step for row in rows)])
 
     def _finish(self, request: pb.FinishRecordingRequest) -> None:
         self._require_start()
         request.recording_id, request.attempt = self._recording_id, self._attempt
+        request.ClearField("acknowledged_step")
+        if self._acknowledged_step is not None:
+            request.acknowledged_step = self._acknowledged_step
         request.sent_at.GetCurrentTime()
         answer = self._calls.unary("FinishRecording", request)
         self._require(

@@ -234,14 +234,16 @@ class Measurement(_message.Message):
     def __init__(self, step: _Optional[int] = ..., fslr: _Optional[bytes] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., tokens: _Optional[int] = ..., measured_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., scalars: _Optional[_Mapping[str, float]] = ..., vectors: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class AppendRequest(_message.Message):
-    __slots__ = ("recording_id", "attempt", "measurements")
+    __slots__ = ("recording_id", "attempt", "measurements", "acknowledged_step")
     RECORDING_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_STEP_FIELD_NUMBER: _ClassVar[int]
     recording_id: str
     attempt: int
     measurements: _containers.RepeatedCompositeFieldContainer[Measurement]
-    def __init__(self, recording_id: _Optional[str] = ..., attempt: _Optional[int] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
+    acknowledged_step: int
+    def __init__(self, recording_id: _Optional[str] = ..., attempt: _Optional[int] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., acknowledged_step: _Optional[int] = ...) -> None: ...
 
 class AppendResponse(_message.Message):
     __slots__ = ("committed", "duplicates")
@@ -252,7 +254,7 @@ class AppendResponse(_message.Message):
     def __init__(self, committed: _Optional[int] = ..., duplicates: _Optional[int] = ...) -> None: ...
 
 class FinishRecordingRequest(_message.Message):
-    __slots__ = ("recording_id", "attempt", "status", "final_loss", "final_step", "tokens", "remarks", "finished_at", "sent_at")
+    __slots__ = ("recording_id", "attempt", "status", "final_loss", "final_step", "tokens", "remarks", "finished_at", "sent_at", "acknowledged_step")
     RECORDING_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -262,6 +264,7 @@ class FinishRecordingRequest(_message.Message):
     REMARKS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
     SENT_AT_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_STEP_FIELD_NUMBER: _ClassVar[int]
     recording_id: str
     attempt: int
     status: str
@@ -271,7 +274,8 @@ class FinishRecordingRequest(_message.Message):
     remarks: _containers.RepeatedScalarFieldContainer[str]
     finished_at: _timestamp_pb2.Timestamp
     sent_at: _timestamp_pb2.Timestamp
-    def __init__(self, recording_id: _Optional[str] = ..., attempt: _Optional[int] = ..., status: _Optional[str] = ..., final_loss: _Optional[float] = ..., final_step: _Optional[int] = ..., tokens: _Optional[int] = ..., remarks: _Optional[_Iterable[str]] = ..., finished_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., sent_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    acknowledged_step: int
+    def __init__(self, recording_id: _Optional[str] = ..., attempt: _Optional[int] = ..., status: _Optional[str] = ..., final_loss: _Optional[float] = ..., final_step: _Optional[int] = ..., tokens: _Optional[int] = ..., remarks: _Optional[_Iterable[str]] = ..., finished_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., sent_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., acknowledged_step: _Optional[int] = ...) -> None: ...
 
 class ImportRecordingsRequest(_message.Message):
     __slots__ = ("parts",)

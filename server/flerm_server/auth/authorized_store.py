@@ -200,9 +200,18 @@ class AuthorizedStore(Store):
         return self._group_commit.append(read())
 
     @override
-    def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
+    def finish(
+        self,
+        recording_id: str,
+        attempt: int,
+        ending: Ending,
+        *,
+        acknowledged_step: int | None = None,
+    ) -> Recording:
         self._require(Scope.WRITE, recording_id)
-        return self._store.finish(recording_id, attempt, ending)
+        return self._store.finish(
+            recording_id, attempt, ending, acknowledged_step=acknowledged_step
+        )
 
     @override
     def renew(self, recording_id: str, attempt: int = 0) -> float:

@@ -104,7 +104,7 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
 
         def read() -> Batch:
             rows = recording_messages.batch_from_proto(request.measurements)
-            return Batch(request.recording_id, rows, request.attempt)
+            return Batch(request.recording_id, rows, request.attempt, _acknowledged_step(request))
 
         stored = self._store.append(request.recording_id, lambda: _read("measurements", read))
         self._count_rows(stored)
@@ -115,7 +115,12 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
     ) -> pb.Recording:
         """Ends an attempt."""
         ending = _read("finished_at", lambda: recording_messages.ending_from_proto(request))
-        recording = self._store.finish(request.recording_id, request.attempt, ending)
+        recording = self._store.finish(
+            request.recording_id,
+            request.attempt,
+            ending,
+            acknowledged_step=_acknowledged_step(request),
+        )
         return recording_messages.recording_to_proto(recording.without_parameters())
 
     def ImportRecordings(
@@ -238,6 +243,10 @@ class RegistryService(rpc.RegistryServicer):  # type: ignore[misc, unused-ignore
         return query_messages.best_to_proto(
             queries.best(self._store, query_messages.best_query_from_proto(request))
         )
+
+
+def _acknowledged_step(request: pb.AppendRequest | pb.FinishRecordingRequest) -> int | None:
+    return request.acknowledged_step if request.HasField("acknowledged_step") else None
 
 
 def _start(request: pb.StartRecordingRequest) -> tuple[RecordingSpec, Attempt]:

@@ -50,11 +50,16 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one attempt, which are stored whole or refused whole. `attempt` 0: the latest."""
+    """Rows of one attempt, which are stored whole or refused whole. `attempt` 0: the latest.
+
+    acknowledged_step: the greatest step of the attempt that the sender knows to be stored; None:
+        none. A store without it refuses the batch by `NotFound`.
+    """
 
     recording_id: str
     rows: MeasurementBatch
     attempt: int = 0
+    acknowledged_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +247,18 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
+    def finish(
+        self,
+        recording_id: str,
+        attempt: int,
+        ending: Ending,
+        *,
+        acknowledged_step: int | None = None,
+    ) -> Recording:
         """Ends an attempt (0: the latest); the recording. Readers see no end of an older attempt.
         `finished_at` is kept as a moment from the recording's start to now.
+
+        acknowledged_step: as in `Batch`.
 
         Raises `AlreadyExists` for an attempt that has ended in another way.
         """

@@ -7,6 +7,7 @@ A test module makes a subclass of `StoreConformance`, whose name begins with `Te
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -100,6 +101,28 @@ class StoreConformance:
             finished.tokens,
         ) == (3, 1, 201, 0.5, 9)
         assert append(store, sent.id, *rows(101, 201)) == Appended(2, 2)
+
+    @pytest.mark.parametrize("stored", [(), (1, 101)], ids=["no rows", "rows"])
+    def test_a_database_without_a_step_that_was_acknowledged_says_what_it_has(
+        self, store: Store, stored: tuple[int, ...]
+    ):
+        sent = spec(family())
+        store.start(sent)
+        if stored:
+            append(store, sent.id, *rows(*stored))
+        last = max(stored, default=None)
+        says = "has no step, and" if last is None else f"has the steps up to {last}, and"
+        says += " not step 201, which was acknowledged"
+        behind = replace(batch(sent.id, *rows(301)), acknowledged_step=201)
+        (refusal,) = store.append_many([behind])
+        assert isinstance(refusal, NotFound) and says in str(refusal)
+        with pytest.raises(NotFound, match=says):
+            store.finish(sent.id, 0, Ending(), acknowledged_step=201)
+        found = store.recording(sent.id)
+        assert (found.rows, found.status) == (len(stored), "running")
+        level = replace(batch(sent.id, *rows(301)), acknowledged_step=last)
+        assert store.append_many([level]) == [Appended(1, 0)]
+        assert store.finish(sent.id, 0, Ending(), acknowledged_step=301).status == "completed"
 
     def test_a_step_with_other_content_is_refused_by_its_number(self, store: Store):
         sent = spec(family())

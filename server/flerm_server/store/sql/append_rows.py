@@ -28,6 +28,7 @@ from flerm_server.store.sql.compiled_statements import (
     PreparedIn,
     Statement,
 )
+from flerm_server.store.sql.finish_attempt import require_acknowledged
 from flerm_server.store.sql.start_recording import attempt_ended
 from flerm_server.store.sql.tables import attempts, measurements, recordings
 
@@ -200,6 +201,7 @@ def _plan(driver: Driver, states: dict[str, _Recording], batch: Batch, now: int)
             f"recording {batch.recording_id} has no attempt {number}; "
             f"it has {sorted(state.attempts)}"
         )
+    require_acknowledged(batch.recording_id, number, attempt.highest, batch.acknowledged_step)
     steps = batch.rows.steps
     validate_batch(batch.rows, state.columns)
     if not steps:

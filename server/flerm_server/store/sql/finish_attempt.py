@@ -15,13 +15,19 @@ from flerm_server.store.unknown_recording import unknown_recording
 
 
 def finish_attempt(
-    connection: sa.Connection, recording_id: str, attempt: int, ending: Ending, now: int
+    connection: sa.Connection,
+    recording_id: str,
+    attempt: int,
+    ending: Ending,
+    now: int,
+    acknowledged_step: int | None = None,
 ) -> None:
     """`Store.finish` within a writing transaction.
 
     now: the database's time in microseconds.
     """
     recording, found = lock_attempt(connection, recording_id, attempt)
+    require_acknowledged(recording_id, found.number, found.last_step, acknowledged_step)
     if found.status == ending.status:
         return
     if found.status in FINAL_STATUSES:
@@ -76,6 +82,24 @@ def lock_attempt(connection: sa.Connection, recording_id: str, number: int) -> t
     if attempt is None:
         raise unknown_attempt(recording_id, number, recording.attempt)
     return recording, attempt
+
+
+def require_acknowledged(
+    recording_id: str, attempt: int, last_step: int, acknowledged_step: int | None
+) -> None:
+    """Raises `NotFound` where an attempt lacks a step that was acknowledged.
+
+    The database was then restored from an older copy, or failed over to a host that lagged behind.
+
+    last_step: the greatest step of the attempt that is stored; below 0: none.
+    """
+    if acknowledged_step is not None and acknowledged_step > last_step:
+        stored = f"the steps up to {last_step}" if last_step >= 0 else "no step"
+        raise NotFound(
+            f"recording {recording_id}: attempt {attempt} has {stored}, and not step "
+            f"{acknowledged_step}, which was acknowledged; the database is an older copy: send "
+            "the attempt from its start again"
+        )
 
 
 def unknown_attempt(recording_id: str, number: int, latest: int) -> NotFound:

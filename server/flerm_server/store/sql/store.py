@@ -195,12 +195,19 @@ class SqlStore(Store):
             return append_rows.append(driver, batches, now, now + self._lease)
 
     @override
-    def finish(self, recording_id: str, attempt: int, ending: Ending) -> Recording:
+    def finish(
+        self,
+        recording_id: str,
+        attempt: int,
+        ending: Ending,
+        *,
+        acknowledged_step: int | None = None,
+    ) -> Recording:
         validation.validate_ending(ending)
         with transaction(self.engine, writes=True) as connection:
             now = database_now(connection)
             lock_families(connection, recording_ids=[recording_id])
-            finish_attempt(connection, recording_id, attempt, ending, now)
+            finish_attempt(connection, recording_id, attempt, ending, now, acknowledged_step)
             return listings.one_recording(connection, recording_id, now)[1]
 
     @override
