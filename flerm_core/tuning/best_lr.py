@@ -11,6 +11,7 @@ from typing import Any
 
 from flerm_core.errors import NotFound
 from flerm_core.records.recording import Recording, same_lr
+from flerm_core.tuning.shared_seeds import SeedLosses, around, lowest_rate, mean
 
 SIZE = "parameters"
 """The key of a configuration that holds the number of the model's weights."""
@@ -18,6 +19,10 @@ SIZE = "parameters"
 # A rate within so many octaves of the optimum counts as the optimum, because matched rates are
 # rounded to 1/16 octave.
 _CLOSE = 1 / 16
+_SHARED = (
+    "Rates with a lower mean loss were run with other seeds; over the seeds that they share with "
+    "this rate, their loss is not lower."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +145,7 @@ def model_size(config: Mapping[str, Any]) -> float | None:
 
 def loss_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
     """Loss against learning rate, ascending by rate, of the runs that count."""
-    return tuple(_point(rate, at) for rate, at in _curve(runs).items())
+    return tuple(_point(rate, at) for rate, at in runs_by_rate(runs).items())
 
 
 def curve_optimum(points: Sequence[LossPoint]) -> float:
@@ -148,29 +153,34 @@ def curve_optimum(points: Sequence[LossPoint]) -> float:
 
     Raises `NotFound` where no loss is finite.
     """
-    best = _lowest(points)
+    best = min(_allowed(points), key=lambda at: points[at].loss, default=None)
     if best is None:
         raise NotFound("points: none of the curve's rates has a finite loss")
-    return _optimum(points, best)
+    return _optimum(points, best, [point.loss for point in points[max(best - 1, 0) : best + 2]])
 
 
 def best_rate(family: str, runs: Iterable[SweepRun]) -> Best:
     """The best rate of `runs` by their final losses.
 
     The best rate has the lowest mean loss of all rates at which no run diverged. Only where runs
-    diverged at every rate, such rates are compared too. The optimum is the vertex of the parabola
-    in log2 lr through the mean losses at the best rate and at its two neighbours. Without two
-    neighbours the optimum is the best rate. Raises `NotFound` when no run is completed with a
-    finite loss.
+    diverged at every rate, such rates are compared too. Rates that were run with different seeds
+    are compared by the seeds that they share (`lowest_rate`). The optimum is the vertex of the
+    parabola in log2 lr through the mean losses at the best rate and at its two neighbours. Without
+    two neighbours, or with one at which a run diverged, the optimum is the best rate. Raises
+    `NotFound` when no run is completed with a finite loss.
     """
     found = list(runs)
-    points = loss_curve(found)
-    best = _lowest(points)
+    curve = runs_by_rate(found)
+    points = tuple(_point(rate, at) for rate, at in curve.items())
+    losses = [_finite(seed_losses(at)) for at in curve.values()]
+    best = lowest_rate(losses, _allowed(points))
     if best is None:
         total = f"{len(found)} run{'s' if len(found) != 1 else ''}"
         raise NotFound(f"family: {family!r} has no completed run with a final loss; {total} in all")
-    optimum = _optimum(points, best)
+    optimum = _optimum(points, best, around(losses, best))
     next_lr, advice = _advice(points, best, optimum)
+    if any(points[at].loss < points[best].loss for at in _allowed(points)):
+        advice += f" {_SHARED}"
     return Best(
         family=family,
         lr=points[best].lr,
@@ -183,7 +193,7 @@ def best_rate(family: str, runs: Iterable[SweepRun]) -> Best:
     )
 
 
-def _curve(runs: Iterable[SweepRun]) -> dict[float, list[SweepRun]]:
+def runs_by_rate(runs: Iterable[SweepRun]) -> dict[float, list[SweepRun]]:
     """The runs that count, by rate, ascending."""
     curve: dict[float, list[SweepRun]] = {}
     for run in sorted(runs, key=attrgetter("lr", "seed")):
@@ -196,18 +206,27 @@ def _curve(runs: Iterable[SweepRun]) -> dict[float, list[SweepRun]]:
 
 
 def _point(rate: float, runs: Sequence[SweepRun]) -> LossPoint:
+    its = seed_losses(runs)
+    finite = _finite(its)
+    return LossPoint(
+        lr=rate,
+        loss=mean(finite) if finite else math.nan,
+        spread=stdev(finite.values()) if len(finite) > 1 else math.nan,
+        seeds=len(finite),
+        diverged=len(its) - len(finite),
+    )
+
+
+def seed_losses(runs: Iterable[SweepRun]) -> dict[int, float]:
+    """The loss of each seed at one rate; the mean of a seed that was run more than once."""
     by_seed: dict[int, list[float]] = {}
     for run in runs:
         by_seed.setdefault(run.seed, []).append(run.finite_loss)
-    means = [_mean(its) for its in by_seed.values()]
-    losses = [loss for loss in means if math.isfinite(loss)]
-    return LossPoint(
-        lr=rate,
-        loss=_mean(losses) if losses else math.nan,
-        spread=stdev(losses) if len(losses) > 1 else math.nan,
-        seeds=len(losses),
-        diverged=len(means) - len(losses),
-    )
+    return {seed: _mean(its) for seed, its in by_seed.items()}
+
+
+def _finite(losses: SeedLosses) -> dict[int, float]:
+    return {seed: loss for seed, loss in losses.items() if math.isfinite(loss)}
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -215,19 +234,28 @@ def _mean(values: Sequence[float]) -> float:
     return values[0] if len(values) == 1 else fmean(values)
 
 
-def _lowest(points: Sequence[LossPoint]) -> int | None:
-    """The index of the lowest loss, among rates without divergence if there are any."""
+def _allowed(points: Sequence[LossPoint]) -> list[int]:
+    """The indices of the rates that may be the best: those without divergence if there are any."""
     finite = [at for at, point in enumerate(points) if point.seeds]
-    sound = [at for at in finite if not points[at].diverged]
-    return min(sound or finite, key=lambda at: points[at].loss, default=None)
+    return [at for at in finite if not points[at].diverged] or finite
 
 
-def _optimum(points: Sequence[LossPoint], best: int) -> float:
+def _optimum(points: Sequence[LossPoint], best: int, losses: Sequence[float]) -> float:
+    """The rate at the optimum. losses: of the best rate and its neighbours, as far as they are."""
     if not 0 < best < len(points) - 1:
         return points[best].lr
-    around = points[best - 1 : best + 2]
-    losses = [point.loss if point.seeds else math.inf for point in around]
-    return vertex([point.lr for point in around], losses)
+    nearby = points[best - 1 : best + 2]
+    # A loss of the seeds that came through says nothing where others did not.
+    known = [
+        math.inf if _diverges(point, points[best]) else loss
+        for point, loss in zip(nearby, losses, strict=True)
+    ]
+    return vertex([point.lr for point in nearby], known)
+
+
+def _diverges(point: LossPoint, best: LossPoint) -> bool:
+    """Whether runs diverge at `point`, and not at the best rate too."""
+    return not point.seeds or point.diverged > 0 == best.diverged
 
 
 def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
@@ -262,7 +290,7 @@ def _spread(runs: Sequence[SweepRun]) -> float:
         by_seed.setdefault(run.seed, []).append(run)
     optima = []
     for _, its in sorted(by_seed.items()):
-        curve = _curve(its) if len(its) > 2 else {}
+        curve = runs_by_rate(its) if len(its) > 2 else {}
         rates = list(curve)
         losses = [_mean([run.finite_loss for run in at]) for at in curve.values()]
         best = losses.index(min(losses)) if losses else 0
@@ -300,7 +328,7 @@ def _advice(points: Sequence[LossPoint], best: int, optimum: float) -> tuple[flo
             f"Around the best rate {rate:.3g} the rates are {gap:.2g} octaves apart: try "
             f"{between:.3g}, towards the optimum.",
         )
-    if not points[best + 1].seeds:
+    if _diverges(points[best + 1], points[best]):
         return (
             optimum,
             f"Use {rate:.3g}: above it, at {points[best + 1].lr:.3g}, runs diverge, and below it "

@@ -11,7 +11,15 @@ from itertools import product
 import numpy as np
 
 from flerm_core.records.recording import same_lr
-from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum, loss_curve, vertex
+from flerm_core.tuning.best_lr import (
+    LossPoint,
+    SweepRun,
+    curve_optimum,
+    loss_curve,
+    runs_by_rate,
+    seed_losses,
+    vertex,
+)
 
 LEVEL = 0.9
 _DRAWS = 1000
@@ -150,19 +158,11 @@ def _resampled(runs: Sequence[SweepRun], rates: Sequence[float]) -> list[float]:
 
     rates: the learning rates of `complete_curve(runs)`.
     """
-    by_seed: dict[int, dict[int, float]] = {}  # each seed's loss at each rate, by the rate's index
-    columns = {lr: _place(rates, lr) for lr in {run.lr for run in runs}}
-    for run in runs:
-        column = columns[run.lr]
-        if column is not None and run.counts:
-            by_seed.setdefault(run.seed, {})[column] = run.finite_loss
-    losses = np.array(
-        [
-            [its[column] for column in range(len(rates))]
-            for _, its in sorted(by_seed.items())
-            if len(its) == len(rates)
-        ]
-    )
+    columns = [
+        seed_losses(its) for lr, its in runs_by_rate(runs).items() if _place(rates, lr) is not None
+    ]
+    seeds = set[int]().union(*columns).intersection(*columns)
+    losses = np.array([[column[seed] for column in columns] for seed in sorted(seeds)])
     count = len(losses)
     if count < 2:
         return []

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flerm_core.records.recording import same_lr
-from flerm_core.tuning.best_lr import SweepRun
+from flerm_core.tuning.best_lr import SweepRun, runs_by_rate, seed_losses
 from flerm_core.tuning.optimum_shift import LEVEL, seed_resamples
 
 _DIVERGED = 1e30  # in place of an infinite loss, so that sums stay finite and are never the lowest
@@ -50,14 +50,7 @@ Losses = Mapping[float, Mapping[int, float]]
 
 def losses_by_rate(runs: Iterable[SweepRun]) -> Losses:
     """The losses of the runs that count; the mean where a seed was run several times at a rate."""
-    found: dict[float, dict[int, list[float]]] = {}
-    for run in runs:
-        if run.counts:
-            found.setdefault(run.lr, {}).setdefault(run.seed, []).append(run.finite_loss)
-    return {
-        lr: {seed: sum(its) / len(its) for seed, its in by_seed.items()}
-        for lr, by_seed in found.items()
-    }
+    return {lr: seed_losses(its) for lr, its in runs_by_rate(runs).items()}
 
 
 def regret(own: Losses, lr: float, variants: Iterable[Losses]) -> Regret:

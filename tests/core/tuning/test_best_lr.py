@@ -115,3 +115,42 @@ def test_the_rates_to_try_next_are_named_until_the_curve_is_settled() -> None:
     assert suggested(-9, -8) == [-7]
     assert suggested(-10, -8, -6) == [-7]
     assert suggested(-9, -8, -7) == []
+
+
+def test_a_rate_where_most_seeds_diverged_is_not_fitted() -> None:
+    runs = [run for seed in range(3) for run in sweep({0: 2.2, 1: 2.0}, seed)]
+    found = best_rate("demo", [*runs, diverged(2, 0), diverged(2, 1), *sweep({2: 1.9}, 2)])
+    assert (found.lr, found.optimum, found.next_lr) == (2.0, 2.0, 2.0)
+    assert "at 4, runs diverge" in found.advice
+
+
+def test_rates_are_compared_by_the_seeds_that_they_share() -> None:
+    """A sweep trains later seeds at the optimum's three rates only."""
+    first = sweep({0: 3.0, 1: 2.5, 2: 2.4, 3: 2.45, 4: 2.6}, 0)
+    later = [run for seed in (1, 2) for run in sweep({1: 3.5, 2: 3.4, 3: 3.45}, seed)]
+    found = best_rate("demo", [*first, *later])
+    assert found.lr == 4.0, "the mean at 16, over seed 0 alone, is lower"
+    assert found.optimum == pytest.approx(best_rate("demo", first).optimum)
+    assert found.loss == pytest.approx((2.4 + 3.4 + 3.4) / 3)
+    assert found.suggested_rates == ()
+    assert "run with other seeds" in found.advice
+    assert "other seeds" not in best_rate("demo", first).advice
+
+
+def test_a_neighbour_of_the_best_rate_counts_by_shared_seeds() -> None:
+    first = bowl(0.2, -1, 0, 1, seed=0)
+    later = sweep({0: 7.0, 1: 7.0 + 0.6}, seed=1)  # seed 0 rises by 0.6 from rate 1 to rate 2
+    assert best_rate("demo", [*first, *later]).optimum == pytest.approx(2**0.2)
+
+
+def test_a_better_rate_that_only_one_seed_tried_is_followed() -> None:
+    """The seed with the higher level tried one rate more."""
+    runs = [*sweep({0: 1.0, 1: 0.9}, 0), *sweep({0: 3.0, 1: 2.9, 2: 2.7}, 1)]
+    assert best_rate("demo", runs).lr == 4.0
+    assert best_rate("demo", runs).suggested_rates == (8.0,)
+
+
+def test_rates_without_a_common_seed_are_compared_by_their_means() -> None:
+    runs = [run for at, loss in enumerate((2.0, 1.0, 3.0)) for run in sweep({at: loss}, at)]
+    assert best_rate("demo", runs).lr == 2.0
+    assert best_rate("demo", [*runs, *sweep({2: 3.1}, 7)]).lr == 2.0

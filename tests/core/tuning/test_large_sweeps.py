@@ -119,7 +119,7 @@ def test_a_seed_of_its_own_for_each_of_many_runs_takes_one_pass(
     from flerm_core.tuning import best_lr
 
     looked_at = 0
-    whole = best_lr._curve
+    whole = best_lr.runs_by_rate
 
     def counted(runs: list[SweepRun]) -> dict[float, list[SweepRun]]:
         nonlocal looked_at
@@ -127,7 +127,7 @@ def test_a_seed_of_its_own_for_each_of_many_runs_takes_one_pass(
         looked_at += len(found)
         return whole(found)
 
-    monkeypatch.setattr(best_lr, "_curve", counted)
+    monkeypatch.setattr(best_lr, "runs_by_rate", counted)
     runs = [SweepRun(lr=2.0 ** -(3 + at % 9), seed=at, loss=float(at % 7)) for at in range(3000)]
     best_rate("f", runs)
     assert looked_at <= 2 * len(runs)

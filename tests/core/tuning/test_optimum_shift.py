@@ -8,7 +8,7 @@ import pytest
 
 from flerm_core.errors import NotFound
 from flerm_core.tuning.best_lr import SweepRun
-from flerm_core.tuning.optimum_shift import complete_curve, shift
+from flerm_core.tuning.optimum_shift import complete_curve, optimum_interval, shift
 
 PLACES = range(-4, 5)
 
@@ -64,3 +64,19 @@ def test_a_seed_that_diverged_at_a_rate_rules_that_rate_out() -> None:
 def test_a_curve_without_a_finite_loss_has_no_optimum() -> None:
     with pytest.raises(NotFound, match="none of the curve's rates has a finite loss"):
         shift([SweepRun(lr=1.0, seed=0, loss=None, status="diverged")], bowl(0.0))
+
+
+def test_a_seed_that_was_run_twice_at_a_rate_is_resampled_with_its_mean() -> None:
+    again = [SweepRun(lr=1.0, seed=0, loss=9.0), SweepRun(lr=1.0, seed=0, loss=-7.0)]
+    once = optimum_interval([*bowl(-0.3, 0), *bowl(0.3, 1)])
+    found = optimum_interval([*bowl(-0.3, 0), *again, *bowl(0.3, 1)])
+    assert (found.low, found.high) == pytest.approx((once.low, once.high), rel=0.1)
+
+
+def test_the_optimum_does_not_lie_towards_a_rate_where_most_seeds_diverged() -> None:
+    runs = [
+        *(run for seed in range(3) for run in bowl(-0.3, seed, range(-2, 1))),
+        *(SweepRun(lr=2.0, seed=seed, loss=None, status="diverged") for seed in (0, 1)),
+        SweepRun(lr=2.0, seed=2, loss=0.5),
+    ]
+    assert shift(runs, bowl(0.0)).octaves == 0

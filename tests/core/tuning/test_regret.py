@@ -60,3 +60,11 @@ def test_losses_of_runs_are_means_of_a_seed_and_only_of_runs_that_count() -> Non
         SweepRun(lr=0.2, seed=0, loss=None, status="running"),
     ]
     assert losses_by_rate(runs) == {0.1: {0: 2.0, 1: math.inf}}
+
+
+def test_a_rate_that_differs_by_rounding_is_the_same_rate() -> None:
+    runs = [SweepRun(lr=0.3, seed=0, loss=1.0), SweepRun(lr=0.1 * 3, seed=1, loss=3.0)]
+    assert 0.1 * 3 != 0.3
+    assert losses_by_rate(runs) == {0.3: {0: 1.0, 1: 3.0}}
+    best = losses_by_rate(SweepRun(lr=0.6, seed=seed, loss=1.0) for seed in (0, 1))
+    assert regret(losses_by_rate(runs), 0.3, [losses_by_rate(runs), best]).value == 1.0
