@@ -25,6 +25,7 @@ from flerm_core._files import atomic_write, make_private_folder
 from flerm_core.errors import AlreadyExists, DataLoss, NotFound, Refused
 from flerm_core.matching.targets import Targets, build_targets, choose_sources
 from flerm_core.records.auxiliary import AuxiliaryColumns
+from flerm_core.records.checks import check_timestamp
 from flerm_core.records.comparability import refuse_other_recording
 from flerm_core.records.measurement_validation import validate_measurements
 from flerm_core.records.packing import pack
@@ -161,11 +162,12 @@ class FolderBackend(RegistryBackend):
     def families(self, prefix: str = "") -> Iterator[Family]:
         """The registered families, and those that recordings name."""
         recordings = [stored.recording() for stored in self._read_all(rows=False).values()]
-        registered = {unquote(path.stem) for path in (self.folder / FAMILIES).glob("*.json")}
-        names = registered | {recording.spec.family for recording in recordings}
+        files = {unquote(path.stem) for path in (self.folder / FAMILIES).glob("*.json")}
+        registered = {name: content for name in files if (content := self._registered(name))}
+        names = {*registered, *(recording.spec.family for recording in recordings)}
         for name in sorted(each for each in names if each.startswith(prefix)):
             members = [recording for recording in recordings if recording.spec.family == name]
-            content = self._registered(name)
+            content = registered.get(name, {})
             created = [recording.created_at for recording in members]
             created += [datetime.fromisoformat(content["created_at"])] if content else []
             base = {recording.spec.lr for recording in members if recording.spec.role == "base"}
@@ -331,6 +333,9 @@ class FolderBackend(RegistryBackend):
             except (DataLoss, Refused) as error:
                 log.warning("%s", error)
                 continue
+            except PermissionError as error:
+                log.warning("%s is left out: %s", path, error.strerror)
+                continue
             contents.setdefault(content.spec.id, []).append(content)
         return {key: StoredRecording(_ordered(found)) for key, found in contents.items()}
 
@@ -338,9 +343,20 @@ class FolderBackend(RegistryBackend):
         return self.folder / FAMILIES / f"{quote(name, safe='')}.json"
 
     def _registered(self, name: str) -> dict[str, Any]:
-        """What `register_family` wrote; empty when the family was not registered."""
+        """What `register_family` wrote; empty when the family was not registered.
+
+        A file with other content, such as one that a crash of the host emptied, is left out.
+        """
         path = self._family_file(name)
-        content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            content: dict[str, Any] = json.loads(path.read_bytes())
+            validate_family(name, content["description"], content["blocks"])
+            check_timestamp("created_at", datetime.fromisoformat(content["created_at"]))
+        except FileNotFoundError:
+            return {}
+        except (PermissionError, ValueError, LookupError, TypeError, RecursionError) as error:
+            log.warning("%s is left out: %s", path, error)
+            return {}
         return content
 
 

@@ -15,9 +15,17 @@ from google.protobuf.message import DecodeError
 from flerm_client.spool.frames import HEADER, MAGIC, VERSION, Damage, Frame, FrameType, parse
 from flerm_client.spool.process_owner import ProcessOwner
 from flerm_core.errors import DataLoss, Refused
+from flerm_core.records.measurement_validation import validate_batch
 from flerm_core.records.recording import Attempt, Ending, Measurement, RecordingSpec
+from flerm_core.records.validation import (
+    MAX_ROWS,
+    validate_attempt,
+    validate_ending,
+    validate_spec,
+)
 from flerm_proto.recording_messages import (
     attempt_from_proto,
+    batch_from_proto,
     ending_from_proto,
     measurement_from_proto,
     spec_from_proto,
@@ -182,39 +190,78 @@ def gap_of(frame: Frame) -> Gap:
 
 
 def read(path: Path, *, rows: bool = True) -> SpoolContent:
-    """The whole file as core values.
+    """The whole file as core values, which are checked as a registry server checks them.
 
     `rows=False`: measurements are read without their vectors, which is faster.
 
     An incomplete frame at the end is left out, with a warning unless the owner may still be
-    writing. Raises `DataLoss` when the file does not say which recording it holds.
+    writing. So is a measurement that no registry takes. Raises `DataLoss` when the file does not
+    say which recording it holds, or holds a recording that no registry takes.
     """
+    try:
+        return _read(path, rows)
+    except ValueError as error:  # of a conversion, or `InvalidInput`
+        raise DataLoss(f"{path} holds no recording that a registry takes: {error}") from error
+
+
+def _read(path: Path, rows: bool) -> SpoolContent:
     reader = SpoolReader(path)
     origin: Origin | None = None
     content: SpoolContent | None = None
+    messages: list[pb.Measurement] = []
     for frame in reader:
         if frame.type == FrameType.OWNER:
             origin = origin_of(frame)
         elif frame.type == FrameType.START and content is None:
             request = message_of(frame, pb.StartRecordingRequest)
             spec, attempt = spec_from_proto(request.spec), attempt_from_proto(request.attempt)
+            validate_spec(spec)
+            validate_attempt(attempt)
             unknown = Origin(ProcessOwner("", "", 0, ""), "", attempt.started_at)
             content = SpoolContent(path, origin or unknown, spec, attempt)
         elif content is None:
             continue
         elif frame.type == FrameType.MEASUREMENT:
-            message = message_of(frame, pb.Measurement)
-            if not rows:
-                message.ClearField("fslr")
-                message.ClearField("vectors")
-            content.rows.append(measurement_from_proto(message))
+            messages.append(message_of(frame, pb.Measurement))
         elif frame.type == FrameType.GAP:
             content.gaps.append(gap_of(frame))
         elif frame.type == FrameType.FINISH:
             content.ending = ending_from_proto(message_of(frame, pb.FinishRecordingRequest))
+            validate_ending(content.ending)
     if content is None:
         raise DataLoss(f"{path} does not say which recording it holds")
+    content.rows = _measurements(path, messages, len(content.spec.parameters), rows)
     content.damage, content.tail = reader.damage, reader.tail
     if content.tail and content.status != "running":
         log.warning("%s: %d bytes of an unfinished write at the end dropped", path, content.tail)
     return content
+
+
+def _measurements(
+    path: Path, messages: list[pb.Measurement], columns: int, vectors: bool
+) -> list[Measurement]:
+    """Those of `messages` that a registry takes, without their vectors unless `vectors`.
+
+    columns: the number of parameters.
+    """
+    found = []
+    for start in range(0, len(messages), MAX_ROWS):
+        part = messages[start : start + MAX_ROWS]
+        try:
+            found += _converted(part, columns, vectors)
+        except (DataLoss, ValueError):  # at least one of them is wrong
+            for message in part:
+                try:
+                    found += _converted([message], columns, vectors)
+                except (DataLoss, ValueError) as error:
+                    log.warning("%s: step %d is left out: %s", path, message.step, error)
+    return found
+
+
+def _converted(messages: list[pb.Measurement], columns: int, vectors: bool) -> list[Measurement]:
+    validate_batch(batch_from_proto(messages), columns)
+    if not vectors:
+        for message in messages:
+            message.ClearField("fslr")
+            message.ClearField("vectors")
+    return [measurement_from_proto(message) for message in messages]
