@@ -77,6 +77,7 @@ _FAMILY = re.compile(rf"({_PART})(/{_PART})?")
 RESERVED = (
     "best",
     "losses",
+    "transfer",
     "figure",
     "recordings",
     "targets",
@@ -93,6 +94,11 @@ def validate_family_name(name: str) -> None:
         f"'name' or 'team/name', each of 1 to {MAX_FAMILY_PART} letters, digits, '.', '_' or '-', "
         "the first a letter or digit",
     )
+
+
+def validate_new_family_name(name: str) -> None:
+    """The name of a family that comes into being: none that REST has below a team's name."""
+    validate_family_name(name)
     team, _, own = name.rpartition("/")
     check(
         not team or own not in RESERVED,
@@ -104,7 +110,7 @@ def validate_family_name(name: str) -> None:
 
 def validate_family(name: str, description: str = "", blocks: Sequence[str] = ()) -> None:
     """The values that a family is registered with."""
-    validate_family_name(name)
+    validate_new_family_name(name)
     check_prose("description", description, MAX_DESCRIPTION)
     _validate_blocks(blocks)
 
@@ -335,7 +341,7 @@ def _validate_sources(field: str, sources: Sequence[str]) -> None:
 # MAX_LABEL characters, other integers are from 0 on.
 _SPEC_RULES: Mapping[str, Rule] = {
     "id": check_uuid,
-    "family": lambda field, value: validate_family_name(value),
+    "family": lambda field, value: validate_new_family_name(value),
     "lr": partial(check_number, above=0),
     "seed": partial(check_integer, low=-(2**63), high=2**63 - 1),
     "role": partial(check_choice, choices=ROLES),

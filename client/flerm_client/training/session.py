@@ -35,7 +35,7 @@ from flerm_core.errors import InvalidInput, NotFinite, Unsupported
 from flerm_core.measure.sharpness import require_scipy
 from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_core.records.recording import Attempt, EstimatorSettings, RecordingSpec
-from flerm_core.records.validation import validate_family_name
+from flerm_core.records.validation import validate_new_family_name
 
 _TELL_AFTER = 3  # steps begun anew: a critic's few steps before its generator's are usual
 
@@ -57,7 +57,7 @@ class TrainingSession:
     """
 
     def __init__(self, options: RunOptions) -> None:
-        validate_family_name(options.family)
+        validate_new_family_name(options.family)
         optimizer = options.optimizer
         given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
         if not given:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flerm_core.errors import InvalidInput
-from flerm_core.records.validation import validate_family_name
+from flerm_core.records.validation import validate_new_family_name
 from flerm_experiments.sweep.command import (
     GIVEN,
     Command,
@@ -56,7 +56,7 @@ def command_sweep(
     keys = [*(key for key, _ in command.base), *(each.name for each in searched)]
     check_placeholders(command.text, keys, several_seeds=max(seeds, base_seeds) > 1)
     family = _text("family", content.get("family", name))
-    validate_family_name(family)
+    validate_new_family_name(family)
     fields = {
         "title": _text("title", content.get("title", "")),
         "family": family,

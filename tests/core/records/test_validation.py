@@ -65,12 +65,13 @@ def test_a_family_name_is_safe_in_a_path_or_is_refused(name: str) -> None:
 
 
 def test_a_family_within_a_team_is_not_called_as_a_rest_route() -> None:
-    validation.validate_family_name("best")
+    validation.validate_new_family_name("best")
     refused(
         "family: 'team/best' is not allowed; it must be another name than best",
-        validation.validate_family_name,
+        validation.validate_new_family_name,
         "team/best",
     )
+    validation.validate_family_name("team/best")  # one of before is found, and can be renamed
 
 
 def test_a_family_has_a_description_and_axes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from flerm_core.errors import InvalidInput, NotFound
 from flerm_server.store.sql import schema
 from tests.server.conftest import Backend
 from tests.server.http.answers import recorded
@@ -41,6 +42,22 @@ def test_the_api_page_fetches_nothing_from_outside(http: httpx.Client):
     ):
         assert http.get(asset).status_code == 200
     assert "/api/v1/match" in http.get("/openapi.json").json()["paths"]
+
+
+def test_no_family_is_called_as_a_route_below_a_family(backend: Backend, http: httpx.Client):
+    """`team/best` would be asked for by the address of the best rate of `team`."""
+    paths = http.get("/openapi.json").json()["paths"]
+    words = {
+        path.rpartition("/")[2] for path in paths if path.startswith("/api/v1/families/{name}/")
+    }
+    assert {"best", "losses", "transfer", "figure"} <= words
+    for word in words:
+        with pytest.raises(InvalidInput, match=f"'team/{word}' is not allowed"):
+            backend.local.register_family(f"team/{word}")
+        with pytest.raises(InvalidInput, match=f"'team/{word}' is not allowed"):
+            backend.local.rename_family("team/one", f"team/{word}")
+        with pytest.raises(NotFound):
+            backend.local.rename_family(f"team/{word}", "team/another")
 
 
 def test_the_first_page_lists_families_and_recordings(backend: Backend, http: httpx.Client):

@@ -144,7 +144,7 @@ class SqlStore(Store):
     @override
     def rename_family(self, name: str, new_name: str) -> Family:
         validation.validate_family_name(name)
-        validation.validate_family_name(new_name)
+        validation.validate_new_family_name(new_name)
         with transaction(self.engine, writes=True) as connection:
             return maintenance.rename_family(connection, name, new_name, database_now(connection))
 
