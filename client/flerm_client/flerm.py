@@ -174,8 +174,8 @@ class FLeRM:
 
         What it is matched to:
             lr: the base rate, or "best": the family's. Default: the optimiser's initial rate.
-            targets: the answer of `RegistryClient.targets`, a base's `Trajectory`, or FSLRs by name
-                (output units per unit learning rate). Default: the registry is asked.
+            targets: what `RegistryClient.targets` says of this model, optimizer and rate, a base's
+                `Trajectory`, or FSLRs by name (output units at rate 1). Default: the registry's.
             source_tags: tags of the base recordings to take. Default: all.
             depth: the rule for another number of blocks. Default: the registry's.
             policy: "interpolate", "nearest" or "exact", for a rate between recorded ones.

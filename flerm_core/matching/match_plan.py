@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -121,6 +121,16 @@ class MatchPlan:
             raise NotFound(_unmatched(unmatched, known, axes))
         name_of = {short: name for name, short in asked.items()}
         return cls(rule, tied, tuple(parts), name_of)
+
+    def sources(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Each name of the model, with the names of the base's tensors that may give its target."""
+        for part in self.parts:
+            if not isinstance(part, DepthGroup):
+                yield part[0], (part[1],)
+                continue
+            base, same_depth = tuple(part.base.values()), part.same_depth
+            for at, short in enumerate(part.target.values()):
+                yield self.name_of[short], (base[at],) if same_depth else base
 
     def targets(self, base: Mapping[str, Array], whole_run: Columns) -> dict[str, Array]:
         """The targets, float64 [T], by name; `base` and `whole_run` as in `match_rows`."""

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flerm_core._arrays import thin
-from flerm_core.errors import Ambiguous, InvalidInput, NotFound
+from flerm_core.errors import Ambiguous, NotFound
 from flerm_core.log_interpolation import blend, geometric_mean, interpolate_rows, log_spread
 from flerm_core.matching.base_selection import Sources, choose_sources
+from flerm_core.matching.dimensions import refuse_other_dimensions, shapes_by_name
 from flerm_core.matching.match import DEFAULT_DEPTH, match_remarks, thinned_columns
 from flerm_core.matching.match_plan import MatchPlan
-from flerm_core.parameter_names import canonical, is_depth_group, starred
+from flerm_core.parameter_names import is_depth_group
 from flerm_core.records.batch_size import common_batch_size
 from flerm_core.records.packing import pack
 from flerm_core.records.queries import TargetQuery
@@ -181,7 +182,6 @@ def build_targets(
     everything = [each for group in loaded.values() for each in group]
     recordings = [each for group in sources.values() for each in group]
     spec = recordings[0].spec
-    _check_dimensions(query, everything[0])
     steps = _steps(query, everything, max_values)
     axes = query.blocks or tuple(blocks)
     bands = dict(zip(everything[0].names, everything[0].bands, strict=True))
@@ -241,7 +241,9 @@ def _tables(
     base = everything[0]
     asked = query.names or tuple(name for name in base.names if not is_depth_group(name))
     depth = query.depth or DEFAULT_DEPTH
+    own = shapes_by_name(query.names, query.shapes)
     plan = MatchPlan.of(base.names, asked, bands=bands, blocks=blocks, depth=depth)
+    refuse_other_dimensions(plan, own, shapes_by_name(base.names, base.shapes), query.family)
 
     def matched(trajectory: Trajectory, at: NDArray[np.int64]) -> dict[str, Array]:
         columns = dict(zip(trajectory.names, trajectory.resampled(at).T, strict=True))
@@ -369,31 +371,3 @@ def _tokens(trajectories: Sequence[Trajectory], steps: NDArray[np.int64]) -> NDA
     counts = [tokens_at(each.steps, each.tokens, steps) for each in trajectories]
     mean: NDArray[np.int64] = np.mean(counts, axis=0).round().astype(np.int64)
     return mean
-
-
-def _check_dimensions(query: TargetQuery, base: Trajectory) -> None:
-    """Raises `InvalidInput` where a tensor has another number of dimensions than the base's.
-
-    In a family, corresponding tensors have the same number of dimensions at every width, so another
-    number means another architecture. Nothing is checked where the query or the base has no shapes
-    (imported recordings have none).
-    """
-    if not query.shapes or not any(base.shapes):
-        return
-    if len(query.shapes) != len(query.names):
-        raise InvalidInput(
-            f"shapes: {len(query.shapes)} given for {len(query.names)} names; one each is "
-            "allowed, or none at all"
-        )
-    dimensions: dict[str, set[int]] = {}
-    for name, shape in zip(base.names, base.shapes, strict=True):
-        if not is_depth_group(name):
-            dimensions.setdefault(starred(name), set()).add(len(shape))
-    for name, shape in zip(query.names, query.shapes, strict=True):
-        known = dimensions.get(starred(canonical(name)), set())
-        if not is_depth_group(name) and known and len(shape) not in known:
-            raise InvalidInput(
-                f"shapes: {name!r} has {len(shape)} dimensions ({list(shape)}); {sorted(known)} "
-                "allowed, "
-                f"as in the base of {query.family!r}"
-            )

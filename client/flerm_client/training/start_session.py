@@ -117,12 +117,6 @@ def _target_schedule(
 ) -> TargetSchedule:
     """Targets as the user gave them, else from the registry; rank 0 alone asks."""
     parameters = session.measured_model.parameters
-    if options.targets is not None:
-        return TargetSchedule.from_user(options, tuple(parameters), session.lr, clock)
-    if registry is None:
-        raise InvalidInput(
-            "registry= or targets= must be given, or FLERM_REGISTRY set: where are the targets?"
-        )
     optimizer, optimizer_config = session.optimizer_signature()
     query = TargetQuery(
         family=options.family,
@@ -137,6 +131,12 @@ def _target_schedule(
         estimator=None if options.estimator is None else settings,
         tags=options.source_tags or {},
     )
+    if options.targets is not None:
+        return TargetSchedule.from_user(options, query, clock)
+    if registry is None:
+        raise InvalidInput(
+            "registry= or targets= must be given, or FLERM_REGISTRY set: where are the targets?"
+        )
     ask = partial(TargetSchedule.from_registry, registry, query, options, clock)
     schedule: TargetSchedule = session.ranks.on_rank0(ask)
     return schedule

@@ -19,17 +19,19 @@ from flerm_client.training.target_clock import TargetClock
 from flerm_core._warnings import warn
 from flerm_core.errors import FlermError, InvalidInput, NotFound, join_names
 from flerm_core.matching.batch_change import BatchChange
+from flerm_core.matching.dimensions import refuse_other_dimensions, shapes_by_name
 from flerm_core.matching.match import (
     Multipliers,
     match_remarks,
-    match_rows,
     multipliers,
     thinned_columns,
 )
+from flerm_core.matching.match_plan import MatchPlan
 from flerm_core.matching.targets import Targets, targets_digest
+from flerm_core.parameter_names import find_axes
 from flerm_core.records.comparability import optimizer_key
 from flerm_core.records.queries import BestQuery, TargetQuery
-from flerm_core.records.recording import EstimatorSettings
+from flerm_core.records.recording import EstimatorSettings, same_lr
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.experiment_settings import OPTIMIZER
 
@@ -59,21 +61,22 @@ class TargetSchedule:
 
     @classmethod
     def from_user(
-        cls, options: MatchOptions, names: Sequence[str], lr: float, clock: TargetClock
+        cls, options: MatchOptions, query: TargetQuery, clock: TargetClock
     ) -> TargetSchedule:
-        """From `options.targets`, for the tensors `names` of a run at base learning rate `lr`.
+        """From `options.targets`, for the run that `query` describes.
 
         These targets are the answer to a query, a base's trajectory, or FSLRs by name, which are
-        the same at every step. Raises `InvalidInput` for a tensor without FSLR.
+        the same at every step. Raises `InvalidInput` for a tensor without FSLR, and for the answer
+        to a query about another optimiser, rate or depth. A dry run reports another optimiser.
         """
         source = options.targets
         if isinstance(source, Targets):
-            return cls(source, options.clamp, clock)
+            return cls(source, options.clamp, clock, _check_answer(source, query, options))
         if isinstance(source, Trajectory):
-            targets = _of_trajectory(source, names, options, lr)
+            targets = _of_trajectory(source, query, options)
         else:
             assert source is not None, "start_session asks the registry where there are none"
-            targets = _of_mapping(source, names, options, lr, clock)
+            targets = _of_mapping(source, query.names, options, query.lr, clock)
         return cls(targets, options.clamp, clock)
 
     @classmethod
@@ -227,25 +230,58 @@ def _best_query(query: TargetQuery) -> BestQuery:
     )
 
 
-def _of_trajectory(
-    base: Trajectory, names: Sequence[str], options: MatchOptions, lr: float
-) -> Targets:
+def _check_answer(answer: Targets, query: TargetQuery, options: MatchOptions) -> tuple[str, ...]:
+    """Where the run of `query` differs from the base behind `answer`, in sentences.
+
+    Raises as `TargetSchedule.from_user` does.
+    """
+    missing = [name for name in query.names if name not in answer]
+    axes = find_axes(answer.names, query.names)
+    if missing or axes:
+        what = (
+            f"has no value for {join_names(missing, 50)}"
+            if missing
+            else f"is for a model with another number of blocks along {', '.join(axes)}"
+        )
+        raise InvalidInput(
+            f"targets {what}: ask for those of this model, by RegistryClient.targets(names=...), "
+            "or leave targets out"
+        )
+    if isinstance(options.lr, int | float) and not same_lr(options.lr, answer.lr):
+        raise InvalidInput(
+            f"lr={options.lr:g}, but targets is of the base at {answer.lr:g}: ask for targets of "
+            "this rate, or leave lr out"
+        )
+    differing = mismatches(
+        answer, optimizer=query.optimizer, optimizer_config=query.optimizer_config
+    )
+    if differing and not options.dry_run and answer.optimizer:
+        raise InvalidInput(
+            f"targets is of another optimizer ({'; '.join(differing)}): one set of targets belongs "
+            "to one optimizer with its settings; record a base with this one, or give "
+            "dict(targets) to use the FSLRs all the same"
+        )
+    return differing if answer.optimizer else ()
+
+
+def _of_trajectory(base: Trajectory, query: TargetQuery, options: MatchOptions) -> Targets:
     """`match_targets` for every row of `base`."""
     if not len(base):
         raise NotFound("targets is a trajectory without rows; it needs one at least")
-    columns = dict(zip(base.names, base.resampled(base.steps).T, strict=True))
     bands = dict(zip(base.names, base.bands, strict=True))
-    matched = match_rows(
-        columns,
-        names,
-        whole_run=thinned_columns(base),
-        bands=bands,
-        blocks=options.blocks,
-        depth=options.depth,
+    blocks = options.blocks
+    plan = MatchPlan.of(base.names, query.names, bands=bands, blocks=blocks, depth=options.depth)
+    refuse_other_dimensions(
+        plan,
+        shapes_by_name(query.names, query.shapes),
+        shapes_by_name(base.names, base.shapes),
+        query.family,
     )
-    said = match_remarks(base.names, names, bands=bands, blocks=options.blocks)
+    columns = dict(zip(base.names, base.resampled(base.steps).T, strict=True))
+    matched = plan.targets(columns, thinned_columns(base))
+    said = match_remarks(base.names, query.names, bands=bands, blocks=blocks)
     rows = replace(
-        _without_sources(options, lr), steps=base.steps, tokens=base.tokens, remarks=said
+        _without_sources(options, query.lr), steps=base.steps, tokens=base.tokens, remarks=said
     )
     return _with_table(rows, list(matched), np.stack(list(matched.values()), axis=1))
 

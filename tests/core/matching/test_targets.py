@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flerm_core import Trajectory
 from flerm_core.errors import Ambiguous, InvalidInput, NotFound
-from flerm_core.matching.targets import targets_digest
+from flerm_core.matching.targets import Targets, targets_digest
 from flerm_core.records.queries import TargetQuery
 from tests.core.matching.sources import answer, grid, recording, trajectory
 
@@ -252,6 +252,21 @@ def test_another_number_of_dimensions_is_another_architecture() -> None:
         match=r"shapes: 'layers\.5\.q\.weight' has 1 dimensions \(\[4\]\); \[2\] allowed",
     ):
         answer(query, *grid({(1e-3, 0): 1.0}))
+
+
+def test_a_tensor_of_one_name_and_another_number_of_dimensions_is_refused() -> None:
+    """A norm that comes first has the name of the base's first linear map."""
+    names = ["0.weight", "1.weight", "3.weight"]
+    base = Trajectory(names, [(8, 4), (8,), (2, 8)], [1], [[1.0, 2.0, 3.0]])
+    one = recording(1e-3)
+
+    def ask(*shapes: tuple[int, ...]) -> Targets:
+        query = TargetQuery(family="demo", lr=1e-3, names=tuple(names), shapes=shapes)
+        return answer(query, {one.spec.id: base}, [one])
+
+    assert dict(ask((16, 4), (16,), (2, 16))) == {"0.weight": 1, "1.weight": 2, "3.weight": 3}
+    with pytest.raises(InvalidInput, match=r"shapes: '0\.weight' has 1 dimensions"):
+        ask((4,), (16, 4), (2, 16))
 
 
 def test_the_family_s_axes_are_used_where_the_query_has_none() -> None:
