@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from flerm_core.errors import InvalidInput
 from flerm_core.records.value_columns import require_plain, values_from_columns
 from flerm_proto.structs import fill_structs, structs_from_proto
 from flerm_proto.v1 import registry_pb2 as pb
@@ -228,7 +229,10 @@ def _scalar(field: Any, default: Any) -> FieldCodec:
         if None in column:
             there = [each is not None for each in column]
             messages, column = list(compress(messages, there)), list(compress(column, there))
-        deque(map(setattr, messages, repeat(name), column), maxlen=0)
+        try:
+            deque(map(setattr, messages, repeat(name), column), maxlen=0)
+        except (TypeError, ValueError) as error:  # too large an integer, a lone surrogate, ...
+            raise InvalidInput(f"{name} does not fit a message: {error}") from error
 
     def column(messages: Sequence[Any]) -> Sequence[Any]:
         if field.has_presence:

@@ -113,6 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except _USAGE_ERROR as error:
         message = error.format_message()
+        if error.ctx is not None and message == error.ctx.get_help():
+            # A command without its arguments: the help is meant for people, as it stands.
+            sys.stderr.write(f"{message}\n")
+            return 2
         command = f"flerm {asked}" if asked in _COMMANDS else "flerm"
         return _fail(f"{message} (see {command} --help)" if message else "", 2)
     except (typer.Abort, KeyboardInterrupt):

@@ -208,7 +208,7 @@ class Listing(Generic[Item]):
         as_lines: whether each item is printed as one line of JSON.
         """
         rest = iter(items)
-        found = islice(rest, None if everything else limit or LISTED)
+        found = islice(rest, None if everything else min(limit or LISTED, sys.maxsize))
         if as_lines:
             for each in found:
                 say(json.dumps(plain(self.content(each)), ensure_ascii=False))

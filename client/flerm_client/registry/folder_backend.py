@@ -40,7 +40,14 @@ from flerm_core.records.recording import (
     in_order,
     now,
 )
-from flerm_core.records.validation import validate_family, validate_spec
+from flerm_core.records.validation import (
+    validate_best_query,
+    validate_family,
+    validate_filter,
+    validate_query,
+    validate_spec,
+    validate_trajectory_query,
+)
 from flerm_core.trajectory import Trajectory
 from flerm_core.tuning.best_lr import Best
 from flerm_core.tuning.experiment_settings import ExperimentRun
@@ -226,6 +233,7 @@ class FolderBackend(RegistryBackend):
 
     def recordings(self, filters: RecordingFilter) -> Iterator[Recording]:
         """The recordings of all spool files that pass `filters`."""
+        validate_filter(filters)
         found = [stored.recording() for stored in self._read_all(rows=False).values()]
         for recording in sorted(found, key=lambda each: each.created_at, reverse=True):
             if _passes(recording, filters):
@@ -239,6 +247,7 @@ class FolderBackend(RegistryBackend):
         self, query: TrajectoryQuery, progress: Callable[[int, int], None] | None = None
     ) -> Trajectory:
         """The rows that count, from the files of all attempts."""
+        validate_trajectory_query(query)
         whole = self._stored(query.recording_id).trajectory()
         found = whole.between(query.first_step, query.last_step)
         found = (found.select(query.pattern) if query.pattern else found).thinned(query.max_points)
@@ -250,6 +259,9 @@ class FolderBackend(RegistryBackend):
         self, recording_id: str, first_step: int | None, last_step: int | None
     ) -> AuxiliaryColumns:
         """The auxiliary columns of the rows that count."""
+        validate_trajectory_query(
+            TrajectoryQuery(recording_id=recording_id, first_step=first_step, last_step=last_step)
+        )
         stored = self._stored(recording_id)
         first, last = first_step or 0, float("inf") if last_step is None else last_step
         rows = [row for row in stored.rows() if first <= row.step <= last]
@@ -258,6 +270,7 @@ class FolderBackend(RegistryBackend):
 
     def targets(self, query: TargetQuery) -> Targets:
         """The answer of `flerm_core.matching.targets`."""
+        validate_query(query)
         stored = self._of_family(query.family)
         return build_targets(
             query,
@@ -268,6 +281,7 @@ class FolderBackend(RegistryBackend):
 
     def best(self, query: BestQuery) -> Best:
         """The answer of `flerm_core.tuning.family_best`."""
+        validate_best_query(query)
         found = self._of_family(query.family).values()
         return best_of((ExperimentRun.of(each.recording()) for each in found), query)
 

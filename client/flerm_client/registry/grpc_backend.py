@@ -162,9 +162,11 @@ class GrpcBackend(RegistryBackend):
         self, recording_id: str, first_step: int | None, last_step: int | None
     ) -> AuxiliaryColumns:
         """Calls GetTrajectory, with `auxiliary` set."""
-        request = pb.GetTrajectoryRequest(
-            recording_id=recording_id, first_step=first_step, last_step=last_step, auxiliary=True
+        query = TrajectoryQuery(
+            recording_id=recording_id, first_step=first_step, last_step=last_step
         )
+        request = query_messages.trajectory_query_to_proto(query)
+        request.auxiliary = True
         with _reading("GetTrajectory"):
             return query_messages.auxiliary_from_proto(self._calls.trajectory(request))
 

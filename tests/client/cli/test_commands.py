@@ -135,6 +135,11 @@ def test_listings_are_bounded_and_say_so(sweep, capsys, monkeypatch):
     assert said == "flerm: these are the first 2; --limit N lists more, --all lists all\n"
 
 
+def test_a_listing_takes_any_limit(sweep, capsys):
+    _, everything, _ = run(capsys, "recordings", sweep[0], "--all")
+    assert run(capsys, "recordings", sweep[0], "--limit", str(10**20)) == (0, everything, "")
+
+
 def test_a_family_of_many_rates_takes_a_line_of_usual_length(start_registry, capsys):
     address = f"grpc://{start_registry().grpc}"
     with RegistryClient(address) as client:
@@ -363,6 +368,14 @@ def test_help_lists_the_commands_and_nothing_else(capsys):
         and err == ""
         and all(f"\n  {name} " in out for name in ("families", "best", "sync", "train", "serve"))
     )
+
+
+@pytest.mark.parametrize("arguments", [(), ("db",), ("token",)], ids=str)
+def test_a_command_without_arguments_shows_its_help_as_it_stands(capsys, arguments):
+    _, help_text, _ = run(capsys, *arguments, "--help")
+    code, out, err = run(capsys, *arguments)
+    assert code in (0, 2) and (out + err).strip() == help_text.strip()
+    assert help_text.count("\n") > 5
 
 
 def test_a_brief_command_leaves_the_garbage_collector_as_it_was(capsys):

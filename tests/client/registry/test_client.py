@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 
@@ -16,6 +17,8 @@ from flerm_core.errors import (
     NotFound,
     Unreachable,
 )
+
+ID = "00000000-0000-0000-0000-000000000007"
 
 
 @pytest.fixture(params=["server", "folder"])
@@ -200,9 +203,9 @@ def test_more_rows_than_a_message_holds(address, family):
     [
         (lambda client, family: client.targets(family, 1e-2), NotFound, "family"),
         (
-            lambda client, family: client.recording(str(uuid.UUID(int=7))),
+            lambda client, family: client.recording(ID),
             NotFound,
-            "00000000-0000-0000-0000-000000000007",
+            ID,
         ),
         (
             lambda client, family: client.start_recording("a b", 1e-2, NAMES, SHAPES),
@@ -226,6 +229,25 @@ def test_more_rows_than_a_message_holds(address, family):
             "recording_id",
         ),
         (lambda client, family: client.append("x", [1, 2], [[1.0]]), InvalidInput, r"\[1, 1\]"),
+        *(
+            (ask, InvalidInput, says)
+            for ask, says in (
+                (lambda client, family: list(client.recordings("a b")), "family: 'a b'"),
+                (lambda client, family: list(client.recordings(status="won")), "status: 'won'"),
+                (lambda client, family: list(client.recordings(role="x")), "role: 'x'"),
+                (lambda client, family: list(client.recordings(lr_min=math.nan)), "lr_min: nan"),
+                (lambda client, family: client.best("a b"), "family: 'a b'"),
+                (lambda client, family: client.best(family, role="x"), "role: 'x'"),
+                (lambda client, family: client.targets(family, math.nan), "lr: nan"),
+                (lambda client, family: client.targets(family, 1e-2, policy="x"), "policy: 'x'"),
+                (lambda client, family: client.targets(family, 1e-2, step=-1), "step: -1"),
+                (lambda client, family: client.targets(family, 1e-2, step=10**20), f"{10**20}"),
+                (lambda client, family: client.trajectory(ID, first_step=-1), "first_step: -1"),
+                (lambda client, family: client.trajectory(ID, last_step=10**20), f"{10**20}"),
+                (lambda client, family: client.trajectory(ID, max_points=-1), "max_points: -1"),
+                (lambda client, family: client.auxiliary(ID, first_step=10**20), f"{10**20}"),
+            )
+        ),
     ],
 )
 def test_errors_are_ours_with_one_sentence(address, family, act, error, says):
