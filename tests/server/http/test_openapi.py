@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from flerm_core.records.validation import RESERVED
 from flerm_server.http.api import examples, schemas
 from flerm_server.http.openapi import as_text, document
 from flerm_server.http.rest_reference import with_routes
@@ -43,6 +44,13 @@ def test_the_kept_document_and_the_reference_are_this_versions():
     assert with_routes(page, made) == page, "docs/rest.md is stale: `make openapi`"
     for path in made["paths"]:
         assert path in page
+
+
+def test_no_family_within_a_team_can_have_the_name_of_a_route():
+    prefix = "/api/v1/families/{name}/"
+    names = [path.removeprefix(prefix) for path in document()["paths"] if path.startswith(prefix)]
+    assert {"best", "transfer"} <= set(names)
+    assert set(names) <= set(RESERVED)
 
 
 def test_every_parameter_is_described():
