@@ -14,7 +14,8 @@ from typing import IO, Any
 def open_private(
     path: Path, mode: str, *, newline: str | None = None, follow: bool = True
 ) -> IO[Any]:
-    """`open` for writing. A file that it makes is readable by its owner alone, whatever the umask.
+    """`open` for writing, text as UTF-8. A file that it makes is readable by its owner alone,
+    whatever the umask.
 
     follow: whether `path` may be a symbolic link; otherwise `OSError` is raised for one.
     """
@@ -23,7 +24,8 @@ def open_private(
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | more, 0o600)
 
-    return open(path, mode, newline=newline, opener=opener)
+    encoding = None if "b" in mode else "utf-8"
+    return open(path, mode, newline=newline, encoding=encoding, opener=opener)
 
 
 def make_private_folder(folder: Path) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import compress, repeat
 from operator import attrgetter
@@ -211,15 +212,30 @@ def _field_codec(
     """
     get = attrgetter(field.name)
     if _is_map(field):
-        return _container(get, "update", dict)
+        return _container(field.name, "update", dict)
     if field.message_type is None:
-        return _container(get, "extend", tuple) if _is_repeated(field) else _scalar(field, default)
+        return (
+            _container(field.name, "extend", tuple)
+            if _is_repeated(field)
+            else _scalar(field, default)
+        )
     codec = codecs[field.message_type.full_name]
     return (
         _messages(get, codec)
         if _is_repeated(field)
         else _message(field, codec, optional, get(unset))
     )
+
+
+@contextmanager
+def _fitting(name: str) -> Iterator[None]:
+    """Raises `InvalidInput` for a value of the field `name` that does not fit a message, such as
+    too large an integer or a lone surrogate.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name} does not fit a message: {error}") from error
 
 
 def _scalar(field: Any, default: Any) -> FieldCodec:
@@ -229,10 +245,8 @@ def _scalar(field: Any, default: Any) -> FieldCodec:
         if None in column:
             there = [each is not None for each in column]
             messages, column = list(compress(messages, there)), list(compress(column, there))
-        try:
+        with _fitting(name):
             deque(map(setattr, messages, repeat(name), column), maxlen=0)
-        except (TypeError, ValueError) as error:  # too large an integer, a lone surrogate, ...
-            raise InvalidInput(f"{name} does not fit a message: {error}") from error
 
     def column(messages: Sequence[Any]) -> Sequence[Any]:
         if field.has_presence:
@@ -245,17 +259,21 @@ def _scalar(field: Any, default: Any) -> FieldCodec:
     return FieldCodec(fill, column)
 
 
-def _container(get: Callable[[Any], Any], add: str, kind: type[Any]) -> FieldCodec:
+def _container(name: str, add: str, kind: type[Any]) -> FieldCodec:
     """A map or a list of scalars. Most are empty, and an empty one costs little to notice.
 
+    name: of the field.
     add: the name of the method that adds all entries of a value.
     kind: of the value.
     """
 
+    get = attrgetter(name)
+
     def fill(messages: Sequence[Any], column: Sequence[Any]) -> None:
         for message, value in zip(messages, column, strict=True):
             if value:
-                getattr(get(message), add)(value)
+                with _fitting(name):
+                    getattr(get(message), add)(value)
 
     return FieldCodec(
         fill, lambda messages: [kind(each) if each else kind() for each in map(get, messages)]

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from flerm_core.errors import FlermError
 
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A character that the terminal's encoding does not have becomes a question mark.
+        sys.stdout.reconfigure(errors="replace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     asked = given[0] if given else None
     try:

@@ -143,7 +143,11 @@ def _model(
     elif path.suffix == ".npz":
         trajectory, spec, steps = Trajectory.load(path), None, None
     else:
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"{path} is no text: allowed is one name on each line") from error
+        names = [line.strip() for line in text.splitlines() if line.strip()]
         if not names:
             raise InvalidInput(f"{path} names no parameter; allowed is one name on each line")
         return names, None, None, None

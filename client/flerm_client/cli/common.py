@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import sys
@@ -140,7 +141,14 @@ def plain(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """Prints one JSON document."""
-    say(json.dumps(plain(value), indent=2, ensure_ascii=False))
+    say(_json_text(value, indent=2))
+
+
+def _json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON, escaped where standard output does not take every character."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    escaped = codecs.lookup(encoding).name != "utf-8"
+    return json.dumps(plain(value), indent=indent, ensure_ascii=escaped)
 
 
 def print_table(
@@ -211,7 +219,7 @@ class Listing(Generic[Item]):
         found = islice(rest, None if everything else min(limit or LISTED, sys.maxsize))
         if as_lines:
             for each in found:
-                say(json.dumps(plain(self.content(each)), ensure_ascii=False))
+                say(_json_text(self.content(each)))
         elif as_json:
             print_json([self.content(each) for each in found])
         else:

@@ -12,7 +12,7 @@ import typer
 
 from flerm_client.cli.common import Json, Registry, client, plain, print_json, say, server, transfer
 from flerm_client.cli.recordings import as_plain
-from flerm_core._files import open_private
+from flerm_core._files import atomic_path, atomic_write, open_private
 from flerm_core.csv_cells import text_cell
 from flerm_core.errors import InvalidInput
 from flerm_core.records.recording import Recording
@@ -92,7 +92,7 @@ def _write(file: Path, recording: Recording, trajectory: Trajectory) -> None:
     if file.suffix == ".npz":
         trajectory.save(file)
     elif file.suffix == ".csv":
-        with open_private(file, "w", newline="") as opened:
+        with atomic_path(file) as partial, open_private(partial, "w", newline="") as opened:
             writer = csv.writer(opened)
             writer.writerow(
                 ["step", "loss", "learning_rate", "tokens", *map(text_cell, trajectory.names)]
@@ -121,5 +121,4 @@ def _write(file: Path, recording: Recording, trajectory: Trajectory) -> None:
             "shapes": trajectory.shapes,
             "bands": trajectory.bands,
         }
-        with open_private(file, "w") as opened:
-            opened.write(json.dumps({**content, "rows": rows}) + "\n")
+        atomic_write(file, json.dumps({**content, "rows": rows}) + "\n")

@@ -110,7 +110,7 @@ def token_of(token: str | None = None) -> Token:
             return given.strip()
         if named := os.environ.get("FLERM_TOKEN_FILE"):
             try:
-                return Path(named).expanduser().read_text().strip()
+                return Path(named).expanduser().read_text("utf-8", "replace").strip()
             except OSError as error:
                 raise Unauthenticated(
                     f"FLERM_TOKEN_FILE: {named} cannot be read ({error.strerror})"

@@ -33,15 +33,16 @@ from flerm_client.registry.archive_files import (
     remove_part,
 )
 from flerm_client.registry.calls import APPEND_BYTES, APPEND_ROWS, APPEND_SECONDS, RegistryCalls
-from flerm_core._files import make_private_folder, open_private
+from flerm_core._files import atomic_write, make_private_folder
 from flerm_core.errors import DataLoss, FlermError, InvalidInput, NotFound
 from flerm_core.records.checks import check_uuid
 from flerm_core.records.packing import FLOAT32
 from flerm_core.records.recording import ENDING_STATUSES, Ending
-from flerm_core.records.validation import MAX_PARTS
+from flerm_core.records.validation import MAX_PARTS, validate_family_name
 from flerm_proto.recording_messages import ending_to_proto, recording_from_proto
 from flerm_proto.v1 import registry_pb2 as pb
 
+FAMILY_FILE = "family.json"
 MAX_JSON_BYTES = 64 << 20
 # What json, protobuf, pyarrow and numpy raise for files that hold something else. pyarrow's own
 # errors are OSError, ValueError, TypeError, KeyError, NotImplementedError and MemoryError too.
@@ -67,6 +68,7 @@ def export_family(
 
     Raises `NotFound` for an unknown family, `InvalidInput` for a folder that holds something else.
     """
+    validate_family_name(name)
     _refuse_other_content(folder)
     listed = calls.unary("ListFamilies", pb.ListFamiliesRequest(prefix=name, page_size=1))
     family = next((each for each in listed.families if each.name == name), None)
@@ -85,8 +87,7 @@ def export_family(
     rows += _write_parts(calls, folder, missing, len(kept), len(found), progress)
     # This file is written last: a folder without it was not written to its end.
     content = json.loads(MessageToJson(family)) | {"parts": part_names(folder)}
-    with open_private(folder / "family.json", "w") as opened:
-        opened.write(json.dumps(content, indent=1) + "\n")
+    atomic_write(folder / FAMILY_FILE, json.dumps(content, indent=1) + "\n")
     return len(found), rows
 
 
@@ -94,11 +95,17 @@ def _refuse_other_content(folder: Path) -> None:
     """Raises `InvalidInput` for a folder that an export may not write to."""
     if not folder.exists():
         return
-    if not folder.is_dir() or {each.name for each in folder.iterdir()} - {"recordings", "rows"}:
+    fragments = f".{FAMILY_FILE}.*.partial"  # of an export that was killed
+    if not folder.is_dir() or any(
+        each.name not in ("recordings", "rows") and not each.match(fragments)
+        for each in folder.iterdir()
+    ):
         raise InvalidInput(
             f"folder: {folder} is there and not empty; a new folder is allowed, or that of an "
             "export of this family that was interrupted"
         )
+    for each in folder.glob(fragments):
+        each.unlink()
 
 
 def _kept(folder: Path, name: str, found: dict[str, pb.Recording]) -> set[str]:
@@ -214,7 +221,7 @@ def import_family(
     under the same id.
     """
     with _readable(f"{folder} does not hold an exported family"):
-        content = json.loads(_text(folder / "family.json"))
+        content = json.loads(_text(folder / FAMILY_FILE))
         names = list(content.pop("parts"))
         if any(not (isinstance(each, str) and each.isdecimal()) for each in names):
             raise InvalidInput(f"folder: parts of {folder}/family.json: only numbers are allowed")
@@ -253,7 +260,7 @@ def _text(path: Path) -> str:
     size = plain_file(path).stat().st_size
     if size > MAX_JSON_BYTES:
         raise InvalidInput(f"folder: {path} has {size} bytes; at most {MAX_JSON_BYTES} are allowed")
-    return path.read_text()
+    return path.read_text("utf-8")
 
 
 def _recordings(folder: Path, part: str) -> Iterator[pb.Recording]:

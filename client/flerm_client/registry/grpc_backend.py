@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from flerm_client.registry.backend import RegistryBackend, RegistryInfo
 from flerm_client.registry.calls import APPEND_BYTES, APPEND_ROWS, RegistryCalls
 from flerm_client.spool.writer import start_request
-from flerm_core.errors import DataLoss, FlermError
+from flerm_core.errors import DataLoss, FlermError, InvalidInput
 from flerm_core.matching.targets import Targets
 from flerm_core.records.auxiliary import AuxiliaryColumns
 from flerm_core.records.queries import BestQuery, RecordingFilter, TargetQuery, TrajectoryQuery
@@ -26,6 +28,8 @@ from flerm_core.tuning.best_lr import Best
 from flerm_proto import query_messages, recording_messages
 from flerm_proto.fields import timestamp_from_proto
 from flerm_proto.v1 import registry_pb2 as pb
+
+Request = TypeVar("Request", bound=Message)
 
 
 class GrpcBackend(RegistryBackend):
@@ -55,7 +59,9 @@ class GrpcBackend(RegistryBackend):
 
     def register_family(self, name: str, description: str, blocks: Sequence[str]) -> Family:
         """Calls RegisterFamily."""
-        request = pb.RegisterFamilyRequest(name=name, description=description, blocks=blocks)
+        request = _request(
+            pb.RegisterFamilyRequest, name=name, description=description, blocks=blocks
+        )
         with _reading("RegisterFamily"):
             return recording_messages.family_from_proto(
                 self._calls.unary("RegisterFamily", request)
@@ -63,14 +69,16 @@ class GrpcBackend(RegistryBackend):
 
     def families(self, prefix: str = "") -> Iterator[Family]:
         """Calls ListFamilies, page by page."""
-        for page in self._calls.pages("ListFamilies", pb.ListFamiliesRequest(prefix=prefix)):
+        for page in self._calls.pages(
+            "ListFamilies", _request(pb.ListFamiliesRequest, prefix=prefix)
+        ):
             with _reading("ListFamilies"):
                 found = recording_messages.FAMILY.values(page.families)
             yield from found
 
     def rename_family(self, name: str, new_name: str) -> Family:
         """Calls RenameFamily."""
-        request = pb.RenameFamilyRequest(name=name, new_name=new_name)
+        request = _request(pb.RenameFamilyRequest, name=name, new_name=new_name)
         with _reading("RenameFamily"):
             return recording_messages.family_from_proto(self._calls.unary("RenameFamily", request))
 
@@ -102,7 +110,9 @@ class GrpcBackend(RegistryBackend):
         attempt = self._attempts.get(recording_id, 0)
         self._calls.unary(
             "Append",
-            pb.AppendRequest(recording_id=recording_id, attempt=attempt, measurements=batch),
+            _request(
+                pb.AppendRequest, recording_id=recording_id, attempt=attempt, measurements=batch
+            ),
         )
 
     def finish(self, recording_id: str, ending: Ending) -> Recording:
@@ -115,12 +125,14 @@ class GrpcBackend(RegistryBackend):
 
     def tag(self, recording_id: str, tags: Mapping[str, str], remove: Sequence[str]) -> Recording:
         """Calls TagRecording."""
-        request = pb.TagRecordingRequest(recording_id=recording_id, set=tags, remove=remove)
+        request = _request(
+            pb.TagRecordingRequest, recording_id=recording_id, set=tags, remove=remove
+        )
         return self._recording("TagRecording", request)
 
     def delete(self, recording_id: str) -> int:
         """Calls DeleteRecording."""
-        request = pb.DeleteRecordingRequest(recording_id=recording_id)
+        request = _request(pb.DeleteRecordingRequest, recording_id=recording_id)
         return int(self._calls.unary("DeleteRecording", request).rows)
 
     def recordings(self, filters: RecordingFilter) -> Iterator[Recording]:
@@ -133,7 +145,7 @@ class GrpcBackend(RegistryBackend):
 
     def recording(self, recording_id: str) -> Recording:
         """Calls GetRecording."""
-        request = pb.GetRecordingRequest(recording_id=recording_id)
+        request = _request(pb.GetRecordingRequest, recording_id=recording_id)
         return self._recording("GetRecording", request)
 
     def _recording(self, method: str, request: Any) -> Recording:
@@ -181,6 +193,14 @@ class GrpcBackend(RegistryBackend):
         request = query_messages.best_query_to_proto(query)
         with _reading("GetBest"):
             return query_messages.best_from_proto(self._calls.unary("GetBest", request))
+
+
+def _request(kind: type[Request], **fields: Any) -> Request:
+    """A message. Raises `InvalidInput` for a value that does not fit, such as a lone surrogate."""
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{', '.join(fields)}: {error}") from error
 
 
 @contextmanager

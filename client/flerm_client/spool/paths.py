@@ -116,4 +116,7 @@ def quarantined(folder: Path) -> Iterator[tuple[Path, str]]:
     """The files in the quarantine of the spool folder `folder`, each with the reason."""
     for path in spool_files(folder / QUARANTINE):
         why = sidecar(path, ".why")
-        yield path, why.read_text().strip() if why.exists() else "no reason was written"
+        yield (
+            path,
+            why.read_text("utf-8", "replace").strip() if why.exists() else "no reason was written",
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import io
 import json
 import resource
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import numpy as np
@@ -24,6 +26,7 @@ from flerm_core import Trajectory
 from flerm_core.records.recording import Ending
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
+from tests.support.small_disk import small_file_system
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +266,80 @@ def test_export(sweep, tmp_path, capsys):
     ]
     code, _, err = run(capsys, "export", recording_id, "out.xls")
     assert code == 2 and "allowed are .npz, .csv, .json" in err
+
+
+@pytest.mark.parametrize("ending", ["npz", "csv", "json"])
+def test_an_export_to_a_full_disk_leaves_the_file_that_was_there(sweep, tmp_path, capsys, ending):
+    with small_file_system(tmp_path / "disk", megabytes=1) as disk:
+        file = disk / f"base.{ending}"
+        assert run(capsys, "export", sweep[1], str(file))[0] == 0
+        before = file.read_bytes()
+        with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(4096))
+        code, _, err = run(capsys, "export", sweep[1], str(file))
+        assert code == 2 and f"{file} cannot be written (No space left on device)" in err
+        assert file.read_bytes() == before
+        assert sorted(each.name for each in disk.iterdir()) == ["ballast", file.name]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_output_is_complete_whatever_the_encoding_of_the_terminal(sweep, monkeypatch, encoding):
+    family, recording_id = sweep
+
+    def said(*arguments: str) -> str:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(arguments) == 0
+        stream.flush()
+        return stream.buffer.getvalue().decode(encoding)
+
+    assert "note=" in said("tag", recording_id, "note=größer 💥")
+    assert "lr" in said("best", family) and "0.weight" in said("targets", family, "2e-3")
+    for listed in (
+        json.loads(said("recordings", family, "--json")),
+        [json.loads(line) for line in said("recordings", family, "--jsonl").splitlines()],
+    ):
+        assert "größer 💥" in [each["tags"].get("note") for each in listed]
+    said("tag", recording_id, "--remove", "note")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("families", "\udcff"),
+        ("recordings", "\udcff"),
+        ("recordings", "--tag", "a=\udcff"),
+        ("show", "\udcff"),
+        ("best", "\udcff"),
+        ("targets", "\udcff", "1e-2"),
+        ("export", "\udcff", "out"),
+        ("tag", "\udcff", "a=b"),
+        ("tag", str(uuid.UUID(int=7)), "a=\udcff"),
+        ("rename", "\udcff", "mlp"),
+        ("delete", "\udcff", "--yes"),
+        ("check", "mlp", "{names}", "--lr", "1e-2"),
+    ],
+    ids=str,
+)
+def test_arguments_and_files_that_are_no_text_are_refused(
+    registry, tmp_path, monkeypatch, capsys, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    names = tmp_path / "names.txt"
+    names.write_bytes(b"\xff\xfe")
+    arguments = [each.format(names=names) for each in arguments]
+    code, out, err = run(capsys, *arguments, "-r", registry.address)
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [names]
+
+
+def test_a_token_file_that_is_no_text_is_refused(registry, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "token"
+    file.write_bytes(b"\xff\xfe")
+    monkeypatch.setenv("FLERM_TOKEN_FILE", str(file))
+    code, _, err = run(capsys, "families", "-r", registry.address)
+    assert code == 2 and "token: only printable ASCII characters are allowed" in err
 
 
 def test_doctor(sweep, capsys, tmp_path):

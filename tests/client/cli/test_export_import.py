@@ -292,17 +292,20 @@ def test_an_export_that_was_interrupted_goes_on(registry, tmp_path, monkeypatch)
     assert len(list(folder.glob("rows/*.parquet"))) == 2  # the part that was begun is not there
     (folder / "rows" / "00003.parquet").write_text("the rest of a part")
     (folder / "rows" / ".00003.parquet.1.partial").touch()
+    (folder / ".family.json.1.partial").touch()
     there.tag(specs[0].id, {"changed": "since"})
     other = there.register_family(family()).name
     with pytest.raises(InvalidInput, match="has a part of the family"):
         family_archive.export_family(connection, other, folder)
 
     connection.left = 100
+    (folder / ".family.json.2.partial").touch()
     done: list[tuple[int, int]] = []
     found = family_archive.export_family(connection, name, folder, lambda *each: done.append(each))
     assert found == (6, 12)
     assert done == [(3, 6), (4, 6), (5, 6), (6, 6)]  # the first part's two, and the last two
     assert connection.left == 96
+    assert sorted(each.name for each in folder.iterdir()) == ["family.json", "recordings", "rows"]
     table = dataset(folder / "rows").to_table()
     held = sorted((each.id, step) for each in specs for step in (1, 2))
     assert sorted((each["recording"], each["step"]) for each in table.to_pylist()) == held
