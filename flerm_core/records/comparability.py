@@ -10,6 +10,11 @@ from typing import Any
 from flerm_core.errors import AlreadyExists
 from flerm_core.records.recording import EstimatorSettings, RecordingSpec, same_lr
 
+RATE_RATIOS = "rate_ratios"
+"""The setting of an optimiser that holds the rates of its parameter groups, relative to the run's
+(`flerm_core.matching.rate_ratios`). Recordings compare whatever they are: a sweep of one group's
+rate changes them from run to run."""
+
 
 @dataclass(frozen=True, slots=True)
 class ComparabilityKey:
@@ -85,9 +90,10 @@ def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
     """An optimiser's settings, sorted, without those that are off (None, False, 0 or empty).
 
     Another version of the optimiser may not know such a setting, and does the same without it.
+    `RATE_RATIOS` is left out.
     """
     plain = {key: _plain(value) for key, value in sorted(config.items())}
-    return {key: value for key, value in plain.items() if value}
+    return {key: value for key, value in plain.items() if value and key != RATE_RATIOS}
 
 
 def settings_line(config: Mapping[str, Any]) -> str:

@@ -111,13 +111,18 @@ def check(
 
 def _mismatches(targets: Targets, spec: RecordingSpec) -> tuple[str, ...]:
     from flerm_client.training.match_report import mismatches
+    from flerm_core.matching.rate_ratios import rate_words
 
-    return mismatches(
+    own = spec.optimizer_config if spec.optimizer else None
+    differing = mismatches(
         targets,
         optimizer=spec.optimizer,
-        optimizer_config=spec.optimizer_config if spec.optimizer else None,
+        optimizer_config=own,
         estimator=spec.estimator.comparability,
     )
+    if own is None or not targets.optimizer:
+        return differing
+    return differing + rate_words(targets.names, own, targets.optimizer_config, spec.lr)
 
 
 def _model(

@@ -134,11 +134,24 @@ def initial_rate(optimizers: list[Optimizer]) -> float:
 
 def initial_rates(optimizers: list[Optimizer]) -> set[float]:
     """The learning rates that the parameter groups began with."""
+    return {_initial_rate(group) for each in optimizers for group in each.param_groups}
+
+
+def initial_rates_by_tensor(
+    optimizers: list[Optimizer], names: Mapping[int, str]
+) -> dict[str, float]:
+    """The learning rate that each tensor's group began with. names: by the id of the parameter."""
     return {
-        float(group.get("initial_lr", group["lr"]))
+        names[id(parameter)]: _initial_rate(group)
         for each in optimizers
         for group in each.param_groups
+        for parameter in group["params"]
+        if id(parameter) in names
     }
+
+
+def _initial_rate(group: Mapping[str, Any]) -> float:
+    return float(group.get("initial_lr", group["lr"]))
 
 
 def describe(

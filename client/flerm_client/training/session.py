@@ -14,7 +14,12 @@ from typing import Any
 from flerm_client.training.autocast_listener import AutocastListener
 from flerm_client.training.captured_steps import redirect_captured_steps
 from flerm_client.training.measured_model import make_measured_model, modules_that_show_autocast
-from flerm_client.training.optimizer_info import bare_optimizer, describe, initial_rate
+from flerm_client.training.optimizer_info import (
+    bare_optimizer,
+    describe,
+    initial_rate,
+    initial_rates_by_tensor,
+)
 from flerm_client.training.parallelism import find_ranks
 from flerm_client.training.param_groups import ScaledParamGroups
 from flerm_client.training.probe import Probe
@@ -32,6 +37,7 @@ from flerm_client.training.target_schedule import TargetSchedule
 from flerm_client.training.weight_decay import is_independent
 from flerm_client.upload.reporter import check_reporting
 from flerm_core.errors import InvalidInput, NotFinite, Unsupported
+from flerm_core.matching.rate_ratios import rate_ratios
 from flerm_core.measure.sharpness import require_scipy
 from flerm_core.measure.update.weight_update import WeightUpdate
 from flerm_core.records.recording import Attempt, EstimatorSettings, RecordingSpec
@@ -83,6 +89,7 @@ class TrainingSession:
                 )
         self.probe = Probe(options.probe)
         names = {id(p): name for name, p in self.measured_model.parameters.items()}
+        self._initial_rates = initial_rates_by_tensor(self.optimizers, names)
         self.independent_decay = is_independent(options.weight_decay, self.optimizers)
         self.param_groups = [
             ScaledParamGroups(each, names, independent_decay=self.independent_decay)
@@ -202,7 +209,8 @@ class TrainingSession:
 
     def optimizer_signature(self) -> tuple[str, dict[str, Any]]:
         """The optimisers' class name(s) and settings."""
-        return describe(self.optimizers, independent_decay=self.independent_decay)
+        name, config = describe(self.optimizers, independent_decay=self.independent_decay)
+        return name, config | rate_ratios(self._initial_rates, self.lr)
 
     @property
     def multipliers(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ from flerm_core._warnings import warn
 from flerm_core.errors import InvalidInput
 from flerm_core.matching.batch_change import BatchChange, unfollowed
 from flerm_core.matching.match_cautions import RunFacts, match_cautions
+from flerm_core.matching.rate_ratios import rate_words
 from flerm_core.matching.targets import Targets
 from flerm_core.records.batch_size import said_batch_size
 from flerm_core.records.queries import TargetQuery
@@ -72,8 +73,6 @@ def start_matching(options: MatchOptions) -> TrainingSession:
     answer = schedule.registry_answer
     if answer is not None:
         session.lr = answer.lr
-        if wants_best and session.ranks.is_rank0:
-            _warn_of_other_rates(session)
         # Estimators differ in bias: the run measures as the recordings behind its targets did.
         settings = replace(
             settings,
@@ -150,6 +149,11 @@ def _say_of_base(
     schedule: TargetSchedule,
 ) -> None:
     """Lets the run say of the base what its user should know; a dry run says all that is known."""
+    if answer.optimizer:  # else nothing is known of the base's groups
+        _, own = session.optimizer_signature()
+        names = session.measured_model.parameters
+        for sentence in rate_words(names, own, answer.optimizer_config, session.lr):
+            schedule.say(sentence)
     config = {**metadata.model_config, **(options.config or {})}
     run = RunFacts(
         batch_size=said_batch_size(config, options.tags or {}),
@@ -177,14 +181,3 @@ def _follow_batch(change: BatchChange, session: TrainingSession, schedule: Targe
     schedule.follow(change)
     follow_batch(session.optimizers, change)
     session.on_end.append(partial(put_back_betas, session.optimizers))
-
-
-def _warn_of_other_rates(session: TrainingSession) -> None:
-    """Warns where the optimisers do not run at the best base rate: only the user sets η(t)."""
-    rates = initial_rates(session.optimizers)
-    other = sorted(rate for rate in rates if not same_lr(rate, session.lr))
-    if other:
-        warn(
-            f"the best base rate of {session.family!r} is {session.lr:g}, but the optimizer begins "
-            f"with {', '.join(f'{rate:g}' for rate in other)}: give it lr={session.lr:g}"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,43 @@ def match_best(registry, family, model, groups):
 def test_the_best_rate_is_the_key_of_the_run(registry, family, model, recwarn):
     with match_best(registry, family, model, [{"params": model.parameters(), "lr": 2e-3}]) as flerm:
         assert flerm.lr == pytest.approx(2e-3)
-    assert not [each for each in recwarn if "best base rate" in str(each.message)]
+    assert not [each for each in recwarn if "other rates" in str(each.message)]
 
 
 def test_an_optimizer_at_another_rate_than_the_best_is_warned_of(registry, family, model):
     groups = [{"params": [model.weight], "lr": 1e-2}, {"params": [model.bias], "lr": 2e-3}]
-    with pytest.warns(
-        UserWarning, match=r"is 0.002, but the optimizer begins with 0.01: give it lr=0.002"
-    ):
+    said = (
+        r"weight at 5 times the rate 0\.002, and in the base at 1 times its rate, so that their "
+        r"updates are 5 times those that match"
+    )
+    with pytest.warns(UserWarning, match=said):
         match_best(registry, family, model, groups).close()
+
+
+def test_groups_at_other_rates_than_the_bases_are_said_and_kept(tmp_path: Path) -> None:
+    registry = f"file://{tmp_path}/registry"
+
+    def run(make, ratio, lr=1e-2):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        groups = [
+            {"params": model[0].parameters(), "lr": lr * ratio},
+            {"params": model[1].parameters()},
+        ]
+        optimizer = SGD(groups, lr)
+        with make(model, optimizer, probe=BEST_PROBE, family="f", registry=registry, lr=lr):
+            model(BEST_PROBE[0]).square().mean().backward()
+            optimizer.step()
+
+    run(FLeRM.record, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(FLeRM.match, 10)
+    with pytest.warns(UserWarning, match=r"0\.weight, 0\.bias at 1 times .* at 10 times its rate"):
+        run(FLeRM.match, 1)
+    with RegistryClient(registry) as client:
+        remarks = [each.remarks for each in client.recordings(family="f", role="scaled")]
+    assert sorted(map(len, remarks)) == [0, 1]
 
 
 def test_the_best_rate_is_refused_beside_targets_of_the_users(model):

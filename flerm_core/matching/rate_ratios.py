@@ -1,0 +1,90 @@
+"""Parameter groups that begin at other learning rates than the one that their run is filed under.
+
+An FSLR is that of an update at learning rate 1. Where a base trained its readout at ten times its
+rate, a matched run reaches the base's updates only if its readout has ten times its rate too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flerm_core.errors import join_names
+from flerm_core.parameter_names import starred
+from flerm_core.records.comparability import RATE_RATIOS
+
+_MAX_BYTES = 16_384  # as JSON; of an optimiser's settings a recording holds four times as many
+_SAME = 1e-6
+_UNLISTED = "*"  # in place of names, where there are too many to list
+
+Ratios = Mapping[str, float]
+"""The rate over the run's, by template of names (`layers.*.weight`) or, where the tensors of a
+template have several, by name. What is at the run's own rate is left out."""
+
+
+def rate_ratios(rates: Mapping[str, float], lr: float) -> dict[str, Ratios]:
+    """What an optimiser's settings hold of the groups' rates; empty where all have the rate `lr`.
+
+    rates: the rate that each tensor begins with, by name.
+    lr: the learning rate that the run is filed under.
+    """
+    by_template: dict[str, dict[str, float]] = {}
+    for name, rate in rates.items():
+        ratio = float(f"{rate / lr:.7g}")
+        if math.isfinite(ratio):
+            by_template.setdefault(starred(name), {})[name] = ratio
+    found: dict[str, float] = {}
+    for template, its in by_template.items():
+        several = len(set(its.values())) > 1
+        found |= its if several else {template: next(iter(its.values()))}
+    if all(ratio == 1.0 for ratio in found.values()):
+        return {}
+    mixed = {name for name in found if starred(name) != name}
+    ratios = {name: each for name, each in found.items() if each != 1.0 or name in mixed}
+    if len(json.dumps(ratios)) > _MAX_BYTES:
+        ratios = {_UNLISTED: max(ratios.values())}
+    return {RATE_RATIOS: ratios}
+
+
+def rate_words(
+    names: Iterable[str],
+    own_config: Mapping[str, Any],
+    base_config: Mapping[str, Any],
+    lr: float,
+) -> tuple[str, ...]:
+    """Sentences on tensors that do not begin at the base's rates; empty where all do.
+
+    names: the run's tensors.
+    own_config, base_config: the settings of the two optimisers, as recordings have them.
+    lr: the learning rate that the run is filed under.
+    """
+    own, base = own_config.get(RATE_RATIOS) or {}, base_config.get(RATE_RATIOS) or {}
+    if own == base or _UNLISTED in own or _UNLISTED in base:
+        return ()
+    mixed = {starred(name) for each in (own, base) for name in each if starred(name) != name}
+    listed = list(names)
+    pairs: dict[tuple[float, float], list[str]] = {}
+    for name in listed:
+        mine, theirs = _ratio(own, name), _ratio(base, name)
+        if mine and theirs and not math.isclose(mine, theirs, rel_tol=_SAME):
+            template = starred(name)
+            shown = name if template in mixed else template
+            pairs.setdefault((mine, theirs), []).append(shown)
+    return tuple(
+        "tensors of this run begin at other rates than the base's: "
+        f"{'all' if len(its) == len(listed) else join_names(dict.fromkeys(its))} at {mine:.4g} "
+        f"times the rate {lr:.4g}, and in the base at {theirs:.4g} times its rate, so that their "
+        f"updates are {mine / theirs:.4g} times those that match; give the optimizer's parameter "
+        "groups the base's rates"
+        for (mine, theirs), its in pairs.items()
+    )
+
+
+def _ratio(ratios: Ratios, name: str) -> float | None:
+    """The ratio of one tensor; None where it is not known, as of a block that the model lacks."""
+    template = starred(name)
+    if name in ratios or template in ratios:
+        return float(ratios.get(name, ratios.get(template, 1.0)))
+    return None if any(starred(each) == template for each in ratios) else 1.0
