@@ -13,6 +13,7 @@ from typing import Any
 
 from flerm_core.errors import InvalidInput, NotFound
 from flerm_core.records.recording import content_digest
+from flerm_experiments.sweep.objective_line import last_value
 from flerm_experiments.sweep.run_limits import RunLimits
 from flerm_experiments.sweep.search_space import SearchSpace, Value
 
@@ -55,7 +56,8 @@ class CommandScale:
 class Objective:
     """Where the loss of a run is found, if not in `flerm.log`.
 
-    line: a regular expression with one group, for the run's output. The last match is taken.
+    line: a regular expression with one group, for the run's output. The last match is taken
+        (`last_value`).
     file, key: a JSON file, and the path of the loss in it, such as `eval.loss`. In a file of JSON
         lines, the last line with the key is taken.
 
@@ -94,24 +96,27 @@ class Objective:
         Raises `NotFound` where there is no loss.
         """
         if self.line:
-            found = re.findall(self.line, output.read_text(errors="replace"), re.MULTILINE)
-            if not found:
+            found = last_value(self.line, output.read_text(errors="replace"))
+            if found is None:
                 raise NotFound(f"objective: no line of {output} matches {self.line!r}")
-            return _number(found[-1], f"objective: {found[-1]!r} in {output}")
+            return _number(found, f"objective: {found!r} in {output}")
         path = Path(fill(self.file, places))
         try:
             content = path.read_text()
         except OSError as error:
             raise NotFound(f"objective: {path} cannot be read ({error.strerror})") from error
-        values = [value for each in _documents(content) if (value := self._at(each)) is not None]
+        values = [value for each in _documents(content) for value in self._at(each)]
         if not values:
             raise NotFound(f"objective: {path} has no {self.key}")
         return _number(values[-1], f"objective: {self.key} of {path}, {values[-1]!r},")
 
-    def _at(self, document: Any) -> Any:
+    def _at(self, document: Any) -> list[Any]:
+        """The value of the key in a document; empty where the document does not have the key."""
         for part in self.key.split("."):
-            document = document.get(part) if isinstance(document, dict) else None
-        return document
+            if not (isinstance(document, dict) and part in document):
+                return []
+            document = document[part]
+        return [document]
 
 
 def _documents(text: str) -> list[Any]:

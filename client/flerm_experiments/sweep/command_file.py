@@ -153,6 +153,11 @@ def _objective(table: Any) -> Objective:
             raise InvalidInput(
                 f"objective.file has {{{name}}}, but its only placeholder is {{folder}}"
             )
+    if found.file and "folder" not in placeholders(found.file):
+        raise InvalidInput(
+            f"objective.file is {found.file!r} without {{folder}}, so that all runs would have the "
+            "same file: let the command write it into {folder}, the run's own folder"
+        )
     return found
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -204,7 +205,8 @@ def _attempt(
     job: CommandJob, environment: Mapping[str, str], lock: IO[str], stopped: Stopped
 ) -> str:
     """Runs the command once; why it failed, or an empty text."""
-    with job.output.open("ab") as output:
+    _put_aside(job.output)
+    with job.output.open("wb") as output:
         try:
             process = subprocess.Popen(
                 job.words,
@@ -223,6 +225,14 @@ def _attempt(
         lock.flush()
         with _ending_group(process):
             return _watch(job, process, stopped)
+
+
+def _put_aside(output: Path) -> None:
+    """Renames what an earlier attempt printed, in which the objective of this one must not lie."""
+    if output.exists() and output.stat().st_size:
+        taken = {each.name for each in output.parent.iterdir()}
+        names = (f"{output.stem}-{number}{output.suffix}" for number in count(1))
+        output.rename(output.with_name(next(name for name in names if name not in taken)))
 
 
 @contextmanager

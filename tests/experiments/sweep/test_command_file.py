@@ -120,6 +120,11 @@ def test_braces_of_the_command_itself_are_doubled() -> None:
         ("[base]", "[run]\ngpu = 1\n[base]", r"run.gpu is not a field .* allowed are cpus, gpus"),
         ("[base]", '[objective]\nline = "loss"\n[base]', r"with 0 groups, but it must have one"),
         ("[base]", '[objective]\nfile = "a"\n[base]', r"either line, or file and key"),
+        (
+            "[base]",
+            '[objective]\nfile = "out.json"\nkey = "loss"\n[base]',
+            r"objective.file is 'out.json' without \{folder\}, so that all runs would",
+        ),
         ("[base]", '[objective]\nline = "("\n[base]', r"must be a regular expression"),
         ("[base]\n", "[base]\nlr = 1\n", r"base.lr cannot be a key"),
         ("[base]", "[search]\ntrials = 3\n[base]", r"search is .* a table of what is tuned"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 from forked import fork
 
-from flerm_core.errors import InvalidInput
+from flerm_core.errors import InvalidInput, NotFound
+from flerm_experiments.sweep.command import Objective
 from flerm_experiments.sweep.command_executor import CommandExecutor
 from flerm_experiments.sweep.command_job import run_command
 from flerm_experiments.sweep.registry_state import finished_trials
@@ -124,6 +126,50 @@ def test_a_run_that_was_not_judged_yet_is_judged_and_not_trained_again(
     assert run_command(job).loss == pytest.approx(0.7**2 + 1 / 8)
     assert len(trained(tmp_path)) == 1
     assert list(finished_trials(sweep, address)) == [Trial(None, 0, 0)]
+
+
+FIRST_FAILS = """
+import os, sys
+if not os.path.exists("again"):
+    open("again", "w").close()
+    print("loss 0.25")
+    sys.exit(3)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_the_loss_is_not_that_of_an_attempt_before(tmp_path: Path, address: str) -> None:
+    table = '[objective]\nline = "^loss (.*)"\n[run]\nretries = 1\n'
+    path = played(tmp_path, table=table, rates="[0.01]")
+    (tmp_path / "first_fails.py").write_text(FIRST_FAILS)
+    path.write_text(path.read_text().replace("train.py", "first_fails.py train.py"))
+    failures = carried_out(path, address)
+    assert "no line of" in failures[Trial(None, 0, 0)]
+    folder = job_of(load(str(path)), Trial(None, 0, 0), address).folder
+    assert (folder / "output-1.log").read_text() == "loss 0.25\n"
+    assert "step 2 loss" in (folder / "output.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "loss"),
+    [
+        ('{"loss": 2.5}\n{"loss": 1.5}\n{"step": 3}\n', 1.5),
+        ('{"loss": 2.5}\n{"loss": NaN}\n', math.inf),
+        ('{"loss": 2.5}\n{"loss": null}\n', None),  # as some writers of JSON put NaN
+        ('{"loss": null}', None),
+        ('{"step": 3}', None),
+    ],
+)
+def test_the_last_loss_of_a_file_counts_even_if_it_is_none(
+    tmp_path: Path, content: str, loss: float | None
+) -> None:
+    (tmp_path / "out.json").write_text(content)
+    objective = Objective(file="{folder}/out.json", key="loss")
+    if loss is None:
+        with pytest.raises(NotFound, match=r"is no number|has no loss"):
+            objective.read(tmp_path / "output.log", {"folder": str(tmp_path)})
+    else:
+        assert objective.read(tmp_path / "output.log", {"folder": str(tmp_path)}) == loss
 
 
 SLEEPS = """
