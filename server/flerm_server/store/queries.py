@@ -38,6 +38,7 @@ from flerm_core.tuning.experiment_settings import (
     scales_of,
     settings_of,
 )
+from flerm_core.tuning.experiment_words import check_picked
 from flerm_core.tuning.family_best import best_of
 from flerm_core.tuning.scale import Scale
 from flerm_core.tuning.transfer_report import TransferReport, transfer_report
@@ -251,9 +252,13 @@ def losses(store: Store, family: str) -> dict[RoleAndVariant, tuple[LossPoint, .
 def transfer(store: Store, family: str, chosen: Mapping[str, str] | None = None) -> TransferReport:
     """Whether the base's rate carried over to the other scales of a family.
 
-    chosen: setting to value, as in `transfer_report`. Raises `NotFound` for an unknown family.
+    chosen: setting to value, as in `transfer_report`.
+
+    Raises `NotFound` for an unknown family, and for a choice that no recording of the base fits.
     """
-    return _transfer(store.family_runs(family), chosen or {})
+    report = _transfer(store.family_runs(family), chosen or {})
+    check_picked(report.kinds, chosen or {})
+    return report
 
 
 def family_overview(
@@ -261,7 +266,10 @@ def family_overview(
 ) -> FamilyOverview:
     """What is recorded of a family, and whether the rate of its base carries over.
 
-    chosen: as in `transfer`. Raises `NotFound`.
+    chosen: as in `transfer`, but a choice that no recording of the base fits is left out: the
+        form of a page sends the choices of all settings together.
+
+    Raises `NotFound` for an unknown family.
     """
     found = store.family_runs(name)
     counts = found.answers.get("counts", lambda: _counts(found.runs))

@@ -358,6 +358,11 @@ def test_doctor(sweep, capsys, tmp_path):
         (["nonsense"], 2, "nonsense"),
         (["families"], 2, "FLERM_REGISTRY"),
         (["families", "-r", "http://x"], 2, "'http://x'"),
+        (
+            ["recordings", "--tag", "a=1", "--tag", "a=2", "-r", "grpc://127.0.0.1:1"],
+            2,
+            "--tag: 'a=2' beside 'a=1'",
+        ),
         (["recordings", "--tag", "x", "-r", "grpc://127.0.0.1:1"], 2, "key=value"),
         (["show", "nowhere.spool"], 3, "nowhere.spool"),
         (["families", "-r", "grpc://127.0.0.1:1"], 4, "grpc://127.0.0.1:1 cannot be reached"),

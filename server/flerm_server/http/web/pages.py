@@ -96,7 +96,9 @@ def _family_content(
     shown = show if show in counts else next(iter(counts), "")
     report = overview.report
     dimension = scale if scale in report.dimensions else next(iter(report.dimensions), "")
-    picked = [("pick", f"{key}={value}") for key, value in pick.items()]
+    # What is shown, which may differ from what was asked: REST answers no other question.
+    kinds = [kind for kind in report.kinds if kind.name in pick]
+    picked = [("pick", f"{kind.name}={kind.labels[kind.shown]}") for kind in kinds]
     return {
         "family": overview.family,
         "report": report,

@@ -185,6 +185,44 @@ def test_of_several_optimisers_page_rest_grpc_and_command_name_the_same_one(
     assert (answer.status_code, "there is Adam, SGD" in answer.json()["detail"]) == (404, True)
 
 
+@pytest.mark.parametrize(
+    ("pick", "says"),
+    [
+        ("optimizer=Lion", "pick: optimizer='Lion' fits no base recording"),
+        ("steps=300", "pick: 'steps' is no setting of these recordings"),
+    ],
+)
+def test_a_pick_that_nothing_fits_is_refused_by_every_answer_about_it(
+    backend: Backend, http: httpx.Client, pick: str, says: str
+):
+    name = family()
+    for optimizer, lr in (("Adam", 1e-3), ("Adam", 2e-3), ("SGD", 0.1)):
+        sent = spec(name, lr=lr, optimizer=optimizer, optimizer_config={})
+        backend.local.start(sent)
+        backend.local.finish(sent.id, 0, Ending(final_loss=lr))
+    for route in ("best", "transfer", "figure"):
+        answer = http.get(f"/api/v1/families/{name}/{route}", params={"pick": pick})
+        assert (answer.status_code, says in answer.json()["detail"]) == (404, True), route
+    # The form of the page sends all settings: it shows what there is, and links to that.
+    text = html.unescape(page(http, f"/families/{name}", pick=pick))
+    shown = "pick=optimizer%3DAdam" if pick.startswith("optimizer") else ""
+    for route in ("best", "transfer"):
+        assert f'href="/api/v1/families/{name}/{route}?{shown}"' in text
+
+
+def test_two_values_of_one_key_are_refused(backend: Backend, http: httpx.Client):
+    name = family()
+    backend.local.start(spec(name))
+    for path in (
+        "/api/v1/recordings?tag=a=1&tag=a=2",
+        f"/api/v1/families/{name}/best?pick=steps=1&pick=steps=2",
+    ):
+        answer = http.get(path)
+        assert answer.status_code == 422, path
+        assert "only one value of a key is allowed" in answer.json()["detail"]
+    assert http.get("/api/v1/recordings?tag=a=1&tag=a=1").status_code == 200
+
+
 def test_the_matcher_takes_a_recording_of_the_big_model(
     backend: Backend, http: httpx.Client, ids: dict[str, str]
 ):
