@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from stat import S_ISREG, S_ISVTX
 from flerm_client.spool.frames import SUFFIX
 from flerm_core._files import make_private_folder, open_private
 from flerm_core.errors import InvalidInput
+
+log = logging.getLogger("flerm.spool")
 
 QUARANTINE = "quarantine"
 """The subfolder for files that a registry refused for good."""
@@ -98,7 +102,8 @@ def remove(path: Path) -> None:
 def quarantine(path: Path, why: str) -> Path:
     """Moves a file that a registry refused for good to the quarantine; its new path.
 
-    `why` is written beside it. A process that still writes the file can go on.
+    `why` is written beside it, unless the disk is full. A process that still writes the file can
+    go on.
     """
     folder = own_folder(path.parent / QUARANTINE)
     target = folder / path.name
@@ -106,8 +111,14 @@ def quarantine(path: Path, why: str) -> Path:
         path.rename(target)
     except FileNotFoundError:  # another sender has moved the file and written the reason
         return target
-    with open_private(sidecar(target, ".why"), "w", follow=False) as written:
-        written.write(why.rstrip() + "\n")
+    reason = sidecar(target, ".why")
+    try:
+        with open_private(reason, "w", follow=False) as written:
+            written.write(why.rstrip() + "\n")
+    except OSError as error:
+        log.warning("%s cannot be written: %s", reason, error.strerror)
+        with contextlib.suppress(OSError):
+            reason.unlink()
     sidecar(path, ".progress").unlink(missing_ok=True)
     return target
 

@@ -170,11 +170,11 @@ def origin_of(frame: Frame) -> Origin:
 
 
 def read_origin(path: Path) -> Origin | None:
-    """Who wrote the file `path`; None when the file does not say, or is gone."""
+    """Who wrote the file `path`; None when the file does not say, or cannot be read."""
     try:
         for frame in SpoolReader(path):
             return origin_of(frame) if frame.type == FrameType.OWNER else None
-    except (FileNotFoundError, DataLoss, Refused):
+    except (OSError, DataLoss, Refused):
         return None
     return None
 

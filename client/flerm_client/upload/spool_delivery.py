@@ -102,6 +102,16 @@ class SpoolDelivery:
         if self.done:
             return False
         try:
+            return self._advance_or_set_aside()
+        except FlermError:
+            raise
+        except OSError as error:  # such as a network file system that does not answer
+            raise Unreachable(
+                f"the spool file {self.path} cannot be read or moved ({error.strerror})"
+            ) from error
+
+    def _advance_or_set_aside(self) -> bool:
+        try:
             more = self._advance()
         except FileNotFoundError:  # another sender has delivered and removed the file
             self.done = True
@@ -136,7 +146,7 @@ class SpoolDelivery:
             batch, finish, end, more = self._read_batch()
             if batch:
                 self._send(batch)
-        except FlermError:
+        except (FlermError, OSError):
             # The whole batch is sent again. Rows of it that were stored do no harm the second time.
             self._reader.offset, self.progress = offset, before
             del self._reader.damage[damages:], self._refusals[refusals:]
@@ -301,7 +311,7 @@ def is_abandoned_empty(path: Path) -> bool:
     try:
         idle = now().timestamp() - path.stat().st_mtime > _EMPTY_SECONDS
         return idle and next(iter(SpoolReader(path)), None) is None
-    except (FileNotFoundError, DataLoss, Refused):
+    except (OSError, DataLoss, Refused):
         return False
 
 
@@ -331,6 +341,8 @@ def can_take_over(path: Path) -> tuple[bool, str]:
         return True, ""  # nobody writes the file; its delivery sets it aside with the reason
     except Refused as error:
         return False, str(error)
+    except OSError as error:
+        return False, f"{path.name} cannot be read ({error.strerror})"
     if owner is None:
         return True, ""
     where = "is still running" if owner.on_this_machine else "may still be running there"

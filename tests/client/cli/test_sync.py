@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 from gate import Gate
-from spooled import spec_of, write_run
+from spooled import NAMES, SHAPES, spec_of, write_run
 
 from flerm_client import RegistryClient
 from flerm_client.cli import main
-from flerm_client.spool import SpoolWriter
+from flerm_client.spool import SpoolWriter, quarantined
 from flerm_client.spool.writer import file_name
 from flerm_core.records.recording import Attempt, Ending, now
+from tests.support.small_disk import small_file_system
 
 
 @pytest.fixture
@@ -43,6 +46,31 @@ def test_of_a_refused_token_and_an_unreachable_registry_the_refusal_is_told(gate
     write_run(tmp_path, spec_of("sync-both"), [1], registry=gate.address)
     write_run(tmp_path, spec_of("sync-both"), [1], registry="grpc://127.0.0.1:1")
     assert main(["sync", "--spool", str(tmp_path)]) == 5
+
+
+def test_on_a_full_disk_what_is_refused_holds_up_nothing(registry, tmp_path, capsys):
+    """The delivery of the other files is what makes room."""
+    refused, sent = spec_of("sync-full", 1e-2), spec_of("sync-full", 2e-2)
+    with RegistryClient(registry.address) as client:
+        client.start_recording("sync-other", 1e-2, NAMES, SHAPES, recording_id=refused.id)
+    with small_file_system(tmp_path / "disk", megabytes=1) as disk:
+        disk.chmod(0o700)
+        first = write_run(disk, refused, [1], registry=registry.address)
+        os.utime(first, (1, 1))
+        write_run(disk, sent, [1, 2], registry=registry.address)
+        with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(4096))
+        assert main(["sync", "--spool", str(disk), "--json"]) == 5
+        files = json.loads(capsys.readouterr().out)["files"]
+        assert [(each["outcome"], each["rows"]) for each in files] == [
+            ("refused", 0),
+            ("delivered", 2),
+        ]
+        assert [path.name for path, _ in quarantined(disk)] == [first.name]
+        assert sorted(each.name for each in disk.iterdir()) == ["ballast", "quarantine"]
+    with RegistryClient(registry.address) as client:
+        assert client.recording(sent.id).status == "completed"
 
 
 def test_a_file_that_holds_nothing_is_removed_once_nobody_can_be_writing_it(tmp_path, capsys):

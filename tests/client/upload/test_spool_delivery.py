@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from played_calls import PlayedCalls
 from spooled import row_of, spec_of, write_run
 
 from flerm_client.spool import SpoolWriter, quarantined
+from flerm_client.spool.reader import read_origin
 from flerm_client.upload.spool_delivery import (
     SpoolDelivery,
     can_take_over,
@@ -93,6 +96,29 @@ def test_an_answer_that_acknowledges_something_else_leaves_the_file(tmp_path, me
     calls.answer = contract
     deliver(delivery)
     assert delivery.done and not path.exists()
+
+
+def test_a_file_that_cannot_be_read_for_a_while_is_delivered_whole_later(tmp_path, monkeypatch):
+    """As on a network file system whose server restarts."""
+    path = write_run(tmp_path, spec_of("mlp"), range(1, 1202))
+    calls, answering = PlayedCalls(), Path.open
+    delivery = SpoolDelivery(path, calls)
+    assert delivery.advance()
+
+    def stale(file: Path, *arguments, **more):
+        if file == path:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return answering(file, *arguments, **more)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "open", stale)
+        with pytest.raises(Unreachable, match=r"cannot be read or moved \(Stale file handle\)"):
+            delivery.advance()
+        free, why = can_take_over(path)
+        assert (free, "cannot be read (Stale file handle)" in why) == (False, True)
+        assert not is_abandoned_empty(path) and read_origin(path) is None
+    deliver(delivery)
+    assert list(chain.from_iterable(calls.steps)) == list(range(1, 1202)) and not path.exists()
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 1e300])
