@@ -22,6 +22,7 @@ from flerm_core.measure.output_projection import generator_for, seed_from
 from flerm_core.measure.sharpness import Loss, differentiable_twice, top_eigenvalue
 from flerm_core.measure.state_guard import (
     AutocastContext,
+    ParameterState,
     PrivateRandomness,
     RandomState,
     eager_execution,
@@ -143,7 +144,8 @@ class FSLRMeter:
                 stack.enter_context(preserve_model_state(self.model.module))
                 stack.enter_context(mean_reduction(self.model.module))
                 stack.enter_context(self.randomness.active())
-                stack.enter_context(update.at_old_weights())
+                stack.enter_context(update.at_old_weights(self.model.written))
+                stack.enter_context(ParameterState(self.model.written).kept())
                 stack.enter_context(requires_grad_enabled(self._updated_frozen(update)))
                 yield
         finally:

@@ -26,6 +26,8 @@ class MeasuredModel:
     depth_groups: a group's name to the names of its members, the tensors at the same position in
         all blocks. The group's FSLR is that of the joint change of its members.
     sharding: how ranks share the tensors; None where each rank holds them whole.
+    written: the parameters, measured or not, that a forward was found to write into. A measurement
+        puts their values back.
     """
 
     module: nn.Module
@@ -33,6 +35,7 @@ class MeasuredModel:
     output: Output
     depth_groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sharding: Sharding | None = None
+    written: list[nn.Parameter] = field(default_factory=list)
 
     def outputs(self, batch: Any) -> Tensor:
         """f [N, ...] for a batch of N examples.

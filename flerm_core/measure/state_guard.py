@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
+from torch.nn.utils import parametrize
 
 from flerm_core.errors import MeasurementError
-from flerm_core.measure.attribute_state import AttributeState
+from flerm_core.measure.attribute_state import AttributeState, put_back
+from flerm_core.measure.tensor_versions import versions_kept
 
 
 class RandomState:
@@ -103,36 +107,94 @@ class PrivateRandomness:
 
 
 class BufferState:
-    """The buffers of a model, such as BatchNorm's statistics, as they are now."""
+    """The buffers of a model, such as BatchNorm's statistics, as they are now.
+
+    What a forward makes where there was nothing (a mask of the batch's length, a layer of its
+    width) is taken away again, so that the training's forward makes its own.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._held = [
-            (module, dict(module._buffers)) for module in model.modules() if module._buffers
+        modules = list(model.modules())
+        tables: list[Any] = [own for each in modules for own in (each._buffers, each._modules)]
+        # Those of torch.jit are no dictionaries, and a forward cannot change them.
+        self._held = [(table, dict(table)) for table in tables if isinstance(table, dict)]
+        # A parameter that is there already may be FSDP2's, which puts another in its place.
+        self._parameters = [
+            (own, {name: own[name] for name in own if own[name] is None}, set(own))
+            for own in (each._parameters for each in modules)
+            if isinstance(own, dict)
         ]
-        buffers = (b for _, own in self._held for b in own.values() if b is not None)
-        self._contents = {id(b): (b, b.detach().clone()) for b in buffers}
+        self._contents = [(each, each.detach().clone()) for each in model.buffers()]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Puts the same tensors back with the same contents, bit for bit."""
-        for module, own in self._held:
-            module._buffers.update(own)
+        for table, before in self._held:
+            if not _same_entries(table, before):
+                table.clear()
+                table.update(before)
+        for own, empty, known in self._parameters:
+            for name in own.keys() - known:
+                del own[name]
+            own.update(empty)
         # Every buffer, because the tensor's version does not tell which have changed: batch_norm's
         # kernel writes its statistics without raising it.
-        for buffer, content in self._contents.values():
-            buffer.copy_(content)
+        for buffer, content in self._contents:
+            put_back(buffer, content)
+
+
+def _same_entries(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return list(one) == list(other) and all(map(is_, one.values(), other.values()))
+
+
+class ParameterState:
+    """The values of `parameters` as they are now.
+
+    A forward may write into a codebook, the weights of a momentum encoder, or the rows of an
+    embedding with `max_norm`.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._held = [(each, each.data, each.detach().clone()) for each in parameters]
+
+    @torch.no_grad()
+    def restore(self) -> list[nn.Parameter]:
+        """Puts the values back, bit for bit. Returns the parameters that had others."""
+        found = []
+        for parameter, data, content in self._held:
+            if parameter.data_ptr() != data.data_ptr() or not torch.equal(parameter, content):
+                parameter.data = data
+                parameter.copy_(content)
+                found.append(parameter)
+        return found
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Afterwards the values are those of now, and autograd knows of no change."""
+        with versions_kept(parameter for parameter, _, _ in self._held):
+            try:
+                yield
+            finally:
+                self.restore()
 
 
 class ForwardStart:
-    """The generators, buffers and attributes from which a model's forward started."""
+    """The generators, buffers and attributes from which a model's forward started.
 
-    def __init__(self, model: nn.Module) -> None:
+    parameters: those that the forward writes into; their values are kept too.
+    written: those that were found to have other values when they were put back.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+        self.written: dict[nn.Parameter, None] = {}
         self._states = RandomState(), BufferState(model), AttributeState(model)
+        self._parameters = ParameterState(parameters)
 
     def restore(self) -> None:
-        """Sets generators, buffers and attributes back, to start another forward."""
+        """Sets everything back, to start another forward."""
         for state in self._states:
             state.restore()
+        self.written.update(dict.fromkeys(self._parameters.restore()))
 
 
 def eager_execution() -> AbstractContextManager[None]:
@@ -152,13 +214,18 @@ def eager_execution() -> AbstractContextManager[None]:
 
 @contextmanager
 def preserve_model_state(model: nn.Module) -> Iterator[None]:
-    """Restores buffers (BatchNorm's statistics), plain attributes and train/eval modes.
+    """Restores buffers (BatchNorm's statistics), attributes and train/eval modes.
 
     Inside, gradients are on.
     """
     buffers, attributes = BufferState(model), AttributeState(model)
     modes = {module: module.training for module in model.modules()}
-    with torch.inference_mode(False), torch.enable_grad():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        versions_kept(chain(model.buffers(), attributes.tensors)),
+        _parametrizations_uncached(),
+    ):
         try:
             yield
         finally:
@@ -166,6 +233,20 @@ def preserve_model_state(model: nn.Module) -> Iterator[None]:
             attributes.restore()
             for module, mode in modes.items():
                 module.training = mode
+
+
+@contextmanager
+def _parametrizations_uncached() -> Iterator[None]:
+    """Inside, parametrised weights are computed anew, and not taken from `parametrize.cached()`.
+
+    A step inside the user's `cached()` finds there weights whose graph is used up.
+    """
+    enabled, cache = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = enabled, cache
 
 
 @contextmanager

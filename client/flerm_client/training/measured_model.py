@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from flerm_client.training.parallelism import find_sharding, refuse_different_replicas
@@ -87,6 +89,12 @@ def _stepped_parameters(
         raise InvalidInput(
             "the optimizer steps no parameter of the model: was it built from another model?"
         )
+    lazy = next((name for name, p in parameters.items() if is_lazy(p)), None)
+    if lazy is not None:
+        raise InvalidInput(
+            f"{lazy} has no shape yet: call the model once on a batch, as lazy modules need, "
+            "before record() or match()"
+        )
     empty = next((name for name, p in parameters.items() if p.is_meta), None)
     if empty is not None:
         raise InvalidInput(
@@ -138,7 +146,7 @@ def default_output(model: nn.Module, batch: Any) -> Any:
 def on_device(
     function: Callable[[nn.Module, Any], Any], device: torch.device
 ) -> Callable[[nn.Module, Any], Any]:
-    """`function(model, batch)` with the batch's tensors moved to `device` first."""
+    """`function(model, batch)` with copies on `device` of the batch's tensors."""
 
     def moved(model: nn.Module, batch: Any) -> Any:
         return function(model, to_device(batch, device))
@@ -147,10 +155,16 @@ def on_device(
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """`batch` with every tensor on `device`, also those inside tuples, lists and mappings."""
+    """`batch` with copies on `device` of its tensors, also inside tuples, lists and mappings.
+
+    They are copies because a forward may write into its inputs, which the training may have too.
+    """
     if isinstance(batch, Tensor):
-        # Autograd takes no tensor that was made under `torch.inference_mode`.
-        return (batch.clone() if batch.is_inference() else batch).to(device)
+        # Autograd takes no tensor that was made under `torch.inference_mode`; a copy is none.
+        return batch.detach().to(device, copy=True).requires_grad_(batch.requires_grad)
+    if isinstance(batch, PackedSequence):  # whose batch sizes torch wants on the host
+        data, batch_sizes, *order = batch
+        return PackedSequence(to_device(data, device), batch_sizes, *to_device(order, device))
     if isinstance(batch, Mapping):
         moved = {key: to_device(value, device) for key, value in batch.items()}
         return type(batch)(moved)  # type: ignore[call-arg]

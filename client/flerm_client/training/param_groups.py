@@ -79,6 +79,15 @@ class ScaledParamGroups:
             )
         self._known |= now
 
+    def tell_of_outside(self, remarks: RunRemarks) -> None:
+        """Says where the optimiser steps tensors that the model does not hold, as a loss may."""
+        if outside := len(self._known.keys() - self._names.keys()):
+            remarks.say(
+                f"the optimizer steps {outside} tensors that are not in the model: they are "
+                "trained at their own rate, and neither measured nor matched; give a module that "
+                "holds them too to have them measured, if the outputs depend on them"
+            )
+
     def _named(self) -> Iterator[tuple[str, Group]]:
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:

@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from flerm_client.training.hidden_state import hidden_state
 from flerm_client.training.measurement_failures import failure_reason, remedy
@@ -32,6 +33,7 @@ from flerm_core.measure.state_guard import (
     eager_execution,
     preserve_model_state,
 )
+from flerm_core.measure.tensor_versions import versions_kept
 
 
 class Rehearsal:
@@ -97,14 +99,18 @@ class Rehearsal:
             except Exception as error:
                 problem = error
             self._agree(problem)
-            start = ForwardStart(self._model.module)
-            for region in regions:
-                found = self._try(batch, region)
+            kept = _parameters_to_keep(self._model)
+            start = ForwardStart(self._model.module, kept)
+            with versions_kept(kept):
+                for region in regions:
+                    found = self._try(batch, region)
+                    start.restore()
+                    if isinstance(found, Tensor):
+                        problem = self._look_for_hidden_state(batch, region, start, found)
+                        break
+                    problem = problem or found
                 start.restore()
-                if isinstance(found, Tensor):
-                    problem = self._look_for_hidden_state(batch, region, start, found)
-                    break
-                problem = problem or found
+            self._model.written.extend(start.written)
             if problem is not None and self._ranks.lockstep:
                 self._ranks.fail_all(problem)
             self._agree(problem)
@@ -200,3 +206,29 @@ class Rehearsal:
         finally:
             meter.measuring = False
             fsdp2.reshard(module)
+
+
+def _parameters_to_keep(model: MeasuredModel) -> list[nn.Parameter]:
+    """The parameters whose values are kept, to find those that a forward writes into.
+
+    These are the measured ones, and as much again of the others, the smallest first: what is frozen
+    may be many times as big (LoRA), and is then not written into. Sharded ones are left out: a
+    forward writes into gathered copies.
+    """
+    measured = {id(parameter) for parameter in model.parameters.values()}
+    ordinary = [each for each in model.module.parameters() if _is_ordinary(each)]
+    kept = [each for each in ordinary if id(each) in measured]
+    room = sum(each.nbytes for each in kept)
+    for each in sorted((p for p in ordinary if id(p) not in measured), key=lambda p: p.nbytes):
+        room -= each.nbytes
+        if room < 0:
+            break
+        kept.append(each)
+    return kept
+
+
+def _is_ordinary(parameter: nn.Parameter) -> bool:
+    if is_lazy(parameter) or type(parameter.data) is not Tensor:
+        return False
+    has_values = not (parameter.is_meta or parameter.is_inference())
+    return has_values and parameter.layout is torch.strided

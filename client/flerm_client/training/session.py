@@ -65,12 +65,12 @@ class TrainingSession:
     def __init__(self, options: RunOptions) -> None:
         validate_new_family_name(options.family)
         optimizer = options.optimizer
-        given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-        if not given:
+        self._given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+        if not self._given:
             raise InvalidInput("optimizer is an empty sequence; at least one is needed")
         self.options = options
         self.family = options.family
-        self.optimizers = [bare_optimizer(each) for each in given]
+        self.optimizers = [bare_optimizer(each) for each in self._given]
         if isinstance(options.lr, str):
             raise InvalidInput(f"lr={options.lr!r} is not allowed; a finite number above 0 is")
         self.lr = initial_rate(self.optimizers) if options.lr is None else float(options.lr)
@@ -97,6 +97,8 @@ class TrainingSession:
         ]
         owners = [(type(each.optimizer).__name__, each.current({})) for each in self.param_groups]
         self.remarks = RunRemarks(owners, silent=not self.ranks.is_rank0)
+        for each in self.param_groups:
+            each.tell_of_outside(self.remarks)
         self.run_log = RunLog(parameter_list(self.measured_model, options.bands), self.remarks)
         self.recording_id = str(uuid.uuid4())
         self.attempt = Attempt()
@@ -185,9 +187,7 @@ class TrainingSession:
             self.measured_model.device.type,
             self.measurer.note_forward,
         )
-        given = self.options.optimizer
-        wrapped = given if isinstance(given, list | tuple) else [given]
-        self.on_end += list(map(redirect_captured_steps, wrapped, self.optimizers))
+        self.on_end += list(map(redirect_captured_steps, self._given, self.optimizers))
 
     def end(self, status: str, timeout: float = 10.0) -> None:
         """Takes the measurement off the optimisers and ends the recording.

@@ -74,7 +74,7 @@ class LayoutProbe:
         """
         self._check_modules()
         shared_before, self._plan.shared = self._plan.shared, {}
-        start = ForwardStart(self._model.module)
+        start = ForwardStart(self._model.module, self._model.written)
         hooks, outputs = self._contributions.forward(batch)
         if not self._sharding.any_rank(len(outputs) > 0):
             return None

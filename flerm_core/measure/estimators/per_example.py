@@ -92,7 +92,9 @@ class PerExample(Estimator):
         """
         if self._discovered_for != self._requires_grad():
             self._coupled = False
-            found = self._discover(batch, update, generator, ForwardStart(self.model.module))
+            found = self._discover(
+                batch, update, generator, ForwardStart(self.model.module, self.model.written)
+            )
         elif self._coupled:
             found = self._one_sample(batch, update, generator)
         else:
@@ -115,7 +117,7 @@ class PerExample(Estimator):
         all-reduce between them.
         """
         sharding = self._contributions.sharding
-        start = ForwardStart(self.model.module)
+        start = ForwardStart(self.model.module, self.model.written)
         hooks, outputs = self._contributions.forward(batch)
         if not sharding.any_rank(not self._contributions.fits(batch, hooks, outputs)):
             direction = draw_projection(outputs, generator)

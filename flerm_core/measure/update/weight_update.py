@@ -12,7 +12,7 @@ tensor everything here concerns this rank's part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from types import EllipsisType
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from flerm_core.measure.distributed.sharding import to_local
+from flerm_core.measure.tensor_versions import versions_kept
 from flerm_core.measure.update.chunking import iter_chunks
 
 
@@ -42,6 +43,7 @@ class WeightUpdate:
         with torch.inference_mode(False):
             self._copies = {name: to_local(p).clone() for name, p in parameters.items()}
         self._swapped = False  # whether the parameters hold W_old and the copies W_new
+        self._kept_old: dict[str, Tensor] = {}  # W_old of what a forward writes into
 
     def change(self, name: str, rows: slice | EllipsisType = ...) -> Tensor:
         """ΔW of tensor `name` at learning rate 1, at least float32, shaped like `rows` of it.
@@ -50,6 +52,8 @@ class WeightUpdate:
         """
         parameter, copy = to_local(self.parameters[name])[rows], self._copies[name][rows]
         new, old = (copy, parameter) if self._swapped else (parameter, copy)
+        if name in self._kept_old:
+            old = self._kept_old[name][rows]
         rate = self.rates.get(name, 0.0)
         wide = _wide(new.dtype)
         if rate == 0.0:
@@ -78,22 +82,31 @@ class WeightUpdate:
         }
 
     @contextmanager
-    def at_old_weights(self) -> Iterator[None]:
+    def at_old_weights(self, written: Collection[nn.Parameter] = ()) -> Iterator[None]:
         """Inside, the model computes at W_old; afterwards at W_new, bit for bit.
+
+        written: the parameters that a forward inside writes into. ΔW is of their values before.
 
         Where memory does not suffice for the way back, W_old is given up, and the error raised.
         """
-        self._swap()
-        try:
-            yield
-        finally:
+        with versions_kept(map(to_local, self.parameters.values())):
+            self._swap()
             try:
-                self._swap()
-            except BaseException:
-                with torch.no_grad():
-                    for name in reversed(self.parameters):
-                        to_local(self.parameters[name]).copy_(self._copies[name])
-                raise
+                self._kept_old = {
+                    name: to_local(parameter).clone()
+                    for name, parameter in self.parameters.items()
+                    if any(parameter is each for each in written)
+                }
+                yield
+            finally:
+                self._kept_old.clear()
+                try:
+                    self._swap()
+                except BaseException:
+                    with torch.no_grad():
+                        for name in reversed(self.parameters):
+                            to_local(self.parameters[name]).copy_(self._copies[name])
+                    raise
 
     @torch.no_grad()
     def _swap(self) -> None:

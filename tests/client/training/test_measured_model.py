@@ -18,12 +18,14 @@ from measured_runs import (
     vectors,
 )
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 from torch.optim import (
     SGD,
     Adam,
 )
 
 from flerm_client import FLeRM
+from flerm_client.training.measured_model import to_device
 from flerm_core.errors import InvalidInput, MeasurementError, Unsupported
 from flerm_core.records.recording import ESTIMATORS
 
@@ -208,3 +210,59 @@ def test_a_sparse_embedding_is_measured_as_a_dense_one() -> None:
         return flerm.fslr
 
     assert fslrs(sparse=True) == pytest.approx(fslrs(sparse=False))
+
+
+def test_tensors_of_the_optimizer_that_the_model_does_not_hold_are_told_of() -> None:
+    """A loss has weights of its own, as those of several tasks or of margins."""
+    model, batches = fresh("resmlp")
+    scale = nn.Parameter(torch.ones(()))
+    optimizer = Adam([*model.parameters(), scale], 1e-2)
+    with pytest.warns(UserWarning, match="steps 1 tensors that are not in the model: they are"):
+        flerm = FLeRM.record(model, optimizer, probe=probe(), family="f")
+    (loss_of(model(batches[0])) * scale).backward()
+    optimizer.step()
+    assert measured(flerm) == {name for name, _ in model.named_parameters()}
+
+
+def test_lazy_tensors_are_refused_by_name_until_they_have_a_shape() -> None:
+    model = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(5))
+    optimizer = SGD(model.parameters(), 0.1)
+    with pytest.raises(InvalidInput, match=r"0\.weight has no shape yet: call the model once"):
+        FLeRM.record(model, optimizer, probe=[vectors()], family="f")
+    model(vectors())
+    flerm = FLeRM.record(model, optimizer, probe=[vectors()], family="f")
+    loss_of(model(vectors())).backward()
+    optimizer.step()
+    assert measured(flerm) == {name for name, _ in model.named_parameters()}
+
+
+class Writing(nn.Module):
+    """Writes into its inputs, as a normalisation in place does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.mul_(0.5))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_forward_that_writes_into_its_inputs_leaves_the_probe_as_it_was() -> None:
+    batches = [vectors(), vectors()]
+    before = [each.clone() for each in batches]
+    torch.manual_seed(0)
+    model = Writing()
+    optimizer = SGD(model.parameters(), 0.1)
+    FLeRM.record(model, optimizer, probe=batches, family="f", every=1)
+    for _ in range(2):
+        loss_of(model(vectors())).backward()
+        optimizer.step()
+    assert all(map(torch.equal, batches, before))
+
+
+def test_packed_sequences_keep_their_batch_sizes_on_the_host() -> None:
+    packed = pack_sequence([torch.ones(n, 8) for n in (1, 3)], enforce_sorted=False)
+    moved = to_device({"x": packed}, torch.device("meta"))["x"]
+    assert (moved.data.is_meta, moved.sorted_indices.is_meta) == (True, True)
+    assert torch.equal(moved.batch_sizes, packed.batch_sizes)
