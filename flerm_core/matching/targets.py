@@ -19,6 +19,7 @@ from flerm_core.matching.base_selection import Sources, choose_sources
 from flerm_core.matching.dimensions import refuse_other_dimensions, shapes_by_name
 from flerm_core.matching.match import DEFAULT_DEPTH, match_remarks, thinned_columns
 from flerm_core.matching.match_plan import MatchPlan
+from flerm_core.matching.mixed_bases import mixture_words
 from flerm_core.parameter_names import is_depth_group
 from flerm_core.records.batch_size import common_batch_size
 from flerm_core.records.packing import pack
@@ -64,7 +65,8 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
         last measured step.
     final_tokens: the most tokens that a base run had seen by its end; None where this is not known
         for every base run.
-    remarks: sentences on how targets were found for tensors that the base does not have.
+    remarks: sentences on how targets were found for tensors that the base does not have, and on
+        base recordings of different experiments.
     batch_size: the examples of one optimiser step of the base runs; None where they do not all say
         one number.
     """
@@ -206,7 +208,10 @@ def build_targets(
         digest=targets_digest(names, steps, table),
         final_step=final_step,
         final_tokens=final_tokens,
-        remarks=match_remarks(everything[0].names, names, bands=bands, blocks=axes),
+        remarks=(
+            *match_remarks(everything[0].names, names, bands=bands, blocks=axes),
+            *filter(None, [mixture_words(recordings)]),
+        ),
         batch_size=common_batch_size(recordings),
     )
 

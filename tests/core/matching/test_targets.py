@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -280,3 +281,30 @@ def test_the_family_s_axes_are_used_where_the_query_has_none() -> None:
     ]
     with pytest.raises(NotFound, match=r"layers\.2\.q\.weight, layers\.3\.q\.weight not matched"):
         answer(query, *grid({(1e-3, 0): 1.0}), blocks=("stages.*",))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ({"init_scale": 1}, {"init_scale": 2}, "init_scale is 1 or 2"),
+        (
+            {"config": {"initializer_range": 0.02}},
+            {"config": {"initializer_range": 0.1}},
+            "0.02 or",
+        ),
+        ({"schedule": "cosine", "steps": 9}, {"schedule": "linear", "steps": 9.0}, "cosine or lin"),
+        ({"steps": 9, "job": "a", "seed": 0}, {"steps": 9, "job": "b", "seed": 1}, ""),
+        ({"init_scale": 1}, {}, ""),
+    ],
+)
+def test_base_recordings_of_several_experiments_are_said(
+    first: dict[str, Any], second: dict[str, Any], said: str
+) -> None:
+    recordings, trajectories = [], {}
+    for seed, config in enumerate((first, second)):
+        each = recording(1e-3, seed)
+        recordings.append(replace(each, spec=replace(each.spec, config=config)))
+        trajectories[each.spec.id] = Trajectory(["w"], [(2, 2)], [1], [[1.0]])
+    found = answer(TargetQuery(family="demo", lr=1e-3), trajectories, recordings)
+    assert len(found.remarks) == bool(said)
+    assert said in "".join(found.remarks)
