@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch.optim import Optimizer
 
@@ -18,6 +19,28 @@ def put_back_betas(optimizers: Iterable[Optimizer]) -> None:
     for group in (group for each in optimizers for group in each.param_groups):
         if BASE_BETAS in group:
             group["betas"] = tuple(group.pop(BASE_BETAS))
+
+
+@contextmanager
+def betas_kept_on_error(optimizers: Iterable[Optimizer]) -> Iterator[None]:
+    """On an error every group of parameters gets the betas back that it had at the beginning.
+
+    Who catches the error may train on with the same optimizer.
+    """
+    keys = ("betas", BASE_BETAS)
+    before = [
+        (group, {key: group[key] for key in keys if key in group})
+        for each in optimizers
+        for group in each.param_groups
+    ]
+    try:
+        yield
+    except BaseException:
+        for group, its in before:
+            for key in keys:
+                group.pop(key, None)
+            group.update(its)
+        raise
 
 
 def follow_batch(optimizers: Iterable[Optimizer], change: BatchChange) -> None:

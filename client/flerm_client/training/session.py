@@ -130,7 +130,7 @@ class TrainingSession:
         without may fall back to kronecker. A dry run ends at its first match.
         """
         check_settings(settings)
-        self._refuse_other_sessions(matches=target_schedule is not None)
+        self.refuse_other_sessions(matches=target_schedule is not None)
         self.metadata = metadata
         self._dry_run = dry_run
         if target_schedule is not None:
@@ -233,7 +233,7 @@ class TrainingSession:
     def _reports(self) -> bool:
         return self.metadata.registry is not None and not self._dry_run
 
-    def _refuse_other_sessions(self, *, matches: bool) -> None:
+    def refuse_other_sessions(self, *, matches: bool) -> None:
         """Raises `InvalidInput` where an optimiser is in another session and either matches."""
         mine = {id(each) for each in self.optimizers}
         for other in _live_sessions:

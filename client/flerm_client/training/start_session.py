@@ -7,7 +7,12 @@ from dataclasses import replace
 from functools import partial
 
 from flerm_client.registry.query_process import fetch_best, fetch_recording
-from flerm_client.training.batch_moments import batch_change_of, follow_batch, put_back_betas
+from flerm_client.training.batch_moments import (
+    batch_change_of,
+    betas_kept_on_error,
+    follow_batch,
+    put_back_betas,
+)
 from flerm_client.training.optimizer_info import initial_rates
 from flerm_client.training.run_instructions import RunInstructions
 from flerm_client.training.run_metadata import RunMetadata
@@ -67,6 +72,20 @@ def start_matching(options: MatchOptions) -> TrainingSession:
     )
     check_settings(settings)
     check_settings(replace(settings, every=options.every or 0))
+    session.refuse_other_sessions(matches=True)  # before their betas are put back
+    with betas_kept_on_error(session.optimizers):
+        _begin_matching(options, session, metadata, clock, settings)
+    return session
+
+
+def _begin_matching(
+    options: MatchOptions,
+    session: TrainingSession,
+    metadata: RunMetadata,
+    clock: TargetClock,
+    settings: EstimatorSettings,
+) -> None:
+    """Finds the targets, lets betas follow the batch where they are to, and begins the session."""
     if options.batch_size is not None:  # a checkpoint's betas may follow the batch already
         put_back_betas(session.optimizers)
     schedule = _target_schedule(options, session, metadata.registry, clock, settings)
@@ -88,7 +107,6 @@ def start_matching(options: MatchOptions) -> TrainingSession:
     session.begin(
         metadata, settings, schedule, match_every=options.every or 0, dry_run=options.dry_run
     )
-    return session
 
 
 def follow(session: TrainingSession, instructions: RunInstructions) -> None:

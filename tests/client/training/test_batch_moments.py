@@ -10,7 +10,7 @@ import torch
 from folder_runs import Model, dry_run, probe, record, step
 
 from flerm_client import FLeRM, RegistryClient
-from flerm_core.errors import InvalidInput
+from flerm_core.errors import InvalidInput, MeasurementError
 
 BETAS = (0.9**2, 0.999**2)
 
@@ -125,6 +125,29 @@ def test_what_cannot_be_followed_is_refused_before_training(
     model, optimizer = fresh()
     with pytest.raises(InvalidInput, match=sentence):
         matched(tmp_path, optimizer, model, **({"batch_size": 32} | options))
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_a_match_that_fails_late_leaves_the_betas_as_they_were(tmp_path: Path) -> None:
+    record(tmp_path, batch_size=8)
+    model, optimizer = fresh()
+    before = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    with pytest.raises(MeasurementError):
+        matched(tmp_path, optimizer, model, batch_size=32, probe=[torch.ones(8, 77)])
+    with pytest.raises(InvalidInput, match=r"tags"):
+        matched(tmp_path, optimizer, model, batch_size=32, tags={"": "x"})
+    after = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    assert after == before
+
+
+def test_a_second_match_that_is_refused_leaves_the_betas_of_the_first(tmp_path: Path) -> None:
+    record(tmp_path, batch_size=8)
+    model, optimizer = fresh()
+    with matched(tmp_path, optimizer, model, batch_size=32):
+        for options in ({}, {"family": "no-such-family"}):
+            with pytest.raises(InvalidInput, match=r"optimizer is at work in another FLeRM"):
+                matched(tmp_path, optimizer, model, batch_size=32, **options)
+            assert optimizer.param_groups[0]["betas"] == BETAS
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
