@@ -19,6 +19,7 @@ from flerm_core.measure.state_guard import RandomState
 
 _STEPS = 3
 _OLD = 1_000_000  # steps: some optimisers ignore their rate late in a run only
+_USUAL_RATE = 1e-3  # where all groups begin at 0, as in a warm-up by hand
 _OTHER_RATE = 1 / 64  # of the rate of the steps before
 ALLOWED = 0.1
 """Of `disproportion`: weight decay and rounding stay far below, a step that ignores its rate is at
@@ -70,7 +71,8 @@ def _last_moves(optimizer: Optimizer, part: float, age: int) -> list[Tensor]:
     group = optimizer.param_groups[0]
     arguments = inspect.signature(type(optimizer)).parameters.keys() - _OF_THE_RUN
     settings = {name: group[name] for name in arguments & group.keys()}
-    rate = float(group.get("initial_lr", group["lr"]))
+    rates = (float(each.get("initial_lr", each["lr"])) for each in optimizer.param_groups)
+    rate = next((each for each in rates if each > 0.0), _USUAL_RATE)
     generator = torch.Generator().manual_seed(0)
     weights = [
         nn.Parameter(torch.randn((4, 3), generator=generator, dtype=torch.float64))

@@ -106,3 +106,12 @@ def test_others_are_proportional_and_nothing_is_left(optimizer: Optimizer) -> No
     assert apart is not None and apart < ALLOWED
     assert not called and str(optimizer.state_dict()) == before
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+
+
+@pytest.mark.parametrize("rates", [(0.0, 1e-2), (0.0, 0.0)])
+def test_groups_that_begin_at_a_rate_of_0_are_tried_at_another(rates: tuple[float, ...]) -> None:
+    """Layers may be held by a rate of 0, and a loop may warm up by hand."""
+    groups = [{"params": [nn.Parameter(torch.randn(4, 3))], "lr": rate} for rate in rates]
+    apart = disproportion(AdamW(groups))
+    assert apart is not None
+    assert apart < ALLOWED
