@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from types import FrameType
 
 import structlog
@@ -21,23 +22,35 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.failure = ""
-        self._made = threading.Event()
+        self._signal = 0
+        self._made = False
+        # Not an Event: a signal handler that sets one waits without end for the lock of the Event,
+        # where the signal came while its own thread held that lock.
+        self._wakeups: SimpleQueue[None] = SimpleQueue()
 
     def make(self, failure: str = "") -> None:
         """Asks the server to stop. The first failure stands."""
         self.failure = self.failure or failure
-        self._made.set()
+        self._made = True
+        self._wakeups.put(None)
 
     def wait(self, seconds: float) -> bool:
-        """Whether the stop was requested, after at most so many seconds."""
-        return self._made.wait(seconds)
+        """Whether the stop was requested, after at most so many seconds. For one thread."""
+        if not self._made:
+            with suppress(Empty):
+                self._wakeups.get(timeout=seconds)
+        if self._signal:
+            log.info("stopping", signal=signal.Signals(self._signal).name)
+            self._signal = 0
+        return self._made
 
     @contextmanager
     def made_by_signals(self) -> Iterator[None]:
         """SIGTERM and SIGINT make the request while the block runs."""
 
         def request_stop(number: int, _: FrameType | None) -> None:
-            log.info("stopping", signal=signal.Signals(number).name)
+            # No log line here: its lock may be held by what the signal has interrupted.
+            self._signal = number
             self.make()
 
         signals = (signal.SIGTERM, signal.SIGINT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +95,42 @@ def test_a_call_that_never_ends_does_not_hold_the_process(broken: Broken):
     assert "threads of the registry did not end, and were ended by force: grpc_" in "".join(
         registry.output
     )
+
+
+# Two signals come at the nth and a later step of the wait, or of the handler itself.
+AT_EACH_STEP = """
+import signal, sys
+from flerm_server.stop_request import StopRequest
+
+def stop_at(steps):
+    def trace(frame, event, argument):
+        nonlocal passed
+        frame.f_trace_opcodes = True
+        passed += 1
+        if passed in steps:
+            signal.raise_signal(signal.SIGTERM)
+        return trace
+
+    passed, request = 0, StopRequest()
+    with request.made_by_signals():
+        sys.settrace(trace)
+        while not request.wait(0.001):
+            pass
+        sys.settrace(None)
+
+for first in range(1, 80):
+    for later in (1, 30):
+        stop_at((first, first + later))
+print("stopped each time")
+"""
+
+
+def test_signals_end_the_wait_wherever_they_come():
+    """SIGTERM comes twice, as from `timeout`, which signals the process and then its group."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EACH_STEP], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.endswith("stopped each time\n"), done.stderr
 
 
 def refuse_thread(_: threading.Thread) -> None:
