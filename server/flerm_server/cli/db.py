@@ -10,6 +10,8 @@ import typer
 from flerm_server.cli.common import Db, database, one_sentence
 from flerm_server.settings import DEFAULT_DB
 
+MAX_DAYS = 36_500.0  # a century: what is older than any recording
+
 app = typer.Typer(
     no_args_is_help=True, help="The database: upgrade, current, check, backup, restore, prune."
 )
@@ -86,7 +88,8 @@ def restore(
 @app.command()
 def prune(
     older_than: Annotated[
-        float, typer.Option(help="Days since the last change of a recording", min=0)
+        float,
+        typer.Option(help="Days since the last change of a recording", min=0, max=MAX_DAYS),
     ],
     db: Db = DEFAULT_DB,
     family: Annotated[str, typer.Option(help="Only recordings of this family")] = "",

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from flerm_core.records.queries import RecordingFilter
+from flerm_core.records.validation import validate_filter
 from flerm_server.store.sql.engine import database_now, timestamp_to_column, transaction
 from flerm_server.store.sql.listings import conditions
 from flerm_server.store.sql.locks import lock_families
@@ -34,7 +35,10 @@ def prune(
     Returns how many there were, and how many rows they had.
 
     dry_run: deletes nothing, and counts the rows that readers see.
+
+    Raises `InvalidInput` for a filter that no recording can pass, such as an unknown status.
     """
+    validate_filter(filters)
     with transaction(engine, unhurried=True) as connection:
         old = _old(filters, before, database_now(connection))
         if dry_run:

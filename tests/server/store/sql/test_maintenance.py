@@ -206,6 +206,25 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return migrate(request.getfixturevalue("postgres").new_database())
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--older-than", "1", "--status", "complete"), "status: 'complete' is not allowed"),
+        (("--older-than", "1", "--family", "a b"), "family: 'a b' is not allowed"),
+        (("--older-than", "inf"), "--older-than"),
+        (("--older-than", "nan"), "--older-than"),
+        (("--older-than", "1e18"), "--older-than"),
+    ],
+    ids=str,
+)
+def test_a_prune_that_could_delete_nothing_is_refused(tmp_path: Path, options, says: str):
+    """A wrong status would otherwise keep a database growing, without a word."""
+    db = f"sqlite:///{tmp_path}/registry.db"
+    open_store(db).close()
+    done = CliRunner().invoke(app, ["db", "prune", "--db", db, *options])
+    assert done.exit_code == 2 and says in done.output, done.output
+
+
 def test_many_recordings_are_pruned_in_few_transactions(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ):
