@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A command without its arguments: the help is meant for people, as it stands.
             sys.stderr.write(f"{message}\n")
             return 2
-        command = f"flerm {asked}" if asked in _COMMANDS else "flerm"
+        command = error.ctx.command_path if error.ctx is not None else "flerm"
         return _fail(f"{message} (see {command} --help)" if message else "", 2)
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)

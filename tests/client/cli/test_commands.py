@@ -356,6 +356,8 @@ def test_doctor(sweep, capsys, tmp_path):
     [
         (["families", "--bogus"], 2, "--bogus"),
         (["nonsense"], 2, "nonsense"),
+        (["show"], 2, "(see flerm show --help)"),
+        (["db", "prune"], 2, "(see flerm db prune --help)"),
         (["families"], 2, "FLERM_REGISTRY"),
         (["families", "-r", "http://x"], 2, "'http://x'"),
         (
