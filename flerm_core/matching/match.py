@@ -120,16 +120,29 @@ def match_remarks(
     *,
     bands: Mapping[str, str] | None = None,
     blocks: str | Iterable[str] | None = None,
+    depth: str = DEFAULT_DEPTH,
 ) -> tuple[str, ...]:
-    """Sentences on how `match_rows` finds targets for tensors that the base does not have.
+    """Sentences on how `match_rows` finds targets where the base does not say all that it needs.
 
-    base: the base's tensor names.
-    names, bands, blocks: as in `match_rows`.
+    base: the base's names, those of its depth groups included.
+    names, bands, blocks, depth: as in `match_rows`. Raises as `match_rows` does.
     """
-    asked = canonical_by_name(names).values()
+    listed = list(names)
+    asked = canonical_by_name(listed).values()
     axes = as_axes(blocks) or find_axes(base, asked)
-    said = tied_remark(base, asked, bands or {}, axes)
-    return (said,) if said else ()
+    said = [tied_remark(base, asked, bands or {}, axes)]
+    if (depth or DEFAULT_DEPTH) == "coherent":
+        plan = MatchPlan.of(base, listed, bands=bands, blocks=blocks, depth=depth)
+        said += [_COHERENCE] if plan.without_coherence(set(base)) else []
+    return tuple(filter(None, said))
+
+
+_COHERENCE = (
+    "the base does not say how far its blocks move the outputs together, because it has one block "
+    "or its estimator does not measure it: targets of another depth are those of the rule split, "
+    "as if they did so wholly; record a base of two blocks or more, by the estimator example or "
+    "exact"
+)
 
 
 @dataclass(frozen=True, slots=True)

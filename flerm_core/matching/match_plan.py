@@ -132,6 +132,19 @@ class MatchPlan:
             for at, short in enumerate(part.target.values()):
                 yield self.name_of[short], (base[at],) if same_depth else base
 
+    def without_coherence(self, base: Collection[str]) -> list[str]:
+        """The templates of the groups that change in depth without a measured coherence.
+
+        base: the base's names, those of its depth groups included.
+        """
+        return [
+            part.template
+            for part in self.parts
+            if isinstance(part, DepthGroup)
+            and not part.same_depth
+            and (len(part.joint_members) < 2 or part.joint_name not in base)
+        ]
+
     def targets(self, base: Mapping[str, Array], whole_run: Columns) -> dict[str, Array]:
         """The targets, float64 [T], by name; `base` and `whole_run` as in `match_rows`."""
         base = carry_over_tied(base, *self.tied)

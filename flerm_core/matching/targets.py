@@ -209,7 +209,7 @@ def build_targets(
         final_step=final_step,
         final_tokens=final_tokens,
         remarks=(
-            *match_remarks(everything[0].names, names, bands=bands, blocks=axes),
+            *match_remarks(everything[0].names, names, bands=bands, blocks=axes, depth=query.depth),
             *filter(None, [mixture_words(recordings)]),
         ),
         batch_size=common_batch_size(recordings),

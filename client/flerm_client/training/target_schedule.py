@@ -279,7 +279,7 @@ def _of_trajectory(base: Trajectory, query: TargetQuery, options: MatchOptions) 
     )
     columns = dict(zip(base.names, base.resampled(base.steps).T, strict=True))
     matched = plan.targets(columns, thinned_columns(base))
-    said = match_remarks(base.names, query.names, bands=bands, blocks=blocks)
+    said = match_remarks(base.names, query.names, bands=bands, blocks=blocks, depth=options.depth)
     rows = replace(
         _without_sources(options, query.lr), steps=base.steps, tokens=base.tokens, remarks=said
     )

@@ -308,3 +308,25 @@ def test_base_recordings_of_several_experiments_are_said(
     found = answer(TargetQuery(family="demo", lr=1e-3), trajectories, recordings)
     assert len(found.remarks) == bool(said)
     assert said in "".join(found.remarks)
+
+
+@pytest.mark.parametrize(
+    ("base", "depth", "said"),
+    [
+        (("layers.0.w",), "", True),  # one block has no coherence
+        (("layers.0.w", "layers.1.w"), "", True),  # recorded by kronecker
+        (("layers.0.w", "layers.1.w", "layers.*.w"), "", False),
+        (("layers.0.w",), "split", False),
+        (("layers.0.w", "layers.1.w", "layers.2.w", "layers.3.w"), "", False),
+    ],
+)
+def test_a_coherence_that_the_base_does_not_say_is_said(
+    base: tuple[str, ...], depth: str, said: bool
+) -> None:
+    shapes = [() if "*" in name else (2, 2) for name in base]
+    one = recording(1e-3)
+    names = tuple(f"layers.{block}.w" for block in range(4))
+    query = TargetQuery(family="demo", lr=1e-3, names=names, depth=depth)
+    trajectory = Trajectory(list(base), shapes, [1], [[1.0] * len(base)])
+    found = answer(query, {one.spec.id: trajectory}, [one])
+    assert ["the base does not say how far" in each for each in found.remarks] == [True] * said
