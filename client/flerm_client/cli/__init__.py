@@ -12,12 +12,14 @@ Exit codes: 0 success; 1 an internal error, or what the command's help says; 2 w
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
 from keyword import iskeyword
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -104,6 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from flerm_core.errors import FlermError
 
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by who started the process, as some daemons are
+            setattr(sys, stream, Path(os.devnull).open("w"))
     if isinstance(sys.stdout, TextIOWrapper):
         # A character that the terminal's encoding does not have becomes a question mark.
         sys.stdout.reconfigure(errors="replace")

@@ -376,6 +376,17 @@ def test_errors_are_one_line_on_standard_error_and_an_exit_code(capsys, argument
     assert err.startswith("flerm: ") and says in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("address", "code"), [("{registry}", 0), ("grpc://127.0.0.1:1", 4)], ids=["here", "nowhere"]
+)
+def test_a_command_without_streams_ends_with_its_code(registry, monkeypatch, address, code):
+    """As one that a daemon with closed descriptors starts."""
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)
+    for form in ("--json", "--jsonl", "--all"):
+        assert main(["families", form, "-r", address.format(registry=registry.address)]) == code
+
+
 def test_what_the_registry_does_not_know_ends_with_3(sweep, capsys):
     for arguments in (
         ["best", "no-such-family"],
