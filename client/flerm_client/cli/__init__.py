@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by who started the process, as some daemons are
-            setattr(sys, stream, Path(os.devnull).open("w"))
+            setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115 - it stays open
     if isinstance(sys.stdout, TextIOWrapper):
         # A character that the terminal's encoding does not have becomes a question mark.
         sys.stdout.reconfigure(errors="replace")
