@@ -17,6 +17,7 @@ from flerm_core.records.comparability import RATE_RATIOS
 
 _MAX_BYTES = 16_384  # as JSON; of an optimiser's settings a recording holds four times as many
 _SAME = 1e-6
+_MOST = 4  # sentences: one for each pair of ratios, and the layers of a fine-tuned model have many
 _UNLISTED = "*"  # in place of names, where there are too many to list
 
 Ratios = Mapping[str, float]
@@ -54,7 +55,9 @@ def rate_words(
     base_config: Mapping[str, Any],
     lr: float,
 ) -> tuple[str, ...]:
-    """Sentences on tensors that do not begin at the base's rates; empty where all do.
+    """Sentences on tensors that do not begin at the base's rates, those farthest off first.
+
+    Empty where all begin at the base's rates.
 
     names: the run's tensors.
     own_config, base_config: the settings of the two optimisers, as recordings have them.
@@ -72,14 +75,18 @@ def rate_words(
             template = starred(name)
             shown = name if template in mixed else template
             pairs.setdefault((mine, theirs), []).append(shown)
-    return tuple(
+    farthest = sorted(pairs.items(), key=lambda each: -abs(math.log(each[0][0] / each[0][1])))
+    said = tuple(
         "tensors of this run begin at other rates than the base's: "
         f"{'all' if len(its) == len(listed) else join_names(dict.fromkeys(its))} at {mine:.4g} "
         f"times the rate {lr:.4g}, and in the base at {theirs:.4g} times its rate, so that their "
         f"updates are {mine / theirs:.4g} times those that match; give the optimizer's parameter "
         "groups the base's rates"
-        for (mine, theirs), its in pairs.items()
+        for (mine, theirs), its in farthest[:_MOST]
     )
+    if rest := sum(len(its) for _, its in farthest[_MOST:]):
+        said += (f"{rest} more tensors of this run begin at other rates than the base's",)
+    return said
 
 
 def _ratio(ratios: Ratios, name: str) -> float | None:

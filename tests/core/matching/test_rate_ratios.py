@@ -50,7 +50,7 @@ def test_an_optimizer_that_does_not_begin_at_its_key_is_said_of_all() -> None:
 def test_two_groups_that_changed_places_are_said() -> None:
     base = settings(0.01, 0.01, 0.1, 0.01, 0.01)
     own = settings(0.01, 0.01, 0.01, 0.1, 0.01)
-    first, second = rate_words(NAMES, own, base, 0.01)
+    first, second = sorted(rate_words(NAMES, own, base, 0.01))
     assert "layers.0.q.weight at 1 times" in first
     assert "layers.1.q.weight at 10 times" in second
 
@@ -74,3 +74,12 @@ def test_very_many_rates_are_not_listed() -> None:
     many = dict(rate_ratios({name: 1e-3 * (at + 2) for at, name in enumerate(names)}, 1e-3))
     assert len(str(many)) < 100
     assert rate_words(names, many, {}, 1e-3) == ()
+
+
+def test_of_many_ratios_the_farthest_off_are_said() -> None:
+    """Fine-tuned models often have a rate for each layer."""
+    names = [f"layers.{at}.w" for at in range(12)]
+    own = dict(rate_ratios({name: 0.01 * 0.5**at for at, name in enumerate(names)}, 0.01))
+    *said, rest = rate_words(names, own, {}, 0.01)
+    assert [each.partition("base's: ")[2].partition(" ")[0] for each in said] == names[:-5:-1]
+    assert rest == "7 more tensors of this run begin at other rates than the base's"
