@@ -188,7 +188,8 @@ class PerExample(Estimator):
         def add(name: str, gradient: Tensor) -> None:
             sums[positions[name]] = sum_of_z(self.model, update, name, gradient)
 
-        stream_gradients(outputs, draw_projection(outputs, generator), self.model, add)
+        direction = draw_projection(outputs, generator, one_sum=True)
+        stream_gradients(outputs, direction, self.model, add)
         return sums, outputs.detach()
 
     def reduce_parts(self, partial_sums: Tensor) -> Tensor:

@@ -310,3 +310,19 @@ def test_positions_that_are_repeated_for_each_example_and_head() -> None:
     exact = trajectory(RelativePositions, "exact", shapes, 2)
     large = {name: value for name, value in exact.items() if value > 1e-6}
     assert {name: example[name] for name in large} == pytest.approx(large, rel=0.2)
+
+
+@pytest.mark.filterwarnings("ignore:`example` has one sample a draw")
+def test_no_sample_of_coupled_examples_is_zero_by_chance() -> None:
+    """Signs of 8 outputs cancel in 27 % of all draws, and with them the output's bias."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))
+    optimizer = Adam(model.parameters(), 1e-2)
+    probe = [torch.randn(8, 8) for _ in range(3)]
+    flerm = FLeRM.record(model, optimizer, probe=probe, family="f", every=1, warmup=1)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (model(torch.randn(8, 8)) - 1).square().mean().backward()
+        optimizer.step()
+    rows = flerm.trajectory
+    assert np.isfinite(rows.values[:, rows.names.index("3.bias")]).all()
