@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flerm_core._arrays import thin
-from flerm_core.errors import NotFound
+from flerm_core.errors import NotFound, join_names
 from flerm_core.records.recording import same_lr
 from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_rate
 from flerm_core.tuning.cautions import family_cautions
@@ -126,8 +126,14 @@ class TransferReport:
         lowest loss among them.
 
         dimension: the setting in which the scales differ; empty: the first of `dimensions`.
+
+        Raises `NotFound` for a dimension that is not among `dimensions`.
         """
-        shown = dimension or next(iter(self.dimensions), "")
+        there = self.dimensions
+        if dimension and dimension not in there:
+            words = f"there is {join_names(map(repr, there))}" if there else "no model is scaled"
+            raise NotFound(f"scale: {dimension!r} is no setting in which models differ; {words}")
+        shown = dimension or next(iter(there), "")
         base = {"base": _thinned(self.base.points)} if self.base else {}
         panels: dict[str, dict[str, tuple[LossPoint, ...]]] = {}
         for row in self.rows:

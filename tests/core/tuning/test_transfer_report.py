@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from flerm_core.errors import NotFound
 from flerm_core.records.recording import ParameterList, Recording, RecordingSpec
 from flerm_core.tuning.experiment_settings import ExperimentRun
 from flerm_core.tuning.transfer_report import Curves, TransferReport
@@ -95,6 +96,12 @@ def test_the_models_of_the_sentence_are_shown_first_and_matched_stands_beside_pl
     assert report.dimensions == ("width, depth", "depth")
     assert list(report.panels()) == ["plain", "matched", "joint"]
     assert list(report.panels("depth")) == ["plain", "joint", "split"]
+    with pytest.raises(
+        NotFound, match=r"'heads' is no setting .* there is 'width, depth', 'depth'"
+    ):
+        report.panels("heads")
+    with pytest.raises(NotFound, match=r"'depth' is no setting .* no model is scaled"):
+        transfer_report("f", base).panels("depth")
 
 
 def test_experiments_are_told_apart_and_the_largest_is_shown():

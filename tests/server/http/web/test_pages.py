@@ -133,6 +133,9 @@ def test_a_page_rest_and_grpc_give_one_best_rate(
     assert report["best"] == rest
     (line, *_) = http.get("/api/v1/families/team/decoder/figure").json()["layout"]["shapes"]
     assert line["x0"] == pytest.approx(best.optimum, rel=1e-4)
+    unknown = http.get("/api/v1/families/team/decoder/figure?scale=heads")
+    assert unknown.status_code == 404
+    assert "scale: 'heads' is no setting in which models differ" in unknown.json()["detail"]
 
 
 @pytest.mark.parametrize("optimizers", [("Adam",), ("Adam", "SGD")])
