@@ -36,7 +36,7 @@ def generator_for(device: torch.device, *coordinates: int) -> torch.Generator:
 
 
 def draw_projection(
-    outputs: Tensor, generator: torch.Generator, *, one_sum: bool = False
+    outputs: Tensor, generator: torch.Generator, *, sums_examples: bool = False
 ) -> Tensor:
     """∂φ/∂f, shaped like `outputs` [N, ...]: ω = ±1 times `projection_scale(outputs)`.
 
@@ -44,13 +44,14 @@ def draw_projection(
     smallest fourth moment of all such: Var c_n² = 2 (Σ_k Δ_k²)² − 2 Σ_k Δ_k⁴, where normal ω (Eq.
     3) have 2 (Σ_k Δ_k²)². docs/estimators.md has the measured gain.
 
-    one_sum: the draw is one sum over all outputs. Signs of few outputs may cancel in it: of 8 ones
-        in 27 % of all draws, and the output's bias would count as unmeasured. So ω is then normal.
+    sums_examples: whether samples are sums over examples. Equal examples with signs may cancel in
+        them: of 8 ones in 27 % of all draws, and the bias of a single output would count as
+        unmeasured. So ω is then normal, unless outputs are so many that this hardly happens.
 
     Ranks that share sharded outputs take their slices of one draw, from equal generators.
     """
     scale = projection_scale(outputs)
-    if one_sum and outputs.numel() <= _FEW:
+    if sums_examples and outputs.numel() <= _FEW:
         normal = torch.randn(
             outputs.shape, generator=generator, device=generator.device, dtype=torch.float32
         )

@@ -341,7 +341,8 @@ def _of_z(
     for rank, batch in enumerate(batches):
         outputs = model(batch)
         generator = generator_for(torch.device("cpu"), SEED, 0, 0, rank)
-        omega = draw_projection(outputs, generator) / projection_scale(outputs)
+        omega = draw_projection(outputs, generator, sums_examples=True)
+        omega = omega / projection_scale(outputs)
         for name, g in zip(
             parameters, torch.autograd.grad(outputs, list(parameters.values()), omega), strict=True
         ):

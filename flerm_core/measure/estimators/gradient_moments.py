@@ -261,7 +261,7 @@ def projection_of(model: MeasuredModel, outputs: Tensor, generator: torch.Genera
     outputs of all ranks must then have equal weight. So the direction is ω itself, without the
     factor 1/√(NK), which differs between ranks.
     """
-    direction = draw_projection(outputs, generator)
+    direction = draw_projection(outputs, generator, sums_examples=True)
     return direction if model.sharding is None else direction / projection_scale(outputs)
 
 

@@ -188,7 +188,7 @@ class PerExample(Estimator):
         def add(name: str, gradient: Tensor) -> None:
             sums[positions[name]] = sum_of_z(self.model, update, name, gradient)
 
-        direction = draw_projection(outputs, generator, one_sum=True)
+        direction = draw_projection(outputs, generator, sums_examples=True)
         stream_gradients(outputs, direction, self.model, add)
         return sums, outputs.detach()
 

@@ -313,13 +313,15 @@ def test_positions_that_are_repeated_for_each_example_and_head() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`example` has one sample a draw")
-def test_no_sample_of_coupled_examples_is_zero_by_chance() -> None:
+@pytest.mark.parametrize("estimator", ["example", "kronecker", "full", "iid"])
+def test_no_sample_over_several_examples_is_zero_by_chance(estimator: str) -> None:
     """Signs of 8 outputs cancel in 27 % of all draws, and with them the output's bias."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))
     optimizer = Adam(model.parameters(), 1e-2)
     probe = [torch.randn(8, 8) for _ in range(3)]
-    flerm = FLeRM.record(model, optimizer, probe=probe, family="f", every=1, warmup=1)
+    how = {"estimator": estimator, "every": 1, "warmup": 1}
+    flerm = FLeRM.record(model, optimizer, probe=probe, family="f", **how)
     for _ in range(30):
         optimizer.zero_grad()
         (model(torch.randn(8, 8)) - 1).square().mean().backward()
