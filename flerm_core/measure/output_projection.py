@@ -38,7 +38,7 @@ def generator_for(device: torch.device, *coordinates: int) -> torch.Generator:
 def draw_projection(
     outputs: Tensor, generator: torch.Generator, *, sums_examples: bool = False
 ) -> Tensor:
-    """∂φ/∂f, shaped like `outputs` [N, ...]: ω = ±1 times `projection_scale(outputs)`.
+    """∂φ/∂f, shaped like `outputs` [N, ...]: ω, ±1 or normal, times `projection_scale(outputs)`.
 
     The estimators need elements of ω that are independent, of mean 0 and variance 1. Signs have the
     smallest fourth moment of all such: Var c_n² = 2 (Σ_k Δ_k²)² − 2 Σ_k Δ_k⁴, where normal ω (Eq.

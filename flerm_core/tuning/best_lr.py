@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from statistics import fmean, stdev
+from statistics import stdev
 from typing import Any
 
 from flerm_core.errors import NotFound
@@ -15,6 +15,9 @@ from flerm_core.tuning.shared_seeds import SeedLosses, around, lowest_rate, mean
 
 SIZE = "parameters"
 """The key of a configuration that holds the number of the model's weights."""
+
+Losses = Mapping[float, Mapping[int, float]]
+"""The final loss by learning rate and then by seed; infinite for a run that diverged."""
 
 # A rate within so many octaves of the optimum counts as the optimum, because matched rates are
 # rounded to 1/16 octave.
@@ -145,7 +148,7 @@ def model_size(config: Mapping[str, Any]) -> float | None:
 
 def loss_curve(runs: Iterable[SweepRun]) -> tuple[LossPoint, ...]:
     """Loss against learning rate, ascending by rate, of the runs that count."""
-    return tuple(_point(rate, at) for rate, at in runs_by_rate(runs).items())
+    return tuple(_point(rate, its) for rate, its in losses_by_rate(runs).items())
 
 
 def curve_optimum(points: Sequence[LossPoint]) -> float:
@@ -170,9 +173,9 @@ def best_rate(family: str, runs: Iterable[SweepRun]) -> Best:
     `NotFound` when no run is completed with a finite loss.
     """
     found = list(runs)
-    curve = runs_by_rate(found)
-    points = tuple(_point(rate, at) for rate, at in curve.items())
-    losses = [_finite(seed_losses(at)) for at in curve.values()]
+    curve = losses_by_rate(found)
+    points = tuple(_point(rate, its) for rate, its in curve.items())
+    losses = [_finite(its) for its in curve.values()]
     best = lowest_rate(losses, _allowed(points))
     if best is None:
         total = f"{len(found)} run{'s' if len(found) != 1 else ''}"
@@ -205,33 +208,31 @@ def runs_by_rate(runs: Iterable[SweepRun]) -> dict[float, list[SweepRun]]:
     return curve
 
 
-def _point(rate: float, runs: Sequence[SweepRun]) -> LossPoint:
-    its = seed_losses(runs)
-    finite = _finite(its)
+def losses_by_rate(runs: Iterable[SweepRun]) -> Losses:
+    """The losses of the runs that count; the mean where a seed was run several times at a rate."""
+    return {lr: _seed_losses(its) for lr, its in runs_by_rate(runs).items()}
+
+
+def _point(rate: float, losses: SeedLosses) -> LossPoint:
+    finite = _finite(losses)
     return LossPoint(
         lr=rate,
-        loss=mean(finite) if finite else math.nan,
+        loss=mean(finite.values()) if finite else math.nan,
         spread=stdev(finite.values()) if len(finite) > 1 else math.nan,
         seeds=len(finite),
-        diverged=len(its) - len(finite),
+        diverged=len(losses) - len(finite),
     )
 
 
-def seed_losses(runs: Iterable[SweepRun]) -> dict[int, float]:
-    """The loss of each seed at one rate; the mean of a seed that was run more than once."""
+def _seed_losses(runs: Iterable[SweepRun]) -> dict[int, float]:
     by_seed: dict[int, list[float]] = {}
     for run in runs:
         by_seed.setdefault(run.seed, []).append(run.finite_loss)
-    return {seed: _mean(its) for seed, its in by_seed.items()}
+    return {seed: mean(its) for seed, its in by_seed.items()}
 
 
 def _finite(losses: SeedLosses) -> dict[int, float]:
     return {seed: loss for seed, loss in losses.items() if math.isfinite(loss)}
-
-
-def _mean(values: Sequence[float]) -> float:
-    # Most seeds have one run at a rate. For these `fmean` would double the time of a curve.
-    return values[0] if len(values) == 1 else fmean(values)
 
 
 def _allowed(points: Sequence[LossPoint]) -> list[int]:
@@ -290,9 +291,9 @@ def _spread(runs: Sequence[SweepRun]) -> float:
         by_seed.setdefault(run.seed, []).append(run)
     optima = []
     for _, its in sorted(by_seed.items()):
-        curve = runs_by_rate(its) if len(its) > 2 else {}
+        curve = losses_by_rate(its) if len(its) > 2 else {}
         rates = list(curve)
-        losses = [_mean([run.finite_loss for run in at]) for at in curve.values()]
+        losses = [mean(at.values()) for at in curve.values()]
         best = losses.index(min(losses)) if losses else 0
         if 0 < best < len(losses) - 1 and losses[best] < math.inf:
             around = slice(best - 1, best + 2)

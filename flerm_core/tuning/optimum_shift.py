@@ -16,8 +16,7 @@ from flerm_core.tuning.best_lr import (
     SweepRun,
     curve_optimum,
     loss_curve,
-    runs_by_rate,
-    seed_losses,
+    losses_by_rate,
     vertex,
 )
 
@@ -158,9 +157,7 @@ def _resampled(runs: Sequence[SweepRun], rates: Sequence[float]) -> list[float]:
 
     rates: the learning rates of `complete_curve(runs)`.
     """
-    columns = [
-        seed_losses(its) for lr, its in runs_by_rate(runs).items() if _place(rates, lr) is not None
-    ]
+    columns = [its for lr, its in losses_by_rate(runs).items() if _place(rates, lr) is not None]
     seeds = set[int]().union(*columns).intersection(*columns)
     losses = np.array([[column[seed] for column in columns] for seed in sorted(seeds)])
     count = len(losses)

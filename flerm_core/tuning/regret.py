@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flerm_core.records.recording import same_lr
-from flerm_core.tuning.best_lr import SweepRun, runs_by_rate, seed_losses
+from flerm_core.tuning.best_lr import Losses
 from flerm_core.tuning.optimum_shift import LEVEL, seed_resamples
 
 _DIVERGED = 1e30  # in place of an infinite loss, so that sums stay finite and are never the lowest
@@ -43,14 +43,6 @@ class Regret:
 
 
 UNKNOWN = Regret(value=math.nan, low=math.nan, high=math.nan)
-
-Losses = Mapping[float, Mapping[int, float]]
-"""The final loss by learning rate and then by seed; infinite for a run that diverged."""
-
-
-def losses_by_rate(runs: Iterable[SweepRun]) -> Losses:
-    """The losses of the runs that count; the mean where a seed was run several times at a rate."""
-    return {lr: seed_losses(its) for lr, its in runs_by_rate(runs).items()}
 
 
 def regret(own: Losses, lr: float, variants: Iterable[Losses]) -> Regret:

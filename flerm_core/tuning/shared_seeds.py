@@ -28,7 +28,7 @@ def lowest_rate(losses: Sequence[SeedLosses], allowed: Collection[int]) -> int |
     most = max((len(losses[at]) for at in left), default=0)
     best = min(
         (at for at in left if len(losses[at]) == most),
-        key=lambda at: mean(losses[at]),
+        key=lambda at: mean(losses[at].values()),
         default=None,
     )
     if best is None or all(losses[at].keys() == losses[best].keys() for at in left):
@@ -51,7 +51,7 @@ def around(losses: Sequence[SeedLosses], middle: int) -> list[float]:
     three = losses[middle - 1 : middle + 2]
     own = losses[middle]
     if all(not each or each.keys() == own.keys() for each in three):
-        return [mean(each) if each else math.inf for each in three]
+        return [mean(each.values()) if each else math.inf for each in three]
     return [difference(each, own) if each else math.inf for each in three]
 
 
@@ -59,12 +59,11 @@ def difference(one: SeedLosses, other: SeedLosses) -> float:
     """The mean of `one` less that of `other`, over shared seeds; over all where none is shared."""
     shared = sorted(one.keys() & other.keys())
     if not shared:
-        return mean(one) - mean(other)
+        return mean(one.values()) - mean(other.values())
     return fmean(one[seed] for seed in shared) - fmean(other[seed] for seed in shared)
 
 
-def mean(losses: SeedLosses) -> float:
-    """The mean over all seeds."""
-    # Most rates have one seed. For these `fmean` would double the time of a curve.
-    values = list(losses.values())
-    return values[0] if len(values) == 1 else fmean(values)
+def mean(values: Collection[float]) -> float:
+    """The mean of one value or more."""
+    # Most seeds have one run at a rate. For these `fmean` would double the time of a curve.
+    return next(iter(values)) if len(values) == 1 else fmean(values)

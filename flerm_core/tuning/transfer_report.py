@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from flerm_core._arrays import thin
 from flerm_core.errors import NotFound, join_names
 from flerm_core.records.recording import same_lr
-from flerm_core.tuning.best_lr import Best, LossPoint, SweepRun, best_rate
+from flerm_core.tuning.best_lr import (
+    Best,
+    Losses,
+    LossPoint,
+    SweepRun,
+    best_rate,
+    losses_by_rate,
+)
 from flerm_core.tuning.cautions import family_cautions
 from flerm_core.tuning.experiment_settings import (
     ExperimentRun,
@@ -26,7 +33,7 @@ from flerm_core.tuning.experiment_settings import (
 )
 from flerm_core.tuning.experiment_words import experiment_words
 from flerm_core.tuning.optimum_shift import Optimum, Shift, settled_curve
-from flerm_core.tuning.regret import UNKNOWN, Losses, Regret, losses_by_rate, regret
+from flerm_core.tuning.regret import UNKNOWN, Regret, regret
 from flerm_core.tuning.scale import Scale, dimension_of
 
 MAX_CURVE_POINTS = 200  # points of a curve in a figure; `TransferRow.points` has all

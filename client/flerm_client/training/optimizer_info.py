@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from flerm_client.training.proportional_step import ALLOWED, disproportion
+from flerm_client.training.proportional_step import ALLOWED, disproportion, group_rate
 from flerm_core.errors import InvalidInput, Unsupported
 
 # By class name, looked for in the whole ancestry: most of these classes are in packages that need
@@ -134,7 +134,7 @@ def initial_rate(optimizers: list[Optimizer]) -> float:
 
 def initial_rates(optimizers: list[Optimizer]) -> set[float]:
     """The learning rates that the parameter groups began with."""
-    return {_initial_rate(group) for each in optimizers for group in each.param_groups}
+    return {group_rate(group) for each in optimizers for group in each.param_groups}
 
 
 def initial_rates_by_tensor(
@@ -142,16 +142,12 @@ def initial_rates_by_tensor(
 ) -> dict[str, float]:
     """The learning rate that each tensor's group began with. names: by the id of the parameter."""
     return {
-        names[id(parameter)]: _initial_rate(group)
+        names[id(parameter)]: group_rate(group)
         for each in optimizers
         for group in each.param_groups
         for parameter in group["params"]
         if id(parameter) in names
     }
-
-
-def _initial_rate(group: Mapping[str, Any]) -> float:
-    return float(group.get("initial_lr", group["lr"]))
 
 
 def describe(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,6 +63,11 @@ def _apart(optimizer: Optimizer, age: int) -> float | None:
     return math.inf if any(map(math.isnan, differences)) else max(differences)
 
 
+def group_rate(group: Mapping[str, Any]) -> float:
+    """The learning rate that a parameter group began with."""
+    return float(group.get("initial_lr", group["lr"]))
+
+
 def _last_moves(optimizer: Optimizer, part: float, age: int) -> list[Tensor]:
     """The last of a fresh instance's steps for two matrices, each divided by its rate.
 
@@ -71,7 +76,7 @@ def _last_moves(optimizer: Optimizer, part: float, age: int) -> list[Tensor]:
     group = optimizer.param_groups[0]
     arguments = inspect.signature(type(optimizer)).parameters.keys() - _OF_THE_RUN
     settings = {name: group[name] for name in arguments & group.keys()}
-    rates = (float(each.get("initial_lr", each["lr"])) for each in optimizer.param_groups)
+    rates = map(group_rate, optimizer.param_groups)
     rate = next((each for each in rates if each > 0.0), _USUAL_RATE)
     generator = torch.Generator().manual_seed(0)
     weights = [

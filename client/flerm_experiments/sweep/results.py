@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum
+from flerm_core.tuning.best_lr import LossPoint, SweepRun, curve_optimum, losses_by_rate
 from flerm_core.tuning.optimum_shift import Shift, complete_curve, shift
-from flerm_core.tuning.regret import UNKNOWN, Regret, losses_by_rate, regret
+from flerm_core.tuning.regret import UNKNOWN, Regret, regret
 from flerm_experiments.sweep.planner import base_best_index, seeds_settled_of
 from flerm_experiments.sweep.registry_state import FinishedTrial
 from flerm_experiments.sweep.spec import Cell, Sweep

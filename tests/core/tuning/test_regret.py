@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from flerm_core.tuning.best_lr import SweepRun
-from flerm_core.tuning.regret import losses_by_rate, regret
+from flerm_core.tuning.best_lr import SweepRun, losses_by_rate
+from flerm_core.tuning.regret import regret
 
 
 def test_the_lowest_loss_of_any_variant_at_any_rate_is_compared() -> None:
