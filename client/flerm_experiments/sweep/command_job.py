@@ -6,18 +6,16 @@ killed. A run that another sweep is running is waited for, and not started a sec
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import IO
 
 from flerm_client.registry.address import address_of
 from flerm_client.registry.client import RegistryClient
@@ -34,17 +32,14 @@ from flerm_experiments.sweep.early_stop import (
 )
 from flerm_experiments.sweep.job_outcome import JobOutcome
 from flerm_experiments.sweep.run_limits import RunLimits
+from flerm_experiments.sweep.run_lock import RunLock, Stopped, end_group, running_alone
 
 JOB_TAG = "job"
 """The tag that holds a job's key."""
 
-_LOOK = 0.1  # seconds between two looks at a process or a lock
+_LOOK = 0.1  # seconds between two looks at a process
 _LOOK_AT_LOSSES = 2.0  # seconds between two looks at what the registry has of a run
-_GRACE = 30.0  # seconds from SIGTERM to SIGKILL: torchrun gives its ranks as long
 _DELIVERY = 60.0  # seconds for a run's last rows to reach the registry
-
-Stopped = Callable[[], bool]
-"""Whether the sweep was stopped."""
 
 
 class CommandFailed(FlermError):
@@ -121,8 +116,7 @@ def run_command(
     environment = job.environment()
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = devices
-    with (job.folder / "lock").open("a+") as lock:
-        _wait_for_lock(lock, stopped)
+    with running_alone(job.folder, stopped) as lock:
         ended, problem = _ended(job, patient=False), ""
         for _ in range(1 + job.limits.retries):
             if ended is not None:
@@ -157,8 +151,7 @@ def dry_run(job: CommandJob, *, stopped: Stopped = lambda: False) -> str:
     )
     dry.folder.mkdir(parents=True, exist_ok=True)
     dry.output.unlink(missing_ok=True)
-    with (dry.folder / "lock").open("a+") as lock:
-        _wait_for_lock(lock, stopped)
+    with running_alone(dry.folder, stopped) as lock:
         problem = _attempt(dry, dry.environment(), lock, stopped)
     if problem:
         raise CommandFailed(f"the dry run of the match failed: {problem}")
@@ -178,31 +171,8 @@ def _nothing_recorded(job: CommandJob) -> str:
     )
 
 
-def _wait_for_lock(lock: IO[str], stopped: Stopped) -> None:
-    # The lock is inherited by the process of a run, so it outlives a sweep that is killed.
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if stopped():
-                lock.seek(0)
-                _end_group(int(lock.read() or 0), lambda: _is_free(lock))
-                raise KeyboardInterrupt from None
-            time.sleep(_LOOK)
-        else:
-            return
-
-
-def _is_free(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _attempt(
-    job: CommandJob, environment: Mapping[str, str], lock: IO[str], stopped: Stopped
+    job: CommandJob, environment: Mapping[str, str], lock: RunLock, stopped: Stopped
 ) -> str:
     """Runs the command once; why it failed, or an empty text."""
     _put_aside(job.output)
@@ -220,9 +190,7 @@ def _attempt(
             )
         except OSError as error:
             return f"{job.words[0]} cannot be started ({error.strerror})"
-        lock.truncate(0)
-        lock.write(str(process.pid))
-        lock.flush()
+        lock.belongs_to(process.pid)
         with _ending_group(process):
             return _watch(job, process, stopped)
 
@@ -241,7 +209,7 @@ def _ending_group(process: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     finally:
-        _end_group(process.pid, lambda: process.poll() is not None)
+        end_group(process.pid, lambda: process.poll() is not None)
 
 
 def _watch(job: CommandJob, process: subprocess.Popen[bytes], stopped: Stopped) -> str:
@@ -271,18 +239,6 @@ def _last_line(output: Path) -> str:
     lines = [line.strip() for line in output.read_text(errors="replace").splitlines()]
     last = next((line for line in reversed(lines) if line), "")
     return f"the last line of {output} is: {last[:200]}" if last else f"{output} is empty"
-
-
-def _end_group(group: int, over: Callable[[], bool]) -> None:
-    """Ends a process group: by SIGTERM, and by SIGKILL where that takes longer than `_GRACE`."""
-    for number, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
-        try:
-            os.killpg(group, number)
-        except ProcessLookupError:
-            return
-        until = time.monotonic() + seconds
-        while not over() and time.monotonic() < until:
-            time.sleep(_LOOK)
 
 
 def _ended(job: CommandJob, *, patient: bool) -> Recording | None:

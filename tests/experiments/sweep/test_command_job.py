@@ -25,6 +25,16 @@ from flerm_experiments.sweep.spec import load
 from flerm_experiments.sweep.trials import Trial, job_of
 from tests.experiments.sweep.command_scripts import played, recordings, trained
 
+SWEEPING = """
+import signal, sys
+from flerm_experiments.sweep.command_job import run_command
+from flerm_experiments.sweep.spec import load
+from flerm_experiments.sweep.trials import Trial, job_of
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+run_command(job_of(load(sys.argv[1]), Trial(None, 0, 0), sys.argv[2]))
+"""
+"""A sweep of one run: its arguments are the sweep file and the registry's address."""
+
 
 @pytest.fixture
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -261,12 +271,7 @@ def test_a_run_that_a_killed_sweep_left_behind_is_waited_for_and_not_started_aga
     sweep = load(str(path))
     job = job_of(sweep, Trial(None, 0, 0), address)
     sweeping = tmp_path / "sweeping.py"
-    sweeping.write_text(
-        "import sys\nfrom flerm_experiments.sweep.command_job import run_command\n"
-        "from flerm_experiments.sweep.spec import load\n"
-        "from flerm_experiments.sweep.trials import Trial, job_of\n"
-        "run_command(job_of(load(sys.argv[1]), Trial(None, 0, 0), sys.argv[2]))\n"
-    )
+    sweeping.write_text(SWEEPING)
     killed = fork(sweeping, str(path), address, environments=[{}])
     lock = job.folder / "lock"
     wait_until(lambda: lock.exists() and lock.read_text())
@@ -279,6 +284,33 @@ def test_a_run_that_a_killed_sweep_left_behind_is_waited_for_and_not_started_aga
     again.join(60)
     assert outcome == [pytest.approx(0.7**2 + 1 / 8)]
     assert len(trained(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("its_sweep", ["watches", "was killed"])
+def test_a_stopped_sweep_ends_the_run_of_another_only_where_that_one_was_killed(
+    tmp_path: Path, address: str, its_sweep: str
+) -> None:
+    path = sleeping(tmp_path)
+    job = job_of(load(str(path)), Trial(None, 0, 0), address)
+    sweeping = tmp_path / "sweeping.py"
+    sweeping.write_text(SWEEPING)
+    other = fork(sweeping, str(path), address, environments=[{}])
+    wait_until(lambda: list(tmp_path.glob("flerm-runs/*/*/pids")))
+    wait_until(lambda: pids_of(tmp_path))
+    if its_sweep == "was killed":
+        os.kill(other.pids[0], signal.SIGKILL)
+        other.wait(30)
+    looks = iter([False, False])
+    with pytest.raises(KeyboardInterrupt):
+        run_command(job, stopped=lambda: next(looks, True))
+    if its_sweep == "was killed":
+        wait_until(lambda: not any(map(running, pids_of(tmp_path))))
+    else:
+        time.sleep(0.5)  # a run that was told to end is gone by then
+        assert all(map(running, pids_of(tmp_path)))
+        os.kill(other.pids[0], signal.SIGTERM)
+        other.wait(60)
+        wait_until(lambda: not any(map(running, pids_of(tmp_path))))
 
 
 def test_every_slot_has_gpus_of_its_own(
