@@ -1,9 +1,9 @@
-"""Regret: how much loss it costs to train a model at the base's best rate."""
+"""Regret and cost: how much loss it costs to train a model at the base's best rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,36 +58,78 @@ def regret(own: Losses, lr: float, variants: Iterable[Losses]) -> Regret:
     with replacement. The lowest of several means is partly lowest by chance, so a regret tends to
     be too large rather than too small.
     """
-    by_seed = next((its for rate, its in own.items() if same_lr(rate, lr)), None)
-    if by_seed is None:
-        return UNKNOWN
-    seeds = sorted(by_seed)
-    at_base = np.array([by_seed[seed] for seed in seeds])
-    rates = [
-        its for variant in variants for its in variant.values() if not its.keys().isdisjoint(seeds)
-    ]
-    candidates = np.array(
-        [[its.get(seed, math.nan) for seed in seeds] for its in (by_seed, *rates)]
-    )
-    if bool((candidates <= 0).any()):  # a ratio of losses says nothing where one may be negative
+    by_seed = _seeds_at(own, lr)
+    at_base, others = _paired(by_seed, variants)
+    candidates = np.vstack([at_base, others])
+    if not by_seed or not _are_positive(candidates):
         return UNKNOWN
     if not np.isfinite(at_base).all():
         return Regret(value=math.inf, low=math.nan, high=math.nan)
-    once = np.ones((1, len(seeds)))
-    value = float(_largest_ratio(at_base, candidates, once)[0]) - 1
-    if len(seeds) < 2:
+    value = float(_largest_ratio(at_base, candidates, np.ones((1, at_base.size)))[0]) - 1
+    if at_base.size < 2:
         return Regret(value=value, low=math.nan, high=math.nan)
-    drawn = seed_resamples(len(seeds))
-    weights = np.array([np.bincount(each, minlength=len(seeds)) for each in drawn], float)
+    drawn = seed_resamples(at_base.size)
+    weights = np.array([np.bincount(each, minlength=at_base.size) for each in drawn], float)
     ratios = _largest_ratio(at_base, candidates, weights)
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - 1
     return Regret(value=value, low=float(low), high=float(high))
 
 
+def cost(own: Losses, lr: float, plain: Losses) -> float:
+    """The loss at the base's rate `lr` over the lowest loss of plain training, less 1.
+
+    own: the losses of one variant at one scale.
+    plain: the losses of plain training at this scale.
+
+    Losses are compared by seeds, as in `regret`; a rate of plain training at which one of the
+    shared seeds diverged is left out. Negative where plain training is worse at every rate.
+    Infinite where a run at `lr` diverged. NaN where there is no run at that rate, or nothing to
+    compare it with, and where losses may be negative.
+    """
+    at_base, others = _paired(_seeds_at(own, lr), [plain])
+    others = others[~np.isinf(others).any(axis=1)]
+    if not others.size or not _are_positive(np.vstack([at_base, others])):
+        return math.nan
+    if not np.isfinite(at_base).all():
+        return math.inf
+    return float(_largest_ratio(at_base, others, np.ones((1, at_base.size)))[0]) - 1
+
+
+def _seeds_at(own: Losses, lr: float) -> Mapping[int, float]:
+    """The losses at the rate `lr`, by seed; empty where there is no run at that rate."""
+    return next((its for rate, its in own.items() if same_lr(rate, lr)), {})
+
+
+def _paired(
+    by_seed: Mapping[int, float], variants: Iterable[Losses]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Losses of the same seeds: `by_seed` [seeds], and those of `variants` [candidates, seeds].
+
+    A candidate is one rate of a variant that was run with one of these seeds at least. Where a
+    candidate was not run with a seed, its loss is NaN.
+    """
+    seeds = sorted(by_seed)
+    rows = [
+        [its.get(seed, math.nan) for seed in seeds]
+        for variant in variants
+        for its in variant.values()
+        if not its.keys().isdisjoint(seeds)
+    ]
+    return np.array([by_seed[seed] for seed in seeds]), np.array(rows).reshape(
+        len(rows), len(seeds)
+    )
+
+
+def _are_positive(losses: NDArray[np.float64]) -> bool:
+    """False where a loss is 0 or negative: a ratio of losses then says nothing."""
+    return not bool((losses <= 0).any())
+
+
 def _largest_ratio(
     at_base: NDArray[np.float64], candidates: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """For each draw the largest ratio of the mean at the base's rate to a candidate's mean.
+    """For each draw the largest ratio of the mean at the base's rate to a candidate's mean; 0 where
+    a draw has no seed of any candidate.
 
     at_base: [seeds]. candidates: [candidates, seeds], NaN where a seed was not run. weights:
     [draws, seeds], how often a draw has each seed.
@@ -95,7 +137,7 @@ def _largest_ratio(
     run = ~np.isnan(candidates)
     lost = np.where(run, np.minimum(candidates, _DIVERGED), 0.0)
     base = np.where(run, at_base, 0.0)
-    largest = np.ones(len(weights))
+    largest = np.zeros(len(weights))
     size = max(1, _PART // len(weights))
     for start in range(0, len(candidates), size):
         its = slice(start, start + size)

@@ -33,7 +33,7 @@ from flerm_core.tuning.experiment_settings import (
 )
 from flerm_core.tuning.experiment_words import experiment_words
 from flerm_core.tuning.optimum_shift import Optimum, Shift, settled_curve
-from flerm_core.tuning.regret import UNKNOWN, Regret, regret
+from flerm_core.tuning.regret import UNKNOWN, Regret, cost, regret
 from flerm_core.tuning.scale import Scale, dimension_of
 
 MAX_CURVE_POINTS = 200  # points of a curve in a figure; `TransferRow.points` has all
@@ -56,8 +56,9 @@ class TransferRow:
     loss: the lowest mean loss.
     loss_at_base: the mean loss at the base's best rate; infinite where a seed diverged there, NaN
         where that rate was not run.
-    cost: `loss_at_base` over the lowest mean loss of plain training at this scale, less 1; NaN
-        where it is not known.
+    cost: the loss at the base's best rate over the lowest loss of plain training at this scale,
+        less 1, by the seeds that both were run with (`flerm_core.tuning.regret.cost`); NaN where it
+        is not known.
     regret: the regret over all variants at this scale; unknown for the base's scale.
     points: the loss curve, ascending by rate.
     """
@@ -226,7 +227,7 @@ def transfer_report(
     except NotFound as error:
         problem = str(error)
     curves = known.all(runs)
-    losses = {key: losses_by_rate(its) for key, its in runs.items() if key[0]}
+    losses = {key: losses_by_rate(its) for key, its in runs.items()}
     rows = [_row(key, curves, best, losses) for key in curves]
     rows.sort(key=lambda row: (row.scale.order, _variant_order(row.variant)))
     return TransferReport(
@@ -281,7 +282,7 @@ _BASE: _Key = (Scale(), "plain")
 def _row(
     key: _Key, curves: Mapping[_Key, _Curve], best: Best | None, losses: Mapping[_Key, Losses]
 ) -> TransferRow:
-    """The row of scale and variant `key`. losses: those of all scales but the base's."""
+    """The row of scale and variant `key`. losses: those of all scales and variants."""
     (scale, variant), own = key, curves[key]
     # In a variant such as µP the same rate means something else than in plain training. So the
     # variant is compared with itself at the base's scale.
@@ -291,9 +292,6 @@ def _row(
     rate = best.lr if best else math.nan
     if reference is not None and reference.lowest is not None:
         rate = reference.lowest.lr
-    at_base = _loss_at(own.points, rate)
-    plain = curves.get((scale, "plain"))
-    lowest = plain.lowest.loss if plain is not None and plain.lowest is not None else math.nan
     moved = _UNKNOWN_SHIFT
     if own.optimum is not None and base is not None and base.optimum is not None:
         moved = own.optimum.shift_from(base.optimum)
@@ -307,12 +305,11 @@ def _row(
         bracketed=is_bracketed(own.points),
         shift=moved,
         loss=own.lowest.loss if own.lowest is not None else math.nan,
-        loss_at_base=at_base,
-        # A ratio of losses says nothing where a loss may be negative.
-        cost=at_base / lowest - 1 if lowest > 0 else math.nan,
-        regret=UNKNOWN
-        if key not in losses
-        else regret(losses[key], rate, [its for each, its in losses.items() if each[0] == scale]),
+        loss_at_base=_loss_at(own.points, rate),
+        cost=cost(losses[key], rate, losses.get((scale, "plain"), {})),
+        regret=regret(losses[key], rate, [its for each, its in losses.items() if each[0] == scale])
+        if scale
+        else UNKNOWN,
         points=own.points,
     )
 

@@ -1,4 +1,5 @@
-"""Regret: the loss at the base's rate over the lowest loss of all variants, seed by seed."""
+"""Regret and cost: the loss at the base's rate over the lowest of all variants, and of plain
+training, seed by seed."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import math
 import pytest
 
 from flerm_core.tuning.best_lr import SweepRun, losses_by_rate
-from flerm_core.tuning.regret import regret
+from flerm_core.tuning.regret import cost, regret
 
 
 def test_the_lowest_loss_of_any_variant_at_any_rate_is_compared() -> None:
@@ -68,3 +69,31 @@ def test_a_rate_that_differs_by_rounding_is_the_same_rate() -> None:
     assert losses_by_rate(runs) == {0.3: {0: 1.0, 1: 3.0}}
     best = losses_by_rate(SweepRun(lr=0.6, seed=seed, loss=1.0) for seed in (0, 1))
     assert regret(losses_by_rate(runs), 0.3, [losses_by_rate(runs), best]).value == 1.0
+
+
+def test_the_cost_is_against_plain_training_and_may_be_negative() -> None:
+    matched = {0.1: {0: 1.0}, 0.2: {0: 0.5}}
+    plain = {0.1: {0: 9.0}, 0.05: {0: 1.25}}
+    assert cost(matched, 0.1, plain) == pytest.approx(1.0 / 1.25 - 1)
+    assert cost(plain, 0.1, plain) == pytest.approx(9.0 / 1.25 - 1)
+
+
+def test_a_cost_is_over_the_seeds_that_both_have() -> None:
+    # Seed 1 has the higher level: over their own seeds, the means are 1.01 and 1.5.
+    matched = {0.1: {0: 1.01}}
+    plain = {0.3: {0: 1.0, 1: 2.0}, 0.4: {7: 0.1}}
+    assert cost(matched, 0.1, plain) == pytest.approx(0.01)
+
+
+def test_a_cost_is_infinite_where_the_bases_rate_diverged_and_plain_rates_that_did_are_left_out():
+    plain = {0.1: {0: 1.0, 1: 1.0}, 0.4: {0: 0.1, 1: math.inf}}
+    assert cost(plain, 0.1, plain) == 0
+    assert cost(plain, 0.4, plain) == math.inf
+
+
+@pytest.mark.parametrize(
+    "plain", [{}, {0.1: {7: 1.0}}, {0.1: {0: math.inf}}, {0.1: {0: 1.0}, 0.2: {0: -0.5}}]
+)
+def test_a_cost_is_unknown_without_plain_losses_to_compare_with(plain) -> None:
+    assert math.isnan(cost({0.1: {0: 1.0}}, 0.1, plain))
+    assert math.isnan(cost({0.1: {0: 1.0}}, 0.3, {0.1: {0: 1.0}}))

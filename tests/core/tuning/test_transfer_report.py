@@ -83,6 +83,15 @@ def test_each_scale_and_variant_has_its_shift_and_the_cost_of_the_bases_rate():
     assert "Trained plainly, the optimum lies 2.00 octaves below the base's" in said
 
 
+def test_the_cost_compares_the_seeds_that_matched_and_plain_runs_share():
+    """Here a seed more raises the mean of plain training, and is no gain of matching."""
+    lucky = [run for run in MATCHED if run.spec.seed == 0]
+    high = [replace(run, final_loss=run.final_loss * 2) for run in PLAIN if run.spec.seed == 1]
+    low = [run for run in PLAIN if run.spec.seed == 0]
+    matched = transfer_report("f", [*BASE, *low, *high, *lucky]).rows[2]
+    assert matched.cost == pytest.approx(0.78 * (1 + 0.1 / 16) / 0.8 - 1)
+
+
 def test_the_models_of_the_sentence_are_shown_first_and_matched_stands_beside_plain():
     config = {"depth": 1, "width": 1}
     base = runs(-5, role="base", config=config)

@@ -120,8 +120,10 @@ class TransferRowOut(BaseModel):
     shift_high: Number
     loss: Number = Field(description="lowest mean final loss")
     loss_at_base: Number = Field(description="at the base's best rate; null: not run or diverged")
-    cost: Number = Field(description="loss_at_base over plain training's lowest loss, less 1")
-    regret: Number = Field(description="the same over the lowest loss of all variants there")
+    cost: Number = Field(
+        description="the loss there over the lowest of plain training, by shared seeds, less 1"
+    )
+    regret: Number = Field(description="the same over the lowest loss of all variants")
     regret_low: Number = Field(description="lower end of the 90 % interval over seeds")
     regret_high: Number
     points: list[LossPointOut]

@@ -54,7 +54,8 @@ WORDS = {
     ),
     "cost": (
         "The loss at the base's best rate, relative to the lowest loss of plain training at any "
-        "rate. 0 % or less: the base's rate is as good as a sweep of this model."
+        "rate, over the seeds that both have. 0 % or less: the base's rate is as good as a sweep "
+        "of this model."
     ),
     "regret": (
         "The loss at the base's best rate, relative to the lowest loss of any variant at any rate "
