@@ -90,6 +90,24 @@ def test_the_key_of_the_authority_is_not_beside_the_servers(tmp_path: Path):
     )
 
 
+def test_the_certificate_has_names_as_names_and_addresses_as_addresses(tmp_path: Path):
+    # "face.de" has the digits of hexadecimal numbers only.
+    names = ["registry.example", "face.de", "cafe", "10.0.0.7", "fd00::7", "*.lab.example"]
+    command = ["bash", DEPLOY / "tls" / "private-ca.sh", tmp_path / "tls", *names]
+    subprocess.run(command, check=True, capture_output=True)
+    show = ["openssl", "x509", "-noout", "-ext", "subjectAltName", "-in"]
+    shown = subprocess.run([*show, tmp_path / "tls" / "server.pem"], capture_output=True, text=True)
+    found = [each.strip() for each in shown.stdout.splitlines()[1].split(",")]
+    assert found == [
+        "DNS:registry.example",
+        "DNS:face.de",
+        "DNS:cafe",
+        "IP Address:10.0.0.7",
+        "IP Address:FD00:0:0:0:0:0:0:7",
+        "DNS:*.lab.example",
+    ]
+
+
 def test_a_slurm_job_has_a_spool_that_nobody_could_make_before(tmp_path: Path):
     for name, script in (
         ("scontrol", "echo node1"),
