@@ -26,7 +26,8 @@ template have several, by name. What is at the run's own rate is left out."""
 
 
 def rate_ratios(rates: Mapping[str, float], lr: float) -> dict[str, Ratios]:
-    """What an optimiser's settings hold of the groups' rates; empty where all have the rate `lr`.
+    """What an optimiser's settings hold of the groups' rates. Where all have the rate `lr`, the
+    ratios are empty: settings without any are of a recording that does not say its groups' rates.
 
     rates: the rate that each tensor begins with, by name.
     lr: the learning rate that the run is filed under.
@@ -41,7 +42,7 @@ def rate_ratios(rates: Mapping[str, float], lr: float) -> dict[str, Ratios]:
         several = len(set(its.values())) > 1
         found |= its if several else {template: next(iter(its.values()))}
     if all(ratio == 1.0 for ratio in found.values()):
-        return {}
+        return {RATE_RATIOS: {}}
     mixed = {name for name in found if starred(name) != name}
     ratios = {name: each for name, each in found.items() if each != 1.0 or name in mixed}
     if len(json.dumps(ratios)) > _MAX_BYTES:
@@ -57,15 +58,19 @@ def rate_words(
 ) -> tuple[str, ...]:
     """Sentences on tensors that do not begin at the base's rates, those farthest off first.
 
-    Empty where all begin at the base's rates.
+    Empty where all begin at the base's rates. Where one of the two does not say its rates, and the
+    other has several, a sentence says so.
 
     names: the run's tensors.
     own_config, base_config: the settings of the two optimisers, as recordings have them.
     lr: the learning rate that the run is filed under.
     """
-    own, base = own_config.get(RATE_RATIOS) or {}, base_config.get(RATE_RATIOS) or {}
+    said_by = [config.get(RATE_RATIOS) for config in (own_config, base_config)]
+    own, base = (ratios or {} for ratios in said_by)
     if own == base or _UNLISTED in own or _UNLISTED in base:
         return ()
+    if None in said_by:
+        return _unknown_words(_listed(own), _listed(base), lr)
     mixed = {starred(name) for each in (own, base) for name in each if starred(name) != name}
     listed = list(names)
     pairs: dict[tuple[float, float], list[str]] = {}
@@ -87,6 +92,34 @@ def rate_words(
     if rest := sum(len(its) for _, its in farthest[_MOST:]):
         said += (f"{rest} more tensors of this run begin at other rates than the base's",)
     return said
+
+
+def _unknown_words(own: str, base: str, lr: float) -> tuple[str, ...]:
+    """`rate_words` where one of the two does not say its rates. own, base: `_listed`."""
+    if own:
+        return (
+            f"tensors of this run begin at other rates than the run's {lr:.4g} ({own} this rate), "
+            "and the base does not say at which rates its tensors began: their updates match only "
+            "where the base's had the same factors",
+        )
+    if base:
+        return (
+            f"tensors of the base began at other rates than its own ({base} its rate), and this "
+            "run does not say at which rates its tensors began: their updates match only where "
+            "they had the same factors",
+        )
+    return ()
+
+
+def _listed(ratios: Ratios) -> str:
+    """`embed.weight at 10 times, head.weight at 0.5 times`, the farthest from 1 first."""
+    by_ratio: dict[float, list[str]] = {}
+    for name, ratio in ratios.items():
+        if ratio and ratio != 1:  # at a rate of 0 nothing is trained, and nothing matched
+            by_ratio.setdefault(ratio, []).append(name)
+    farthest = sorted(by_ratio.items(), key=lambda each: -abs(math.log(each[0])))
+    words = [f"{join_names(its)} at {ratio:.4g} times" for ratio, its in farthest[:_MOST]]
+    return ", ".join([*words, "…"] if len(farthest) > _MOST else words)
 
 
 def _ratio(ratios: Ratios, name: str) -> float | None:

@@ -65,8 +65,9 @@ class Targets(_PlacesOfNames, Mapping[str, float]):
         last measured step.
     final_tokens: the most tokens that a base run had seen by its end; None where this is not known
         for every base run.
-    remarks: sentences on how targets were found for tensors that the base does not have, and on
-        base recordings of different experiments.
+    remarks: sentences on how targets were found where the base does not say all that they need
+        (tensors tied in one of the two models alone; another depth, where the base has no coherence
+        of its blocks), and on base recordings of different experiments.
     batch_size: the examples of one optimiser step of the base runs; None where they do not all say
         one number.
     """

@@ -32,7 +32,7 @@ class MatchReport:
     spread: of ln FSLR over the base's seeds; NaN for one seed.
     seeds, sources, digest: of the targets; 0 and empty for targets of no recording.
     mismatches: sentences that say where the run differs from the recordings.
-    remarks: sentences on how targets were found for tensors that the base does not have.
+    remarks: those of the targets (`Targets.remarks`).
     cautions: when not to trust the match (`match_cautions`).
     outcome: the multipliers, and why some tensors have none; None where nothing was measured yet.
     """

@@ -113,8 +113,8 @@ def test_the_best_rate_is_the_key_of_the_run(registry, family, model, recwarn):
 def test_an_optimizer_at_another_rate_than_the_best_is_warned_of(registry, family, model):
     groups = [{"params": [model.weight], "lr": 1e-2}, {"params": [model.bias], "lr": 2e-3}]
     said = (
-        r"weight at 5 times the rate 0\.002, and in the base at 1 times its rate, so that their "
-        r"updates are 5 times those that match"
+        r"other rates than the run's 0\.002 \(weight at 5 times this rate\), and the base does not "
+        r"say at which rates its tensors began"
     )
     with pytest.warns(UserWarning, match=said):
         match_best(registry, family, model, groups).close()
