@@ -38,12 +38,18 @@ IDLE_SECONDS = 30  # how long a transaction of a server that went away keeps its
 
 READ_ONLY = "25006"
 MISSING_RIGHT = "42501"
-# A database that is being restored, or has an older schema: a table, a column, a schema is missing.
-INCOMPLETE = ("42P01", "42703", "3F000")
+MISSING_SCHEMA = "3F000"
+# A database that is being restored, or has an older schema: a table or a column is missing.
+INCOMPLETE = ("42P01", "42703")
 
 _SETTINGS = (
     f"SET LOCAL statement_timeout = {round((ANSWER_SECONDS - 1) * 1000)}",
     f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000}",
+)
+# The database may have limits of its own, which are made for what a server asks.
+_UNHURRIED = (
+    "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', "
+    "'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
 )
 _LOCKS = f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}"
 # A database may be configured to acknowledge a commit before it is on disk. The store promises that
@@ -117,7 +123,10 @@ class PostgresConnections(Connections):
             "keepalives_count": "3",
             "tcp_user_timeout": str(round(ANSWER_SECONDS * 1000)),
             "application_name": "flerm",
-        } | libpq_options(url)
+            **libpq_options(url),
+            # The database, the role or the environment may name another for other programs.
+            "client_encoding": "UTF8",
+        }
 
     @override
     def _connect(self) -> PatientConnection:
@@ -142,11 +151,11 @@ class PostgresConnections(Connections):
         kind: TransactionKind,
         first: Sequence[Statement] = (),
     ) -> list[Rows]:
-        statements = ["BEGIN"]
-        if kind.snapshot:
-            statements[0] += " ISOLATION LEVEL REPEATABLE READ"
-        if not kind.unhurried:
-            statements += _SETTINGS
+        # Named, because the database may have another default. Above READ COMMITTED a transaction
+        # that waited for a lock would fail.
+        level = "REPEATABLE READ" if kind.snapshot else "READ COMMITTED"
+        statements = [f"BEGIN ISOLATION LEVEL {level}"]
+        statements += [_UNHURRIED] if kind.unhurried else _SETTINGS
         if kind.writes:
             statements.append(_DURABLE)
         if first:
@@ -209,8 +218,14 @@ class PostgresConnections(Connections):
             return Unreachable(f"the database {self._name} cannot be written now: {reason}")
         if state == MISSING_RIGHT:
             return Unreachable(
-                f"the database {self._name} refuses: {reason}; "
-                "the role of the URL needs to own the tables, or GRANT ALL on them"
+                f"the database {self._name} refuses: {reason}; the role of the URL needs to own "
+                "the tables, or GRANT ALL ON ALL TABLES and GRANT ALL ON ALL SEQUENCES in their "
+                "schema; for `flerm db upgrade` it needs to own them, and GRANT CREATE ON SCHEMA"
+            )
+        if state == MISSING_SCHEMA:
+            return Unreachable(
+                f"the database {self._name} has none of the schemas in the role's search_path: "
+                f"{reason}; make it by CREATE SCHEMA, or set search_path"
             )
         if state in INCOMPLETE:
             return Unreachable(

@@ -38,15 +38,25 @@ class SchemaState:
     current: the database's; empty for an empty database.
     head: the newest that this version knows.
     oldest_server: the oldest whose servers the database still serves.
+    elsewhere: the schemas of an empty PostgreSQL database that have a registry's tables, which the
+        role's search_path does not lead to.
     """
 
     current: str
     head: str
     oldest_server: str
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def problem(self) -> str:
         """Why this server cannot serve the database; empty when it can."""
+        if self.elsewhere:
+            return (
+                "the search_path of the role leads to no tables of a registry, but the database "
+                f"has such tables in {_schemas(self.elsewhere)}: set search_path to it (ALTER "
+                "DATABASE ... SET search_path, which no copy of a database holds), or, for a "
+                "registry of its own, make tables with `flerm db upgrade`"
+            )
         if not self.current:
             return "the database is empty: make its tables with `flerm db upgrade`"
         if self.current < NEEDS:
@@ -81,7 +91,7 @@ def _state(connection: sa.Connection) -> SchemaState:
                 "the database has tables of a registry but no schema revision: "
                 "it was not made by `flerm db upgrade`"
             )
-        return SchemaState("", head(), "")
+        return SchemaState("", head(), "", _elsewhere(connection))
     if "schema_support" not in tables:
         raise Refused(
             "the database belongs to another program (its alembic_version is not a registry's): "
@@ -100,6 +110,21 @@ def _state(connection: sa.Connection) -> SchemaState:
                 "restore a backup"
             )
     return SchemaState(current, newest, oldest)
+
+
+def _elsewhere(connection: sa.Connection) -> tuple[str, ...]:
+    if connection.dialect.name != "postgresql":
+        return ()
+    found = connection.exec_driver_sql(
+        "SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+        "WHERE relname IN ('schema_support', 'recordings') AND relkind IN ('r', 'p') "
+        "GROUP BY nspname HAVING count(*) = 2 ORDER BY nspname"
+    )
+    return tuple(found.scalars())
+
+
+def _schemas(names: tuple[str, ...]) -> str:
+    return f"the schema{'s' * (len(names) > 1)} {join_names(map(repr, names))}"
 
 
 def _revision(connection: sa.Connection, table: str, column: str) -> str:

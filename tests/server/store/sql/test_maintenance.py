@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +31,7 @@ from flerm_server.store.sql.tables import attempts, measurements, recording_tags
 from tests.conftest import PostgresCluster, postgres_tool
 from tests.server.conftest import Backend, migrate
 from tests.server.samples import attempt, batch, family, row, rows, spec
+from tests.support.small_disk import small_file_system
 
 
 def test_a_family_is_renamed_with_its_recordings(store: Store):
@@ -196,6 +198,30 @@ def test_old_recordings_are_pruned(tmp_path: Path):
     assert prune("--older-than", "0", "--status", "failed") == "deleted 1 recordings with 2 rows\n"
     assert [each.spec.id for each in store.recordings(RecordingFilter()).items] == [kept.id]
     store.close()
+
+
+def test_what_was_pruned_is_told_where_the_disk_has_no_room_for_vacuum(tmp_path: Path):
+    names = tuple(f"layers.{at}.weight" for at in range(2000))
+    wide = ParameterList(names, ((1,),) * 2000, ("other",) * 2000)
+    kept, gone = spec("kept", parameters=wide), spec("gone", parameters=wide)
+    with small_file_system(tmp_path / "disk", megabytes=32) as disk:
+        db = f"sqlite:///{disk}/registry.db"
+        store = open_store(db)
+        for each, count in ((kept, 900), (gone, 300)):
+            store.start(each)
+            store.append_many([batch(each.id, *(row(at, *np.ones(2000)) for at in range(count)))])
+        store.close()
+        free = os.statvfs(disk)
+        (disk / "ballast").write_bytes(bytes(free.f_bavail * free.f_bsize - (4 << 20)))
+        done = CliRunner().invoke(
+            app, ["db", "prune", "--db", db, "--older-than", "0", "--family", "gone"]
+        )
+        assert (done.exit_code, done.stdout) == (0, "deleted 1 recordings with 300 rows\n")
+        assert "disk is full" in done.stderr
+        assert "used for new rows" in done.stderr
+        store = open_store(db)
+        assert [each.spec.id for each in store.recordings(RecordingFilter()).items] == [kept.id]
+        store.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
