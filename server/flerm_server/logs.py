@@ -84,6 +84,9 @@ def configure(level: str) -> None:
         )
     )
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+    if threshold > logging.DEBUG:
+        # uvicorn warns of each request that is no HTTP: strangers could fill the log.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 def public_sentence(error: FlermError) -> str:

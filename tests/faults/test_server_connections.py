@@ -149,6 +149,19 @@ def test_random_bytes_at_the_port_leave_nothing_behind(start_registry: StartRegi
         )
 
 
+def test_what_is_no_http_fills_no_log(start_registry: StartRegistry):
+    registry = start_registry()
+    before = len(registry.output)
+    upgrade = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close, Upgrade\r\n"
+    for sent in (b"\x16\x03\x01 no HTTP\r\n\r\n", upgrade + b"Upgrade: websocket\r\n\r\n"):
+        with connect(registry.http.removeprefix("http://"), sent) as connection:
+            while connection.recv(65536):
+                pass
+    assert registry.stop() == 0
+    until(lambda: "stopping" in registry.output[-1], "the log did not end")
+    assert len(registry.output) == before + 1, registry.output
+
+
 @pytest.mark.parametrize("clients", [8, pytest.param(64, marks=pytest.mark.slow)])
 def test_many_clients_at_once_and_every_row_is_there_once(
     start_registry: StartRegistry, clients: int

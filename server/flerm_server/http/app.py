@@ -27,6 +27,7 @@ from flerm_server.http.api import (
 )
 from flerm_server.http.api.parameters import check_parameters
 from flerm_server.http.authentication import Authenticate
+from flerm_server.http.encodings import ReadEncodings
 from flerm_server.http.kept_answers import GZIP_LEVEL, KeptAnswers
 from flerm_server.http.middleware import (
     LimitBody,
@@ -120,6 +121,7 @@ def _add_middleware(app: FastAPI, *, local_only: bool, allowed_origins: Sequence
         compresslevel=GZIP_LEVEL,
         exclude_content_types=(*DEFAULT_EXCLUDED_CONTENT_TYPES, trajectory_formats.PARQUET),
     )
+    app.add_middleware(ReadEncodings)
     if allowed_origins:
         app.add_middleware(
             CORSMiddleware,

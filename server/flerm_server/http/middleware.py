@@ -70,7 +70,7 @@ class RefuseOtherSites:
             return problem(
                 400, f"Host {host[:200]!r}: a name or an address is allowed, with or without a port"
             )
-        if self._local_only and _hostname(f"//{host}") not in LOCAL_HOSTS:
+        if self._local_only and host and _hostname(f"//{host}") not in LOCAL_HOSTS:
             return problem(
                 400,
                 f"Host {host[:200]!r}: a registry on the loopback answers "

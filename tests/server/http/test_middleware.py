@@ -56,6 +56,50 @@ def test_text_is_gzipped_and_parquet_is_not(backend: Backend, http: httpx.Client
     )
 
 
+@pytest.mark.parametrize(
+    ("accept", "zipped"),
+    [
+        ("gzip", True),
+        ("GZIP", True),
+        ("deflate, gzip;q=1.0, *;q=0.5", True),
+        ("br, *", True),
+        ("gzip;q=0", False),
+        ("gzip ; q=0.000, identity", False),
+        ("identity, gzip;q=0.5", False),
+        ("*;q=0", False),
+        ("*, gzip;q=0", False),
+        ("notgzip", False),
+        ("gzip;q=1.1.1", False),
+        ("", False),
+    ],
+)
+def test_gzip_goes_to_those_who_take_it(
+    backend: Backend, http: httpx.Client, accept: str, zipped: bool
+):
+    sent = spec(family())
+    backend.local.start(sent)
+    backend.local.append_many([batch(sent.id, *rows(1, 2))])
+    backend.local.finish(sent.id, 0, Ending(final_loss=0.5))
+    for path in (
+        "/",
+        f"/families/{sent.family}",
+        f"/api/v1/families/{sent.family}/figure",
+        "/api/v1/recordings",
+        "/static/registry.css",
+    ):
+        headers = http.get(path, headers={"Accept-Encoding": accept}).headers
+        assert (headers.get("content-encoding") == "gzip") == zipped, path
+        assert "Accept-Encoding" in headers["vary"], path
+
+
+def test_a_health_check_by_http_1_0_needs_no_host(backend: Backend):
+    host, _, port = backend.server.http_address.text.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 200") and b'"status":"ready"' in answer
+
+
 def test_browsers_are_told_to_load_nothing_from_outside(http: httpx.Client):
     for path in ("/", "/docs", "/api/v1/families", "/static/registry.css"):
         headers = http.get(path).headers
