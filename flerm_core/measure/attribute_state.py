@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -107,6 +108,7 @@ def _set_bits(generator: np.random.Generator, state: Any) -> None:
     generator.bit_generator.state = state
 
 
+_GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
 _RESTORES: Mapping[type, Callable[[Any], Restore]] = {
     np.ndarray: _by(np.ndarray.copy, _set_array),
     torch.Generator: _by(torch.Generator.get_state, torch.Generator.set_state),
@@ -114,3 +116,21 @@ _RESTORES: Mapping[type, Callable[[Any], Restore]] = {
     np.random.RandomState: _by(np.random.RandomState.get_state, np.random.RandomState.set_state),
     np.random.Generator: _by(lambda each: each.bit_generator.state, _set_bits),
 }
+
+
+@contextmanager
+def own_attributes_kept(holder: object) -> Iterator[None]:
+    """Afterwards `holder` has the same attributes, and its random generators are as before.
+
+    What else its attributes hold is left alone: a data module may hold gigabytes.
+    """
+    attributes = dict(vars(holder))
+    generators = [each for each in attributes.values() if isinstance(each, _GENERATORS)]
+    restores = [_RESTORES[type(each)](each) for each in generators if type(each) in _RESTORES]
+    try:
+        yield
+    finally:
+        vars(holder).clear()
+        vars(holder).update(attributes)
+        for restore in restores:
+            restore()

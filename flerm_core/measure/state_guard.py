@@ -300,19 +300,22 @@ def hooks_disabled(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class AutocastContext:
-    """The autocast regions that were open in the training's forward: (device type, dtype).
+    """In which precision the training's forward ran, for a measurement's forward.
 
-    They are opened again for a measurement's forward.
+    regions: the autocast regions that were open: (device type, dtype).
+    default_dtype: the dtype of tensors that the forward makes. None: the present one.
     """
 
     regions: tuple[tuple[str, torch.dtype], ...] = ()
+    default_dtype: torch.dtype | None = None
 
     @classmethod
     def current(cls, device_type: str) -> AutocastContext:
-        """The region that is open now for `device_type`."""
+        """The region that is open now for `device_type`, and the default dtype of now."""
+        regions: tuple[tuple[str, torch.dtype], ...] = ()
         if torch.is_autocast_enabled(device_type):
-            return cls(((device_type, torch.get_autocast_dtype(device_type)),))
-        return cls()
+            regions = ((device_type, torch.get_autocast_dtype(device_type)),)
+        return cls(regions, torch.get_default_dtype())
 
     @contextmanager
     def open(self, device_type: str) -> Iterator[None]:
@@ -321,6 +324,9 @@ class AutocastContext:
         Without autocast's cache of cast weights, because weights change inside (W_old, tangents).
         """
         with ExitStack() as stack:
+            if self.default_dtype is not None:
+                stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+                torch.set_default_dtype(self.default_dtype)
             if not self.regions:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
             for region, dtype in self.regions:

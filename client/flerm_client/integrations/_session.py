@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from torch import distributed as dist
@@ -14,6 +14,7 @@ from flerm_client.flerm import FLeRM
 from flerm_client.integrations._checkpoint import restore
 from flerm_client.integrations._outputs import output_of
 from flerm_client.integrations.probe_batches import probe_of
+from flerm_client.training.probe import PreparedBatches
 from flerm_client.training.run_options import instructed
 from flerm_core.errors import InvalidInput
 from flerm_core.records.batch_size import BATCH_SIZE
@@ -54,6 +55,7 @@ class CallbackState:
         *,
         loader: Iterable[Any],
         probe_batch_size: int | None = None,
+        prepare: Callable[[Any], Any] | None = None,
         examples: int | None = None,
         total_steps: int | None = None,
         checkpoint: bytes | None = None,
@@ -64,6 +66,8 @@ class CallbackState:
         model, optimizer: the wrapped model and its optimiser.
         loader: the training data; the probe is made of it where the user gave none.
         probe_batch_size: the batch size of that probe; None: the loader's.
+        prepare: what the framework does to a batch before its model sees the batch. Batches of any
+            probe are prepared so.
         examples: of one optimiser step (`step_examples`); None: not known. The recording says them,
             so that runs of another batch can follow it. Nothing of the training depends on them.
         total_steps: the length of the run, for `clock="fraction"` and `batch_size=`.
@@ -74,6 +78,8 @@ class CallbackState:
         given = {"output": output_of} | self._keywords | keywords
         if "probe" not in given:
             given["probe"] = probe_of(loader, probe_batch_size)
+        if prepare is not None and isinstance(given["probe"], Iterable):
+            given["probe"] = PreparedBatches(given["probe"], prepare)
         if self._mode != "record" and (given.get("clock") == "fraction" or BATCH_SIZE in given):
             given.setdefault("total_steps", total_steps)
         if examples is not None and not any(BATCH_SIZE in said for said in _said(given)):

@@ -5,18 +5,23 @@ trainer = lightning.Trainer(callbacks=[FLeRMCallback(mode="record", family="team
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from flerm_client.integrations._checkpoint import collect_state
 from flerm_client.integrations._session import CallbackState, Mode
 from flerm_client.integrations._step_examples import step_examples
+from flerm_client.training.forked_reader import ForkedReader
 from flerm_core._warnings import register_caller_package
 from flerm_core.errors import InvalidInput
+from flerm_core.measure.attribute_state import own_attributes_kept
 
 register_caller_package("lightning")
 
@@ -31,6 +36,10 @@ class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning
         in the training data (the training's own loader is not read); the outputs as
         `module(inputs)` of a batch `inputs`, `(inputs, targets)` or a mapping (`.logits` of what is
         returned); the loss as it goes into backward.
+
+    Batches of a loader, which is the training's own, or one as `probe=`, go through what the
+    trainer's go through before `training_step`: the batch transfer hooks of module and data module,
+    such as `on_after_batch_transfer`. The trainer's precision holds for any probe.
 
     FSLRs and learning rates go to the trainer's loggers. `.flerm` is the FLeRM of the run, None
     before the first run. Its state is part of Lightning's checkpoints, and `fit(ckpt_path=...)`
@@ -74,10 +83,32 @@ class FLeRMCallback(CallbackState, Callback):  # type: ignore[misc]  # lightning
             trainer.strategy.model,
             optimizers,
             loader=trainer.train_dataloader,
+            prepare=self._preparation(trainer),
             examples=_step_examples(trainer, pl_module),
             checkpoint=checkpoint,
         )
         self._loss = None
+
+    def _preparation(self, trainer: Trainer) -> Callable[[Any], Any]:
+        """What the trainer does to a batch of its loader before `training_step` gets the batch.
+
+        To a probe that is no loader only what its precision needs: who made those batches by hand
+        has prepared them.
+        """
+        probe = self._keywords.get("probe")
+        is_loader = probe is None or isinstance(probe, DataLoader | ForkedReader)
+
+        def prepare(batch: Any) -> Any:
+            batch = trainer.precision_plugin.convert_input(batch)
+            if not is_loader:
+                return batch
+            # A measurement puts the module's attributes back, and not a data module's.
+            holder = getattr(trainer, "datamodule", None)
+            with nullcontext() if holder is None else own_attributes_kept(holder):
+                batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+                return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+        return prepare
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor

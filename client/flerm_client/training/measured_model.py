@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,22 @@ def bare_model(model: nn.Module) -> nn.Module:
             return model
 
 
+def _with_input_dtype(model: nn.Module, output: Output) -> Output:
+    """`output` of a batch in the dtype to which Fabric's wrapper brings its inputs."""
+    while isinstance(model, nn.Module):
+        strategy = getattr(model, "_strategy", None)
+        convert = getattr(getattr(strategy, "precision", None), "convert_input", None)
+        inner = getattr(model, "_forward_module", None)
+        if inner is not None and convert is not None:
+            return partial(_converted, output, convert)
+        model = inner or getattr(model, "_orig_mod", None)  # type: ignore[assignment]
+    return output
+
+
+def _converted(output: Output, convert: Callable[[Any], Any], model: nn.Module, batch: Any) -> Any:
+    return output(model, convert(batch))
+
+
 def make_measured_model(
     model: nn.Module,
     optimizers: Iterable[Optimizer],
@@ -58,8 +75,9 @@ def make_measured_model(
         blocks = (blocks,)
     axes = tuple(blocks) if blocks is not None else block_axes(names, shapes)
     groups = {group: tuple(members) for group, members in depth_groups(names, axes).items()}
+    called = _with_input_dtype(model, output or default_output)
     measured = MeasuredModel(
-        bare, parameters, output or default_output, groups, find_sharding(bare, parameters, ranks)
+        bare, parameters, called, groups, find_sharding(bare, parameters, ranks)
     )
     if not ranks.all_equal((names, shapes), measured.device):
         raise Unsupported(

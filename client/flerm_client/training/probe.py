@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,15 +16,31 @@ from flerm_core.errors import InvalidInput
 from flerm_core.measure.state_guard import RandomState
 
 
+class PreparedBatches:
+    """The batches of a probe, and what a framework does to each before its model sees the batch.
+
+    batches: the probe. prepare: gives the prepared batch.
+    """
+
+    def __init__(self, batches: Iterable[Any], prepare: Callable[[Any], Any]) -> None:
+        self.batches, self.prepare = batches, prepare
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.prepare, self.batches)
+
+
 class Probe:
     """An endless iterator over the user's probe.
 
     `position` counts the batches taken from the present pass over the probe. A DataLoader may share
     its data set, samplers and generators with the training, and so is read in a copy of this
-    process. Any other iterable is read as it is.
+    process. Any other iterable is read as it is. `PreparedBatches` are prepared in this process.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
+        self._prepare: Callable[[Any], Any] | None = None
+        if isinstance(batches, PreparedBatches):
+            self._prepare, batches = batches.prepare, batches.batches
         if not isinstance(batches, Iterable):
             raise InvalidInput(
                 f"probe is a {type(batches).__name__}; allowed is an iterable of input batches"
@@ -45,15 +61,19 @@ class Probe:
 
         Raises `InvalidInput` for a probe that has no batches, or ends and cannot begin anew.
         """
-        if self._peeked:
-            return self._peeked.pop()
-        return self._take()
+        return self._prepared(self._peeked.pop() if self._peeked else self._take())
 
     def peek(self) -> Any:
         """The next batch, which stays the next one. Raises as `__next__` does."""
         if not self._peeked:
-            self._peeked.append(next(self))
-        return self._peeked[0]
+            self._peeked.append(self._take())
+        return self._prepared(self._peeked[0])
+
+    def _prepared(self, batch: Any) -> Any:
+        if self._prepare is None:
+            return batch
+        with _modes_kept():
+            return self._prepare(batch)
 
     def _next(self) -> Any:
         if self._pass is None:

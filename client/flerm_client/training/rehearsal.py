@@ -39,10 +39,10 @@ from flerm_core.measure.tensor_versions import versions_kept
 class Rehearsal:
     """Looks at one probe batch, once: at the call of `record` or `match`, or before the first step.
 
-    At the call the training's autocast region is not known: a forward counts that works with or
-    without one. Ranks that share tensors cannot try both, because each forward is one of all ranks;
-    and FSDP2 has no state before the first forward of the training. Where the model is not ready,
-    `pending` stays true, and `before_step` looks.
+    At the call the training's autocast region and default dtype are not known: a forward counts
+    that works in one of them. Ranks that share tensors cannot try several, because each forward is
+    one of all ranks; and FSDP2 has no state before the first forward of the training. Where the
+    model is not ready, `pending` stays true, and `before_step` looks.
 
     remarks: takes what there is to say of state that cannot be put back.
     raises: whether what is found at the call is raised, as a matching run does; else it is a
@@ -74,9 +74,15 @@ class Rehearsal:
         """
         if self._model.sharding is not None or not runs_alone(self._model.module, self._ranks):
             return
-        mixed = AutocastContext(((self._model.device.type, torch.bfloat16),))
+        regions = [
+            self._meter.autocast,
+            AutocastContext(((self._model.device.type, torch.bfloat16),)),
+        ]
+        dtype = next(iter(self._model.parameters.values())).dtype
+        if dtype != torch.get_default_dtype() and dtype.is_floating_point:
+            regions.append(AutocastContext((), dtype))
         try:
-            self._look([self._meter.autocast, mixed])
+            self._look(regions)
         except Exception as error:
             self.pending = False
             if self._raises or self._ranks.broken:
