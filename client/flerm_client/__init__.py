@@ -11,19 +11,27 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from flerm_client._extras import needs
+
 if TYPE_CHECKING:
     from flerm_client.flerm import FLeRM
     from flerm_client.registry.client import RegistryClient
 
 __all__ = ["FLeRM", "RegistryClient"]
 
-_MODULES = {"FLeRM": "flerm_client.flerm", "RegistryClient": "flerm_client.registry.client"}
+# The module of each name, and the extra that brings what this module imports.
+_MODULES = {
+    "FLeRM": ("flerm_client.flerm", "train"),
+    "RegistryClient": ("flerm_client.registry.client", "client"),
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
+    module, extra = _MODULES[name]
+    with needs(name, extra):
+        value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from flerm_client._extras import missing_words
+
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
@@ -131,13 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     except ModuleNotFoundError as missing:
-        if (missing.name or "").split(".")[0].startswith("flerm"):
-            raise
         added = next(iter(_added_commands(asked or "")), None)
         extra = added.extras[0] if added is not None else _EXTRAS.get(asked or "", "client")
-        return _fail(
-            f"flerm {asked} needs the package {missing.name}: pip install 'flerm[{extra}]'", 1
-        )
+        return _fail(missing_words(f"flerm {asked}", missing, extra), 1)
     except BrokenPipeError:  # `flerm recordings | head`
         sys.stderr.close()
         return 0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from flerm_client._extras import needs
 from flerm_client.registry.address import address_of, token_of
 from flerm_client.registry.recording_writer import RecordingWriter
 from flerm_core.matching.match_cautions import RunFacts, match_cautions
@@ -54,13 +55,15 @@ class RegistryClient(RecordingWriter):
     ) -> None:
         self.address = address_of(address)
         if self.address.folder is not None:
-            from flerm_client.registry.folder_backend import FolderBackend
+            with needs("RegistryClient", "client"):
+                from flerm_client.registry.folder_backend import FolderBackend
 
             self._backend = FolderBackend(self.address.folder)
         else:
             # grpc is imported only here: a training process that imports flerm_client needs none.
-            from flerm_client.registry.connection import Connection
-            from flerm_client.registry.grpc_backend import GrpcBackend
+            with needs("RegistryClient", "client"):
+                from flerm_client.registry.connection import Connection
+                from flerm_client.registry.grpc_backend import GrpcBackend
 
             self._backend = GrpcBackend(
                 Connection(self.address, token_of(token), patience=patience)
