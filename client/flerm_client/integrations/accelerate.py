@@ -6,6 +6,7 @@ flerm = record(accelerator, model, optimizer, loader, family="team/decoder")  # 
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -76,20 +77,14 @@ class _AcceleratedRun(CallbackState):
         flerm = self._attach(
             model, optimizer, loader=loader, examples=_step_examples(accelerator, loader)
         )
-        accelerator.register_for_checkpointing(self)
 
         def log_metrics() -> None:
             if metrics := self._new_metrics():
                 accelerator.log(metrics, step=flerm.steps)
 
-        def leave_checkpoints() -> None:
-            # Accelerate has no public function that takes an object off its checkpoints.
-            others = [each for each in accelerator._custom_objects if each is not self]
-            accelerator._custom_objects = others
-
         session = flerm._session
         session.on_step.append(log_metrics)
-        session.on_end += [leave_checkpoints, _log_losses(accelerator, flerm)]
+        session.on_end += _join(accelerator, self, flerm)
         return flerm
 
     def state_dict(self) -> dict[str, Any]:
@@ -104,6 +99,51 @@ class _AcceleratedRun(CallbackState):
         self._mark_logged()
 
 
+class _Checkpointed:
+    """A run in the accelerator's checkpoints, which do not keep the run alive.
+
+    A loop that begins anew where memory did not suffice (`find_executable_batch_size`) leaves the
+    run before with `free_memory`, and closes nothing.
+
+    undo: is called where the run is gone.
+    """
+
+    def __init__(self, run: _AcceleratedRun, undo: Callable[[], None]) -> None:
+        self._run = weakref.ref(run, lambda _: undo())
+
+    def state_dict(self) -> dict[str, Any]:
+        """As Accelerate calls it."""
+        run = self._run()
+        return {} if run is None else run.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As Accelerate calls it."""
+        run = self._run()
+        if run is not None:
+            run.load_state_dict(state)
+
+
+def _join(accelerator: Accelerator, run: _AcceleratedRun, flerm: FLeRM) -> list[Callable[[], None]]:
+    """Lets the accelerator save `run` and log the losses of `flerm`, for as long as these live.
+
+    Returns what undoes this.
+    """
+
+    def undo_all() -> None:
+        for each in undo:
+            each()
+
+    def leave_checkpoints() -> None:
+        # Accelerate has no public function that takes an object off its checkpoints.
+        others = [each for each in accelerator._custom_objects if each is not checkpointed]
+        accelerator._custom_objects = others
+
+    checkpointed = _Checkpointed(run, undo_all)
+    accelerator.register_for_checkpointing(checkpointed)
+    undo = [leave_checkpoints, _LoggedBackward(accelerator, flerm).end]
+    return undo
+
+
 def _step_examples(accelerator: Accelerator, loader: Iterable[Any]) -> int | None:
     """The examples of a step, where `accelerator.accumulate` decides how many batches it has.
 
@@ -115,34 +155,40 @@ def _step_examples(accelerator: Accelerator, loader: Iterable[Any]) -> int | Non
     return step_examples(loader, accumulation, accelerator.num_processes)
 
 
-def _log_losses(accelerator: Accelerator, flerm: FLeRM) -> Callable[[], None]:
-    """Logs a step's loss: the mean of what went into `accelerator.backward` for the step.
+class _LoggedBackward:
+    """`accelerator.backward`, which logs a step's loss to a run.
 
-    Returns a function that ends the logging.
+    The loss is the mean of what went into `backward` for the step. The run is not kept alive.
     """
-    before = vars(accelerator).get("backward")
-    inner = accelerator.backward
-    log: Callable[..., None] | None = flerm.log
-    parts: list[Tensor] = []
 
-    @functools.wraps(inner)
-    def backward(loss: Tensor, **kwargs: Any) -> Any:
-        if log is not None:
-            parts.append(loss.detach())
-            if accelerator.sync_gradients:
-                log(loss=torch.stack(parts).mean())
-                parts.clear()
-        return inner(loss, **kwargs)
+    def __init__(self, accelerator: Accelerator, flerm: FLeRM) -> None:
+        self._accelerator = accelerator
+        self._before = vars(accelerator).get("backward")
+        self._inner = accelerator.backward
+        self._flerm: weakref.ref[FLeRM] | None = weakref.ref(flerm)
+        self._parts: list[Tensor] = []
+        functools.update_wrapper(self, self._inner)
+        accelerator.backward = self
 
-    def end() -> None:
-        nonlocal log
-        log = None
-        # Where someone else has wrapped `backward` since, ours stays and only passes calls on.
-        if vars(accelerator).get("backward") is backward:
-            if before is None:
-                del accelerator.backward
+    def __call__(self, loss: Tensor, **kwargs: Any) -> Any:
+        flerm = None if self._flerm is None else self._flerm()
+        if flerm is not None:
+            self._parts.append(loss.detach())
+            if self._accelerator.sync_gradients:
+                flerm.log(loss=torch.stack(self._parts).mean())
+                self._parts.clear()
+        return self._inner(loss, **kwargs)
+
+    def end(self) -> None:
+        """Ends the logging.
+
+        Where someone else has wrapped `backward` since, ours stays and only passes calls on.
+        """
+        self._flerm = None
+        self._parts.clear()
+        own = vars(self._accelerator)
+        while isinstance(outer := own.get("backward"), _LoggedBackward) and outer._flerm is None:
+            if outer._before is None:
+                del self._accelerator.backward
             else:
-                accelerator.backward = before
-
-    accelerator.backward = backward
-    return end
+                self._accelerator.backward = outer._before

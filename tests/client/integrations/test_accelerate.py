@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, find_executable_batch_size
 from framework_models import same_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -247,3 +247,45 @@ def test_nothing_of_a_closed_run_stays_in_the_accelerator(tmp_path: Path) -> Non
     gc.collect()
     assert [each() for each in models] == [None, None, None]
     assert not [each for each in tmp_path.iterdir() if "custom" in each.name]
+
+
+def test_a_run_that_a_loop_leaves_unclosed_is_not_kept_by_the_accelerator(tmp_path: Path) -> None:
+    """`find_executable_batch_size` begins again after an error; nothing closes the run before."""
+    accelerator = Accelerator(cpu=True)
+    models, own = [], []
+    registry = f"file://{tmp_path}/registry"
+
+    @find_executable_batch_size(starting_batch_size=32, reduce_batch_size_fn=lambda: halved())
+    def attempt(batch_size: int) -> FLeRM:
+        accelerator.free_memory()
+        model, loader = network(0.0), DataLoader(data(), batch_size=batch_size)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        flerm = record(accelerator, model, optimizer, loader, family="net", registry=registry)
+        models.append(weakref.ref(model))
+        own.append(flerm.recording_id)
+        for inputs, labels in loader:
+            accelerator.backward(cross_entropy(model(inputs), labels))
+            if batch_size > 8:
+                raise RuntimeError("CUDA out of memory.")
+            optimizer.step()
+            optimizer.zero_grad()
+        return flerm
+
+    sizes = iter([16, 8])
+
+    def halved() -> int:
+        return next(sizes)
+
+    flerm = attempt()
+    gc.collect()
+    assert [each() is not None for each in models] == [False, False, True]
+    assert flerm.steps == 8
+    accelerator.save_state(str(tmp_path / "state"))
+    saved = [each for each in (tmp_path / "state").iterdir() if "custom" in each.name]
+    assert len(saved) == 1
+    flerm.close()
+    assert "backward" not in vars(accelerator)
+    with RegistryClient(registry) as client:
+        losses = client.trajectory(own[-1]).losses
+    assert len(losses) == 1
