@@ -22,7 +22,8 @@ class Regret:
     """The loss at the base's rate over the lowest loss of all variants at any rate, less 1.
 
     value: at least 0; 0.02 means a loss 2 % above the lowest. Infinite where a run at the base's
-        rate diverged. NaN where there is no run at that rate, and where losses may be negative.
+        rate diverged. NaN where there is no run at that rate, or no other to compare it with, and
+        where losses may be negative.
     low, high: the 90 % bootstrap interval of `value` over seeds; NaN where a single seed was run at
         the base's rate.
     """
@@ -65,6 +66,8 @@ def regret(own: Losses, lr: float, variants: Iterable[Losses]) -> Regret:
         return UNKNOWN
     if not np.isfinite(at_base).all():
         return Regret(value=math.inf, low=math.nan, high=math.nan)
+    if len(others) < 2:  # that is the run at the base's rate itself
+        return UNKNOWN
     value = float(_largest_ratio(at_base, candidates, np.ones((1, at_base.size)))[0]) - 1
     if at_base.size < 2:
         return Regret(value=value, low=math.nan, high=math.nan)
@@ -83,12 +86,13 @@ def cost(own: Losses, lr: float, plain: Losses) -> float:
 
     Losses are compared by seeds, as in `regret`; a rate of plain training at which one of the
     shared seeds diverged is left out. Negative where plain training is worse at every rate.
-    Infinite where a run at `lr` diverged. NaN where there is no run at that rate, or nothing to
+    Infinite where a run at `lr` diverged. NaN where there is no run at that rate, or none but it to
     compare it with, and where losses may be negative.
     """
     at_base, others = _paired(_seeds_at(own, lr), [plain])
+    alone = own is plain and len(others) == 1
     others = others[~np.isinf(others).any(axis=1)]
-    if not others.size or not _are_positive(np.vstack([at_base, others])):
+    if alone or not others.size or not _are_positive(np.vstack([at_base, others])):
         return math.nan
     if not np.isfinite(at_base).all():
         return math.inf

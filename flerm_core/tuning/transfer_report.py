@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from flerm_core._arrays import thin
@@ -49,10 +50,12 @@ class TransferRow:
     variant: the variant, such as `plain` or `matched`.
     seeds: how many seeds the curve is over (`settled_curve`).
     runs: how many recordings there are of this scale and variant.
-    optimum: the learning rate at the optimum; NaN where no loss is finite.
+    optimum: the learning rate at the optimum; NaN where fewer than two rates were tried, and where
+        no loss is finite.
     bracketed: whether there are rates with higher losses on both sides of the lowest loss.
-    shift: how far the optimum lies from the base's. A variant whose rates mean something else (µP)
-        is compared with the same variant at the base's scale.
+    shift: how far the optimum lies from the base's; NaN where one of the two is not known. A
+        variant whose rates mean something else (µP) is compared with the same variant at the base's
+        scale.
     loss: the lowest mean loss.
     loss_at_base: the mean loss at the base's best rate; infinite where a seed diverged there, NaN
         where that rate was not run.
@@ -258,10 +261,10 @@ class _Curve:
     @classmethod
     def of(cls, runs: Sequence[SweepRun]) -> _Curve:
         own, points = settled_curve(runs)
-        try:
-            optimum = Optimum.of_curve(own, points)
-        except NotFound:  # no finite loss yet
-            optimum = None
+        optimum = None
+        if len(points) > 1:  # one rate does not tell on which side the optimum lies
+            with suppress(NotFound):  # no finite loss yet
+                optimum = Optimum.of_curve(own, points)
         return cls(len({run.seed for run in own}), len(runs), points, optimum)
 
     @property

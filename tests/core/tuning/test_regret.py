@@ -53,6 +53,15 @@ def test_it_is_unknown_without_a_run_at_the_rate_and_where_losses_may_be_negativ
     assert math.isnan(regret(matched, 0.1, [matched]).value)
 
 
+def test_it_is_unknown_where_nothing_but_the_bases_rate_was_tried() -> None:
+    """A single run is as good as the best that was tried, and says nothing."""
+    alone = {0.1: {0: 1.0, 1: 1.1}}
+    assert math.isnan(regret(alone, 0.1, [alone]).value)
+    assert math.isnan(cost(alone, 0.1, alone))
+    assert cost(alone, 0.1, {0.1: {0: 1.0, 1: 1.1}}) == 0
+    assert regret(alone, 0.1, [alone, {0.1: {0: 2.0}}]).value == 0
+
+
 def test_losses_of_runs_are_means_of_a_seed_and_only_of_runs_that_count() -> None:
     runs = [
         SweepRun(lr=0.1, seed=0, loss=1.0, status="completed"),

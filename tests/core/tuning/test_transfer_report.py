@@ -92,6 +92,26 @@ def test_the_cost_compares_the_seeds_that_matched_and_plain_runs_share():
     assert matched.cost == pytest.approx(0.78 * (1 + 0.1 / 16) / 0.8 - 1)
 
 
+def test_one_rate_tells_no_optimum():
+    """What `flerm tune` leaves behind: a base with a curve, and one run of the big model."""
+    one = [run for run in MATCHED if run.spec.lr == 2.0**-5][:1]
+    report = transfer_report("f", [*BASE, *one])
+    (row,) = (each for each in report.rows if each.scale)
+    assert (row.seeds, row.runs, row.loss, row.loss_at_base) == (1, 1, row.loss_at_base, row.loss)
+    unknown = (row.optimum, row.shift.octaves, row.cost, row.regret.value)
+    assert all(map(math.isnan, unknown))
+    assert report.headline is None
+    assert transfer_words(report) == ""
+
+
+def test_a_base_with_one_rate_has_no_optimum_to_lie_away_from():
+    one = [run for run in BASE if run.spec.lr == 2.0**-5]
+    report = transfer_report("f", [*one, *MATCHED])
+    assert report.best is not None
+    assert [math.isnan(row.shift.octaves) for row in report.rows] == [True, True]
+    assert report.rows[1].optimum == pytest.approx(2.0**-5.25)
+
+
 def test_the_models_of_the_sentence_are_shown_first_and_matched_stands_beside_plain():
     config = {"depth": 1, "width": 1}
     base = runs(-5, role="base", config=config)
