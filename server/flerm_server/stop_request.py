@@ -46,14 +46,20 @@ class StopRequest:
 
     @contextmanager
     def made_by_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT make the request while the block runs."""
+        """SIGTERM and SIGINT make the request while the block runs, and SIGHUP, which a terminal
+        sends when it is closed.
+
+        SIGHUP does not where it is ignored already, as after `nohup`.
+        """
 
         def request_stop(number: int, _: FrameType | None) -> None:
             # No log line here: its lock may be held by what the signal has interrupted.
             self._signal = number
             self.make()
 
-        signals = (signal.SIGTERM, signal.SIGINT)
+        signals = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signals.append(signal.SIGHUP)
         before = {number: signal.signal(number, request_stop) for number in signals}
         try:
             yield

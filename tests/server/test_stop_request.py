@@ -17,6 +17,7 @@ import pytest
 from flerm_proto.v1 import registry_pb2 as pb
 from flerm_proto.v1 import registry_pb2_grpc as rpc
 from flerm_server.rpc.handler_threads import HandlerThreads
+from flerm_server.stop_request import StopRequest
 from tests.conftest import RegistryProcess, launch_registry
 
 REFUSED = 5
@@ -154,3 +155,20 @@ def test_calls_are_answered_by_the_threads_that_are_there(monkeypatch: pytest.Mo
         second = threads.submit(lambda: "second")
         go_on.set()
         assert (first.result(), second.result()) == ("first", "second")
+
+
+def test_a_terminal_that_closes_ends_a_server_cleanly_but_not_after_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        stop_request = StopRequest()
+        with stop_request.made_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+        assert stop_request.wait(0)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        stop_request = StopRequest()
+        with stop_request.made_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop_request.wait(0)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -20,7 +20,7 @@ from flerm_core.errors import InvalidInput, Refused
 from flerm_core.records.queries import RecordingFilter, TargetQuery
 from flerm_server.cli import app
 from flerm_server.store import queries
-from flerm_server.store.sql import schema
+from flerm_server.store.sql import revisions, schema
 from flerm_server.store.sql.database_url import parse_url
 from flerm_server.store.sql.engine import open_engine, transaction
 from flerm_server.store.sql.store import open_store
@@ -148,8 +148,8 @@ def test_the_database_of_another_program_is_refused(empty: str):
 
 
 def test_every_revision_has_a_database_of_its_time():
-    revisions = [path.name[:4] for path in sorted((schema.MIGRATIONS / "versions").glob("0*.py"))]
-    assert [path.stem for path in sorted(SCHEMAS.glob("*.sql"))] == revisions, (
+    known = [each.name[:4] for each in sorted((revisions.MIGRATIONS / "versions").glob("0*.py"))]
+    assert [path.stem for path in sorted(SCHEMAS.glob("*.sql"))] == known, (
         "run: python -m tests.server.store.dump_schema"
     )
 

@@ -18,6 +18,7 @@ from flerm_core.errors import InvalidInput, NotFound, Refused
 from flerm_server.store.sql.database_url import database_file, public_name
 from flerm_server.store.sql.engine import driver_transaction, refuse_network_file_system
 from flerm_server.store.sql.foreign_objects import foreign_objects
+from flerm_server.store.sql.revisions import head, newer_than_known
 from flerm_server.store.sql.sqlite_ownership import (
     Header,
     LockFile,
@@ -28,6 +29,7 @@ from flerm_server.store.sql.sqlite_ownership import (
 
 # The bytes of a SQLite file on which its connections hold their locks.
 SQLITE_LOCKS = (0x40000000, 512)
+REGISTRY = {"alembic_version", "schema_support", "recordings"}  # tables that every one has
 
 
 def backup(engine: sa.Engine, destination: Path) -> Path:
@@ -125,13 +127,32 @@ def _check(copy: Path, source: Path) -> None:
             name for (name,) in connection.execute("SELECT name FROM sqlite_master").fetchall()
         }
         strange = foreign_objects(lambda sql: connection.execute(sql).fetchall())
+        newer = _newer(connection) if tables >= REGISTRY else ""
     if found != [("ok",)] or dangling is not None:
         reason = found[0][0] if found != [("ok",)] else f"rows without their {dangling[2]}"
         raise Refused(f"backup {source}: it is damaged ({reason}); nothing was changed")
-    if not {"alembic_version", "schema_support", "recordings"} <= tables:
+    if not tables >= REGISTRY:
         raise Refused(f"backup {source}: it is not a registry's database; nothing was changed")
     if strange:
         raise Refused(f"backup {source}: no registry made {strange} in it; nothing was changed")
+    if newer:
+        raise Refused(f"backup {source}: it {newer}, then restore; nothing was changed")
+
+
+def _newer(copy: sqlite3.Connection) -> str:
+    """Why this version cannot serve a copy that a newer one made; empty when it can.
+
+    An older copy can be upgraded.
+    """
+    revisions = (
+        copy.execute(f"SELECT max({column}) FROM {table}").fetchone()[0]
+        for table, column in (
+            ("alembic_version", "version_num"),
+            ("schema_support", "oldest_server"),
+        )
+    )
+    current, oldest = map(str, revisions)
+    return newer_than_known(str(current), str(oldest or ""), head())
 
 
 @contextmanager

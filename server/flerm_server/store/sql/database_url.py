@@ -105,5 +105,13 @@ def without_secrets(text: str) -> str:
 
 
 def database_file(url: sa.URL) -> Path:
-    """The file of a SQLite database."""
-    return Path(url.database or "")
+    """The file of a SQLite database, as it is now."""
+    return real_file(Path(url.database or ""))
+
+
+def real_file(named: Path) -> Path:
+    """Where a file lies: the end of a symbolic link.
+
+    SQLite has the log beside the file itself, so what else belongs to the file is there too.
+    """
+    return named.resolve() if named.is_symlink() else named

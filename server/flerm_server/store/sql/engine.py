@@ -58,7 +58,7 @@ def open_engine(url: sa.URL) -> sa.Engine:
             raise Refused(f"db {file}: it is no plain file; name one, or one that is not there yet")
         refuse_network_file_system(file)
         connections, pool_size, max_overflow, recycle = (
-            SqliteConnections(file), 8, 56, -1
+            SqliteConnections(Path(url.database or "")), 8, 56, -1
         )  # fmt: skip
     engine = sa.create_engine(
         url,

@@ -14,15 +14,15 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from flerm_core.errors import Refused, join_names
-from flerm_server.store.sql import change_counts
+from flerm_server.store.sql import change_counts, revisions
 from flerm_server.store.sql.backups import backup
 from flerm_server.store.sql.database_url import database_file
 from flerm_server.store.sql.engine import connections_of, transaction
 from flerm_server.store.sql.foreign_objects import foreign_objects
+from flerm_server.store.sql.revisions import head, newer_than_known
 from flerm_server.store.sql.sqlite_connections import create_file
 from flerm_server.store.sql.tables import NEEDS, metadata, schema_support
 
-MIGRATIONS = Path(__file__).parents[2] / "migrations"
 OLDEST = "0001"  # what all migrations together write to `schema_support`
 ALEMBIC_VERSION = """CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
@@ -64,17 +64,8 @@ class SchemaState:
                 f"the database has schema {self.current}, this server needs {NEEDS} or newer: "
                 "run `flerm db upgrade`"
             )
-        if self.oldest_server > self.head:
-            return (
-                f"the database has schema {self.current}, which only servers that know "
-                f"{self.oldest_server} can serve; this one knows {self.head}: install a newer flerm"
-            )
-        return ""
-
-
-def head() -> str:
-    """The newest revision that this version knows, from the first four characters of file names."""
-    return max(file.name[:4] for file in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+        newer = newer_than_known(self.current, self.oldest_server, self.head)
+        return f"the database {newer}" if newer else ""
 
 
 def state(engine: sa.Engine) -> SchemaState:
@@ -196,7 +187,7 @@ def migrate(connection: sa.Connection) -> None:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("script_location", str(revisions.MIGRATIONS))
     config.attributes["connection"] = connection
     alembic_upgrade(config, "head")
 

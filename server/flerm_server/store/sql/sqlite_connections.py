@@ -20,7 +20,13 @@ from flerm_core.errors import FlermError, Unreachable
 from flerm_server.presence import Presence
 from flerm_server.store.sql.compiled_statements import Rows, Statement
 from flerm_server.store.sql.connections import ROOM_BYTES, Connections, TransactionKind
-from flerm_server.store.sql.sqlite_ownership import FileIds, SqliteOwnership, file_ids
+from flerm_server.store.sql.database_url import real_file
+from flerm_server.store.sql.sqlite_ownership import (
+    FileIds,
+    SqliteOwnership,
+    file_id,
+    file_ids,
+)
 
 BUSY_SECONDS = 8  # how long a writer waits for another writer
 # After how many steps of its virtual machine a statement looks whether its caller has left: about
@@ -42,16 +48,23 @@ class SqliteConnections(Connections):
     written then would be on no disk that anybody reads again.
     """
 
-    def __init__(self, file: Path) -> None:
-        """Opens nothing yet."""
+    def __init__(self, named: Path) -> None:
+        """Opens nothing yet.
+
+        named: the file, or a symbolic link to it, which may be made to lead elsewhere.
+        """
         super().__init__()
-        self._file = file
-        self._ownership = SqliteOwnership(file)
+        self._named, self._file = named, real_file(named)
+        self._ownership = SqliteOwnership(self._file)
         self._connecting = threading.Lock()
 
     @override
     def _connect(self) -> SqliteConnection:
         with self._connecting:
+            file = real_file(self._named)
+            if file != self._file:
+                self._ownership.release()
+                self._file, self._ownership = file, SqliteOwnership(file)
             self._ownership.claim()
         connection = connect(self._file)
         try:
@@ -79,6 +92,8 @@ class SqliteConnections(Connections):
         first: Sequence[Statement] = (),
     ) -> list[Rows]:
         found = file_ids(self._file)
+        if self._named is not self._file and file_id(self._named) != found.database:
+            raise self._gone()
         if found != connection.files:
             if found.database == connection.files.database and found.log is None:  # type: ignore[union-attr]
                 # The log alone was deleted. This connection still has it open, with what was

@@ -39,10 +39,11 @@ def file_ids(file: Path) -> FileIds:
     """The files that lie at these names now."""
     # Texts, because every transaction asks: a path takes longer to make than the file to be found.
     name = str(file)
-    return FileIds(_file_id(name), _file_id(f"{name}-wal"), _file_id(f"{name}-shm"))
+    return FileIds(file_id(name), file_id(f"{name}-wal"), file_id(f"{name}-shm"))
 
 
-def _file_id(name: str | Path) -> tuple[int, int] | None:
+def file_id(name: str | Path) -> tuple[int, int] | None:
+    """Device and inode of the file with this name; None where there is none."""
     try:
         found = os.stat(name)  # noqa: PTH116
     except FileNotFoundError:
@@ -167,7 +168,7 @@ class SqliteOwnership:
         log beside the file belongs to another one, raises `Refused` at first, and `Unreachable` for
         a file that was replaced afterwards.
         """
-        found = _file_id(self._file)
+        found = file_id(self._file)
         if found is None:
             raise Unreachable(f"the database file {self._file} is not there")
         if found == self.claimed:
@@ -215,7 +216,7 @@ class SqliteOwnership:
         lock.write(self._record(Header.read(self._file), epoch))
 
     def _record(self, header: Header | None, epoch: int) -> Record:
-        found = _file_id(self._file) or (0, 0)
+        found = file_id(self._file) or (0, 0)
         if header is None:
             return Record(found, (epoch,))
         return Record(found, (header.epoch, epoch), header.changes, header.schema)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from flerm_server.store.sql import schema, tables
+from flerm_server.store.sql import revisions, schema, tables
 
 MIGRATION = """
 import sqlalchemy as sa
@@ -36,11 +36,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         versions = Path(folder) / "versions"
         versions.mkdir()
-        for each in schema.MIGRATIONS.rglob("*.py*"):
+        for each in revisions.MIGRATIONS.rglob("*.py*"):
             if "__pycache__" not in each.parts:
-                (Path(folder) / each.relative_to(schema.MIGRATIONS)).write_text(each.read_text())
+                (Path(folder) / each.relative_to(revisions.MIGRATIONS)).write_text(each.read_text())
         (versions / "9001_region.py").write_text(MIGRATION.format(before=before))
-        schema.MIGRATIONS = Path(folder)
+        revisions.MIGRATIONS = Path(folder)
         schema.NEEDS = "9001"
         tables.recordings.append_column(
             sa.Column("region", sa.Text, nullable=False, server_default="here")

@@ -204,6 +204,27 @@ os._exit(0)
 ONE_BY_ONE = pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])
 
 
+def test_a_copy_of_a_newer_version_leaves_what_this_one_can_serve(folder: Path, db: str):
+    record(db, 3)
+    before = recorded(db)
+    copy = folder / "newer.db"
+    command("backup", copy, db=db)
+    with closing(sqlite3.connect(copy)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9990'")
+        connection.execute("UPDATE schema_support SET oldest_server = '9990'")
+        connection.commit()
+    code, said = refusal("restore", copy, db=db)
+    assert code == 5
+    assert "9990" in said and "install a newer flerm" in said and "nothing was changed" in said
+    assert recorded(db) == before
+    # A newer schema that this version can serve is no hindrance.
+    with closing(sqlite3.connect(copy)) as connection:
+        connection.execute("UPDATE schema_support SET oldest_server = '0001'")
+        connection.commit()
+    command("restore", copy, db=db)
+    assert recorded(db) == before
+
+
 @pytest.mark.parametrize("stride", [37, ONE_BY_ONE])
 def test_a_restore_that_is_killed_anywhere_leaves_the_old_or_the_new(
     killed: tuple[Path, dict[str, int]], folder: Path, stride: int
