@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from flerm_core.records.recording import Recording
 from flerm_core.tuning.cautions import is_initial_scale
-from flerm_core.tuning.experiment_settings import USUAL, text_of
+from flerm_core.tuning.experiment_settings import USUAL, plain_settings, text_of
 from flerm_core.tuning.scale import Value, value_of
 
 _MOST = 4  # values of a setting that a sentence lists
@@ -22,8 +21,10 @@ def mixture_words(recordings: Iterable[Recording]) -> str:
     values: dict[str, dict[Value, None]] = {}
     for recording in recordings:
         spec = recording.spec
-        for name, value in {**dict(_flat(spec.tags)), **dict(_flat(spec.config))}.items():
-            values.setdefault(name, {})[value] = None
+        settings = dict(plain_settings(spec.tags)) | dict(plain_settings(spec.config))
+        for name, value in settings.items():
+            if name in USUAL or is_initial_scale(name):
+                values.setdefault(name, {})[value_of(value)] = None
     several = {name: list(its) for name, its in values.items() if len(its) > 1}
     if not several:
         return ""
@@ -33,15 +34,6 @@ def mixture_words(recordings: Iterable[Recording]) -> str:
         "averaged all the same: give those of one a tag of their own (flerm tag), and choose them "
         "by it"
     )
-
-
-def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
-    """The settings that tell experiments apart, by their innermost names."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value)
-        elif isinstance(value, str | int | float) and (name in USUAL or is_initial_scale(name)):
-            yield name, value_of(value)
 
 
 def _listed(values: list[Value]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from flerm_core.tuning.experiment_settings import plain_settings
 from flerm_core.tuning.scale import Scale
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def initial_scale_words(base: Mapping[str, Any], own: Mapping[str, Any]) -> tupl
     base, own: the configurations of the two models, nested or not. What one of them does not say is
     not compared.
     """
-    theirs, ours = dict(_numbers(base)), dict(_numbers(own))
+    theirs, ours = _numbers(base), _numbers(own)
     return tuple(
         f"{name} is {ours[name]:g} for this model and {theirs[name]:g} in the base: {_NORMS}."
         for name in ours
@@ -81,13 +82,10 @@ def initial_scale_words(base: Mapping[str, Any], own: Mapping[str, Any]) -> tupl
     )
 
 
-def _numbers(config: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    """The numbers of a configuration by their innermost names."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield name, value
+def _numbers(config: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: value for name, value in plain_settings(config) if not isinstance(value, str | bool)
+    }
 
 
 def _counted(curves: int) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,15 @@ def settings_of(config: Mapping[str, Any], tags: Mapping[str, str], optimizer_ke
             found[name] = value_of(value)
     found[OPTIMIZER] = optimizer_key
     return found
+
+
+def plain_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, str | int | float]]:
+    """The texts and numbers in `settings`, nested or not, by their innermost names."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from plain_settings(value)
+        elif isinstance(value, str | int | float):
+            yield name, value
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from flerm_client.cli.common import (
     print_json,
     print_table,
     say,
-    tags_of,
 )
+from flerm_core.records.key_value_pairs import key_value_pairs
 
 
 def best(
@@ -53,8 +53,8 @@ def best(
             role=role,
             variant=variant,
             optimizer=optimizer,
-            tags=tags_of(tag),
-            pick=tags_of(pick, "--pick"),
+            tags=key_value_pairs("--tag", tag),
+            pick=key_value_pairs("--pick", pick),
             cautions=not suggest,
         )
     if suggest:

@@ -18,9 +18,9 @@ from flerm_client.cli.common import (
     client,
     print_json,
     say,
-    tags_of,
 )
 from flerm_core.errors import InvalidInput, NotFound
+from flerm_core.records.key_value_pairs import key_value_pairs
 
 if TYPE_CHECKING:
     from flerm_core.matching.targets import Targets
@@ -79,7 +79,7 @@ def check(
             policy=policy,
             depth=depth,
             optimizer=optimizer,
-            tags=tags_of(tag),
+            tags=key_value_pairs("--tag", tag),
         )
         times, change = 1.0, BatchChange.asked(found, batch_size, total_steps)
         facts = RunFacts(
@@ -87,7 +87,7 @@ def check(
             steps=own_steps,
             follows=change is not None,
             config={} if spec is None else spec.config,
-            tags=tags_of(tag),
+            tags=key_value_pairs("--tag", tag),
         )
         cautions = connected.match_cautions(found, facts)
     if change is not None:

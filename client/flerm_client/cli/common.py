@@ -104,24 +104,6 @@ def server(registry: str | None) -> Iterator[Connection]:
         connection.close()
 
 
-def tags_of(tags: Sequence[str] | None, option: str = "--tag") -> dict[str, str]:
-    """The `key=value` arguments of an option as a dictionary.
-
-    Raises `InvalidInput` for an argument of another form, and for two values of one key.
-    """
-    pairs: dict[str, str] = {}
-    for tag in tags or ():
-        key, equals, value = tag.partition("=")
-        if not (key and equals):
-            raise InvalidInput(f"{option}: {tag!r} is not of the form key=value")
-        if pairs.setdefault(key, value) != value:
-            raise InvalidInput(
-                f"{option}: {tag!r} beside {f'{key}={pairs[key]}'!r}; only one value of a key is "
-                "allowed"
-            )
-    return pairs
-
-
 def plain(value: Any) -> Any:
     """`value` in JSON's types.
 

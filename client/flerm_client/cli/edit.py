@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, client, print_json, say, tags_of
+from flerm_client.cli.common import Json, Registry, client, print_json, say
 from flerm_client.cli.recordings import as_plain
+from flerm_core.records.key_value_pairs import key_value_pairs
 
 Recording = Annotated[str, typer.Argument(metavar="RECORDING", help="id of the recording")]
 
@@ -26,7 +27,7 @@ def tag(
     Example: flerm tag 0b7f1f0e-57a3-4f0d-8a8e-6f2a9c1d3e5b purpose=baseline --remove draft
     """
     with client(registry) as connected:
-        found = connected.tag(recording, tags_of(tags), remove=remove or ())
+        found = connected.tag(recording, key_value_pairs("tags", tags), remove=remove or ())
     if as_json:
         print_json(as_plain(found))
     else:

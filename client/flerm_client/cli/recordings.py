@@ -18,8 +18,8 @@ from flerm_client.cli.common import (
     client,
     local_time,
     plain,
-    tags_of,
 )
+from flerm_core.records.key_value_pairs import key_value_pairs
 from flerm_core.records.recording import Recording, flat_fields
 
 _COLUMNS: dict[str, Callable[[Recording], object]] = {
@@ -75,7 +75,7 @@ def recordings(
             variant=variant,
             optimizer=optimizer,
             status=status,
-            tags=tags_of(tag),
+            tags=key_value_pairs("--tag", tag),
         )
         Listing(_COLUMNS, as_plain, "no recordings match").show(
             listed, limit=limit, everything=everything, as_json=as_json, as_lines=as_lines

@@ -18,8 +18,8 @@ from flerm_client.cli.common import (
     print_json,
     print_table,
     say,
-    tags_of,
 )
+from flerm_core.records.key_value_pairs import key_value_pairs
 
 
 def targets(
@@ -55,7 +55,7 @@ def targets(
             policy=policy,
             depth=depth,
             optimizer=optimizer,
-            tags=tags_of(tag),
+            tags=key_value_pairs("--tag", tag),
         )
     if as_json:
         content = {field: getattr(found, field) for field in found.__dataclass_fields__}

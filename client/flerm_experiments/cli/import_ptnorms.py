@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flerm_client.cli.common import Json, Registry, Tag, client, print_json, say, tags_of
+from flerm_client.cli.common import Json, Registry, Tag, client, print_json, say
 from flerm_core.errors import InvalidInput
+from flerm_core.records.key_value_pairs import key_value_pairs
 
 Family = Annotated[str, typer.Argument(help="The family of the recordings.")]
 Files = Annotated[
@@ -46,9 +47,8 @@ def import_ptnorms(
 
     Example: flerm import-ptnorms mlp basemodelresmlpcifar10empiricalmasses_lr_0.001_seed_*.ptnorms
     """
-    results = [
-        _import(file, family, lr, seed, every, optimizer, tags_of(tag), registry) for file in files
-    ]
+    tags = key_value_pairs("--tag", tag)
+    results = [_import(file, family, lr, seed, every, optimizer, tags, registry) for file in files]
     if as_json:
         print_json(results)
     else:

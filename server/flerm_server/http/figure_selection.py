@@ -12,7 +12,7 @@ from fastapi import Depends, Query
 
 from flerm_core.errors import InvalidInput
 from flerm_core.figures.trajectory_figure import MAX_TENSORS
-from flerm_server.http.key_value_pairs import key_value_pairs
+from flerm_core.records.key_value_pairs import key_value_pairs
 
 MAX_COMPARED = 8  # recordings on one page of comparisons
 
@@ -51,7 +51,7 @@ async def _picks(
         ),
     ] = [],  # noqa: B006 - FastAPI copies it
 ) -> dict[str, str]:
-    return key_value_pairs("pick", "setting=value", pick)
+    return key_value_pairs("pick", pick, "setting=value")
 
 
 Picks = Annotated[dict[str, str], Depends(_picks)]

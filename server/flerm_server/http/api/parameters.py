@@ -8,7 +8,7 @@ from fastapi import Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from flerm_core.errors import InvalidInput, join_names
-from flerm_server.http.key_value_pairs import key_value_pairs
+from flerm_core.records.key_value_pairs import key_value_pairs
 
 PageSize = Annotated[
     int, Query(ge=0, le=1000, description="Items of one page, at most 1000; 0: 100")
@@ -24,7 +24,7 @@ async def _tags(
         Query(description="`key=value`; a recording must have every tag that is given"),
     ] = [],  # noqa: B006 - FastAPI copies it
 ) -> dict[str, str]:
-    return key_value_pairs("tag", "key=value", tag)
+    return key_value_pairs("tag", tag)
 
 
 Tags = Annotated[dict[str, str], Depends(_tags)]
