@@ -30,6 +30,7 @@ from flerm_core.measure.state_guard import (
     requires_grad_enabled,
 )
 from flerm_core.measure.update.weight_update import WeightUpdate
+from flerm_core.measure.write_watch import watching
 
 
 class FSLRMeter:
@@ -147,9 +148,30 @@ class FSLRMeter:
                 stack.enter_context(update.at_old_weights(self.model.written))
                 stack.enter_context(ParameterState(self.model.written).kept())
                 stack.enter_context(requires_grad_enabled(self._updated_frozen(update)))
+                stack.enter_context(self._new_writes_undone(update))
                 yield
         finally:
             self.measuring = False
+
+    @contextmanager
+    def _new_writes_undone(self, update: WeightUpdate) -> Iterator[None]:
+        """Afterwards parameters that a forward inside was the first to write into are as before.
+
+        Watched are models with parameters that no optimiser steps, such as a momentum encoder's or
+        an embedding's: of those that one steps, `update` has the new values.
+        """
+        model = self.model
+        known = set(model.written)
+        others = [p for p in model.module.parameters() if p not in known]
+        measured = set(model.parameters.values())
+        if model.sharding is not None or measured.issuperset(others):
+            yield
+            return
+        try:
+            with model.watch.kept(others, update.keep_old):
+                yield
+        finally:
+            model.written.extend(model.watch.written)
 
     def _updated_frozen(self, update: WeightUpdate) -> list[nn.Parameter]:
         """The parameters that the step changed although `requires_grad` is off by now.
@@ -244,7 +266,7 @@ class FSLRMeter:
         self.estimator = self._fallback
 
     def _measure_sharpness(self, loss: Loss, batch: Any) -> float:
-        with self.autocast.open(self.model.device.type), differentiable_twice():
+        with self.autocast.open(self.model.device.type), differentiable_twice(), watching():
             value = loss(self.model.module, batch)
         seed = seed_from(self._seed, self.measurements)
         return top_eigenvalue(value, list(self.model.parameters.values()), seed=seed)

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from flerm_core.measure.distributed.sharding import Sharding
 from flerm_core.measure.output_projection import as_output
+from flerm_core.measure.write_watch import WriteWatch, watching
 
 Output = Callable[[nn.Module, Any], Any]
 
@@ -28,6 +29,7 @@ class MeasuredModel:
     sharding: how ranks share the tensors; None where each rank holds them whole.
     written: the parameters, measured or not, that a forward was found to write into. A measurement
         puts their values back.
+    watch: finds those that a forward writes into for the first time.
     """
 
     module: nn.Module
@@ -36,6 +38,7 @@ class MeasuredModel:
     depth_groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sharding: Sharding | None = None
     written: list[nn.Parameter] = field(default_factory=list)
+    watch: WriteWatch = field(default_factory=WriteWatch)
 
     def outputs(self, batch: Any) -> Tensor:
         """f [N, ...] for a batch of N examples.
@@ -43,9 +46,16 @@ class MeasuredModel:
         Raises `MeasurementError` where the output is not one floating-point tensor, `Unsupported`
         where ranks that work on one batch return different plain tensors.
         """
-        found = as_output(self.output(self.module, batch))
+        found = self.watched_outputs(batch)
         if self.sharding is not None:
             self.sharding.check_outputs(found)
+        return found
+
+    def watched_outputs(self, batch: Any) -> Tensor:
+        """f as the model returns it: ranks that work on one batch may return different ones."""
+        with watching():
+            found = as_output(self.output(self.module, batch))
+        self.watch.note_replaced()
         return found
 
     @property

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from flerm_client.training.hidden_state import hidden_state
 from flerm_client.training.measurement_failures import failure_reason, remedy
@@ -30,10 +29,12 @@ from flerm_core.measure.output_projection import as_output
 from flerm_core.measure.state_guard import (
     AutocastContext,
     ForwardStart,
+    RandomState,
     eager_execution,
     preserve_model_state,
 )
 from flerm_core.measure.tensor_versions import versions_kept
+from flerm_core.measure.write_watch import is_ordinary
 
 
 class Rehearsal:
@@ -105,22 +106,29 @@ class Rehearsal:
             except Exception as error:
                 problem = error
             self._agree(problem)
-            kept = _parameters_to_keep(self._model)
-            start = ForwardStart(self._model.module, kept)
-            with versions_kept(kept):
+            model = self._model
+            kept = _parameters_to_keep(model)
+            start = ForwardStart(model.module, kept)
+            watched = [] if model.sharding is not None else model.module.parameters()
+            with versions_kept(kept), model.watch.kept(watched):
                 for region in regions:
                     found = self._try(batch, region)
-                    start.restore()
+                    self._restore(start)
                     if isinstance(found, Tensor):
                         problem = self._look_for_hidden_state(batch, region, start, found)
                         break
                     problem = problem or found
-                start.restore()
-            self._model.written.extend(start.written)
+                self._restore(start)
+            model.written.extend(start.written | dict.fromkeys(model.watch.written))
             if problem is not None and self._ranks.lockstep:
                 self._ranks.fail_all(problem)
             self._agree(problem)
         self.pending = False
+
+    def _restore(self, start: ForwardStart) -> None:
+        """Sets everything back to `start`, to make another forward."""
+        start.restore()
+        self._model.watch.restore()
 
     def _agree(self, problem: Exception | None) -> None:
         """Raises the problem of any rank on every rank. One all-reduce, none for one process."""
@@ -137,7 +145,7 @@ class Rehearsal:
         module = self._model.module
         try:
             with region.open(self._model.device.type):
-                outputs = as_output(self._model.output(module, batch))
+                outputs = self._watched_outputs(batch)
                 if not bool(outputs.isfinite().all()):
                     may_run = runs_alone(module, self._ranks)
                     reason = why_not_finite(self._model, batch, may_run=may_run)
@@ -156,6 +164,23 @@ class Rehearsal:
             return made
         return to_local(outputs)
 
+    def _watched_outputs(self, batch: Any) -> Tensor:
+        """The outputs of `batch`.
+
+        Where the model runs only while no writes are watched, they are watched no longer.
+        """
+        model = self._model
+        start = RandomState()
+        try:
+            return model.watched_outputs(batch)
+        except Exception:
+            if not model.watch.usable or self._ranks.lockstep:
+                raise
+            start.restore()
+            outputs = as_output(model.output(model.module, batch))
+            model.watch.usable = False
+            return outputs
+
     def _look_for_hidden_state(
         self, batch: Any, region: AutocastContext, start: ForwardStart, first: Tensor
     ) -> Exception | None:
@@ -169,8 +194,8 @@ class Rehearsal:
         def forward() -> Tensor:
             # FSDP2 waits for a backward pass after each forward that could have one.
             with region.open(self._model.device.type), torch.set_grad_enabled(not ranks.lockstep):
-                outputs = to_local(as_output(self._model.output(module, batch)))
-            start.restore()
+                outputs = to_local(self._model.watched_outputs(batch))
+            self._restore(start)
             return outputs
 
         def on_any_rank(differs: bool) -> bool:
@@ -218,11 +243,11 @@ def _parameters_to_keep(model: MeasuredModel) -> list[nn.Parameter]:
     """The parameters whose values are kept, to find those that a forward writes into.
 
     These are the measured ones, and as much again of the others, the smallest first: what is frozen
-    may be many times as big (LoRA), and is then not written into. Sharded ones are left out: a
-    forward writes into gathered copies.
+    may be many times as big (LoRA). A write into the rest is seen by `MeasuredModel.watch`, unless
+    no operator of torch makes it. Sharded ones are left out: a forward writes into gathered copies.
     """
     measured = {id(parameter) for parameter in model.parameters.values()}
-    ordinary = [each for each in model.module.parameters() if _is_ordinary(each)]
+    ordinary = [each for each in model.module.parameters() if is_ordinary(each)]
     kept = [each for each in ordinary if id(each) in measured]
     room = sum(each.nbytes for each in kept)
     for each in sorted((p for p in ordinary if id(p) not in measured), key=lambda p: p.nbytes):
@@ -231,10 +256,3 @@ def _parameters_to_keep(model: MeasuredModel) -> list[nn.Parameter]:
             break
         kept.append(each)
     return kept
-
-
-def _is_ordinary(parameter: nn.Parameter) -> bool:
-    if is_lazy(parameter) or type(parameter.data) is not Tensor:
-        return False
-    has_values = not (parameter.is_meta or parameter.is_inference())
-    return has_values and parameter.layout is torch.strided

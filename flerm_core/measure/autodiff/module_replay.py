@@ -25,6 +25,7 @@ from flerm_core.measure.autodiff.structure import replace_instances
 from flerm_core.measure.distributed.sharding import full_tensor
 from flerm_core.measure.output_projection import floating_tensors
 from flerm_core.measure.state_guard import RandomState
+from flerm_core.measure.write_watch import watching
 
 # torch's hooks that compute a module's weight from other tensors before each forward.
 _WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
@@ -101,7 +102,8 @@ def replay(
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, _WEIGHT_HOOKS):
                 hook(module, ())
-        return module.forward(*own_args, **own_kwargs)
+        with watching():
+            return module.forward(*own_args, **own_kwargs)
 
 
 def gathered_parameters(module: nn.Module, inputs: Any) -> dict[str, Tensor]:

@@ -108,6 +108,15 @@ class WeightUpdate:
                             to_local(self.parameters[name]).copy_(self._copies[name])
                     raise
 
+    def keep_old(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """ΔW of `parameter` is of W_old = `value`, whatever a forward writes into it.
+
+        For use inside `at_old_weights`. Of other parameters than those measured nothing is kept.
+        """
+        for name, each in self.parameters.items():
+            if each is parameter:
+                self._kept_old[name] = value
+
     @torch.no_grad()
     def _swap(self) -> None:
         # Back in the reverse order: parameters may share memory (tied by `a.data = b.data`).
