@@ -31,9 +31,13 @@ class NotFound(FlermError, LookupError):
 
 
 class Unreachable(FlermError, ConnectionError):
-    """The registry did not answer in time, or cannot answer now. A later try may succeed."""
+    """The registry did not answer in time, or cannot answer now. A later try may succeed.
+
+    places: parts of the sentence that say where its database is, which strangers are not told.
+    """
 
     exit_code = 4
+    places: tuple[str, ...] = ()
 
 
 class Refused(FlermError):

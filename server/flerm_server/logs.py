@@ -19,10 +19,10 @@ _SECRET = re.compile(r"\b((?:flerm|session)_[0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 _USERINFO = re.compile(r"//[^\s/@\\\"']*:[^\s@\\\"']*@")
 _PASSWORD = re.compile(r"(password=)[^\s&\\\"']+", re.IGNORECASE)
 
-# A database's URL, file, host, name and user, as our sentences and libpq's have them.
+# A database's URL, file, host, socket, name and user, as our sentences and libpq's have them.
 _WHERE = re.compile(
     r" (?:postgresql|sqlite)://\S*[^\s:;,)]| /\S*[^\s:;,)]"
-    r'| at "[^"]*"(?: \([^)]*\))?, port \d+'
+    r'| (?:at|on socket) "[^"]*"(?: \([^)]*\))?(?:, port \d+)?'
     r"|(?<=\bhost) '[^']*'"
     r'|(?<=\bname) "[^"]*"|(?<=\bdatabase) "[^"]*"|(?<=\brole) "[^"]*"|(?<=\buser) "[^"]*"'
 )
@@ -95,7 +95,12 @@ def public_sentence(error: FlermError) -> str:
     Callers may be strangers, of `/readyz` for instance. The log and the operator's commands have
     the whole sentence.
     """
-    return _WHERE.sub("", str(error)) if isinstance(error, Unreachable) else str(error)
+    sentence = str(error)
+    if not isinstance(error, Unreachable):
+        return sentence
+    for place in error.places:
+        sentence = sentence.replace(f" {place}", "")
+    return _WHERE.sub("", sentence)
 
 
 def _without_controls(_: Any, __: str, event: Any) -> Any:

@@ -48,6 +48,10 @@ for log in (lambda **more: structlog.get_logger().error("bug", url=URL, **more),
             "the database does not answer: failed to resolve host: no",
         ),
         (
+            'connection to server on socket "/run/pg/.s.PGSQL.5432" failed: no such file',
+            "connection to server failed: no such file",
+        ),
+        (
             'password authentication failed for user "flerm"',
             "password authentication failed for user",
         ),

@@ -98,6 +98,17 @@ def public_name(url: sa.URL) -> str:
     return f"postgresql://{where}/{options.get('dbname', '')}"
 
 
+def places(url: sa.URL) -> tuple[str, ...]:
+    """How sentences name the database, what is longest first: a name may have blanks."""
+    if url.get_backend_name() != "sqlite":
+        return (public_name(url),)
+    named, file = Path(url.database or ""), database_file(url)
+    found = {each for path in (named, file) for each in (path, path.absolute())}
+    found |= {each.parent for each in found if each.is_absolute() and each.parent.name}
+    texts = {f"{scheme}{each}" for each in found for scheme in ("", "sqlite:///")}
+    return tuple(sorted(texts, key=len, reverse=True))
+
+
 def without_secrets(text: str) -> str:
     """A text that should have been a URL, without what may be a password in it."""
     of_libpq = re.sub(r"password\s*=.*", "password=…", text, flags=re.DOTALL)

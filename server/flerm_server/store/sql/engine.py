@@ -22,7 +22,7 @@ from flerm_core.errors import FlermError, InvalidInput, Refused, Unreachable
 from flerm_server.presence import ALWAYS, current_presence
 from flerm_server.store.sql.compiled_statements import Driver, Rows, Statement
 from flerm_server.store.sql.connections import POOL_SECONDS, Connections, TransactionKind
-from flerm_server.store.sql.database_url import database_file, public_name
+from flerm_server.store.sql.database_url import database_file, places, public_name
 from flerm_server.store.sql.sqlite_connections import SqliteConnections
 
 # Types of file systems that several hosts share.
@@ -230,6 +230,17 @@ def _drop(
 
 @contextmanager
 def _our_errors(engine: sa.Engine) -> Iterator[None]:
+    """Raises errors of the database as errors of ours, which know what in them is a place."""
+    try:
+        with _translated(engine):
+            yield
+    except Unreachable as error:
+        error.places = places(engine.url)
+        raise
+
+
+@contextmanager
+def _translated(engine: sa.Engine) -> Iterator[None]:
     """Raises errors of the database as `InvalidInput` or `Unreachable`, in one sentence.
 
     Other errors of SQL (a violated constraint, a wrong statement) are bugs of ours and stay as they

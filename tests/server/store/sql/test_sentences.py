@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,7 @@ from flerm_core.errors import Unreachable
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import ParameterList
 from flerm_server.cli import app
+from flerm_server.logs import public_sentence
 from flerm_server.store.sql import postgres_connections
 from flerm_server.store.sql.database_url import libpq_options, parse_url
 from flerm_server.store.sql.engine import open_engine, transaction
@@ -199,3 +201,40 @@ def test_pruning_on_postgresql_leaves_lists_that_are_used(postgres: PostgresClus
     assert store.recording(used.id).spec == used
     assert store.start(unused).created
     store.close()
+
+
+def told(url: str, spoil: Callable[[], object]) -> str:
+    """What a caller is told of a database that was in use, and then spoilt."""
+    store = open_store(url)
+    try:
+        spoil()
+        with pytest.raises(Unreachable) as caught:
+            store.families()
+    finally:
+        store.close()
+    return public_sentence(caught.value)
+
+
+def test_strangers_are_not_told_of_a_place_with_blanks(tmp_path: Path):
+    folder = tmp_path / "my disk" / "of runs"
+    folder.mkdir(parents=True)
+    file = folder / "my runs.db"
+    sentence = told(f"sqlite:///{file}", lambda: file.rename(folder / "elsewhere"))
+    assert "the database file is not there" in sentence
+    assert not [each for each in ("disk", "my", "runs") if each in sentence]
+
+
+def test_strangers_are_not_told_of_a_socket_and_a_name_with_blanks(postgres: PostgresCluster):
+    with psycopg.connect(postgres.new_database(), autocommit=True) as connection:
+        connection.execute('CREATE DATABASE "my runs"')
+        name = "?".join(("my%20runs", f"host={postgres.folder}&port={postgres.port}"))
+        url = migrate(f"postgresql://postgres@/{name}")
+
+        def close() -> None:
+            connection.execute('DROP DATABASE "my runs" WITH (FORCE)')
+
+        sentence = told(url, close)
+    assert "does not exist" in sentence
+    assert not [
+        each for each in ("my", "runs", str(postgres.folder), "PGSQL") if each in sentence
+    ], sentence
