@@ -144,7 +144,7 @@ def _from_registry(
 
 
 def _from_spool(path: Path, pattern: str) -> tuple[Recording, Trajectory, list[str]]:
-    from flerm_client.registry.folder_backend import StoredRecording
+    from flerm_client.registry.stored_recording import StoredRecording
     from flerm_client.spool.reader import read
 
     if not path.exists():
