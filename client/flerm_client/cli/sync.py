@@ -45,7 +45,8 @@ def sync(
         print_json({"spool": str(folder), "files": results})
     else:
         for result in results:
-            line = f"{result['file']}: {result['outcome']}, {result['rows']} measurements"
+            rows = f"{result['rows']} measurement{'' if result['rows'] == 1 else 's'}"
+            line = f"{result['file']}: {result['outcome']}, {rows}"
             say(f"{line} ({result['why']})" if result["why"] else line)
         if not results:
             say(f"nothing is left in {folder}")

@@ -81,7 +81,7 @@ def serve(
     attempts_per_recording: AttemptsPerRecording = DEFAULT.attempts_per_recording,
     log_level: LogLevel = "info",
 ) -> None:
-    """Serves a registry: gRPC for training jobs; REST and pages over HTTP.
+    """Serve a registry: gRPC for training jobs; REST and pages over HTTP.
 
     Example: flerm serve --db sqlite:///runs.db --grpc 127.0.0.1:50051 --http 127.0.0.1:8080
     """

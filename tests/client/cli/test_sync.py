@@ -202,7 +202,7 @@ def test_a_folder_registry_is_sent_and_kept(registry, tmp_path, capsys, monkeypa
     assert main(["sync", "--spool", str(folder)]) == 0
     assert "kept" in capsys.readouterr().out
     assert main(["sync", "--spool", str(folder), "-r", registry.address]) == 0
-    assert "delivered, 1 measurements" in capsys.readouterr().out
+    assert "delivered, 1 measurement\n" in capsys.readouterr().out
     assert path.exists()
 
 
