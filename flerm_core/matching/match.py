@@ -17,13 +17,8 @@ from flerm_core.matching.depth_rules import (
     Array,
     Columns,
 )
-from flerm_core.matching.match_plan import MatchPlan, canonical_by_name, depth_rule
-from flerm_core.matching.tied_embeddings import tied_remark
-from flerm_core.parameter_names import (
-    as_axes,
-    find_axes,
-    is_depth_group,
-)
+from flerm_core.matching.match_plan import MatchPlan, depth_rule
+from flerm_core.parameter_names import is_depth_group
 from flerm_core.trajectory import Trajectory
 
 __all__ = [
@@ -31,7 +26,6 @@ __all__ = [
     "DEPTH_RULES",
     "Multipliers",
     "depth_rule",
-    "match_remarks",
     "match_rows",
     "match_targets",
     "multipliers",
@@ -112,37 +106,6 @@ def match_rows(
     """
     plan = MatchPlan.of(base, names, bands=bands, blocks=blocks, depth=depth)
     return plan.targets(base, whole_run)
-
-
-def match_remarks(
-    base: Collection[str],
-    names: Iterable[str],
-    *,
-    bands: Mapping[str, str] | None = None,
-    blocks: str | Iterable[str] | None = None,
-    depth: str = DEFAULT_DEPTH,
-) -> tuple[str, ...]:
-    """Sentences on how `match_rows` finds targets where the base does not say all that it needs.
-
-    base: the base's names, those of its depth groups included.
-    names, bands, blocks, depth: as in `match_rows`. Raises as `match_rows` does.
-    """
-    listed = list(names)
-    asked = canonical_by_name(listed).values()
-    axes = as_axes(blocks) or find_axes(base, asked)
-    said = [tied_remark(base, asked, bands or {}, axes)]
-    if (depth or DEFAULT_DEPTH) == "coherent":
-        plan = MatchPlan.of(base, listed, bands=bands, blocks=blocks, depth=depth)
-        said += [_COHERENCE] if plan.without_coherence(set(base)) else []
-    return tuple(filter(None, said))
-
-
-_COHERENCE = (
-    "the base does not say how far its blocks move the outputs together, because it has one block "
-    "or its estimator does not measure it: targets of another depth are those of the rule split, "
-    "as if they did so wholly; record a base of two blocks or more, by the estimator example or "
-    "exact"
-)
 
 
 @dataclass(frozen=True, slots=True)

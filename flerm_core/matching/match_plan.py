@@ -19,7 +19,7 @@ from flerm_core.matching.depth_rules import (
     DepthGroup,
     DepthRule,
 )
-from flerm_core.matching.tied_embeddings import carry_over_tied, tied_by_one
+from flerm_core.matching.tied_embeddings import carry_over_tied, tied_by_one, tied_remark
 from flerm_core.parameter_names import (
     as_axes,
     canonical,
@@ -32,6 +32,12 @@ from flerm_core.parameter_names import (
 )
 
 MAX_COMPARED = 500
+_COHERENCE = (
+    "the base does not say how far its blocks move the outputs together, because it has one block "
+    "or its estimator does not measure it: targets of another depth are those of the rule split, "
+    "as if they did so wholly; record a base of two blocks or more, by the estimator example or "
+    "exact"
+)
 
 
 def depth_rule(depth: str) -> DepthRule:
@@ -132,18 +138,19 @@ class MatchPlan:
             for at, short in enumerate(part.target.values()):
                 yield self.name_of[short], (base[at],) if same_depth else base
 
-    def without_coherence(self, base: Collection[str]) -> list[str]:
-        """The templates of the groups that change in depth without a measured coherence.
+    def remarks(self, base: Collection[str]) -> tuple[str, ...]:
+        """Sentences on how targets are found where the base does not say all that they need.
 
         base: the base's names, those of its depth groups included.
         """
-        return [
-            part.template
-            for part in self.parts
-            if isinstance(part, DepthGroup)
+        lacks_coherence = self.rule is DEPTH_RULES["coherent"] and any(
+            isinstance(part, DepthGroup)
             and not part.same_depth
             and (len(part.joint_members) < 2 or part.joint_name not in base)
-        ]
+            for part in self.parts
+        )
+        said = tied_remark(*self.tied), _COHERENCE if lacks_coherence else ""
+        return tuple(filter(None, said))
 
     def targets(self, base: Mapping[str, Array], whole_run: Columns) -> dict[str, Array]:
         """The targets, float64 [T], by name; `base` and `whole_run` as in `match_rows`."""

@@ -17,7 +17,7 @@ from flerm_core.errors import Ambiguous, NotFound
 from flerm_core.log_interpolation import blend, geometric_mean, interpolate_rows, log_spread
 from flerm_core.matching.base_selection import Sources, choose_sources
 from flerm_core.matching.dimensions import refuse_other_dimensions, shapes_by_name
-from flerm_core.matching.match import DEFAULT_DEPTH, match_remarks, thinned_columns
+from flerm_core.matching.match import DEFAULT_DEPTH, thinned_columns
 from flerm_core.matching.match_plan import MatchPlan
 from flerm_core.matching.mixed_bases import mixture_words
 from flerm_core.parameter_names import is_depth_group
@@ -186,9 +186,8 @@ def build_targets(
     recordings = [each for group in sources.values() for each in group]
     spec = recordings[0].spec
     steps = _steps(query, everything, max_values)
-    axes = query.blocks or tuple(blocks)
-    bands = dict(zip(everything[0].names, everything[0].bands, strict=True))
-    names, table, spread = _tables(query, loaded, steps, axes, bands)
+    plan = _plan(query, everything[0], query.blocks or tuple(blocks))
+    names, table, spread = _tables(query, loaded, steps, plan)
     final_step, final_tokens = _ends(recordings, everything)
     return Targets(
         family=query.family,
@@ -210,7 +209,7 @@ def build_targets(
         final_step=final_step,
         final_tokens=final_tokens,
         remarks=(
-            *match_remarks(everything[0].names, names, bands=bands, blocks=axes, depth=query.depth),
+            *plan.remarks(set(everything[0].names)),
             *filter(None, [mixture_words(recordings)]),
         ),
         batch_size=common_batch_size(recordings),
@@ -235,21 +234,26 @@ def _ends(recordings: list[Recording], runs: list[Trajectory]) -> tuple[int, int
     return max(steps), max(tokens) if len(tokens) == len(recordings) else None
 
 
+def _plan(query: TargetQuery, base: Trajectory, blocks: Sequence[str]) -> MatchPlan:
+    """Where the targets come from: the plan for the tensors of `query`, or for all of the base."""
+    asked = query.names or tuple(name for name in base.names if not is_depth_group(name))
+    bands = dict(zip(base.names, base.bands, strict=True))
+    depth = query.depth or DEFAULT_DEPTH
+    plan = MatchPlan.of(base.names, asked, bands=bands, blocks=blocks, depth=depth)
+    own = shapes_by_name(query.names, query.shapes)
+    refuse_other_dimensions(plan, own, shapes_by_name(base.names, base.shapes), query.family)
+    return plan
+
+
 def _tables(
     query: TargetQuery,
     loaded: Mapping[float, Sequence[Trajectory]],
     steps: NDArray[np.int64],
-    blocks: Sequence[str],
-    bands: Mapping[str, str],
+    plan: MatchPlan,
 ) -> tuple[tuple[str, ...], NDArray[np.float32], NDArray[np.float32]]:
     """Names [L], targets and their spread at `steps`, float32 [T, L] each."""
     everything = [each for group in loaded.values() for each in group]
-    base = everything[0]
-    asked = query.names or tuple(name for name in base.names if not is_depth_group(name))
-    depth = query.depth or DEFAULT_DEPTH
-    own = shapes_by_name(query.names, query.shapes)
-    plan = MatchPlan.of(base.names, asked, bands=bands, blocks=blocks, depth=depth)
-    refuse_other_dimensions(plan, own, shapes_by_name(base.names, base.shapes), query.family)
+    widest = max(len(everything[0].names), len(plan.name_of))
 
     def matched(trajectory: Trajectory, at: NDArray[np.int64]) -> dict[str, Array]:
         columns = dict(zip(trajectory.names, trajectory.resampled(at).T, strict=True))
@@ -259,7 +263,7 @@ def _tables(
     single = all(len(group) == 1 for group in loaded.values())
     names: tuple[str, ...] = ()
     table, spread = (np.empty((len(steps), 0), np.float32) for _ in range(2))
-    for part in _parts(len(steps), len(everything) * max(len(base.names), len(asked))):
+    for part in _parts(len(steps), len(everything) * widest):
         at = steps[part]
         columns = [matched(mean, at) for mean in means]
         if not names:

@@ -37,14 +37,11 @@ def carry_over_tied(
     return base
 
 
-def tied_remark(
-    base: Collection[str], asked: Collection[str], bands: Mapping[str, str], axes: Sequence[str]
-) -> str:
+def tied_remark(in_base: Sequence[str], in_other: Sequence[str]) -> str:
     """What `carry_over_tied` does with these names, in one sentence; empty where it does nothing.
 
-    The arguments are those of `tied_by_one`.
+    in_base, in_other: what `tied_by_one` says.
     """
-    in_base, in_other = tied_by_one(base, asked, bands, axes)
     if len(in_base) == 1:
         return (
             f"the base's {in_base[0]} is token embedding and readout in one, and this model has "

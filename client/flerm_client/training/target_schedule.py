@@ -22,7 +22,6 @@ from flerm_core.matching.batch_change import BatchChange
 from flerm_core.matching.dimensions import refuse_other_dimensions, shapes_by_name
 from flerm_core.matching.match import (
     Multipliers,
-    match_remarks,
     multipliers,
     thinned_columns,
 )
@@ -279,9 +278,11 @@ def _of_trajectory(base: Trajectory, query: TargetQuery, options: MatchOptions) 
     )
     columns = dict(zip(base.names, base.resampled(base.steps).T, strict=True))
     matched = plan.targets(columns, thinned_columns(base))
-    said = match_remarks(base.names, query.names, bands=bands, blocks=blocks, depth=options.depth)
     rows = replace(
-        _without_sources(options, query.lr), steps=base.steps, tokens=base.tokens, remarks=said
+        _without_sources(options, query.lr),
+        steps=base.steps,
+        tokens=base.tokens,
+        remarks=plan.remarks(set(base.names)),
     )
     return _with_table(rows, list(matched), np.stack(list(matched.values()), axis=1))
 

@@ -8,7 +8,7 @@ import pytest
 
 from flerm_core import Trajectory, match_targets
 from flerm_core.errors import NotFound
-from flerm_core.matching.match import match_remarks
+from flerm_core.matching.match_plan import MatchPlan
 from flerm_core.records.queries import TargetQuery
 from tests.core.matching.sources import answer, grid
 
@@ -30,6 +30,10 @@ UNTIED = base(
 )
 
 
+def remarks(base: Trajectory, names: list[str]) -> tuple[str, ...]:
+    return MatchPlan.of(base.names, names).remarks(base.names)
+
+
 def test_of_a_tied_base_both_tensors_get_the_root_of_half() -> None:
     found = match_targets(TIED, [EMBEDDING, LAYER, READOUT])
     assert found == pytest.approx({EMBEDDING: 6 / ROOT, LAYER: 1.0, READOUT: 6 / ROOT})
@@ -42,19 +46,19 @@ def test_a_tied_target_gets_the_joint_change_of_both() -> None:
 
 
 def test_what_was_done_is_said() -> None:
-    (said,) = match_remarks(TIED.names, [EMBEDDING, LAYER, READOUT])
+    (said,) = remarks(TIED, [EMBEDDING, LAYER, READOUT])
     assert said == (
         "the base's model.embed_tokens.weight is token embedding and readout in one, and this "
         "model has model.embed_tokens.weight and lm_head.weight: the target of each is 1/√2 of "
         "that tensor's FSLR"
     )
-    (said,) = match_remarks(UNTIED.names, [READOUT, LAYER])
+    (said,) = remarks(UNTIED, [READOUT, LAYER])
     assert said == (
         "lm_head.weight is token embedding and readout in one, and the base has "
         "model.embed_tokens.weight and lm_head.weight: its target is the root of the sum of their "
         "squared FSLRs"
     )
-    assert match_remarks(TIED.names, [f"module.{name}" for name in TIED.names]) == ()
+    assert remarks(TIED, [f"module.{name}" for name in TIED.names]) == ()
 
 
 def test_the_answer_of_a_registry_says_so_too() -> None:
