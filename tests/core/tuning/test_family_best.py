@@ -105,7 +105,8 @@ def test_models_bigger_than_the_base_do_not_count_and_are_named() -> None:
         recording(-7, 0.1, config={"parameters": 5_000.0}),
     ]
     expected, found = best_of([*base, unknown]), best_of([*base, unknown, *bigger])
-    assert found.points == expected.points
+    # By their texts: of one seed a spread is NaN, which is not equal to itself.
+    assert repr(found.points) == repr(expected.points)
     assert found.optimum == expected.optimum
     assert found.advice == expected.advice
     assert found.experiment == (
