@@ -45,7 +45,7 @@ def test_the_overview_of_a_family_advises_the_rate_that_best_gives(store: Store)
     overview = queries.family_overview(store, name)
     best = queries.best(store, BestQuery(family=name))
     assert overview.family == store.family(name)
-    assert overview.report.best == best
+    assert repr(overview.report.best) == repr(best)  # NaN in it is not equal to itself
 
 
 def test_the_report_says_why_there_is_no_best_rate(store: Store):
@@ -121,7 +121,7 @@ def test_the_losses_of_one_scale_are_the_bases_row_of_the_report(store: Store):
     for lr, loss in ((1e-3, 3.0), (2e-3, 1.0)):
         record(store, name, lr=lr, loss=loss)
     (row,) = queries.transfer(store, name).rows
-    assert queries.losses(store, name) == {("base", "plain"): row.points}
+    assert repr(queries.losses(store, name)) == repr({("base", "plain"): row.points})
     for width in (8, 16):
         record(store, name, role="scaled", config={"width": width}, loss=width)
     assert [row.label for row in queries.transfer(store, name).rows] == [
