@@ -56,3 +56,27 @@ def test_the_program_is_the_command_line(tmp_path: Path) -> None:
         "no_such_package",
     )
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_a_sweep_of_a_script_of_ones_own_needs_no_package_of_the_workloads(tmp_path: Path) -> None:
+    registry = tmp_path.as_uri()
+    (tmp_path / "own.toml").write_text(
+        'command = "python train.py {lr} {width}"\ninitial_lr = 0.01\nbase_seeds = 1\n'
+        "[base]\nwidth = 8\n[target]\nwidth = 16\n"
+    )
+    asked = ["flerm", "sweep", str(tmp_path / "own.toml"), "--table", "--registry", registry]
+    run = ended(
+        f"sys.argv = {asked!r}\nfrom flerm_client.command import main\nsys.exit(main())", "sklearn"
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_a_workload_whose_data_need_a_package_says_what_to_install() -> None:
+    asked = ["flerm", "train", "resmlp", "--steps", "1", "--lr", "0.004"]
+    run = ended(
+        f"sys.argv = {asked!r}\nfrom flerm_client.command import main\nsys.exit(main())", "sklearn"
+    )
+    assert run.returncode != 0
+    assert run.stderr.splitlines()[-1] == (
+        "flerm: the digits need the package scikit-learn: pip install 'flerm[workloads]'"
+    )

@@ -117,13 +117,14 @@ with contextlib.redirect_stderr(io.StringIO()) as told:
     assert main(["serve"]) == 1
 assert told.getvalue().endswith("pip install 'flerm[server]'\\n")
 """
+SWEEP = "from flerm_client.cli import main\nassert main(['sweep', '--list']) == 0\n"
 HELP = "from flerm_client.cli import main\nassert main(['--help']) == 0\n"
 
 # extra: what it promises, and the telltales that come with it
 EXTRAS = {
     "": (CORE, ()),
     "client": (CLIENT + HELP + UNSERVED, ("grpc", "typer")),
-    "train": (LOOP + HELP, ("grpc", "typer", "torch")),
+    "train": (LOOP + HELP + SWEEP, ("grpc", "typer", "torch")),
     "workloads": (LOOP + WORKLOAD, ("grpc", "typer", "torch", "sklearn")),
     "lora": (
         LOOP + ADAPTERS,

@@ -12,7 +12,6 @@ import typer
 
 from flerm_client.cli.common import Json, Registry, client, complain, print_json, print_table, say
 from flerm_core.errors import InvalidInput
-from flerm_experiments.cli.imports import import_for
 from flerm_experiments.cli.progress import end_with_children, print_progress, trial_name
 
 if TYPE_CHECKING:
@@ -73,12 +72,14 @@ def sweep(
     flerm sweep decoder-width --on slurm --cell base -r ADDRESS | sbatch, and once that job is done
     flerm sweep decoder-width --on slurm -r ADDRESS | sbatch
     """
-    spec = import_for("sweep", "sweep.spec")
+    # Late, because `flerm --help` must not wait for torch.
+    from flerm_experiments.sweep import spec
+
     if listing:
         for name in spec.presets():
             say(f"{name}: {spec.load(name).title}")
         return
-    chosen: Sweep = spec.load(what)
+    chosen = spec.load(what)
     if chosen.command is not None and chosen.command.search is not None:
         raise InvalidInput(
             f"search: {what} has the table [search], which only flerm tune can run; flerm sweep "

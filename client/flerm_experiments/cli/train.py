@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flerm_core.errors import InvalidInput
-from flerm_experiments.cli.imports import import_for
 
 if TYPE_CHECKING:
     from flerm_experiments.workloads.train_loop import Job, Result
@@ -104,11 +103,14 @@ def train(
             "--record and --match were both given, but a run is one of the two (a matched run "
             "reports itself too)"
         )
-    loop = import_for("train", "workloads.train_loop")
+    # Late, because `flerm --help` must not wait for torch.
+    from flerm_experiments.workloads import train_loop as loop
+    from flerm_experiments.workloads.base import Scale
+
     job = loop.Job(
         workload=workload,
         lr=lr,
-        scale=loop.Scale(width=width, depth=depth, init_scale=init_scale, rank=rank, batch=batch),
+        scale=Scale(width=width, depth=depth, init_scale=init_scale, rank=rank, batch=batch),
         steps=steps,
         seed=seed,
         optimizer=optimizer,

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from flerm_client.cli.common import Json, Registry, print_json, say
-from flerm_experiments.cli.imports import import_for
 from flerm_experiments.cli.progress import end_with_children, print_progress
 from flerm_experiments.sweep.job_outcome import duration
 
@@ -39,9 +38,11 @@ def tune(
 
     Example: flerm tune train.toml --registry file:///tmp/registry
     """
-    spec, tuning, executors, report_text = (
-        import_for("tune", f"sweep.{each}") for each in ("spec", "tune", "executors", "report")
-    )
+    # Late, because `flerm --help` must not wait for torch.
+    from flerm_experiments.sweep import executors, spec
+    from flerm_experiments.sweep import report as report_text
+    from flerm_experiments.sweep import tune as tuning
+
     sweep = spec.load(what)
     command = tuning.command_of(sweep)
     end_with_children()

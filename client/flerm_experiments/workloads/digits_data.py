@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from sklearn.datasets import load_digits
 
+from flerm_core.errors import Unsupported
 from flerm_experiments.workloads.images import ImageData, Images
 from flerm_experiments.workloads.init import generator
 
@@ -23,7 +23,15 @@ def load_digits_images() -> Images:
 
     A standard deviation below one grey level (of 16) counts as one grey level. Otherwise a pixel
     that is blank in almost all images would have a huge value in the few other images.
+
+    Raises `Unsupported` where scikit-learn is not installed.
     """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            "the digits need the package scikit-learn: pip install 'flerm[workloads]'"
+        ) from error
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=generator(0, "digits split"))
     inputs = torch.from_numpy(images).float()[order]
