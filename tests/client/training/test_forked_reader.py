@@ -129,7 +129,7 @@ def test_a_part_of_a_tensor_is_sent_without_the_whole() -> None:
 
 
 def test_what_cannot_be_sent_is_said() -> None:
-    with pytest.raises(InvalidInput, match=r"rows cannot be read .*pickle.*: give probe="):
+    with pytest.raises(InvalidInput, match=r"rows cannot be read .*local object.*: give probe="):
         list(ForkedReader(lambda: [lambda: 0], "rows"))
 
 
