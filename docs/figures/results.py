@@ -137,7 +137,8 @@ def overview(page: str) -> str:
     """A table of all systems and scales.
 
     Its entries are the shift of the optimum, and the loss at the base's rate over the lowest loss
-    of plain training at any rate. Only the scales in `SCALES` are in the overview.
+    of plain training at any rate. The loss is left out where the two were trained with other seeds,
+    whose losses differ in level. Only the scales in `SCALES` are in the overview.
     """
     head = ["", "", *VARIANTS.values()]
     lines = [head, ["---"] * len(head)]
@@ -145,12 +146,12 @@ def overview(page: str) -> str:
         cells = _cells(page, sections)
         there = [scale for scale in SCALES if (scale, "plain") in cells]
         for scale in there:
-            best = float(cells[scale, "plain"]["best loss"])
+            plain = cells[scale, "plain"]
             curve_rows = [
                 _matched_row(cells, scale) if v == "matched" else cells.get((scale, v))
                 for v in VARIANTS
             ]
-            entries = [_entry(row, best) if row else "" for row in curve_rows]
+            entries = [_entry(row, plain) if row else "" for row in curve_rows]
             lines.append([system if scale == there[0] else "", scale, *entries])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -267,11 +268,11 @@ def _cells(page: str, sections: tuple[str, ...]) -> dict[tuple[str, str], Row]:
     return found
 
 
-def _entry(row: Row, best: float) -> str:
+def _entry(row: Row, plain: Row) -> str:
     shift, carried = row["shift"], row["loss at base's rate"]
-    if carried == "–":
+    if carried == "–" or row["seeds"] != plain["seeds"]:
         return shift.replace("-", "−")
-    percent = round(100 * (float(carried) / best - 1))
+    percent = round(100 * (float(carried) / float(plain["best loss"]) - 1))
     cost = f"{percent:+d}" if percent else "0"
     return f"{shift}, {cost}\N{NO-BREAK SPACE}%".replace("-", "−")
 
