@@ -146,7 +146,7 @@ def sweep(store: Store, family: str = "team/decoder") -> dict[str, str]:
         ids["plain"] = record(
             store, family, lr=lr, seed=3, status=status, loss=loss, scale=4.0, **plain
         )
-        matched = plain | matched_to(store, bases[lr], plain["listed"], 4, 4.0)
+        matched = plain | matched_to(store, bases[lr], plain["listed"], 3, 4.0)
         found = record(
             store, family, lr=lr, loss=2.07 + 0.05 * math.log2(lr / 0.0041) ** 2, **matched
         )

@@ -27,7 +27,7 @@ def test_errors_are_problems_that_name_field_and_value(backend: Backend, http: h
     assert "'none'" in problem(http.get("/api/v1/families/none"), 404)["detail"]
     assert "page_size" in problem(http.get("/api/v1/recordings?page_size=-1"), 422)["detail"]
     assert "page_token" in problem(http.get("/api/v1/recordings?page_token=x"), 422)["detail"]
-    assert "tag 'x'" in problem(http.get("/api/v1/recordings?tag=x"), 422)["detail"]
+    assert "tag: 'x'" in problem(http.get("/api/v1/recordings?tag=x"), 422)["detail"]
     assert (
         "'pdf'"
         in problem(http.get(f"/api/v1/recordings/{recording_id}/trajectory?format=pdf"), 406)[
