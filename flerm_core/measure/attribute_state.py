@@ -125,8 +125,7 @@ def own_attributes_kept(holder: object) -> Iterator[None]:
     What else its attributes hold is left alone: a data module may hold gigabytes.
     """
     attributes = dict(vars(holder))
-    generators = [each for each in attributes.values() if isinstance(each, _GENERATORS)]
-    restores = [_RESTORES[type(each)](each) for each in generators if type(each) in _RESTORES]
+    restores = [_RESTORES[type(it)](it) for it in attributes.values() if type(it) in _GENERATORS]
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -83,12 +83,11 @@ class WriteWatch:
             if parameter.data_ptr() != data.data_ptr() and parameter not in self._before:
                 self._note(parameter, data)
 
-    @property
-    def _watches(self) -> bool:
-        return bool(self._by_storage) and self.usable
-
-    def _mode(self) -> AbstractContextManager[Any]:
-        return _Writes(self._before_write)
+    @contextmanager
+    def seeing(self) -> Iterator[None]:
+        """Inside, what is written is seen."""
+        with _Writes(self._before_write) if self._by_storage and self.usable else nullcontext():
+            yield
 
     def _before_write(self, tensor: Tensor) -> None:
         for parameter, data in self._by_storage.get(tensor.untyped_storage().data_ptr(), ()):
@@ -110,12 +109,12 @@ _inside = False
 def watching() -> Iterator[None]:
     """Inside, the `WriteWatch` whose `kept` is open, if any, sees what is written."""
     global _inside
-    if _current is None or _inside or not _current._watches:
+    if _current is None or _inside:
         yield
         return
     _inside = True
     try:
-        with _current._mode():
+        with _current.seeing():
             yield
     finally:
         _inside = False

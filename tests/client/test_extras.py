@@ -17,6 +17,15 @@ def ended(code: str, without: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def program(*words: str, without: str) -> subprocess.CompletedProcess[str]:
+    """`flerm words…`, in such a process."""
+    return ended(
+        f"sys.argv = {['flerm', *words]!r}\n"
+        "from flerm_client.command import main\nsys.exit(main())",
+        without,
+    )
+
+
 @pytest.mark.parametrize(
     ("code", "package", "says"),
     [
@@ -42,7 +51,7 @@ def test_a_name_whose_package_is_not_installed_says_what_to_install(code, packag
 
 
 def test_the_program_without_its_extra_says_what_to_install() -> None:
-    run = ended("from flerm_client.command import main\nsys.exit(main())", "typer")
+    run = program(without="typer")
     assert run.returncode == 1
     assert run.stderr == (
         "flerm: the command line needs the package typer: pip install 'flerm[client]'\n"
@@ -50,32 +59,22 @@ def test_the_program_without_its_extra_says_what_to_install() -> None:
 
 
 def test_the_program_is_the_command_line(tmp_path: Path) -> None:
-    run = ended(
-        f"sys.argv = ['flerm', 'families', '--registry', {tmp_path.as_uri()!r}]\n"
-        "from flerm_client.command import main\nsys.exit(main())",
-        "no_such_package",
-    )
+    run = program("families", "--registry", tmp_path.as_uri(), without="no_such_package")
     assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_a_sweep_of_a_script_of_ones_own_needs_no_package_of_the_workloads(tmp_path: Path) -> None:
-    registry = tmp_path.as_uri()
-    (tmp_path / "own.toml").write_text(
+    own = tmp_path / "own.toml"
+    own.write_text(
         'command = "python train.py {lr} {width}"\ninitial_lr = 0.01\nbase_seeds = 1\n'
         "[base]\nwidth = 8\n[target]\nwidth = 16\n"
     )
-    asked = ["flerm", "sweep", str(tmp_path / "own.toml"), "--table", "--registry", registry]
-    run = ended(
-        f"sys.argv = {asked!r}\nfrom flerm_client.command import main\nsys.exit(main())", "sklearn"
-    )
+    run = program("sweep", str(own), "--table", "--registry", tmp_path.as_uri(), without="sklearn")
     assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_a_workload_whose_data_need_a_package_says_what_to_install() -> None:
-    asked = ["flerm", "train", "resmlp", "--steps", "1", "--lr", "0.004"]
-    run = ended(
-        f"sys.argv = {asked!r}\nfrom flerm_client.command import main\nsys.exit(main())", "sklearn"
-    )
+    run = program("train", "resmlp", "--steps", "1", "--lr", "0.004", without="sklearn")
     assert run.returncode != 0
     assert run.stderr.splitlines()[-1] == (
         "flerm: the digits need the package scikit-learn: pip install 'flerm[workloads]'"

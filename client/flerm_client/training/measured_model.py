@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,26 +28,28 @@ def bare_model(model: nn.Module) -> nn.Module:
 
     A forward through the bare module does not reduce gradients, broadcast buffers or compile.
     """
-    while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        elif isinstance(getattr(model, "_forward_module", None), nn.Module):
-            model = model._forward_module  # type: ignore[assignment]
-        else:
-            return model
+    *_, bare = _layers(model)
+    return bare
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    """`model`, and what DDP, torch.compile and Fabric's wrapper have inside, the bare one last."""
+    layer: nn.Module | None = model
+    while layer is not None:
+        yield layer
+        is_ddp = isinstance(layer, DistributedDataParallel)
+        names = ("module",) if is_ddp else ("_orig_mod", "_forward_module")
+        inside = (getattr(layer, name, None) for name in names)
+        layer = next((each for each in inside if isinstance(each, nn.Module)), None)
 
 
 def _with_input_dtype(model: nn.Module, output: Output) -> Output:
     """`output` of a batch in the dtype to which Fabric's wrapper brings its inputs."""
-    while isinstance(model, nn.Module):
-        strategy = getattr(model, "_strategy", None)
-        convert = getattr(getattr(strategy, "precision", None), "convert_input", None)
-        inner = getattr(model, "_forward_module", None)
-        if inner is not None and convert is not None:
+    for layer in _layers(model):
+        precision = getattr(getattr(layer, "_strategy", None), "precision", None)
+        convert = getattr(precision, "convert_input", None)
+        if convert is not None and hasattr(layer, "_forward_module"):
             return partial(_converted, output, convert)
-        model = inner or getattr(model, "_orig_mod", None)  # type: ignore[assignment]
     return output
 
 
