@@ -173,7 +173,7 @@ def _begun(
                 _drop(pooled, connections, connection, error)
             raise
         finally:
-            pooled.close()
+            _give_back(pooled, connections)
 
 
 def execute_alone(engine: sa.Engine, statements: Sequence[str]) -> None:
@@ -196,12 +196,15 @@ def _checked_out(
 ) -> tuple[PoolProxiedConnection, list[Rows]]:
     """A connection of the pool that has begun a transaction, and what its statements found.
 
-    Connections that are stale are dropped. Raises what a new connection raises.
+    Connections that are stale are dropped. Where the database gives no further connection, this
+    waits for one of this process. Raises what a new connection raises.
     """
     connections = connections_of(engine)
     while True:
         newest = connections.newest
-        pooled = engine.raw_connection()
+        pooled = connections.lend(
+            engine.raw_connection, engine.dialect.loaded_dbapi.OperationalError
+        )
         connection: Any = pooled.driver_connection
         if connections.trusts(connection):
             try:
@@ -210,11 +213,16 @@ def _checked_out(
                 _drop(pooled, connections, connection, error)
                 stale = connection.number <= newest and not connections.is_answer(error)
                 if not (stale and isinstance(error, Exception)):
-                    pooled.close()
+                    _give_back(pooled, connections)
                     raise
         else:
             pooled.invalidate()
-        pooled.close()
+        _give_back(pooled, connections)
+
+
+def _give_back(pooled: PoolProxiedConnection, connections: Connections) -> None:
+    pooled.close()
+    connections.give_back()
 
 
 def _drop(

@@ -120,11 +120,8 @@ def family_record(connection: sa.Connection, name: str, within: str = "") -> sa.
         names = family_names(connection, COMPARED_NAMES, within)
         similar = difflib.get_close_matches(name, names, SUGGESTED_NAMES, 0.5)
         similar = similar or names[:SUGGESTED_NAMES]
-        there = (
-            f"there are {len(names)}, for example {', '.join(similar)}"
-            if names
-            else "this registry has none yet"
-        )
+        count = "there is one, " if len(names) == 1 else f"there are {len(names)}, for example "
+        there = count + ", ".join(similar) if names else "this registry has none yet"
         raise NotFound(f"family {name!r} is not in this registry; {there}")
     return found
 

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
+from flerm_core.errors import Unreachable
 from flerm_server.cli import app
 from flerm_server.store.interface import Appended
 from flerm_server.store.sql.database_url import parse_url
@@ -143,3 +144,40 @@ def test_a_role_that_may_not_create_is_told_so(postgres: PostgresCluster):
         app, ["db", "upgrade", "--db", url.replace("postgres@", f"poor_{name}@")]
     )
     assert (done.exit_code, "GRANT CREATE ON SCHEMA" in done.stderr) == (4, True)
+
+
+def test_calls_wait_where_the_role_has_fewer_connections_than_they_are(postgres: PostgresCluster):
+    url = migrate(postgres.new_database())
+    name = url.rpartition("/")[2]
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE few_{name} LOGIN CONNECTION LIMIT 2")
+        for kind in ("TABLES", "SEQUENCES"):
+            connection.execute(f"GRANT ALL ON ALL {kind} IN SCHEMA public TO few_{name}")
+    failures: list[BaseException] = []
+    together = threading.Barrier(JOBS * 4)
+    with closing(open_store(url.replace("postgres@", f"few_{name}@"))) as store:
+
+        def job() -> None:
+            together.wait()
+            try:
+                for _ in range(ROWS):
+                    store.family_names()
+                    store.register_family(family())
+            except BaseException as error:
+                failures.append(error)
+
+        jobs = [threading.Thread(target=job) for _ in range(JOBS * 4)]
+        for each in jobs:
+            each.start()
+        for each in jobs:
+            each.join()
+        assert failures == []
+
+
+def test_a_call_that_gets_no_connection_at_all_is_told_so(postgres: PostgresCluster):
+    url = migrate(postgres.new_database())
+    name = url.rpartition("/")[2]
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE none_{name} LOGIN CONNECTION LIMIT 0")
+    with pytest.raises(Unreachable, match="too many connections for role"):
+        open_store(url.replace("postgres@", f"none_{name}@"))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from flerm_core.errors import Unreachable
+from flerm_core.errors import NotFound, Unreachable
 from flerm_core.records.queries import RecordingFilter
 from flerm_core.records.recording import ParameterList
 from flerm_server.cli import app
@@ -238,3 +239,14 @@ def test_strangers_are_not_told_of_a_socket_and_a_name_with_blanks(postgres: Pos
     assert not [
         each for each in ("my", "runs", str(postgres.folder), "PGSQL") if each in sentence
     ], sentence
+
+
+def test_of_an_unknown_family_the_registrys_only_one_is_named(tmp_path: Path):
+    url = migrate(f"sqlite:///{tmp_path}/registry.db")
+    with closing(open_store(url)) as store:
+        store.register_family("demo")
+        with pytest.raises(NotFound, match=r"; there is one, demo$"):
+            store.family("nothing")
+        store.register_family("team/demo")
+        with pytest.raises(NotFound, match=r"; there are 2, for example demo, team/demo$"):
+            store.family("nothing")
