@@ -252,6 +252,13 @@ class FLeRM:
         """Not for users: `record`, `match` and `auto` make one."""
         self._session = session
 
+    def __repr__(self) -> str:
+        does = "records" if self._session.matcher is None else "matches"
+        return (
+            f"<FLeRM {does} {self.family!r} at learning rate {self.lr:g}; "
+            f"steps: {self.steps}, measurements: {self.measurements}>"
+        )
+
     @property
     def family(self) -> str:
         """The family's name."""

@@ -33,6 +33,9 @@ class IdleFLeRM(FLeRM):
     def __init__(self) -> None:
         pass
 
+    def __repr__(self) -> str:
+        return "<FLeRM without a session: FLERM_MODE is not set>"
+
     @property
     def fslr(self) -> dict[str, float]:
         """Empty."""

@@ -78,6 +78,7 @@ def test_every_member_of_flerm_answers_without_a_session() -> None:
         if callable(value):
             value()
     idle.load_state_dict({"flerm": b""})
+    assert repr(idle) == "<FLeRM without a session: FLERM_MODE is not set>"
     assert idle.trajectory.values.shape == (0, 0)
     with idle as same:
         assert same is idle

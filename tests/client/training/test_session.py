@@ -139,6 +139,22 @@ def test_a_second_flerm_is_refused_where_either_matches(first: str, second: str)
     assert again.measurements == 1
 
 
+def test_a_notebook_shows_what_a_run_is_and_how_far_it_is() -> None:
+    model, batches = fresh("resmlp")
+    optimizer = SGD(model.parameters(), 1e-2)
+    flerm = FLeRM.record(model, optimizer, probe=probe_stream(), family="team/net", every=2)
+    for inputs in batches[:2]:
+        step(model, optimizer, inputs)
+    shown = "'team/net' at learning rate 0.01; steps: 2, measurements: 1>"
+    assert repr(flerm) == f"<FLeRM records {shown}"
+    flerm.close()
+    flerm = FLeRM.match(
+        model, optimizer, probe=probe_stream(), family="team/net", targets=UNIT_TARGETS
+    )
+    step(model, optimizer, batches[2])
+    assert repr(flerm) == f"<FLeRM matches {shown.replace('2', '1')}"
+
+
 def test_two_recordings_of_one_run_read_the_same() -> None:
     model, batches = fresh("resmlp")
     optimizer = SGD(model.parameters(), 1e-2)
