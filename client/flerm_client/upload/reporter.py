@@ -71,9 +71,12 @@ def check_reporting(
     folder = _spool_folder(address, spool)
     validate_spec(spec)
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InvalidInput(
-            f"the spool folder {folder} cannot be written: set FLERM_SPOOL to one that can"
+        remedy = (
+            "set FLERM_SPOOL to one that can"
+            if address.folder is None
+            else "name another folder as the registry"
         )
+        raise InvalidInput(f"the spool folder {folder} cannot be written: {remedy}")
     return address, folder
 
 

@@ -118,6 +118,14 @@ def test_a_folder_that_is_a_registry_may_be_shared(tmp_path):
     assert len(spool_files(tmp_path)) == 1
 
 
+@pytest.mark.skipif(os.access("/proc/sys", os.W_OK), reason="a folder that takes no file is needed")
+def test_a_folder_that_takes_no_file_is_refused_with_what_helps():
+    with pytest.raises(InvalidInput, match=r"/proc/sys cannot be written: set FLERM_SPOOL"):
+        check_reporting("grpc://127.0.0.1:1", spec_of("mlp"), "/proc/sys")
+    with pytest.raises(InvalidInput, match=r"/proc/sys cannot be written: name another folder as"):
+        check_reporting("file:///proc/sys", spec_of("mlp"))
+
+
 @pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "", ".", "con"])
 def test_no_id_chooses_a_path(tmp_path, name):
     for spec, attempt in ((spec_of("mlp", id=name), Attempt()), (spec_of("mlp"), Attempt(id=name))):
