@@ -76,14 +76,11 @@ def transfer_figure(
         title: {label: _finite(points) for label, points in curves.items()}
         for title, curves in panels.items()
     }
-    losses = [
-        point.loss for curves in drawn.values() for points in curves.values() for point in points
-    ]
-    if not losses:
+    if not any(points for curves in drawn.values() for points in curves.values()):
         return nothing("No run with a final loss yet")
     labels = list(dict.fromkeys(label for curves in drawn.values() for label in curves))
     colours = dict(zip(labels, [GREY, *sequential(len(labels) - 1)], strict=True))
-    low, high = _loss_range(drawn, losses)
+    low, high = _loss_range(drawn)
     ends = _ends(drawn)
     ticks = _ticks(drawn, ends)
     base = next((its for curves in drawn.values() for its in curves.values() if its), ())
@@ -231,14 +228,18 @@ def _optimum_line(points: Points, panel: _Panel) -> dict[str, Any]:
     return {"type": "line", **across, **up, "line": line}
 
 
-def _loss_range(
-    panels: Mapping[str, Mapping[str, Points]], losses: Sequence[float]
-) -> tuple[float, float]:
-    """The losses shown, from the lowest to above the neighbours of each optimum."""
-    low = min(losses)
-    high = max(_high(points) for curves in panels.values() for points in curves.values() if points)
+def _loss_range(panels: Mapping[str, Mapping[str, Points]]) -> tuple[float, float]:
+    """The losses shown: each optimum and its neighbours, with whole error bars below them."""
+    shown = [
+        point
+        for curves in panels.values()
+        for points in curves.values()
+        for point in _beside_lowest(points)
+    ]
+    low, high = min(point.loss for point in shown), max(point.loss for point in shown)
     room = HEADROOM * (high - low) or 1.0
-    return float(f"{low - room / 4:.5g}"), float(f"{high + room:.5g}")
+    bottom = min(low - room / 4, *(point.loss - _standard_error(point) for point in shown))
+    return float(f"{bottom:.5g}"), float(f"{high + room:.5g}")
 
 
 def _ends(panels: Mapping[str, Mapping[str, Points]]) -> tuple[float, float]:
@@ -259,17 +260,19 @@ def _finite(points: Points) -> list[LossPoint]:
     return [point for point in points if point.seeds and not point.diverged]
 
 
-def _high(points: Points) -> float:
-    """The higher loss beside the lowest."""
-    best = min(range(len(points)), key=lambda at: points[at].loss)
-    return max(point.loss for point in points[max(best - 1, 0) : best + 2])
+def _beside_lowest(points: Points) -> Points:
+    """The point with the lowest loss and those on both sides; none where there are no points."""
+    best = min(range(len(points)), key=lambda at: points[at].loss, default=0)
+    return points[max(best - 1, 0) : best + 2]
+
+
+def _standard_error(point: LossPoint) -> float:
+    """Of the mean loss, which an error bar shows; 0 where it is not known."""
+    return 0.0 if math.isnan(point.spread) else point.spread / math.sqrt(point.seeds)
 
 
 def _trace(label: str, points: Points, colour: str, panel: _Panel) -> dict[str, Any]:
-    spread = [
-        0.0 if math.isnan(point.spread) else point.spread / math.sqrt(point.seeds)
-        for point in points
-    ]
+    errors = [_standard_error(point) for point in points]
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -280,10 +283,10 @@ def _trace(label: str, points: Points, colour: str, panel: _Panel) -> dict[str, 
         "y": numbers(point.loss for point in points),
         "error_y": {
             "type": "data",
-            "array": numbers(spread),
+            "array": numbers(errors),
             "thickness": 1,
             "width": 3,
-            "visible": any(spread),
+            "visible": any(errors),
         },
         "line": {"color": colour, "width": 2},
         "marker": {"size": 7},

@@ -35,6 +35,18 @@ def test_panels_share_losses_and_colours_and_the_bases_optimum_goes_through_all(
     assert figure["data"][0]["error_y"]["array"][0] == 0.1, "of the mean over four seeds"
 
 
+def test_error_bars_of_low_losses_are_whole_and_those_far_up_stretch_nothing() -> None:
+    best = LossPoint(lr=2.0**-6, loss=2.0, spread=0.4, seeds=4, diverged=0)
+    beside = [
+        LossPoint(lr=2.0**place, loss=2.1, spread=0.0, seeds=4, diverged=0) for place in (-7, -5)
+    ]
+    far = LossPoint(lr=2.0**-4, loss=9.0, spread=20.0, seeds=4, diverged=0)
+    figure = transfer_figure({"plain": {"base": [beside[0], best, beside[1], far]}})
+    low, high = figure["layout"]["yaxis"]["range"]
+    assert low == pytest.approx(1.8)
+    assert 2.1 < high < 2.3
+
+
 def test_every_curve_has_its_label_beside_it_and_none_lies_over_another() -> None:
     its = losses_at(-6, range(-7, -4))
     figure = transfer_figure({"plain": {"base": its, "×2": its, "×4": its}})
