@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from flerm_core.errors import FlermError
 from flerm_server.presence import Presence
 from flerm_server.store.sql.compiled_statements import Rows, Statement
-
-_Taken = TypeVar("_Taken")
+from flerm_server.store.sql.lending import Lending
 
 POOL_SECONDS = 5  # how long a call waits for a connection of the pool
 ROOM_BYTES = 512 << 10  # with less room on its disk a database counts as full
@@ -44,9 +42,7 @@ class Connections(ABC):
     def __init__(self) -> None:
         """Connects at the first use."""
         self._counting = threading.Lock()
-        self._returned = threading.Condition(self._counting)
-        self._lent = 0
-        self._returns = 0
+        self.lending = Lending()
         self.newest = 0
         self._distrusted = 0
 
@@ -57,39 +53,6 @@ class Connections(ABC):
             self.newest += 1
             connection.number = self.newest
         return connection
-
-    def lend(self, take: Callable[[], _Taken], refusals: type[Exception]) -> _Taken:
-        """What `take` takes out of the pool; `give_back` is to be called after its use.
-
-        A role or a database may be allowed fewer connections than the pool has. So where `take`
-        raises one of `refusals`, and calls of this process use connections, it is asked again when
-        one of these comes back. After `POOL_SECONDS`, or where none is in use, the refusal is
-        raised.
-        """
-        deadline = time.monotonic() + POOL_SECONDS
-        while True:
-            seen = self._returns
-            try:
-                taken = take()
-            except refusals:
-                with self._returned:
-                    while self._returns == seen:
-                        left = deadline - time.monotonic()
-                        if not self._lent or left <= 0:
-                            self._returned.notify()  # the next that waits has to know it too
-                            raise
-                        self._returned.wait(left)
-            else:
-                with self._counting:
-                    self._lent += 1
-                return taken
-
-    def give_back(self) -> None:
-        """Says that what `lend` gave is in the pool again, or closed."""
-        with self._returned:
-            self._lent -= 1
-            self._returns += 1
-            self._returned.notify()
 
     def trusts(self, connection: Any) -> bool:
         """Whether the database has not failed since this connection was made."""

@@ -202,8 +202,8 @@ def _checked_out(
     connections = connections_of(engine)
     while True:
         newest = connections.newest
-        pooled = connections.lend(
-            engine.raw_connection, engine.dialect.loaded_dbapi.OperationalError
+        pooled = connections.lending.take(
+            engine.raw_connection, engine.dialect.loaded_dbapi.OperationalError, POOL_SECONDS
         )
         connection: Any = pooled.driver_connection
         if connections.trusts(connection):
@@ -222,7 +222,7 @@ def _checked_out(
 
 def _give_back(pooled: PoolProxiedConnection, connections: Connections) -> None:
     pooled.close()
-    connections.give_back()
+    connections.lending.give_back()
 
 
 def _drop(
