@@ -49,8 +49,9 @@ class Lending:
         try:
             while True:
                 if place is not None:
-                    late = not place.wait(max(deadline - time.monotonic(), 0))
+                    place.wait(max(deadline - time.monotonic(), 0))
                     place.clear()
+                    late = time.monotonic() >= deadline
                     if refusal is not None and (late or self._is_hopeless(returned)):
                         raise refusal
                 with self._lock:
@@ -61,7 +62,7 @@ class Lending:
                 except refusals as error:
                     refusal = error
                     place = self._refused(place, returned)
-                    if place is None or time.monotonic() >= deadline:
+                    if place is None:
                         raise
                 except BaseException:
                     self._tried(lent=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import psycopg
@@ -33,6 +33,39 @@ def with_settings(postgres: PostgresCluster, **settings: str) -> str:
     return url
 
 
+def with_role(url: str, role: str, options: str = "") -> str:
+    """The URL of the same database for a role of its own, which may do nothing yet."""
+    role = f"{role}_{url.rpartition('/')[2]}"
+    execute(url, f"CREATE ROLE {role} LOGIN {options}")
+    return url.replace("postgres@", f"{role}@")
+
+
+def execute(url: str, statement: str) -> None:
+    """As a superuser of the database of `url`."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+def failures_of(count: int, job: Callable[[int], None]) -> list[BaseException]:
+    """What was raised where so many threads do a job at once; a job gets the thread's number."""
+    failures: list[BaseException] = []
+    together = threading.Barrier(count)
+
+    def work(number: int) -> None:
+        together.wait()
+        try:
+            job(number)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return failures
+
+
 @pytest.fixture
 def two_stores(
     postgres: PostgresCluster, request: pytest.FixtureRequest
@@ -48,23 +81,14 @@ def two_stores(
 def test_a_stricter_isolation_refuses_no_rows_of_two_servers(two_stores: list[SqlStore]):
     sent = spec(family())
     two_stores[0].start(sent)
-    failures: list[BaseException] = []
 
     def job(number: int) -> None:
-        try:
-            for step in range(1, ROWS + 1):
-                batches = [batch(sent.id, row(number * ROWS + step))]
-                for answer in two_stores[number % 2].append_many(batches):
-                    assert answer == Appended(1, 0)
-        except BaseException as error:
-            failures.append(error)
+        for step in range(1, ROWS + 1):
+            batches = [batch(sent.id, row(number * ROWS + step))]
+            for answer in two_stores[number % 2].append_many(batches):
+                assert answer == Appended(1, 0)
 
-    jobs = [threading.Thread(target=job, args=(number,)) for number in range(JOBS)]
-    for each in jobs:
-        each.start()
-    for each in jobs:
-        each.join()
-    assert failures == []
+    assert failures_of(JOBS, job) == []
     assert two_stores[0].recording(sent.id).rows == JOBS * ROWS
 
 
@@ -121,63 +145,41 @@ def test_a_search_path_without_a_schema_is_named(postgres: PostgresCluster):
 
 def test_a_role_needs_the_sequences_too(postgres: PostgresCluster):
     url = migrate(postgres.new_database())
-    name = url.rpartition("/")[2]
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE writer_{name} LOGIN")
-        connection.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO writer_{name}")
-    theirs = url.replace("postgres@", f"writer_{name}@")
+    theirs = with_role(url, "writer")
+    role = parse_url(theirs).username
+    execute(url, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
     made = ["token", "create", "root", "--scope", "admin", "--db", theirs]
     done = CliRunner().invoke(app, made)
     assert (done.exit_code, "GRANT ALL ON ALL SEQUENCES" in done.stderr) == (4, True)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO writer_{name}")
+    execute(url, f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}")
     assert CliRunner().invoke(app, made).exit_code == 0
 
 
 def test_a_role_that_may_not_create_is_told_so(postgres: PostgresCluster):
     url = postgres.new_database()
-    name = url.rpartition("/")[2]
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE poor_{name} LOGIN")
-        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-    done = CliRunner().invoke(
-        app, ["db", "upgrade", "--db", url.replace("postgres@", f"poor_{name}@")]
-    )
+    poor = with_role(url, "poor")
+    execute(url, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    done = CliRunner().invoke(app, ["db", "upgrade", "--db", poor])
     assert (done.exit_code, "GRANT CREATE ON SCHEMA" in done.stderr) == (4, True)
 
 
 def test_calls_wait_where_the_role_has_fewer_connections_than_they_are(postgres: PostgresCluster):
     url = migrate(postgres.new_database())
-    name = url.rpartition("/")[2]
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE few_{name} LOGIN CONNECTION LIMIT 2")
-        for kind in ("TABLES", "SEQUENCES"):
-            connection.execute(f"GRANT ALL ON ALL {kind} IN SCHEMA public TO few_{name}")
-    failures: list[BaseException] = []
-    together = threading.Barrier(JOBS * 4)
-    with closing(open_store(url.replace("postgres@", f"few_{name}@"))) as store:
+    few = with_role(url, "few", "CONNECTION LIMIT 2")
+    for kind in ("TABLES", "SEQUENCES"):
+        execute(url, f"GRANT ALL ON ALL {kind} IN SCHEMA public TO {parse_url(few).username}")
+    with closing(open_store(few)) as store:
 
-        def job() -> None:
-            together.wait()
-            try:
-                for _ in range(ROWS):
-                    store.family_names()
-                    store.register_family(family())
-            except BaseException as error:
-                failures.append(error)
+        def job(_: int) -> None:
+            for _ in range(ROWS):
+                store.family_names()
+                store.register_family(family())
 
-        jobs = [threading.Thread(target=job) for _ in range(JOBS * 4)]
-        for each in jobs:
-            each.start()
-        for each in jobs:
-            each.join()
-        assert failures == []
+        assert failures_of(JOBS * 4, job) == []
 
 
 def test_a_call_that_gets_no_connection_at_all_is_told_so(postgres: PostgresCluster):
     url = migrate(postgres.new_database())
-    name = url.rpartition("/")[2]
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE none_{name} LOGIN CONNECTION LIMIT 0")
+    none = with_role(url, "none", "CONNECTION LIMIT 0")
     with pytest.raises(Unreachable, match="too many connections for role"):
-        open_store(url.replace("postgres@", f"none_{name}@"))
+        open_store(none)
